@@ -1,0 +1,108 @@
+"""What the step needs of a policy, a sampler, a task and a scorer: nothing more than these few methods.
+
+``train.py`` sees these protocols and no implementation; ``backends`` joins the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from burnish.types import Completion, Group, Prompt, SamplingParams, Scores, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Anything that can say how probable a given completion is."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text, without an end-of-text token."""
+        ...
+
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
+        ...
+
+
+@runtime_checkable
+class Policy(LanguageModel, Protocol):
+    """What is trained."""
+
+    @property
+    def reference(self) -> LanguageModel:
+        """The frozen policy that training started from."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ...
+
+    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes."""
+        ...
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that the optimizer moves, by stable names."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights (safetensors) and whatever is needed to load them again into an existing, empty folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Takes over the weights that ``save`` wrote, bit for bit."""
+        ...
+
+
+class Sampler(Protocol):
+    """The engine that turns prompts into groups of completions."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        policy_version: int = 0,
+    ) -> list[Group]:
+        """P groups of G completions. The draw depends on ``seed``, the prompt's id and the sample's index alone."""
+        ...
+
+
+class Task(Protocol):
+    """Where prompts come from. Both lists are in a fixed order, and no prompt is in both."""
+
+    def train(self) -> Sequence[Prompt]: ...
+
+    def evaluation(self) -> Sequence[Prompt]: ...
+
+
+class Scorer(Protocol):
+    """The combined reward."""
+
+    def score(self, completions: Sequence[Completion]) -> Scores: ...
+
+
+class Observer(Protocol):
+    """Somebody who watches a run: the progress line, a tracker. All calls are made between the step's phases."""
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        """One line for the reader; ``level`` is "info" or "warning"."""
+        ...
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """After each step, with the row that went to metrics.jsonl."""
+        ...
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Within long phases (evaluation, a download): how far it is."""
+        ...
+
+    def finish(self) -> None: ...

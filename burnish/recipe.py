@@ -1,0 +1,351 @@
+"""The recipe: everything a run depends on, in one TOML file.
+
+Models first, then reading and overriding, then what names refer to. Whatever cannot work is refused here, before a
+model is loaded, with the key's path, the value, what was expected and the nearest right spelling.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.types import SamplingParams
+
+# In a wheel the recipes lie inside the package, in a checkout beside it.
+RECIPES = next(folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir())
+
+
+class Section(BaseModel):
+    """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OpenSection(Section):
+    """A section whose further keys are the options of what ``use`` names; they are checked against its signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to what ``use`` names."""
+        return dict(self.model_extra or {})
+
+
+class LoRA(Section):
+    """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the adapter's output is alpha / rank; None means 2 * rank."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+
+
+class PolicySection(Section):
+    use: Literal["causal_lm", "tabular"] = "causal_lm"
+    model: str = "smollm2-135m"
+    lora: LoRA | None = None
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _tabular_has_no_adapter(self) -> PolicySection:
+        if self.use == "tabular" and self.lora is not None:
+            raise ValueError("a tabular policy has no layers for LoRA: leave out policy.lora")
+        return self
+
+
+class TaskSection(OpenSection):
+    use: str = "news"
+
+
+class Sampling(Section):
+    prompts_per_step: int = Field(4, ge=1)
+    samples_per_prompt: int = Field(8, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+
+
+class KL(Section):
+    """The pull towards the reference. See ``burnish.algorithms.kl`` for what each pairing's gradient really is."""
+
+    coefficient: float = Field(0.0, ge=0)
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    where: Literal["loss", "reward"] = "loss"
+
+    @model_validator(mode="after")
+    def _no_useless_gradient(self) -> KL:
+        if self.coefficient > 0 and self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                'estimator = "k1" with where = "loss" has a gradient whose mean is zero, so it pulls nowhere: '
+                'use "k2" or "k3" in the loss, or where = "reward"'
+            )
+        return self
+
+
+class Algorithm(Section):
+    use: str = "grpo"
+    kl: KL = KL()
+    aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] | None = None
+    """How token losses become one number; None is what the preset's paper does."""
+
+
+class RewardSection(OpenSection):
+    use: str
+    weight: float = 1.0
+    name: str | None = None
+    """The part's name in metrics; ``use`` where it is left out."""
+
+    @property
+    def part(self) -> str:
+        return self.name or self.use.rpartition(":")[2]
+
+
+class Optimizer(Section):
+    learning_rate: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: hold the learning rate, or let it fall linearly to zero at the last step."""
+    completions_per_microbatch: int = Field(8, ge=1)
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("each beta must be at least 0 and below 1")
+        return value
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0)
+    """Held-out reward every so many steps, besides before and after training; 0 leaves that out."""
+    prompts: int | None = Field(None, ge=1)
+    """How many held-out prompts; None takes all."""
+    samples_per_prompt: int = Field(1, ge=1)
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples behind each interval."""
+
+
+class Checkpoint(Section):
+    every: int = Field(10, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Guards(Section):
+    diversity_drop: float = Field(0.1, gt=0, lt=1)
+    """Warn where the reward has risen while distinct-2 has fallen by more than this share of where it began."""
+    window: int = Field(5, ge=1)
+    """Steps averaged at either end of that comparison."""
+
+
+class Recipe(Section):
+    """One run. Every default is written out in the run folder's ``recipe.toml``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    steps: int = Field(25, ge=1)
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; None takes what torch chooses. The same bits need the same number."""
+    policy: PolicySection = PolicySection()
+    task: TaskSection = TaskSection()
+    sampling: Sampling = Sampling()
+    algorithm: Algorithm = Algorithm()
+    reward: list[RewardSection] = Field(min_length=1)
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    guards: Guards = Guards()
+
+    @model_validator(mode="after")
+    def _parts_have_own_names(self) -> Recipe:
+        parts = [section.part for section in self.reward]
+        for part in parts:
+            if parts.count(part) > 1:
+                raise ValueError(f"two rewards are called '{part}': give one of them a name of its own with name = ...")
+        if not any(section.weight != 0 for section in self.reward):
+            raise ValueError("every reward has weight 0, so there is nothing to learn: give one a weight")
+        return self
+
+    def toml(self) -> str:
+        """The recipe with every default written out; reading it gives the same recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    # TOML has no null: a key that is None is left out, which means the same.
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come with burnish."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe from a TOML file, a shipped recipe's name or a mapping, and applies ``a.b=c`` overrides.
+
+    Raises:
+        InputError: the file is missing or broken, or the recipe cannot work.
+    """
+    if isinstance(source, Mapping):
+        data, where = dict(source), "recipe"
+    else:
+        path = _find(source)
+        where = str(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path}: not valid TOML: {error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    for override in overrides:
+        _apply(data, override)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error)}") from error
+    check_names(recipe, where)
+    return recipe
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if str(source) in shipped():
+        return shipped()[str(source)]
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the recipe's .toml file")
+    names = list(shipped())
+    raise InputError(
+        f"no recipe '{source}'{nearest(str(source), names)}: name a .toml file or one of: {', '.join(names)}"
+    )
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Sets one dotted key; the value is read as TOML, or as plain text where it is none."""
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise InputError(f"override '{override}': write it as key=value or section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    place: Any = data
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(place, list):
+            place = _item(place, part, override)
+        else:
+            # Copied on the way down: what the caller handed in is never changed.
+            below = place.get(part, {})
+            below = [dict(item) for item in below] if isinstance(below, list) else below
+            if not isinstance(below, dict | list):
+                raise InputError(f"override '{override}': {'.'.join(path[: depth + 1])} is a value, not a section")
+            place[part] = dict(below) if isinstance(below, dict) else below
+            place = place[part]
+    if isinstance(place, list):
+        raise InputError(f"override '{override}': write the item's number too, as in reward.0.weight=1.0")
+    place[path[-1]] = value
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise InputError(f"override '{override}': '{part}' is no item; write a number from 0 to {len(items) - 1}")
+    return items[int(part)]
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    path = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        return f"unknown key '{path}'{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(known)}{more}"
+    if first["type"] == "missing":
+        hint = ": add a [[reward]] table, for instance use = \"bleu\"" if path == "reward" else ""
+        return f"'{path}' is missing{hint}{more}"
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    if first["type"] == "value_error":
+        return f"{path + ': ' if path else ''}{message}{more}"
+    return f"{path} = {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        model = next(
+            (kind for kind in _classes(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)), model
+        )
+    return list(model.model_fields)
+
+
+def _classes(annotation: Any) -> list[Any]:
+    parts = getattr(annotation, "__args__", ())
+    return [annotation, *(inner for part in parts for inner in _classes(part))]
+
+
+def check_names(recipe: Recipe, where: str = "recipe") -> None:
+    """Refuses names that lead nowhere and options that their targets do not take; loads no model and no data."""
+    from burnish.algorithms.presets import PRESETS
+    from burnish.rewards.registry import REWARDS
+    from burnish.tasks.registry import TASKS, check_task_options
+
+    if recipe.algorithm.use not in PRESETS:
+        name = recipe.algorithm.use
+        raise InputError(
+            f"{where}: algorithm.use = '{name}'{nearest(name, PRESETS)}: known algorithms are {', '.join(PRESETS)}"
+        )
+    preset = PRESETS[recipe.algorithm.use]
+    if preset.needs_group and recipe.sampling.samples_per_prompt < 2:
+        raise InputError(
+            f"{where}: algorithm.use = '{recipe.algorithm.use}' compares the samples of one prompt, "
+            "so sampling.samples_per_prompt must be at least 2"
+        )
+    for index, section in enumerate(recipe.reward):
+        try:
+            REWARDS.get(section.use).check_options(section.options)
+        except InputError as error:
+            raise InputError(f"{where}: reward.{index}: {error}") from error
+    try:
+        check_task_options(TASKS.get(recipe.task.use), recipe.task.options)
+    except InputError as error:
+        raise InputError(f"{where}: task: {error}") from error

@@ -1,0 +1,108 @@
+"""One small lazy registry for everything that is chosen by name: rewards, tasks, algorithms, models.
+
+A name is looked up among what was registered, then among burnish's own entries (imported only now), then among entry
+points of the group ``burnish.<kind>``; ``module:object`` reaches anything importable. A miss lists the choices.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, cast
+
+from burnish.errors import InputError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" where a choice is close to the name, else an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class Registry(Generic[T]):
+    """Names of one kind, each leading to an object.
+
+    Args:
+        kind: singular, for messages and the entry-point group, such as "reward".
+        builtin: name -> "module:object" of what burnish ships; imported when first asked for.
+        wrap: makes the registered object out of what a dotted path or an entry point leads to (identity by default).
+    """
+
+    def __init__(
+        self, kind: str, builtin: Mapping[str, str] | None = None, wrap: Callable[[str, object], T] | None = None
+    ) -> None:
+        self.kind = kind
+        self._builtin = dict(builtin or {})
+        self._wrap = wrap
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Registers under a new name. Raises InputError where the name is taken by something else."""
+        if name in self._entries or name in self._builtin:
+            raise InputError(f"a {self.kind} named '{name}' is registered already: choose another name")
+        self._entries[name] = entry
+        return entry
+
+    def names(self) -> list[str]:
+        """All names, sorted, nothing imported."""
+        points = entry_points(group=f"burnish.{self.kind}s")
+        return sorted({*self._entries, *self._builtin, *points.names})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names()
+
+    def get(self, name: str) -> T:
+        """The object of that name. Raises InputError with the list of names where there is none."""
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._builtin:
+            return self._loaded(name, import_object(self._builtin[name], self.kind))
+        if ":" in name:
+            return self._loaded(name, import_object(name, self.kind))
+        for point in entry_points(group=f"burnish.{self.kind}s"):
+            if point.name == name:
+                return self._loaded(name, point.load())
+        names = self.names()
+        raise InputError(
+            f"there is no {self.kind} named '{name}'{nearest(name, names)}; "
+            f"known: {', '.join(names) or 'none'}; or write 'module:object'"
+        )
+
+    def _loaded(self, name: str, found: object) -> T:
+        entry = self._wrap(name, found) if self._wrap else cast("T", found)
+        self._entries[name] = entry
+        return entry
+
+
+def import_object(path: str, kind: str = "object") -> object:
+    """The object at ``module:object``, with the working folder importable as it is for a script.
+
+    Raises InputError that says whether the module or the object is missing.
+    """
+    module_name, _, attribute = path.partition(":")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{kind} '{path}': cannot import '{module_name}' ({error}); run from the folder that holds it"
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise InputError(f"{kind} '{path}': '{module_name}' has no '{attribute}'{nearest(attribute, public)}")
+        found = getattr(found, part)
+    return found

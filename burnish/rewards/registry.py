@@ -1,0 +1,140 @@
+"""What a reward is: a plain function, called with the arguments it names.
+
+A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A batch
+reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number each.
+Either may also name ``reference_policy``, the frozen policy that training started from. Keyword-only arguments with
+defaults are the reward's options: keys of its ``[[reward]]`` table.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from burnish.errors import InputError
+from burnish.registry import Registry, nearest
+from burnish.types import Completion
+
+if TYPE_CHECKING:
+    from burnish.protocols import LanguageModel
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ONE: Mapping[str, Callable[[Completion], Any]] = {
+    "completion": lambda completion: completion,
+    "prompt": lambda completion: completion.prompt,
+    "reference": lambda completion: completion.prompt.reference,
+    "text": lambda completion: completion.text,
+}
+MANY: Mapping[str, str] = {f"{name}s": name for name in ONE}
+SHARED = ("reference_policy",)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFunction:
+    """A reward with its contract read from its signature.
+
+    Attributes:
+        name: as registered.
+        function: what the user wrote.
+        arguments: the names it is called with.
+        batch: whether it takes all completions at once.
+        options: keyword-only arguments and their defaults.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    batch: bool
+    options: Mapping[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises InputError where a recipe's keys are not this reward's options, or of another type."""
+        for key, value in options.items():
+            if key not in self.options:
+                known = ["use", "weight", "name", *self.options]
+                raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known)}")
+            default = self.options[key]
+            kinds = (int, float) if isinstance(default, float) else type(default)
+            if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
+                raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
+
+    def __call__(
+        self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
+    ) -> list[float]:
+        """One number a completion, as the function returned them; not yet checked for being finite."""
+        shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
+        names = [name for name in self.arguments if name not in SHARED]
+        if self.batch:
+            columns = {name: [ONE[MANY[name]](completion) for completion in completions] for name in names}
+            return list(self.function(**columns, **shared, **options))
+        return [
+            self.function(**{name: ONE[name](completion) for name in names}, **shared, **options)
+            for completion in completions
+        ]
+
+
+def reward_function(name: str, function: object) -> RewardFunction:
+    """Reads a function's contract. Raises InputError that says which argument cannot be filled."""
+    if isinstance(function, RewardFunction):
+        return function
+    if not callable(function):
+        raise InputError(f"reward '{name}' is no function but a {type(function).__name__}")
+    arguments: list[str] = []
+    options: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+            options[parameter.name] = parameter.default
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise InputError(f"reward '{name}': '{parameter}' has no name to be filled by; name each argument")
+        elif parameter.name in (*ONE, *MANY, *SHARED):
+            arguments.append(parameter.name)
+        else:
+            known = [*ONE, *MANY, *SHARED]
+            raise InputError(
+                f"reward '{name}': nothing is called '{parameter.name}'{nearest(parameter.name, known)}; it may name "
+                f"{', '.join(known)}; options come after a * and have defaults"
+            )
+    one, many = [a for a in arguments if a in ONE], [a for a in arguments if a in MANY]
+    if bool(one) == bool(many):
+        found = f"names both {one[0]} and {many[0]}" if one else "names neither a completion nor completions"
+        raise InputError(f"reward '{name}' {found}: take one completion, or all of them")
+    return RewardFunction(name, cast("Callable[..., Any]", function), tuple(arguments), bool(many), options)
+
+
+REWARDS: Registry[RewardFunction] = Registry(
+    "reward",
+    builtin={
+        "bleu": "burnish.rewards.overlap:bleu",
+        "perplexity": "burnish.rewards.fluency:perplexity",
+        "repetition": "burnish.rewards.diversity:repetition",
+        "exact": "burnish.rewards.overlap:exact",
+    },
+    wrap=reward_function,
+)
+
+
+@overload
+def reward(function: F) -> F: ...
+@overload
+def reward(*, name: str | None = None) -> Callable[[F], F]: ...
+def reward(function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
+    """Registers a reward under its function's name, or another; the function itself stays as it is.
+
+    Raises:
+        InputError: an argument cannot be filled, or the name is taken.
+    """
+
+    def register(function: F) -> F:
+        own = name or function.__name__
+        REWARDS.add(own, reward_function(own, function))
+        return function
+
+    return register(function) if function is not None else register
