@@ -1,0 +1,110 @@
+"""A world small enough to write down: every sequence, its probability, and so every gradient exactly.
+
+A tabular policy is a matrix of logits [V+1, V]: row v holds the logits of the token that follows token v, the last row
+those of the first token. A sequence ends with the end token or at ``max_length``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """S sequences in padded form.
+
+    Attributes:
+        tokens: [S, L] token ids; anything (0) past the end.
+        previous: [S, L] the row each token is drawn from.
+        mask: [S, L] True on real tokens.
+    """
+
+    tokens: Tensor
+    previous: Tensor
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(-1)
+
+    def __getitem__(self, index: Tensor) -> Sequences:
+        return Sequences(self.tokens[index], self.previous[index], self.mask[index])
+
+    def token_logprobs(self, logits: Tensor) -> Tensor:
+        """[S, L], zero past the end."""
+        return logits.log_softmax(-1)[self.previous, self.tokens].masked_fill(~self.mask, 0.0)
+
+
+def all_sequences(vocabulary: int, max_length: int, end: int) -> Sequences:
+    """Every sequence that can come out: those that end with ``end`` and those cut at ``max_length``."""
+    others = [token for token in range(vocabulary) if token != end]
+    found = [
+        (*body, end) for length in range(max_length) for body in itertools.product(others, repeat=length)
+    ] + list(itertools.product(others, repeat=max_length))
+    tokens = torch.zeros(len(found), max_length, dtype=torch.long)
+    mask = torch.zeros(len(found), max_length, dtype=torch.bool)
+    for row, sequence in enumerate(found):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = True
+    start = torch.full((len(found), 1), vocabulary)
+    return Sequences(tokens, torch.cat([start, tokens[:, :-1]], 1), mask)
+
+
+def probabilities(logits: Tensor, sequences: Sequences) -> Tensor:
+    """[S], with gradient; they sum to 1 over ``all_sequences``."""
+    return sequences.token_logprobs(logits).sum(-1).exp()
+
+
+def expected_reward(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
+    """J = sum over sequences of P(tau) R(tau); a scalar with gradient."""
+    return probabilities(logits, sequences) @ rewards
+
+
+def sequence_kl(logits: Tensor, reference: Tensor, sequences: Sequences) -> Tensor:
+    """KL(pi || reference) of whole sequences; a scalar with gradient, nats."""
+    ratio = sequences.token_logprobs(logits).sum(-1) - sequences.token_logprobs(reference).sum(-1)
+    probability = probabilities(logits, sequences)
+    # A sequence that cannot happen contributes 0 log 0 = 0, not not-a-number.
+    possible = probability > 0
+    return (probability[possible] * ratio[possible]).sum()
+
+
+def state_kl(logits: Tensor, reference: Tensor, sequences: Sequences, *, forward: bool) -> Tensor:
+    """Sum over the visited states of the KL of the next token, how often states are visited held fixed (no gradient).
+
+    Args:
+        forward: KL(reference || pi) if true, KL(pi || reference) otherwise.
+    """
+    visits = torch.zeros(len(logits), dtype=logits.dtype)
+    weight = (probabilities(logits, sequences).detach()[:, None] * sequences.mask).flatten()
+    visits = visits.index_add(0, sequences.previous.flatten(), weight)
+    policy, other = logits.log_softmax(-1), reference.log_softmax(-1)
+    first, second = (other, policy) if forward else (policy, other)
+    possible = first.isfinite()
+    terms = first.exp() * (first - second)
+    return (visits[:, None] * torch.where(possible, terms, 0.0)).sum()
+
+
+def gradient(value: Tensor, logits: Tensor) -> Tensor:
+    """d value / d logits, [V+1, V]; zero where the logit is minus infinity."""
+    (found,) = torch.autograd.grad(value, logits)
+    return torch.nan_to_num(found, nan=0.0)
+
+
+def logits_of(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
+    """Logits [V+1, V] in float64 from given probabilities; what is left of a row is spread evenly over its other tokens.
+
+    Args:
+        rows: row -> token -> probability; a row that is left out is uniform. The first token's row is ``vocabulary``.
+    """
+    table = torch.full((vocabulary + 1, vocabulary), 1 / vocabulary, dtype=torch.float64)
+    for row, given in rows.items():
+        left, others = 1 - sum(given.values()), vocabulary - len(given)
+        table[row] = left / others if others else 0.0
+        for token, probability in given.items():
+            table[row, token] = probability
+    return table.log()
