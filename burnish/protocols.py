@@ -23,6 +23,10 @@ class LanguageModel(Protocol):
         """Token ids of a text, without an end-of-text token."""
         ...
 
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt, with whatever the model begins a text with."""
+        ...
+
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
         ...
@@ -35,10 +39,6 @@ class Policy(LanguageModel, Protocol):
     @property
     def reference(self) -> LanguageModel:
         """The frozen policy that training started from."""
-        ...
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
         ...
 
     def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:

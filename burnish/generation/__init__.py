@@ -1,1 +1,1 @@
-"""generation."""
+"""How text is sampled."""

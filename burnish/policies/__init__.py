@@ -1,1 +1,1 @@
-"""policies."""
+"""What is trained."""

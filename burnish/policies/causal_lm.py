@@ -1,0 +1,266 @@
+"""Any Hugging Face causal language model as a policy, whole or through LoRA adapters.
+
+Computation is in plain padded batches: prompts padded on the left, completions on the right, so that all completions
+start in the same column and ``logits_to_keep`` keeps the head off the prompts. Padding never leaves this file.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.errors import InputError
+from burnish.generation.sampling import sampling_logprobs
+from burnish.protocols import LanguageModel
+from burnish.types import Completion, Prompt, SamplingParams, TokenStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class CausalModel:
+    """A causal language model with its tokenizer: encodes, decodes, and says how probable a completion is.
+
+    Args:
+        model: in evaluation mode; dropout would make training another policy than the one that was sampled.
+        batch: completions in one forward pass where no gradient is wanted.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch: int = 16) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch = batch
+        self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = configured if isinstance(configured, list) else [configured]
+        return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
+
+    @property
+    def padding_id(self) -> int:
+        """A token to fill with; masked everywhere, so any will do."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text with no special tokens around it."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt, with the beginning-of-text token where the model has one.
+
+        Raises:
+            InputError: the prompt is empty and the model has no token to begin with.
+        """
+        ids = list(self.tokenizer(prompt.text)["input_ids"])
+        while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
+            ids.pop()
+        if not ids:
+            first = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id
+            if first is None:
+                raise InputError(f"prompt '{prompt.id}' is empty and the model has no token to begin a text with")
+            ids = [first]
+        return tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @torch.no_grad()
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        """[T], nats, under the whole softmax; on the CPU."""
+        found = []
+        for start in range(0, len(completions), self.batch):
+            part = completions[start : start + self.batch]
+            logits, tokens = self._completion_logits(part)
+            logits = logits / temperature if temperature != 1 else logits
+            found.append((logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)).cpu())
+        return torch.cat(found) if found else torch.zeros(0)
+
+    def _completion_logits(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+        """Logits [T, V] that each completion token was drawn from, at least float32, and the tokens [T]."""
+        longest_prompt = max(len(c.prompt_ids) for c in completions)
+        longest = max(len(c.token_ids) for c in completions)
+        shape = (len(completions), longest_prompt + longest)
+        ids = torch.full(shape, self.padding_id)
+        mask = torch.zeros(shape, dtype=torch.long)
+        chosen = torch.zeros(len(completions), longest, dtype=torch.bool)
+        for row, completion in enumerate(completions):
+            begin = longest_prompt - len(completion.prompt_ids)
+            sequence = torch.tensor([*completion.prompt_ids, *completion.token_ids])
+            ids[row, begin : begin + len(sequence)] = sequence
+            mask[row, begin : begin + len(sequence)] = 1
+            chosen[row, : len(completion.token_ids)] = True
+        tokens = ids[:, longest_prompt:][chosen]
+        ids, mask, chosen = ids.to(self.device), mask.to(self.device), chosen.to(self.device)
+        # The last token's own logits predict what comes after it and are not needed.
+        keep = {"logits_to_keep": longest + 1} if self._keeps_logits else {}
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, **keep
+        )  # fmt: skip
+        logits = output.logits[:, -longest - 1 : -1][chosen]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens.to(self.device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each real token in its own text, [B, T]; padding takes 0."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class _AdapterOff(CausalModel):
+    """The reference of a LoRA policy: its own base with the adapter switched off, no second copy."""
+
+    @torch.no_grad()
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        with self.model.disable_adapter():  # type: ignore[operator]
+            return super().token_logprobs(completions, temperature)
+
+
+class CausalLM(CausalModel):
+    """The trained policy.
+
+    Args:
+        model: a plain transformers model (all of it is trained) or a peft model (its adapter is).
+        base: where the model came from, written beside a saved adapter.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base: str = "") -> None:
+        super().__init__(model, tokenizer)
+        self.base = base
+        self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
+        self._reference: LanguageModel
+        if self.adapter:
+            self._reference = _AdapterOff(model, tokenizer)
+        else:
+            self._reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer)
+
+    @property
+    def reference(self) -> LanguageModel:
+        return self._reference
+
+    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+        """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
+        logits, tokens = self._completion_logits(completions)
+        logprobs = sampling_logprobs(logits, sampling, always=tokens)
+        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+        with torch.no_grad():
+            entropy = torch.special.entr(logprobs.exp()).sum(-1)
+        return TokenStats(chosen.cpu(), entropy.cpu())
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Hugging Face form: a whole model, or the adapter with the name of its base; the tokenizer beside either."""
+        with _quiet():
+            self.model.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Takes over saved weights in place, bit for bit.
+
+        Raises:
+            InputError: a weight is missing or of another shape, so these weights belong to another model.
+        """
+        from safetensors.torch import load_file
+
+        if self.adapter:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+            return
+        weights: dict[str, Tensor] = {}
+        index = folder / "model.safetensors.index.json"
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        for shard in sorted(shards):
+            weights.update(load_file(folder / shard))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name not in weights or weights[name].shape != parameter.shape:
+                    raise InputError(f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder")
+                parameter.copy_(weights[name])
+
+
+def load_model(source: str | Path, *, dtype: str = "float32", device: str = "auto", offline: bool = False) -> CausalModel:
+    """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
+
+    A folder that holds a LoRA adapter loads its base and puts the adapter on it.
+
+    Raises:
+        InputError: it cannot be loaded; the message says what is missing.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _loading(source), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=offline, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return CausalModel(model.to(place), tokenizer)
+
+
+def load_policy(
+    source: str | Path, *, lora: Any = None, dtype: str = "float32", device: str = "auto", offline: bool = False, seed: int = 0
+) -> CausalLM:
+    """A policy to train, from a local folder or a hub id.
+
+    Args:
+        lora: a record with rank, alpha and targets; None trains all weights.
+        seed: of the adapter's first weights.
+    """
+    loaded = load_model(source, dtype=dtype, device=device, offline=offline)
+    if lora is None:
+        return CausalLM(loaded.model.requires_grad_(True), loaded.tokenizer, base=str(source))
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
+        target_modules=lora.targets, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CausalLM(get_peft_model(loaded.model, config), loaded.tokenizer, base=str(source))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and advice."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model '{source}' cannot be loaded: {reason[:300]}") from error

@@ -1,0 +1,136 @@
+"""A policy that is a table: the next token depends on the last one alone. Small enough for every number to be known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from burnish.algorithms.exact import logits_of
+from burnish.errors import InputError
+from burnish.generation.sampling import draw, sampling_logprobs, uniforms
+from burnish.protocols import LanguageModel
+from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
+
+VOCABULARY = "我爱你。"
+START = len(VOCABULARY)
+PROBABILITIES = {START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}
+"""Row -> token -> probability of the known world: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1."""
+
+
+class Table:
+    """Log-probabilities from a table of logits; the frozen reference is one of these."""
+
+    def __init__(self, logits: Tensor, vocabulary: str = VOCABULARY) -> None:
+        self.logits = logits
+        self.vocabulary = vocabulary
+        self.end = len(vocabulary) - 1
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids, one a character. Raises InputError on a character that the table does not have."""
+        unknown = [character for character in text if character not in self.vocabulary]
+        if unknown:
+            raise InputError(f"the table knows only {' '.join(self.vocabulary)}, not '{unknown[0]}'")
+        return tuple(self.vocabulary.index(character) for character in text)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's tokens; none for an empty prompt, which is the start state."""
+        return self.encode(prompt.text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.vocabulary[token] for token in token_ids)
+
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        """[T], nats."""
+        rows, tokens = self._states(completions)
+        with torch.no_grad():
+            return (self.logits / temperature).log_softmax(-1)[rows, tokens]
+
+    def _states(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+        rows: list[int] = []
+        tokens: list[int] = []
+        for completion in completions:
+            start = completion.prompt_ids[-1] if completion.prompt_ids else len(self.vocabulary)
+            rows += [start, *completion.token_ids[:-1]]
+            tokens += completion.token_ids
+        return torch.tensor(rows, dtype=torch.long), torch.tensor(tokens, dtype=torch.long)
+
+
+class Tabular(Table):
+    """The table as a policy, and its own sampler.
+
+    Args:
+        logits: [V+1, V] float64; the known world where it is left out.
+    """
+
+    def __init__(self, logits: Tensor | None = None, vocabulary: str = VOCABULARY) -> None:
+        table = logits_of(PROBABILITIES, len(vocabulary)) if logits is None else logits
+        super().__init__(table, vocabulary)
+        self.parameter = nn.Parameter(table.clone())
+        self.logits = self.parameter
+        self._reference = Table(table.clone(), vocabulary)
+
+    @property
+    def reference(self) -> LanguageModel:
+        return self._reference
+
+    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+        """Log-probabilities [T] with gradient and entropies [T], nats."""
+        rows, tokens = self._states(completions)
+        full = sampling_logprobs(self.parameter[rows], sampling, always=tokens)
+        # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
+        chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
+        return TokenStats(chosen, torch.special.entr(full.detach().exp()).sum(-1))
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return {"logits": self.parameter}
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        policy_version: int = 0,
+    ) -> list[Group]:
+        """P groups of G completions."""
+        with torch.no_grad():
+            table = sampling_logprobs(self.parameter, sampling)
+        return [
+            Group(
+                prompt,
+                tuple(self._one(prompt, index, table, sampling, seed, policy_version) for index in range(samples_per_prompt)),
+            )
+            for prompt in prompts
+        ]
+
+    def _one(
+        self, prompt: Prompt, index: int, table: Tensor, sampling: SamplingParams, seed: Sequence[int], version: int
+    ) -> Completion:
+        prompt_ids = self.encode_prompt(prompt)
+        state = prompt_ids[-1] if prompt_ids else len(self.vocabulary)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        for uniform in torch.from_numpy(uniforms(seed, prompt.id, index, sampling.max_new_tokens)):
+            token = int(draw(table[state][None], uniform[None]))
+            tokens.append(token)
+            logprobs.append(float(table[state, token]))
+            state = token
+            if token == self.end:
+                break
+        reason = "stop" if tokens[-1] == self.end else "length"
+        # The full stop ends the text and is part of it, unlike the end-of-text token of a language model.
+        return Completion(
+            prompt, prompt_ids, tuple(tokens), self.decode(tokens), tuple(logprobs), reason, version, index
+        )  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        save_file({"logits": self.parameter.detach()}, folder / "model.safetensors")
+
+    def load(self, folder: Path) -> None:
+        with torch.no_grad():
+            self.parameter.copy_(load_file(folder / "model.safetensors")["logits"])

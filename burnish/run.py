@@ -1,0 +1,242 @@
+"""A run folder: what a run writes, atomically, and how it is taken up again.
+
+Whatever moment a run is killed at, the folder holds whole checkpoints and whole lines up to some step; resuming cuts the
+lines back to the newest checkpoint and goes on from there. All randomness is a function of seed and step, so the steps
+that are done again come out with the same bits.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from burnish.errors import BurnishError, InputError
+
+if TYPE_CHECKING:
+    from burnish.recipe import Recipe
+
+LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")
+TIMINGS = ("time/", "tokens_per_second")
+"""Prefixes of the metrics that may differ between two runs of one recipe and seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk: ``model/``, ``optimizer.safetensors`` and ``state.json``."""
+
+    step: int
+    folder: Path
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the learner wrote besides tensors. Raises InputError where it cannot be read."""
+        path = self.folder / "state.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to go on from an older one") from error
+        return found
+
+
+class Run:
+    """One run folder, held by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"{folder}: another process is working on this run; wait for it or stop it first") from error
+
+    @classmethod
+    def create(cls, recipe: Recipe, folder: Path | None = None, environment: Mapping[str, Any] | None = None) -> Run:
+        """Makes a new run folder. Raises InputError where it holds a run already, BurnishError where it cannot be made."""
+        place = folder or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        number = 1
+        while folder is None and place.exists():
+            number += 1
+            place = place.with_name(f"{place.name.removesuffix(f'-{number - 1}')}-{number}")
+        if (place / "recipe.toml").exists():
+            raise InputError(f"{place} holds a run already: choose another --run-dir, or go on with --resume {place}")
+        with explained(f"cannot make the run folder {place}"):
+            (place / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (place / "evaluation").mkdir(exist_ok=True)
+            run = cls(place)
+            write_json(place / "environment.json", environment or {})
+            # The recipe comes last: a folder with a recipe is a run.
+            write_text(place / "recipe.toml", recipe.toml())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Takes up an existing run folder. Raises InputError where there is none."""
+        if not (folder / "recipe.toml").is_file():
+            raise InputError(f"{folder} is no run folder: it has no recipe.toml")
+        with explained(f"cannot write to the run folder {folder}"):
+            return cls(folder)
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds lines to one of the .jsonl files; they are with the operating system when this returns."""
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with explained(f"cannot write {self.folder / name}"), open(self.folder / name, "ab") as file:
+            end = file.tell()
+            try:
+                # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
+                file.write(text.encode("utf-8", "backslashreplace"))
+                file.flush()
+            except OSError:
+                # Half a line would stand in the way of the next one.
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a .jsonl file; a last line that was cut off by a kill is left out."""
+        return list(read_lines(self.folder / name))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Whole checkpoints, oldest first."""
+        found = []
+        for path in (self.folder / "checkpoints").glob("step-*"):
+            if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file():
+                found.append(Checkpoint(int(match[1]), path))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int) -> Checkpoint:
+        """Writes checkpoints/step-N in one piece, then lets go of all but the newest ``keep``.
+
+        Args:
+            write: fills a folder with ``model/`` and ``optimizer.safetensors``.
+        Raises:
+            BurnishError: it could not be written, for instance on a full disk; older checkpoints are as they were.
+        """
+        target = self.folder / "checkpoints" / f"step-{step}"
+        temporary = target.with_name(f".{target.name}.partial")
+        with explained(f"cannot save {target}", then=f"make room, then go on with: burnish train --resume {self.folder}"):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                (temporary / "model").mkdir(parents=True)
+                write(temporary)
+                write_json(temporary / "state.json", {"step": step, **state})
+                sync_tree(temporary)
+                if target.exists():
+                    shutil.rmtree(target)
+                os.rename(temporary, target)
+                sync_folder(target.parent)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            self._point_model_at(target)
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old.folder, ignore_errors=True)
+        return Checkpoint(step, target)
+
+    def _point_model_at(self, checkpoint: Path) -> None:
+        link = self.folder / "model"
+        fresh = self.folder / ".model.partial"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(Path("checkpoints") / checkpoint.name / "model")
+        os.replace(fresh, link)
+
+    def cut_back(self, step: int) -> None:
+        """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after ``step``."""
+        for name in LINES:
+            path = self.folder / name
+            if path.exists():
+                kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        for leftover in (self.folder / "checkpoints").glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl file; stops without complaint at a last line that is not whole.
+
+    Raises:
+        InputError: a line that is not the last one cannot be read.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
+
+
+def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A metrics row without its timings: what must be equal between two runs of one recipe and seed."""
+    return {key: value for key, value in row.items() if not key.startswith(TIMINGS)}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one piece: written beside it, on disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of indented JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes all files below a folder durable, then the folders."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(os.path.join(place, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
+
+
+@contextmanager
+def explained(what: str, then: str = "") -> Iterator[None]:
+    """Turns an operating-system error into one line that names the fix."""
+    try:
+        yield
+    except OSError as error:
+        fixes = {
+            errno.ENOSPC: then or "the disk is full: make room and try again",
+            errno.EDQUOT: then or "the quota is used up: make room and try again",
+            errno.EACCES: "choose a folder you may write to",
+            errno.EPERM: "choose a folder you may write to",
+            errno.EROFS: "choose a folder on a disk that can be written to",
+            errno.ENOTDIR: "part of that path is a file: choose another folder",
+            errno.EEXIST: "a file of that name is in the way: choose another folder",
+        }
+        fix = fixes.get(error.errno or 0, then)
+        raise BurnishError(f"{what}: {error.strerror or error}{': ' + fix if fix else ''}") from error
