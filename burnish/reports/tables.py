@@ -1,0 +1,97 @@
+"""The evaluation as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from burnish.reports import wording
+
+# Colour only repeats what the word says.
+_STYLES = {"better": "green", "worse": "red"}
+
+
+def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
+    """Held-out measurements before and after training, one row a metric, significance said in words.
+
+    Args:
+        evaluation: the content of ``evaluation.json``; see ``burnish.reports.wording``.
+    """
+    table = Table(
+        title="Held-out evaluation",
+        title_justify="left",
+        title_style="bold",
+        caption=_caption(evaluation),
+        caption_justify="left",
+        caption_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("metric (better)", overflow="fold")
+    table.add_column("before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("difference [95% interval]", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("reading", no_wrap=True)
+    for metric in wording.ordered(evaluation):
+        entry = evaluation[metric]
+        places = wording.decimals(entry)
+        arrow = wording.ARROWS.get(str(entry.get("better")), "")
+        difference = wording.fixed(entry.get("difference"), places, sign=True)
+        word = wording.reading(entry)
+        table.add_row(
+            Text(f"{wording.title(metric)}\u00a0{arrow}" if arrow else wording.title(metric)),
+            wording.fixed(entry.get("before"), places),
+            wording.fixed(entry.get("after"), places),
+            Text(difference if wording.interval(entry) is None else f"{difference} {wording.interval_text(entry)}"),
+            wording.p_text(entry),
+            Text(word, style=_STYLES.get(word, "")),
+        )
+    return table
+
+
+def plain_text(evaluation: Mapping[str, Any], width: int = 100) -> str:
+    """The same table as plain lines of at most ``width`` columns, for logs and pipes; nothing is cut."""
+    lines = StringIO()
+    console = Console(file=lines, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(evaluation_table(evaluation))
+    plain = lines.getvalue().replace("\u00a0", " ")
+    return "\n".join(line.rstrip() for line in plain.splitlines()) + "\n"
+
+
+def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the table where the console is a terminal wide enough for it, else its plain text."""
+    console = console or Console()
+    if console.is_terminal and console.width >= 90:
+        console.print(evaluation_table(evaluation))
+        return
+    # An output that cannot carry an arrow must not end a run that has just succeeded.
+    text = plain_text(evaluation)
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    if text != text.encode(encoding, errors="replace").decode(encoding):
+        for mark, plain in (("↑", "(up)"), ("↓", "(down)"), (wording.DASH, "-"), ("─", "-")):
+            text = text.replace(mark, plain)
+        text = text.encode(encoding, errors="replace").decode(encoding)
+    console.file.write(text)
+    console.file.flush()
+
+
+def _caption(evaluation: Mapping[str, Any]) -> Text:
+    sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
+    span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
+    notes = [
+        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. "
+        "A reading other than 'no clear change' means that the 95% interval excludes zero."
+    ]
+    notes += [
+        f"{wording.title(metric)}: {text}."
+        for metric, text in wording.EXPLANATIONS.items()
+        if metric in evaluation and metric.endswith("perplexity")
+    ]
+    return Text(" ".join(notes))
