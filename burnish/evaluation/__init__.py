@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Held-out measurement, with intervals and paired tests."""
