@@ -8,36 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
-from burnish.evaluation.statistics import (
-    Array,
-    Comparison,
-    Statistic,
-    compare_corpus,
-    compare_distinct,
-    corpus_score,
-    mean_of_units,
-    paired_bootstrap,
-    perplexity_of_units,
-)
-from burnish.rewards.diversity import WITHOUT_SPACES, distinct_n, ngrams, words
+from burnish.evaluation.metrics import metrics_of
+from burnish.rewards.diversity import WITHOUT_SPACES
 from burnish.rewards.fluency import negative_log_likelihoods
-from burnish.rewards.overlap import load_bleu
 from burnish.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics.base import Metric as CorpusMetric
-
     from burnish.protocols import Observer, Policy, Sampler, Scorer
-
-D = TypeVar("D")
-Better = Literal["higher", "lower"]
 
 LONGEST_TRUTH = 512
 """Tokens of a reference that truth_perplexity reads at most: a whole article would not fit in one pass."""
@@ -194,7 +176,7 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "13a") -> dict[str
     of words, 0 to 1; they fall as texts get longer. length: mean tokens. Left out: bleu, chrf and truth_perplexity
     where no prompt has a reference; a perplexity where some token has probability 0.
     """
-    return {metric.name: metric.value(metric.data) for metric in _metrics(measurement, bleu_tokenize)}
+    return {metric.name: metric.value(metric.data) for metric in metrics_of(measurement, bleu_tokenize)}
 
 
 def compare(
@@ -214,9 +196,9 @@ def compare(
         InputError: the two are not measurements of the same prompts with as many samples.
     """
     after = _aligned(before, after)
-    second = {metric.name: metric for metric in _metrics(after, bleu_tokenize)}
+    second = {metric.name: metric for metric in metrics_of(after, bleu_tokenize)}
     table: dict[str, dict[str, Any]] = {}
-    for metric in _metrics(before, bleu_tokenize):
+    for metric in metrics_of(before, bleu_tokenize):
         if metric.name not in second or metric.n < 2:
             continue
         if metric.name == "reward" and before.weights != after.weights:
@@ -224,101 +206,6 @@ def compare(
         result = metric.compare(metric.data, second[metric.name].data, resamples, seed)
         table[metric.name] = {**asdict(result), "interval": list(result.interval), "better": metric.better}
     return table
-
-
-@dataclass(frozen=True, slots=True)
-class _Metric(Generic[D]):
-    """A metric of one measurement: its data by unit, and what makes a number or a comparison of them."""
-
-    name: str
-    better: Better | None
-    data: D
-    n: int
-    value: Callable[[D], float]
-    compare: Callable[[D, D, int, int], Comparison]
-
-
-def _metrics(measurement: Measurement, bleu_tokenize: str) -> list[_Metric[Any]]:
-    samples = measurement.samples
-    unit = _units(samples)
-    counts = [1.0] * len(samples)
-    lengths = [float(sample.tokens) for sample in samples]
-
-    def per_unit(numerator: Sequence[float], denominator: Sequence[float]) -> Array:
-        return _pooled(np.array([numerator, denominator], dtype=np.float64).T, unit)
-
-    metrics: list[_Metric[Any]] = [
-        _ratio("reward", "higher", per_unit([sample.reward for sample in samples], counts), mean_of_units)
-    ]
-    for part in measurement.weights:
-        values = [sample.parts[part] for sample in samples]
-        metrics.append(_ratio(f"reward/{part}", "higher", per_unit(values, counts), mean_of_units))
-    likelihoods = per_unit([sample.nll for sample in samples], lengths)
-    truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)
-    for name, sums in (("perplexity", likelihoods), ("truth_perplexity", truths)):
-        if sums.size and np.isfinite(sums).all() and sums[:, 1].sum() > 0:
-            metrics.append(_ratio(name, "lower", sums, perplexity_of_units))
-    metrics += _overlap(samples, bleu_tokenize)
-    for n in (1, 2):
-        metrics.append(_distinct(n, [words(sample.text) for sample in samples], unit))
-    metrics.append(_ratio("length", None, per_unit(lengths, counts), mean_of_units))
-    return metrics
-
-
-def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> _Metric[Array]:
-    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
-        return paired_bootstrap(before, after, statistic=statistic, resamples=resamples, seed=seed)
-
-    return _Metric(name, better, sums, len(sums), lambda data: float(statistic(data.sum(axis=0))), compare)
-
-
-def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> _Metric[list[list[Hashable]]]:
-    grams: list[list[Hashable]] = [[] for _ in range(max(unit) + 1)]
-    for text, position in zip(texts, unit, strict=True):
-        grams[position].extend(ngrams(text, n))
-
-    def compare(before: list[list[Hashable]], after: list[list[Hashable]], resamples: int, seed: int) -> Comparison:
-        return compare_distinct(before, after, resamples=resamples, seed=seed)
-
-    return _Metric(f"distinct_{n}", "higher", grams, len(grams), lambda _: distinct_n(texts, n), compare)
-
-
-def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[_Metric[Array]]:
-    """Corpus BLEU and chrF over the samples whose prompt has a reference."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    answered = [sample for sample in samples if sample.reference]
-    if not answered:
-        return []
-    texts, references = [sample.text for sample in answered], [[sample.reference or "" for sample in answered]]
-    metrics = []
-    for name, corpus in (("bleu", load_bleu(bleu_tokenize, effective_order=False)), ("chrf", CHRF())):
-        rows = np.array(corpus._extract_corpus_statistics(texts, references), dtype=np.float64)
-        metrics.append(_corpus(name, corpus, _pooled(rows, _units(answered))))
-    return metrics
-
-
-def _corpus(name: str, corpus: CorpusMetric, sums: Array) -> _Metric[Array]:
-    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
-        return compare_corpus(corpus, before, after, resamples=resamples, seed=seed)
-
-    return _Metric(name, "higher", sums, len(sums), lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
-
-
-def _units(samples: Sequence[Sample]) -> list[int]:
-    """Each sample's unit, numbered from 0 in order: its prompt; or itself, where there is one prompt only."""
-    keys: list[Hashable] = [sample.prompt_id for sample in samples]
-    if len(set(keys)) == 1:
-        return list(range(len(samples)))
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
-
-
-def _pooled(rows: Array, unit: Sequence[int]) -> Array:
-    """Rows [N, k] summed over each unit: [n, k]."""
-    sums = np.zeros((max(unit) + 1, rows.shape[1]), dtype=np.float64)
-    np.add.at(sums, np.asarray(unit), rows)
-    return sums
 
 
 def _aligned(before: Measurement, after: Measurement) -> Measurement:

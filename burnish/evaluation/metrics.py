@@ -1,0 +1,137 @@
+"""The metrics of a measurement: for each, its data by unit, its value, and the test that compares two of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from burnish.evaluation.statistics import (
+    Array,
+    Comparison,
+    Statistic,
+    compare_corpus,
+    compare_distinct,
+    corpus_score,
+    mean_of_units,
+    paired_bootstrap,
+    perplexity_of_units,
+)
+from burnish.rewards.diversity import distinct_n, ngrams, words
+from burnish.rewards.overlap import load_bleu
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric as CorpusMetric
+
+    from burnish.evaluation.held_out import Measurement, Sample
+
+D = TypeVar("D")
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[D]):
+    """A metric of one measurement: its data by unit, and what makes a number or a comparison of them.
+
+    Attributes:
+        name: as in the evaluation table.
+        better: which way is an improvement; None where neither is.
+        data: what ``value`` and ``compare`` take.
+        n: the number of units.
+        value: data -> the metric over all units.
+        compare: data before, data after, resamples, seed -> their comparison.
+    """
+
+    name: str
+    better: Better | None
+    data: D
+    n: int
+    value: Callable[[D], float]
+    compare: Callable[[D, D, int, int], Comparison]
+
+
+def metrics_of(measurement: Measurement, bleu_tokenize: str) -> list[Metric[Any]]:
+    """Every metric that the measurement has data for, in the order of the evaluation table."""
+    samples = measurement.samples
+    unit = _units(samples)
+    counts = [1.0] * len(samples)
+    lengths = [float(sample.tokens) for sample in samples]
+
+    def per_unit(numerator: Sequence[float], denominator: Sequence[float]) -> Array:
+        return _pooled(np.array([numerator, denominator], dtype=np.float64).T, unit)
+
+    metrics: list[Metric[Any]] = [
+        _ratio("reward", "higher", per_unit([sample.reward for sample in samples], counts), mean_of_units)
+    ]
+    for part, weight in measurement.weights.items():
+        values = [sample.parts[part] for sample in samples]
+        better: Better = "lower" if weight < 0 else "higher"
+        metrics.append(_ratio(f"reward/{part}", better, per_unit(values, counts), mean_of_units))
+    likelihoods = per_unit([sample.nll for sample in samples], lengths)
+    truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)
+    for name, sums in (("perplexity", likelihoods), ("truth_perplexity", truths)):
+        if sums.size and np.isfinite(sums).all() and (sums[:, 1] > 0).all():
+            metrics.append(_ratio(name, "lower", sums, perplexity_of_units))
+    metrics += _overlap(samples, bleu_tokenize)
+    for n in (1, 2):
+        metrics.append(_distinct(n, [words(sample.text) for sample in samples], unit))
+    metrics.append(_ratio("length", None, per_unit(lengths, counts), mean_of_units))
+    return metrics
+
+
+def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> Metric[Array]:
+    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
+        return paired_bootstrap(before, after, statistic=statistic, resamples=resamples, seed=seed)
+
+    return Metric(name, better, sums, len(sums), lambda data: float(statistic(data.sum(axis=0))), compare)
+
+
+def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> Metric[list[list[Hashable]]]:
+    grams: list[list[Hashable]] = [[] for _ in range(max(unit) + 1)]
+    for text, position in zip(texts, unit, strict=True):
+        grams[position].extend(ngrams(text, n))
+
+    def compare(before: list[list[Hashable]], after: list[list[Hashable]], resamples: int, seed: int) -> Comparison:
+        return compare_distinct(before, after, resamples=resamples, seed=seed)
+
+    return Metric(f"distinct_{n}", "higher", grams, len(grams), lambda _: distinct_n(texts, n), compare)
+
+
+def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[Metric[Array]]:
+    """Corpus BLEU and chrF over the samples whose prompt has a reference."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    answered = [sample for sample in samples if sample.reference]
+    if not answered:
+        return []
+    texts, references = [sample.text for sample in answered], [[sample.reference or "" for sample in answered]]
+    metrics = []
+    for name, corpus in (("bleu", load_bleu(bleu_tokenize, effective_order=False)), ("chrf", CHRF())):
+        rows = np.array(corpus._extract_corpus_statistics(texts, references), dtype=np.float64)
+        metrics.append(_corpus(name, corpus, _pooled(rows, _units(answered))))
+    return metrics
+
+
+def _corpus(name: str, corpus: CorpusMetric, sums: Array) -> Metric[Array]:
+    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
+        return compare_corpus(corpus, before, after, resamples=resamples, seed=seed)
+
+    return Metric(name, "higher", sums, len(sums), lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
+
+
+def _units(samples: Sequence[Sample]) -> list[int]:
+    """Each sample's unit, numbered from 0 in order: its prompt; or itself, where there is one prompt only."""
+    keys: list[Hashable] = [sample.prompt_id for sample in samples]
+    if len(set(keys)) == 1:
+        return list(range(len(samples)))
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _pooled(rows: Array, unit: Sequence[int]) -> Array:
+    """Rows [N, k] summed over each unit: [n, k]."""
+    sums = np.zeros((max(unit) + 1, rows.shape[1]), dtype=np.float64)
+    np.add.at(sums, np.asarray(unit), rows)
+    return sums
