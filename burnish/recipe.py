@@ -210,8 +210,14 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe from a TOML file, a shipped recipe's name or a mapping, and applies ``a.b=c`` overrides.
+def load_recipe(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Reads a recipe from a TOML file, a shipped recipe's name or a mapping.
+
+    Args:
+        overrides: ``section.key=value`` texts, applied in order.
+        changes: top-level keys set after that.
 
     Raises:
         InputError: the file is missing or broken, or the recipe cannot work.
@@ -231,6 +237,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     for override in overrides:
         _apply(data, override)
+    data.update(changes or {})
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

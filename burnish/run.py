@@ -127,6 +127,9 @@ class Run:
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         temporary = target.with_name(f".{target.name}.partial")
+        if target.exists():
+            # Whole already, and the same bits: an interrupt came right after it was written.
+            return Checkpoint(step, target)
         with explained(f"cannot save {target}", then=f"make room, then go on with: burnish train --resume {self.folder}"):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -134,8 +137,6 @@ class Run:
                 write(temporary)
                 write_json(temporary / "state.json", {"step": step, **state})
                 sync_tree(temporary)
-                if target.exists():
-                    shutil.rmtree(target)
                 os.rename(temporary, target)
                 sync_folder(target.parent)
             except BaseException:
@@ -240,3 +241,8 @@ def explained(what: str, then: str = "") -> Iterator[None]:
         }
         fix = fixes.get(error.errno or 0, then)
         raise BurnishError(f"{what}: {error.strerror or error}{': ' + fix if fix else ''}") from error
+    except Exception as error:
+        # safetensors reports a full disk as an error of its own kind.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise BurnishError(f"{what}: {error}{': ' + then if then else ''}") from error

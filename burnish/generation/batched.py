@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.generation.sampling import draw, sampling_logprobs, uniforms
+from burnish.generation.sampling import draw, sampling_logprobs, streams
 from burnish.policies.causal_lm import CausalModel, positions
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
@@ -55,11 +55,8 @@ class BatchedSampler:
         if not prompts:
             return []
         encoded = [self.language_model.encode_prompt(prompt) for prompt in prompts]
-        rows = [
-            _Row(p, g, uniforms(seed, prompt.id, g, sampling.max_new_tokens))
-            for p, prompt in enumerate(prompts)
-            for g in range(samples_per_prompt)
-        ]
+        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
+        rows = [_Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
         self._decode(encoded, rows, samples_per_prompt, sampling)
         done = [self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version) for row in rows]
         return [

@@ -4,13 +4,14 @@ log-probabilities the trainer differentiates are those of the distribution reall
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.types import SamplingParams
+from burnish.types import Prompt, SamplingParams
 
 
 def truncates(sampling: SamplingParams) -> bool:
@@ -66,8 +67,20 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
 
 
-def uniforms(seed: Sequence[int], prompt_id: str, index: int, count: int) -> np.ndarray:
-    """[count] float64 in [0, 1): the random stream of one sample, the same whoever shares its batch."""
-    digest = hashlib.sha256(prompt_id.encode()).digest()
-    words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, *words, index]))).random(count)
+def streams(prompts: Sequence[Prompt], samples_per_prompt: int, seed: Sequence[int], length: int) -> list[np.ndarray]:
+    """The random numbers of P*G samples, prompt by prompt: [length] float64 in [0, 1) each.
+
+    A sample's numbers depend on the seed, its prompt's id and its own index, not on who shares its batch. A prompt that
+    occurs twice gets other numbers the second time.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for prompt in prompts:
+        digest = hashlib.sha256(prompt.id.encode()).digest()
+        words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
+        first = seen[prompt.id] * samples_per_prompt
+        seen[prompt.id] += 1
+        for index in range(first, first + samples_per_prompt):
+            sequence = np.random.SeedSequence([*seed, *words, index])
+            found.append(np.random.Generator(np.random.Philox(sequence)).random(length))
+    return found

@@ -146,15 +146,11 @@ class CausalLM(CausalModel):
         super().__init__(model, tokenizer)
         self.base = base
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
-        self._reference: LanguageModel
+        self.reference: LanguageModel
         if self.adapter:
-            self._reference = _AdapterOff(model, tokenizer)
+            self.reference = _AdapterOff(model, tokenizer)
         else:
-            self._reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer)
-
-    @property
-    def reference(self) -> LanguageModel:
-        return self._reference
+            self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer)
 
     def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""

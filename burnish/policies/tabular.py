@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from burnish.algorithms.exact import logits_of
 from burnish.errors import InputError
-from burnish.generation.sampling import draw, sampling_logprobs, uniforms
+from burnish.generation.sampling import draw, sampling_logprobs, streams
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 
@@ -100,32 +101,32 @@ class Tabular(Table):
         """P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling)
+        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
+        done = [
+            self._one(prompts[place // samples_per_prompt], place % samples_per_prompt, table, stream, policy_version)
+            for place, stream in enumerate(numbers)
+        ]
         return [
-            Group(
-                prompt,
-                tuple(self._one(prompt, index, table, sampling, seed, policy_version) for index in range(samples_per_prompt)),
-            )
-            for prompt in prompts
+            Group(prompt, tuple(done[place * samples_per_prompt : (place + 1) * samples_per_prompt]))
+            for place, prompt in enumerate(prompts)
         ]
 
-    def _one(
-        self, prompt: Prompt, index: int, table: Tensor, sampling: SamplingParams, seed: Sequence[int], version: int
-    ) -> Completion:
+    def _one(self, prompt: Prompt, index: int, table: Tensor, stream: np.ndarray, version: int) -> Completion:
         prompt_ids = self.encode_prompt(prompt)
         state = prompt_ids[-1] if prompt_ids else len(self.vocabulary)
         tokens: list[int] = []
         logprobs: list[float] = []
-        for uniform in torch.from_numpy(uniforms(seed, prompt.id, index, sampling.max_new_tokens)):
+        for uniform in torch.from_numpy(stream):
             token = int(draw(table[state][None], uniform[None]))
             tokens.append(token)
             logprobs.append(float(table[state, token]))
             state = token
             if token == self.end:
                 break
-        reason = "stop" if tokens[-1] == self.end else "length"
         # The full stop ends the text and is part of it, unlike the end-of-text token of a language model.
         return Completion(
-            prompt, prompt_ids, tuple(tokens), self.decode(tokens), tuple(logprobs), reason, version, index
+            prompt, prompt_ids, tuple(tokens), self.decode(tokens), tuple(logprobs),
+            "stop" if tokens[-1] == self.end else "length", version, index,
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,53 @@
+"""burnish improves a language model by reinforcement learning, on the machine you have, and proves that it improved.
+
+The names below are all there is to know to begin with; each is imported when it is first used, so that ``import burnish``
+loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from burnish.api import Result as Result
+    from burnish.api import train as train
+    from burnish.errors import BurnishError as BurnishError
+    from burnish.errors import InputError as InputError
+    from burnish.recipe import Recipe as Recipe
+    from burnish.recipe import load_recipe as load_recipe
+    from burnish.rewards.combine import combine as combine
+    from burnish.rewards.registry import reward as reward
+    from burnish.types import Completion as Completion
+    from burnish.types import Group as Group
+    from burnish.types import Prompt as Prompt
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BurnishError": "burnish.errors",
+    "Completion": "burnish.types",
+    "Group": "burnish.types",
+    "InputError": "burnish.errors",
+    "Prompt": "burnish.types",
+    "Recipe": "burnish.recipe",
+    "Result": "burnish.api",
+    "combine": "burnish.rewards.combine",
+    "load_recipe": "burnish.recipe",
+    "reward": "burnish.rewards.registry",
+    "train": "burnish.api",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - the names are strings, sorted once
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'burnish' has no attribute '{name}'")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

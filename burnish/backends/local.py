@@ -1,0 +1,144 @@
+"""One process on one machine; sampler and trainer share the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.algorithms.presets import PRESETS
+from burnish.catalogue.convert import resolve_model
+from burnish.errors import InputError
+from burnish.loop import optimizer_for
+from burnish.protocols import LanguageModel, Observer, Policy, Sampler, Task
+from burnish.recipe import PolicySection, Recipe
+from burnish.rewards.combine import Combination
+from burnish.tasks.registry import TASKS
+from burnish.training import Learner
+from burnish.types import Completion, Prompt
+
+
+class Remembering:
+    """A frozen model that remembers the last completions it was asked about.
+
+    A reward and the KL term often ask the reference about the same samples; the second question costs nothing.
+    """
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self._inner = language_model
+        self._known: dict[tuple[Any, ...], Tensor] = {}
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._inner.encode(text)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        return self._inner.encode_prompt(prompt)
+
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        keys = [(c.prompt_ids, c.token_ids, temperature) for c in completions]
+        missing = {key: completion for key, completion in zip(keys, completions, strict=True) if key not in self._known}
+        if missing:
+            found = self._inner.token_logprobs(list(missing.values()), temperature)
+            lengths = [len(completion.token_ids) for completion in missing.values()]
+            fresh = dict(zip(missing, found.split(lengths), strict=True))
+            # What was not asked for this time belongs to an earlier step.
+            self._known = {**{key: self._known[key] for key in keys if key in self._known}, **fresh}
+        return torch.cat([self._known[key] for key in keys]) if keys else torch.zeros(0)
+
+
+def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> tuple[Learner, list[Prompt]]:
+    """A learner and the held-out prompts, from a recipe.
+
+    Raises:
+        InputError: the model or the data cannot be had, or the task has no prompts.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    task = TASKS.get(recipe.task.use)(**recipe.task.options)
+    prepare: Callable[..., None] | None = getattr(task, "prepare", None)
+    if prepare is not None:
+        prepare(offline=offline, observer=observer)
+    train, held_out = prompts_of(task, recipe.task.use)
+    policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
+    scorer = Combination.from_recipe(recipe.reward, policy.reference)
+    learner = Learner(
+        recipe, policy, sampler, scorer, train, PRESETS[recipe.algorithm.use], optimizer_for(policy, recipe.optimizer)
+    )  # fmt: skip
+    return learner, held_out[: recipe.evaluation.prompts]
+
+
+def prompts_of(task: Task, name: str) -> tuple[list[Prompt], list[Prompt]]:
+    """A task's two sides, checked: neither is empty, and no prompt is on both."""
+    train, held_out = list(task.train()), list(task.evaluation())
+    for side, prompts in (("training", train), ("held-out", held_out)):
+        if not prompts:
+            raise InputError(f"task '{name}' has no {side} prompts: check its options and its data")
+        if len({prompt.id for prompt in prompts}) < len(prompts):
+            raise InputError(f"task '{name}' gives two {side} prompts the same id: ids must be unique")
+    if both := {prompt.id for prompt in train} & {prompt.id for prompt in held_out}:
+        raise InputError(f"task '{name}' has prompt '{min(both)}' on both sides: held-out prompts must not be trained on")
+    return train, held_out
+
+
+def build_policy(
+    section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
+) -> tuple[Policy, Sampler]:
+    """The policy of a recipe and the sampler that shares its weights."""
+    if section.use == "tabular":
+        from burnish.policies.tabular import Tabular
+
+        table = Tabular()
+        return table, table
+    from burnish.generation.batched import BatchedSampler
+    from burnish.policies.causal_lm import load_policy
+
+    source = resolve_model(section.model, offline=offline, observer=observer)
+    policy = load_policy(
+        source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed
+    )  # fmt: skip
+    policy.reference = Remembering(policy.reference)
+    return policy, BatchedSampler(policy)
+
+
+def environment(recipe: Recipe) -> Mapping[str, Any]:
+    """What besides the recipe a result may depend on."""
+    import os
+    import platform
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__)
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git_commit": commit,
+        "seed": recipe.seed,
+    }
+
+
+def _processor() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
