@@ -1,0 +1,146 @@
+"""Reads a run folder for the report: whatever is there, however it ended.
+
+A run may have been killed at any moment, so every file may be missing and the last line of the .jsonl files may be cut
+off. What cannot be read is left out and named in ``RunData.problems``; only a folder that holds no run is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import InputError
+from burnish.reports.wording import number
+
+FILES = ("recipe.toml", "metrics.jsonl", "samples.jsonl", "evaluation.json", "warnings.jsonl", "environment.json")
+# A long run's samples fill gigabytes, and the report shows the last step's only.
+_TAIL_BYTES = 16_000_000
+
+
+@dataclass
+class RunData:
+    """What a run folder holds."""
+
+    name: str
+    recipe_text: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics, one row a step, by step."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Training samples of the last step that has any."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    before: list[dict[str, Any]] = field(default_factory=list)
+    after: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What is missing or damaged, in words."""
+
+    @property
+    def steps_wanted(self) -> int | None:
+        """The recipe's number of steps."""
+        steps = number(self.recipe.get("steps"))
+        return None if steps is None else int(steps)
+
+    @property
+    def steps_done(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+
+def read_run(folder: Path) -> RunData:
+    """Raises InputError where the folder does not exist or holds none of a run's files."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name a run's folder, for instance one below runs/")
+    if not any((folder / name).is_file() for name in FILES):
+        raise InputError(f"{folder} holds no run: expected recipe.toml and metrics.jsonl in it")
+    run = RunData(folder.resolve().name)
+    if (data := _bytes(folder / "recipe.toml", run)) is not None:
+        # Bytes that are no UTF-8 show as such; a recipe that does not parse is still shown as text.
+        run.recipe_text = data.decode("utf-8", "replace")
+        try:
+            run.recipe = tomllib.loads(run.recipe_text)
+        except tomllib.TOMLDecodeError as error:
+            run.problems.append(f"recipe.toml is not valid TOML ({error})")
+    if isinstance(name := run.recipe.get("name"), str):
+        run.name = name
+    run.environment = _mapping(folder / "environment.json", run)
+    run.rows = _steps(_lines(folder / "metrics.jsonl", run))
+    run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
+    run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
+    run.evaluation = _mapping(folder / "evaluation.json", run)
+    run.before = _texts(folder / "evaluation" / "before.json", run)
+    run.after = _texts(folder / "evaluation" / "after.json", run)
+    return run
+
+
+def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> bytes | None:
+    name = path.name if path.parent.name != "evaluation" else f"evaluation/{path.name}"
+    try:
+        with open(path, "rb") as file:
+            if tail is not None and (size := path.stat().st_size) > tail:
+                file.seek(size - tail)
+                file.readline()
+            return file.read()
+    except FileNotFoundError:
+        if not optional:
+            run.problems.append(f"{name} is missing")
+    except OSError as error:
+        run.problems.append(f"{name} cannot be read ({error.strerror})")
+    return None
+
+
+def _mapping(path: Path, run: RunData) -> Mapping[str, Any]:
+    data = _bytes(path, run)
+    if data is None:
+        return {}
+    try:
+        value = json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        run.problems.append(f"{path.name} is damaged")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _lines(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> Iterator[dict[str, Any]]:
+    data = _bytes(path, run, optional=optional, tail=tail)
+    damaged = 0
+    for line in (data or b"").split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            damaged += 1
+            continue
+        if isinstance(value, dict):
+            yield value
+    if damaged:
+        run.problems.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out")
+
+
+def _steps(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    # A step that was done again after a resume counts once, with its last row.
+    rows = {int(step): row for row in lines if (step := number(row.get("step"))) is not None}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    last = -1.0
+    kept: list[dict[str, Any]] = []
+    for row in lines:
+        step = number(row.get("step"))
+        if step is None or step < last:
+            continue
+        if step > last:
+            last, kept = step, []
+        kept.append(row)
+    return kept
+
+
+def _texts(path: Path, run: RunData) -> list[dict[str, Any]]:
+    rows = _mapping(path, run).get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

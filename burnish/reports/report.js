@@ -1,0 +1,61 @@
+(() => {
+  "use strict";
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const places = [...document.querySelectorAll("[data-figure]")];
+  let ready = false;
+
+  // "$blue" in a figure is the style sheet's --blue, so light, dark and print need no second copy of the figures.
+  const painted = (value, style) => {
+    if (typeof value === "string") return value.startsWith("$") ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
+    if (Array.isArray(value)) return typeof value[0] === "object" ? value.map((item) => painted(item, style)) : value;
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, painted(item, style)]));
+    return value;
+  };
+
+  const axis = (more) => ({
+    automargin: true, gridcolor: "$grid", linecolor: "$rule", zerolinecolor: "$rule", tickcolor: "$rule",
+    exponentformat: "e", fixedrange: true, ...more,
+  });
+
+  const draw = (place) => {
+    if (!ready || place.offsetWidth === 0) return;
+    const style = getComputedStyle(document.documentElement);
+    const figure = figures[Number(place.dataset.figure)];
+    const layout = {
+      ...figure.layout,
+      font: { family: style.getPropertyValue("--sans"), size: 11.5, color: "$muted" },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 44, r: 10, t: figure.layout.showlegend ? 26 : 8, b: 28 },
+      hovermode: "x unified", dragmode: false,
+      hoverlabel: { bgcolor: "$paper", bordercolor: "$rule", font: { color: "$ink" } },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", font: { color: "$muted" } },
+      xaxis: axis({ showgrid: false, rangemode: "nonnegative", nticks: 8, tickformat: "d", hoverformat: "d" }),
+      yaxis: axis({ nticks: 6, zeroline: false, ...(figure.layout.yaxis || {}) }),
+    };
+    // react() may keep parts of what it is given, so it gets its own copy each time.
+    window.Plotly.react(place, painted(figure.data, style), painted(layout, style), { displayModeBar: false, responsive: true });
+  };
+  const drawAll = () => places.forEach(draw);
+
+  const load = async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
+    const source = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    const script = document.createElement("script");
+    script.textContent = source;
+    document.head.append(script);
+    if (!window.Plotly) throw new Error("the chart library did not start");
+    places.forEach((place) => place.replaceChildren());
+    ready = true;
+    drawAll();
+    document.documentElement.dataset.charts = "drawn";
+  };
+
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", drawAll);
+  for (const fold of document.querySelectorAll("details")) fold.addEventListener("toggle", () => fold.querySelectorAll("[data-figure]").forEach(draw));
+  if (places.length)
+    load().catch((error) => {
+      document.documentElement.dataset.charts = "failed";
+      places.forEach((place) => { place.textContent = "This browser cannot draw the charts (" + error.message + "); the numbers are in the table below."; });
+    });
+})();
