@@ -78,9 +78,9 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
     if model in names():
         return model_folder(model, offline=offline, observer=observer)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return check_model_folder(path)
-    if path.exists():
+    if model and path.exists():
         raise InputError(f"model '{model}' is a file: name the folder that holds config.json and *.safetensors")
     parts = model.split("/")
     # A hub id has at most one slash; "runs/model" is meant as a path where there is a folder "runs".
@@ -153,8 +153,8 @@ def _check_shard(shard: Path) -> None:
     try:
         with shard.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(length)) if length <= size - 8 else None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"] if header else []
+            header: Any = json.loads(file.read(length)) if length <= size - 8 else None
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         header, ends, length = None, [], 0
     if header is None:
