@@ -1,0 +1,107 @@
+"""Alarms ring when a reward is gamed, and only then."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from burnish.rewards.guards import diversity_alarm, evaluation_alarms, text_diversity
+
+
+def rows(rewards: list[float], diversity: list[float]) -> list[dict[str, float]]:
+    return [
+        {"step": step, "reward/mean": r, "diversity/distinct_2": d}
+        for step, (r, d) in enumerate(zip(rewards, diversity, strict=True))
+    ]
+
+
+def test_text_diversity_by_hand() -> None:
+    # Words: a b a | a b. Distinct 2 of 5; bigrams ab ba ab: 2 of 3; longest repeats 1 of 2 and 0 of 1.
+    assert text_diversity(["a b a", "A b"]) == pytest.approx(
+        {"diversity/distinct_1": 2 / 5, "diversity/distinct_2": 2 / 3, "diversity/longest_repeat": 0.25}
+    )
+    # Chinese counts by character: 我 我 爱.
+    assert text_diversity(["我我爱"])["diversity/distinct_1"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", " "]])
+def test_silence_is_not_diverse(texts: list[str]) -> None:
+    assert set(text_diversity(texts).values()) == {0.0}
+
+
+def test_alarm_when_reward_rises_while_diversity_collapses() -> None:
+    message = diversity_alarm(rows([0.1, 0.1, 0.1, 0.9, 0.9], [1.0, 1.0, 0.9, 0.5, 0.5]), drop=0.1, window=2)
+    assert message is not None
+    assert "rose from 0.1 to 0.9" in message and "from 1.000 to 0.500 (-50%)" in message
+
+
+@pytest.mark.parametrize(
+    ("rewards", "diversity", "reason"),
+    [
+        ([0.1, 0.1, 0.9, 0.9], [1.0, 1.0, 0.92, 0.92], "diversity fell by less than the drop"),
+        ([0.9, 0.9, 0.1, 0.1], [1.0, 1.0, 0.5, 0.5], "the reward fell"),
+        ([0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 0.5, 0.5], "the reward stood still"),
+        # Window means 0.5 and 0.6; variances 0.5 and 0.5; 2 sqrt((0.5 + 0.5) / 2) = 1.41.
+        ([0.0, 1.0, 0.1, 1.1], [1.0, 1.0, 0.5, 0.5], "the rise is within the noise"),
+        ([0.1, 0.9, 0.9], [1.0, 0.5, 0.5], "the windows would overlap"),
+        ([0.1, 0.1, 0.9, 0.9], [0.0, 0.0, 0.0, 0.0], "there was no diversity to lose"),
+    ],
+)
+def test_no_alarm(rewards: list[float], diversity: list[float], reason: str) -> None:
+    assert diversity_alarm(rows(rewards, diversity), drop=0.1, window=2) is None, reason
+
+
+def test_rows_without_the_keys_are_passed_over() -> None:
+    history = [{"step": 0.0}, *rows([0.0, 1.0], [1.0, 0.1]), {"held_out/reward": 1.0}]
+    assert diversity_alarm(history, drop=0.1, window=1) is not None
+    assert diversity_alarm([], drop=0.1, window=1) is None
+    assert diversity_alarm(history, drop=0.1, window=0) is None
+
+
+def test_noise_alone_seldom_alarms() -> None:
+    # The reward is noise, the diversity has collapsed: only a rise by chance can ring. Two standard errors, one side,
+    # five steps a window (8 degrees of freedom): about 4%.
+    rng = random.Random(0)
+    diversity = [1.0] * 5 + [0.5] * 5
+    alarms = sum(
+        diversity_alarm(rows([rng.gauss(0, 1) for _ in range(10)], diversity), drop=0.1, window=5) is not None
+        for _ in range(2000)
+    )
+    assert 0.02 < alarms / 2000 < 0.06
+
+
+def metric(before: float, after: float, low: float, high: float) -> dict[str, object]:
+    return {"before": before, "after": after, "difference": after - before, "interval": [low, high], "p_value": 0.01}
+
+
+GOOD = {
+    "reward": metric(0.1, 0.5, 0.3, 0.5),
+    "distinct_2": metric(0.9, 0.85, -0.06, -0.04),
+    "bleu": metric(1.0, 1.5, -0.1, 1.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, []),
+        ({"distinct_2": metric(0.9, 0.8, -0.2, 0.0)}, ["distinct-2 fell from 0.900 to 0.800 (-11%)"]),
+        ({"distinct_2": metric(0.9, 0.5, -0.5, -0.3), "reward": metric(0.1, 0.5, -0.1, 0.9)}, []),
+        ({"bleu": metric(1.5, 1.0, -0.9, -0.1)}, ["BLEU fell from 1.50 to 1.00"]),
+        ({"bleu": metric(1.5, 1.0, -0.9, 0.1)}, []),
+        (
+            {"bleu": metric(1.5, 1.0, -0.9, -0.1), "distinct_2": metric(0.9, 0.5, -0.5, -0.3)},
+            ["distinct-2 fell from 0.900 to 0.500 (-44%)", "BLEU fell"],
+        ),
+    ],
+)
+def test_evaluation_alarms(change, expected: list[str]) -> None:
+    alarms = evaluation_alarms(GOOD | change)
+    assert len(alarms) == len(expected)
+    assert all(part in alarm for part, alarm in zip(expected, alarms, strict=True))
+
+
+def test_evaluation_alarms_need_only_what_is_there() -> None:
+    assert evaluation_alarms({}) == []
+    assert evaluation_alarms({"reward": GOOD["reward"]}) == []

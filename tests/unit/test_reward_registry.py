@@ -1,0 +1,173 @@
+"""The contract that a reward's signature states, and how rewards are found."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.registry import Registry
+from burnish.rewards.registry import REWARDS, reward, reward_function
+from burnish.types import Completion, Prompt
+
+
+def answer(text: str, reference: str | None = None) -> Completion:
+    return Completion(Prompt("p", "question", reference=reference), (0,), (1,), text, (0.0,), "stop")
+
+
+@pytest.fixture
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+
+
+def test_arguments_are_filled_by_name_not_by_position() -> None:
+    def mixed(text, completion, reference, prompt):
+        return len(text) + 10 * (completion.text == text) + 100 * (reference == "r") + 1000 * (prompt.id == "p")
+
+    assert reward_function("mixed", mixed)([answer("abc", "r")]) == [1113]
+
+
+def test_plurals_make_a_batch_reward() -> None:
+    def batch(references, texts, completions, prompts):
+        return [len(t) + (r == "r") for t, r, _, _ in zip(texts, references, completions, prompts, strict=True)]
+
+    made = reward_function("batch", batch)
+    assert made.batch
+    assert made([answer("abc", "r"), answer("a")]) == [4, 1]
+
+
+@pytest.mark.parametrize("plural", [False, True])
+def test_the_reference_policy_reaches_who_names_it(plural: bool) -> None:
+    policy = object()
+
+    def one(text, reference_policy):
+        return float(reference_policy is policy)
+
+    def many(texts, reference_policy):
+        return [float(reference_policy is policy) for _ in texts]
+
+    made = reward_function("x", many if plural else one)
+    assert made.batch == plural
+    assert made([answer("a")], reference_policy=policy) == [1.0]
+
+
+def test_keyword_only_arguments_are_options() -> None:
+    def scaled(text, *, factor: float = 2.0, mode: str = "length", strict: bool = False, limit: int | None = None):
+        return factor * len(text)
+
+    made = reward_function("scaled", scaled)
+    assert made.options == {"factor": 2.0, "mode": "length", "strict": False, "limit": None}
+    assert made([answer("abc")], factor=3.0) == [9.0]
+    made.check_options({"factor": 3, "mode": "words", "strict": True, "limit": 7})
+    for wrong in ({"factor": "3"}, {"factor": True}, {"mode": 1}, {"strict": 1}):
+        with pytest.raises(InputError, match="must be of the kind of its default"):
+            made.check_options(wrong)
+    with pytest.raises(InputError, match=r"no option 'facto' \(did you mean 'factor'\?\); known: use, .*factor"):
+        made.check_options({"facto": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda txt: 0, r"nothing is called 'txt' \(did you mean 'text'\?\); it may name completion, prompt"),
+        (lambda text, factor=1: 0, r"nothing is called 'factor'.*options come after a \*"),
+        (lambda text, *, factor: 0, r"nothing is called 'factor'"),
+        (lambda text, texts: 0, "names both text and texts: take one completion, or all of them"),
+        (lambda reference_policy: 0, "names neither a completion nor completions"),
+        (lambda: 0, "names neither"),
+        (lambda *text: 0, r"'\*text' has no name to be filled by"),
+        (lambda text, **rest: 0, r"'\*\*rest' has no name to be filled by"),
+        (lambda text, /: 0, "has no name to be filled by"),
+        (len, "has no name to be filled by"),
+        ("bleu", "reward 'bad' is no function but a str"),
+    ],
+)
+def test_signatures_that_cannot_be_filled(function, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reward_function("bad", function)
+
+
+def test_summary_is_the_first_line() -> None:
+    def documented(text):
+        """Says it shortly.
+
+        And then at length.
+        """
+
+    assert reward_function("x", documented).summary == "Says it shortly."
+    assert reward_function("x", lambda text: 0).summary == ""
+
+
+def test_a_callable_object_is_a_reward() -> None:
+    class Longer:
+        def __init__(self, than: int) -> None:
+            self.than = than
+
+        def __call__(self, text: str) -> bool:
+            return len(text) > self.than
+
+    assert reward_function("longer", Longer(2))([answer("abc"), answer("a")]) == [True, False]
+
+
+def test_the_decorator_registers_and_gives_back_the_function(own_names: None) -> None:
+    @reward
+    def first_of_its_kind(text):
+        return 1.0
+
+    @reward(name="second-of-its-kind")
+    def other(text):
+        return 2.0
+
+    assert first_of_its_kind("anything") == 1.0
+    assert REWARDS.get("first_of_its_kind").function is first_of_its_kind
+    assert REWARDS.get("second-of-its-kind").function is other
+    assert {"first_of_its_kind", "second-of-its-kind"} <= set(REWARDS.names())
+    assert "other" not in REWARDS
+
+
+@pytest.mark.parametrize("name", ["bleu", "mine_alone"])
+def test_a_taken_name_is_refused(own_names: None, name: str) -> None:
+    reward(name="mine_alone")(lambda text: 1.0)
+    with pytest.raises(InputError, match=f"a reward named '{name}' is registered already"):
+        reward(name=name)(lambda text: 1.0)
+
+
+def test_what_burnish_ships_can_be_got_by_name(own_names: None) -> None:
+    for name in ("bleu", "exact", "perplexity", "repetition"):
+        made = REWARDS.get(name)
+        assert made.name == name and made.summary
+        assert REWARDS.get(name) is made
+    assert REWARDS.get("perplexity").options == {"form": "log", "worst": 1000.0}
+
+
+def test_a_miss_lists_the_choices() -> None:
+    with pytest.raises(InputError, match=r"no reward named 'perplexty' \(did you mean 'perplexity'\?\); known: bleu"):
+        REWARDS.get("perplexty")
+
+
+def test_a_dotted_path_reaches_a_file_beside_the_user(own_names, tmp_path, monkeypatch) -> None:
+    (tmp_path / "rewards_of_mine.py").write_text("def short(text):\n    return -len(text)\n\nlevel = 3\n")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    try:
+        assert REWARDS.get("rewards_of_mine:short")([answer("abc")]) == [-3]
+        assert sys.path == path
+        with pytest.raises(InputError, match=r"'rewards_of_mine' has no 'shor' \(did you mean 'short'\?\)"):
+            REWARDS.get("rewards_of_mine:shor")
+        with pytest.raises(InputError, match="is no function but a int"):
+            REWARDS.get("rewards_of_mine:level")
+        with pytest.raises(InputError, match=r"cannot import 'rewards_of_nobody'.*run from the folder that holds it"):
+            REWARDS.get("rewards_of_nobody:short")
+    finally:
+        sys.modules.pop("rewards_of_mine", None)
+
+
+def test_registering_goes_before_importing() -> None:
+    registry: Registry[object] = Registry("thing", {"shipped": "nowhere.at.all:x"})
+    assert registry.names() == ["shipped"]
+    entry = object()
+    assert registry.add("own", entry) is entry
+    assert registry.get("own") is entry
+    assert registry.names() == ["own", "shipped"]
