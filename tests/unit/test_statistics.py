@@ -128,7 +128,7 @@ def test_distinct_of_silence() -> None:
 
 # sacrebleu ----------------------------------------------------------------------------------------------------------
 
-REFERENCES = ["the cat sat on the mat now", "a dog ran over the old bridge", "he read the book at night", "it rained"] * 4
+REFERENCES = ["the cat sat on a mat", "a dog ran over the old bridge", "he read the book at night", "it rained"] * 4
 WORSE = ["the cat is on a mat today", "a dog ran in the old house", "he saw the book at noon", "it snowed"] * 4
 BETTER = ["the cat sat on the mat now", "a dog ran over the bridge", "he read the book at noon", "it rained a bit"] * 4
 
