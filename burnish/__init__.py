@@ -38,7 +38,7 @@ _HOMES = {
     "train": "burnish.api",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - the names are strings, sorted once
+__all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

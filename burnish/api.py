@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.backends.local import build, environment
+from burnish.algorithms.presets import PRESETS
+from burnish.backends.local import build, environment, task_prompts
+from burnish.catalogue import entries
+from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
-from burnish.loop import Session
+from burnish.evaluation.held_out import Measurement, compare, measure, summary
+from burnish.generation.batched import BatchedSampler
+from burnish.loop import HELD_OUT_SEED, Session
+from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer
-from burnish.recipe import Recipe, load_recipe
+from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
+from burnish.registry import nearest
+from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
+from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
+from burnish.tasks.registry import TASKS
+from burnish.types import Completion, Prompt, SamplingParams
 
 RewardName = str | Callable[..., Any]
 
@@ -75,13 +88,12 @@ def train(
     else:
         if recipe is None:
             raise InputError("name a recipe, or a run folder to resume")
-        run = Run.create(chosen := _recipe(recipe, rewards, overrides, changes), run_dir and Path(run_dir), environment(chosen))
+        chosen = _recipe(recipe, rewards, overrides, changes)
+        run = Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
     try:
         read = load_recipe(run.folder / "recipe.toml")
         learner, held_out = build(read, offline=offline, observer=watcher)
         evaluation = Session(learner, run, watcher, held_out).work()
-        from burnish.reports.html import write_report
-
         return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
     finally:
         run.close()
@@ -110,3 +122,127 @@ def _reward_name(key: RewardName) -> str:
 
         reward(key)
     return name
+
+
+def evaluate(
+    model: str,
+    *,
+    against: str | None = None,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "news",
+    overrides: Sequence[str] = (),
+    offline: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Measures a model on a recipe's held-out prompts; with ``against``, compares two, paired.
+
+    Perplexity is under the recipe's own model, so that two measurements have one judge.
+
+    Returns:
+        Metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``) and so on.
+    """
+    chosen = _recipe(recipe, None, overrides, {})
+    if chosen.policy.use != "causal_lm":
+        raise InputError(f"recipe '{chosen.name}' trains a table: evaluate measures language models")
+    watcher = observer or make_observer()
+    settings = chosen.evaluation
+    judge = _language_model(chosen.policy.model, chosen, offline, watcher)
+    _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
+
+    def measured(name: str) -> Measurement:
+        policy = _language_model(name, chosen, offline, watcher)
+        policy.reference = judge
+        scorer = Combination.from_recipe(chosen.reward, judge)
+        return measure(
+            policy, BatchedSampler(policy), scorer, prompts, sampling=chosen.sampling.params,
+            samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
+        )  # fmt: skip
+
+    found = measured(model)
+    if against is None:
+        return dict(summary(found, bleu_tokenize=settings.bleu_tokenize))
+    return compare(
+        measured(against), found, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
+    )  # fmt: skip
+
+
+def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
+    run_model = Path(name) / "model"
+    source = (
+        run_model if (Path(name) / "recipe.toml").is_file() else resolve_model(name, offline=offline, observer=observer)
+    )
+    return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline)
+
+
+def generate(
+    model: str, prompt: str, *, samples: int = 1, sampling: SamplingParams, seed: int = 0, offline: bool = False
+) -> Sequence[Completion]:
+    """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
+    source = (
+        Path(name)
+        if (Path(name := f"{model}/model") / "config.json").is_file()
+        else resolve_model(model, offline=offline)
+    )
+    sampler = BatchedSampler(load_model(source, offline=offline))
+    groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
+    return groups[0].completions
+
+
+def score(
+    texts: Sequence[str],
+    *,
+    rewards: Sequence[str],
+    prompt: str = "",
+    reference: str | None = None,
+    model: str = "smollm2-135m",
+    offline: bool = False,
+) -> list[dict[str, Any]]:
+    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks."""
+    needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
+    judge = load_model(resolve_model(model, offline=offline), offline=offline) if needed else None
+    asked = Prompt("prompt", prompt, reference)
+    completions = []
+    for text in texts:
+        ids = judge.encode(text) if judge else ()
+        completions.append(Completion(asked, judge.encode_prompt(asked) if judge else (), ids, text, (), "stop"))
+    sections = [RewardSection(use=name) for name in rewards]
+    found = Combination.from_recipe(sections, judge).score(completions)
+    return [
+        {"text": text, "parts": {name: float(values[place]) for name, values in found.parts.items()}}
+        for place, text in enumerate(texts)
+    ]
+
+
+def listing(what: str) -> list[dict[str, str]]:
+    """Names of one kind with a line about each. Raises InputError where there is no such kind."""
+    kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "algorithms": lambda: [(name, f"{preset.when} ({preset.paper})") for name, preset in PRESETS.items()],
+        "rewards": lambda: [(name, REWARDS.get(name).summary) for name in REWARDS.names()],
+        "tasks": lambda: [(name, _first_line(TASKS.get(name))) for name in TASKS.names()],
+        "models": lambda: _catalogue("model"),
+        "data": lambda: _catalogue("data"),
+        "recipes": lambda: [(name, _first_comment(path)) for name, path in shipped().items()],
+    }
+    if what not in kinds:
+        raise InputError(f"cannot list '{what}'{nearest(what, kinds)}: {', '.join(kinds)}")
+    return [{"name": name, "summary": text} for name, text in kinds[what]()]
+
+
+def _catalogue(kind: entries.Kind) -> list[tuple[str, str]]:
+    found = [entries.lookup(name) for name in entries.names(kind)]
+    return [(entry.name, f"{entry.description}; from {entry.requirement}, {entry.licence}") for entry in found]
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ") if first.startswith("#") else ""
+
+
+def train_toy(seed: int = 0) -> list[float]:
+    """Trains the known table in a folder that is thrown away; the mean reward of each step."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = train("toy", seed=seed, run_dir=Path(folder) / "toy", observer=make_observer(quiet=True))
+        return [float(row["reward/mean"]) for row in result.metrics]

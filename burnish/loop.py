@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,15 @@ from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Policy
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms
-from burnish.run import Checkpoint, Run, write_json
+from burnish.run import Checkpoint, Run, write_json, write_text
 from burnish.training import Learner, train_step
 from burnish.types import Prompt
 
 HELD_OUT_SEED = 1
 """Mixed into the seed of held-out samples. It does not change with the step, so before and after share their numbers."""
+
+EQUAL_REWARDS = 5
+"""Steps in a row without any difference between rewards before somebody is told."""
 
 
 class Interrupted(BurnishError):
@@ -64,7 +65,7 @@ class Session:
                 report = train_step(self.learner)
                 metrics = report.metrics
                 if recipe.evaluation.every and report.metrics["step"] % recipe.evaluation.every == 0:
-                    found = summary(self._measure())
+                    found = summary(self._measure(), bleu_tokenize=recipe.evaluation.bleu_tokenize)
                     metrics = {**metrics, **{f"held_out/{name}": value for name, value in found.items()}}
                 self.run.append("samples.jsonl", report.samples)
                 self.run.append("metrics.jsonl", [metrics])
@@ -109,16 +110,18 @@ class Session:
     def _save(self) -> None:
         learner = self.learner
         state = {"baseline": learner.baseline}
-        self.run.save_checkpoint(learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep)
+        self.run.save_checkpoint(
+            learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep
+        )
 
     def _measured(self, when: str) -> Measurement:
         """The held-out measurement of that name, from the folder where it was made already."""
         path = self.run.folder / "evaluation" / f"{when}.json"
         if when == "before" and path.exists():
-            return Measurement.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return Measurement.from_json(path.read_text(encoding="utf-8"))
         self.observer.message(f"measuring {len(self.held_out)} held-out prompts {when} training")
         found = self._measure()
-        write_json(path, found.to_json())
+        write_text(path, found.to_json())
         return found
 
     def _measure(self) -> Measurement:
@@ -137,7 +140,10 @@ class Session:
 
     def _conclude(self, before: Measurement, after: Measurement) -> dict[str, dict[str, Any]]:
         recipe = self.learner.recipe
-        evaluation = compare(before, after, resamples=recipe.evaluation.resamples, seed=recipe.seed)
+        settings = recipe.evaluation
+        evaluation = compare(
+            before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
+        )
         write_json(self.run.folder / "evaluation.json", evaluation)
         for text in evaluation_alarms(evaluation, drop=recipe.guards.diversity_drop):
             self._warn(recipe.steps, text)
@@ -149,9 +155,9 @@ class Session:
         # Once it is said it stands in the report; saying it at each step would bury everything else.
         if alarm and not self.run.rows("warnings.jsonl"):
             self._warn(history[-1]["step"], alarm)
-        waits = [row["reward/std"] for row in history[-5:]]
-        if len(waits) == 5 and statistics.fmean(waits) == 0:
-            text = "all rewards of the last 5 steps were equal, so there is nothing to learn from: the reward does not tell these samples apart"
+        recent = history[-EQUAL_REWARDS:]
+        if len(recent) == EQUAL_REWARDS and all(row["reward/std"] == 0 for row in recent):
+            text = f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
             if all(row["text"] != text for row in self.run.rows("warnings.jsonl")):
                 self._warn(history[-1]["step"], text)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores, TokenStats
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@runtime_checkable
 class LanguageModel(Protocol):
     """Anything that can say how probable a given completion is."""
 
@@ -32,14 +31,17 @@ class LanguageModel(Protocol):
         ...
 
 
-@runtime_checkable
-class Policy(LanguageModel, Protocol):
-    """What is trained."""
+class Judged(LanguageModel, Protocol):
+    """A language model with one that its texts are judged by."""
 
     @property
     def reference(self) -> LanguageModel:
-        """The frozen policy that training started from."""
+        """Frozen; of a trained policy, the policy that training started from."""
         ...
+
+
+class Policy(Judged, Protocol):
+    """What is trained."""
 
     def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
         """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes."""

@@ -20,7 +20,9 @@ from burnish.registry import nearest
 from burnish.types import SamplingParams
 
 # In a wheel the recipes lie inside the package, in a checkout beside it.
-RECIPES = next(folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir())
+RECIPES = next(
+    folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
+)
 
 
 class Section(BaseModel):
@@ -149,6 +151,8 @@ class Evaluation(Section):
     samples_per_prompt: int = Field(1, ge=1)
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples behind each interval."""
+    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
+    """sacrebleu's tokenizer for corpus BLEU; "zh" for Chinese."""
 
 
 class Checkpoint(Section):
@@ -232,7 +236,9 @@ def load_recipe(
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path}: not valid TOML: {error}") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+            raise InputError(
+                f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+            ) from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     for override in overrides:
@@ -303,7 +309,7 @@ def _explain(error: ValidationError) -> str:
         known = _known_keys(first["loc"][:-1])
         return f"unknown key '{path}'{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(known)}{more}"
     if first["type"] == "missing":
-        hint = ": add a [[reward]] table, for instance use = \"bleu\"" if path == "reward" else ""
+        hint = ': add a [[reward]] table, for instance use = "bleu"' if path == "reward" else ""
         return f"'{path}' is missing{hint}{more}"
     message = re.sub(r"^Value error, ", "", first["msg"])
     if first["type"] == "value_error":
@@ -320,7 +326,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if field is None:
             break
         model = next(
-            (kind for kind in _classes(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)), model
+            (kind for kind in _classes(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)),
+            model,
         )
     return list(model.model_fields)
 

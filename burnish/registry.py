@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" where a choice is close to the name, else an empty string."""
+    """ " (did you mean 'x'?)" where a choice is close to the name, else an empty string."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
@@ -41,10 +41,18 @@ class Registry(Generic[T]):
         self._builtin = dict(builtin or {})
         self._wrap = wrap
         self._entries: dict[str, T] = {}
+        self._paths: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Registers under a new name. Raises InputError where the name is taken by something else."""
-        if name in self._entries or name in self._builtin:
+        """Registers under a new name.
+
+        What was defined again under the same module and qualified name (a notebook cell run twice) replaces the old.
+
+        Raises:
+            InputError: the name is taken by something else.
+        """
+        same = name in self._entries and _origin(self._entries[name]) == _origin(entry)
+        if (name in self._entries and not same) or name in self._builtin:
             raise InputError(f"a {self.kind} named '{name}' is registered already: choose another name")
         self._entries[name] = entry
         return entry
@@ -63,8 +71,11 @@ class Registry(Generic[T]):
             return self._entries[name]
         if name in self._builtin:
             return self._loaded(name, import_object(self._builtin[name], self.kind))
+        if name in self._paths:
+            return self._paths[name]
         if ":" in name:
-            return self._loaded(name, import_object(name, self.kind))
+            self._paths[name] = self._wrapped(name, import_object(name, self.kind))
+            return self._paths[name]
         for point in entry_points(group=f"burnish.{self.kind}s"):
             if point.name == name:
                 return self._loaded(name, point.load())
@@ -75,9 +86,16 @@ class Registry(Generic[T]):
         )
 
     def _loaded(self, name: str, found: object) -> T:
-        entry = self._wrap(name, found) if self._wrap else cast("T", found)
-        self._entries[name] = entry
-        return entry
+        self._entries[name] = self._wrapped(name, found)
+        return self._entries[name]
+
+    def _wrapped(self, name: str, found: object) -> T:
+        return self._wrap(name, found) if self._wrap else cast("T", found)
+
+
+def _origin(entry: object) -> tuple[object, object]:
+    function = getattr(entry, "function", entry)
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", id(entry))
 
 
 def import_object(path: str, kind: str = "object") -> object:

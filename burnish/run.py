@@ -45,7 +45,9 @@ class Checkpoint:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to go on from an older one") from error
+            raise InputError(
+                f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to go on from an older one"
+            ) from error
         return found
 
 
@@ -58,7 +60,9 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"{folder}: another process is working on this run; wait for it or stop it first") from error
+            raise InputError(
+                f"{folder}: another process is working on this run; wait for it or stop it first"
+            ) from error
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, environment: Mapping[str, Any] | None = None) -> Run:
@@ -117,7 +121,9 @@ class Run:
                 found.append(Checkpoint(int(match[1]), path))
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
-    def save_checkpoint(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int) -> Checkpoint:
+    def save_checkpoint(
+        self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int
+    ) -> Checkpoint:
         """Writes checkpoints/step-N in one piece, then lets go of all but the newest ``keep``.
 
         Args:
@@ -130,7 +136,9 @@ class Run:
         if target.exists():
             # Whole already, and the same bits: an interrupt came right after it was written.
             return Checkpoint(step, target)
-        with explained(f"cannot save {target}", then=f"make room, then go on with: burnish train --resume {self.folder}"):
+        with explained(
+            f"cannot save {target}", then=f"make room, then go on with: burnish train --resume {self.folder}"
+        ):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 (temporary / "model").mkdir(parents=True)

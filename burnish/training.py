@@ -162,7 +162,9 @@ def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) ->
     drawn = []
     for place in range((step - 1) * count, step * count):
         epoch, position = divmod(place, len(prompts))
-        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1, epoch]))).permutation(len(prompts))
+        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1, epoch]))).permutation(
+            len(prompts)
+        )
         drawn.append(prompts[order[position]])
     return drawn
 

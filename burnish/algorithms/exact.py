@@ -42,9 +42,9 @@ class Sequences:
 def all_sequences(vocabulary: int, max_length: int, end: int) -> Sequences:
     """Every sequence that can come out: those that end with ``end`` and those cut at ``max_length``."""
     others = [token for token in range(vocabulary) if token != end]
-    found = [
-        (*body, end) for length in range(max_length) for body in itertools.product(others, repeat=length)
-    ] + list(itertools.product(others, repeat=max_length))
+    found = [(*body, end) for length in range(max_length) for body in itertools.product(others, repeat=length)] + list(
+        itertools.product(others, repeat=max_length)
+    )
     tokens = torch.zeros(len(found), max_length, dtype=torch.long)
     mask = torch.zeros(len(found), max_length, dtype=torch.bool)
     for row, sequence in enumerate(found):

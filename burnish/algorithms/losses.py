@@ -25,7 +25,9 @@ def clipped_ratio(
     return -(ratio * advantages).minimum(clipped * advantages)
 
 
-def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+def clip_fraction(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2
+) -> Tensor:
     """Share of tokens whose gradient the clip of ``clipped_ratio`` takes away; a scalar."""
     ratio = (logprobs - old_logprobs).exp()
     return (((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))).to(ratio.dtype).mean()

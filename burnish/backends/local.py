@@ -42,7 +42,7 @@ class Remembering:
         if missing:
             found = self._inner.token_logprobs(list(missing.values()), temperature)
             lengths = [len(completion.token_ids) for completion in missing.values()]
-            fresh = dict(zip(missing, found.split(lengths), strict=True))
+            fresh = dict(zip(missing, torch.split(found, lengths), strict=True))
             # What was not asked for this time belongs to an earlier step.
             self._known = {**{key: self._known[key] for key in keys if key in self._known}, **fresh}
         return torch.cat([self._known[key] for key in keys]) if keys else torch.zeros(0)
@@ -56,17 +56,25 @@ def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = 
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    task = TASKS.get(recipe.task.use)(**recipe.task.options)
-    prepare: Callable[..., None] | None = getattr(task, "prepare", None)
-    if prepare is not None:
-        prepare(offline=offline, observer=observer)
-    train, held_out = prompts_of(task, recipe.task.use)
+    train, held_out = task_prompts(recipe, offline=offline, observer=observer)
     policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     scorer = Combination.from_recipe(recipe.reward, policy.reference)
     learner = Learner(
         recipe, policy, sampler, scorer, train, PRESETS[recipe.algorithm.use], optimizer_for(policy, recipe.optimizer)
     )  # fmt: skip
-    return learner, held_out[: recipe.evaluation.prompts]
+    return learner, held_out
+
+
+def task_prompts(
+    recipe: Recipe, *, offline: bool = False, observer: Observer | None = None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts of the recipe's task, its data fetched where that is needed."""
+    task = TASKS.get(recipe.task.use)(**recipe.task.options)
+    prepare: Callable[..., None] | None = getattr(task, "prepare", None)
+    if prepare is not None:
+        prepare(offline=offline, observer=observer)
+    train, held_out = prompts_of(task, recipe.task.use)
+    return train, held_out[: recipe.evaluation.prompts]
 
 
 def prompts_of(task: Task, name: str) -> tuple[list[Prompt], list[Prompt]]:
@@ -78,7 +86,9 @@ def prompts_of(task: Task, name: str) -> tuple[list[Prompt], list[Prompt]]:
         if len({prompt.id for prompt in prompts}) < len(prompts):
             raise InputError(f"task '{name}' gives two {side} prompts the same id: ids must be unique")
     if both := {prompt.id for prompt in train} & {prompt.id for prompt in held_out}:
-        raise InputError(f"task '{name}' has prompt '{min(both)}' on both sides: held-out prompts must not be trained on")
+        raise InputError(
+            f"task '{name}' has prompt '{min(both)}' on both sides: held-out prompts must not be trained on"
+        )
     return train, held_out
 
 

@@ -209,6 +209,8 @@ def _written(folder: Path, entry: CatalogueEntry) -> int:
     for place in (folder / "pip", folder / "wheels"):
         for parent, _, files in os.walk(place):
             for file in files:
+                if not file.endswith(".whl"):  # pip unpacks certificates beside it
+                    continue
                 try:
                     largest = max(largest, os.stat(os.path.join(parent, file)).st_size)
                 except OSError:  # pip moved it meanwhile

@@ -19,7 +19,7 @@ from burnish.rewards.fluency import negative_log_likelihoods
 from burnish.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:
-    from burnish.protocols import Observer, Policy, Sampler, Scorer
+    from burnish.protocols import Judged, Observer, Sampler, Scorer
 
 LONGEST_TRUTH = 512
 """Tokens of a reference that truth_perplexity reads at most: a whole article would not fit in one pass."""
@@ -110,7 +110,7 @@ def continuation(prompt: str, reference: str) -> str:
 
 
 def measure(
-    policy: Policy,
+    policy: Judged,
     sampler: Sampler,
     scorer: Scorer,
     prompts: Sequence[Prompt],
@@ -260,7 +260,7 @@ def _sample(completion: Completion, index: int, reward: float, parts: Mapping[st
     )
 
 
-def _truths(policy: Policy, sampled: Sequence[Completion]) -> list[Truth]:
+def _truths(policy: Judged, sampled: Sequence[Completion]) -> list[Truth]:
     """The true continuations, after the prompts as the sampler encoded them."""
     true: list[Completion] = []
     for completion in sampled:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +35,16 @@ class CausalModel:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch: int = 16) -> None:
-        self.model = model.eval()
+        self.model = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.batch = batch
+        self.reference: LanguageModel = self
+        """What the model's texts are judged by; itself, until somebody says otherwise."""
         self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return cast("torch.device", self.model.device)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -130,7 +132,7 @@ class _AdapterOff(CausalModel):
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        with self.model.disable_adapter():  # type: ignore[operator]
+        with self.model.disable_adapter():
             return super().token_logprobs(completions, temperature)
 
 
@@ -146,7 +148,6 @@ class CausalLM(CausalModel):
         super().__init__(model, tokenizer)
         self.base = base
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
-        self.reference: LanguageModel
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer)
         else:
@@ -191,11 +192,15 @@ class CausalLM(CausalModel):
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name not in weights or weights[name].shape != parameter.shape:
-                    raise InputError(f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder")
+                    raise InputError(
+                        f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder"
+                    )
                 parameter.copy_(weights[name])
 
 
-def load_model(source: str | Path, *, dtype: str = "float32", device: str = "auto", offline: bool = False) -> CausalModel:
+def load_model(
+    source: str | Path, *, dtype: str = "float32", device: str = "auto", offline: bool = False
+) -> CausalModel:
     """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
     A folder that holds a LoRA adapter loads its base and puts the adapter on it.
@@ -211,11 +216,18 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "aut
         )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return CausalModel(model.to(place), tokenizer)
+    moved: PreTrainedModel = model.to(place)  # type: ignore[arg-type]
+    return CausalModel(moved, tokenizer)
 
 
 def load_policy(
-    source: str | Path, *, lora: Any = None, dtype: str = "float32", device: str = "auto", offline: bool = False, seed: int = 0
+    source: str | Path,
+    *,
+    lora: Any = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    offline: bool = False,
+    seed: int = 0,
 ) -> CausalLM:
     """A policy to train, from a local folder or a hub id.
 
@@ -243,14 +255,14 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

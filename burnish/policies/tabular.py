@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from burnish.algorithms.exact import logits_of
+from burnish.algorithms.exact import all_sequences, logits_of
+from burnish.algorithms.verify import World
 from burnish.errors import InputError
 from burnish.generation.sampling import draw, sampling_logprobs, streams
 from burnish.protocols import LanguageModel
@@ -20,6 +21,18 @@ VOCABULARY = "我爱你。"
 START = len(VOCABULARY)
 PROBABILITIES = {START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}
 """Row -> token -> probability of the known world: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1."""
+
+
+def known_world() -> World:
+    """The world of ``burnish verify``: reward 1 for 我爱你。, 0 for the 120 other sequences; J = 0.5 * 0.8 * 0.6 = 0.24.
+
+    The reference of its KL terms is uniform but for the row that has probability 1, which it shares.
+    """
+    sequences = all_sequences(len(VOCABULARY), max_length=4, end=len(VOCABULARY) - 1)
+    wanted = torch.tensor([0, 1, 2, 3])
+    rewards = ((sequences.tokens == wanted) & sequences.mask).all(-1).double()
+    reference = logits_of({2: PROBABILITIES[2]}, len(VOCABULARY))
+    return World(logits_of(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY))
 
 
 class Table:

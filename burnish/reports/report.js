@@ -19,7 +19,7 @@
   });
 
   const draw = (place) => {
-    if (!ready || place.offsetWidth === 0) return;
+    if (!ready || place.closest("details:not([open])")) return;
     const style = getComputedStyle(document.documentElement);
     const figure = figures[Number(place.dataset.figure)];
     const layout = {

@@ -63,7 +63,9 @@ class RewardFunction:
                 raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known)}")
             default = self.options[key]
             kinds = (int, float) if isinstance(default, float) else type(default)
-            if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
+            if default is not None and (
+                not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+            ):
                 raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
 
     def __call__(
@@ -89,7 +91,13 @@ def reward_function(name: str, function: object) -> RewardFunction:
         raise InputError(f"reward '{name}' is no function but a {type(function).__name__}")
     arguments: list[str] = []
     options: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as error:
+        raise InputError(
+            f"reward '{name}': Python does not know its arguments; wrap it in a function of your own"
+        ) from error
+    for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
             options[parameter.name] = parameter.default
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):

