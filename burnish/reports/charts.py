@@ -1,8 +1,8 @@
 """The report's curves as plotly figures: plain dicts, since only plotly.js draws them.
 
 Colours are names such as ``$blue`` that the page's script replaces from its style sheet, so that one figure serves
-light, dark and print. The hues are told apart by colour-blind readers, and lines that share a chart differ in dash as
-well. No text of the run enters a figure, since plotly reads tags in it; titles are set by the page, escaped.
+light, dark and print. The hues are told apart by colour-blind readers, and lines that share a chart differ in dash or
+marker as well. No text of the run enters a figure, since plotly reads tags in it; titles are set by the page, escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ Row = Mapping[str, Any]
 Trace = dict[str, Any]
 
 MAX_POINTS = 800
-_LINES = (("$blue", "solid"), ("$orange", "dash"), ("$green", "dot"), ("$purple", "dashdot"))
+_FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
+_SHARE = {"yaxis": {"rangemode": "tozero", "tickformat": ".0%"}}
+_LINES = (("$blue", "solid", "circle"), ("$orange", "dash", "square"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +112,29 @@ def _policy(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
     yield from _simple(rows, "kl", "KL to the reference", used, "How far the policy has moved from where it started.")
     yield from _simple(rows, "entropy", "Entropy", used, "Nats a token; towards zero the policy stops exploring.")
     note = "Sampler against trainer on the same weights; about zero when all is well."
-    yield from _simple(rows, "mismatch_kl", "Mismatch KL", used, note)
-    yield from _simple(rows, "clip_fraction", "Clipped share", used)
+    yield from _simple(rows, "mismatch_kl", "Mismatch KL", used, note, layout=_FROM_ZERO)
+    yield from _simple(rows, "clip_fraction", "Clipped share", used, layout=_FROM_ZERO)
 
 
 def _text(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
     if _has(rows, "length/mean"):
         note = "Mean with a band of one standard deviation."
         yield Chart("Length in tokens", _figure(_band(rows, "length/mean", "length/std", "length")), note)
-    yield from _simple(rows, "truncated", "Truncated share", used, "Cut off at the token limit.", layout=_share())
+    yield from _simple(rows, "truncated", "Truncated share", used, "Cut off at the token limit.", layout=_SHARE)
     keys = [key for key in ("diversity/distinct_1", "diversity/distinct_2") if _has(rows, key)]
     if keys:
         names = {"diversity/distinct_1": "distinct-1", "diversity/distinct_2": "distinct-2"}
         traces = [_line(rows, key, names[key], index) for index, key in enumerate(keys)]
         note = "Share of different words and of different word pairs; falling means blander."
         yield Chart("Diversity", _figure(traces), note)
-    yield from _simple(rows, "diversity/longest_repeat", "Longest repeat", used)
+    yield from _simple(rows, "diversity/longest_repeat", "Longest repeat", used, layout=_FROM_ZERO)
     used |= {"length/mean", "length/std", *keys}
 
 
 def _optimisation(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
-    yield from _simple(rows, "grad_norm", "Gradient norm", used, "Before clipping.")
+    yield from _simple(rows, "grad_norm", "Gradient norm", used, "Before clipping.", layout=_FROM_ZERO)
     yield from _simple(rows, "loss", "Loss", used)
-    yield from _simple(rows, "learning_rate", "Learning rate", used)
+    yield from _simple(rows, "learning_rate", "Learning rate", used, layout=_FROM_ZERO)
 
 
 def _cost(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
@@ -147,8 +149,8 @@ def _cost(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
         used |= {"time/step", *(f"time/{phase}" for phase in phases)}
         layout = {"barmode": "stack", "bargap": 0.15}
         yield Chart("Seconds a step", _figure(bars, layout=layout, legend=True))
-    yield from _simple(rows, "tokens_per_second", "Tokens per second", used, layout={"yaxis": {"rangemode": "tozero"}})
-    yield from _simple(rows, "tokens", "Tokens a step", used, layout={"yaxis": {"rangemode": "tozero"}})
+    yield from _simple(rows, "tokens_per_second", "Tokens per second", used, layout=_FROM_ZERO)
+    yield from _simple(rows, "tokens", "Tokens a step", used, layout=_FROM_ZERO)
 
 
 def _simple(
@@ -174,16 +176,17 @@ def _steps(rows: Sequence[Row]) -> list[int]:
 
 
 def _line(rows: Sequence[Row], key: str, name: str, index: int = 0) -> Trace:
-    colour, dash = _LINES[index % len(_LINES)]
+    colour, dash, symbol = _LINES[index]
+    # Markers show single points between gaps; among many they only smear the line, and dashes tell lines apart.
+    marked = len(rows) <= 60
     return {
         "type": "scatter",
-        # Markers show single points between gaps; among many they only smear the line.
-        "mode": "lines+markers" if len(rows) <= 60 else "lines",
+        "mode": "lines+markers" if marked else "lines",
         "x": _steps(rows),
         "y": [_value(row, key) for row in rows],
         "name": name,
-        "line": {"color": colour, "dash": dash, "width": 2},
-        "marker": {"size": 4, "color": colour},
+        "line": {"color": colour, "dash": "solid" if marked else dash, "width": 2},
+        "marker": {"size": 4 if symbol == "circle" else 6, "color": colour, "symbol": symbol},
     }
 
 
@@ -219,6 +222,7 @@ def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str) -
         "name": "held-out",
         "line": {"color": "$orange", "width": 1.5, "dash": "dash"},
         "marker": {"color": "$orange", "size": 9, "symbol": "diamond"},
+        "cliponaxis": False,
     }
 
 
@@ -231,10 +235,6 @@ def _bar(rows: Sequence[Row], name: str, values: Sequence[float | None], index: 
         "name": name,
         "marker": {"color": colour, "line": {"width": 0}},
     }
-
-
-def _share() -> dict[str, Any]:
-    return {"yaxis": {"tickformat": ".0%", "rangemode": "tozero"}}
 
 
 def _figure(

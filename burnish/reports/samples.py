@@ -65,6 +65,11 @@ def visible(text: Any) -> str:
     return plain + (f" … ({left:,} more characters)" if left > 0 else "")
 
 
+def _set(text: Any) -> str:
+    # A continuation begins with the space that parts it from its prompt; set by itself it needs none.
+    return visible(text).removeprefix(" ")
+
+
 def pairs(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Pair]:
     """Rows joined by prompt and by the sample's place among that prompt's rows; rows without a partner are left out."""
     partners = {key: row for key, row in _keyed(after)}
@@ -72,7 +77,7 @@ def pairs(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]
     for key, row in _keyed(before):
         if (partner := partners.get(key)) is not None:
             label = visible(key[0]) + (f", sample {key[1] + 1}" if key[1] else "")
-            prompt, reference = visible(row.get("prompt")), visible(row.get("reference"))
+            prompt, reference = visible(row.get("prompt")), _set(row.get("reference"))
             found.append(Pair(label, prompt, reference, _text(row, "text"), _text(partner, "text")))
     return found
 
@@ -130,7 +135,7 @@ def _text(row: Mapping[str, Any], key: str) -> Text:
     if (advantage := number(row.get("advantage"))) is not None:
         notes.insert(0, f"advantage {advantage:+.2f}")
     return Text(
-        visible(row.get(key)),
+        _set(row.get(key)),
         number(row.get("reward")),
         [(visible(name), number(value)) for name, value in parts.items()] if isinstance(parts, Mapping) else [],
         row.get("finish_reason") == "length",

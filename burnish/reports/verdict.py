@@ -28,7 +28,7 @@ def verdict(run: RunData) -> str:
             start = f"Held-out reward went from {before} to {after}, without a test of whether that is more than chance"
         evidence = _evidence(entry)
         return start + (f" ({evidence})." if evidence else ".")
-    return f"Nothing is proved yet: this run has no comparison on held-out prompts. {_training(run)}".strip()
+    return f"Nothing is proved yet: this run holds no comparison of the reward on held-out prompts. {_training(run)}".strip()
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:
@@ -119,7 +119,10 @@ def _variety(evaluation: Mapping[str, Any]) -> str:
         )
         return f"The text became {plainer}{variety}. {_beyond_blandness(evaluation)}"
     if distinct == "down":
-        return f"The text became {poorer}, though not more predictable to the reference model."
+        plain = ", though not more predictable to the reference model" if perplexity else ""
+        return f"The text became {poorer}{plain}."
+    if not perplexity or not distinct:
+        return ""
     return "No sign of the model becoming blander: its text is neither clearly more predictable nor less varied."
 
 
@@ -139,7 +142,7 @@ def _length(evaluation: Mapping[str, Any]) -> str:
     if moved not in ("up", "down"):
         return ""
     return (
-        f"Answers became {'longer' if moved == 'up' else 'shorter'} ({_from_to(evaluation, 'length')} tokens), "
+        f"Answers became {'longer' if moved == 'up' else 'shorter'} ({_from_to(evaluation, 'length', ' tokens')}), "
         "which by itself moves perplexity, BLEU and distinct-n."
     )
 
@@ -154,12 +157,14 @@ def _difference(evaluation: Mapping[str, Any], metric: str) -> float | None:
     return number(entry.get("difference")) if isinstance(entry, Mapping) else None
 
 
-def _from_to(evaluation: Mapping[str, Any], metric: str) -> str:
-    entry = evaluation[metric]
+def _from_to(evaluation: Mapping[str, Any], metric: str, unit: str = "") -> str:
+    entry = evaluation.get(metric)
+    if not isinstance(entry, Mapping):
+        return wording.DASH
     places = wording.decimals(entry)
     before, after = number(entry.get("before")), number(entry.get("after"))
     share = f", {wording.fixed((after / before - 1) * 100, 0, sign=True)}%" if before and after is not None else ""
-    return f"{wording.fixed(before, places)} to {wording.fixed(after, places)}{share}"
+    return f"{wording.fixed(before, places)} to {wording.fixed(after, places)}{unit}{share}"
 
 
 def _and(words: list[str]) -> str:

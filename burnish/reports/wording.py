@@ -55,10 +55,13 @@ def printable(text: str) -> str:
 
 
 def title(metric: str) -> str:
-    """The metric in words."""
-    if metric.startswith("reward/"):
-        return f"reward: {printable(metric.removeprefix('reward/'))}"
-    return TITLES.get(metric) or printable(metric.replace("_", " "))
+    """The metric in words; a name that no one could read in a table is shortened."""
+    if metric in TITLES:
+        return TITLES[metric]
+    part = metric.startswith("reward/")
+    name = printable(metric.removeprefix("reward/") if part else metric.replace("_", " "))
+    name = name if len(name) <= 80 else f"{name[:79]}…"
+    return f"reward: {name}" if part else name
 
 
 def ordered(evaluation: Mapping[str, Any]) -> list[str]:

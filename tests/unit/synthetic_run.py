@@ -35,7 +35,7 @@ CHINESE = [
     ("记者昨日从市交通局获悉，连接老城与新区的第三条地铁线将于", "五月一日起试运行，初期每天开行二百四十列次。"),
 ]
 BEFORE = [
-    " and that's a lot of what you can do with this, the \"new\" thing is 17 (see also: banana republic).\n\n* A list\n* B",
+    ' and that\'s a lot of what you can do with this, the "new" thing is 17 (see: bananas).\n\n* A list\n* B',
     " in the way that purple committees often sing; nobody asked the lamp, said the lamp, whose brother owns a kayak.",
     "，这个问题我不太清楚 but maybe the answer 是：香蕉、铁路，还有三只会唱歌的猫。",
 ]
