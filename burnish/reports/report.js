@@ -29,7 +29,7 @@
       margin: { l: 44, r: 10, t: figure.layout.showlegend ? 26 : 8, b: 28 },
       hovermode: "x unified", dragmode: false,
       hoverlabel: { bgcolor: "$paper", bordercolor: "$rule", font: { color: "$ink" } },
-      legend: { orientation: "h", traceorder: "normal", entrywidth: 58, x: 0, xanchor: "left", y: 1, yanchor: "bottom", font: { color: "$muted" } },
+      legend: { orientation: "h", traceorder: "normal", entrywidth: 48, x: 0, xanchor: "left", y: 1, yanchor: "bottom", font: { color: "$muted" } },
       xaxis: axis({ showgrid: false, rangemode: "nonnegative", nticks: 8, tickformat: "d", hoverformat: "d" }),
       yaxis: axis({ nticks: 6, zeroline: false, ...(figure.layout.yaxis || {}) }),
     };
