@@ -119,7 +119,7 @@ def measure(
     samples_per_prompt: int,
     seed: int | Sequence[int],
     observer: Observer | None = None,
-    prompts_per_batch: int = 16,
+    prompts_per_batch: int = 32,
     policy_version: int = 0,
 ) -> Measurement:
     """Samples and scores the held-out prompts.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from burnish.generation.sampling import draw, sampling_logprobs, streams
-from burnish.policies.causal_lm import CausalModel, positions
+from burnish.policies.causal_lm import CausalModel
+from burnish.policies.layout import keep_logits, padded, positions
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
 
@@ -100,16 +101,10 @@ class BatchedSampler:
 
     def _prefill(self, encoded: Sequence[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
         """Last logits [P, V], the cache, and the mask [P, T] of the left-padded prompts."""
-        longest = max(map(len, encoded))
-        ids = torch.full((len(encoded), longest), self.language_model.padding_id)
-        mask = torch.zeros(len(encoded), longest, dtype=torch.long)
-        for row, tokens in enumerate(encoded):
-            ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-            mask[row, longest - len(tokens) :] = 1
-        device = self.language_model.device
-        ids, mask = ids.to(device), mask.to(device)
-        output = self.language_model.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True
+        model = self.language_model.model
+        ids, mask = padded(encoded, self.language_model.padding_id, left=True, device=model.device)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, **keep_logits(model, 1)
         )  # fmt: skip
         return output.logits[:, -1], output.past_key_values, mask
 

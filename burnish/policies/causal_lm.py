@@ -1,13 +1,12 @@
 """Any Hugging Face causal language model as a policy, whole or through LoRA adapters.
 
-Computation is in plain padded batches: prompts padded on the left, completions on the right, so that all completions
-start in the same column and ``logits_to_keep`` keeps the head off the prompts. Padding never leaves this file.
+How completions are laid out for a forward pass is the business of ``layout``; here are encoding, log-probabilities, the
+frozen reference, and loading and saving.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
+from burnish.policies.layout import fitting_layout
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -40,7 +40,7 @@ class CausalModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
+        self.layout, self.plain_because = fitting_layout(self.model, self.padding_id)
 
     @property
     def device(self) -> torch.device:
@@ -94,37 +94,8 @@ class CausalModel:
 
     def _completion_logits(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
         """Logits [T, V] that each completion token was drawn from, at least float32, and the tokens [T]."""
-        longest_prompt = max(len(c.prompt_ids) for c in completions)
-        longest = max(len(c.token_ids) for c in completions)
-        shape = (len(completions), longest_prompt + longest)
-        ids = torch.full(shape, self.padding_id)
-        mask = torch.zeros(shape, dtype=torch.long)
-        chosen = torch.zeros(len(completions), longest, dtype=torch.bool)
-        for row, completion in enumerate(completions):
-            begin = longest_prompt - len(completion.prompt_ids)
-            sequence = torch.tensor([*completion.prompt_ids, *completion.token_ids])
-            ids[row, begin : begin + len(sequence)] = sequence
-            mask[row, begin : begin + len(sequence)] = 1
-            chosen[row, : len(completion.token_ids)] = True
-        tokens = ids[:, longest_prompt:][chosen]
-        ids, mask, chosen = ids.to(self.device), mask.to(self.device), chosen.to(self.device)
-        # The last token's own logits predict what comes after it and are not needed.
-        keep = {"logits_to_keep": longest + 1} if self._keeps_logits else {}
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, **keep
-        )  # fmt: skip
-        logits = output.logits[:, -longest - 1 : -1][chosen]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens.to(self.device)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position of each real token in its own text, [B, T]; padding takes 0."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model inside a peft wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+        logits, tokens = self.layout(self.model, completions, self.padding_id)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens
 
 
 class _AdapterOff(CausalModel):
