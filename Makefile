@@ -1,0 +1,47 @@
+# The two commands: `make train` improves a language model on news and proves it; `make test` runs every test.
+PYTHON      ?= python3
+VENV        := .venv
+BIN         := $(VENV)/bin
+# Where to find torch's CPU builds, if pip shall not take the one it finds first: make install TORCH_INDEX=...
+TORCH_INDEX ?=
+PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+ARGS        ?=
+
+.PHONY: install train test unit check format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "burnish needs Python 3.11 to 3.13: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "no virtual environment could be made: on Debian, apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS) --editable '.[dev]'
+	@touch $@
+
+# Runs the main job. More options: make train ARGS="--set steps=50"
+train: install
+	$(BIN)/burnish train news $(ARGS)
+
+# The embedded model and data are the tests' real input. Two workers with one thread each fill two cores without spinning.
+test: install
+	$(BIN)/burnish fetch smollm2-135m
+	$(BIN)/burnish fetch lee-news
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 10 $(ARGS)
+
+# The quick tier, under a minute.
+unit: install
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not model" tests/unit $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
