@@ -1,0 +1,90 @@
+"""What many tests share: tiny random language models on disk, and a quiet, offline, single-threaded process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports torch or transformers; subprocesses inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+BEGIN, END = "<|begin|>", "<|end|>"
+"""Token 0 and token 1: the two that are easily lost by code that takes 0 for false."""
+
+CORPUS = [
+    "The minister said on Monday that the new law would come into force in the spring.",
+    "Shares fell after the company said that it would cut one thousand jobs.",
+    "The home team won the match in the last minute, and the crowd sang on the way home.",
+    "我爱你。新华社北京电",
+]
+"""What the tokenizer's merges are learnt from, and prompts of tests."""
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=[BEGIN, END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END)
+
+
+def _config(kind: str, vocabulary: int):
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    if kind == "gpt2":
+        return GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids)
+    common = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        # Wide enough for a next-token distribution that is far from uniform.
+        "initializer_range": 0.3, **ids,
+    }  # fmt: skip
+    return Qwen2Config(**common, tie_word_embeddings=True) if kind == "qwen2" else LlamaConfig(**common)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny random models by kind ("llama", "gpt2", "qwen2"): two layers, width 32, some 300 byte-level
+    tokens, float32 safetensors, no chat template. Llama and Qwen2 have 4 heads and 2 key-value heads."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str = "llama") -> Path:
+        if kind not in made:
+            import torch
+            from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            tokenizer = _tokenizer()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(7)
+                model = AutoModelForCausalLM.from_config(_config(kind, len(tokenizer)))
+                if kind == "gpt2":
+                    # Its own initialisation is nearly uniform, and its biases are zero.
+                    for parameter in model.parameters():
+                        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+            place = tmp_path_factory.mktemp(kind)
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+            made[kind] = place
+        return made[kind]
+
+    return folder
