@@ -55,8 +55,9 @@ class CausalModel:
 
     @property
     def padding_id(self) -> int:
-        """A token to fill with; masked everywhere, so any will do."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        """A token to fill with; masked everywhere, so any will do. A tokenizer's own padding token may have been added
+        to it alone and have no row in the model's embedding; 0 always has one."""
+        return 0
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text with no special tokens around it."""
@@ -72,10 +73,10 @@ class CausalModel:
         while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
             ids.pop()
         if not ids:
-            first = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id
-            if first is None:
+            begins = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            ids = [token for token in begins if token is not None][:1]
+            if not ids:
                 raise InputError(f"prompt '{prompt.id}' is empty and the model has no token to begin a text with")
-            ids = [first]
         return tuple(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -215,21 +216,25 @@ def load_policy(
         r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
         target_modules=lora.targets, task_type="CAUSAL_LM",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         return CausalLM(get_peft_model(loaded.model, config), loaded.tokenizer, base=str(source))  # type: ignore[arg-type]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and advice."""
+    """Without transformers' own progress bars and advice, and without what the libraries deprecate of each other."""
+    import warnings
+
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:

@@ -1,0 +1,332 @@
+"""The distribution that is sampled from, the draw, the random numbers, and the batched engine on tiny models."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from burnish.generation.batched import BatchedSampler
+from burnish.generation.sampling import draw, sampling_logprobs, streams, truncates
+from burnish.policies.causal_lm import load_model
+from burnish.policies.tabular import Tabular
+from burnish.types import Prompt, SamplingParams
+
+LARGEST_UNIFORM = 1 - 2**-53
+
+
+def slow_distribution(logits: list[float], sampling: SamplingParams) -> list[float]:
+    """Probabilities by the definition, one token at a time, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    best = logits[order[0]]
+    mass = {token: math.exp((logits[token] - best) / sampling.temperature) for token in order}
+    whole = math.fsum(mass.values())
+    kept, reached = [], 0.0
+    for token in order:
+        if sampling.top_p < 1 and reached >= sampling.top_p:
+            break
+        kept.append(token)
+        reached += mass[token] / whole
+    total = math.fsum(mass[token] for token in kept)
+    return [mass[token] / total if token in kept else 0.0 for token in range(len(logits))]
+
+
+class TestDistribution:
+    @settings(max_examples=200, deadline=None)
+    @given(
+        logits=st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=1, max_size=12),
+        temperature=st.sampled_from([0.25, 0.7, 1.0, 2.0]),
+        top_k=st.integers(0, 14),
+        top_p=st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95, 1.0]),
+    )
+    def test_equals_the_slow_definition(self, logits, temperature, top_k, top_p):
+        sampling = SamplingParams(1, temperature, top_p, top_k)
+        found = sampling_logprobs(torch.tensor([logits], dtype=torch.float64), sampling)[0].exp()
+        expected = torch.tensor(slow_distribution(logits, sampling), dtype=torch.float64)
+        # Where the cumulated mass meets top_p to the last bit, either side is right.
+        if (found > 0).tolist() != (expected > 0).tolist():
+            odd = ((found > 0) != (expected > 0)).sum()
+            masses = np.cumsum(sorted(slow_distribution(logits, SamplingParams(1, temperature, 1.0, top_k)))[::-1])
+            assert odd == 1
+            assert np.abs(masses - top_p).min() < 1e-12
+            return
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+    def test_by_hand(self):
+        # Probabilities 0.5, 0.3, 0.15, 0.05.
+        logits = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+
+        def kept(**options: float) -> list[float]:
+            return [round(p, 12) for p in sampling_logprobs(logits, SamplingParams(1, **options)).exp().tolist()]
+
+        assert kept() == [0.5, 0.3, 0.15, 0.05]
+        assert kept(top_k=2) == [0.625, 0.375, 0.0, 0.0]
+        assert kept(top_p=0.5) == [1.0, 0.0, 0.0, 0.0], "0.5 reaches 0.5 with the first token"
+        assert kept(top_p=0.51) == [0.625, 0.375, 0.0, 0.0]
+        assert kept(top_p=0.9) == [round(p / 0.95, 12) for p in (0.5, 0.3, 0.15)] + [0.0]
+        # top_p is a share of what top_k has left: 0.625 of the two is enough for 0.6.
+        assert kept(top_k=2, top_p=0.6) == [1.0, 0.0, 0.0, 0.0]
+        # Temperature 0.5 squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
+        assert kept(temperature=0.5) == [round(p / 0.365, 12) for p in (0.25, 0.09, 0.0225, 0.0025)]
+
+    def test_ties_at_the_edge_go_to_the_lower_token(self):
+        logits = torch.zeros(2, 5)
+        assert (sampling_logprobs(logits, SamplingParams(1, top_k=2)).exp() > 0).tolist() == [
+            [True, True, False, False, False]
+        ] * 2
+
+    def test_an_infinitely_unlikely_token_stays_impossible(self):
+        logits = torch.tensor([0.0, -math.inf, 1.0])
+        for sampling in (SamplingParams(1), SamplingParams(1, 0.5, 0.99, 3)):
+            assert sampling_logprobs(logits, sampling)[1] == -math.inf
+
+    def test_always_keeps_the_sampled_token_and_renormalises(self):
+        logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+        found = sampling_logprobs(logits, SamplingParams(1, top_k=1), always=torch.tensor(2)).exp()
+        torch.testing.assert_close(found, torch.tensor([5 / 7, 0.0, 2 / 7], dtype=torch.float64))
+
+    def test_gradient_is_that_of_the_truncated_distribution(self):
+        # Of two kept tokens with probabilities p and 1-p: d log p / d logits = 1-p, -(1-p); the cut ones move nothing.
+        logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().requires_grad_()
+        sampling_logprobs(logits, SamplingParams(1, temperature=0.5, top_k=2))[0].backward()
+        rest = 0.09 / 0.34
+        torch.testing.assert_close(logits.grad, torch.tensor([2 * rest, -2 * rest, 0.0], dtype=torch.float64))
+
+    def test_truncates(self):
+        assert not truncates(SamplingParams(1, 0.3))
+        assert truncates(SamplingParams(1, top_p=0.999))
+        assert truncates(SamplingParams(1, top_k=1))
+
+
+class TestDraw:
+    PROBABILITIES = torch.tensor([0.0, 0.4, 0.0, 0.25, 0.2, 0.1, 0.05, 0.0], dtype=torch.float64)
+
+    def test_frequencies_follow_the_probabilities(self):
+        count = 20_000
+        uniforms = torch.from_numpy(np.random.Generator(np.random.Philox(11)).random(count))
+        found = draw(self.PROBABILITIES.log().expand(count, -1), uniforms)
+        seen = torch.bincount(found, minlength=8).double()
+        possible = self.PROBABILITIES > 0
+        assert seen[~possible].sum() == 0
+        expected = count * self.PROBABILITIES[possible]
+        statistic = ((seen[possible] - expected).square() / expected).sum()
+        # Chi square of 5 categories: P(X > x) of 4 degrees of freedom is the regularised upper gamma Q(2, x/2).
+        p_value = float(torch.special.gammaincc(torch.tensor(2.0, dtype=torch.float64), statistic / 2))
+        assert 0.01 < p_value < 0.9999
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_edges_never_hit_what_is_impossible(self, dtype):
+        logprobs = self.PROBABILITIES.log().to(dtype).expand(2, -1)
+        assert draw(logprobs, torch.tensor([0.0, LARGEST_UNIFORM], dtype=torch.float64)).tolist() == [1, 6]
+
+    def test_one_token_that_is_certain(self):
+        logprobs = torch.full((3, 4), -math.inf)
+        logprobs[:, 2] = 0.0
+        uniforms = torch.tensor([0.0, 0.5, LARGEST_UNIFORM], dtype=torch.float64)
+        assert draw(logprobs, uniforms).tolist() == [2, 2, 2]
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.lists(st.sampled_from([0.0, 1e-30, 1e-7, 0.1, 1.0, 3.0]), min_size=1, max_size=9),
+        st.floats(0, LARGEST_UNIFORM),
+    )
+    def test_never_a_token_of_probability_zero(self, weights, uniform):
+        if not any(weights):
+            return
+        probabilities = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        token = int(draw(probabilities.log()[None].float(), torch.tensor([uniform], dtype=torch.float64)))
+        assert weights[token] > 0
+
+    def test_it_inverts_the_cumulative_distribution(self):
+        # Cumulated: 0.4 at token 1, 0.65 at 3, 0.85 at 4, 0.95 at 5, 1 at 6.
+        uniforms = torch.tensor([0.39, 0.41, 0.64, 0.66, 0.84, 0.86, 0.94, 0.96], dtype=torch.float64)
+        found = draw(self.PROBABILITIES.log().expand(8, -1), uniforms)
+        assert found.tolist() == [1, 3, 3, 4, 4, 5, 5, 6]
+
+
+def prompts(*names: str) -> list[Prompt]:
+    return [Prompt(name, f"text of {name}") for name in names]
+
+
+class TestStreams:
+    def test_a_sample_has_its_own_numbers_whoever_shares_the_batch(self):
+        alone = streams(prompts("b"), 3, (7, 1), 5)
+        together = streams(prompts("a", "b", "c"), 3, (7, 1), 5)
+        for first, second in zip(alone, together[3:6], strict=True):
+            assert first.tolist() == second.tolist()
+
+    def test_more_samples_or_longer_ones_begin_with_the_same_numbers(self):
+        few, many = streams(prompts("b"), 2, (7, 1), 5), streams(prompts("b"), 4, (7, 1), 9)
+        assert [stream.tolist() for stream in few] == [stream[:5].tolist() for stream in many[:2]]
+
+    def test_a_prompt_that_occurs_twice_gets_other_numbers(self):
+        found = streams(prompts("a", "b", "a"), 2, (7, 1), 4)
+        assert len({tuple(stream) for stream in found}) == 6
+
+    def test_seed_step_prompt_and_index_all_matter(self):
+        base = streams(prompts("a"), 1, (7, 1), 4)[0].tolist()
+        others = [
+            streams(prompts("a"), 1, (8, 1), 4)[0],
+            streams(prompts("a"), 1, (7, 2), 4)[0],
+            streams(prompts("a "), 1, (7, 1), 4)[0],
+            streams(prompts("a"), 2, (7, 1), 4)[1],
+            streams(prompts("a"), 1, (1, 7), 4)[0],
+        ]
+        assert all(other.tolist() != base for other in others)
+
+    def test_uniform(self):
+        numbers = np.concatenate(streams(prompts("a", "b"), 50, (0,), 200))
+        assert numbers.min() >= 0
+        assert numbers.max() < 1
+        # 20,000 numbers: mean 0.5 with a standard error of 0.00204; 4 of them.
+        assert abs(numbers.mean() - 0.5) < 0.0082
+        counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
+        # Chi square, 9 degrees of freedom: 27.9 is the 99.9% point.
+        assert float(((counts - 2000) ** 2 / 2000).sum()) < 27.9
+
+    def test_the_numbers_are_these(self):
+        # A change of how they are made is a change of every run there ever was: it must be meant.
+        found = streams(prompts("a"), 1, (0, 1), 2)[0]
+        # sha256("a") = ca978112 ca1bbdca fac231b3 9a23dc4d a7...: four little-endian words of its first 16 bytes.
+        digest = bytes.fromhex("ca978112ca1bbdcafac231b39a23dc4d")
+        words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
+        sequence = np.random.SeedSequence([0, 1, *words, 0])
+        assert found.tolist() == np.random.Generator(np.random.Philox(sequence)).random(2).tolist()
+
+
+TEXTS = ["The home team", "Shares fell after the company said that it would", "我爱", "a"]
+ASKED = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
+KINDS = ["llama", "gpt2", "qwen2"]
+
+
+class TestBatchedSampler:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("leave_share", [0.0, 0.25, 1.0])
+    def test_a_sample_does_not_change_with_its_companions(self, tiny, kind, leave_share):
+        model = load_model(tiny(kind), dtype="float64")
+        sampling = SamplingParams(24, 0.9)
+        together = BatchedSampler(model, leave_share=leave_share).sample(
+            ASKED, samples_per_prompt=6, sampling=sampling, seed=(3, 1)
+        )
+        reasons: Counter[str] = Counter()
+        for prompt, group in zip(ASKED, together, strict=True):
+            (alone,) = BatchedSampler(model).sample([prompt], samples_per_prompt=6, sampling=sampling, seed=(3, 1))
+            assert [c.token_ids for c in alone.completions] == [c.token_ids for c in group.completions]
+            assert [c.text for c in alone.completions] == [c.text for c in group.completions]
+            for first, second in zip(alone.completions, group.completions, strict=True):
+                np.testing.assert_allclose(first.sampler_logprobs, second.sampler_logprobs, rtol=0, atol=1e-10)
+                reasons[first.finish_reason] += 1
+        assert kind != "llama" or min(reasons["stop"], reasons["length"]) > 0, "both kinds of ending were seen"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 20), (1.3, 1.0, 5), (1.0, 0.5, 0)])
+    def test_recorded_logprobs_are_the_policys(self, tiny, kind, options):
+        from burnish.policies.causal_lm import load_policy
+
+        policy = load_policy(tiny(kind))
+        sampling = SamplingParams(20, *options)
+        groups = BatchedSampler(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
+        completions = [completion for group in groups for completion in group.completions]
+        recorded = torch.tensor([logprob for c in completions for logprob in c.sampler_logprobs])
+        with torch.no_grad():
+            stats = policy.logprobs(completions, sampling)
+        torch.testing.assert_close(stats.logprobs, recorded, rtol=0, atol=1e-5)
+        assert float(recorded.std()) > 0.1, "the distributions are not all alike"
+        assert stats.entropy.min() >= 0
+
+    def test_how_a_completion_ends(self, tiny):
+        model = load_model(tiny("llama"), dtype="float64")
+        groups = BatchedSampler(model).sample(ASKED, samples_per_prompt=16, sampling=SamplingParams(24), seed=(3, 1))
+        seen: Counter[str] = Counter()
+        for completion in (completion for group in groups for completion in group.completions):
+            seen[completion.finish_reason] += 1
+            assert len(completion.token_ids) == len(completion.sampler_logprobs) >= 1
+            assert 1 not in completion.token_ids[:-1], "nothing follows the end-of-text token"
+            assert "<|end|>" not in completion.text
+            if completion.finish_reason == "stop":
+                assert completion.token_ids[-1] == 1
+                assert completion.text == model.decode(completion.token_ids[:-1])
+            else:
+                assert completion.token_ids[-1] != 1
+                assert len(completion.token_ids) == 24
+        assert min(seen["stop"], seen["length"]) > 3
+
+    def test_truncation_at_one_token(self, tiny):
+        model = load_model(tiny("llama"))
+        (group,) = BatchedSampler(model).sample(ASKED[:1], samples_per_prompt=64, sampling=SamplingParams(1), seed=(0,))
+        assert {len(completion.token_ids) for completion in group.completions} == {1}
+        assert [completion.index for completion in group.completions] == list(range(64))
+
+    def test_an_end_token_as_the_last_that_fits_is_a_stop(self, tiny):
+        model = load_model(tiny("llama"))
+        with torch.no_grad():
+            # Whatever was said, the end is certain.
+            model.model.lm_head.weight.zero_()
+            model.model.model.norm.weight.zero_()
+        model.model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 300).float() * 1e4)
+        (group,) = BatchedSampler(model).sample(ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(1), seed=(0,))
+        for completion in group.completions:
+            assert (completion.token_ids, completion.text, completion.finish_reason) == ((1,), "", "stop")
+            assert completion.sampler_logprobs == (0.0,)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_nearly_greedy_is_transformers_greedy(self, tiny, kind):
+        model = load_model(tiny(kind), dtype="float64")
+        sampling = SamplingParams(20, temperature=1e-6)
+        for prompt in ASKED:
+            (group,) = BatchedSampler(model).sample([prompt], samples_per_prompt=1, sampling=sampling, seed=(0,))
+            ids = torch.tensor([model.encode_prompt(prompt)])
+            expected = model.model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
+            )
+            assert list(group.completions[0].token_ids) == expected[0, ids.shape[1] :].tolist()
+
+    def test_the_same_seed_gives_the_same_bits_and_another_does_not(self, tiny):
+        sampler = BatchedSampler(load_model(tiny("llama")))
+        options = {"samples_per_prompt": 3, "sampling": SamplingParams(12)}
+        first, again, other = (sampler.sample(ASKED, seed=seed, **options) for seed in ((1, 1), (1, 1), (1, 2)))
+        assert first == again
+        assert [g.completions[0].token_ids for g in first] != [g.completions[0].token_ids for g in other]
+
+    def test_the_policy_version_is_written_down(self, tiny):
+        sampler = BatchedSampler(load_model(tiny("llama")))
+        (group,) = sampler.sample(
+            ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,), policy_version=17
+        )
+        assert [completion.policy_version for completion in group.completions] == [17, 17]
+
+    def test_no_prompts(self, tiny):
+        sampler = BatchedSampler(load_model(tiny("llama")))
+        assert sampler.sample([], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,)) == []
+
+
+class TestTabularSampler:
+    def test_frequencies_are_the_known_probabilities(self):
+        policy = Tabular()
+        (group,) = policy.sample(
+            [Prompt("p", "")], samples_per_prompt=5000, sampling=SamplingParams(4), seed=(5,)
+        )  # fmt: skip
+        counts = Counter(completion.text for completion in group.completions)
+        # P = 0.24: 1200 expected, standard deviation sqrt(5000 0.24 0.76) = 30.2; four of them.
+        assert abs(counts["我爱你。"] - 1200) < 121
+        # P(。) = 1/6: 833, standard deviation 26.4.
+        assert abs(counts["。"] - 833.3) < 106
+        assert not any("你我" in text or "你爱" in text for text in counts), "after 你 comes 。 and nothing else"
+        for completion in group.completions:
+            assert ("。" in completion.text) == (completion.finish_reason == "stop")
+
+    def test_recorded_logprobs_are_exact(self):
+        policy = Tabular()
+        (group,) = policy.sample(
+            [Prompt("p", "我")], samples_per_prompt=50, sampling=SamplingParams(4, 0.7, 0.9), seed=(5,)
+        )
+        stats = policy.logprobs(group.completions, SamplingParams(4, 0.7, 0.9))
+        recorded = [logprob for completion in group.completions for logprob in completion.sampler_logprobs]
+        np.testing.assert_allclose(stats.logprobs.detach().numpy(), recorded, rtol=0, atol=1e-14)
