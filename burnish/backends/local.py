@@ -21,14 +21,18 @@ from burnish.types import Completion, Prompt
 
 
 class Remembering:
-    """A frozen model that remembers the last completions it was asked about.
+    """A frozen model that remembers the completions it was asked about.
 
-    A reward and the KL term often ask the reference about the same samples; the second question costs nothing.
+    A reward and the KL term often ask the reference about the same samples; the second question costs nothing. A sample
+    is known by the object it is, not by its tokens: an equal one of another step is asked about anew, among that step's
+    companions, so that every step's last bits are its own and a resumed run's are those of a run never stopped.
     """
 
-    def __init__(self, language_model: LanguageModel) -> None:
+    def __init__(self, language_model: LanguageModel, *, capacity: int = 4096) -> None:
         self._inner = language_model
-        self._known: dict[tuple[Any, ...], Tensor] = {}
+        self._capacity = capacity
+        # The completion is kept beside its answer: as long as it lives, no other object has its id.
+        self._known: dict[tuple[int, float], tuple[Completion, Tensor]] = {}
 
     def encode(self, text: str) -> tuple[int, ...]:
         return self._inner.encode(text)
@@ -37,15 +41,19 @@ class Remembering:
         return self._inner.encode_prompt(prompt)
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        keys = [(c.prompt_ids, c.token_ids, temperature) for c in completions]
+        if not completions:
+            return torch.zeros(0)
+        keys = [(id(completion), temperature) for completion in completions]
         missing = {key: completion for key, completion in zip(keys, completions, strict=True) if key not in self._known}
         if missing:
             found = self._inner.token_logprobs(list(missing.values()), temperature)
             lengths = [len(completion.token_ids) for completion in missing.values()]
-            fresh = dict(zip(missing, torch.split(found, lengths), strict=True))
-            # What was not asked for this time belongs to an earlier step.
-            self._known = {**{key: self._known[key] for key in keys if key in self._known}, **fresh}
-        return torch.cat([self._known[key] for key in keys]) if keys else torch.zeros(0)
+            for (key, completion), logprobs in zip(missing.items(), torch.split(found, lengths), strict=True):
+                self._known[key] = (completion, logprobs)
+        answer = torch.cat([self._known[key][1] for key in keys])
+        for oldest in list(self._known)[: max(0, len(self._known) - self._capacity)]:
+            del self._known[oldest]
+        return answer
 
 
 def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> tuple[Learner, list[Prompt]]:
