@@ -234,6 +234,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it itself where GPT-2 needs it
             yield
     finally:
         logging.set_verbosity(level)

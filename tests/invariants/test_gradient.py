@@ -1,0 +1,231 @@
+"""What must not change a gradient: padding, microbatches, the order of prompts, the layout. To 1e-10 in float64.
+
+Every gradient here is the one that ``train_step`` hands to its optimizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithms.presets import PRESETS
+from burnish.generation.batched import BatchedSampler
+from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.policies.layout import plain, shared
+from burnish.recipe import LoRA, Recipe
+from burnish.training import Learner, train_step
+from burnish.types import Completion, Group, Prompt, Scores
+
+TOLERANCE = 1e-10
+# Unequal lengths, a prompt of one token, and a long one, so that every batch of several has padding on both sides.
+TEXTS = ["The home team won", "a", "我爱", "Shares fell after the company said that it would cut one thousand jobs"]
+PROMPTS = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
+G = 3
+
+
+class Recorder(torch.optim.Optimizer):
+    """Keeps the gradient that a step computed and changes nothing."""
+
+    def __init__(self, policy: CausalLM) -> None:
+        self.names = list(policy.trainable())
+        super().__init__(list(policy.trainable().values()), {"lr": 0.0})
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def step(self, closure=None) -> None:
+        for name, parameter in zip(self.names, self.param_groups[0]["params"], strict=True):
+            self.gradient[name] = parameter.grad.clone()
+
+
+class Fixed:
+    """A sampler whose groups were drawn before, and a scorer that depends on the completion alone."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = list(groups)
+
+    def sample(self, prompts, **options) -> list[Group]:
+        return self.groups
+
+    def score(self, completions: Sequence[Completion]) -> Scores:
+        total = np.array([np.sin(sum(one.token_ids) + 3.0 * one.index) for one in completions])
+        return Scores(total, {"sine": total}, {"sine": 1.0})
+
+
+def recipe(algorithm: str = "grpo", *, size: int = 8, aggregation: str | None = None, kl=None, **sampling) -> Recipe:
+    return Recipe.model_validate({
+        "name": "invariant",
+        "reward": [{"use": "repetition"}],
+        "sampling": {"prompts_per_step": len(PROMPTS), "samples_per_prompt": G, "max_new_tokens": 12, **sampling},
+        "algorithm": {"use": algorithm, "aggregation": aggregation, "kl": kl or {}},
+        "optimizer": {"completions_per_microbatch": size, "max_grad_norm": None},
+    })  # fmt: skip
+
+
+def in_float64(model: torch.nn.Module) -> None:
+    """transformers' RMSNorm rounds to float32 whatever the dtype is, which is a jump of 1e-7 where two ways of adding up
+    differ in the last bit of 1e-16. Here it is computed in float64, so that what is seen is burnish's own arithmetic."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = forward.__get__(module)
+
+
+@pytest.fixture(scope="module")
+def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
+    """A float64 policy that has left its reference, and groups that it sampled, by kind."""
+    kept: dict[tuple[str, bool], tuple[CausalLM, list[Group]]] = {}
+
+    def make(kind: str = "llama", lora: bool = False) -> tuple[CausalLM, list[Group]]:
+        if (kind, lora) not in kept:
+            policy = load_policy(tiny(kind), dtype="float64", lora=LoRA(rank=4) if lora else None)
+            in_float64(policy.model)
+            in_float64(policy.reference.model)
+            assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float64}
+            generator = torch.Generator().manual_seed(5)
+            with torch.no_grad():
+                for parameter in policy.trainable().values():
+                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                    parameter.add_(noise, alpha=0.02)
+            sampling = recipe().sampling.params
+            groups = BatchedSampler(policy).sample(PROMPTS, samples_per_prompt=G, sampling=sampling, seed=(2, 1))
+            kept[kind, lora] = policy, groups
+        return kept[kind, lora]
+
+    return make
+
+
+def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=shared) -> dict[str, torch.Tensor]:
+    policy.layout = layout
+    if policy.reference.model is not policy.model or not policy.adapter:
+        policy.reference.layout = layout
+    fixed, recorder = Fixed(groups), Recorder(policy)
+    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, PRESETS[chosen.algorithm.use], recorder, baseline=0.1)
+    report = train_step(learner)
+    assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"
+    return recorder.gradient
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    distance = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert distance <= TOLERANCE
+
+
+def assert_differ(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) > 1e-4
+
+
+AGGREGATIONS = ["sequence_sum", "sequence_mean", "token_mean"]
+KLS = [
+    {"coefficient": 0.1, "estimator": "k3", "where": "loss"},
+    {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
+]
+
+
+@pytest.mark.parametrize("kl", KLS, ids=["k3 in loss", "k1 in reward"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("algorithm", list(PRESETS))
+def test_every_preset_and_aggregation(made, algorithm, aggregation, kl):
+    policy, groups = made()
+    whole = gradient(policy, groups, recipe(algorithm, size=12, aggregation=aggregation, kl=kl))
+    for size in (1, 3, 8):
+        split = gradient(policy, groups, recipe(algorithm, size=size, aggregation=aggregation, kl=kl))
+        assert_same(whole, split)
+    alone = gradient(policy, groups, recipe(algorithm, size=1, aggregation=aggregation, kl=kl), plain)
+    assert_same(whole, alone)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_every_architecture(made, kind, lora):
+    policy, groups = made(kind, lora)
+    for kl in ({"coefficient": 0.1, "estimator": "k2", "where": "loss"}, {"coefficient": 0.1, "where": "reward"}):
+        found = {
+            (size, layout): gradient(policy, groups, recipe(size=size, kl=kl), layout)
+            for size, layout in itertools.product((1, 3, 8), (plain, shared))
+        }
+        # One completion at a time and the plain layout: no padding at all, the slowest and surest way.
+        for other in found.values():
+            assert_same(found[1, plain], other)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7, "top_p": 0.8, "top_k": 20}, {"temperature": 1.5}])
+def test_under_a_truncated_distribution(made, options):
+    policy, _ = made()
+    chosen = recipe(kl=KLS[0], **options)
+    groups = BatchedSampler(policy).sample(
+        PROMPTS, samples_per_prompt=G, sampling=chosen.sampling.params, seed=(4, 1)
+    )  # fmt: skip
+    slowest = gradient(policy, groups, recipe(size=1, kl=KLS[0], **options), plain)
+    assert_same(slowest, gradient(policy, groups, recipe(size=8, kl=KLS[0], **options), shared))
+    assert_same(slowest, gradient(policy, groups, recipe(size=5, kl=KLS[0], **options), plain))
+
+
+@pytest.mark.parametrize("algorithm", list(PRESETS))
+def test_the_order_of_prompts(made, algorithm):
+    policy, groups = made()
+    chosen = recipe(algorithm, size=5, kl=KLS[0])
+    expected = gradient(policy, groups, chosen)
+    for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
+        assert_same(expected, gradient(policy, [groups[place] for place in order], chosen))
+
+
+@pytest.mark.parametrize("layout", [plain, shared])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_companions_that_force_padding(made, kind, layout):
+    policy, groups = made(kind)
+    policy.layout = layout
+    one = groups[0].completions[0]
+    long_prompt = Prompt("long", TEXTS[3] * 2)
+    long = Completion(long_prompt, policy.encode_prompt(long_prompt), (5,) * 60, "", (0.0,) * 60, "length")
+    sampling = recipe().sampling.params
+
+    def slope(batch: list[Completion], begin: int) -> dict[str, torch.Tensor]:
+        policy.model.zero_grad()
+        policy.logprobs(batch, sampling).logprobs[begin : begin + len(one.token_ids)].sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in policy.trainable().items()}
+
+    alone = slope([one], 0)
+    assert_same(alone, slope([one, long], 0))
+    assert_same(alone, slope([long, one, long], 60))
+
+
+def test_different_settings_do_differ(made):
+    """The comparisons above are not of a gradient that nothing moves."""
+    policy, groups = made()
+    base = gradient(policy, groups, recipe("grpo", kl=KLS[0]))
+    for other in (
+        recipe("rloo", kl=KLS[0]),
+        recipe("grpo", kl=KLS[1]),
+        recipe("grpo", kl={**KLS[0], "coefficient": 0.2}),
+        recipe("grpo", kl={**KLS[0], "estimator": "k2"}),
+        recipe("grpo", kl=KLS[0], aggregation="token_mean"),
+        recipe("grpo", kl=KLS[0], aggregation="sequence_sum"),
+        recipe("grpo", kl=KLS[0], temperature=0.5),
+    ):
+        assert_differ(base, gradient(policy, groups, other))
+    assert_differ(base, gradient(policy, groups[:3], recipe("grpo", kl=KLS[0])))
+
+
+def test_the_gradient_is_the_policy_gradient_written_out(made):
+    """REINFORCE without any of burnish's machinery: the mean over completions of R times the slope of log p(text)."""
+    policy, groups = made()
+    found = gradient(policy, groups, recipe("reinforce", size=5))
+    completions = [completion for group in groups for completion in group.completions]
+    rewards = Fixed(groups).score(completions).total
+    policy.model.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for completion, reward in zip(completions, rewards, strict=True):
+        ids = torch.tensor([completion.prompt_ids + completion.token_ids])
+        logprobs = policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        first = len(completion.prompt_ids) - 1
+        for place, token in enumerate(completion.token_ids):
+            total = total - reward * logprobs[first + place, token] / len(completions)
+    total.backward()
+    assert_same(found, {name: parameter.grad for name, parameter in policy.trainable().items()})
