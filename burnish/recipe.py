@@ -220,8 +220,8 @@ def load_recipe(
     """Reads a recipe from a TOML file, a shipped recipe's name or a mapping.
 
     Args:
-        overrides: ``section.key=value`` texts, applied in order.
-        changes: top-level keys set after that.
+        changes: top-level keys to set.
+        overrides: ``section.key=value`` texts, applied in order after that.
 
     Raises:
         InputError: the file is missing or broken, or the recipe cannot work.
@@ -241,9 +241,9 @@ def load_recipe(
             ) from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    data.update(changes or {})
     for override in overrides:
         _apply(data, override)
-    data.update(changes or {})
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

@@ -10,5 +10,5 @@ def brevity(completion: burnish.Completion) -> float:
     return 1.0 / (1 + len(completion.text.split()))
 
 
-result = burnish.train("news", rewards={"bleu": 1.0, brevity: 0.2}, overrides=["steps=20", *sys.argv[1:]])
+result = burnish.train("news", rewards={"bleu": 1.0, brevity: 0.2}, steps=20, overrides=sys.argv[1:])
 print(result.report)

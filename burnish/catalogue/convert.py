@@ -106,11 +106,11 @@ def check_model_folder(folder: Path) -> Path:
     Raises InputError that names the first thing missing: config, weights, a shard, the tail of a shard, the tokenizer.
     """
     config = folder / "config.json"
+    if (folder / "adapter_config.json").is_file() and not config.is_file():
+        return _check_adapter(folder)
     if not config.is_file():
         inner = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
         hint = f" (its folder '{inner[0]}' has one: name that)" if inner else ""
-        if (folder / "adapter_config.json").is_file():
-            hint = ": it holds a LoRA adapter alone; merge it into its base model and save that"
         raise InputError(f"model folder {folder} has no config.json{hint}")
     if "model_type" not in _json(config):
         raise InputError(f"{config} names no model_type: it is not the config of a Hugging Face model")
@@ -118,6 +118,23 @@ def check_model_folder(folder: Path) -> Path:
         _check_shard(shard)
     if not any(True for pattern in TOKENIZERS for _ in folder.glob(pattern)):
         raise InputError(f"model folder {folder} has no tokenizer: save it there with tokenizer.save_pretrained(...)")
+    return folder
+
+
+def _check_adapter(folder: Path) -> Path:
+    """A folder that holds a LoRA adapter alone: its weights, and the base model where it says that is."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"adapter folder {folder} has no weights: adapter_model.safetensors is missing")
+    _check_shard(weights)
+    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not base:
+        raise InputError(f"{folder / 'adapter_config.json'} names no base model: write base_model_name_or_path into it")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise InputError(
+            f"the adapter in {folder} belongs to the model {base}, which is not there: put the model's place on this "
+            "machine into adapter_config.json as base_model_name_or_path"
+        )
     return folder
 
 

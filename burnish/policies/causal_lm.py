@@ -175,7 +175,7 @@ def load_model(
 ) -> CausalModel:
     """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
-    A folder that holds a LoRA adapter loads its base and puts the adapter on it.
+    A folder that holds a LoRA adapter loads its base and merges the adapter into it.
 
     Raises:
         InputError: it cannot be loaded; the message says what is missing.
@@ -183,13 +183,27 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _loading(source), _quiet():
+        base = _base_of_adapter(Path(source))
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=offline, trust_remote_code=False
+            base or source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=offline,
+            trust_remote_code=False,
         )
+        if base:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, source).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     moved: PreTrainedModel = model.to(place)  # type: ignore[arg-type]
     return CausalModel(moved, tokenizer)
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    config = folder / "adapter_config.json"
+    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]) if config.is_file() else None
 
 
 def load_policy(

@@ -135,9 +135,18 @@ def test_hints_for_a_run_folder_and_an_adapter(folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"no config\.json \(its folder 'model' has one: name that\)"):
         check_model_folder(tmp_path)
     drop(folder, "config.json")
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="a LoRA adapter alone"):
+    config = folder / "adapter_config.json"
+    config.write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
         check_model_folder(folder)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="names no base model"):
+        check_model_folder(folder)
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(InputError, match="gone, which is not there"):
+        check_model_folder(folder)
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    assert check_model_folder(folder) == folder
 
 
 # Converting once, whoever else starts
