@@ -139,7 +139,7 @@ def test_hints_for_a_run_folder_and_an_adapter(folder: Path, tmp_path: Path) -> 
     config.write_text("{}")
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
         check_model_folder(folder)
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "adapter_model.safetensors")
     with pytest.raises(InputError, match="names no base model"):
         check_model_folder(folder)
     config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
