@@ -13,10 +13,10 @@ from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build, environment, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.batched import BatchedSampler
-from burnish.loop import HELD_OUT_SEED, Session
+from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer
 from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
@@ -92,10 +92,20 @@ def train(
         run = Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
     try:
         read = load_recipe(run.folder / "recipe.toml")
-        learner, held_out = build(read, offline=offline, observer=watcher)
+        try:
+            learner, held_out = build(read, offline=offline, observer=watcher)
+        except BurnishError:
+            if resume is None:
+                # Nothing was done yet, and the folder would stand in the way of the mended recipe.
+                run.discard()
+            raise
         evaluation = Session(learner, run, watcher, held_out).work()
         return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
+    except KeyboardInterrupt:
+        # Before the first step, while the report was written, or for the second time while a checkpoint was.
+        raise Interrupted(f"stopped; go on with: burnish train --resume {run.folder}") from None
     finally:
+        watcher.finish()
         run.close()
 
 
@@ -157,32 +167,35 @@ def evaluate(
             samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
         )  # fmt: skip
 
-    found = measured(model)
-    if against is None:
+    try:
+        found = measured(model)
+        other = measured(against) if against is not None else None
+    finally:
+        watcher.finish()
+    if other is None:
         return dict(summary(found, bleu_tokenize=settings.bleu_tokenize))
     return compare(
-        measured(against), found, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
+        other, found, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
     )  # fmt: skip
 
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
-    run_model = Path(name) / "model"
-    source = (
-        run_model if (Path(name) / "recipe.toml").is_file() else resolve_model(name, offline=offline, observer=observer)
-    )
+    source = _weights(name, offline=offline, observer=observer)
     return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline)
+
+
+def _weights(name: str, *, offline: bool, observer: Observer | None = None) -> Path | str:
+    """Where the weights of a run folder, a model folder, a catalogue name or a hub id lie."""
+    if (Path(name) / "recipe.toml").is_file():
+        return Path(name) / "model"
+    return resolve_model(name, offline=offline, observer=observer)
 
 
 def generate(
     model: str, prompt: str, *, samples: int = 1, sampling: SamplingParams, seed: int = 0, offline: bool = False
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
-    source = (
-        Path(name)
-        if (Path(name := f"{model}/model") / "config.json").is_file()
-        else resolve_model(model, offline=offline)
-    )
-    sampler = BatchedSampler(load_model(source, offline=offline))
+    sampler = BatchedSampler(load_model(_weights(model, offline=offline), offline=offline))
     groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
 

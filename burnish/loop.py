@@ -14,7 +14,7 @@ from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Policy
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms
-from burnish.run import Checkpoint, Run, write_json, write_text
+from burnish.run import Checkpoint, Run, json_text
 from burnish.training import Learner, train_step
 from burnish.types import Prompt
 
@@ -77,26 +77,21 @@ class Session:
                     self._save()
         except KeyboardInterrupt:
             raise Interrupted(self._stopped(logged)) from None
-        finally:
-            self.observer.finish()
         return logged
 
     def _restore(self) -> int:
         """Puts the learner where the newest checkpoint is and cuts the lines back to it; returns its step."""
-        checkpoints = self.run.checkpoints()
-        step = 0
-        if checkpoints:
-            newest = checkpoints[-1]
+        newest = next(reversed(self.run.checkpoints()), None)
+        if newest:
             restore(self.learner, newest)
-            step = newest.step
             if not (self.run.folder / "evaluation" / "before.json").exists():
                 raise InputError(
                     f"{self.run.folder}/evaluation/before.json is gone, so nothing can be compared with it: start a new run"
                 )
-        self.run.cut_back(step)
-        if step:
-            self.observer.message(f"resumed after step {step}")
-        return step
+        self.run.cut_back(newest)
+        if newest:
+            self.observer.message(f"resumed after step {newest.step}")
+        return self.learner.step
 
     def _stopped(self, logged: int) -> str:
         """Saves what can be saved and says how to go on."""
@@ -116,12 +111,13 @@ class Session:
 
     def _measured(self, when: str) -> Measurement:
         """The held-out measurement of that name, from the folder where it was made already."""
-        path = self.run.folder / "evaluation" / f"{when}.json"
+        name = f"evaluation/{when}.json"
+        path = self.run.folder / name
         if when == "before" and path.exists():
             return Measurement.from_json(path.read_text(encoding="utf-8"))
         self.observer.message(f"measuring {len(self.held_out)} held-out prompts {when} training")
         found = self._measure()
-        write_text(path, found.to_json())
+        self.run.put(name, found.to_json())
         return found
 
     def _measure(self) -> Measurement:
@@ -144,7 +140,7 @@ class Session:
         evaluation = compare(
             before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
         )
-        write_json(self.run.folder / "evaluation.json", evaluation)
+        self.run.put("evaluation.json", json_text(evaluation))
         for text in evaluation_alarms(evaluation, drop=recipe.guards.diversity_drop):
             self._warn(recipe.steps, text)
         return evaluation
@@ -185,6 +181,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     """
     state = checkpoint.state
     try:
+        baseline = float(state["baseline"])
         learner.policy.load(checkpoint.folder / "model")
         tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     except InputError:
@@ -200,7 +197,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
             raise InputError(f"{checkpoint.folder}: optimizer state of '{name}', which this policy does not have")
         places[name][kind] = value
     learner.step = checkpoint.step
-    learner.baseline = float(state["baseline"])
+    learner.baseline = baseline
 
 
 def optimizer_for(policy: Policy, settings: Any) -> torch.optim.Optimizer:

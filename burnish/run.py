@@ -97,7 +97,8 @@ class Run:
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds lines to one of the .jsonl files; they are with the operating system when this returns."""
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with explained(f"cannot write {self.folder / name}"), open(self.folder / name, "ab") as file:
+        path = self.folder / name
+        with explained(f"cannot write {path}", self.after_making_room), open(path, "ab") as file:
             end = file.tell()
             try:
                 # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
@@ -133,26 +134,27 @@ class Run:
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         temporary = target.with_name(f".{target.name}.partial")
-        if target.exists():
-            # Whole already, and the same bits: an interrupt came right after it was written.
-            return Checkpoint(step, target)
-        with explained(
-            f"cannot save {target}", then=f"make room, then go on with: burnish train --resume {self.folder}"
-        ):
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)
-                (temporary / "model").mkdir(parents=True)
-                write(temporary)
-                write_json(temporary / "state.json", {"step": step, **state})
-                sync_tree(temporary)
-                os.rename(temporary, target)
-                sync_folder(target.parent)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        with explained(f"cannot save {target}", self.after_making_room):
+            # Where it is there it is whole, and has the same bits: an interrupt came right after it was written.
+            if not (target / "state.json").is_file():
+                try:
+                    for leftover in (temporary, target):
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    (temporary / "model").mkdir(parents=True)
+                    write(temporary)
+                    write_json(temporary / "state.json", {"step": step, **state})
+                    sync_tree(temporary)
+                    os.rename(temporary, target)
+                    sync_folder(target.parent)
+                except BaseException:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise
             self._point_model_at(target)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old.folder, ignore_errors=True)
+            for old in self.checkpoints()[:-keep]:
+                # Renamed first: half of a checkpoint must never look like a whole one.
+                temporary = old.folder.with_name(f".{old.folder.name}.partial")
+                os.rename(old.folder, temporary)
+                shutil.rmtree(temporary, ignore_errors=True)
         return Checkpoint(step, target)
 
     def _point_model_at(self, checkpoint: Path) -> None:
@@ -162,15 +164,39 @@ class Run:
         fresh.symlink_to(Path("checkpoints") / checkpoint.name / "model")
         os.replace(fresh, link)
 
-    def cut_back(self, step: int) -> None:
-        """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after ``step``."""
-        for name in LINES:
-            path = self.folder / name
-            if path.exists():
-                kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
-                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-        for leftover in (self.folder / "checkpoints").glob(".*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def cut_back(self, checkpoint: Checkpoint | None) -> None:
+        """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after the checkpoint (None:
+        before the first step)."""
+        step = checkpoint.step if checkpoint else 0
+        with explained(f"cannot write to the run folder {self.folder}", self.after_making_room):
+            for name in LINES:
+                path = self.folder / name
+                if path.exists():
+                    kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+                    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            for leftover in (self.folder / "checkpoints").glob(".*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if checkpoint:
+                # A kill may have come between the checkpoint and the link to its model.
+                self._point_model_at(checkpoint.folder)
+
+    def put(self, name: str, text: str) -> None:
+        """Writes a file of the folder in one piece. Raises BurnishError where that fails."""
+        with explained(f"cannot write {self.folder / name}", self.after_making_room):
+            write_text(self.folder / name, text)
+
+    @property
+    def after_making_room(self) -> str:
+        return f"make room, then go on with: burnish train --resume {self.folder}"
+
+    def discard(self) -> None:
+        """Takes away what ``create`` made, of a run that never began; other files in the folder stay."""
+        self.close()
+        with suppress(OSError):
+            for name in ("recipe.toml", "environment.json", ".lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "evaluation", "."):
+                (self.folder / name).rmdir()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -211,7 +237,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """``write_text`` of indented JSON."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a line's end."""
+    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:
