@@ -7,7 +7,10 @@ Results go to standard output, progress and errors to standard error. Exit statu
 from __future__ import annotations
 
 import json as json_module
+import os
+import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,14 +37,24 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point: runs a verb and turns what went wrong into one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Where the terminal has no letter for it, 我 is written \\u6211: better than no result at all.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="burnish")
+        try:
+            app(prog_name="burnish")
+        finally:
+            # Here, where a closed pipe can still be caught, and not when Python ends.
+            sys.stdout.flush()
     except BurnishError as error:
+        # A second Ctrl-C has nothing left to stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"burnish: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         # Somebody closed the pipe (as `head` does); nothing is wrong, and nobody is left to be told.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
