@@ -142,5 +142,5 @@ def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _texts(path: Path, run: RunData) -> list[dict[str, Any]]:
-    rows = _mapping(path, run).get("rows")
+    rows = _mapping(path, run).get("samples")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

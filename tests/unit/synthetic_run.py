@@ -58,7 +58,7 @@ def write_run(folder: Path, *, steps: int = STEPS, prompts: int = 60) -> Path:
     write_json(folder / "evaluation.json", EVALUATION)
     for when, texts, level in (("before", BEFORE, -3.5), ("after", AFTER, -2.95)):
         rows = [held_out(i, texts, level, rng) for i in range(prompts)]
-        write_json(folder / "evaluation" / f"{when}.json", {"rows": rows})
+        write_json(folder / "evaluation" / f"{when}.json", {"samples": rows})
     return folder
 
 

@@ -170,7 +170,7 @@ def test_hostile_text_is_text_everywhere(folder):
     texts = dict.fromkeys(("prompt_id", "prompt", "reference", "text", "completion"), HOSTILE)
     rows = [{**texts, "reward": reward, "parts": {HOSTILE: 1}} for reward in (1.0, 2.0)]
     for when in ("before", "after"):
-        synthetic_run.write_json(folder / "evaluation" / f"{when}.json", {"rows": rows})
+        synthetic_run.write_json(folder / "evaluation" / f"{when}.json", {"samples": rows})
     synthetic_run.write_lines(folder / "samples.jsonl", [{**texts, "step": 3, "flags": [HOSTILE], "reward": 1}])
     synthetic_run.write_lines(folder / "warnings.jsonl", [{"step": 1, "text": HOSTILE}])
     synthetic_run.write_lines(folder / "metrics.jsonl", [{"step": 1, f"reward/{HOSTILE}": 1.0, HOSTILE: 2.0}])
@@ -245,8 +245,8 @@ def test_a_folder_with_a_recipe_alone_and_one_with_garbage_make_a_page(tmp_path)
             b'\xff\xfe{"step": \n[1, 2]\n{"step": null}\n{"step": 1, "reward": [], "kl": "x"}'
         )
     (tmp_path / "evaluation.json").write_text('{"reward": {"difference": "x", "interval": {}}, "bleu": 3}')
-    (tmp_path / "evaluation" / "before.json").write_text('{"rows": [1, {"parts": [], "text": 5, "reward": "x"}]}')
-    (tmp_path / "evaluation" / "after.json").write_text('{"rows": [{"text": null}]}')
+    (tmp_path / "evaluation" / "before.json").write_text('{"samples": [1, {"parts": [], "text": 5, "reward": "x"}]}')
+    (tmp_path / "evaluation" / "after.json").write_text('{"samples": [{"text": null}]}')
     assert "recipe.toml is not valid TOML" in page_of(tmp_path).text
 
 
