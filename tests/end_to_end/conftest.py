@@ -1,0 +1,287 @@
+"""A working folder with a small job in it, the real command line in a subprocess, and what a run must reproduce."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.run import comparable
+
+JOBS = '''
+"""A task and rewards as a user would write them."""
+
+from burnish import Prompt
+
+HEADS = ["The minister said", "Shares fell after", "The home team won", "我爱", "The new law would", "The crowd sang"]
+TAILS = [" on Monday that", " the company said", " the match", "你。", " come into force", " on the way home"]
+
+
+def prompts(first, last, prefix):
+    return [Prompt(f"{prefix}{place}", HEADS[place], TAILS[place]) for place in range(first, last)]
+
+
+class Headlines:
+    """Six headlines: four to train on, two held out."""
+
+    def train(self):
+        return prompts(0, 4, "train")
+
+    def evaluation(self):
+        return prompts(3, 6, "held-out")
+
+
+class Nothing(Headlines):
+    def train(self):
+        return []
+
+
+class NoneHeldOut(Headlines):
+    def evaluation(self):
+        return []
+
+
+class Twice(Headlines):
+    def train(self):
+        return prompts(0, 2, "a") + prompts(0, 2, "a")
+
+
+class BothSides(Headlines):
+    def evaluation(self):
+        return prompts(1, 3, "train")
+
+
+def raises(completion):
+    raise ZeroDivisionError("division by zero")
+
+
+def nan(completion):
+    return float("nan")
+
+
+def word(completion):
+    return "good"
+
+
+def too_few(completions):
+    return [1.0] * (len(completions) - 1)
+
+
+def unfillable(completion, teacher):
+    return 1.0
+
+
+def later(completion):
+    """Fails once the policy has been updated."""
+    if completion.policy_version >= 2:
+        raise RuntimeError("the judge went home")
+    return float(len(completion.text))
+'''
+
+TINY = """
+name = "tiny"
+steps = {steps}
+
+[policy]
+model = "{model}"
+
+[task]
+use = "jobs:Headlines"
+
+[sampling]
+prompts_per_step = 3
+samples_per_prompt = 4
+max_new_tokens = 10
+
+[algorithm]
+use = "grpo"
+kl = {{ coefficient = 0.05, estimator = "k3", where = "loss" }}
+
+[[reward]]
+use = "bleu"
+
+[[reward]]
+use = "repetition"
+
+[[reward]]
+use = "perplexity"
+weight = 0.5
+
+[optimizer]
+learning_rate = 5e-3
+completions_per_microbatch = 5
+
+[evaluation]
+every = 2
+samples_per_prompt = 2
+resamples = 200
+
+[checkpoint]
+every = 2
+"""
+
+
+SERVER = """
+import json, os, sys, traceback
+
+import burnish.api, burnish.cli, burnish.reports.tables
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(job["folder"])
+        os.environ.update(job["environment"])
+        for descriptor in (1, 2):
+            place = os.open(job["output"][descriptor - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(place, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["burnish", *job["arguments"]]
+        try:
+            exec(job["first"])
+            burnish.cli.main()
+            status = 0
+        except SystemExit as left:
+            status = left.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 70
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""A process that has imported everything and makes a child of itself for each command: start-up is paid for once."""
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    yield process
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit status and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+@dataclass
+class Workplace:
+    """A folder to work in, and the commands that are run there."""
+
+    folder: Path
+    server: subprocess.Popen
+    started: list[subprocess.Popen] = field(default_factory=list)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def start(self, *arguments: object, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "burnish.cli", *map(str, arguments)],
+            cwd=self.folder, env={**os.environ, **(environment or {})}, **options,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen) -> Finished:
+        out, err = process.communicate(timeout=300)
+        return Finished(
+            process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace")
+        )
+
+    def run(self, *arguments: object, **options: Any) -> Finished:
+        """A command in a new Python."""
+        return self.finish(self.start(*arguments, **options))
+
+    def ask(self, *arguments: object, first: str = "", **environment: str) -> Finished:
+        """A command in a child of the server, which is quicker; ``first`` is Python that the child runs before it."""
+        output = [str(self.folder.parent / f"{self.folder.name}.{name}") for name in ("out", "err")]
+        job = {"folder": str(self.folder), "arguments": [str(part) for part in arguments], "output": output,
+               "first": first, "environment": environment}  # fmt: skip
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        status = int(self.server.stdout.readline())
+        out, err = (Path(name).read_text(encoding="utf-8", errors="replace") for name in output)
+        return Finished(status, out, err)
+
+
+@pytest.fixture
+def place(tmp_path: Path, server: subprocess.Popen) -> Iterator[Workplace]:
+    """A working folder that holds ``jobs.py``."""
+    (tmp_path / "work").mkdir()
+    here = Workplace(tmp_path / "work", server)
+    here.write("jobs.py", JOBS)
+    yield here
+    for process in here.started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def tiny_recipe(tiny: Callable[[str], Path]) -> Callable[..., str]:
+    """TOML of a job for a tiny language model: BLEU, repetition and perplexity, KL, held-out measurements."""
+
+    def text(kind: str = "llama", *, steps: int = 6, extra: str = "") -> str:
+        return TINY.format(model=tiny(kind), steps=steps) + extra
+
+    return text
+
+
+@pytest.fixture
+def traces() -> Callable[[Path], dict[str, Any]]:
+    """Everything of a run folder that two runs of one recipe and seed share to the bit, by name."""
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def found(run: Path) -> dict[str, Any]:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        files = [
+            "samples.jsonl",
+            "warnings.jsonl",
+            "evaluation.json",
+            "evaluation/before.json",
+            "evaluation/after.json",
+        ]
+        newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name.partition("-")[2]))
+        tensors = sorted(newest.rglob("*.safetensors"))
+        return {
+            "metrics": [comparable(row) for row in rows],
+            "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
+            "model": os.readlink(run / "model"),
+            "state": (newest / "state.json").read_text(),
+            **{name: digest(run / name) for name in files if (run / name).exists()},
+            **{str(path.relative_to(newest)): digest(path) for path in tensors},
+        }
+
+    return found

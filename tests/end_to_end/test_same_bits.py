@@ -1,0 +1,227 @@
+"""One recipe and one seed give the same bits: twice in a row, and killed at any moment and taken up again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import burnish
+from burnish.recipe import RECIPES
+from burnish.reports.progress import make_observer
+
+TOY_STEPS = 40
+LORA = "\n[policy.lora]\nrank = 4\n"
+
+
+def train(recipe, folder: Path, **changes):
+    return burnish.train(recipe, run_dir=folder, observer=make_observer(quiet=True), **changes)
+
+
+class TestTwice:
+    def test_toy(self, tmp_path, traces):
+        runs = [train("toy", tmp_path / name, steps=TOY_STEPS, seed=3) for name in ("a", "b")]
+        other = train("toy", tmp_path / "c", steps=TOY_STEPS, seed=4)
+        first, second, third = (traces(run.run_dir) for run in (*runs, other))
+        assert first == second
+        assert len(first["metrics"]) == TOY_STEPS
+        for name in ("metrics", "samples.jsonl", "model/model.safetensors", "evaluation/before.json"):
+            assert first[name] != third[name], name
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+    @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
+    def test_tiny_language_model(self, place, tiny_recipe, traces, monkeypatch, lora, kind):
+        monkeypatch.chdir(place.folder)
+        path = place.write("tiny.toml", tiny_recipe(kind, steps=4, extra=lora))
+        first, second = (traces(train(path, place / name).run_dir) for name in ("a", "b"))
+        third = traces(train(path, place / "c", seed=1).run_dir)
+        assert first == second
+        assert first["metrics"][-1]["grad_norm"] > 0
+        assert all(row["mismatch_kl"] < 1e-5 for row in first["metrics"])
+        weights = "model/adapter_model.safetensors" if lora else "model/model.safetensors"
+        for name in ("metrics", "samples.jsonl", weights, "optimizer.safetensors"):
+            assert first[name] != third[name], name
+
+    def test_a_resumed_run_is_one_never_stopped(self, place, tiny_recipe, traces, monkeypatch):
+        """A reward that raises stops the run in the middle; with the reward mended it goes on."""
+        monkeypatch.chdir(place.folder)
+        path = place.write("tiny.toml", tiny_recipe(steps=6))
+        whole = traces(train(path, place / "whole").run_dir)
+        from burnish.rewards import diversity
+
+        true, calls = diversity.repeat_share, []
+
+        def breaks(tokens):
+            calls.append(1)
+            if len(calls) == 250:
+                raise burnish.BurnishError("stopped on purpose")
+            return true(tokens)
+
+        monkeypatch.setattr("burnish.rewards.guards.repeat_share", breaks)
+        stopped = 0
+        try:
+            train(path, place / "part")
+        except burnish.BurnishError:
+            stopped += 1
+        calls[:] = range(1000)
+        resumed = burnish.train(resume=place / "part", observer=make_observer(quiet=True))
+        assert traces(resumed.run_dir) == whole
+
+    def test_resuming_a_finished_run_changes_nothing(self, tmp_path, traces):
+        run = train("toy", tmp_path / "a", steps=10).run_dir
+        before = traces(run)
+        burnish.train(resume=run, observer=make_observer(quiet=True))
+        assert traces(run) == before
+
+    def test_without_its_newest_checkpoint_a_run_goes_on_from_the_one_before(self, tmp_path, traces):
+        text = (RECIPES / "toy.toml").read_text(encoding="utf-8").replace("every = 50", "every = 4")
+        (tmp_path / "toy.toml").write_text(text, encoding="utf-8")
+        run = train(tmp_path / "toy.toml", tmp_path / "a", steps=12).run_dir
+        whole = traces(run)
+        shutil.rmtree(run / "checkpoints" / "step-12")
+        (run / "model").unlink()
+        burnish.train(resume=run, observer=make_observer(quiet=True))
+        assert traces(run) == whole
+
+    def test_the_link_to_the_model_is_mended(self, tmp_path, traces):
+        """A kill may come between the last checkpoint and the link."""
+        run = train("toy", tmp_path / "a", steps=5).run_dir
+        whole = traces(run)
+        (run / "model").unlink()
+        (run / "model").symlink_to("checkpoints/step-3/model")
+        (run / "checkpoints" / ".step-3.partial").mkdir()
+        burnish.train(resume=run, observer=make_observer(quiet=True))
+        assert traces(run) == whole
+
+
+class Watch:
+    """Waits for moments in the life of a run that is going on in another process."""
+
+    def __init__(self, run: Path, process) -> None:
+        self.run, self.process = run, process
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """False where the process ended before."""
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def lines(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def has(self, pattern: str) -> bool:
+        return any(True for _ in self.run.glob(pattern))
+
+
+def moments(steps: int, chance: random.Random) -> dict[str, Callable[[Watch], bool]]:
+    """Five moments to be killed at; where exactly within them is the generator's choice."""
+    early, late = chance.randrange(1, steps // 2), chance.randrange(steps // 2, steps)
+    return {
+        "while the policy is measured before training": lambda watch: watch.has("recipe.toml"),
+        "in an early step": lambda watch: watch.lines() >= early,
+        "while a checkpoint is written": lambda watch: watch.lines() >= early and watch.has("checkpoints/.*.partial"),
+        "in a late step": lambda watch: watch.lines() >= late,
+        "while it is measured after training": lambda watch: watch.has(f"checkpoints/step-{steps}"),
+    }
+
+
+def killed_and_resumed(place, recipe: str, steps: int, seed: int) -> Path:
+    run, chance = place / "killed", random.Random(seed)
+    arguments = ["train", recipe, "--run-dir", run]
+    kills = 0
+    for name, reached in moments(steps, chance).items():
+        process = place.start(*arguments, "--quiet")
+        watch = Watch(run, process)
+        if watch.until(lambda reached=reached, watch=watch: reached(watch)):
+            time.sleep(chance.uniform(0, 0.02))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        place.finish(process)
+        if (run / "recipe.toml").exists():
+            arguments = ["train", "--resume", run]
+        assert not (run / "report.html").exists(), f"{name}: it was finished already"
+    assert kills == 5
+    finished = place.run("train", "--resume", run, "--quiet")
+    assert (finished.status, finished.err) == (0, "")
+    return run
+
+
+@pytest.mark.slow
+class TestKilled:
+    def test_toy(self, place, traces):
+        text = (RECIPES / "toy.toml").read_text(encoding="utf-8").replace("every = 50", "every = 7")
+        path = place.write("toy.toml", text.replace("steps = 150", "steps = 120"))
+        whole = train(path, place / "whole").run_dir
+        assert traces(killed_and_resumed(place, "toy.toml", 120, seed=0)) == traces(whole)
+
+    @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
+    def test_tiny_language_model(self, place, tiny_recipe, traces, monkeypatch, lora):
+        monkeypatch.chdir(place.folder)
+        path = place.write("tiny.toml", tiny_recipe(steps=16, extra=lora))
+        whole = train(path, place / "whole").run_dir
+        assert traces(killed_and_resumed(place, "tiny.toml", 16, seed=5)) == traces(whole)
+
+
+@pytest.mark.slow
+class TestInterrupted:
+    """Ctrl-C. What it saved is taken up again in this process: that it was another one changes no bit."""
+
+    @staticmethod
+    def same_but_for_a_checkpoint(ours: dict, theirs: dict) -> bool:
+        # Ctrl-C wrote a checkpoint of its own.
+        return {**ours, "checkpoints": ()} == {**theirs, "checkpoints": ()}
+
+    def test_saves_and_says_how_to_go_on(self, place, tiny_recipe, traces, monkeypatch):
+        monkeypatch.chdir(place.folder)
+        text = tiny_recipe(steps=16).replace("[checkpoint]\nevery = 2", "[checkpoint]\nevery = 100")
+        path = place.write("tiny.toml", text)
+        process = place.start("train", "tiny.toml", "--run-dir", "run", "--quiet")
+        watch = Watch(place / "run", process)
+        assert watch.until(lambda: watch.lines() >= 3)
+        process.send_signal(signal.SIGINT)
+        stopped = place.finish(process)
+        assert stopped.status == 130
+        assert len(stopped.lines) == 1
+        assert "go on with: burnish train --resume run" in stopped.err
+        saved = [path.name for path in (place / "run" / "checkpoints").iterdir()]
+        assert saved == [f"step-{watch.lines()}"]
+        assert f"saved after step {watch.lines()};" in stopped.err
+        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
+        whole = train(path, place / "whole").run_dir
+        assert self.same_but_for_a_checkpoint(traces(place / "run"), traces(whole))
+
+    @pytest.mark.parametrize("delay", [0.0, 0.004, 0.03])
+    def test_pressed_twice(self, place, traces, delay):
+        process = place.start("train", "toy", "--run-dir", "run", "--quiet")
+        watch = Watch(place / "run", process)
+        assert watch.until(lambda: watch.lines() >= 5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        stopped = place.finish(process)
+        assert stopped.status == 130
+        assert len(stopped.lines) == 1, stopped.err
+        assert "burnish train --resume run" in stopped.err
+        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
+        whole = train("toy", place / "whole").run_dir
+        assert self.same_but_for_a_checkpoint(traces(place / "run"), traces(whole))
+
+    def test_before_the_first_step(self, place):
+        process = place.start("train", "toy", "--run-dir", "run", "--quiet")
+        watch = Watch(place / "run", process)
+        assert watch.until(lambda: watch.has("recipe.toml"))
+        process.send_signal(signal.SIGINT)
+        stopped = place.finish(process)
+        assert stopped.status == 130
+        assert len(stopped.lines) == 1, stopped.err
+        assert "burnish train --resume run" in stopped.err
+        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
+        assert watch.lines() == 150
