@@ -97,13 +97,15 @@ class Run:
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds lines to one of the .jsonl files; they are with the operating system when this returns."""
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
         path = self.folder / name
-        with explained(f"cannot write {path}", self.after_making_room), open(path, "ab") as file:
+        # Without a buffer, which would try again on closing and leave the tail of what did not fit.
+        with explained(f"cannot write {path}", self.after_making_room), open(path, "ab", buffering=0) as file:
             end = file.tell()
             try:
-                # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
-                file.write(text.encode("utf-8", "backslashreplace"))
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
             except OSError:
                 # Half a line would stand in the way of the next one.
                 with suppress(OSError):

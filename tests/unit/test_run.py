@@ -1,0 +1,222 @@
+"""The run folder: whole lines, whole checkpoints, and what is cut back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from burnish.errors import BurnishError, InputError
+from burnish.recipe import load_recipe
+from burnish.run import Run, comparable, explained, read_lines, write_text
+
+RECIPE = load_recipe("toy")
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run.create(RECIPE, tmp_path / "run", {"seed": 0})
+    yield made
+    made.close()
+
+
+def fill(text: str):
+    def write(folder: Path) -> None:
+        (folder / "model" / "weights").write_text(text)
+
+    return write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestCreate:
+    def test_what_is_in_it(self, run):
+        assert names(run.folder) == [".lock", "checkpoints", "environment.json", "evaluation", "recipe.toml"]
+        assert load_recipe(run.folder / "recipe.toml") == RECIPE
+
+    def test_twice_is_refused(self, run):
+        with pytest.raises(InputError, match="holds a run already"):
+            Run.create(RECIPE, run.folder)
+
+    def test_a_name_of_its_own_each_time(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        made = [Run.create(RECIPE) for _ in range(3)]
+        assert len({each.folder for each in made}) == 3
+        assert all(each.folder.parent == Path("runs") for each in made)
+        for each in made:
+            each.close()
+
+    def test_one_process_at_a_time(self, run):
+        with pytest.raises(InputError, match="another process"):
+            Run.open(run.folder)
+        run.close()
+        Run.open(run.folder).close()
+
+    def test_discard_takes_away_what_was_made_and_nothing_else(self, run, tmp_path):
+        (run.folder / "mine.txt").write_text("kept")
+        run.discard()
+        assert names(run.folder) == ["mine.txt"]
+        other = Run.create(RECIPE, tmp_path / "other")
+        other.discard()
+        assert not (tmp_path / "other").exists()
+
+
+class TestLines:
+    def test_come_back(self, run):
+        rows = [{"step": 1, "text": "我爱你。\n\u2028"}, {"step": 2, "text": "half an emoji \ud83d", "x": 1e-300}]
+        run.append("samples.jsonl", rows[:1])
+        run.append("samples.jsonl", rows[1:])
+        assert run.rows("samples.jsonl") == rows
+        (run.folder / "samples.jsonl").read_bytes().decode("utf-8")
+
+    def test_a_last_line_cut_off_by_a_kill_is_left_out(self, run):
+        run.append("metrics.jsonl", [{"step": 1}, {"step": 2}])
+        path = run.folder / "metrics.jsonl"
+        path.write_bytes(path.read_bytes() + '{"step": 3, "x": "我'.encode()[:-1])
+        assert run.rows("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+    def test_a_broken_line_before_the_last_is_an_error(self, run):
+        (run.folder / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+        with pytest.raises(InputError, match="line 2"):
+            list(read_lines(run.folder / "metrics.jsonl"))
+
+    def test_no_file_has_no_lines(self, run):
+        assert run.rows("warnings.jsonl") == []
+
+    def test_not_a_number_is_refused_before_anything_is_written(self, run):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            run.append("metrics.jsonl", [{"step": 1}, {"step": 2, "x": float("nan")}])
+        assert not (run.folder / "metrics.jsonl").exists()
+
+    def test_half_a_line_is_taken_back(self, run):
+        """Under a limit on the size of files, which writes what fits and then fails, as a full disk does."""
+        rows = [{"step": step, "text": "x" * 100} for step in range(20)]
+        run.append("metrics.jsonl", rows[:2])
+        before = (run.folder / "metrics.jsonl").read_bytes()
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) * 3, old[1]))
+        try:
+            with pytest.raises(BurnishError, match=r"metrics\.jsonl: File too large: make room.*--resume"):
+                run.append("metrics.jsonl", rows[2:])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert (run.folder / "metrics.jsonl").read_bytes() == before
+        run.append("metrics.jsonl", rows[2:])
+        assert run.rows("metrics.jsonl") == rows
+
+    def test_comparable_leaves_out_the_clock_alone(self):
+        row = {"step": 3, "time/step": 1.0, "time/generate": 0.5, "tokens": 7, "tokens_per_second": 9.0, "kl": 0.1}
+        assert comparable(row) == {"step": 3, "tokens": 7, "kl": 0.1}
+
+
+class TestCheckpoints:
+    def test_the_newest_are_kept(self, run):
+        for step in (2, 4, 10, 12):
+            run.save_checkpoint(step, {"baseline": step / 8}, fill(str(step)), keep=2)
+        assert [checkpoint.step for checkpoint in run.checkpoints()] == [10, 12]
+        assert run.checkpoints()[-1].state == {"step": 12, "baseline": 1.5}
+        assert (run.folder / "model" / "weights").read_text() == "12"
+        assert os.readlink(run.folder / "model") == "checkpoints/step-12/model"
+        assert names(run.folder / "checkpoints") == ["step-10", "step-12"]
+
+    def test_a_writer_that_fails_leaves_the_older_one(self, run):
+        run.save_checkpoint(1, {}, fill("1"), keep=1)
+
+        def fails(folder: Path) -> None:
+            (folder / "model" / "weights").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(BurnishError, match="make room, then go on with: burnish train --resume"):
+            run.save_checkpoint(2, {}, fails, keep=1)
+        assert names(run.folder / "checkpoints") == ["step-1"]
+        assert (run.folder / "model" / "weights").read_text() == "1"
+
+    def test_other_failures_pass_through_and_leave_nothing(self, run):
+        def fails(folder: Path) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run.save_checkpoint(2, {}, fails, keep=1)
+        assert names(run.folder / "checkpoints") == []
+
+    def test_saving_again_writes_nothing_but_mends_the_link(self, run):
+        run.save_checkpoint(1, {}, fill("1"), keep=2)
+        run.save_checkpoint(2, {}, fill("2"), keep=2)
+        (run.folder / "model").unlink()
+        run.save_checkpoint(2, {}, fill("other"), keep=1)
+        assert (run.folder / "model" / "weights").read_text() == "2"
+        assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
+
+    def test_a_folder_without_its_state_is_no_checkpoint_and_is_replaced(self, run):
+        (run.folder / "checkpoints" / "step-3" / "model").mkdir(parents=True)
+        assert run.checkpoints() == []
+        run.save_checkpoint(3, {}, fill("3"), keep=1)
+        assert (run.folder / "model" / "weights").read_text() == "3"
+
+    def test_odd_names_are_no_checkpoints(self, run):
+        for name in ("step-", "step-x", "step-3.old", "other"):
+            (run.folder / "checkpoints" / name).mkdir()
+            (run.folder / "checkpoints" / name / "state.json").write_text("{}")
+        assert run.checkpoints() == []
+
+    def test_cut_back(self, run):
+        for step in (1, 2, 3):
+            run.append("metrics.jsonl", [{"step": step, "x": 0.1 * step}])
+            run.append("samples.jsonl", [{"step": step, "text": "\ud83d我"}] * 2)
+        checkpoint = run.save_checkpoint(2, {}, fill("2"), keep=2)
+        before = (run.folder / "samples.jsonl").read_bytes()
+        (run.folder / "checkpoints" / ".step-3.partial" / "model").mkdir(parents=True)
+        run.cut_back(checkpoint)
+        assert [row["step"] for row in run.rows("metrics.jsonl")] == [1, 2]
+        assert (run.folder / "samples.jsonl").read_bytes() == before[: len(before) * 4 // 6]
+        assert names(run.folder / "checkpoints") == ["step-2"]
+        run.cut_back(None)
+        assert run.rows("metrics.jsonl") == run.rows("samples.jsonl") == []
+
+    @pytest.mark.parametrize("text", ["{", "", "\xff\xfe"])
+    def test_a_broken_state(self, run, text):
+        checkpoint = run.save_checkpoint(1, {}, fill("1"), keep=1)
+        (checkpoint.folder / "state.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=r"damaged.*delete"):
+            _ = run.checkpoints()[0].state
+
+
+class TestWriting:
+    def test_in_one_piece(self, tmp_path, monkeypatch):
+        path = tmp_path / "file.json"
+        write_text(path, "first")
+        monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(OSError, match="broken"):
+            write_text(path, "second")
+        assert path.read_text() == "first"
+        assert names(tmp_path) == ["file.json"]
+
+    @pytest.mark.parametrize(
+        ("code", "fix"),
+        [
+            (errno.ENOSPC, "the disk is full"),
+            (errno.EDQUOT, "quota"),
+            (errno.EACCES, "may write to"),
+            (errno.EROFS, "can be written to"),
+            (errno.ENOTDIR, "part of that path is a file"),
+        ],
+    )
+    def test_errors_name_the_fix(self, code, fix):
+        with pytest.raises(BurnishError, match=fix) as caught, explained("cannot write x"):
+            raise OSError(code, os.strerror(code))
+        assert str(caught.value).startswith("cannot write x: ")
+        assert caught.value.exit_status == 1
+
+    def test_what_is_no_error_of_the_system_passes_through(self):
+        with pytest.raises(ZeroDivisionError), explained("cannot write x"):
+            raise ZeroDivisionError
+
+
+def test_environment_is_written(run):
+    assert json.loads((run.folder / "environment.json").read_text()) == {"seed": 0}
