@@ -1,0 +1,65 @@
+"""The policy learns what it is rewarded for, and nothing where the reward says nothing of the text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from burnish.algorithms.presets import PRESETS
+from burnish.backends.local import build
+from burnish.recipe import load_recipe
+from burnish.training import train_step
+
+STEPS = 40
+SEEDS = range(5)
+
+
+def probability(logits: torch.Tensor) -> float:
+    """P(我爱你。) by the product of its four factors."""
+    table = logits.softmax(-1)
+    return float(table[4, 0] * table[0, 1] * table[1, 2] * table[2, 3])
+
+
+class Shuffled:
+    """The rewards of a step, dealt out to its completions at random: the same numbers, independent of the texts."""
+
+    def __init__(self, inner, seed: int) -> None:
+        self.inner, self.random = inner, np.random.default_rng(seed)
+
+    def score(self, completions):
+        scores = self.inner.score(completions)
+        return replace(scores, total=self.random.permutation(scores.total))
+
+
+def learnt(algorithm: str, seed: int, folder, *, shuffled: bool = False) -> float:
+    recipe = load_recipe("toy", [f"algorithm.use={algorithm}"], changes={"seed": seed, "steps": STEPS})
+    learner, _ = build(recipe)
+    assert probability(learner.policy.parameter.detach()) == pytest.approx(0.24, abs=1e-12)
+    if shuffled:
+        learner.scorer = Shuffled(learner.scorer, seed)
+    for _ in range(STEPS):
+        train_step(learner)
+    place = folder / str(seed)
+    place.mkdir()
+    learner.policy.save(place)
+    return probability(load_file(place / "model.safetensors")["logits"])
+
+
+@pytest.mark.parametrize("algorithm", list(PRESETS))
+def test_every_preset_learns_to_say_it(algorithm, tmp_path):
+    # From 0.24; after 40 steps of 32 samples all presets and seeds stood between 0.923 and 0.939 when this was written.
+    found = [learnt(algorithm, seed, tmp_path) for seed in SEEDS]
+    assert min(found) > 0.9, found
+
+
+@pytest.mark.parametrize("algorithm", list(PRESETS))
+def test_shuffled_rewards_teach_nothing(algorithm, tmp_path):
+    # A random walk around 0.24: between 0.17 and 0.54 when this was written.
+    found = [learnt(algorithm, seed, tmp_path, shuffled=True) for seed in SEEDS]
+    assert min(found) > 0.08, found
+    assert max(found) < 0.65, found
+    assert 0.15 < sum(found) / len(found) < 0.4, found
