@@ -182,22 +182,27 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
     with _loading(source), _quiet():
         base = _base_of_adapter(Path(source))
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto_model.from_pretrained(
             base or source,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=offline,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        if missing := sorted(loading["missing_keys"]):
+            # transformers would fill them with random numbers and go on.
+            raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
         if base:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, source).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    moved: PreTrainedModel = model.to(place)  # type: ignore[arg-type]
+    moved: PreTrainedModel = model.to(place)
     return CausalModel(moved, tokenizer)
 
 
