@@ -52,10 +52,14 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"burnish: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # Somebody closed the pipe (as `head` does); nothing is wrong, and nobody is left to be told.
+    except OSError as error:
+        # Of the output itself; every other one was explained where it happened.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        if isinstance(error, BrokenPipeError):
+            # Somebody closed the pipe (as `head` does); nothing is wrong, and nobody is left to be told.
+            sys.exit(0)
+        print(f"burnish: cannot write the result: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
         sys.exit(130)
