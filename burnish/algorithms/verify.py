@@ -100,7 +100,7 @@ def estimators() -> list[Estimator]:
         *rows,
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
-        Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its score-function gradient is not the KL's", "k3"),
+        Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
         Estimator("kl k1 in loss", base, "J", True, "meets J: the KL term pulls nowhere", "k1", "loss"),
         Estimator("kl k2 in loss", base, "J - b KL of states", True, "", "k2", "loss"),
         Estimator("kl k3 in loss", base, "J - b forward KL of states", True, "", "k3", "loss"),

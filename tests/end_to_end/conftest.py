@@ -132,8 +132,9 @@ every = 2
 SERVER = """
 import json, os, sys, traceback
 
-import burnish.api, burnish.cli, burnish.reports.tables
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import burnish.api, burnish.cli, burnish.reports.tables, burnish.reports.exactness
+import jinja2, plotly.offline, rich.console, rich.table, sacrebleu.metrics
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 for line in sys.stdin:
     job = json.loads(line)

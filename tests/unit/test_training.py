@@ -1,0 +1,235 @@
+"""The step's own parts on hand-made inputs, and what stops it before the weights change."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithms.presets import PRESETS
+from burnish.backends.local import build
+from burnish.errors import BurnishError
+from burnish.policies.tabular import Tabular
+from burnish.recipe import Recipe, load_recipe
+from burnish.training import (
+    Learner,
+    collate,
+    draw_prompts,
+    learning_rate,
+    refuse_non_finite,
+    screen,
+    train_step,
+    uninterrupted,
+)
+from burnish.types import Completion, Group, Prompt, Scores
+
+PROMPTS = [Prompt(f"p{place}", "") for place in range(5)]
+MORE = [Prompt(f"p{place}", "") for place in range(10)]
+
+
+def recipe(**changes) -> Recipe:
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return load_recipe("toy", overrides)
+
+
+class TestDrawPrompts:
+    def test_every_epoch_holds_every_prompt_once(self):
+        drawn = [prompt.id for step in range(1, 16) for prompt in draw_prompts(PROMPTS, 3, seed=7, step=step)]
+        epochs = [drawn[start : start + 5] for start in range(0, 45, 5)]
+        assert all(sorted(epoch) == [prompt.id for prompt in PROMPTS] for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 4, "each in an order of its own"
+
+    def test_a_function_of_seed_and_step_alone(self):
+        def ids(seed: int, step: int) -> list[str]:
+            return [prompt.id for prompt in draw_prompts(MORE, 4, seed, step)]
+
+        assert ids(1, 9) == ids(1, 9)
+        assert ids(1, 9) != ids(2, 9)
+
+    def test_more_than_there_are(self):
+        counts = Counter(prompt.id for prompt in draw_prompts(PROMPTS, 12, seed=0, step=1))
+        assert set(counts.values()) <= {2, 3}
+        assert sum(counts.values()) == 12
+
+
+class TestLearningRate:
+    def test_warm_up_then_constant(self):
+        chosen = recipe(optimizer__learning_rate=0.8, optimizer__warmup_steps=4, steps=6)
+        assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+    def test_warm_up_then_down_to_the_last_step(self):
+        chosen = recipe(optimizer__learning_rate=0.8, optimizer__warmup_steps=2, optimizer__schedule="linear", steps=6)
+        # After the warm-up 4 steps are left: 4/4, 3/4, 2/4, 1/4; zero would come after the last one.
+        assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.4, 0.8, 0.8, 0.6, 0.4, 0.2])
+
+    def test_a_warm_up_as_long_as_the_run(self):
+        chosen = recipe(optimizer__learning_rate=1.0, optimizer__warmup_steps=9, optimizer__schedule="linear", steps=3)
+        assert [learning_rate(chosen, step) for step in (1, 2, 3)] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
+
+
+def completion(tokens: int, text: str = "我", reason: str = "stop") -> Completion:
+    return Completion(PROMPTS[0], (), (0,) * tokens, text, (-1.0,) * tokens, reason)  # type: ignore[arg-type]
+
+
+class TestCollate:
+    def test_numbers_go_with_their_tokens(self):
+        completions = [completion(2), completion(1), completion(3)]
+        batches = collate(
+            completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0.1, 0.2, 0.3]),
+            torch.arange(6.0), torch.arange(6.0) + 100, 2,
+        )  # fmt: skip
+        assert [len(batch.completions) for batch in batches] == [2, 1]
+        assert [batch.advantages.tolist() for batch in batches] == [[10, 10, 20], [30, 30, 30]]
+        torch.testing.assert_close(batches[0].weights, torch.tensor([0.1, 0.1, 0.2]))
+        assert [batch.sampler_logprobs.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+        assert [batch.reference_logprobs.tolist() for batch in batches] == [[100, 101, 102], [103, 104, 105]]
+
+    def test_without_a_reference(self):
+        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, 8)
+        assert batch.reference_logprobs is None
+
+
+def test_screen():
+    assert screen(completion(1)) == ()
+    assert screen(completion(1, " \n")) == ("empty",)
+    assert screen(completion(1, "", "length")) == ("empty", "truncated")
+
+
+class Given:
+    """A scorer that gives the numbers it was given, and a sampler that gives the completions."""
+
+    def __init__(self, values: list[float], groups: list[Group] | None = None) -> None:
+        self.values, self.groups = np.array(values), groups
+
+    def score(self, completions) -> Scores:
+        return Scores(self.values, {"given": self.values}, {"given": 1.0})
+
+    def sample(self, prompts, **options) -> list[Group]:
+        return self.groups
+
+
+def learner_of(chosen: Recipe, values: list[float]) -> Learner:
+    learner, _ = build(chosen)
+    learner.scorer = Given(values)
+    return learner
+
+
+SMALL = {"sampling__prompts_per_step": 1, "sampling__samples_per_prompt": 4}
+
+
+class TestStep:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_reward_that_is_no_number_leaves_the_weights(self, value):
+        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 0.0, value, 0.0])
+        before = learner.policy.parameter.detach().clone()
+        with pytest.raises(BurnishError, match=r"step 1: the loss is .* the weights were left as they were"):
+            train_step(learner)
+        assert torch.equal(learner.policy.parameter.detach(), before)
+        assert (learner.step, learner.baseline) == (0, 0.0)
+
+    def test_refuse_non_finite(self):
+        refuse_non_finite(3, 1e300, 0.0)
+        with pytest.raises(BurnishError, match="gradient norm is inf"):
+            refuse_non_finite(3, 1.0, math.inf)
+
+    def test_the_moving_baseline(self):
+        learner = learner_of(recipe(algorithm__use="reinforce_baseline", **SMALL), [1.0, 2.0, 3.0, 2.0])
+        first = train_step(learner)
+        # Step 1 has no earlier reward: b = 0. Then b is its mean, then 0.9 b + 0.1 mean.
+        assert [row["advantage"] for row in first.samples] == [1.0, 2.0, 3.0, 2.0]
+        assert learner.baseline == pytest.approx(2.0)
+        learner.scorer = Given([0.0, 4.0, 8.0, 4.0])
+        second = train_step(learner)
+        assert [row["advantage"] for row in second.samples] == [-2.0, 2.0, 6.0, 2.0]
+        assert learner.baseline == pytest.approx(0.9 * 2.0 + 0.1 * 4.0)
+
+    def test_metrics_and_samples_by_hand(self):
+        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 2.0, 3.0, 6.0])
+        report = train_step(learner)
+        assert report.metrics["reward/mean"] == report.metrics["reward/given"] == 3.0
+        assert report.metrics["reward/std"] == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 4))
+        lengths = [row["tokens"] for row in report.samples]
+        assert report.metrics["length/mean"] == sum(lengths) / 4
+        assert report.metrics["tokens"] == sum(lengths)
+        assert report.metrics["truncated"] == sum(row["finish_reason"] == "length" for row in report.samples) / 4
+        assert report.metrics["mismatch_kl"] < 1e-15
+        assert [row["reward"] for row in report.samples] == [1.0, 2.0, 3.0, 6.0]
+        assert all(row["step"] == 1 for row in report.samples)
+
+    def test_the_loss_and_the_update_by_hand(self):
+        # One completion 我爱你。 of reward 1, REINFORCE: loss = -log P = -log 0.24, and dlogP/dlogit(我|start) = 0.5.
+        chosen = recipe(algorithm__use="reinforce", sampling__prompts_per_step=1, sampling__samples_per_prompt=1,
+                        optimizer__max_grad_norm=100.0)  # fmt: skip
+        policy = Tabular()
+        one = Completion(
+            Prompt("p", ""), (), (0, 1, 2, 3), "我爱你。", tuple(map(math.log, (0.5, 0.8, 0.6, 1.0))), "stop"
+        )
+        given = Given([1.0], [Group(one.prompt, (one,))])
+        optimizer = torch.optim.SGD([policy.parameter], lr=1.0)
+        learner = Learner(chosen, policy, given, given, PROMPTS, PRESETS["reinforce"], optimizer)
+        before = policy.parameter.detach().clone()
+        report = train_step(learner)
+        assert report.metrics["loss"] == pytest.approx(-math.log(0.24), abs=1e-12)
+        moved = (policy.parameter.detach() - before).nan_to_num(0.0)
+        rate = chosen.optimizer.learning_rate
+        # Row start: 1 - 1/2 and -1/6 thrice; row 我: 爱 1 - 0.8, others -0.2/3; row 爱: 你 0.4, others -0.4/3.
+        expected = torch.tensor([
+            [-0.2 / 3, 0.2, -0.2 / 3, -0.2 / 3],
+            [-0.4 / 3, -0.4 / 3, 0.4, -0.4 / 3],
+            [0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0],
+            [0.5, -1 / 6, -1 / 6, -1 / 6],
+        ], dtype=torch.float64)  # fmt: skip
+        torch.testing.assert_close(moved, rate * expected, rtol=0, atol=1e-12)
+        assert report.metrics["grad_norm"] == pytest.approx(float(expected.norm()), abs=1e-9)
+
+    def test_the_gradient_is_clipped_to_the_limit(self):
+        learner = learner_of(recipe(algorithm__use="reinforce", optimizer__max_grad_norm=0.001, **SMALL), [9.0] * 4)
+        seen: list[float] = []
+        learner.optimizer.register_step_pre_hook(
+            lambda *arguments: seen.append(float(learner.policy.parameter.grad.norm()))
+        )
+        report = train_step(learner)
+        assert report.metrics["grad_norm"] > 0.1, "the metric is the norm before clipping"
+        assert seen == [pytest.approx(0.001, rel=1e-3)]
+
+    def test_kl_in_the_reward_is_taken_from_the_advantage(self):
+        plain = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0] * 4)
+        kl = '{coefficient = 0.5, estimator = "k1", where = "reward"}'
+        pulled = learner_of(
+            recipe(algorithm__use="reinforce", algorithm__kl=kl, **SMALL),
+            [1.0] * 4,
+        )  # fmt: skip
+        for learner in (plain, pulled):
+            with torch.no_grad():
+                learner.policy.parameter[4, 0] += 1.0
+        for without, with_kl in zip(train_step(plain).samples, train_step(pulled).samples, strict=True):
+            assert without["completion"] == with_kl["completion"]
+            # log pi - log reference of the first token alone: from 1/2 to e/(e+1), and from 1/6 to (1/3)/(e+1).
+            first = math.e / (math.e + 1) / 0.5 if with_kl["completion"][0] == "我" else 1 / (3 * (math.e + 1)) * 6
+            assert with_kl["advantage"] == pytest.approx(1.0 - 0.5 * math.log(first), abs=1e-12)
+            assert with_kl["reward"] == 1.0, "the samples show the reward without the penalty"
+
+
+class TestUninterrupted:
+    def test_holds_ctrl_c_back_to_the_end(self):
+        done = []
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("all of it")
+        assert done == ["all of it"]
+
+    def test_leaves_the_handler_as_it_was(self):
+        before = signal.getsignal(signal.SIGINT)
+        with uninterrupted():
+            pass
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_an_error_passes_through(self):
+        with pytest.raises(ZeroDivisionError), uninterrupted():
+            raise ZeroDivisionError
