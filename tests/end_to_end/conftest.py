@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,6 +189,11 @@ class Finished:
         return [line for line in self.err.splitlines() if line.strip()]
 
 
+def hears_ctrl_c() -> None:
+    """pytest-xdist's workers ignore SIGINT, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Workplace:
     """A folder to work in, and the commands that are run there."""
@@ -208,7 +214,7 @@ class Workplace:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         process = subprocess.Popen(
             [sys.executable, "-m", "burnish.cli", *map(str, arguments)],
-            cwd=self.folder, env={**os.environ, **(environment or {})}, **options,
+            cwd=self.folder, env={**os.environ, **(environment or {})}, preexec_fn=hears_ctrl_c, **options,
         )  # fmt: skip
         self.started.append(process)
         return process

@@ -217,6 +217,13 @@ class TestStep:
 
 
 class TestUninterrupted:
+    @pytest.fixture(autouse=True)
+    def hears_ctrl_c(self):
+        """pytest-xdist's workers ignore SIGINT."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     def test_holds_ctrl_c_back_to_the_end(self):
         done = []
         with pytest.raises(KeyboardInterrupt), uninterrupted():
