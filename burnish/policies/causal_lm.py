@@ -195,7 +195,9 @@ def load_model(
         )
         if missing := sorted(loading["missing_keys"]):
             # transformers would fill them with random numbers and go on.
-            raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
+            raise ValueError(
+                f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again"
+            )
         if base:
             from peft import PeftModel
 
