@@ -50,9 +50,12 @@ def main() -> None:
     except BurnishError as error:
         # A second Ctrl-C has nothing left to stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"burnish: {error}", file=sys.stderr)
+        print("\n".join(f"burnish: {_plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
         sys.exit(error.exit_status)
     except OSError as error:
+        if error.filename is not None:
+            print(f"burnish: {_plain(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
         # Of the output itself; every other one was explained where it happened.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
@@ -63,6 +66,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    """Without control characters: an error may quote what a model wrote."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _version(wanted: bool) -> None:
@@ -266,7 +274,7 @@ def score(
         return
     for row in found:
         values = "  ".join(f"{name} {value:.4g}" for name, value in row["parts"].items())
-        print(f"{values}  {row['text'][:60]}")
+        print(f"{values}  {_plain(row['text'][:60])}")
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Session:
     run: Run
     observer: Observer
     held_out: Sequence[Prompt]
+    logged: int = 0
+    """The last step whose rows are on disk."""
 
     def work(self) -> dict[str, dict[str, Any]]:
         """Trains from where the folder stands to the last step, and measures. Returns the evaluation.
@@ -47,37 +50,45 @@ class Session:
             Interrupted: on Ctrl-C, after a checkpoint.
             BurnishError: a step failed; the folder holds everything up to it.
         """
-        logged = self._restore()
+        self.logged = self._restore()
         try:
-            before = self._measured("before")
-            logged = self._steps(logged)
-            after = self._measured("after")
+            with self.learner.interrupts:
+                before = self._measured("before")
+                self._steps()
+                after = self._measured("after")
         except KeyboardInterrupt:
-            raise Interrupted(self._stopped(logged)) from None
+            raise Interrupted(self._stopped()) from None
+        except BurnishError as error:
+            raise self._failed(error) from error
         return self._conclude(before, after)
 
-    def _steps(self, logged: int) -> int:
-        recipe = self.learner.recipe
-        self.observer.start(name=recipe.name, steps=recipe.steps, first_step=logged + 1)
+    def _steps(self) -> None:
+        recipe, learner = self.learner.recipe, self.learner
+        self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
         history = self.run.rows("metrics.jsonl")
-        try:
-            while logged < recipe.steps:
-                report = train_step(self.learner)
-                metrics = report.metrics
-                if recipe.evaluation.every and report.metrics["step"] % recipe.evaluation.every == 0:
-                    found = summary(self._measure(), bleu_tokenize=recipe.evaluation.bleu_tokenize)
-                    metrics = {**metrics, **{f"held_out/{name}": value for name, value in found.items()}}
-                self.run.append("samples.jsonl", report.samples)
-                self.run.append("metrics.jsonl", [metrics])
-                logged = self.learner.step
-                history.append(metrics)
-                self._warn_of(history)
-                self.observer.step(metrics)
-                if logged % recipe.checkpoint.every == 0 or logged == recipe.steps:
-                    self._save()
-        except KeyboardInterrupt:
-            raise Interrupted(self._stopped(logged)) from None
-        return logged
+        self._measure_on_the_way()
+        while learner.step < recipe.steps:
+            report = train_step(learner)
+            self.run.append("samples.jsonl", report.samples)
+            self.run.append("metrics.jsonl", [report.metrics])
+            self.logged = learner.step
+            learner.interrupts.release()
+            history.append(report.metrics)
+            self._warn_of(history)
+            self.observer.step(report.metrics)
+            if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
+                self._save()
+            self._measure_on_the_way()
+
+    def _measure_on_the_way(self) -> None:
+        """The periodic held-out measurement, where this step is due one and has none yet; not after the last step, which
+        the measurement "after" follows."""
+        step, every = self.learner.step, self.learner.recipe.evaluation.every
+        if not every or step == 0 or step % every or step == self.learner.recipe.steps:
+            return
+        if all(row["step"] != step for row in self.run.rows("held_out.jsonl")):
+            found = summary(self._measure(), bleu_tokenize=self.learner.recipe.evaluation.bleu_tokenize)
+            self.run.append("held_out.jsonl", [{"step": step, **found}])
 
     def _restore(self) -> int:
         """Puts the learner where the newest checkpoint is and cuts the lines back to it; returns its step."""
@@ -93,14 +104,23 @@ class Session:
             self.observer.message(f"resumed after step {newest.step}")
         return self.learner.step
 
-    def _stopped(self, logged: int) -> str:
+    def _stopped(self) -> str:
         """Saves what can be saved and says how to go on."""
-        # Between the optimizer's step and its row the two disagree; then the last checkpoint is where the run goes on.
-        if self.learner.step == logged > 0:
+        # Where a row could not be written the two disagree; then the last checkpoint is where the run goes on.
+        if self.learner.step == self.logged > 0:
             self._save()
         saved = self.run.checkpoints()
         kept = f"saved after step {saved[-1].step}" if saved else "no step was finished"
         return f"stopped, {kept}; go on with: burnish train --resume {self.run.folder}"
+
+    def _failed(self, error: BurnishError) -> BurnishError:
+        """The same error, after what was learnt so far has been saved, with how to go on."""
+        if "--resume" in str(error):
+            return error
+        with suppress(BurnishError):
+            message = self._stopped().removeprefix("stopped, ")
+            return type(error)(f"{error}\n{message}")
+        return error
 
     def _save(self) -> None:
         learner = self.learner
@@ -141,26 +161,25 @@ class Session:
             before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
         )
         self.run.put("evaluation.json", json_text(evaluation))
-        for text in evaluation_alarms(evaluation, drop=recipe.guards.diversity_drop):
-            self._warn(recipe.steps, text)
+        for number, text in enumerate(evaluation_alarms(evaluation, drop=recipe.guards.diversity_drop)):
+            self._warn(recipe.steps, f"evaluation {number}", text)
         return evaluation
 
     def _warn_of(self, history: Sequence[dict[str, Any]]) -> None:
         guards = self.learner.recipe.guards
         alarm = diversity_alarm(history, drop=guards.diversity_drop, window=guards.window)
-        # Once it is said it stands in the report; saying it at each step would bury everything else.
-        if alarm and not self.run.rows("warnings.jsonl"):
-            self._warn(history[-1]["step"], alarm)
+        if alarm:
+            self._warn(history[-1]["step"], "diversity", alarm)
         recent = history[-EQUAL_REWARDS:]
         if len(recent) == EQUAL_REWARDS and all(row["reward/std"] == 0 for row in recent):
             text = f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
-            if all(row["text"] != text for row in self.run.rows("warnings.jsonl")):
-                self._warn(history[-1]["step"], text)
+            self._warn(history[-1]["step"], "equal rewards", text)
 
-    def _warn(self, step: int, text: str) -> None:
-        if all((row["step"], row["text"]) != (step, text) for row in self.run.rows("warnings.jsonl")):
-            self.run.append("warnings.jsonl", [{"step": step, "text": text}])
-        self.observer.message(text, level="warning")
+    def _warn(self, step: int, kind: str, text: str) -> None:
+        """Says it once for each kind: said at each step it would bury everything else."""
+        if all(row.get("kind") != kind for row in self.run.rows("warnings.jsonl")):
+            self.run.append("warnings.jsonl", [{"step": step, "kind": kind, "text": text}])
+            self.observer.message(text, level="warning")
 
 
 def write_learner(learner: Learner, folder: Path) -> None:
@@ -195,7 +214,9 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         kind, _, name = key.partition("/")
         if name not in places:
             raise InputError(f"{checkpoint.folder}: optimizer state of '{name}', which this policy does not have")
-        places[name][kind] = value
+        parameter = learner.policy.trainable()[name]
+        # The step counter of AdamW stays on the CPU; the moments lie where their parameter does.
+        places[name][kind] = value if kind == "step" else value.to(parameter.device)
     learner.step = checkpoint.step
     learner.baseline = baseline
 

@@ -1,6 +1,6 @@
 """What the step needs of a policy, a sampler, a task and a scorer: nothing more than these few methods.
 
-``train.py`` sees these protocols and no implementation; ``backends`` joins the two.
+``training.py`` sees these protocols and no implementation; ``backends`` joins the two.
 """
 
 from __future__ import annotations

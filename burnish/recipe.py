@@ -303,7 +303,9 @@ def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, in one line, and how many more there are."""
     problems = error.errors()
     first = problems[0]
-    path = ".".join(str(part) for part in first["loc"])
+    # pydantic names the branch of a union in the path, which is no key: policy.lora.targets.list[str].
+    parts = [str(part) for part in first["loc"] if not re.search(r"[\[\]'\"]", str(part))]
+    path = ".".join(parts)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
@@ -311,6 +313,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         hint = ': add a [[reward]] table, for instance use = "bleu"' if path == "reward" else ""
         return f"'{path}' is missing{hint}{more}"
+    if path == "reward" and first["type"] == "list_type":
+        return f"reward must be a list of tables: write [[reward]] with two brackets{more}"
     message = re.sub(r"^Value error, ", "", first["msg"])
     if first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{message}{more}"
@@ -347,6 +351,11 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         name = recipe.algorithm.use
         raise InputError(
             f"{where}: algorithm.use = '{name}'{nearest(name, PRESETS)}: known algorithms are {', '.join(PRESETS)}"
+        )
+    if recipe.policy.use == "tabular" and recipe.task.use != "toy" and ":" not in recipe.task.use:
+        raise InputError(
+            f"{where}: policy.use = \"tabular\" knows four characters only, not the texts of task '{recipe.task.use}': "
+            'use the task "toy", or a language model'
         )
     preset = PRESETS[recipe.algorithm.use]
     if preset.needs_group and recipe.sampling.samples_per_prompt < 2:

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
@@ -95,7 +96,9 @@ class Registry(Generic[T]):
 
 def _origin(entry: object) -> tuple[object, object]:
     function = getattr(entry, "function", entry)
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", id(entry))
+    name = getattr(function, "__qualname__", "<lambda>")
+    # All lambdas of a module share one name, and say nothing of being the same.
+    return getattr(function, "__module__", None), id(function) if "<lambda>" in name else name
 
 
 def import_object(path: str, kind: str = "object") -> object:
@@ -113,6 +116,13 @@ def import_object(path: str, kind: str = "object") -> object:
     except ModuleNotFoundError as error:
         raise InputError(
             f"{kind} '{path}': cannot import '{module_name}' ({error}); run from the folder that holds it"
+        ) from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {reason} "
+            f"({place.filename}, line {place.lineno})"
         ) from error
     finally:
         if added:

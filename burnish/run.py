@@ -8,6 +8,7 @@ that are done again come out with the same bits.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from burnish.errors import BurnishError, InputError
 if TYPE_CHECKING:
     from burnish.recipe import Recipe
 
-LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")
+LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 TIMINGS = ("time/", "tokens_per_second")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
@@ -63,15 +64,17 @@ class Run:
             raise InputError(
                 f"{folder}: another process is working on this run; wait for it or stop it first"
             ) from error
+        except NotImplementedError as error:
+            raise BurnishError(
+                f"{folder}: this file system knows no locks: choose a run folder on a local disk"
+            ) from error
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, environment: Mapping[str, Any] | None = None) -> Run:
         """Makes a new run folder. Raises InputError where it holds a run already, BurnishError where it cannot be made."""
         place = folder or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        number = 1
-        while folder is None and place.exists():
-            number += 1
-            place = place.with_name(f"{place.name.removesuffix(f'-{number - 1}')}-{number}")
+        if folder is None:
+            place = _unused(place)
         if (place / "recipe.toml").exists():
             raise InputError(f"{place} holds a run already: choose another --run-dir, or go on with --resume {place}")
         with explained(f"cannot make the run folder {place}"):
@@ -145,6 +148,9 @@ class Run:
                     (temporary / "model").mkdir(parents=True)
                     write(temporary)
                     write_json(temporary / "state.json", {"step": step, **state})
+                    # The lines up to this step must outlive a power cut if the checkpoint does.
+                    for name in LINES:
+                        sync_file(self.folder / name)
                     sync_tree(temporary)
                     os.rename(temporary, target)
                     sync_folder(target.parent)
@@ -199,6 +205,17 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "."):
                 (self.folder / name).rmdir()
+
+
+def _unused(place: Path) -> Path:
+    """The folder, or one with a number behind it, made by this process and no other."""
+    with explained(f"cannot make the run folder {place}"):
+        for number in itertools.count(1):
+            numbered = place if number == 1 else place.with_name(f"{place.name}-{number}")
+            with suppress(FileExistsError):
+                numbered.mkdir(parents=True)
+                return numbered
+    raise AssertionError("unreachable")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -256,12 +273,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file's content durable, where there is one."""
+    if path.exists():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
 def sync_tree(folder: Path) -> None:
     """Makes all files below a folder durable, then the folders."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with open(os.path.join(place, name), "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(Path(place) / name)
         sync_folder(Path(place))
 
 

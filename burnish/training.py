@@ -1,4 +1,4 @@
-"""One step of learning, read from top to bottom, and the loop around it.
+"""One step of learning, read from top to bottom. The loop around it is in ``loop.py``.
 
 The step sees protocols, not implementations: a policy that says how probable tokens are, a sampler, a scorer, and a
 preset that is an advantage function, a loss function and a way of adding up. No algorithm branches in here.
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from burnish.algorithms.losses import clip_fraction
 from burnish.algorithms.ops import sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
 from burnish.errors import BurnishError
+from burnish.interrupts import Interrupts
 from burnish.protocols import Policy, Sampler, Scorer
 from burnish.recipe import Recipe
 from burnish.rewards.guards import text_diversity
@@ -46,6 +46,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     step: int = 0
     baseline: float = 0.0
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +134,12 @@ def train_step(learner: Learner) -> StepReport:
     rate = learning_rate(recipe, step)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
-    with uninterrupted():
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
-        learner.step = step
-        kept = BASELINE_DECAY if step > 1 else 0.0
-        learner.baseline = kept * learner.baseline + (1 - kept) * float(rewards.mean())
+    learner.interrupts.hold()  # until the loop has written this step down: half a step is no state to save
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.step = step
+    kept = BASELINE_DECAY if step > 1 else 0.0
+    learner.baseline = kept * learner.baseline + (1 - kept) * float(rewards.mean())
     clock.lap("update")
 
     # 9. One flat dict of metrics.
@@ -235,8 +236,8 @@ def refuse_non_finite(step: int, loss: float, grad_norm: float) -> None:
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
             raise BurnishError(
-                f"step {step}: the {name} is {value}; the weights were left as they were. "
-                "Lower optimizer.learning_rate, or look for rewards that run away in samples.jsonl"
+                f"step {step}: the {name} is {value}; the weights were left as they were. Resuming would come to the same: "
+                "start again with a lower optimizer.learning_rate, and look in samples.jsonl for rewards that run away"
             )
 
 
@@ -300,22 +301,3 @@ class Clock:
     def metrics(self, tokens: int) -> dict[str, float]:
         total = time.perf_counter() - self._begin
         return {"tokens": tokens, "tokens_per_second": tokens / total, **self._laps, "time/step": total}
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Holds a Ctrl-C back until the end of the block: half an optimizer step is no state to save."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda *arguments: pending.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pending and callable(previous):
-            previous(*pending[0])

@@ -45,24 +45,30 @@ def _tokenizer():
 
 
 def _config(kind: str, vocabulary: int):
-    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     if kind == "gpt2":
         return GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids)
     common = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "num_attention_heads": 4, "max_position_embeddings": 256,
         # Wide enough for a next-token distribution that is far from uniform.
         "initializer_range": 0.3, **ids,
     }  # fmt: skip
+    if kind == "neox":
+        return GPTNeoXConfig(**common)
+    common["num_key_value_heads"] = 2
+    if kind == "qwen3_moe":
+        return Qwen3MoeConfig(**common, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     return Qwen2Config(**common, tie_word_embeddings=True) if kind == "qwen2" else LlamaConfig(**common)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of tiny random models by kind ("llama", "gpt2", "qwen2"): two layers, width 32, some 300 byte-level
-    tokens, float32 safetensors, no chat template. Llama and Qwen2 have 4 heads and 2 key-value heads."""
+    """Folders of tiny random models by kind ("llama", "gpt2", "qwen2", "neox", "qwen3_moe"): two layers, width 32,
+    some 300 byte-level tokens, float32 safetensors, no chat template. All have 4 heads; Llama and the Qwens have 2
+    key-value heads, and Qwen3-MoE 4 experts, 2 of them for each token."""
     made: dict[str, Path] = {}
 
     def folder(kind: str = "llama") -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from burnish.algorithms.presets import PRESETS
 from burnish.catalogue.convert import resolve_model
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
-from burnish.protocols import LanguageModel, Observer, Policy, Sampler, Task
+from burnish.protocols import LanguageModel, Observer, Policy, Sampler
 from burnish.recipe import PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.tasks.registry import TASKS
@@ -68,8 +70,9 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError, TypeError):
         return
     trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
+    # Setting the one without the other would switch off what glibc does by itself.
+    if mallopt(mmap_threshold, 1 << 30) == 1:
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> tuple[Learner, list[Prompt]]:
@@ -94,20 +97,32 @@ def task_prompts(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts of the recipe's task, its data fetched where that is needed."""
-    task = TASKS.get(recipe.task.use)(**recipe.task.options)
-    prepare: Callable[..., None] | None = getattr(task, "prepare", None)
-    if prepare is not None:
-        prepare(offline=offline, observer=observer)
-    train, held_out = prompts_of(task, recipe.task.use)
+    name = recipe.task.use
+    try:
+        task = TASKS.get(name)(**recipe.task.options)
+        prepare: Callable[..., None] | None = getattr(task, "prepare", None)
+        if prepare is not None:
+            prepare(offline=offline, observer=observer)
+        sides = list(task.train()), list(task.evaluation())
+    except BurnishError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"task '{name}' raised {type(error).__name__}: {reason}") from error
+    train, held_out = checked_prompts(*sides, name)
     return train, held_out[: recipe.evaluation.prompts]
 
 
-def prompts_of(task: Task, name: str) -> tuple[list[Prompt], list[Prompt]]:
-    """A task's two sides, checked: neither is empty, and no prompt is on both."""
-    train, held_out = list(task.train()), list(task.evaluation())
+def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> tuple[list[Prompt], list[Prompt]]:
+    """A task's two sides, if they are prompts, neither is empty, and no prompt is on both; else InputError."""
     for side, prompts in (("training", train), ("held-out", held_out)):
         if not prompts:
             raise InputError(f"task '{name}' has no {side} prompts: check its options and its data")
+        for prompt in prompts:
+            if not isinstance(prompt, Prompt):
+                raise InputError(
+                    f"task '{name}' gives a {type(prompt).__name__} among its {side} prompts: make it a Prompt"
+                )
         if len({prompt.id for prompt in prompts}) < len(prompts):
             raise InputError(f"task '{name}' gives two {side} prompts the same id: ids must be unique")
     if both := {prompt.id for prompt in train} & {prompt.id for prompt in held_out}:
@@ -150,12 +165,13 @@ def environment(recipe: Recipe) -> Mapping[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__)
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+    checkout = Path(__file__).parents[2]
+    commit = "unknown"
+    # An installed burnish may lie inside somebody else's repository, whose commit says nothing.
+    if (checkout / ".git").exists():
+        with suppress(OSError, subprocess.CalledProcessError):
+            command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return {
         **versions,
         "python": platform.python_version(),

@@ -149,25 +149,24 @@ class CausalLM(CausalModel):
         Raises:
             InputError: a weight is missing or of another shape, so these weights belong to another model.
         """
-        from safetensors.torch import load_file
-
         if self.adapter:
             from peft import set_peft_model_state_dict
+            from safetensors.torch import load_file
 
             set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
             return
-        weights: dict[str, Tensor] = {}
-        index = folder / "model.safetensors.index.json"
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-        for shard in sorted(shards):
-            weights.update(load_file(folder / shard))
+        # Not the file's own names: transformers renames and regroups some weights (GPT-NeoX, experts) when it saves.
+        with _loading(folder), _quiet():
+            saved = dict(_whole_model(folder, self.model.dtype, offline=True).named_parameters())
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
+            if name not in saved or saved[name].shape != parameter.shape:
+                raise InputError(
+                    f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder"
+                )
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name not in weights or weights[name].shape != parameter.shape:
-                    raise InputError(
-                        f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder"
-                    )
-                parameter.copy_(weights[name])
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
 
 
 def load_model(
@@ -180,24 +179,11 @@ def load_model(
     Raises:
         InputError: it cannot be loaded; the message says what is missing.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
     with _loading(source), _quiet():
         base = _base_of_adapter(Path(source))
-        model, loading = auto_model.from_pretrained(
-            base or source,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=offline,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if missing := sorted(loading["missing_keys"]):
-            # transformers would fill them with random numbers and go on.
-            raise ValueError(
-                f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again"
-            )
+        model = _whole_model(base or source, getattr(torch, dtype), offline=offline)
         if base:
             from peft import PeftModel
 
@@ -206,6 +192,27 @@ def load_model(
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     moved: PreTrainedModel = model.to(place)
     return CausalModel(moved, tokenizer)
+
+
+def _whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+    """A transformers model with all of its weights. Raises ValueError where its files lack some."""
+    from transformers import AutoModelForCausalLM
+
+    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
+    model, loading = auto_model.from_pretrained(
+        source,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=offline,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(loading["missing_keys"]):
+        # transformers would fill them with random numbers and go on.
+        raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
+    return model
 
 
 def _base_of_adapter(folder: Path) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,21 @@ def read_run(folder: Path) -> RunData:
         run.name = name
     run.environment = _mapping(folder / "environment.json", run)
     run.rows = _steps(_lines(folder / "metrics.jsonl", run))
+    _add_held_out(run.rows, _lines(folder / "held_out.jsonl", run, optional=True))
     run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
     run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
     run.evaluation = _mapping(folder / "evaluation.json", run)
     run.before = _texts(folder / "evaluation" / "before.json", run)
     run.after = _texts(folder / "evaluation" / "after.json", run)
     return run
+
+
+def _add_held_out(rows: list[dict[str, Any]], measured: Iterable[dict[str, Any]]) -> None:
+    """Puts the measurements that were made on the way beside the metrics of their step, as held_out/<metric>."""
+    by_step = {row.get("step"): row for row in rows}
+    for found in measured:
+        if (row := by_step.get(found.get("step"))) is not None:
+            row.update({f"held_out/{name}": value for name, value in found.items() if name != "step"})
 
 
 def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> bytes | None:

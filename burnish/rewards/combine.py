@@ -68,9 +68,7 @@ class Combination:
         cls, sections: Sequence[RewardSection], reference_policy: LanguageModel | None = None
     ) -> Combination:
         """The combination that a recipe's ``[[reward]]`` tables describe. Raises InputError as the constructor does."""
-        parts = [
-            Part(section.part, REWARDS.get(section.use), section.weight, section.options) for section in sections
-        ]
+        parts = [Part(section.part, REWARDS.get(section.use), section.weight, section.options) for section in sections]
         return cls(parts, reference_policy)
 
     def score(self, completions: Sequence[Completion]) -> Scores:

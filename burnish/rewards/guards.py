@@ -9,9 +9,7 @@ from typing import Any
 
 from burnish.rewards.diversity import distinct_n, repeat_share, words
 
-REMEDY = (
-    "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
-)
+REMEDY = "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
 
 
 def text_diversity(texts: Sequence[str]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""tasks."""
+"""What is asked: prompts, and where their data comes from."""

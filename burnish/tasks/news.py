@@ -50,7 +50,7 @@ class News:
     Args:
         prompt_words: words of the article that the policy is given.
         reference_words: at most so many of the words that follow are the reference.
-        held_out_percent: share of the articles, by hash, that training never sees; 25 gives 86 of 343.
+        held_out_percent: share of the articles, by hash, that training never sees; 25 gives 87 of 340.
 
     Raises:
         InputError: an option is out of range, or leaves no prompt on one of the two sides (when the data is read).

@@ -16,7 +16,7 @@ from burnish.policies.layout import plain, shared
 from burnish.recipe import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
-KINDS = ["llama", "gpt2", "qwen2"]
+KINDS = ["llama", "gpt2", "qwen2", "neox", "qwen3_moe"]
 PLAIN = SamplingParams(8)
 
 
@@ -247,7 +247,7 @@ class TestSaving:
         other.load(tmp_path)
         expected = policy.token_logprobs(several(policy))
         assert torch.equal(other.token_logprobs(several(policy)), expected)
-        torch.testing.assert_close(load_model(tmp_path).token_logprobs(several(policy)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(load_model(tmp_path).token_logprobs(several(policy)), expected, rtol=0, atol=1e-4)
         saved = load_file(tmp_path / "adapter_model.safetensors")
         assert sum(value.numel() for value in saved.values()) == sum(p.numel() for p in policy.trainable().values())
 

@@ -14,11 +14,10 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import prompts_of
+from burnish.backends.local import task_prompts
 from burnish.cli import app
 from burnish.recipe import Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
-from burnish.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
@@ -134,7 +133,7 @@ def test_the_readmes_task_keeps_its_sides_apart(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     read_recipe = load_recipe("mine.toml")
-    train, held_out = prompts_of(TASKS.get(read_recipe.task.use)(**read_recipe.task.options), "mine")
+    train, held_out = task_prompts(read_recipe)
     assert len(train) + len(held_out) == 100
     assert 10 <= len(held_out) <= 30
     assert {prompt.reference for prompt in train + held_out} == {str(number) for number in range(100)}

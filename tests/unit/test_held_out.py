@@ -189,7 +189,7 @@ def test_continuation(prompt: str, reference: str, expected: str) -> None:
 
 
 def test_json_keeps_every_bit() -> None:
-    result = measured({"a": ["😀 \u2028 \"q\"", ""], "b": ["我爱你。", "\\n"], "c": ["</script>", "\x00"]})
+    result = measured({"a": ['😀 \u2028 "q"', ""], "b": ["我爱你。", "\\n"], "c": ["</script>", "\x00"]})
     odd = [0.1 + 0.2, 1e-310, -0.0, 1 / 3, math.inf, 2.0**53]
     samples = tuple(replace(s, reward=v, nll=v, parts={"exact": v}) for s, v in zip(result.samples, odd, strict=True))
     result = replace(result, samples=samples)

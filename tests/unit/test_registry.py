@@ -105,9 +105,9 @@ def test_import_object_says_what_is_missing(module: str) -> None:
 
 
 def test_an_error_inside_the_users_module_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "burnish_test_broken.py").write_text("1 / 0\n")
+    (tmp_path / "burnish_test_broken.py").write_text("\n1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InputError, match=r"ZeroDivisionError: division by zero \(.*burnish_test_broken\.py, line 2\)"):
         import_object("burnish_test_broken:x")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections import Counter
 
 import numpy as np
@@ -24,7 +22,6 @@ from burnish.training import (
     refuse_non_finite,
     screen,
     train_step,
-    uninterrupted,
 )
 from burnish.types import Completion, Group, Prompt, Scores
 
@@ -214,29 +211,3 @@ class TestStep:
             first = math.e / (math.e + 1) / 0.5 if with_kl["completion"][0] == "我" else 1 / (3 * (math.e + 1)) * 6
             assert with_kl["advantage"] == pytest.approx(1.0 - 0.5 * math.log(first), abs=1e-12)
             assert with_kl["reward"] == 1.0, "the samples show the reward without the penalty"
-
-
-class TestUninterrupted:
-    @pytest.fixture(autouse=True)
-    def hears_ctrl_c(self):
-        """pytest-xdist's workers ignore SIGINT."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
-
-    def test_holds_ctrl_c_back_to_the_end(self):
-        done = []
-        with pytest.raises(KeyboardInterrupt), uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("all of it")
-        assert done == ["all of it"]
-
-    def test_leaves_the_handler_as_it_was(self):
-        before = signal.getsignal(signal.SIGINT)
-        with uninterrupted():
-            pass
-        assert signal.getsignal(signal.SIGINT) is before
-
-    def test_an_error_passes_through(self):
-        with pytest.raises(ZeroDivisionError), uninterrupted():
-            raise ZeroDivisionError

@@ -1,0 +1,78 @@
+"""Ctrl-C comes through at once, but for the time between hold and release."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from burnish.interrupts import Interrupts
+
+
+@pytest.fixture(autouse=True)
+def hears_ctrl_c():
+    """pytest-xdist's workers ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_comes_through_where_nothing_is_held():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        press()
+        reached.append("past the signal")
+    assert reached == []
+
+
+def test_is_held_back_until_the_release():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        interrupts.hold()
+        press()
+        press()
+        done.append("written")
+        interrupts.release()
+        done.append("past the release")
+    assert done == ["written"]
+
+
+def test_comes_once_however_often_it_was_pressed():
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.release()
+        interrupts.hold()
+        interrupts.release()
+
+
+def test_the_handler_is_as_it_was_afterwards_even_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError), Interrupts() as interrupts:
+        interrupts.hold()
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_does_nothing_outside_the_main_thread():
+    failures: list[BaseException] = []
+
+    def work():
+        try:
+            with Interrupts() as interrupts:
+                interrupts.hold()
+                interrupts.release()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []

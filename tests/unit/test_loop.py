@@ -1,0 +1,103 @@
+"""The loop: what is saved and said when a step fails, an alarm rings, or Ctrl-C comes while something is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import burnish.loop
+from burnish.api import train
+from burnish.errors import BurnishError
+from burnish.loop import Interrupted
+from burnish.recipe import RECIPES
+from burnish.run import comparable, read_lines
+
+SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]
+
+
+class Silent:
+    """An observer that keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        if level == "warning":
+            self.warnings.append(text)
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def toy(folder: Path, *overrides: str, **options: Any) -> Any:
+    observer = options.pop("observer", Silent())
+    return train(RECIPES / "toy.toml", overrides=[*SMALL, *overrides], run_dir=folder, observer=observer, **options)
+
+
+CALLS = {"count": 0}
+
+
+def breaks_at_the_seventh(text: str) -> float:
+    """Held-out prompts are scored once before training, then once a step."""
+    CALLS["count"] += 1
+    if CALLS["count"] == 32 + 8 * 6 + 1:
+        raise ValueError("out of luck")
+    return float(text.count("我"))
+
+
+def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
+    CALLS["count"] = 0
+    with pytest.raises(
+        BurnishError, match=r"out of luck[^\n]*\nsaved after step 6; go on with: burnish train --resume"
+    ):
+        toy(tmp_path / "run", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
+    assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").exists()
+    # The seventh step works the second time, and the run ends as one that never failed.
+    done = train(resume=tmp_path / "run", observer=Silent())
+    CALLS["count"] = 10**6
+    whole = toy(tmp_path / "whole", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+
+
+def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["steps=6", "checkpoint.every=100", "evaluation.every=2"]
+    whole = toy(tmp_path / "whole", *options)
+    measure, calls = burnish.loop.measure, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        calls.append(named["policy_version"])
+        if calls == [0, 2, 4]:
+            raise KeyboardInterrupt
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(burnish.loop, "measure", interrupted)
+    with pytest.raises(Interrupted, match="saved after step 4"):
+        toy(tmp_path / "run", *options)
+    done = train(resume=tmp_path / "run", observer=Silent())
+    # Step 4 is measured by the process that goes on; the last step only once, as "after".
+    assert calls == [0, 2, 4, 4, 6]
+    held_out = [list(read_lines(tmp_path / name / "held_out.jsonl")) for name in ("run", "whole")]
+    assert held_out[0] == held_out[1] and [row["step"] for row in held_out[0]] == [2, 4]
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+    assert done.evaluation == whole.evaluation
+
+
+def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = Silent()
+    monkeypatch.setattr(burnish.loop, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(burnish.loop, "diversity_alarm", lambda history, **named: "gamed" if len(history) > 5 else None)
+    toy(tmp_path / "run", "steps=8", observer=observer, rewards={"repetition": 0.0, "exact": 1e-9})
+    monkeypatch.undo()
+    rows = list(read_lines(tmp_path / "run" / "warnings.jsonl"))
+    assert "gamed" in observer.warnings and observer.warnings.count("gamed") == 1
+    assert [row["step"] for row in rows if row["kind"] == "diversity"] == [6]
+    assert json.dumps(rows).count("same reward") <= 1
