@@ -203,7 +203,7 @@ class TestStreams:
 
 TEXTS = ["The home team", "Shares fell after the company said that it would", "我爱", "a"]
 ASKED = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
-KINDS = ["llama", "gpt2", "qwen2"]
+KINDS = ["llama", "gpt2", "qwen2", "neox", "qwen3_moe"]
 
 
 class TestBatchedSampler:
