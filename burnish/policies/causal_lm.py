@@ -32,15 +32,25 @@ class CausalModel:
     Args:
         model: in evaluation mode; dropout would make training another policy than the one that was sampled.
         batch: completions in one forward pass where no gradient is wanted.
+        like: a language model of the same architecture, whose layout is taken over; without it, the model is probed.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch: int = 16) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch: int = 16,
+        like: CausalModel | None = None,
+    ) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self.layout, self.plain_because = fitting_layout(self.model, self.padding_id)
+        self.layout, self.plain_because = (
+            (like.layout, like.plain_because) if like else fitting_layout(self.model, self.padding_id)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -114,16 +124,24 @@ class CausalLM(CausalModel):
     Args:
         model: a plain transformers model (all of it is trained) or a peft model (its adapter is).
         base: where the model came from, written beside a saved adapter.
+        like: as in ``CausalModel``.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base: str = "") -> None:
-        super().__init__(model, tokenizer)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        base: str = "",
+        like: CausalModel | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, like=like)
         self.base = base
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
-            self.reference = _AdapterOff(model, tokenizer)
+            self.reference = _AdapterOff(model, tokenizer, like=self)
         else:
-            self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer)
+            self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer, like=self)
 
     def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
@@ -237,7 +255,7 @@ def load_policy(
     """
     loaded = load_model(source, dtype=dtype, device=device, offline=offline)
     if lora is None:
-        return CausalLM(loaded.model.requires_grad_(True), loaded.tokenizer, base=str(source))
+        return CausalLM(loaded.model.requires_grad_(True), loaded.tokenizer, base=str(source), like=loaded)
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -246,7 +264,8 @@ def load_policy(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        return CausalLM(get_peft_model(loaded.model, config), loaded.tokenizer, base=str(source))  # type: ignore[arg-type]
+        adapted: Any = get_peft_model(loaded.model, config)
+    return CausalLM(adapted, loaded.tokenizer, base=str(source), like=loaded)
 
 
 @contextmanager

@@ -125,6 +125,21 @@ class TestLogprobs:
         assert (model.layout, model.plain_because) == (shared, "")
 
 
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
+    probed = []
+
+    def probe(model, padding_id):
+        probed.append(model)
+        return plain, "because"
+
+    monkeypatch.setattr("burnish.policies.causal_lm.fitting_layout", probe)
+    policy = load_policy(tiny("llama"), lora=lora)
+    assert len(probed) == 1
+    for model in (policy, policy.reference):
+        assert (model.layout, model.plain_because) == (plain, "because")
+
+
 def test_more_completions_than_one_pass_holds(tiny):
     model = load_model(tiny("llama"), dtype="float64")
     completions = several(model) * 8
