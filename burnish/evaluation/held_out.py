@@ -261,11 +261,13 @@ def _sample(completion: Completion, index: int, reward: float, parts: Mapping[st
 
 
 def _truths(policy: Judged, sampled: Sequence[Completion]) -> list[Truth]:
-    """The true continuations, after the prompts as the sampler encoded them."""
+    """The true continuations, after the prompts as the sampler encoded them, as far as the policy's positions reach."""
+    positions: int | None = getattr(policy, "max_positions", None)
     true: list[Completion] = []
     for completion in sampled:
         prompt = completion.prompt
-        tokens = policy.encode(continuation(prompt.text, prompt.reference or ""))[:LONGEST_TRUTH]
+        room = LONGEST_TRUTH if positions is None else max(0, positions - len(completion.prompt_ids))
+        tokens = policy.encode(continuation(prompt.text, prompt.reference or ""))[: min(LONGEST_TRUTH, room)]
         if tokens:
             blank = tuple(0.0 for _ in tokens)
             true.append(Completion(prompt, completion.prompt_ids, tokens, prompt.reference or "", blank, "length"))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.errors import InputError
 from burnish.generation.sampling import draw, sampling_logprobs, streams
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.layout import keep_logits, padded, positions
@@ -52,10 +53,15 @@ class BatchedSampler:
         seed: Sequence[int],
         policy_version: int = 0,
     ) -> list[Group]:
-        """P groups of G completions."""
+        """P groups of G completions.
+
+        Raises:
+            InputError: a prompt and its completion would not fit into the model's positions.
+        """
         if not prompts:
             return []
         encoded = [self.language_model.encode_prompt(prompt) for prompt in prompts]
+        self._check_lengths(prompts, encoded, sampling.max_new_tokens)
         numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [_Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
         self._decode(encoded, rows, samples_per_prompt, sampling)
@@ -64,6 +70,15 @@ class BatchedSampler:
             Group(prompt, tuple(done[p * samples_per_prompt : (p + 1) * samples_per_prompt]))
             for p, prompt in enumerate(prompts)
         ]
+
+    def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        positions = self.language_model.max_positions
+        longest, place = max((len(ids), place) for place, ids in enumerate(encoded))
+        if positions is not None and longest + max_new_tokens > positions:
+            raise InputError(
+                f"prompt '{prompts[place].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit into "
+                f"the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
+            )
 
     def _decode(
         self, encoded: Sequence[Sequence[int]], rows: list[_Row], samples_per_prompt: int, sampling: SamplingParams

@@ -57,6 +57,16 @@ class CausalModel:
         return cast("torch.device", self.model.device)
 
     @property
+    def max_positions(self) -> int | None:
+        """Tokens that fit into one text, prompt and completion together; None where the model sets no bound."""
+        config: Any = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions"):
+            found = getattr(config, name, None)
+            if isinstance(found, int) and found > 0:
+                return found
+        return None
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a text."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
@@ -104,7 +114,16 @@ class CausalModel:
         return torch.cat(found) if found else torch.zeros(0)
 
     def _completion_logits(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] that each completion token was drawn from, at least float32, and the tokens [T]."""
+        """Logits [T, V] that each completion token was drawn from, at least float32, and the tokens [T].
+
+        Raises:
+            InputError: a prompt with its completion is longer than the model's positions.
+        """
+        longest = max(len(completion.prompt_ids) + len(completion.token_ids) for completion in completions)
+        if self.max_positions is not None and longest > self.max_positions:
+            raise InputError(
+                f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
+            )
         logits, tokens = self.layout(self.model, completions, self.padding_id)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens
 

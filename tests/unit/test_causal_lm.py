@@ -149,6 +149,24 @@ def test_more_completions_than_one_pass_holds(tiny):
     assert model.token_logprobs([]).tolist() == []
 
 
+class TestPositions:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_are_the_configs(self, tiny, kind):
+        assert load_model(tiny(kind)).max_positions == 256
+
+    def test_a_model_without_a_bound_has_none(self, tiny):
+        model = load_model(tiny("llama"))
+        model.model.config.max_position_embeddings = -1
+        assert model.max_positions is None
+
+    def test_a_text_that_does_not_fit_is_refused(self, tiny):
+        model = load_model(tiny("gpt2"))
+        one = completion(model, "a", "b" * 300)
+        assert len(one.prompt_ids + one.token_ids) > 256
+        with pytest.raises(InputError, match="does not fit into the model's 256 positions"):
+            model.token_logprobs([one])
+
+
 class TestReference:
     def test_stays_where_training_began(self, tiny):
         policy = load_policy(tiny("llama"))

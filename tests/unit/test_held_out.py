@@ -117,6 +117,15 @@ def test_the_truth_follows_the_prompt_as_the_sampler_encoded_it() -> None:
     assert model.seen[0].token_ids == tuple(map(ord, " sat down"))
 
 
+def test_a_truth_is_cut_to_the_models_positions() -> None:
+    model = CharacterModel()
+    model.max_positions = 6
+    # The sampler's prompts have two tokens, so four are left: " sat" of " sat down".
+    assert [truth.tokens for truth in measured(model=model).truths] == [4, 4, 4]
+    model.max_positions = 2
+    assert measured(model=model).truths == ()
+
+
 def test_a_very_long_truth_is_cut() -> None:
     prompts = [Prompt("a", "x", "word " * 1000), Prompt("b", "x", "y")]
     result = measured({"a": ["q"], "b": ["q"]}, prompts, samples=1)

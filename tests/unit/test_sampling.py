@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burnish.errors import InputError
 from burnish.generation.batched import BatchedSampler
 from burnish.generation.sampling import draw, sampling_logprobs, streams, truncates
 from burnish.policies.causal_lm import load_model
@@ -301,6 +302,22 @@ class TestBatchedSampler:
             ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,), policy_version=17
         )
         assert [completion.policy_version for completion in group.completions] == [17, 17]
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+    def test_a_prompt_that_leaves_no_room_is_refused(self, tiny, kind):
+        model = load_model(tiny(kind))
+        sampler = BatchedSampler(model)
+        text = "a" * 250
+        length = len(model.encode_prompt(Prompt("long", text)))
+        prompts = [*ASKED, Prompt("long", text)]
+        fits = SamplingParams(256 - length)
+        groups = sampler.sample(prompts, samples_per_prompt=1, sampling=fits, seed=(0,))
+        assert len(groups[-1].completions[0].token_ids) <= 256 - length
+        one_more = SamplingParams(257 - length)
+        with pytest.raises(
+            InputError, match=f"'long' has {length} tokens.*256 positions: lower sampling.max_new_tokens"
+        ):
+            sampler.sample(prompts, samples_per_prompt=1, sampling=one_more, seed=(0,))
 
     def test_no_prompts(self, tiny):
         sampler = BatchedSampler(load_model(tiny("llama")))
