@@ -45,11 +45,21 @@ def _tokenizer():
 
 
 def _config(kind: str, vocabulary: int):
-    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+    from transformers import (
+        GPT2Config,
+        GPTNeoXConfig,
+        Lfm2Config,
+        LlamaConfig,
+        MambaConfig,
+        Qwen2Config,
+        Qwen3MoeConfig,
+    )
 
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     if kind == "gpt2":
         return GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids)
+    if kind == "mamba":
+        return MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, state_size=4, **ids)
     common = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 256,
@@ -59,6 +69,8 @@ def _config(kind: str, vocabulary: int):
     if kind == "neox":
         return GPTNeoXConfig(**common)
     common["num_key_value_heads"] = 2
+    if kind == "lfm2":
+        return Lfm2Config(**common, layer_types=["conv", "full_attention"])
     if kind == "qwen3_moe":
         return Qwen3MoeConfig(**common, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     return Qwen2Config(**common, tie_word_embeddings=True) if kind == "qwen2" else LlamaConfig(**common)
@@ -68,7 +80,8 @@ def _config(kind: str, vocabulary: int):
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of tiny random models by kind ("llama", "gpt2", "qwen2", "neox", "qwen3_moe"): two layers, width 32,
     some 300 byte-level tokens, float32 safetensors, no chat template. All have 4 heads; Llama and the Qwens have 2
-    key-value heads, and Qwen3-MoE 4 experts, 2 of them for each token."""
+    key-value heads, and Qwen3-MoE 4 experts, 2 of them for each token. "mamba" and "lfm2" keep no plain cache of keys
+    and values."""
     made: dict[str, Path] = {}
 
     def folder(kind: str = "llama") -> Path:

@@ -37,11 +37,15 @@ class BatchedSampler:
         language_model: what to sample from.
         leave_share: finished rows leave once they are this share of the batch; moving the cache costs more than a few
             idle rows do.
+
+    Raises:
+        InputError: the architecture keeps a state that cannot be shared out to samples.
     """
 
     def __init__(self, language_model: CausalModel, *, leave_share: float = 0.25) -> None:
         self.language_model = language_model
         self.leave_share = leave_share
+        self._check_cache()
 
     @torch.no_grad()
     def sample(
@@ -70,6 +74,19 @@ class BatchedSampler:
             Group(prompt, tuple(done[p * samples_per_prompt : (p + 1) * samples_per_prompt]))
             for p, prompt in enumerate(prompts)
         ]
+
+    @torch.no_grad()
+    def _check_cache(self) -> None:
+        """Does with a cache of one token what ``_decode`` does with a cache; the prompt is token 0, which all have."""
+        try:
+            _, cache, mask = self._prefill([[0]])
+            cache.batch_repeat_interleave(2)
+            cache.batch_select_indices(torch.tensor([1], device=mask.device))
+        except (AttributeError, NotImplementedError, TypeError) as error:
+            raise InputError(
+                "this architecture's cache cannot be shared between samples, so burnish cannot sample from it yet "
+                f"({self.language_model.model.config.model_type}: {error})"
+            ) from error
 
     def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         positions = self.language_model.max_positions

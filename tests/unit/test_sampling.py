@@ -303,6 +303,12 @@ class TestBatchedSampler:
         )
         assert [completion.policy_version for completion in group.completions] == [17, 17]
 
+    @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+    def test_a_cache_that_cannot_be_shared_is_refused(self, tiny, kind):
+        model = load_model(tiny(kind))
+        with pytest.raises(InputError, match="cache cannot be shared between samples, so burnish cannot sample"):
+            BatchedSampler(model)
+
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
     def test_a_prompt_that_leaves_no_room_is_refused(self, tiny, kind):
         model = load_model(tiny(kind))
