@@ -42,6 +42,8 @@ def padded(rows: Sequence[Sequence[int]], padding_id: int, *, left: bool, device
 
 def plain(model: Any, completions: Sequence[Completion], padding_id: int) -> tuple[Tensor, Tensor]:
     """Prompts padded on the left and completions on the right, so that all completions start in the same column."""
+    if not any(completion.token_ids for completion in completions):
+        return _no_logits(model)
     prompts, prompt_mask = padded([c.prompt_ids for c in completions], padding_id, left=True, device=model.device)
     answers, answer_mask = padded([c.token_ids for c in completions], padding_id, left=False, device=model.device)
     mask = torch.cat([prompt_mask, answer_mask], 1)
@@ -60,6 +62,8 @@ def plain(model: Any, completions: Sequence[Completion], padding_id: int) -> tup
 
 def shared(model: Any, completions: Sequence[Completion], padding_id: int) -> tuple[Tensor, Tensor]:
     """Each distinct prompt once; its completions continue from its keys and values."""
+    if not any(completion.token_ids for completion in completions):
+        return _no_logits(model)
     distinct = list(dict.fromkeys(completion.prompt_ids for completion in completions))
     place = {prompt_ids: row for row, prompt_ids in enumerate(distinct)}
     owner = torch.tensor([place[completion.prompt_ids] for completion in completions], device=model.device)
@@ -87,6 +91,12 @@ def shared(model: Any, completions: Sequence[Completion], padding_id: int) -> tu
         logits = torch.cat([logits, rest.logits], 1)
     chosen = answer_mask.bool()
     return logits[chosen], answers[chosen]
+
+
+def _no_logits(model: Any) -> tuple[Tensor, Tensor]:
+    """What both layouts return where no completion has a token: there is nothing to run the model on."""
+    weight = model.get_input_embeddings().weight
+    return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
 
 
 def keep_logits(model: Any, count: int) -> dict[str, int]:

@@ -120,6 +120,15 @@ class TestLogprobs:
                 first, second = (layout(model.model, several(model), filler)[0] for filler in (0, 250))
             torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
+    def test_completions_without_a_token(self, tiny, kind):
+        model = load_policy(tiny(kind))
+        empty = [completion(model, "The home team", ""), completion(model, "a", "")]
+        one = completion(model, "a", "b")
+        for model.layout in (plain, shared):
+            assert model.token_logprobs(empty).shape == (0,)
+            assert model.logprobs(empty, PLAIN).entropy.shape == (0,)
+            torch.testing.assert_close(model.token_logprobs([*empty, one]), model.token_logprobs([one]))
+
     def test_the_shared_layout_was_chosen(self, tiny, kind):
         model = load_model(tiny(kind))
         assert (model.layout, model.plain_because) == (shared, "")
