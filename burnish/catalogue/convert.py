@@ -106,7 +106,7 @@ def check_model_folder(folder: Path) -> Path:
     Raises InputError that names the first thing missing: config, weights, a shard, the tail of a shard, the tokenizer.
     """
     config = folder / "config.json"
-    if (folder / "adapter_config.json").is_file() and not config.is_file():
+    if (folder / "adapter_config.json").is_file():
         return _check_adapter(folder)
     if not config.is_file():
         inner = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
@@ -122,18 +122,37 @@ def check_model_folder(folder: Path) -> Path:
 
 
 def _check_adapter(folder: Path) -> Path:
-    """A folder that holds a LoRA adapter alone: its weights, and the base model where it says that is."""
+    """A folder that holds a LoRA adapter: its weights, and the base model where it says that is.
+
+    A config.json beside the adapter is the base's and changes nothing; a whole model beside it is one too many.
+    """
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise InputError(
+                f"adapter folder {folder} holds pickled weights (adapter_model.bin), which can run code when they are "
+                "loaded: save the adapter as safetensors where you trust it, and name that folder"
+            )
         raise InputError(f"adapter folder {folder} has no weights: adapter_model.safetensors is missing")
     _check_shard(weights)
     base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     if not base:
         raise InputError(f"{folder / 'adapter_config.json'} names no base model: write base_model_name_or_path into it")
-    if Path(base).is_absolute() and not Path(base).is_dir():
+    if Path(base).is_dir():
+        if Path(base).samefile(folder):
+            raise InputError(
+                f"{folder / 'adapter_config.json'} names its own folder as the base model: write another one"
+            )
+        check_model_folder(Path(base))
+    elif Path(base).is_absolute():
         raise InputError(
             f"the adapter in {folder} belongs to the model {base}, which is not there: put the model's place on this "
             "machine into adapter_config.json as base_model_name_or_path"
+        )
+    if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
+        raise InputError(
+            f"model folder {folder} holds a whole model ({whole[0]}) and an adapter (adapter_config.json): which of them "
+            "is meant? Move one into a folder of its own"
         )
     return folder
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
-from burnish.policies.layout import fitting_layout
+from burnish.policies.layout import Layout, fitting_layout
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class CausalModel:
@@ -48,9 +51,12 @@ class CausalModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self.layout, self.plain_because = (
-            (like.layout, like.plain_because) if like else fitting_layout(self.model, self.padding_id)
-        )
+        self.layout: Layout
+        self.plain_because: str
+        if like is None:
+            self.layout, self.plain_because = fitting_layout(self.model, self.padding_id)
+        else:
+            self.layout, self.plain_because = like.layout, like.plain_because
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +183,9 @@ class CausalLM(CausalModel):
     def save(self, folder: Path) -> None:
         """Hugging Face form: a whole model, or the adapter with the name of its base; the tokenizer beside either."""
         with _quiet():
-            self.model.save_pretrained(folder, safe_serialization=True)
+            # peft would look on the hub whether the base's embedding has grown; it never does.
+            options = {"save_embedding_layers": False} if self.adapter else {}
+            self.model.save_pretrained(folder, safe_serialization=True, **options)
             self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
@@ -190,8 +198,10 @@ class CausalLM(CausalModel):
             from peft import set_peft_model_state_dict
             from safetensors.torch import load_file
 
-            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+            set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_WEIGHTS))
             return
+        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder} holds an adapter, and this policy has none: another model's folder")
         # Not the file's own names: transformers renames and regroups some weights (GPT-NeoX, experts) when it saves.
         with _loading(folder), _quiet():
             saved = dict(_whole_model(folder, self.model.dtype, offline=True).named_parameters())
@@ -211,7 +221,7 @@ def load_model(
 ) -> CausalModel:
     """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
-    A folder that holds a LoRA adapter loads its base and merges the adapter into it.
+    A folder that holds a LoRA adapter loads its base, which may be such a folder too, and merges the adapter into it.
 
     Raises:
         InputError: it cannot be loaded; the message says what is missing.
@@ -219,16 +229,33 @@ def load_model(
     from transformers import AutoTokenizer
 
     with _loading(source), _quiet():
-        base = _base_of_adapter(Path(source))
-        model = _whole_model(base or source, getattr(torch, dtype), offline=offline)
-        if base:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        model = _merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     moved: PreTrainedModel = model.to(place)
     return CausalModel(moved, tokenizer)
+
+
+def _merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+    """A whole model; where the source is an adapter, its base with the adapter merged into it.
+
+    The adapter is found here and not by transformers, which would take up one beside a base without a word, and would
+    take a pickled one.
+    """
+    from transformers.utils.hub import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    described = find_adapter_config_file(str(source), local_files_only=offline)
+    if described is None:
+        return _whole_model(source, dtype, offline=offline)
+    weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
+    base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base == str(source):
+        raise ValueError("its adapter_config.json names itself as the base model")
+    from peft import PeftModel
+
+    # In the folder where adapter_model.safetensors lies, peft reads that and no other file.
+    return PeftModel.from_pretrained(_merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
 
 
 def _whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
@@ -250,11 +277,6 @@ def _whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> An
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
     return model
-
-
-def _base_of_adapter(folder: Path) -> str | None:
-    config = folder / "adapter_config.json"
-    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]) if config.is_file() else None
 
 
 def load_policy(
@@ -284,6 +306,8 @@ def load_policy(
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(loaded.model, config)
+        # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
+        adapted.peft_config["default"].base_model_name_or_path = str(source)
     return CausalLM(adapted, loaded.tokenizer, base=str(source), like=loaded)
 
 

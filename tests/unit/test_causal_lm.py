@@ -264,13 +264,18 @@ class TestRemembering:
         assert reference.token_logprobs([]).tolist() == []
 
 
+def moved(policy) -> None:
+    """Every weight that is trained, moved by a random amount."""
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
 class TestSaving:
     @pytest.mark.parametrize("kind", KINDS)
     def test_comes_back_bit_for_bit(self, tiny, kind, tmp_path):
         policy, other = load_policy(tiny(kind)), load_policy(tiny(kind))
-        with torch.no_grad():
-            for parameter in policy.trainable().values():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        moved(policy)
         policy.save(tmp_path)
         other.load(tmp_path)
         expected = policy.token_logprobs(several(policy))
@@ -282,9 +287,7 @@ class TestSaving:
     def test_an_adapter_comes_back_bit_for_bit(self, tiny, tmp_path):
         policy = load_policy(tiny("llama"), lora=LoRA(rank=4))
         other = load_policy(tiny("llama"), lora=LoRA(rank=4), seed=99)
-        with torch.no_grad():
-            for parameter in policy.trainable().values():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        moved(policy)
         policy.save(tmp_path)
         other.load(tmp_path)
         expected = policy.token_logprobs(several(policy))
@@ -292,6 +295,42 @@ class TestSaving:
         torch.testing.assert_close(load_model(tmp_path).token_logprobs(several(policy)), expected, rtol=0, atol=1e-4)
         saved = load_file(tmp_path / "adapter_model.safetensors")
         assert sum(value.numel() for value in saved.values()) == sum(p.numel() for p in policy.trainable().values())
+
+    def test_an_adapter_on_an_adapter(self, tiny, tmp_path):
+        first = load_policy(tiny("llama"), lora=LoRA(rank=2))
+        moved(first)
+        (tmp_path / "first").mkdir()
+        first.save(tmp_path / "first")
+        second = load_policy(tmp_path / "first", lora=LoRA(rank=2))
+        moved(second)
+        (tmp_path / "second").mkdir()
+        second.save(tmp_path / "second")
+        described = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+        assert described["base_model_name_or_path"] == str(tmp_path / "first")
+        expected = second.token_logprobs(several(second))
+        assert not torch.allclose(first.token_logprobs(several(first)), expected, atol=0.01)
+        found = load_model(tmp_path / "second").token_logprobs(several(second))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+    def test_a_config_beside_an_adapter_changes_nothing(self, tiny, tmp_path):
+        policy = load_policy(tiny("llama"), lora=LoRA(rank=2))
+        moved(policy)
+        policy.save(tmp_path)
+        expected = load_model(tmp_path).token_logprobs(several(policy))
+        shutil.copy(tiny("llama") / "config.json", tmp_path)
+        assert torch.equal(load_model(tmp_path).token_logprobs(several(policy)), expected)
+
+    @pytest.mark.parametrize("config_too", [True, False])
+    def test_a_pickled_adapter_is_never_read(self, tiny, tmp_path, config_too, monkeypatch):
+        load_policy(tiny("llama"), lora=LoRA(rank=2)).save(tmp_path)
+        torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+        (tmp_path / "adapter_model.safetensors").unlink()
+        if config_too:
+            shutil.copy(tiny("llama") / "config.json", tmp_path)
+            shutil.copy(tiny("llama") / "model.safetensors", tmp_path)
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+        with pytest.raises(InputError, match=r"cannot be loaded.*adapter_model\.safetensors"):
+            load_model(tmp_path)
 
     def test_weights_in_shards(self, tiny, tmp_path):
         policy = load_policy(tiny("llama"))
@@ -311,6 +350,11 @@ class TestSaving:
         with pytest.raises(InputError, match="no weight"):
             policy.load(tiny("gpt2"))
         assert torch.equal(policy.token_logprobs(several(policy)), before)
+
+    def test_an_adapter_is_no_whole_models_weights(self, tiny, tmp_path):
+        load_policy(tiny("llama"), lora=LoRA(rank=2)).save(tmp_path)
+        with pytest.raises(InputError, match="holds an adapter, and this policy has none"):
+            load_policy(tiny("llama")).load(tmp_path)
 
     def test_nothing_is_unpickled(self, tiny, tmp_path):
         folder = shutil.copytree(tiny("llama"), tmp_path / "pickled")

@@ -145,8 +145,27 @@ def test_hints_for_a_run_folder_and_an_adapter(folder: Path, tmp_path: Path) -> 
     config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(InputError, match="gone, which is not there"):
         check_model_folder(folder)
+    config.write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    with pytest.raises(InputError, match="names its own folder as the base"):
+        check_model_folder(folder)
     config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(InputError, match=r"no config\.json"):  # of the base
+        check_model_folder(folder)
+    config.write_text(json.dumps({"base_model_name_or_path": "somebody/base"}))
+    with pytest.raises(InputError, match=r"a whole model \(model-00002-of-00002\.safetensors\) and an adapter"):
+        check_model_folder(folder)
+    drop(folder, SHARD)
     assert check_model_folder(folder) == folder
+
+
+@pytest.mark.parametrize("config_too", [True, False])
+def test_a_pickled_adapter_is_refused_unread(folder: Path, config_too: bool) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/base"}')
+    (folder / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    if not config_too:
+        drop(folder, "config.json")
+    with pytest.raises(InputError, match=r"holds pickled weights \(adapter_model\.bin\).*save the adapter as safetens"):
+        check_model_folder(folder)
 
 
 # Converting once, whoever else starts
