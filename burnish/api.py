@@ -12,7 +12,7 @@ from typing import Any
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build, environment, task_prompts
 from burnish.catalogue import entries
-from burnish.catalogue.convert import resolve_model
+from burnish.catalogue.convert import check_model_folder, resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.batched import BatchedSampler
@@ -185,9 +185,16 @@ def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer
 
 
 def _weights(name: str, *, offline: bool, observer: Observer | None = None) -> Path | str:
-    """Where the weights of a run folder, a model folder, a catalogue name or a hub id lie."""
-    if (Path(name) / "recipe.toml").is_file():
-        return Path(name) / "model"
+    """Where the weights of a run folder, a model folder, a catalogue name or a hub id lie.
+
+    Raises:
+        InputError: the run has no checkpoint, or as ``resolve_model``.
+    """
+    run = Path(name).expanduser()
+    if (run / "recipe.toml").is_file():
+        if not (run / "model").is_dir():
+            raise InputError(f"{name}: this run has no checkpoint yet; go on with: burnish train --resume {name}")
+        return check_model_folder(run / "model")
     return resolve_model(name, offline=offline, observer=observer)
 
 
