@@ -88,7 +88,7 @@ def train(
     else:
         if recipe is None:
             raise InputError("name a recipe, or a run folder to resume")
-        chosen = _recipe(recipe, rewards, overrides, changes)
+        chosen = _with_absolute_model(_recipe(recipe, rewards, overrides, changes))
         run = Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
     try:
         read = load_recipe(run.folder / "recipe.toml")
@@ -120,6 +120,16 @@ def _recipe(
     if rewards:
         changed["reward"] = [{"use": _reward_name(key), "weight": float(weight)} for key, weight in rewards.items()]
     return load_recipe(source, overrides, changes=changed)
+
+
+def _with_absolute_model(recipe: Recipe) -> Recipe:
+    """A recipe that means the same model wherever the run is taken up again."""
+    model = recipe.policy.model
+    folder = Path(model).expanduser()
+    if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
+        return recipe
+    policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
+    return recipe.model_copy(update={"policy": policy})
 
 
 def _reward_name(key: RewardName) -> str:

@@ -8,6 +8,8 @@ import pytest
 
 from burnish import api
 from burnish.errors import InputError
+from burnish.recipe import load_recipe
+from burnish.reports.progress import make_observer
 from burnish.run import Run
 from burnish.types import SamplingParams
 
@@ -15,8 +17,6 @@ from burnish.types import SamplingParams
 @pytest.fixture
 def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder as it is before the first checkpoint; the working folder is the one around it."""
-    from burnish.recipe import load_recipe
-
     monkeypatch.chdir(tmp_path)
     Run.create(load_recipe("toy"), Path("early")).close()
     return Path("early")
@@ -35,3 +35,44 @@ def test_a_runs_model_is_checked_as_any_folder_is(early: Path) -> None:
     (early / "model").mkdir()
     with pytest.raises(InputError, match=r"model folder early/model has no config\.json"):
         api.generate("early", "a", sampling=SamplingParams(1))
+
+
+def recipe_with(model: str) -> dict[str, object]:
+    return {
+        "name": "small",
+        "steps": 1,
+        "policy": {"model": model},
+        "task": {"use": "news"},
+        "reward": [{"use": "repetition"}],
+    }
+
+
+class Stop(Exception):
+    """Raised where the model would be loaded: what comes before is all that is asked about."""
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        ("models/mine", "{here}/models/mine"),
+        ("~/models/mine", "{here}/models/mine"),
+        ("{here}/models/mine", "{here}/models/mine"),
+        ("somebody/model", "somebody/model"),
+        ("smollm2-135m", "smollm2-135m"),
+    ],
+)
+def test_a_model_folder_is_written_down_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, written: str
+) -> None:
+    # A run that is taken up from another folder would look for a relative one there, and then on the hub.
+    def build(*_: object, **__: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(api, "build", build)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "smollm2-135m").mkdir()  # the catalogue's name goes before
+    with pytest.raises(Stop):
+        api.train(recipe_with(model.format(here=tmp_path)), run_dir="run", observer=make_observer(quiet=True))
+    assert load_recipe("run/recipe.toml").policy.model == written.format(here=tmp_path)
