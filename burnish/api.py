@@ -133,14 +133,17 @@ def _with_absolute_model(recipe: Recipe) -> Recipe:
 
 
 def _reward_name(key: RewardName) -> str:
-    """The name a recipe can hold: the registered one; a function that is not registered is, under its own name."""
+    """The name a recipe can hold: the registered one; a function that is not registered is, under its own name.
+
+    A callable object goes by the name of its class.
+    """
     if isinstance(key, str):
         return key
-    name = key.__name__
+    name = str(getattr(key, "__name__", type(key).__name__))
     if name not in REWARDS or REWARDS.get(name).function is not key:
         from burnish.rewards.registry import reward
 
-        reward(key)
+        reward(name=name)(key)
     return name
 
 

@@ -10,6 +10,7 @@ from burnish import api
 from burnish.errors import InputError
 from burnish.recipe import load_recipe
 from burnish.reports.progress import make_observer
+from burnish.rewards.registry import REWARDS
 from burnish.run import Run
 from burnish.types import SamplingParams
 
@@ -76,3 +77,23 @@ def test_a_model_folder_is_written_down_whole(
     with pytest.raises(Stop):
         api.train(recipe_with(model.format(here=tmp_path)), run_dir="run", observer=make_observer(quiet=True))
     assert load_recipe("run/recipe.toml").policy.model == written.format(here=tmp_path)
+
+
+class Judge:
+    """A reward with a state of its own."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self, text: str) -> float:
+        return float(self.word in text)
+
+
+def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REWARDS, "_entries", {})  # what is registered here is forgotten again
+    result = api.train(
+        "toy", rewards={Judge("爱"): 1.0}, run_dir=tmp_path / "run", steps=1, observer=make_observer(quiet=True)
+    )  # fmt: skip
+    (part,) = load_recipe(tmp_path / "run" / "recipe.toml").reward
+    assert (part.use, part.weight) == ("Judge", 1.0)
+    assert "reward/Judge" in result.metrics[0]
