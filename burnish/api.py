@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,25 +167,22 @@ def evaluate(
     chosen = _recipe(recipe, None, overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(f"recipe '{chosen.name}' trains a table: evaluate measures language models")
-    watcher = observer or make_observer()
     settings = chosen.evaluation
-    judge = _language_model(chosen.policy.model, chosen, offline, watcher)
-    _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
+    with _watching(observer) as watcher:
+        judge = _language_model(chosen.policy.model, chosen, offline, watcher)
+        _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
 
-    def measured(name: str) -> Measurement:
-        policy = _language_model(name, chosen, offline, watcher)
-        policy.reference = judge
-        scorer = Combination.from_recipe(chosen.reward, judge)
-        return measure(
-            policy, BatchedSampler(policy), scorer, prompts, sampling=chosen.sampling.params,
-            samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
-        )  # fmt: skip
+        def measured(name: str) -> Measurement:
+            policy = _language_model(name, chosen, offline, watcher)
+            policy.reference = judge
+            scorer = Combination.from_recipe(chosen.reward, judge)
+            return measure(
+                policy, BatchedSampler(policy), scorer, prompts, sampling=chosen.sampling.params,
+                samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
+            )  # fmt: skip
 
-    try:
         found = measured(model)
         other = measured(against) if against is not None else None
-    finally:
-        watcher.finish()
     if other is None:
         return dict(summary(found, bleu_tokenize=settings.bleu_tokenize))
     return compare(
@@ -197,7 +195,7 @@ def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer
     return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline)
 
 
-def _weights(name: str, *, offline: bool, observer: Observer | None = None) -> Path | str:
+def _weights(name: str, *, offline: bool, observer: Observer) -> Path | str:
     """Where the weights of a run folder, a model folder, a catalogue name or a hub id lie.
 
     Raises:
@@ -212,12 +210,30 @@ def _weights(name: str, *, offline: bool, observer: Observer | None = None) -> P
 
 
 def generate(
-    model: str, prompt: str, *, samples: int = 1, sampling: SamplingParams, seed: int = 0, offline: bool = False
+    model: str,
+    prompt: str,
+    *,
+    samples: int = 1,
+    sampling: SamplingParams,
+    seed: int = 0,
+    offline: bool = False,
+    observer: Observer | None = None,
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
-    sampler = BatchedSampler(load_model(_weights(model, offline=offline), offline=offline))
-    groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
+    with _watching(observer) as watcher:
+        sampler = BatchedSampler(load_model(_weights(model, offline=offline, observer=watcher), offline=offline))
+        groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
+
+
+@contextmanager
+def _watching(observer: Observer | None) -> Iterator[Observer]:
+    """The observer, or progress on standard error where there is none: a first use downloads much. It is told the end."""
+    watcher = observer or make_observer()
+    try:
+        yield watcher
+    finally:
+        watcher.finish()
 
 
 def score(
@@ -228,10 +244,14 @@ def score(
     reference: str | None = None,
     model: str = "smollm2-135m",
     offline: bool = False,
+    observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
     """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks."""
     needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
-    judge = load_model(resolve_model(model, offline=offline), offline=offline) if needed else None
+    judge = None
+    if needed:
+        with _watching(observer) as watcher:
+            judge = load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline)
     asked = Prompt("prompt", prompt, reference)
     completions = []
     for text in texts:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from burnish import api
 from burnish.errors import InputError
+from burnish.protocols import Observer
 from burnish.recipe import load_recipe
-from burnish.reports.progress import make_observer
+from burnish.reports.progress import QuietProgress, make_observer
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
 from burnish.types import SamplingParams
@@ -97,3 +99,50 @@ def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.Monke
     (part,) = load_recipe(tmp_path / "run" / "recipe.toml").reward
     assert (part.use, part.weight) == ("Judge", 1.0)
     assert "reward/Judge" in result.metrics[0]
+
+
+class Watcher(QuietProgress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self.calls.append(text)
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("verb", ["generate", "score"])
+def test_a_first_use_is_not_silent(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, verb: str, broken: bool
+) -> None:
+    def resolve(model: str, *, offline: bool, observer: Observer) -> Path:
+        observer.message(f"fetching {model}")
+        if broken:
+            raise InputError("no such model")
+        return tiny("llama")
+
+    def use() -> None:
+        if verb == "generate":
+            (one,) = api.generate("theirs", "a", sampling=SamplingParams(2))
+            assert len(one.token_ids) in (1, 2)
+        else:
+            (row,) = api.score(["b"], rewards=["perplexity"], model="theirs")
+            assert row["text"] == "b"
+
+    watcher = Watcher()
+    monkeypatch.setattr(api, "make_observer", lambda: watcher)
+    monkeypatch.setattr(api, "resolve_model", resolve)
+    if broken:
+        with pytest.raises(InputError, match="no such model"):
+            use()
+    else:
+        use()
+    assert watcher.calls == ["fetching theirs", "finish"]
+
+
+def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
+    (row,) = api.score([""], rewards=["perplexity"], model=str(tiny("llama")))
+    assert row == {"text": "", "parts": {"perplexity": 0.0}}
