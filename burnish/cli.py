@@ -246,7 +246,10 @@ def verify(
     else:
         show_findings(findings, world, samples=samples, group=group)
         if train_policy:
-            draw_curve(train_toy(seed))
+            curve = train_toy(seed)
+            draw_curve(curve)
+            if sum(curve[-10:]) < 9:
+                raise BurnishError("the trained table does not say 我爱你。 in nine of ten samples: the step does not learn")
     wrong = [finding.estimator.name for finding in findings if not finding.passed]
     if wrong:
         raise BurnishError(f"biased although it claims not to be: {', '.join(wrong)}")
