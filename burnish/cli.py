@@ -249,7 +249,9 @@ def verify(
             curve = train_toy(seed)
             draw_curve(curve)
             if sum(curve[-10:]) < 9:
-                raise BurnishError("the trained table does not say 我爱你。 in nine of ten samples: the step does not learn")
+                raise BurnishError(
+                    "the trained table does not say 我爱你。 in nine of ten samples: the step does not learn"
+                )
     wrong = [finding.estimator.name for finding in findings if not finding.passed]
     if wrong:
         raise BurnishError(f"biased although it claims not to be: {', '.join(wrong)}")

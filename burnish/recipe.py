@@ -352,11 +352,6 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(
             f"{where}: algorithm.use = '{name}'{nearest(name, PRESETS)}: known algorithms are {', '.join(PRESETS)}"
         )
-    if recipe.policy.use == "tabular" and recipe.task.use != "toy" and ":" not in recipe.task.use:
-        raise InputError(
-            f"{where}: policy.use = \"tabular\" knows four characters only, not the texts of task '{recipe.task.use}': "
-            'use the task "toy", or a language model'
-        )
     preset = PRESETS[recipe.algorithm.use]
     if preset.needs_group and recipe.sampling.samples_per_prompt < 2:
         raise InputError(
@@ -372,3 +367,8 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         check_task_options(TASKS.get(recipe.task.use), recipe.task.options)
     except InputError as error:
         raise InputError(f"{where}: task: {error}") from error
+    if recipe.policy.use == "tabular" and recipe.task.use != "toy" and ":" not in recipe.task.use:
+        raise InputError(
+            f"{where}: policy.use = \"tabular\" knows four characters only, not the texts of task '{recipe.task.use}': "
+            'use the task "toy", or a language model'
+        )
