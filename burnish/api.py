@@ -17,6 +17,7 @@ from burnish.catalogue.convert import check_model_folder, resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.batched import BatchedSampler
+from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer
@@ -82,32 +83,52 @@ def train(
         BurnishError: training failed on the way; the run folder is whole up to the last checkpoint.
     """
     watcher = observer or make_observer()
+    # From the moment that the folder is there, Ctrl-C shall say how to go on with it.
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        run = _run(recipe, rewards, run_dir, resume, overrides, changes)
+        try:
+            interrupts.release()
+            return _worked(run, watcher, offline=offline, fresh=resume is None)
+        except KeyboardInterrupt:
+            # Before the first step, while the report was written, or for the second time while a checkpoint was.
+            raise Interrupted(f"stopped; go on with: burnish train --resume {run.folder}") from None
+        finally:
+            watcher.finish()
+            run.close()
+
+
+def _run(
+    recipe: str | Path | Mapping[str, Any] | Recipe | None,
+    rewards: Mapping[RewardName, float] | None,
+    run_dir: str | Path | None,
+    resume: str | Path | None,
+    overrides: Sequence[str],
+    changes: Mapping[str, Any],
+) -> Run:
+    """A new run folder with its recipe in it, or the one to resume."""
     if resume is not None:
         if recipe is not None or rewards or overrides or changes or run_dir:
             raise InputError("a resumed run keeps its recipe and its folder: give resume alone")
-        run = Run.open(Path(resume))
-    else:
-        if recipe is None:
-            raise InputError("name a recipe, or a run folder to resume")
-        chosen = _with_absolute_model(_recipe(recipe, rewards, overrides, changes))
-        run = Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
+        return Run.open(Path(resume))
+    if recipe is None:
+        raise InputError("name a recipe, or a run folder to resume")
+    chosen = _with_absolute_model(_recipe(recipe, rewards, overrides, changes))
+    return Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
+
+
+def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
+    """Builds what the run's recipe names, and trains to the end."""
+    read = load_recipe(run.folder / "recipe.toml")
     try:
-        read = load_recipe(run.folder / "recipe.toml")
-        try:
-            learner, held_out = build(read, offline=offline, observer=watcher)
-        except BurnishError:
-            if resume is None:
-                # Nothing was done yet, and the folder would stand in the way of the mended recipe.
-                run.discard()
-            raise
-        evaluation = Session(learner, run, watcher, held_out).work()
-        return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
-    except KeyboardInterrupt:
-        # Before the first step, while the report was written, or for the second time while a checkpoint was.
-        raise Interrupted(f"stopped; go on with: burnish train --resume {run.folder}") from None
-    finally:
-        watcher.finish()
-        run.close()
+        learner, held_out = build(read, offline=offline, observer=observer)
+    except BurnishError:
+        if fresh:
+            # Nothing was done yet, and the folder would stand in the way of the mended recipe.
+            run.discard()
+        raise
+    evaluation = Session(learner, run, observer, held_out).work()
+    return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 
 def _recipe(

@@ -194,9 +194,9 @@ def spread_hostile_text(folder: Path) -> None:
     """Puts hostile text wherever a run folder may hold text."""
     for when in ("before", "after"):
         path = folder / "evaluation" / f"{when}.json"
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["samples"]
         poisoned = {"prompt": HOSTILE, "reference": HOSTILE, "text": HOSTILE, "parts": {HOSTILE: 1.0}}
-        synthetic_run.write_json(path, {"rows": [{**row, **poisoned, "prompt_id": HOSTILE} for row in rows]})
+        synthetic_run.write_json(path, {"samples": [{**row, **poisoned, "prompt_id": HOSTILE} for row in rows]})
     rng = synthetic_run.random.Random(0)
     sample = synthetic_run.sample(3, 0, rng)
     sample |= dict.fromkeys(("prompt_id", "prompt", "completion"), HOSTILE)
