@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from burnish.rewards.registry import REWARDS
 from burnish.run import Run
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
+
+BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
 
 RewardName = str | Callable[..., Any]
 
@@ -120,6 +123,8 @@ def _run(
 def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
     """Builds what the run's recipe names, and trains to the end."""
     read = load_recipe(run.folder / "recipe.toml")
+    if not fresh:
+        _warn_of_changes(run, environment(read), observer)
     try:
         learner, held_out = build(read, offline=offline, observer=observer)
     except BurnishError:
@@ -129,6 +134,20 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
         raise
     evaluation = Session(learner, run, observer, held_out).work()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
+
+
+def _warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
+    """Says which of the things that a run's bits hang on are no longer what they were."""
+    path = run.folder / "environment.json"
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{key} {then[key]} -> {now[key]}" for key in BITS_HANG_ON if key in then and then[key] != now[key]]
+    except (OSError, ValueError, TypeError):
+        observer.message(f"{path} cannot be read: whether this is the same machine is not known", level="warning")
+        return
+    if changed:
+        text = f"resumed elsewhere than it began ({', '.join(changed)}): the bits may differ from a run never stopped"
+        observer.message(text, level="warning")
 
 
 def _recipe(

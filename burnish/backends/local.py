@@ -178,7 +178,7 @@ def environment(recipe: Recipe) -> Mapping[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": recipe.threads or torch.get_num_threads(),
         "git_commit": commit,
         "seed": recipe.seed,
     }

@@ -101,3 +101,22 @@ def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatc
     assert "gamed" in observer.warnings and observer.warnings.count("gamed") == 1
     assert [row["step"] for row in rows if row["kind"] == "diversity"] == [6]
     assert json.dumps(rows).count("same reward") <= 1
+
+
+def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=2")
+    same = Silent()
+    train(resume=tmp_path / "run", observer=same)
+    assert not any("resumed elsewhere" in text for text in same.warnings)
+    path = tmp_path / "run" / "environment.json"
+    then = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**then, "threads": then["threads"] + 1, "torch": "1.0"}), encoding="utf-8")
+    other = Silent()
+    train(resume=tmp_path / "run", observer=other)
+    (text,) = [text for text in other.warnings if "resumed elsewhere" in text]
+    assert f"threads {then['threads'] + 1} -> {then['threads']}" in text and "torch 1.0 -> " in text
+    assert "numpy" not in text
+    path.write_text("[", encoding="utf-8")
+    broken = Silent()
+    train(resume=tmp_path / "run", observer=broken)
+    assert any("cannot be read" in text for text in broken.warnings)
