@@ -17,7 +17,7 @@ from burnish.catalogue import entries
 from burnish.catalogue.convert import check_model_folder, resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
-from burnish.generation.batched import BatchedSampler
+from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
@@ -217,7 +217,7 @@ def evaluate(
             policy.reference = judge
             scorer = Combination.from_recipe(chosen.reward, judge)
             return measure(
-                policy, BatchedSampler(policy), scorer, prompts, sampling=chosen.sampling.params,
+                policy, sampler_for(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
             )  # fmt: skip
 
@@ -261,7 +261,7 @@ def generate(
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
     with _watching(observer) as watcher:
-        sampler = BatchedSampler(load_model(_weights(model, offline=offline, observer=watcher), offline=offline))
+        sampler = sampler_for(load_model(_weights(model, offline=offline, observer=watcher), offline=offline))
         groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
 

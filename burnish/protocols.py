@@ -43,8 +43,18 @@ class Judged(LanguageModel, Protocol):
 class Policy(Judged, Protocol):
     """What is trained."""
 
-    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
-        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes."""
+    def logprobs(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
+        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes.
+
+        Entropies have a gradient only where ``entropy_gradient`` asks for it.
+        """
+        ...
+
+    @property
+    def fitting_tokens(self) -> int:
+        """Tokens whose forward and backward pass fit into this machine's memory; the same at each start."""
         ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:

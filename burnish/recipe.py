@@ -128,7 +128,8 @@ class Optimizer(Section):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear"] = "constant"
     """After the warm-up: hold the learning rate, or let it fall linearly to zero at the last step."""
-    completions_per_microbatch: int = Field(8, ge=1)
+    tokens_per_microbatch: int | None = Field(None, ge=1)
+    """Tokens in one backward pass, each prompt counted once; None takes what makes products fast and fits into memory."""
 
     @field_validator("betas", mode="before")
     @classmethod

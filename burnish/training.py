@@ -22,6 +22,7 @@ from burnish.algorithms.kl import ESTIMATORS, k3
 from burnish.algorithms.losses import clip_fraction
 from burnish.algorithms.ops import sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
+from burnish.batching import TokenBudget, microbatches
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.protocols import Policy, Sampler, Scorer
@@ -105,9 +106,12 @@ def train_step(learner: Learner) -> StepReport:
 
     # 6. Flat token batches: each token knows its advantage and its share of the step's loss.
     weights = sequence_weights(lengths, recipe.algorithm.aggregation or preset.aggregation)
+    trained = trained_places(advantages, every=kl.coefficient > 0 and kl.where == "loss")
+    tokens = recipe.optimizer.tokens_per_microbatch
+    budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
     batches = collate(
         completions, lengths, advantages, weights, sampler_logprobs, reference_logprobs,
-        recipe.optimizer.completions_per_microbatch,
+        microbatches(completions, trained, budget),
     )  # fmt: skip
 
     # 7. For each microbatch: log-probabilities, loss, backward. The weights count tokens over the whole step, so the sum
@@ -147,6 +151,7 @@ def train_step(learner: Learner) -> StepReport:
         "step": step,
         **reward_metrics(scores),
         **totals.metrics(),
+        "trained": len(trained) / len(completions),
         "grad_norm": grad_norm,
         "learning_rate": rate,
         **length_metrics(completions),
@@ -176,6 +181,13 @@ def screen(completion: Completion) -> tuple[str, ...]:
     return tuple(name for name, raised in flags.items() if raised)
 
 
+def trained_places(advantages: Tensor, *, every: bool) -> list[int]:
+    """Which of N completions are run for the gradient: all, or those whose advantage is not zero, where a loss that is a
+    multiple of the advantage is all there is. At least one, so that the step has its metrics, and a gradient of zeros."""
+    places = range(len(advantages)) if every else (advantages != 0).nonzero().flatten().tolist()
+    return list(places) or [0]
+
+
 def collate(
     completions: Sequence[Completion],
     lengths: Tensor,
@@ -183,22 +195,23 @@ def collate(
     weights: Tensor,
     sampler_logprobs: Tensor,
     reference_logprobs: Tensor | None,
-    size: int,
+    cut: Sequence[Sequence[int]],
 ) -> list[Batch]:
-    """Cuts a step into microbatches of at most ``size`` completions; per-sequence numbers [N] become per-token ones [T]."""
+    """One batch for each microbatch of ``cut``, which lists places among the completions; per-sequence numbers [N] become
+    per-token ones [T]."""
+    by_sampler = torch.split(sampler_logprobs, lengths.tolist())
+    by_reference = None if reference_logprobs is None else torch.split(reference_logprobs, lengths.tolist())
     batches = []
-    ends = lengths.cumsum(0).tolist()
-    for start in range(0, len(completions), size):
-        stop = min(start + size, len(completions))
-        tokens = slice(ends[start - 1] if start else 0, ends[stop - 1])
-        repeats = lengths[start:stop]
+    for places in cut:
+        chosen = torch.tensor(places)
+        repeats = lengths[chosen]
         batches.append(
             Batch(
-                completions=completions[start:stop],
-                advantages=advantages[start:stop].repeat_interleave(repeats),
-                weights=weights[start:stop].repeat_interleave(repeats),
-                sampler_logprobs=sampler_logprobs[tokens],
-                reference_logprobs=None if reference_logprobs is None else reference_logprobs[tokens],
+                completions=[completions[place] for place in places],
+                advantages=advantages[chosen].repeat_interleave(repeats),
+                weights=weights[chosen].repeat_interleave(repeats),
+                sampler_logprobs=torch.cat([by_sampler[place] for place in places]),
+                reference_logprobs=None if by_reference is None else torch.cat([by_reference[p] for p in places]),
             )
         )
     return batches

@@ -51,6 +51,7 @@ def _config(kind: str, vocabulary: int):
         Lfm2Config,
         LlamaConfig,
         MambaConfig,
+        MistralConfig,
         Qwen2Config,
         Qwen3MoeConfig,
     )
@@ -69,6 +70,8 @@ def _config(kind: str, vocabulary: int):
     if kind == "neox":
         return GPTNeoXConfig(**common)
     common["num_key_value_heads"] = 2
+    if kind == "mistral":
+        return MistralConfig(**common, sliding_window=16)
     if kind == "lfm2":
         return Lfm2Config(**common, layer_types=["conv", "full_attention"])
     if kind == "qwen3_moe":
@@ -80,8 +83,8 @@ def _config(kind: str, vocabulary: int):
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of tiny random models by kind ("llama", "gpt2", "qwen2", "neox", "qwen3_moe"): two layers, width 32,
     some 300 byte-level tokens, float32 safetensors, no chat template. All have 4 heads; Llama and the Qwens have 2
-    key-value heads, and Qwen3-MoE 4 experts, 2 of them for each token. "mamba" and "lfm2" keep no plain cache of keys
-    and values."""
+    key-value heads, and Qwen3-MoE 4 experts, 2 of them for each token. "mistral" sees 16 tokens far; "mamba" and "lfm2"
+    keep no plain cache of keys and values."""
     made: dict[str, Path] = {}
 
     def folder(kind: str = "llama") -> Path:

@@ -141,7 +141,7 @@ def build_policy(
 
         table = Tabular()
         return table, table
-    from burnish.generation.batched import BatchedSampler
+    from burnish.generation.engine import sampler_for
     from burnish.policies.causal_lm import load_policy
 
     source = resolve_model(section.model, offline=offline, observer=observer)
@@ -149,7 +149,7 @@ def build_policy(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed
     )  # fmt: skip
     policy.reference = Remembering(policy.reference)
-    return policy, BatchedSampler(policy)
+    return policy, sampler_for(policy)
 
 
 def environment(recipe: Recipe) -> Mapping[str, Any]:

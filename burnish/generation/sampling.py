@@ -13,6 +13,11 @@ from torch import Tensor
 
 from burnish.types import Prompt, SamplingParams
 
+TOP = 1024
+"""Most probable tokens that a truncated distribution is first looked for in."""
+BLOCK = 128
+"""Tokens whose mass is summed before the search of a draw."""
+
 
 def truncates(sampling: SamplingParams) -> bool:
     """Whether some tokens can never be drawn."""
@@ -27,44 +32,118 @@ def sampling_logprobs(logits: Tensor, sampling: SamplingParams, always: Tensor |
 
     Args:
         logits: [..., V].
-        always: [...] token ids that are kept in any case. The trainer passes the tokens that were sampled: they were
-            kept then, and a rounding error at the edge of the set must not make them impossible now.
+        always: as in ``kept_tokens``.
     """
     scaled = logits / sampling.temperature if sampling.temperature != 1 else logits
     if truncates(sampling):
-        keep = _kept(scaled.detach(), sampling)
-        if always is not None:
-            keep = keep.scatter(-1, always.unsqueeze(-1), True)
-        scaled = scaled.masked_fill(~keep, float("-inf"))
+        scaled = scaled.masked_fill(~kept_tokens(scaled.detach(), sampling, always), float("-inf"))
     return scaled.log_softmax(-1)
 
 
-def _kept(scaled: Tensor, sampling: SamplingParams) -> Tensor:
-    """[..., V] bool. Ties at the edge go to the lower token id, so the set never depends on the batch."""
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
+    """Which tokens can be drawn, [..., V] bool. Ties at the edge go to the lower token id, so the set never depends on the
+    batch.
+
+    Args:
+        scaled: [..., V], logits divided by the temperature.
+        always: [...] token ids that are kept in any case. The trainer passes the tokens that were sampled: they were
+            kept then, and a rounding error at the edge of the set must not make them impossible now.
+    """
+    rows = scaled.reshape(-1, scaled.shape[-1])
+    keep, open_rows = _kept_among_the_top(rows, sampling)
+    if len(open_rows):
+        keep[open_rows] = _kept_by_sorting(rows[open_rows], sampling)
+    if always is not None:
+        keep.scatter_(-1, always.reshape(-1, 1), True)
+    return keep.view(scaled.shape)
+
+
+def _kept_among_the_top(rows: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The kept sets [N, V] found in each row's most probable tokens, and the rows that these do not settle: their set is
+    larger, or ties cross its edge. Sorting the whole vocabulary takes many times as long."""
+    count = min(TOP, rows.shape[-1])
+    ordered = rows.topk(count, -1).values
+    if sampling.top_k > 0:
+        ordered = ordered[:, : sampling.top_k]
+    number = torch.full((len(rows),), ordered.shape[1], device=rows.device)
+    settled = number.new_full((len(rows),), sampling.top_k <= count or count == rows.shape[-1], dtype=torch.bool)
+    if sampling.top_p < 1:
+        # top_p is a share of what top_k has left, as in transformers.
+        whole = ordered if sampling.top_k > 0 else rows
+        mass = (ordered.double() - whole.double().logsumexp(-1, keepdim=True)).exp()
+        inside = mass.cumsum(-1) - mass < sampling.top_p
+        number = inside.sum(-1)
+        settled &= (number < ordered.shape[1]) | (ordered.shape[1] in (sampling.top_k, rows.shape[-1]))
+    edge = ordered.gather(-1, number[:, None] - 1)
+    keep = rows >= edge
+    settled &= keep.sum(-1) == number
+    return keep, (~settled).nonzero().squeeze(-1)
+
+
+def _kept_by_sorting(rows: Tensor, sampling: SamplingParams) -> Tensor:
+    """[N, V] bool."""
+    ordered, order = rows.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_k > 0:
         keep[..., sampling.top_k :] = False
     if sampling.top_p < 1:
-        # top_p is a share of what top_k has left, as in transformers.
         mass = ordered.masked_fill(~keep, float("-inf")).double().softmax(-1)
         keep &= mass.cumsum(-1) - mass < sampling.top_p
     return torch.zeros_like(keep).scatter(-1, order, keep)
 
 
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     """One token a row by inverting the cumulative distribution: the first token whose cumulated mass exceeds u * total.
 
+    One uniform number and a search, first among sums of blocks of tokens, then within the block, so that the vocabulary is
+    passed over once and in the scores' own precision.
+
     Args:
-        logprobs: [N, V].
+        scores: [N, V], logits or log-probabilities.
         uniforms: [N] float64 in [0, 1).
     Returns:
         [N] token ids; never one whose probability is zero.
     """
-    cumulative = logprobs.double().exp().cumsum(-1)
-    # The total is 1 up to rounding; scaling u by it leaves no gap past the end.
-    wanted = (uniforms.unsqueeze(-1) * cumulative[:, -1:]).clamp_max(cumulative[:, -1:].nextafter(torch.zeros(())))
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
+    return _draw((scores - scores.amax(-1, keepdim=True)).exp_(), uniforms)[0]
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Tokens [N] drawn from the distribution that ``sampling`` describes, and their log-probabilities [N], nats, float64.
+
+    Args:
+        logits: [N, V], at least float32; not divided by the temperature yet. Its memory is written over.
+        uniforms: [N] float64 in [0, 1).
+    """
+    if sampling.temperature != 1:
+        logits = logits.div_(sampling.temperature)
+    if truncates(sampling):
+        logits = logits.masked_fill_(~kept_tokens(logits, sampling), float("-inf"))
+    masses = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    return _draw(masses, uniforms)
+
+
+def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [N] and their log-probabilities [N] float64, from masses [N, V] that need not add up to 1."""
+    short = -masses.shape[-1] % BLOCK
+    if short:
+        masses = torch.nn.functional.pad(masses, (0, short))
+    blocks = masses.view(len(masses), -1, BLOCK)
+    sums = blocks.sum(-1).double()
+    cumulative = sums.cumsum(-1)
+    wanted = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+    block = _first_above(cumulative, wanted)
+    before = (cumulative - sums).gather(-1, block)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
+    tokens = block * BLOCK + _first_above(inside, (wanted - before).clamp_min(0))
+    chosen = masses.gather(-1, tokens).double().log() - cumulative[:, -1:].log()
+    return tokens.squeeze(-1), chosen.squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, wanted: Tensor) -> Tensor:
+    """[N, 1], the first place of each row whose cumulated mass exceeds what is wanted; the last place with any mass where
+    rounding has put the wanted one past the end."""
+    last = cumulative[:, -1:]
+    return torch.searchsorted(cumulative, torch.minimum(wanted, last.nextafter(torch.zeros_like(last))), right=True)
 
 
 def streams(prompts: Sequence[Prompt], samples_per_prompt: int, seed: Sequence[int], length: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
-from burnish.policies.layout import Layout, fitting_layout
+from burnish.policies.attention import Unsupported
+from burnish.policies.head import fused_logprobs
+from burnish.policies.layout import Layout, activation_bytes, fitting_layout, head, memory_bytes, plain, plain_logits
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -51,10 +54,11 @@ class CausalModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self.layout: Layout
+        self.layout: Layout | None
+        """How completions are laid out; None where the model's own head must make the logits."""
         self.plain_because: str
         if like is None:
-            self.layout, self.plain_because = fitting_layout(self.model, self.padding_id)
+            self.layout, self.plain_because = fitting_layout(self.model)
         else:
             self.layout, self.plain_because = like.layout, like.plain_because
 
@@ -78,12 +82,6 @@ class CausalModel:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
         return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
-
-    @property
-    def padding_id(self) -> int:
-        """A token to fill with; masked everywhere, so any will do. A tokenizer's own padding token may have been added
-        to it alone and have no row in the model's embedding; 0 always has one."""
-        return 0
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text with no special tokens around it."""
@@ -114,13 +112,13 @@ class CausalModel:
         found = []
         for start in range(0, len(completions), self.batch):
             part = completions[start : start + self.batch]
-            logits, tokens = self._completion_logits(part)
-            logits = logits / temperature if temperature != 1 else logits
-            found.append((logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)).cpu())
+            found.append(self._stats(part, SamplingParams(1, temperature)).logprobs)
         return torch.cat(found) if found else torch.zeros(0)
 
-    def _completion_logits(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] that each completion token was drawn from, at least float32, and the tokens [T].
+    def _stats(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
+        """Log-probabilities and entropies [T], nats, at least float32, on the CPU.
 
         Raises:
             InputError: a prompt with its completion is longer than the model's positions.
@@ -130,8 +128,25 @@ class CausalModel:
             raise InputError(
                 f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
             )
-        logits, tokens = self.layout(self.model, completions, self.padding_id)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens
+        product = head(self.model)
+        if self.layout is None or product is None:
+            return _stats_of_logits(*plain_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient)
+        try:
+            states, tokens = self.layout(self.model, completions)
+        except Unsupported:  # texts longer than the window that its attention sees
+            states, tokens = plain(self.model, completions)
+        found = fused_logprobs(states, *product, tokens, sampling, entropy_gradient=entropy_gradient)
+        return TokenStats(*(tensor.cpu() for tensor in found))
+
+
+def _stats_of_logits(logits: Tensor, tokens: Tensor, sampling: SamplingParams, *, entropy_gradient: bool) -> TokenStats:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = sampling_logprobs(logits, sampling, always=tokens)
+    chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        possible = logprobs.isfinite()
+        entropy = -(logprobs.exp() * torch.where(possible, logprobs, 0.0)).sum(-1)
+    return TokenStats(chosen.cpu(), entropy.cpu())
 
 
 class _AdapterOff(CausalModel):
@@ -168,14 +183,17 @@ class CausalLM(CausalModel):
         else:
             self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer, like=self)
 
-    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+    def logprobs(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
-        logits, tokens = self._completion_logits(completions)
-        logprobs = sampling_logprobs(logits, sampling, always=tokens)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        with torch.no_grad():
-            entropy = torch.special.entr(logprobs.exp()).sum(-1)
-        return TokenStats(chosen.cpu(), entropy.cpu())
+        return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
+
+    @cached_property
+    def fitting_tokens(self) -> int:
+        """Tokens whose activations take a sixth of the memory; its size is asked for, not what is free of it just now, so
+        that a run is cut into the same microbatches each time."""
+        return max(1, memory_bytes(self.device) // 6 // max(1, activation_bytes(self.model)))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

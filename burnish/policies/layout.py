@@ -1,37 +1,131 @@
-"""How completions are laid out for a forward pass. Padding is made here and never leaves.
+"""How completions are laid out for a forward pass. Padding is made here, where it is needed at all, and never leaves.
 
-Two layouts give the same numbers. ``plain`` runs each prompt with its completion, which every architecture understands.
-``shared`` runs each distinct prompt once and lets its completions attend to its keys and values, with gradient, which
-leaves out most of the work where G samples share a prompt; a model is checked for it when it is loaded.
+Two layouts give the same numbers. ``packed`` runs each distinct prompt once, its completions behind it, all texts of a
+microbatch in one row without padding. ``plain`` runs each prompt with its completion, which every architecture understands.
+A model is checked on a few tokens when it is loaded, and takes what agrees with its own logits.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from burnish.policies.attention import PackedTexts, Span, Unsupported, attending
+from burnish.policies.products import fast_products
 from burnish.types import Completion, Prompt
 
-Layout = Callable[[Any, Sequence[Completion], int], tuple[Tensor, Tensor]]
-"""(model, completions, padding id) -> logits [T, V] each token was drawn from, and the tokens [T]."""
+Layout = Callable[[Any, Sequence[Completion]], tuple[Tensor, Tensor]]
+"""(model, completions) -> the state [T, d] that each token was drawn from, and the tokens [T]."""
 
 PROBE = ((2, 3, 4), (5, 6)), ((7, 8), (3, 9, 4)), ((2, 3, 4), (4,))
 """Prompts and completions, of unequal lengths and one prompt twice, that a layout is checked on."""
 
+FILLER = 0
+"""A token to fill with; masked everywhere, so any will do. A tokenizer's own padding token may have been added to it alone
+and have no row in the model's embedding; 0 always has one."""
 
-def positions(mask: Tensor) -> Tensor:
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """All texts of a microbatch in one row of T tokens.
+
+    A completion's last token is not run: nothing is drawn from the state behind it.
+
+    Attributes:
+        ids, positions: [1, T].
+        texts: which token sees which.
+        sources: [N], for each token of each completion, in order, the place in the row whose state it was drawn from.
+        tokens: [N], those tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    texts: PackedTexts
+    sources: Tensor
+    tokens: Tensor
+
+
+def pack(completions: Sequence[Completion], device: Any = None) -> Pack:
+    """Lays completions out, each distinct prompt once, whatever their order."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, completion in enumerate(completions):
+        groups.setdefault(completion.prompt_ids, []).append(place)
+    ids: list[int] = []
+    positions: list[int] = []
+    spans = []
+    sources: list[list[int]] = [[] for _ in completions]
+    for prompt_ids, members in groups.items():
+        start = len(ids)
+        ids += prompt_ids
+        positions += range(len(prompt_ids))
+        stop = len(ids)
+        inner = []
+        for place in members:
+            answer = completions[place].token_ids
+            begin = len(ids)
+            ids += answer[:-1]
+            positions += range(len(prompt_ids), len(prompt_ids) + len(answer) - 1)
+            sources[place] = [stop - 1, *range(begin, len(ids))][: len(answer)]
+            if len(ids) > begin:
+                inner.append((begin, len(ids)))
+        spans.append(Span(start, stop, tuple(inner)))
+    tokens = [token for completion in completions for token in completion.token_ids]
+    return Pack(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        PackedTexts(tuple(spans)),
+        torch.tensor([source for found in sources for source in found], dtype=torch.long, device=device),
+        torch.tensor(tokens, dtype=torch.long, device=device),
+    )
+
+
+def packed(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+    """Each distinct prompt once, nothing padded."""
+    if not any(completion.token_ids for completion in completions):
+        return _no_states(model)
+    row = pack(completions, model.device)
+    with attending(inner(model), row.texts), fast_products():
+        states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0]
+    return states[0, row.sources], row.tokens
+
+
+def plain(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+    """Prompts padded on the left and completions on the right, so that all completions start in the same column."""
+    if not any(completion.token_ids for completion in completions):
+        return _no_states(model)
+    inputs, chosen, answers = _padded_texts(model, completions)
+    longest = answers.shape[1]
+    states = body(model)(**inputs, use_cache=False)[0]
+    return states[:, -longest - 1 : -1][chosen], answers[chosen]
+
+
+def plain_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+    """As ``plain``, but the logits [T, V] that the model's own head makes, whatever it does beside a product."""
+    if not any(completion.token_ids for completion in completions):
+        weight = model.get_input_embeddings().weight
+        return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
+    inputs, chosen, answers = _padded_texts(model, completions)
+    longest = answers.shape[1]
+    logits = model(**inputs, use_cache=False, **keep_logits(model, longest + 1)).logits
+    # The last token's own logits predict what comes after it and are not needed.
+    return logits[:, -longest - 1 : -1][chosen], answers[chosen]
+
+
+def positions_of(mask: Tensor) -> Tensor:
     """Position of each real token in its own text, [B, T]; padding takes 0."""
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def padded(rows: Sequence[Sequence[int]], padding_id: int, *, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], *, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] and their mask [B, T], 1 on real tokens."""
     longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), padding_id)
+    ids = torch.full((len(rows), longest), FILLER)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
     for row, tokens in enumerate(rows):
         place = slice(longest - len(tokens), longest) if left else slice(0, len(tokens))
@@ -40,91 +134,113 @@ def padded(rows: Sequence[Sequence[int]], padding_id: int, *, left: bool, device
     return ids.to(device), mask.to(device)
 
 
-def plain(model: Any, completions: Sequence[Completion], padding_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts padded on the left and completions on the right, so that all completions start in the same column."""
-    if not any(completion.token_ids for completion in completions):
-        return _no_logits(model)
-    prompts, prompt_mask = padded([c.prompt_ids for c in completions], padding_id, left=True, device=model.device)
-    answers, answer_mask = padded([c.token_ids for c in completions], padding_id, left=False, device=model.device)
+def _padded_texts(model: Any, completions: Sequence[Completion]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A model's inputs, which of the answers' places are real [B, L], and the answers [B, L]."""
+    prompts, prompt_mask = padded([c.prompt_ids for c in completions], left=True, device=model.device)
+    answers, answer_mask = padded([c.token_ids for c in completions], left=False, device=model.device)
     mask = torch.cat([prompt_mask, answer_mask], 1)
-    longest = answers.shape[1]
-    output = model(
-        input_ids=torch.cat([prompts, answers], 1),
-        attention_mask=mask,
-        position_ids=positions(mask),
-        use_cache=False,
-        **keep_logits(model, longest + 1),
-    )
-    chosen = answer_mask.bool()
-    # The last token's own logits predict what comes after it and are not needed.
-    return output.logits[:, -longest - 1 : -1][chosen], answers[chosen]
+    inputs = {
+        "input_ids": torch.cat([prompts, answers], 1), "attention_mask": mask, "position_ids": positions_of(mask)
+    }  # fmt: skip
+    return inputs, answer_mask.bool(), answers
 
 
-def shared(model: Any, completions: Sequence[Completion], padding_id: int) -> tuple[Tensor, Tensor]:
-    """Each distinct prompt once; its completions continue from its keys and values."""
-    if not any(completion.token_ids for completion in completions):
-        return _no_logits(model)
-    distinct = list(dict.fromkeys(completion.prompt_ids for completion in completions))
-    place = {prompt_ids: row for row, prompt_ids in enumerate(distinct)}
-    owner = torch.tensor([place[completion.prompt_ids] for completion in completions], device=model.device)
-    prompts, prompt_mask = padded(distinct, padding_id, left=True, device=model.device)
-    answers, answer_mask = padded([c.token_ids for c in completions], padding_id, left=False, device=model.device)
-    output = model(
-        input_ids=prompts,
-        attention_mask=prompt_mask,
-        position_ids=positions(prompt_mask),
-        use_cache=True,
-        **keep_logits(model, 1),
-    )
-    logits = output.logits[:, -1:][owner]
-    if answers.shape[1] > 1:
-        cache = output.past_key_values
-        cache.batch_select_indices(owner)
-        mask = torch.cat([prompt_mask[owner], answer_mask[:, :-1]], 1)
-        rest = model(
-            input_ids=answers[:, :-1],
-            attention_mask=mask,
-            position_ids=positions(mask)[:, prompts.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = torch.cat([logits, rest.logits], 1)
-    chosen = answer_mask.bool()
-    return logits[chosen], answers[chosen]
+def inner(model: Any) -> Any:
+    """The transformers model, which a peft model is wrapped around."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _no_logits(model: Any) -> tuple[Tensor, Tensor]:
-    """What both layouts return where no completion has a token: there is nothing to run the model on."""
-    weight = model.get_input_embeddings().weight
-    return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
+def body(model: Any) -> Any:
+    """The transformers model without its head."""
+    return inner(model).base_model
+
+
+def head(model: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [V, d] and bias of the head, or None where it is no plain product."""
+    found = inner(model).get_output_embeddings()
+    return (found.weight, found.bias) if type(found) is torch.nn.Linear else None
+
+
+def _no_states(model: Any) -> tuple[Tensor, Tensor]:
+    """What a layout returns where no completion has a token: there is nothing to run the model on."""
+    found = head(model)
+    weight = model.get_input_embeddings().weight if found is None else found[0]
+    return weight.new_zeros(0, weight.shape[1]), torch.zeros(0, dtype=torch.long, device=weight.device)
 
 
 def keep_logits(model: Any, count: int) -> dict[str, int]:
     """The argument that keeps the head off all but the last ``count`` tokens, where the model has it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(inner(model).forward).parameters else {}
 
 
 @torch.no_grad()
-def fitting_layout(model: Any, padding_id: int) -> tuple[Layout, str]:
-    """``shared`` where it agrees with ``plain`` on a few tokens, else ``plain`` and the reason."""
+def fitting_layout(model: Any) -> tuple[Layout | None, str]:
+    """``packed`` where it agrees with the model's own logits on a few tokens; else ``plain``, or None where a product with
+    the head's weight does not give the model's logits either; and the reason, empty for ``packed``."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     probe = [
         Completion(Prompt("", ""), _within(prompt, vocabulary), _within(answer, vocabulary), "", (), "length")
         for prompt, answer in PROBE
     ]
-    expected, _ = plain(model, probe, padding_id)
+    expected, _ = plain_logits(model, probe)
+    reason = ""
+    for layout in (packed, plain):
+        found = _distance(model, layout, probe, expected)
+        if not found:
+            return layout, reason
+        reason = reason or found
+    return None, reason
+
+
+def _distance(model: Any, layout: Layout, probe: Sequence[Completion], expected: Tensor) -> str:
+    """Why a layout does not do for a model; empty where it does."""
+    product = head(model)
+    if product is None:
+        return "its head is no plain product"
     try:
-        found, _ = shared(model, probe, padding_id)
-    except Exception as error:  # whatever an architecture does not support, the plain layout does
-        return plain, f"its cache cannot be shared ({type(error).__name__}: {str(error)[:80]})"
-    scale = float(expected.abs().max())
+        states, _ = layout(model, probe)
+        logits = torch.nn.functional.linear(states, *product)
+    except Unsupported as error:
+        return str(error)
+    except Exception as error:  # whatever an architecture does not support, the next layout does
+        return f"its layers cannot be run on a packed row ({type(error).__name__}: {str(error)[:80]})"
+    scale = max(float(expected.abs().max()), 1e-9)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2)
-    distance = float((found - expected).abs().max()) / max(scale, 1e-9)
+    distance = float((logits - expected).abs().max()) / scale
     if not distance <= tolerance:
-        return plain, f"sharing the prompt moves its logits by {distance:.1e} of their size"
-    return shared, ""
+        return f"packing moves its logits by {distance:.1e} of their size"
+    return ""
 
 
 def _within(tokens: Sequence[int], vocabulary: int) -> tuple[int, ...]:
     return tuple(token % vocabulary for token in tokens)
+
+
+def activation_bytes(model: Any) -> int:
+    """Bytes that the layers keep for the backward pass, a token; counted on a few tokens."""
+    kept: dict[int, int] = {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = 32
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        states = body(model)(input_ids=ids, use_cache=False)[0]  # held, so that no storage is given to another tensor
+    total = sum(kept.values())
+    del states
+    return total // tokens
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Size of the memory that a device computes in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)  # not run on a GPU yet
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 8 << 30

@@ -91,13 +91,20 @@ class Tabular(Table):
     def reference(self) -> LanguageModel:
         return self._reference
 
-    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+    def logprobs(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats."""
         rows, tokens = self._states(completions)
         full = sampling_logprobs(self.parameter[rows], sampling, always=tokens)
         # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
-        return TokenStats(chosen, torch.special.entr(full.detach().exp()).sum(-1))
+        entropy = torch.special.entr((full if entropy_gradient else full.detach()).exp()).sum(-1)
+        return TokenStats(chosen, entropy)
+
+    @property
+    def fitting_tokens(self) -> int:
+        return 1 << 20
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {"logits": self.parameter}

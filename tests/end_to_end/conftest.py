@@ -118,7 +118,7 @@ weight = 0.5
 
 [optimizer]
 learning_rate = 5e-3
-completions_per_microbatch = 5
+tokens_per_microbatch = 60
 
 [evaluation]
 every = 2

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from burnish.algorithms.presets import PRESETS
-from burnish.generation.batched import BatchedSampler
+from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM, load_policy
-from burnish.policies.layout import plain, shared
+from burnish.policies.layout import packed, plain
 from burnish.recipe import LoRA, Recipe
 from burnish.training import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
@@ -60,7 +60,8 @@ def recipe(algorithm: str = "grpo", *, size: int = 8, aggregation: str | None = 
         "reward": [{"use": "repetition"}],
         "sampling": {"prompts_per_step": len(PROMPTS), "samples_per_prompt": G, "max_new_tokens": 12, **sampling},
         "algorithm": {"use": algorithm, "aggregation": aggregation, "kl": kl or {}},
-        "optimizer": {"completions_per_microbatch": size, "max_grad_norm": None},
+        # One completion at a time, or about as many as ``size``.
+        "optimizer": {"tokens_per_microbatch": 1 if size == 1 else 12 * size, "max_grad_norm": None},
     })  # fmt: skip
 
 
@@ -93,14 +94,14 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
                     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                     parameter.add_(noise, alpha=0.02)
             sampling = recipe().sampling.params
-            groups = BatchedSampler(policy).sample(PROMPTS, samples_per_prompt=G, sampling=sampling, seed=(2, 1))
+            groups = sampler_for(policy).sample(PROMPTS, samples_per_prompt=G, sampling=sampling, seed=(2, 1))
             kept[kind, lora] = policy, groups
         return kept[kind, lora]
 
     return make
 
 
-def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=shared) -> dict[str, torch.Tensor]:
+def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=packed) -> dict[str, torch.Tensor]:
     policy.layout = layout
     if policy.reference.model is not policy.model or not policy.adapter:
         policy.reference.layout = layout
@@ -148,7 +149,7 @@ def test_every_architecture(made, kind, lora):
     for kl in ({"coefficient": 0.1, "estimator": "k2", "where": "loss"}, {"coefficient": 0.1, "where": "reward"}):
         found = {
             (size, layout): gradient(policy, groups, recipe(size=size, kl=kl), layout)
-            for size, layout in itertools.product((1, 3, 8), (plain, shared))
+            for size, layout in itertools.product((1, 3, 8), (plain, packed))
         }
         # One completion at a time and the plain layout: no padding at all, the slowest and surest way.
         for other in found.values():
@@ -159,11 +160,11 @@ def test_every_architecture(made, kind, lora):
 def test_under_a_truncated_distribution(made, options):
     policy, _ = made()
     chosen = recipe(kl=KLS[0], **options)
-    groups = BatchedSampler(policy).sample(
+    groups = sampler_for(policy).sample(
         PROMPTS, samples_per_prompt=G, sampling=chosen.sampling.params, seed=(4, 1)
     )  # fmt: skip
     slowest = gradient(policy, groups, recipe(size=1, kl=KLS[0], **options), plain)
-    assert_same(slowest, gradient(policy, groups, recipe(size=8, kl=KLS[0], **options), shared))
+    assert_same(slowest, gradient(policy, groups, recipe(size=8, kl=KLS[0], **options), packed))
     assert_same(slowest, gradient(policy, groups, recipe(size=5, kl=KLS[0], **options), plain))
 
 
@@ -176,7 +177,7 @@ def test_the_order_of_prompts(made, algorithm):
         assert_same(expected, gradient(policy, [groups[place] for place in order], chosen))
 
 
-@pytest.mark.parametrize("layout", [plain, shared])
+@pytest.mark.parametrize("layout", [plain, packed])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_companions_that_force_padding(made, kind, layout):
     policy, groups = made(kind)
@@ -194,6 +195,25 @@ def test_companions_that_force_padding(made, kind, layout):
     alone = slope([one], 0)
     assert_same(alone, slope([one, long], 0))
     assert_same(alone, slope([long, one, long], 60))
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
+    """A group whose rewards are equal, and one sample whose reward is its group's mean, are not run."""
+    policy, groups = made()
+    chosen = recipe(algorithm)
+    monkeypatch.setattr(Fixed, "score", lambda self, completions: Scores(REWARDS, {"given": REWARDS}, {"given": 1.0}))
+    seen: list[int] = []
+    inner = policy.logprobs
+    monkeypatch.setattr(policy, "logprobs", lambda batch, *rest: (seen.append(len(batch)), inner(batch, *rest))[1])
+    fewer = gradient(policy, groups, chosen)
+    assert sum(seen) == 3 * G - 1
+    monkeypatch.setattr("burnish.training.trained_places", lambda advantages, every: list(range(len(advantages))))
+    assert_same(fewer, gradient(policy, groups, chosen))
+    assert sum(seen) == 3 * G - 1 + 4 * G
+
+
+REWARDS = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 5.0, 2.0])
 
 
 def test_different_settings_do_differ(made):

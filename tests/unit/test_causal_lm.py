@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from burnish.backends.local import Remembering
 from burnish.errors import InputError
 from burnish.policies.causal_lm import load_model, load_policy
-from burnish.policies.layout import plain, shared
+from burnish.policies.layout import packed, plain
 from burnish.recipe import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -95,7 +95,7 @@ class TestLogprobs:
         completions = several(policy)
         with torch.no_grad():
             expected = one_by_one(policy, completions)
-            for layout in (plain, shared):
+            for layout in (plain, packed):
                 policy.layout = layout
                 found = policy.logprobs(completions, PLAIN)
                 torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=1e-11)
@@ -113,32 +113,34 @@ class TestLogprobs:
             found = policy.logprobs([one], PLAIN).entropy
         torch.testing.assert_close(found, -(p * p.log()).sum(-1), rtol=0, atol=1e-11)
 
-    def test_what_fills_the_padding_does_not_matter(self, tiny, kind):
+    def test_what_fills_the_padding_does_not_matter(self, tiny, kind, monkeypatch):
         model = load_model(tiny(kind), dtype="float64")
-        for layout in (plain, shared):
+        found = []
+        for filler in (0, 250):
+            monkeypatch.setattr("burnish.policies.layout.FILLER", filler)
             with torch.no_grad():
-                first, second = (layout(model.model, several(model), filler)[0] for filler in (0, 250))
-            torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+                found.append(plain(model.model, several(model))[0])
+        torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
     def test_completions_without_a_token(self, tiny, kind):
         model = load_policy(tiny(kind))
         empty = [completion(model, "The home team", ""), completion(model, "a", "")]
         one = completion(model, "a", "b")
-        for model.layout in (plain, shared):
+        for model.layout in (plain, packed):
             assert model.token_logprobs(empty).shape == (0,)
             assert model.logprobs(empty, PLAIN).entropy.shape == (0,)
             torch.testing.assert_close(model.token_logprobs([*empty, one]), model.token_logprobs([one]))
 
-    def test_the_shared_layout_was_chosen(self, tiny, kind):
+    def test_the_packed_layout_was_chosen(self, tiny, kind):
         model = load_model(tiny(kind))
-        assert (model.layout, model.plain_because) == (shared, "")
+        assert (model.layout, model.plain_because) == (packed, "")
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
 def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
     probed = []
 
-    def probe(model, padding_id):
+    def probe(model):
         probed.append(model)
         return plain, "because"
 

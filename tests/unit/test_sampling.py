@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burnish.algorithms.kl import k3
 from burnish.errors import InputError
-from burnish.generation.batched import BatchedSampler
+from burnish.generation.engine import Engine, sampler_for
+from burnish.generation.plain import PlainSampler
 from burnish.generation.sampling import draw, sampling_logprobs, streams, truncates
-from burnish.policies.causal_lm import load_model
+from burnish.policies.causal_lm import load_model, load_policy
 from burnish.policies.tabular import Tabular
 from burnish.types import Prompt, SamplingParams
 
@@ -207,18 +209,18 @@ ASKED = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
 KINDS = ["llama", "gpt2", "qwen2", "neox", "qwen3_moe"]
 
 
-class TestBatchedSampler:
+class TestSamplers:
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("leave_share", [0.0, 0.25, 1.0])
-    def test_a_sample_does_not_change_with_its_companions(self, tiny, kind, leave_share):
+    @pytest.mark.parametrize("sampler, rows", [(Engine, 1), (Engine, 5), (Engine, 64), (PlainSampler, 7)])
+    def test_a_sample_does_not_change_with_its_companions(self, tiny, kind, sampler, rows):
+        """With 1 row the samples come one after another; with 5, those that wait take the places of those that end, in the
+        middle of groups; with 64 all are in flight at once."""
         model = load_model(tiny(kind), dtype="float64")
         sampling = SamplingParams(24, 0.9)
-        together = BatchedSampler(model, leave_share=leave_share).sample(
-            ASKED, samples_per_prompt=6, sampling=sampling, seed=(3, 1)
-        )
+        together = sampler(model, rows=rows).sample(ASKED, samples_per_prompt=6, sampling=sampling, seed=(3, 1))
         reasons: Counter[str] = Counter()
         for prompt, group in zip(ASKED, together, strict=True):
-            (alone,) = BatchedSampler(model).sample([prompt], samples_per_prompt=6, sampling=sampling, seed=(3, 1))
+            (alone,) = sampler_for(model).sample([prompt], samples_per_prompt=6, sampling=sampling, seed=(3, 1))
             assert [c.token_ids for c in alone.completions] == [c.token_ids for c in group.completions]
             assert [c.text for c in alone.completions] == [c.text for c in group.completions]
             for first, second in zip(alone.completions, group.completions, strict=True):
@@ -229,22 +231,24 @@ class TestBatchedSampler:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 20), (1.3, 1.0, 5), (1.0, 0.5, 0)])
     def test_recorded_logprobs_are_the_policys(self, tiny, kind, options):
-        from burnish.policies.causal_lm import load_policy
-
-        policy = load_policy(tiny(kind))
-        sampling = SamplingParams(20, *options)
-        groups = BatchedSampler(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
-        completions = [completion for group in groups for completion in group.completions]
-        recorded = torch.tensor([logprob for c in completions for logprob in c.sampler_logprobs])
-        with torch.no_grad():
-            stats = policy.logprobs(completions, sampling)
-        torch.testing.assert_close(stats.logprobs, recorded, rtol=0, atol=1e-5)
+        for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-4)):
+            policy = load_policy(tiny(kind), dtype=dtype)
+            sampling = SamplingParams(20, *options)
+            groups = sampler_for(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
+            completions = [completion for group in groups for completion in group.completions]
+            recorded = torch.tensor(
+                [logprob for c in completions for logprob in c.sampler_logprobs], dtype=torch.float64
+            )
+            with torch.no_grad():
+                stats = policy.logprobs(completions, sampling)
+            torch.testing.assert_close(stats.logprobs.double(), recorded, rtol=0, atol=tolerance)
+            assert float(k3(recorded, stats.logprobs.double()).mean()) < tolerance**2
         assert float(recorded.std()) > 0.1, "the distributions are not all alike"
         assert stats.entropy.min() >= 0
 
     def test_how_a_completion_ends(self, tiny):
         model = load_model(tiny("llama"), dtype="float64")
-        groups = BatchedSampler(model).sample(ASKED, samples_per_prompt=16, sampling=SamplingParams(24), seed=(3, 1))
+        groups = sampler_for(model).sample(ASKED, samples_per_prompt=16, sampling=SamplingParams(24), seed=(3, 1))
         seen: Counter[str] = Counter()
         for completion in (completion for group in groups for completion in group.completions):
             seen[completion.finish_reason] += 1
@@ -261,7 +265,7 @@ class TestBatchedSampler:
 
     def test_truncation_at_one_token(self, tiny):
         model = load_model(tiny("llama"))
-        (group,) = BatchedSampler(model).sample(ASKED[:1], samples_per_prompt=64, sampling=SamplingParams(1), seed=(0,))
+        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=64, sampling=SamplingParams(1), seed=(0,))
         assert {len(completion.token_ids) for completion in group.completions} == {1}
         assert [completion.index for completion in group.completions] == list(range(64))
 
@@ -272,7 +276,7 @@ class TestBatchedSampler:
             model.model.lm_head.weight.zero_()
             model.model.model.norm.weight.zero_()
         model.model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 300).float() * 1e4)
-        (group,) = BatchedSampler(model).sample(ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(1), seed=(0,))
+        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(1), seed=(0,))
         for completion in group.completions:
             assert (completion.token_ids, completion.text, completion.finish_reason) == ((1,), "", "stop")
             assert completion.sampler_logprobs == (0.0,)
@@ -282,7 +286,7 @@ class TestBatchedSampler:
         model = load_model(tiny(kind), dtype="float64")
         sampling = SamplingParams(20, temperature=1e-6)
         for prompt in ASKED:
-            (group,) = BatchedSampler(model).sample([prompt], samples_per_prompt=1, sampling=sampling, seed=(0,))
+            (group,) = sampler_for(model).sample([prompt], samples_per_prompt=1, sampling=sampling, seed=(0,))
             ids = torch.tensor([model.encode_prompt(prompt)])
             expected = model.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
@@ -290,29 +294,65 @@ class TestBatchedSampler:
             assert list(group.completions[0].token_ids) == expected[0, ids.shape[1] :].tolist()
 
     def test_the_same_seed_gives_the_same_bits_and_another_does_not(self, tiny):
-        sampler = BatchedSampler(load_model(tiny("llama")))
+        sampler = sampler_for(load_model(tiny("llama")))
         options = {"samples_per_prompt": 3, "sampling": SamplingParams(12)}
         first, again, other = (sampler.sample(ASKED, seed=seed, **options) for seed in ((1, 1), (1, 1), (1, 2)))
         assert first == again
         assert [g.completions[0].token_ids for g in first] != [g.completions[0].token_ids for g in other]
 
     def test_the_policy_version_is_written_down(self, tiny):
-        sampler = BatchedSampler(load_model(tiny("llama")))
+        sampler = sampler_for(load_model(tiny("llama")))
         (group,) = sampler.sample(
             ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,), policy_version=17
         )
         assert [completion.policy_version for completion in group.completions] == [17, 17]
 
     @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-    def test_a_cache_that_cannot_be_shared_is_refused(self, tiny, kind):
-        model = load_model(tiny(kind))
-        with pytest.raises(InputError, match="cache cannot be shared between samples, so burnish cannot sample"):
-            BatchedSampler(model)
+    def test_a_model_that_keeps_a_state_is_sampled_plainly(self, tiny, kind):
+        policy = load_policy(tiny(kind))
+        sampler = sampler_for(policy)
+        assert isinstance(sampler, PlainSampler) and policy.plain_because
+        groups = sampler.sample(ASKED, samples_per_prompt=3, sampling=SamplingParams(9), seed=(4,))
+        completions = [completion for group in groups for completion in group.completions]
+        recorded = torch.tensor([logprob for c in completions for logprob in c.sampler_logprobs])
+        torch.testing.assert_close(policy.token_logprobs(completions), recorded, rtol=0, atol=2e-5)
+
+    def test_texts_past_the_window_of_an_attention_are_sampled_plainly(self, tiny):
+        policy = load_policy(tiny("mistral"), dtype="float64")
+        sampler = sampler_for(policy)
+        assert isinstance(sampler, Engine), "short texts fit into the window of 16"
+        short, long = SamplingParams(4), SamplingParams(30)
+        for sampling in (short, long):
+            groups = sampler.sample(ASKED[2:], samples_per_prompt=3, sampling=sampling, seed=(4,))
+            completions = [completion for group in groups for completion in group.completions]
+            recorded = torch.tensor(
+                [logprob for c in completions for logprob in c.sampler_logprobs], dtype=torch.float64
+            )
+            torch.testing.assert_close(policy.token_logprobs(completions), recorded, rtol=0, atol=1e-9)
+
+    def test_first_tokens_follow_the_models_own_softmax(self, tiny):
+        model = load_model(tiny("llama"), dtype="float64")
+        count = 4000
+        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=count, sampling=SamplingParams(1), seed=(8,))
+        with torch.no_grad():
+            logits = model.model(input_ids=torch.tensor([model.encode_prompt(ASKED[0])])).logits[0, -1]
+        expected = logits.softmax(-1) * count
+        seen = torch.bincount(
+            torch.tensor([c.token_ids[0] for c in group.completions]), minlength=len(expected)
+        ).double()
+        # Tokens expected fewer than 8 times are one category: the statistic is chi square only for large counts.
+        common = expected >= 8
+        expected = torch.cat([expected[common], expected[~common].sum()[None]])
+        seen = torch.cat([seen[common], seen[~common].sum()[None]])
+        statistic = ((seen - expected).square() / expected).sum()
+        freedom = torch.tensor(len(expected) - 1, dtype=torch.float64)
+        assert freedom > 10
+        assert 0.001 < float(torch.special.gammaincc(freedom / 2, statistic / 2)) < 0.999
 
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
     def test_a_prompt_that_leaves_no_room_is_refused(self, tiny, kind):
         model = load_model(tiny(kind))
-        sampler = BatchedSampler(model)
+        sampler = sampler_for(model)
         text = "a" * 250
         length = len(model.encode_prompt(Prompt("long", text)))
         prompts = [*ASKED, Prompt("long", text)]
@@ -326,7 +366,7 @@ class TestBatchedSampler:
             sampler.sample(prompts, samples_per_prompt=1, sampling=one_more, seed=(0,))
 
     def test_no_prompts(self, tiny):
-        sampler = BatchedSampler(load_model(tiny("llama")))
+        sampler = sampler_for(load_model(tiny("llama")))
         assert sampler.sample([], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,)) == []
 
 

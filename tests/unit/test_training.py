@@ -78,16 +78,16 @@ class TestCollate:
         completions = [completion(2), completion(1), completion(3)]
         batches = collate(
             completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0.1, 0.2, 0.3]),
-            torch.arange(6.0), torch.arange(6.0) + 100, 2,
+            torch.arange(6.0), torch.arange(6.0) + 100, [[2, 0], [1]],
         )  # fmt: skip
-        assert [len(batch.completions) for batch in batches] == [2, 1]
-        assert [batch.advantages.tolist() for batch in batches] == [[10, 10, 20], [30, 30, 30]]
-        torch.testing.assert_close(batches[0].weights, torch.tensor([0.1, 0.1, 0.2]))
-        assert [batch.sampler_logprobs.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
-        assert [batch.reference_logprobs.tolist() for batch in batches] == [[100, 101, 102], [103, 104, 105]]
+        assert [[len(one.token_ids) for one in batch.completions] for batch in batches] == [[3, 2], [1]]
+        assert [batch.advantages.tolist() for batch in batches] == [[30, 30, 30, 10, 10], [20]]
+        torch.testing.assert_close(batches[0].weights, torch.tensor([0.3, 0.3, 0.3, 0.1, 0.1]))
+        assert [batch.sampler_logprobs.tolist() for batch in batches] == [[3, 4, 5, 0, 1], [2]]
+        assert [batch.reference_logprobs.tolist() for batch in batches] == [[103, 104, 105, 100, 101], [102]]
 
     def test_without_a_reference(self):
-        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, 8)
+        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, [[0]])
         assert batch.reference_logprobs is None
 
 

@@ -1,0 +1,119 @@
+"""Log-probabilities and entropies of chosen tokens straight from hidden states: the [tokens, vocabulary] logits of a batch
+never exist at once.
+
+The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser; the backward pass makes
+the same logits again, chunk by chunk, and hands their gradient on at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.generation.sampling import kept_tokens, truncates
+from burnish.policies.products import product
+from burnish.types import SamplingParams
+
+CHUNK_ELEMENTS = 3 << 22
+"""Logits in one chunk, 48 MB in float32: 256 rows of 49,152. Fewer rows make slower products, more make slower passes."""
+
+
+def fused_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    sampling: SamplingParams,
+    *,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [T] of the tokens and entropies [T], nats, of the distribution that ``sampling`` describes.
+
+    Args:
+        hidden: [T, d], the state that each token was drawn from.
+        weight: [V, d] of the head.
+        bias: [V], where the head has one.
+        tokens: [T].
+        entropy_gradient: whether the entropies are differentiable too.
+    """
+    logprobs, entropy = _FusedLogprobs.apply(hidden, weight, bias, tokens, sampling)  # type: ignore[no-untyped-call]
+    return logprobs, entropy if entropy_gradient else entropy.detach()
+
+
+class _FusedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
+    ) -> tuple[Tensor, Tensor]:
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = hidden.new_empty(len(tokens), dtype=kind)
+        normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for rows in _chunks(len(tokens), len(weight)):
+            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
+            top = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, tokens[rows, None]).squeeze(-1)
+            masses = (logits - top).exp_()
+            total = masses.sum(-1)
+            # H = log Z - sum p l; where a token is cut away, 0 * -inf stands for 0.
+            weighted = masses.mul_(logits if kept is None else logits.masked_fill(~kept, 0.0)).sum(-1)
+            normaliser[rows] = total.log() + top.squeeze(-1)
+            logprobs[rows] = chosen - normaliser[rows]
+            entropy[rows] = normaliser[rows] - weighted / total
+        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy)
+        ctx.sampling = sampling
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(
+        ctx: Any, by_logprob: Tensor, by_entropy: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        hidden_grad = torch.empty_like(hidden) if for_hidden else None
+        weight_grad = torch.zeros_like(weight) if for_weight else None
+        bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
+        with_entropy = bool((by_entropy != 0).any())
+        for rows in _chunks(len(tokens), len(weight)):
+            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling)
+            logprobs = logits.sub_(normaliser[rows, None])
+            if with_entropy:
+                # dH/dl = -p (log p + H)
+                probabilities = logprobs.exp()
+                surprise = logprobs.add_(entropy[rows, None])
+                surprise = surprise if kept is None else surprise.masked_fill_(~kept, 0.0)
+                grad = probabilities * -(by_logprob[rows, None] + by_entropy[rows, None] * surprise)
+            else:
+                grad = logprobs.exp_().mul_(-by_logprob[rows, None])
+            # d log p(chosen) / dl = [chosen] - p
+            grad.scatter_add_(-1, tokens[rows, None], by_logprob[rows, None])
+            if ctx.sampling.temperature != 1:
+                grad.div_(ctx.sampling.temperature)
+            grad = grad.to(weight.dtype)
+            if hidden_grad is not None:
+                hidden_grad[rows] = product(grad, weight.t())
+            if weight_grad is not None:
+                weight_grad.addmm_(grad.T, hidden[rows])
+            if bias_grad is not None:
+                bias_grad += grad.sum(0)
+        return hidden_grad, weight_grad, bias_grad, None, None
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled logits [S, V], at least float32, minus infinity where a token cannot be drawn; and which can be."""
+    logits = product(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature != 1:
+        logits = logits.div_(sampling.temperature)
+    if not truncates(sampling):
+        return logits, None
+    kept = kept_tokens(logits, sampling, always=tokens)
+    return logits.masked_fill_(~kept, float("-inf")), kept

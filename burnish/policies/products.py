@@ -1,0 +1,99 @@
+"""Matrix products by the library that is faster on this processor.
+
+torch multiplies float32 matrices with MKL, which on processors of AMD takes a path that reaches about 85% of what oneDNN
+does there, and less where the result is wide, as logits are. The choice hangs on the processor's name alone and never on a
+measurement, so that one machine always gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FEWEST_ROWS = 64
+"""Below, laying out the weight anew for each product eats the gain."""
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this processor is of the kind that oneDNN multiplies faster on, and torch has oneDNN's product."""
+    if not can_multiply():
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return any("AuthenticAMD" in line for line in file if line.startswith("vendor_id"))
+    except OSError:
+        return False
+
+
+@cache
+def can_multiply() -> bool:
+    """Whether torch's oneDNN operators are there and multiply."""
+    weight = torch.ones(2, 2)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        found = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):  # an operator of another build, or none
+        return False
+    return bool((found == 2).all())
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows [S, in] times the transpose of weight [out, in], without gradient."""
+    if _fits(rows, weight):
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return found
+    return torch.nn.functional.linear(rows, weight, bias)
+
+
+def _fits(rows: Tensor, weight: Tensor) -> bool:
+    return (
+        rows.dtype == weight.dtype == torch.float32
+        and rows.device.type == "cpu"
+        and rows.numel() >= FEWEST_ROWS * rows.shape[-1]
+        and onednn_is_faster()
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """x W' + b; the product with the transposed gradient, which MKL does as well, is left to it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        ctx.shape, ctx.with_bias = rows.shape, bias is not None
+        found = product(rows.flatten(0, -2), weight, bias)
+        return found.view(*rows.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        flat = grad.flatten(0, -2).contiguous()
+        by_rows = product(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        by_weight = flat.t() @ rows.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        by_bias = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
+        return by_rows, by_weight, by_bias
+
+
+class _Products(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is torch.nn.functional.linear and not options and _fits(args[0], args[1]):
+            return _Linear.apply(args[0], args[1], args[2] if len(args) > 2 else None)  # type: ignore[no-untyped-call]
+        return func(*args, **options)
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Inside, ``torch.nn.functional.linear`` takes the faster library, forward and backward; models are not changed."""
+    if not onednn_is_faster():
+        yield
+        return
+    with _Products():
+        yield

@@ -1,0 +1,128 @@
+"""Packed attention and the fused head against plain formulas, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from burnish.generation.sampling import sampling_logprobs
+from burnish.policies import head
+from burnish.policies.attention import (
+    PackedTexts,
+    Span,
+    _attend,
+    _attend_backward,
+    attend_by_hand,
+    attend_by_hand_backward,
+)
+from burnish.policies.causal_lm import load_policy
+from burnish.policies.head import fused_logprobs
+from burnish.policies.layout import activation_bytes, pack
+from burnish.recipe import LoRA
+from burnish.types import Completion, Prompt, SamplingParams
+
+
+def numbers(*shape: int, seed: int = 0, grad: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+
+def one(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Completion:
+    return Completion(Prompt("", ""), prompt, answer, "", (), "length")
+
+
+class TestPack:
+    def test_each_prompt_once_in_whatever_order_its_completions_come(self):
+        row = pack([one((1, 2), (3, 4, 5)), one((6,), (7,)), one((1, 2), (8, 9)), one((6,), ())])
+        # A completion's last token is not run.
+        assert row.ids.tolist() == [[1, 2, 3, 4, 8, 6]]
+        assert row.positions.tolist() == [[0, 1, 2, 3, 2, 0]]
+        assert row.texts.spans == (Span(0, 2, ((2, 4), (4, 5))), Span(5, 6, ()))
+        assert row.tokens.tolist() == [3, 4, 5, 7, 8, 9]
+        # 3 is drawn after 2 (place 1), 4 after 3 (2), 5 after 4 (3), 7 after 6 (5), 8 after 2 (1), 9 after 8 (4).
+        assert row.sources.tolist() == [1, 2, 3, 5, 1, 4]
+        assert row.texts.longest == 4
+
+
+class TestAttention:
+    SPANS = (Span(0, 5, ((5, 9), (9, 10))), Span(10, 11, ()), Span(11, 14, ((14, 20),)))
+
+    @pytest.mark.parametrize("heads, group", [(2, 3), (4, 1), (1, 2)])
+    def test_equals_a_softmax_over_what_each_token_sees(self, heads, group):
+        query, key, value = (numbers(heads, n, 20, 8, seed=n, grad=True) for n in (group, 1, 2))
+        key, value = key[:, 0], value[:, 1]
+        sees = torch.zeros(20, 20, dtype=torch.bool)
+        for span in self.SPANS:
+            for start, stop in ((span.start, span.stop), *span.completions):
+                sees[start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
+                if start != span.start:
+                    sees[start:stop, span.start : span.stop] = True
+        scores = (query @ key[:, None].mT * 0.3).masked_fill(~sees, float("-inf"))
+        expected = (scores.softmax(-1) @ value[:, None]).movedim(2, 0)
+        found = PackedTexts(self.SPANS).attend(0, query, key, value, 0.3)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        weights = numbers(*expected.shape, seed=9)
+        for first, second in zip(
+            torch.autograd.grad((found * weights).sum(), (query, key, value)),
+            torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+            strict=True,
+        ):
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_the_form_for_other_devices_is_the_kernels(self, causal):
+        query, key, value = numbers(2, 3, 6, 8), numbers(2, 6, 8, seed=1), numbers(2, 6, 8, seed=2)
+        out, normaliser = _attend(query, key, value, causal, 0.3)
+        by_hand = attend_by_hand(query, key, value, causal, 0.3)
+        grad = numbers(2, 3, 6, 8, seed=3)
+        kernel = _attend_backward(grad, query, key, value, out, normaliser, causal, 0.3)
+        slow = attend_by_hand_backward(grad, query, key, value, *by_hand, causal, 0.3)
+        for first, second in zip((out, normaliser, *kernel), (*by_hand, *slow), strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+
+
+class TestFusedHead:
+    @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 9), (2.0, 0.6, 0), (1.0, 1.0, 3)])
+    @pytest.mark.parametrize("with_bias", [False, True])
+    @pytest.mark.parametrize("elements", [1, 50, 1 << 20])
+    def test_equals_the_logits_way(self, options, with_bias, elements, monkeypatch):
+        monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+        sampling = SamplingParams(1, *options)
+        hidden, weight = numbers(11, 6, grad=True), numbers(23, 6, seed=1, grad=True)
+        bias = numbers(23, seed=2, grad=True) if with_bias else None
+        tokens = torch.arange(11) % 23
+        given = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+        found = fused_logprobs(hidden, weight, bias, tokens, sampling, entropy_gradient=True)
+        full = sampling_logprobs(torch.nn.functional.linear(hidden, weight, bias), sampling, always=tokens)
+        possible = full.isfinite()
+        entropy = -torch.where(possible, full.exp() * full.masked_fill(~possible, 0.0), 0.0).sum(-1)
+        expected = full.gather(-1, tokens[:, None]).squeeze(-1), entropy
+        weights = numbers(2, 11, seed=3)
+        for first, second in zip(found, expected, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+        for parts in ((1, 0), (1, 1)):
+            slopes = [
+                torch.autograd.grad(
+                    sum(on * (row * value).sum() for on, row, value in zip(parts, weights, pair, strict=True)),
+                    given, retain_graph=True,
+                )
+                for pair in (found, expected)
+            ]  # fmt: skip
+            for first, second in zip(*slopes, strict=True):
+                torch.testing.assert_close(first, second, rtol=0, atol=1e-11)
+
+    def test_entropies_have_a_gradient_only_on_request(self):
+        hidden, weight = numbers(3, 6, grad=True), numbers(5, 6, seed=1)
+        logprobs, entropy = fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1))
+        assert logprobs.requires_grad and not entropy.requires_grad
+
+    def test_a_frozen_head_gets_no_gradient(self):
+        hidden, weight = numbers(3, 6, grad=True), numbers(5, 6, seed=1)
+        fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1))[0].sum().backward()
+        assert hidden.grad is not None and weight.grad is None
+
+
+def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
+    whole, adapted = (load_policy(tiny("llama"), lora=lora) for lora in (None, LoRA(rank=1, targets=["q_proj"])))
+    assert 0 < activation_bytes(adapted.model) < activation_bytes(whole.model)
+    assert whole.fitting_tokens > 1024
