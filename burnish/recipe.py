@@ -104,7 +104,7 @@ class KL(Section):
 class Algorithm(Section):
     use: str = "grpo"
     kl: KL = KL()
-    aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] | None = None
+    aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
     """How token losses become one number; None is what the preset's paper does."""
 
 

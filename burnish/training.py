@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.algorithms.kl import ESTIMATORS, k3
-from burnish.algorithms.losses import clip_fraction
-from burnish.algorithms.ops import sequence_weights, sum_by_sequence
+from burnish.algorithms.kl import ESTIMATORS, k1, k3
+from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
 from burnish.batching import TokenBudget, microbatches
 from burnish.errors import BurnishError
@@ -105,7 +104,7 @@ def train_step(learner: Learner) -> StepReport:
     advantages = preset.advantages(grouped, learner.baseline).flatten()
 
     # 6. Flat token batches: each token knows its advantage and its share of the step's loss.
-    weights = sequence_weights(lengths, recipe.algorithm.aggregation or preset.aggregation)
+    weights = sequence_weights(lengths, recipe.algorithm.aggregation or preset.aggregation, sampling.max_new_tokens)
     trained = trained_places(advantages, every=kl.coefficient > 0 and kl.where == "loss")
     tokens = recipe.optimizer.tokens_per_microbatch
     budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
@@ -122,13 +121,16 @@ def train_step(learner: Learner) -> StepReport:
         stats = policy.logprobs(batch.completions, sampling)
         logprobs = stats.logprobs.double()
         # The samples are the policy's own: pi_old is what pi is now, so no extra pass computes it.
-        token_loss = preset.loss(logprobs, logprobs.detach(), batch.advantages)
+        counts = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+        ratio = log_ratio(logprobs, logprobs.detach(), counts, preset.ratio or "token")
+        token_loss = preset.loss(logprobs, ratio, batch.advantages, preset.limits)
         if kl.coefficient > 0 and kl.where == "loss":
             assert batch.reference_logprobs is not None
             token_loss = token_loss + kl.coefficient * ESTIMATORS[kl.estimator](logprobs, batch.reference_logprobs)
         loss = (batch.weights * token_loss).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        totals.add(loss.detach(), logprobs.detach(), stats.entropy, batch)
+        clipped = preset.clipped(ratio.detach(), batch.advantages, preset.limits)
+        totals.add(loss.detach(), logprobs.detach(), stats.entropy, clipped, batch)
 
     # 8. Stop on anything that is not finite, before the weights change; clip; step.
     parameters = list(policy.trainable().values())
@@ -225,17 +227,22 @@ class Totals:
         self.tokens = 0
         self._sums: dict[str, float] = {}
 
-    def add(self, loss: Tensor, logprobs: Tensor, entropy: Tensor, batch: Batch) -> None:
+    def add(
+        self, loss: Tensor, logprobs: Tensor, entropy: Tensor, clipped: tuple[Tensor, Tensor], batch: Batch
+    ) -> None:
         self.loss += float(loss)
         self.tokens += len(logprobs)
         sums = {
             "entropy": entropy.double().sum(),
             # k3 of the sampler against the trainer on the same weights: zero but for rounding.
             "mismatch_kl": k3(batch.sampler_logprobs, logprobs).sum(),
-            "clip_fraction": clip_fraction(logprobs, logprobs, batch.advantages) * len(logprobs),
+            "clip_fraction": (clipped[0] | clipped[1]).sum(),
+            "clip_fraction/low": clipped[0].sum(),
+            "clip_fraction/high": clipped[1].sum(),
         }
         if batch.reference_logprobs is not None:
             sums["kl"] = k3(logprobs, batch.reference_logprobs).sum()
+            sums["kl/k1"] = k1(logprobs, batch.reference_logprobs).sum()
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 

@@ -48,7 +48,7 @@ def main() -> None:
         reference_logprobs = reference.log_softmax(-1)[states, tokens][mask]
         for _ in range(UPDATES):  # from the second on the ratio differs from 1 and the clip can bite
             logprobs = policy.log_softmax(-1)[states, tokens][mask]
-            loss = losses.clipped_ratio(logprobs, old_logprobs, advantage)
+            loss = losses.clipped_ratio(logprobs, logprobs - old_logprobs, advantage)
             loss = loss + KL_COEFFICIENT * kl.k3(logprobs, reference_logprobs)
             optimizer.zero_grad()
             (weights * loss).sum().backward()

@@ -73,20 +73,49 @@ def sequence_kl(logits: Tensor, reference: Tensor, sequences: Sequences) -> Tens
     return (probability[possible] * ratio[possible]).sum()
 
 
+def prefix_values(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
+    """V(s_t) = E[R | the tokens before t] under the policy, for every sequence of the world; [S, L], no gradient.
+
+    Zero past the end. Where a prefix cannot happen its value is 0: nobody is ever there.
+    """
+    chance = probabilities(logits.detach(), sequences)
+    found = torch.zeros(sequences.tokens.shape, dtype=logits.dtype)
+    for place in range(sequences.tokens.shape[1]):
+        # The tokens before a place, as one number; sequences that ended earlier share it with nobody.
+        base = int(sequences.tokens.max()) + 2
+        tokens = torch.where(sequences.mask, sequences.tokens, base - 1)[:, :place]
+        key = (tokens * base ** torch.arange(place)).sum(-1)
+        same = (key[:, None] == key[None, :]).to(logits.dtype)
+        reached = same @ chance
+        value = torch.where(reached > 0, (same @ (chance * rewards)) / reached.clamp_min(1e-300), 0.0)
+        found[:, place] = value
+    return found.masked_fill(~sequences.mask, 0.0)
+
+
+def visits(logits: Tensor, sequences: Sequences) -> Tensor:
+    """How often each row of the table is drawn from in one sequence, on average; [V+1], no gradient."""
+    found = torch.zeros(len(logits), dtype=logits.dtype)
+    weight = (probabilities(logits, sequences).detach()[:, None] * sequences.mask).flatten()
+    return found.index_add(0, sequences.previous.flatten(), weight)
+
+
+def state_entropy(logits: Tensor, sequences: Sequences) -> Tensor:
+    """Sum over the visited states of the next token's entropy, how often states are visited held fixed; nats."""
+    surprise: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return (visits(logits, sequences) * surprise).sum()
+
+
 def state_kl(logits: Tensor, reference: Tensor, sequences: Sequences, *, forward: bool) -> Tensor:
     """Sum over the visited states of the KL of the next token, how often states are visited held fixed (no gradient).
 
     Args:
         forward: KL(reference || pi) if true, KL(pi || reference) otherwise.
     """
-    visits = torch.zeros(len(logits), dtype=logits.dtype)
-    weight = (probabilities(logits, sequences).detach()[:, None] * sequences.mask).flatten()
-    visits = visits.index_add(0, sequences.previous.flatten(), weight)
     policy, other = logits.log_softmax(-1), reference.log_softmax(-1)
     first, second = (other, policy) if forward else (policy, other)
     possible = first.isfinite()
     terms = first.exp() * (first - second)
-    return (visits[:, None] * torch.where(possible, terms, 0.0)).sum()
+    return (visits(logits, sequences)[:, None] * torch.where(possible, terms, 0.0)).sum()
 
 
 def gradient(value: Tensor, logits: Tensor) -> Tensor:

@@ -45,3 +45,15 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def adapted_coefficient(coefficient: float, kl: float, *, target: float, rate: float = 0.1) -> float:
+    """The next coefficient: b (1 + rate * e), e = clip((kl - target) / target, -0.2, 0.2) (arXiv 1909.08593, section 2.2).
+
+    Args:
+        kl: the step's KL of whole completions, nats.
+        target: what it shall be, nats.
+        rate: the paper's K_b.
+    """
+    error = max(-0.2, min(0.2, (kl - target) / target))
+    return coefficient * (1 + rate * error)

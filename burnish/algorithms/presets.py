@@ -1,17 +1,13 @@
-"""Algorithms by name: each is an advantage function, a loss function and an aggregation."""
+"""Algorithms by name: each is an advantage function, a loss function and a way of adding up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from burnish.algorithms import advantages, losses
-from burnish.algorithms.ops import Aggregation
-
-AdvantageFunction = Callable[[Tensor, float], Tensor]
-LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+from burnish.algorithms.advantages import AdvantageFunction
+from burnish.algorithms.losses import ClipFunction, Limits, LossFunction
+from burnish.algorithms.ops import Aggregation, RatioLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +16,16 @@ class Preset:
 
     Attributes:
         advantages: rewards [P, G] and the moving baseline to advantages [P, G].
-        loss: logprobs, old_logprobs, advantages, all [T], to a loss a token [T].
+        loss: logprobs, log_ratio, advantages, all [T], and the ratio's limits to a loss a token [T].
         aggregation: how token losses add up; a recipe may choose another.
         needs_group: whether it compares the samples of one prompt, so that G must be at least 2.
         unbiased: whether its expected gradient claims to be the policy gradient; ``verify`` holds it to that.
         paper: where it comes from.
         when: when to use it, in one line.
+        why: of a bias by design, the reason.
+        clipped: log_ratio, advantages and limits to the tokens that the loss clips, below and above.
+        ratio: of a token or of a sequence; None where the loss has no ratio, and so no second update on a batch.
+        limits: of the ratio.
     """
 
     advantages: AdvantageFunction
@@ -35,6 +35,10 @@ class Preset:
     unbiased: bool
     paper: str
     when: str
+    why: str = ""
+    clipped: ClipFunction = losses.nothing_clipped
+    ratio: RatioLevel | None = None
+    limits: Limits = losses.DEFAULT
 
 
 PRESETS: dict[str, Preset] = {
@@ -46,6 +50,12 @@ PRESETS: dict[str, Preset] = {
         advantages.moving_baseline, losses.log_likelihood, "sequence_sum", False, True,
         "Williams 1992, section 4", "one sample a prompt: a moving mean of earlier rewards takes the offset away",
     ),
+    "reinforce_pp": Preset(
+        advantages.batch_normalised, losses.clipped_ratio, "token_mean", False, False,
+        "arXiv 2501.03262", "one or few samples a prompt, rewards of one scale: no critic, steps of even size",
+        why="divides by the step's deviation and by its token count; the mean contains the sample itself",
+        clipped=losses.clipped_gradients, ratio="token",
+    ),
     "rloo": Preset(
         advantages.leave_one_out, losses.log_likelihood, "sequence_sum", True, True,
         "arXiv 2402.14740", "several samples a prompt, and the gradient shall be the true one",
@@ -53,5 +63,31 @@ PRESETS: dict[str, Preset] = {
     "grpo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,
         "arXiv 2402.03300", "several samples a prompt whose rewards differ in scale from prompt to prompt",
+        why="divides by the group's deviation and by each length; the mean contains the sample itself",
+        clipped=losses.clipped_gradients, ratio="token",
+    ),
+    "dr_grpo": Preset(
+        advantages.group_centred, losses.clipped_ratio, "constant_length", True, False,
+        "arXiv 2503.20783", "as grpo, without its pull on lengths and without favour for prompts of little spread",
+        why="only its scale is off: the true gradient times (G-1)/G and divided by the longest length",
+        clipped=losses.clipped_gradients, ratio="token",
+    ),
+    "gspo": Preset(
+        advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,
+        "arXiv 2507.18071", "several updates on each batch, or mixtures of experts: whole texts are clipped, not tokens",
+        why="divides by the group's deviation and by each length, as grpo",
+        clipped=losses.clipped_gradients, ratio="sequence_mean", limits=Limits(low=3e-4, high=4e-4),
+    ),
+    "cispo": Preset(
+        advantages.group_normalised, losses.clipped_weight, "token_mean", True, False,
+        "arXiv 2506.13585", "several updates on each batch where rare tokens matter: none of them loses its gradient",
+        why="divides by the group's deviation and by the step's token count; off-policy, weights are capped",
+        clipped=losses.clipped_weights, ratio="token", limits=Limits(low=1.0, high=4.0),
+    ),
+    "sapo": Preset(
+        advantages.group_normalised, losses.soft_gate, "sequence_mean", True, False,
+        "arXiv 2511.20347", "several updates on each batch, and a clip's hard edge makes training unsteady",
+        why="divides by the group's deviation and by each length, as grpo; off-policy, the gate fades gradients",
+        ratio="token",
     ),
 }  # fmt: skip

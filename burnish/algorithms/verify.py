@@ -15,48 +15,11 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms import exact
-from burnish.algorithms.kl import ESTIMATORS
-from burnish.algorithms.ops import sequence_weights
-from burnish.algorithms.presets import PRESETS, Preset
+from burnish.algorithms.estimators import Estimator, World, estimates, estimators
+
+__all__ = ["Estimator", "Finding", "World", "as_rows", "estimates", "estimators", "targets", "verify"]
 
 ROUNDING = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """A tabular policy, its reference, and a reward on every sequence.
-
-    Attributes:
-        logits, reference: [V+1, V].
-        sequences: all of them.
-        rewards: [S].
-        vocabulary: the tokens' names.
-    """
-
-    logits: Tensor
-    reference: Tensor
-    sequences: exact.Sequences
-    rewards: Tensor
-    vocabulary: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimator:
-    """One row of the table.
-
-    Attributes:
-        target: what its mean is compared with: a key of ``targets``.
-        unbiased: whether it claims to meet the target; one that does not is listed with its bias and the reason.
-        why: of a bias by design, the reason.
-    """
-
-    name: str
-    preset: Preset
-    target: str = "J"
-    unbiased: bool = True
-    why: str = ""
-    kl_estimator: str | None = None
-    where: str = "reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +52,6 @@ class Finding:
         return self.agrees or not self.estimator.unbiased
 
 
-def estimators() -> list[Estimator]:
-    """All presets, and the KL estimators in both places."""
-    reasons = {"grpo": "divides by the group's deviation and by each length; the mean contains the sample itself"}
-    rows = [
-        Estimator(name, preset, unbiased=preset.unbiased, why=reasons.get(name, "")) for name, preset in PRESETS.items()
-    ]
-    base = PRESETS["reinforce"]
-    return [
-        *rows,
-        Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
-        Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
-        Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
-        Estimator("kl k1 in loss", base, "J", True, "meets J: the KL term pulls nowhere", "k1", "loss"),
-        Estimator("kl k2 in loss", base, "J - b KL of states", True, "", "k2", "loss"),
-        Estimator("kl k3 in loss", base, "J - b forward KL of states", True, "", "k3", "loss"),
-    ]  # fmt: skip
-
-
 def targets(world: World, coefficient: float) -> dict[str, Tensor]:
     """Exact gradients, [V+1, V] each, of what an estimator may aim at."""
     logits = world.logits.detach().clone().requires_grad_()
@@ -118,6 +63,7 @@ def targets(world: World, coefficient: float) -> dict[str, Tensor]:
         "J - b KL": reward - coefficient * exact.sequence_kl(logits, world.reference, world.sequences),
         "J - b KL of states": reward - coefficient * reverse,
         "J - b forward KL of states": reward - coefficient * forward,
+        "J + b entropy of states": reward + coefficient * exact.state_entropy(logits, world.sequences),
     }
     found = {}
     for name, objective in objectives.items():
@@ -126,49 +72,25 @@ def targets(world: World, coefficient: float) -> dict[str, Tensor]:
     return found
 
 
-def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:
-    """One gradient estimate of the objective for each group; [E, (V+1) * V].
-
-    Args:
-        index: [E, G], which of the world's sequences each group drew.
-    """
-    count, group = index.shape
-    picked = world.sequences[index.flatten()]
-    mask, lengths = picked.mask, picked.lengths.view(count, group)
-    logprobs = picked.token_logprobs(world.logits.detach()).requires_grad_()
-    reference = picked.token_logprobs(world.reference)
-    rewards = world.rewards[index]
-    kl = ESTIMATORS[estimator.kl_estimator] if estimator.kl_estimator else None
-    if kl and estimator.where == "reward":
-        penalty = (kl(logprobs.detach(), reference) * mask).sum(-1).view(count, group)
-        rewards = rewards - coefficient * penalty
-    advantages = estimator.preset.advantages(rewards.view(count, 1, group), baseline).view(-1, 1).expand_as(logprobs)
-    loss = estimator.preset.loss(logprobs, logprobs.detach(), advantages)
-    if kl and estimator.where == "loss":
-        loss = loss + coefficient * kl(logprobs, reference)
-    weights = sequence_weights(lengths, estimator.preset.aggregation).reshape(-1, 1)
-    (slope,) = torch.autograd.grad((weights * loss * mask).sum(), logprobs)
-    # From d loss / d log p to d objective / d logits by hand: d log p(a|s) / d logit(v|s) = [v = a] - p(v|s).
-    size = world.logits.numel()
-    tokens = world.logits.shape[1]
-    owner = torch.arange(count).repeat_interleave(group)[:, None].expand_as(mask)
-    slope, owner = -slope[mask], owner[mask]
-    row, token = picked.previous[mask], picked.tokens[mask]
-    result = torch.zeros(count, size, dtype=torch.float64)
-    result.index_put_((owner, row * tokens + token), slope, accumulate=True)
-    spread = world.logits.softmax(-1)[row] * slope[:, None]
-    columns = row[:, None] * tokens + torch.arange(tokens)
-    result.index_put_((owner[:, None].expand_as(columns), columns), -spread, accumulate=True)
-    return result
-
-
 def expectation(world: World, estimator: Estimator, *, coefficient: float, baseline: float) -> Tensor:
     """The estimator's exact mean with G = 2, over all pairs of possible sequences; [(V+1) * V]."""
-    chance = exact.probabilities(world.logits.detach(), world.sequences)
+    chance = sampled_from(world, estimator)
     possible = chance.nonzero().squeeze(1)
     pairs = torch.cartesian_prod(possible, possible)
     found = estimates(world, estimator, pairs, coefficient=coefficient, baseline=baseline)
     return (chance[pairs[:, 0]] * chance[pairs[:, 1]]) @ found
+
+
+def sampled_from(world: World, estimator: Estimator) -> Tensor:
+    """The probability of each sequence where the estimator's samples come from; [S]."""
+    logits = world.behaviour if estimator.importance else world.logits.detach()
+    return exact.probabilities(logits, world.sequences)
+
+
+def claimed(world: World, estimator: Estimator, wanted: Mapping[str, Tensor], group: int) -> Tensor:
+    """The gradient that the estimator says it meets with groups of that size; [(V+1) * V]."""
+    factor = estimator.scale(group, world.sequences.tokens.shape[1]) if estimator.scale else 1.0
+    return factor * wanted[estimator.target].flatten()
 
 
 def verify(
@@ -190,13 +112,13 @@ def verify(
         baseline: b of ``reinforce_baseline``: any number that does not depend on the samples.
     """
     wanted = targets(world, coefficient)
-    chance = exact.probabilities(world.logits.detach(), world.sequences)
     findings = []
     for estimator in estimators() if rows is None else rows:
         generator = torch.Generator().manual_seed(seed)
         first = torch.zeros(world.logits.numel(), dtype=torch.float64)
         second = torch.zeros_like(first)
-        target = wanted[estimator.target].flatten()
+        chance = sampled_from(world, estimator)
+        target = claimed(world, estimator, wanted, group)
         for begin in range(0, samples, chunk):
             count = min(chunk, samples - begin)
             index = torch.multinomial(chance, count * group, True, generator=generator).view(count, group)
@@ -205,12 +127,13 @@ def verify(
             first += distance.sum(0)
             second += distance.square().sum(0)
         findings.append(_finding(world, estimator, target, first / samples, second / samples, samples,
-                                 expectation(world, estimator, coefficient=coefficient, baseline=baseline)))  # fmt: skip
+                                 expectation(world, estimator, coefficient=coefficient, baseline=baseline)
+                                 - claimed(world, estimator, wanted, 2)))  # fmt: skip
     return findings
 
 
 def _finding(
-    world: World, estimator: Estimator, target: Tensor, shift: Tensor, square: Tensor, samples: int, expected: Tensor
+    world: World, estimator: Estimator, target: Tensor, shift: Tensor, square: Tensor, samples: int, bias: Tensor
 ) -> Finding:
     variance = (square - shift.square()).clamp_min(0) * samples / (samples - 1)
     error = (variance / samples).sqrt()
@@ -225,7 +148,7 @@ def _finding(
     shape = world.logits.shape
     return Finding(
         estimator, target.view(shape), (target + shift).view(shape), error.view(shape),
-        (expected - target).view(shape), float(variance.sum()), deviation, limit,
+        bias.view(shape), float(variance.sum()), deviation, limit,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def assert_differ(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor
     assert max(float((first[name] - second[name]).abs().max()) for name in first) > 1e-4
 
 
-AGGREGATIONS = ["sequence_sum", "sequence_mean", "token_mean"]
+AGGREGATIONS = ["sequence_sum", "sequence_mean", "token_mean", "constant_length"]
 KLS = [
     {"coefficient": 0.1, "estimator": "k3", "where": "loss"},
     {"coefficient": 0.1, "estimator": "k1", "where": "reward"},

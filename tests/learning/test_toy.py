@@ -51,14 +51,14 @@ def learnt(algorithm: str, seed: int, folder, *, shuffled: bool = False) -> floa
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
 def test_every_preset_learns_to_say_it(algorithm, tmp_path):
-    # From 0.24; after 40 steps of 32 samples all presets and seeds stood between 0.923 and 0.939 when this was written.
+    # From 0.24; after 40 steps of 32 samples all presets and seeds stood between 0.921 and 0.939 when this was written.
     found = [learnt(algorithm, seed, tmp_path) for seed in SEEDS]
     assert min(found) > 0.9, found
 
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
 def test_shuffled_rewards_teach_nothing(algorithm, tmp_path):
-    # A random walk around 0.24: between 0.17 and 0.54 when this was written.
+    # A random walk around 0.24: between 0.15 and 0.54 when this was written.
     found = [learnt(algorithm, seed, tmp_path, shuffled=True) for seed in SEEDS]
     assert min(found) > 0.08, found
     assert max(found) < 0.65, found

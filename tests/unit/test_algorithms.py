@@ -9,10 +9,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.algorithms.advantages import group_normalised, leave_one_out, moving_baseline, reinforce
+from burnish.algorithms.advantages import (
+    batch_normalised,
+    group_centred,
+    group_normalised,
+    leave_one_out,
+    moving_baseline,
+    reinforce,
+)
 from burnish.algorithms.kl import ESTIMATORS, k1, k2, k3
-from burnish.algorithms.losses import clip_fraction, clipped_ratio, log_likelihood
-from burnish.algorithms.ops import sequence_weights, sum_by_sequence
+from burnish.algorithms.losses import (
+    Limits,
+    clipped_gradients,
+    clipped_ratio,
+    clipped_weight,
+    clipped_weights,
+    log_likelihood,
+    soft_gate,
+    value_loss,
+)
+from burnish.algorithms.ops import effective_sample_size, log_ratio, padded, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS
 
 
@@ -48,12 +64,26 @@ class TestAdvantages:
         scale = 1 / (math.sqrt(2) + 1e-4)
         close(group_normalised(REWARDS), [[0.0, -scale, -scale, 2 * scale], [0.0] * 4])
 
+    def test_group_centred(self):
+        close(group_centred(REWARDS), [[0.0, -1.0, -1.0, 2.0], [0.0] * 4])
+        close(group_centred(REWARDS), 3 / 4 * leave_one_out(REWARDS))
+
+    def test_batch_normalised(self):
+        # All eight: mean 12/8 = 1.5; deviations -.5, -1.5, -1.5, 1.5, .5 four times; squares .25 + 6.75 + 1 = 8; 8/7.
+        scale = 1 / (math.sqrt(8 / 7) + 1e-4)
+        expected = [[-0.5 * scale, -1.5 * scale, -1.5 * scale, 1.5 * scale], [0.5 * scale] * 4]
+        close(batch_normalised(REWARDS), expected)
+        assert batch_normalised(torch.full((2, 3), 0.1, dtype=torch.float64)).tolist() == [[0.0] * 3] * 2
+        with pytest.raises(ValueError, match="at least 2 samples"):
+            batch_normalised(torch.ones(1, 1))
+
     @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-300, 1e15 + 0.1, -0.7])
     @pytest.mark.parametrize("group", [2, 3, 7, 10])
     def test_equal_rewards_give_exactly_zero(self, value, group):
         # The mean of seven times 0.1 is not 0.1; divided by (0 + 1e-4), or by a std of 1e-17, that would show.
         rewards = torch.full((3, group), value, dtype=torch.float64)
         assert group_normalised(rewards).tolist() == [[0.0] * group] * 3
+        assert group_centred(rewards).tolist() == [[0.0] * group] * 3
         assert leave_one_out(rewards).abs().max() <= 1e-15 * max(1, abs(value)) * group
 
     def test_nearly_equal_rewards_are_not_taken_for_equal(self):
@@ -62,14 +92,14 @@ class TestAdvantages:
         expected = 5e-4 / (1e-3 / math.sqrt(2) + 1e-4)
         close(found, [[-expected, expected]], 1e-9)
 
-    @pytest.mark.parametrize("function", [leave_one_out, group_normalised])
+    @pytest.mark.parametrize("function", [leave_one_out, group_centred, group_normalised])
     def test_a_group_of_one_is_refused(self, function):
         with pytest.raises(ValueError, match="at least 2 samples"):
             function(torch.ones(4, 1))
 
     def test_leading_dimensions_are_independent_estimates(self):
         stacked = torch.stack([REWARDS, 10 * REWARDS + 1])
-        for function in (leave_one_out, group_normalised):
+        for function in (leave_one_out, group_centred, group_normalised, batch_normalised):
             close(function(stacked)[1], function(10 * REWARDS + 1))
 
     @given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=9))
@@ -96,7 +126,7 @@ class TestAdvantages:
 class TestLosses:
     def test_log_likelihood_and_its_gradient(self):
         logprobs = tensor(-0.5, -2.0).requires_grad_()
-        loss = log_likelihood(logprobs, logprobs.detach(), tensor(3.0, -4.0))
+        loss = log_likelihood(logprobs, logprobs - logprobs.detach(), tensor(3.0, -4.0))
         close(loss.detach(), [1.5, -8.0])
         loss.sum().backward()
         close(logprobs.grad, [-3.0, 4.0])
@@ -118,32 +148,115 @@ class TestLosses:
     def test_clipped_ratio(self, ratio, advantage, value, slope):
         old = tensor(-1.0)
         logprobs = (old + math.log(ratio)).requires_grad_()
-        loss = clipped_ratio(logprobs, old, tensor(advantage))
+        loss = clipped_ratio(logprobs, logprobs - old, tensor(advantage))
         close(loss.detach(), [value])
         loss.backward()
         close(logprobs.grad, [slope])
 
     def test_the_two_clips_are_set_apart(self):
-        old = tensor(0.0, 0.0)
         logprobs = tensor(math.log(1.27), math.log(0.85))
         # Above 1.27 < 1.28: not clipped. Below 0.85 < 0.9: min(-0.85, -0.9) = -0.9.
-        close(clipped_ratio(logprobs, old, tensor(1.0, -1.0), clip_low=0.1, clip_high=0.28), [-1.27, 0.9])
+        limits = Limits(low=0.1, high=0.28)
+        close(clipped_ratio(logprobs, logprobs, tensor(1.0, -1.0), limits), [-1.27, 0.9])
 
     def test_on_the_policys_own_samples_the_gradient_is_that_of_log_likelihood(self):
         advantages = tensor(1.5, -0.5, 0.0)
         slopes = []
-        for loss in (log_likelihood, clipped_ratio):
+        for preset in PRESETS.values():
             logprobs = tensor(-1.0, -2.0, -3.0).requires_grad_()
-            loss(logprobs, logprobs.detach(), advantages).sum().backward()
+            ratio = log_ratio(logprobs, logprobs.detach(), torch.tensor([1, 1, 1]), preset.ratio or "token")
+            preset.loss(logprobs, ratio, advantages, preset.limits).sum().backward()
             slopes.append(logprobs.grad)
-        close(slopes[0], -advantages)
-        close(slopes[1], slopes[0])
+        for slope in slopes:
+            close(slope, -advantages)
 
-    def test_clip_fraction_counts_the_tokens_without_gradient(self):
-        # Of the cases above: (1.5, +) and (0.5, -) are cut; (0.5, +), (1.5, -), (1.1, +) are not.
+    def test_clipped_gradients_are_the_tokens_without_gradient(self):
+        # Of the cases above: (1.5, +) is cut above and (0.5, -) below; (0.5, +), (1.5, -), (1.1, +) are not.
         ratios = tensor(1.5, 0.5, 0.5, 1.5, 1.1)
-        found = clip_fraction(ratios.log(), torch.zeros(5, dtype=torch.float64), tensor(1, -1, 1, -1, 1))
-        assert float(found) == pytest.approx(0.4, abs=1e-15)
+        low, high = clipped_gradients(ratios.log(), tensor(1, -1, 1, -1, 1), Limits())
+        assert low.tolist() == [False, True, False, False, False]
+        assert high.tolist() == [True, False, False, False, False]
+
+    # Dual clip, c = 3: for A < 0 the gain is max(min(r A, clip(r) A), 3 A), flat beyond r = 3.
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "value", "slope"),
+        [
+            (5.0, -2.0, 6.0, 0.0),  # min(-10, -2.4) = -10, max(-10, -6) = -6
+            (2.0, -2.0, 4.0, 4.0),  # min(-4, -2.4) = -4 > -6: as without it
+            (5.0, 2.0, -2.4, 0.0),  # A > 0: the plain clip, 1.2 * 2
+        ],
+    )
+    def test_dual_clip(self, ratio, advantage, value, slope):
+        logprobs = tensor(math.log(ratio)).requires_grad_()
+        loss = clipped_ratio(logprobs, logprobs, tensor(advantage), Limits(dual=3.0))
+        close(loss.detach(), [value])
+        loss.backward()
+        close(logprobs.grad, [slope])
+
+    def test_clipped_weight(self):
+        # -sg(min(r, 5)) A log pi: r = 2: -2 * 3 * -0.5 = 3, slope -6. r = 8 counts as 5: -5 * -1 * -1 = -5, slope 5.
+        logprobs = tensor(-0.5, -1.0).requires_grad_()
+        ratio = tensor(2.0, 8.0).log()
+        limits = PRESETS["cispo"].limits
+        loss = clipped_weight(logprobs, ratio, tensor(3.0, -1.0), limits)
+        close(loss.detach(), [3.0, -5.0])
+        loss.sum().backward()
+        close(logprobs.grad, [-6.0, 5.0])
+        low, high = clipped_weights(ratio, tensor(3.0, -1.0), limits)
+        assert (low.tolist(), high.tolist()) == ([False, False], [False, True])
+
+    def test_soft_gate(self):
+        # A = 2, tau = 1, r = 1 + ln 3: -(4/1) sigmoid(ln 3) 2 = -8 * 3/4 = -6; slope in log pi: -4 s(1-s) r A = -1.5 r.
+        # A = -2, tau = 1.05, r = 1: -(4/1.05) (1/2) (-2) = 4/1.05; slope 4 * 1/4 * 2 = 2.
+        ratio = 1 + math.log(3)
+        logprobs = tensor(math.log(ratio), 0.0).requires_grad_()
+        loss = soft_gate(logprobs, logprobs, tensor(2.0, -2.0))
+        close(loss.detach(), [-6.0, 4 / 1.05])
+        loss.sum().backward()
+        close(logprobs.grad, [-1.5 * ratio, 2.0])
+
+    def test_value_loss(self):
+        # V_old 1, clip 0.2. V 1.5, R 2: plain 0.25; clipped V 1.2, 0.64 is larger: 0.32.
+        # V 1.5, R 1: plain 0.25; clipped 0.04: 0.125. V 1.1, R 2: within the clip, 0.81 / 2.
+        values, old, returns = tensor(1.5, 1.5, 1.1), tensor(1.0, 1.0, 1.0), tensor(2.0, 1.0, 2.0)
+        close(value_loss(values, old, returns), [0.32, 0.125, 0.405])
+        close(value_loss(values, old, returns, clip=0), [0.125, 0.125, 0.405])
+
+
+class TestRatio:
+    LENGTHS = torch.tensor([2, 1])
+
+    def test_levels(self):
+        # Differences 0.1, 0.3 | -0.5: token as they are; mean 0.2, 0.2 | -0.5; sum 0.4, 0.4 | -0.5.
+        new, old = tensor(-1.0, -1.0, -2.0), tensor(-1.1, -1.3, -1.5)
+        close(log_ratio(new, old, self.LENGTHS), [0.1, 0.3, -0.5])
+        close(log_ratio(new, old, self.LENGTHS, "sequence_mean"), [0.2, 0.2, -0.5])
+        close(log_ratio(new, old, self.LENGTHS, "sequence_sum"), [0.4, 0.4, -0.5])
+
+    def test_gspo_by_hand(self):
+        # s = exp(0.2) = 1.2214 > 1 + 4e-4 with A = 1: cut at 1.0004, no gradient. s = exp(-0.5), A = 1: min takes s.
+        new = tensor(-1.0, -1.0, -2.0).requires_grad_()
+        ratio = log_ratio(new, tensor(-1.1, -1.3, -1.5), self.LENGTHS, "sequence_mean")
+        loss = clipped_ratio(new, ratio, tensor(1.0, 1.0, 1.0), PRESETS["gspo"].limits)
+        close(loss.detach(), [-1.0004, -1.0004, -math.exp(-0.5)])
+        weights = sequence_weights(self.LENGTHS, "sequence_mean").repeat_interleave(self.LENGTHS)
+        (weights * loss).sum().backward()
+        # Half of d -s / d log pi = -s for the one token of the second text.
+        close(new.grad, [0.0, 0.0, -math.exp(-0.5) / 2])
+
+    def test_a_ratio_cannot_run_away(self):
+        assert log_ratio(tensor(0.0), tensor(-900.0), torch.tensor([1])).exp().isfinite().all()
+
+    def test_padded_and_back(self):
+        rows, mask = padded(tensor(1.0, 2.0, 3.0), self.LENGTHS)
+        assert rows.tolist() == [[1.0, 2.0], [3.0, 0.0]]
+        assert rows[mask].tolist() == [1.0, 2.0, 3.0]
+
+    def test_effective_sample_size(self):
+        # (1+1+2)^2 / (3 (1+1+4)) = 16/18; equal weights count whole; one of four counts a quarter.
+        assert float(effective_sample_size(tensor(1.0, 1.0, 2.0))) == pytest.approx(16 / 18)
+        assert float(effective_sample_size(tensor(0.3, 0.3))) == pytest.approx(1.0)
+        assert float(effective_sample_size(tensor(0.0, 0.0, 5.0, 0.0))) == pytest.approx(0.25)
 
 
 class TestKL:
@@ -190,6 +303,12 @@ class TestAggregation:
     def test_weights(self, aggregation, weights):
         close(sequence_weights(self.LENGTHS, aggregation), weights)
 
+    def test_constant_length(self):
+        # 1/(3 * 10) whatever the lengths are.
+        close(sequence_weights(self.LENGTHS, "constant_length", 10), [1 / 30] * 3)
+        with pytest.raises(ValueError, match="longest"):
+            sequence_weights(self.LENGTHS, "constant_length")
+
     def test_what_the_weights_add_up_to(self):
         total = {name: float((sequence_weights(self.LENGTHS, name) * self.LENGTHS).sum())
                  for name in ("sequence_sum", "sequence_mean", "token_mean")}  # fmt: skip
@@ -202,7 +321,7 @@ class TestAggregation:
         close(sequence_weights(lengths, "sequence_mean"), [[0.5, 1 / 6], [0.25, 0.25]])
 
     def test_an_unknown_name_is_refused(self):
-        with pytest.raises(ValueError, match="sequence_sum, sequence_mean or token_mean"):
+        with pytest.raises(ValueError, match="sequence_mean, token_mean or constant_length"):
             sequence_weights(self.LENGTHS, "mean")
 
     def test_sum_by_sequence(self):
@@ -214,9 +333,19 @@ class TestAggregation:
 
 
 def test_presets_are_what_their_papers_say():
-    assert {name: (p.advantages, p.loss, p.aggregation, p.needs_group, p.unbiased) for name, p in PRESETS.items()} == {
-        "reinforce": (reinforce, log_likelihood, "sequence_sum", False, True),
-        "reinforce_baseline": (moving_baseline, log_likelihood, "sequence_sum", False, True),
-        "rloo": (leave_one_out, log_likelihood, "sequence_sum", True, True),
-        "grpo": (group_normalised, clipped_ratio, "sequence_mean", True, False),
+    found = {
+        name: (p.advantages, p.loss, p.aggregation, p.needs_group, p.unbiased, p.ratio, p.limits.low, p.limits.high)
+        for name, p in PRESETS.items()
     }
+    assert found == {
+        "reinforce": (reinforce, log_likelihood, "sequence_sum", False, True, None, 0.2, 0.2),
+        "reinforce_baseline": (moving_baseline, log_likelihood, "sequence_sum", False, True, None, 0.2, 0.2),
+        "reinforce_pp": (batch_normalised, clipped_ratio, "token_mean", False, False, "token", 0.2, 0.2),
+        "rloo": (leave_one_out, log_likelihood, "sequence_sum", True, True, None, 0.2, 0.2),
+        "grpo": (group_normalised, clipped_ratio, "sequence_mean", True, False, "token", 0.2, 0.2),
+        "dr_grpo": (group_centred, clipped_ratio, "constant_length", True, False, "token", 0.2, 0.2),
+        "gspo": (group_normalised, clipped_ratio, "sequence_mean", True, False, "sequence_mean", 3e-4, 4e-4),
+        "cispo": (group_normalised, clipped_weight, "token_mean", True, False, "token", 1.0, 4.0),
+        "sapo": (group_normalised, soft_gate, "sequence_mean", True, False, "token", 0.2, 0.2),
+    }
+    assert all(p.why for p in PRESETS.values() if not p.unbiased)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.algorithms.presets import PRESETS
 from burnish.errors import InputError
 from burnish.recipe import RECIPES, Recipe, load_recipe, shipped
 
@@ -126,7 +127,7 @@ class TestRefusals:
         load_recipe(with_("algorithm.kl", {"coefficient": 0.1, "estimator": "k1", "where": "reward"}))
         load_recipe(with_("algorithm.kl", {"coefficient": 0.0, "estimator": "k1", "where": "loss"}))
 
-    @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+    @pytest.mark.parametrize("algorithm", [name for name, preset in PRESETS.items() if preset.needs_group])
     def test_one_sample_has_nothing_to_be_compared_with(self, algorithm):
         with pytest.raises(InputError, match="samples_per_prompt must be at least 2"):
             load_recipe(SMALL, [f"algorithm.use={algorithm}", "sampling.samples_per_prompt=1"])

@@ -1,0 +1,67 @@
+"""Which token gets which share of the reward. Rows are padded, [..., L] with zeros past the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reward_to_go(rewards: Tensor, discount: float = 1.0) -> Tensor:
+    """G_t = r_t + discount * G_(t+1), [..., L]: what a token can still influence (Sutton and Barto, equation 3.9)."""
+    found = torch.zeros_like(rewards)
+    later = torch.zeros_like(rewards[..., 0])
+    for place in reversed(range(rewards.shape[-1])):
+        later = rewards[..., place] + discount * later
+        found[..., place] = later
+    return found
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0, trace: float = 0.95
+) -> Tensor:
+    """GAE: A_t = d_t + discount * trace * A_(t+1), d_t = r_t + discount * V(s_(t+1)) - V(s_t) (arXiv 1506.02438, 16).
+
+    V after the last token is 0: a text that ended is worth nothing more, and one that was cut is treated so too.
+
+    Args:
+        values: V(s_t) before each token, [..., L]; zero past the end.
+        mask: [..., L], True on real tokens.
+        trace: lambda. 1 is unbiased whatever the values are; below, the values' errors are traded for variance.
+    Returns:
+        [..., L], zero past the end.
+    """
+    following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
+    errors = (rewards + discount * following - values).masked_fill(~mask, 0.0)
+    return reward_to_go(errors, discount * trace)
+
+
+def whitened(values: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + epsilon) over all tokens [T], as PPO implementations do; a lone or constant x gives 0."""
+    if len(values) < 2 or bool(values.max() == values.min()):
+        return torch.zeros_like(values)
+    return (values - values.mean()) / (values.var() + epsilon).sqrt()
+
+
+def increments(potentials: Tensor, *, keep_total: bool) -> Tensor:
+    """What the score of a text gained with each token: phi_t - phi_(t-1), phi of the empty text counted as 0; [..., L].
+
+    With ``keep_total`` they add up to the score of the whole text. Without it the text's end counts as worth 0, the last
+    token pays everything back and the sum is 0: potential-based shaping, which moves credit along the text and leaves
+    the optimum where it is (Ng, Harada and Russell 1999, theorem 1).
+    """
+    before = torch.cat([torch.zeros_like(potentials[..., :1]), potentials[..., :-1]], -1)
+    gained = potentials - before
+    if not keep_total:
+        gained[..., -1] = -before[..., -1]
+    return gained
+
+
+def at_starts(values: Tensor, starts: Tensor) -> Tensor:
+    """Gives every token the value of the first token of its segment: a sentence acts as one action; [..., L].
+
+    Args:
+        starts: [..., L], True on the first token of each segment; the first token of a row always begins one.
+    """
+    place = torch.arange(values.shape[-1]).expand(values.shape)
+    first = torch.where(starts, place, torch.zeros_like(place)).cummax(-1).values
+    return values.gather(-1, first)

@@ -1,0 +1,226 @@
+"""Gradient estimators as rows of ``burnish verify``, and what each says of sampled groups of an enumerable world.
+
+The same advantage, loss, credit, importance and aggregation functions run here as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from burnish.algorithms import exact, losses
+from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go
+from burnish.algorithms.importance import Correction, Level, importance_weights
+from burnish.algorithms.kl import ESTIMATORS
+from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
+from burnish.algorithms.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A tabular policy, its reference, and a reward on every sequence.
+
+    Attributes:
+        logits, reference: [V+1, V].
+        sequences: all of them.
+        rewards: [S].
+        vocabulary: the tokens' names.
+    """
+
+    logits: Tensor
+    reference: Tensor
+    sequences: exact.Sequences
+    rewards: Tensor
+    vocabulary: tuple[str, ...]
+
+    @property
+    def behaviour(self) -> Tensor:
+        """[V+1, V], another policy to sample from: halfway between the policy and its reference."""
+        return ((self.logits.softmax(-1) + self.reference.softmax(-1)) / 2).log()
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """E groups of G sequences that were drawn: what a credit function may look at.
+
+    Attributes:
+        index: [E, G], which of the world's sequences.
+        rewards: [E, G].
+        mask: [E*G, L], True on real tokens.
+    """
+
+    world: World
+    index: Tensor
+    rewards: Tensor
+    mask: Tensor
+
+    @property
+    def at_the_end(self) -> Tensor:
+        """[E*G, L], each sequence's reward on its last token."""
+        last = self.mask.sum(-1, keepdim=True) - 1
+        return torch.zeros(self.mask.shape, dtype=torch.float64).scatter(-1, last, self.rewards.view(-1, 1))
+
+
+CreditFunction = Callable[[Groups], Tensor]
+"""Advantages a token, [E*G, L]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """One row of the table.
+
+    Attributes:
+        target: what its mean is compared with: a key of ``targets``.
+        unbiased: whether it claims to meet the target; one that does not is listed with its bias and the reason.
+        why: of a bias by design, the reason.
+        credit: advantages a token, where they are not those of the whole sequence.
+        scale: G and L to the factor that its claim says the target comes with.
+        importance: the correction and level with which it answers for samples of ``World.behaviour``.
+        entropy: whether an entropy bonus is added, with the coefficient of the KL term.
+    """
+
+    name: str
+    preset: Preset
+    target: str = "J"
+    unbiased: bool = True
+    why: str = ""
+    kl_estimator: str | None = None
+    where: str = "reward"
+    credit: CreditFunction | None = None
+    scale: Callable[[int, int], float] | None = None
+    importance: tuple[Correction, Level] | None = None
+    entropy: bool = False
+
+
+def estimators() -> list[Estimator]:
+    """All presets; KL estimators in both places; credit by token; and samples of another policy."""
+    half = _values(0.5)
+    rows = [Estimator(name, preset, unbiased=preset.unbiased, why=preset.why) for name, preset in PRESETS.items()]
+    base, rloo = PRESETS["reinforce"], PRESETS["rloo"]
+    clipped = replace(base, loss=losses.clipped_ratio, ratio="token")
+    rescaled = Estimator("dr_grpo, rescaled", PRESETS["dr_grpo"], scale=lambda group, most: (group - 1) / group / most)
+    token = "a token's weight does not know how its state was reached"
+    return [
+        *rows,
+        rescaled,
+        Estimator("gae, lambda 1", clipped, credit=half(1.0)),
+        Estimator("gae, true values", clipped, credit=_values(1.0)(0.95)),
+        Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 believes values that are half of the true ones",
+                  credit=half(0.95)),
+        Estimator("rloo, shaped reward-to-go", rloo, credit=_shaped),
+        Estimator("rloo, by sentence", rloo, credit=_by_sentence),
+        Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
+        Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
+        Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
+        Estimator("kl k1 in loss", base, "J", True, "meets J: the KL term pulls nowhere", "k1", "loss"),
+        Estimator("kl k2 in loss", base, "J - b KL of states", True, "", "k2", "loss"),
+        Estimator("kl k3 in loss", base, "J - b forward KL of states", True, "", "k3", "loss"),
+        Estimator("entropy bonus", base, "J + b entropy of states", entropy=True),
+        Estimator("off-policy, no weights", base, "J", False, "samples of another policy, taken for its own",
+                  importance=("none", "sequence")),
+        Estimator("off-policy, sequence", base, importance=("mask", "sequence")),
+        Estimator("off-policy, token", base, "J", False, token, importance=("mask", "token")),
+        Estimator("off-policy, truncated", base, "J", False, "the cap takes mass away where the policies differ most",
+                  importance=("truncate", "sequence")),
+    ]  # fmt: skip
+
+
+CAP = {"mask": 1e9, "truncate": 1.2}
+"""Of the off-policy rows: masking drops nothing there, so that what is seen is the weight itself."""
+
+
+def _values(share: float) -> Callable[[float], CreditFunction]:
+    """GAE with that share of the true values, by the trace lambda."""
+
+    def with_trace(trace: float) -> CreditFunction:
+        def credit(groups: Groups) -> Tensor:
+            world = groups.world
+            values = share * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
+            return generalised_advantages(groups.at_the_end, values, groups.mask, trace=trace)
+
+        return credit
+
+    return with_trace
+
+
+def _shaped(groups: Groups) -> Tensor:
+    """Leave-one-out over rewards-to-go that carry a potential without any sense: token ids and places."""
+    picked = groups.world.sequences[groups.index.flatten()]
+    potential = (0.3 * picked.tokens + 0.2).cumsum(-1).double() * picked.mask
+    last = picked.mask.sum(-1, keepdim=True) - 1
+    gained = torch.zeros_like(potential)
+    for length in range(1, potential.shape[-1] + 1):
+        rows = (last.squeeze(-1) == length - 1).nonzero().squeeze(-1)
+        gained[rows, :length] = increments(potential[rows, :length], keep_total=False)
+    return compared_by_place(reward_to_go(groups.at_the_end + gained), groups.index.shape[1])
+
+
+def _by_sentence(groups: Groups) -> Tensor:
+    """The same, with every second token beginning a sentence."""
+    place = torch.arange(groups.mask.shape[-1])
+    starts = (place % 2 == 0).expand(groups.mask.shape)
+    return at_starts(_shaped(groups), starts)
+
+
+def compared_by_place(values: Tensor, group: int) -> Tensor:
+    """Leave-one-out over each group, place by place; [E*G, L]. Where another sample has ended, its value is 0."""
+    by_place = values.view(-1, group, values.shape[-1]).movedim(-1, 1).unsqueeze(-2)
+    found = PRESETS["rloo"].advantages(by_place, 0.0)
+    return found.squeeze(-2).movedim(1, -1).reshape(values.shape)
+
+
+def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:
+    """One gradient estimate of the objective for each group; [E, (V+1) * V].
+
+    Args:
+        index: [E, G], which of the world's sequences each group drew.
+    """
+    count, group = index.shape
+    picked = world.sequences[index.flatten()]
+    mask, lengths, preset = picked.mask, picked.lengths, estimator.preset
+    logprobs = picked.token_logprobs(world.logits.detach())[mask].requires_grad_()
+    reference = picked.token_logprobs(world.reference)[mask]
+    rewards = world.rewards[index]
+    kl = ESTIMATORS[estimator.kl_estimator] if estimator.kl_estimator else None
+    if kl and estimator.where == "reward":
+        rewards = rewards - coefficient * sum_by_sequence(kl(logprobs.detach(), reference), lengths).view(count, group)
+    advantages = _advantages(estimator, Groups(world, index, rewards, mask), lengths, baseline)
+    ratio = log_ratio(logprobs, logprobs.detach(), lengths, preset.ratio or "token")
+    loss = preset.loss(logprobs, ratio, advantages, preset.limits)
+    if estimator.importance:
+        correction, level = estimator.importance
+        sampler = picked.token_logprobs(world.behaviour)[mask]
+        loss = loss * importance_weights(
+            logprobs, sampler, lengths, correction=correction, level=level, cap=CAP.get(correction, 1.0)
+        )
+    if kl and estimator.where == "loss":
+        loss = loss + coefficient * kl(logprobs, reference)
+    weights = sequence_weights(lengths.view(count, group), preset.aggregation, mask.shape[-1])
+    weights = weights.flatten().repeat_interleave(lengths)
+    (slope,) = torch.autograd.grad((weights * loss).sum(), logprobs)
+    # From d loss / d log p to d objective / d logits by hand: d log p(a|s) / d logit(v|s) = [v = a] - p(v|s).
+    size, tokens = world.logits.numel(), world.logits.shape[1]
+    owner = owners(lengths) // group
+    row, token = picked.previous[mask], picked.tokens[mask]
+    result = torch.zeros(count, size, dtype=torch.float64)
+    result.index_put_((owner, row * tokens + token), -slope, accumulate=True)
+    spread = world.logits.softmax(-1)[row] * slope[:, None]
+    if estimator.entropy:
+        # d entropy / d logit(v|s) = -p(v|s) (log p(v|s) + entropy).
+        chance = world.logits.softmax(-1)
+        surprise = torch.special.entr(chance)
+        bend = surprise - chance * surprise.sum(-1, keepdim=True)
+        spread = spread + coefficient * weights[:, None] * bend[row]
+    columns = row[:, None] * tokens + torch.arange(tokens)
+    result.index_put_((owner[:, None].expand_as(columns), columns), spread, accumulate=True)
+    return result
+
+
+def _advantages(estimator: Estimator, groups: Groups, lengths: Tensor, baseline: float) -> Tensor:
+    """[T]"""
+    if estimator.credit is not None:
+        return estimator.credit(groups)[groups.mask]
+    return estimator.preset.advantages(groups.rewards.unsqueeze(-2), baseline).flatten().repeat_interleave(lengths)

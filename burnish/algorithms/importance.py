@@ -1,0 +1,45 @@
+"""Importance weights where the sampler's policy mu is not quite the trained policy pi.
+
+E_mu[w f] = E_pi[f] with w = pi/mu of the whole text. Weights a token leave out how states are reached, which biases them
+(less, the nearer the two are); truncated ones trade bias for a bounded variance (Ionides 2008; Yao et al. 2025,
+"Your efficient RL framework secretly brings you off-policy RL training"); masked ones drop what is too far.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from burnish.algorithms.ops import RatioLevel, log_ratio
+
+Correction = Literal["none", "truncate", "mask"]
+Level = Literal["token", "sequence"]
+
+
+def importance_weights(
+    logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    lengths: Tensor,
+    *,
+    correction: Correction,
+    level: Level = "token",
+    cap: float = 3.0,
+) -> Tensor:
+    """The factor of each token's loss, [T], without gradient.
+
+    Args:
+        logprobs, sampler_logprobs: [T], under the trained policy and as recorded when sampled.
+        correction: none (all 1), truncate (min(w, cap)), or mask (w, and 0 where w is above the cap).
+        level: w of each token, or of the whole sequence (the product over its tokens).
+    """
+    if correction == "none":
+        return torch.ones_like(sampler_logprobs)
+    whole: RatioLevel = "sequence_sum"
+    weights = log_ratio(logprobs.detach(), sampler_logprobs, lengths, "token" if level == "token" else whole).exp()
+    if correction == "truncate":
+        return weights.clamp_max(cap)
+    if correction == "mask":
+        return weights.masked_fill(weights > cap, 0.0)
+    raise ValueError(f"unknown correction {correction!r}: none, truncate or mask")

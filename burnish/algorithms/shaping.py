@@ -1,0 +1,100 @@
+"""What is done to rewards before they become advantages: length terms, normalisers, and their running state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from burnish.algorithms.advantages import group_normalised
+
+
+def overlong_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
+    """DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, equation 13); [N] float64.
+
+    0 up to ``longest - buffer`` tokens, then falling linearly to -1 at ``longest``, with a buffer of ``share * longest``.
+    """
+    if share <= 0:
+        return torch.zeros(len(lengths), dtype=torch.float64)
+    buffer = share * longest
+    return (((longest - buffer) - lengths.double()) / buffer).clamp(-1.0, 0.0)
+
+
+def length_cost(lengths: Tensor, longest: int) -> Tensor:
+    """-|o_i| / longest, in [-1, 0]: what brevity is worth; [N] float64."""
+    return -lengths.double() / longest
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations of the rewards so far (Welford 1962)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def after(self, values: Tensor) -> Moments:
+        """With some more values in it."""
+        count = float(values.numel())
+        mean = float(values.mean())
+        squares = float((values - mean).square().sum())
+        total = self.count + count
+        distance = mean - self.mean
+        return Moments(
+            total,
+            self.mean + distance * count / total,
+            self.squares + squares + distance * distance * self.count * count / total,
+        )
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation, divisor n-1; 1 while there is nothing to tell it from, so that nothing is scaled."""
+        if self.count < 2 or self.squares <= 0:
+            return 1.0
+        return float((self.squares / (self.count - 1)) ** 0.5)
+
+
+Normaliser = Callable[[Tensor, Tensor, Tensor, Moments], Tensor]
+"""(total [P, G], parts [K, P, G], weights [K], moments of earlier steps) -> rewards [P, G]."""
+
+
+def as_they_are(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+    return total
+
+
+def by_running_moments(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+    """(R - mean) / std of the rewards of earlier steps: numbers that these samples have no part in, so the gradient's
+    direction is not biased, only its scale changes. The first step has no earlier one and is taken as it is."""
+    return (total - moments.mean) / moments.deviation
+
+
+def by_group(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+    """(R_i - mean_G) / (std_G + 1e-4)."""
+    return group_normalised(total)
+
+
+def by_rank(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+    """The rank within the group, from -1 (worst) to 1 (best), ties sharing their mean rank: only the order counts."""
+    below = (total[..., :, None] > total[..., None, :]).sum(-1)
+    above = (total[..., :, None] < total[..., None, :]).sum(-1)
+    return (below - above).to(total.dtype) / max(1, total.shape[-1] - 1)
+
+
+def by_part(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+    """GDPO: each part normalised within its group, then the weighted sum (arXiv 2601.05242, equations 4 and 5).
+
+    A part of small scale is heard as its weight says; in the sum of raw rewards the largest scale drowns the others.
+    ``batch_normalised`` completes the paper's advantage.
+    """
+    return (weights.view(-1, *[1] * (parts.dim() - 1)) * group_normalised(parts)).sum(0)
+
+
+NORMALISERS: dict[str, Normaliser] = {
+    "none": as_they_are,
+    "running": by_running_moments,
+    "group": by_group,
+    "rank": by_rank,
+    "parts": by_part,
+}

@@ -1,0 +1,169 @@
+"""Credit by token, importance weights, reward shaping and masks against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from burnish.algorithms import exact
+from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go, whitened
+from burnish.algorithms.importance import importance_weights
+from burnish.algorithms.kl import adapted_coefficient
+from burnish.algorithms.mask import masked_logprobs, top_p_set
+from burnish.algorithms.shaping import NORMALISERS, Moments, length_cost, overlong_penalty
+from burnish.policies.tabular import known_world
+
+
+def tensor(*values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(found: torch.Tensor, expected, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
+
+
+class TestCredit:
+    def test_reward_to_go(self):
+        # 1 + 2 + 4, 2 + 4, 4; with discount 1/2: 4, 2 + 2 = 4, 1 + 2 = 3.
+        close(reward_to_go(tensor(1, 2, 4)), [7, 6, 4])
+        close(reward_to_go(tensor(1, 2, 4), 0.5), [3, 4, 4])
+
+    def test_generalised_advantages(self):
+        # r = 0, 0, 1; V = 0.5, 0.6, 0.8. d = 0.6-0.5 = 0.1, 0.8-0.6 = 0.2, 1-0.8 = 0.2.
+        # lambda 1/2: A_3 = 0.2, A_2 = 0.2 + 0.1 = 0.3, A_1 = 0.1 + 0.15 = 0.25. The second row ends after one token.
+        rewards, values = tensor([0, 0, 1], [2, 0, 0]), tensor([0.5, 0.6, 0.8], [0.5, 0, 0])
+        mask = torch.tensor([[True] * 3, [True, False, False]])
+        close(generalised_advantages(rewards, values, mask, trace=0.5), [[0.25, 0.3, 0.2], [1.5, 0, 0]])
+        # lambda 1 is the return minus the value, lambda 0 the one-step error.
+        close(generalised_advantages(rewards, values, mask, trace=1.0), [[0.5, 0.4, 0.2], [1.5, 0, 0]])
+        close(generalised_advantages(rewards, values, mask, trace=0.0), [[0.1, 0.2, 0.2], [1.5, 0, 0]])
+
+    def test_whitened(self):
+        # Mean 2, variance (1 + 0 + 1)/2 = 1.
+        close(whitened(tensor(1, 2, 3)), [-1, 0, 1], 1e-7)
+        assert whitened(tensor(0.1, 0.1, 0.1)).tolist() == [0.0] * 3
+        assert whitened(tensor(5)).tolist() == [0.0]
+
+    def test_increments(self):
+        # Scores of the text so far 0.5, 0.2, 0.9: gained 0.5, -0.3, 0.7, which add up to the score of the whole, 0.9.
+        close(increments(tensor(0.5, 0.2, 0.9), keep_total=True), [0.5, -0.3, 0.7])
+        # As a potential the end is worth 0, so the last token pays 0.2 back and nothing is left.
+        shaping = increments(tensor(0.5, 0.2, 0.9), keep_total=False)
+        close(shaping, [0.5, -0.3, -0.2])
+        assert float(shaping.sum()) == pytest.approx(0, abs=1e-15)
+
+    def test_a_segment_has_its_first_value(self):
+        starts = torch.tensor([False, False, True, False, True])
+        close(at_starts(tensor(5, 4, 3, 2, 1), starts), [5, 5, 3, 3, 1])
+
+    def test_true_values_by_hand(self):
+        # Of 我爱你。: at the start 0.24; after 我 0.8 * 0.6 = 0.48; after 我爱 0.6; after 我爱你 1.
+        world = known_world()
+        (row,) = world.rewards.nonzero().flatten().tolist()
+        values = exact.prefix_values(world.logits, world.sequences, world.rewards)
+        close(values[row], [0.24, 0.48, 0.6, 1.0])
+        # After any other first character the reward is out of reach.
+        others = (world.sequences.tokens[:, 0] != 0) & (world.sequences.lengths > 1)
+        assert values[others][:, 1].abs().max() == 0
+
+    def test_state_entropy_is_that_of_the_text(self):
+        # The chain rule: the visited states' entropies add up to the entropy of the whole text.
+        world = known_world()
+        chance = exact.probabilities(world.logits, world.sequences)
+        found = exact.state_entropy(world.logits, world.sequences)
+        assert float(found) == pytest.approx(float(torch.special.entr(chance).sum()), abs=1e-12)
+
+
+class TestImportance:
+    LENGTHS = torch.tensor([2, 1])
+    NEW, OLD = tensor(-1.0, -1.0, -2.0), tensor(-1.0 - math.log(2), -1.0 - math.log(3), -2.0 + math.log(2))
+
+    # w a token: 2, 3 | 1/2. Of the sequence: 6, 6 | 1/2.
+    @pytest.mark.parametrize(
+        ("correction", "level", "expected"),
+        [
+            ("none", "token", [1, 1, 1]),
+            ("truncate", "token", [2, 2.5, 0.5]),
+            ("mask", "token", [2, 0, 0.5]),
+            ("truncate", "sequence", [2.5, 2.5, 0.5]),
+            ("mask", "sequence", [0, 0, 0.5]),
+        ],
+    )
+    def test_weights(self, correction, level, expected):
+        found = importance_weights(self.NEW, self.OLD, self.LENGTHS, correction=correction, level=level, cap=2.5)
+        close(found, expected)
+
+    def test_an_unknown_correction_is_refused(self):
+        with pytest.raises(ValueError, match="none, truncate or mask"):
+            importance_weights(self.NEW, self.OLD, self.LENGTHS, correction="clip")  # type: ignore[arg-type]
+
+
+class TestShaping:
+    def test_overlong_penalty(self):
+        # Longest 10, buffer 4: free up to 6, then a quarter a token.
+        close(overlong_penalty(torch.tensor([1, 6, 7, 9, 10]), 10, 0.4), [0, 0, -0.25, -0.75, -1])
+        close(overlong_penalty(torch.tensor([10]), 10, 0.0), [0])
+
+    def test_length_cost(self):
+        close(length_cost(torch.tensor([1, 10]), 10), [-0.1, -1])
+
+    def test_moments_are_those_of_all_values(self):
+        first, second = tensor(1, 2, 4), tensor(8, 0)
+        found = Moments().after(first).after(second)
+        both = torch.cat([first, second])
+        assert (found.count, found.mean) == (5, pytest.approx(3.0))
+        assert found.deviation == pytest.approx(float(both.std()))
+        assert Moments().deviation == Moments().after(tensor(3, 3)).deviation == 1.0
+
+    def test_normalisers(self):
+        total, weights = tensor([1, 3, 3]), tensor(1.0)
+        parts = total[None]
+        close(NORMALISERS["none"](total, parts, weights, Moments()), total)
+        # Earlier rewards 1 and 5: mean 3, std sqrt((4 + 4) / 1) = sqrt 8.
+        moments = Moments().after(tensor(1, 5))
+        close(NORMALISERS["running"](total, parts, weights, moments), [[-2 / math.sqrt(8), 0, 0]])
+        # 1 is below two: -1; each 3 is above one and level with one: 1/2.
+        close(NORMALISERS["rank"](total, parts, weights, Moments()), [[-1, 0.5, 0.5]])
+        # Mean 7/3, deviations -4/3, 2/3, 2/3; squares 24/9, divisor 2: std sqrt(4/3).
+        scale = 1 / (math.sqrt(4 / 3) + 1e-4)
+        close(NORMALISERS["group"](total, parts, weights, Moments()), [[-4 / 3 * scale, 2 / 3 * scale, 2 / 3 * scale]])
+
+    def test_each_part_is_heard(self):
+        # Parts 0, 1 and 1000, 0: alone each is -+1/2 over std sqrt(1/2); the second has weight 2 whatever its scale is.
+        parts = tensor([[0, 1]], [[1000, 0]])
+        one, other = 0.5 / (math.sqrt(0.5) + 1e-4), 500 / (500 * math.sqrt(2) + 1e-4)
+        found = NORMALISERS["parts"](parts.sum(0), parts, tensor(1, 2), Moments())
+        close(found, [[-one + 2 * other, one - 2 * other]])
+
+
+def test_adapted_coefficient():
+    # Far above the target: e = 0.2, b * 1.02; far below 0.98; 10% above: 1.01; on it: as it is.
+    assert adapted_coefficient(0.1, 60.0, target=6.0) == pytest.approx(0.102)
+    assert adapted_coefficient(0.1, 0.0, target=6.0) == pytest.approx(0.098)
+    assert adapted_coefficient(0.1, 6.6, target=6.0) == pytest.approx(0.101)
+    assert adapted_coefficient(0.1, 6.0, target=6.0) == 0.1
+
+
+class TestMask:
+    LAGGED = tensor(0.5, 0.3, 0.15, 0.05).log()
+
+    def test_the_smallest_set_that_reaches_top_p(self):
+        assert top_p_set(self.LAGGED, 0.5).tolist() == [True, False, False, False]
+        assert top_p_set(self.LAGGED, 0.79).tolist() == [True, True, False, False]
+        assert top_p_set(self.LAGGED, 1.0).tolist() == [True] * 4
+
+    def test_log_probabilities_are_renormalised_over_the_lagged_set(self):
+        # The policy gives 0.1, 0.3, 0.4, 0.2; the lagged set is the first two: 1/4 and 3/4.
+        policy = tensor(0.1, 0.3, 0.4, 0.2).log()
+        found = masked_logprobs(policy, self.LAGGED, 0.79).exp()
+        close(found, [0.25, 0.75, 0, 0])
+        kept = masked_logprobs(policy, self.LAGGED, 0.79, always=torch.tensor(2)).exp()
+        close(kept, [0.125, 0.375, 0.5, 0])
+
+    def test_the_gradient_is_that_of_the_masked_policy(self):
+        # d log p(1) / d logit: 1 - 3/4 for itself, -1/4 for the other kept token, nothing outside.
+        policy = tensor(0.1, 0.3, 0.4, 0.2).log().requires_grad_()
+        masked_logprobs(policy, self.LAGGED, 0.79)[1].backward()
+        close(policy.grad, [-0.25, 0.25, 0, 0])
