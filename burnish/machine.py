@@ -1,0 +1,164 @@
+"""What the machine at hand can do: cores, memory, how fast its matrix products are, and whether somebody else is using it.
+
+Speeds are of the products that a language model really does: the weights of a stack of layers, each used once before the
+first is used again, so that small batches pay for reading them from memory as decoding does.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SMOLLM2_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
+"""Outputs and inputs of the linear layers of one block of SmolLM2-135M (grouped queries: 9 heads, 3 of keys and values)."""
+WEIGHT_BYTES = 256 << 20
+"""Weights that one pass reads at least: more than any processor caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The speed of matrix products.
+
+    Attributes:
+        library: "linear" (torch's default for the dtype), or "onednn" and "mkl" with weights packed beforehand.
+        rows: tokens multiplied at once.
+        gflops: 10^9 floating-point operations a second, a multiplication and an addition counting as two.
+    """
+
+    library: str
+    dtype: str
+    rows: int
+    gflops: float
+
+
+def products(
+    rows: Sequence[int], *, dtypes: Sequence[str] = ("float32",), shapes: Sequence[tuple[int, int]] = SMOLLM2_SHAPES,
+    weight_bytes: int = WEIGHT_BYTES, passes: int = 5,
+) -> list[Product]:  # fmt: skip
+    """Measures every library that this build of torch has, at each number of rows and dtype, with torch's threads.
+
+    The median of the passes counts, after one that is not timed.
+    """
+    import torch
+
+    found = []
+    for dtype in dtypes:
+        kind: torch.dtype = getattr(torch, dtype)
+        size = kind.itemsize * sum(outputs * inputs for outputs, inputs in shapes)
+        stack = [torch.randn(shape).to(kind) for _ in range(max(1, -(-weight_bytes // size))) for shape in shapes]
+        for count in rows:
+            inputs = {width: torch.randn(count, width).to(kind) for width in {shape[1] for shape in shapes}}
+            work = 2 * count * sum(weight.numel() for weight in stack)
+            for library, prepare in libraries(dtype).items():
+                with suppress(RuntimeError, NotImplementedError, AttributeError):
+                    calls = [(prepare(weight, count), inputs[weight.shape[1]]) for weight in stack]
+                    seconds = statistics.median(_passes(calls, passes))
+                    found.append(Product(library, dtype, count, work / seconds / 1e9))
+    return found
+
+
+def _passes(calls: Sequence[tuple[Callable[[Tensor], Tensor], Tensor]], count: int) -> list[float]:
+    """Seconds of each pass over all calls, the first of all left out."""
+    import torch
+
+    times = []
+    with torch.inference_mode():
+        for _ in range(count + 1):
+            begin = time.perf_counter()
+            for call, given in calls:
+                call(given)
+            times.append(time.perf_counter() - begin)
+    return times[1:]
+
+
+def libraries(dtype: str) -> Mapping[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]]]:
+    """Name -> what turns a weight [out, in] and a number of rows into a product; packing is not part of its time."""
+    import torch
+
+    ops: Any = torch.ops
+
+    def linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+        return lambda given: torch.nn.functional.linear(given, weight)
+
+    def onednn(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+        packed = ops.mkldnn._reorder_linear_weight(weight, rows)
+        multiply = ops.mkldnn._linear_pointwise
+        return lambda given: multiply(given, packed, None, "none", [], "")
+
+    def mkl(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+        packed = ops.mkl._mkl_reorder_linear_weight(weight, rows)
+        multiply = ops.mkl._mkl_linear
+        return lambda given: multiply(given, packed, weight, None, rows)
+
+    found = {"linear": linear, "onednn": onednn}
+    return {**found, "mkl": mkl} if dtype == "float32" else found
+
+
+def best(found: Sequence[Product], rows: int, dtype: str = "float32") -> Product:
+    """The fastest of the products at that number of rows and dtype. Raises ValueError where none was measured."""
+    return max((one for one in found if (one.rows, one.dtype) == (rows, dtype)), key=lambda one: one.gflops)
+
+
+def spin(seconds: float = 0.5, workers: int | None = None) -> float:
+    """The share of the processor time it asked for that a short busy loop on every core really got, in [0, 1].
+
+    On a quiet machine it is near 1; a neighbour that computes takes its part away.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        shares = list(pool.map(_busy, [seconds] * count))
+    return sum(shares) / count
+
+
+def _busy(seconds: float) -> float:
+    begin, used = time.perf_counter(), time.process_time()
+    while time.perf_counter() - begin < seconds:
+        pass
+    return min(1.0, (time.process_time() - used) / (time.perf_counter() - begin))
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core in the last minute; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes of memory in all and free for a new process; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        return sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def processor() -> str:
+    """The processor's own name, or what the platform calls it."""
+    import platform
+
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
