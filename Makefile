@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ARGS        ?=
 
-.PHONY: install train test unit check format clean
+.PHONY: install train test unit check format clean bench bench-peer
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,21 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Burnish against its peers on a quiet machine; the table goes to bench/results. Others: make bench ARGS="short --rounds 3"
+bench: install
+	$(BIN)/burnish bench $(ARGS)
+
+# The peers, each in an environment of its own, outside of burnish's. One that cannot be built is named, and the rest goes on.
+bench-peer:
+	@for peer in trl vllm; do \
+	  echo "building .venv-$$peer"; \
+	  $(PYTHON) -m venv .venv-$$peer \
+	    && .venv-$$peer/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r bench/peers/$$peer.txt \
+	    || { echo "peer $$peer could not be built" >&2; rm -rf .venv-$$peer; }; \
+	done
+	@# vLLM's CPU build imports only without these, which it does not need for text.
+	@[ ! -d .venv-vllm ] || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 format: install
 	$(BIN)/ruff check --fix .

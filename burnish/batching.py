@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from burnish.types import Completion
 
-ENOUGH_TOKENS = 1024
+ENOUGH_TOKENS = 768
 """Larger microbatches make the products no faster, and take memory."""
 
 

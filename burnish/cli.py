@@ -319,5 +319,48 @@ def fetch(
         print(path)
 
 
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """What this machine can do, and what is installed."""
+    from burnish.benchmark.doctor import examined, lines
+
+    found = examined()
+    if json:
+        _print_json(found)
+        return
+    for line in lines(found):
+        print(line)
+
+
+@app.command()
+def bench(
+    workloads: Annotated[
+        list[str] | None, typer.Argument(help="short, ragged, long, lora, sample32, sample64.")
+    ] = None,
+    peer: Annotated[list[str] | None, typer.Option("--peer", help="trl, hf or vllm; those built if left out.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured in turn.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where the table, the plot and the numbers go.")] = Path("bench/results"),
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of every runner; all cores if left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure on a machine that is not quiet.")] = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Measure burnish against its peers and against the machine's own limit. A peer may take minutes a step."""
+    from burnish.benchmark.harness import PEERS, python_of, run_benchmark
+    from burnish.benchmark.workloads import WORKLOADS
+    from burnish.machine import cores
+    from burnish.reports.progress import make_observer
+
+    found = run_benchmark(
+        workloads or [work.name for work in WORKLOADS],
+        peers=peer if peer is not None else [name for name in PEERS if python_of(name)],
+        rounds=rounds, out=out, threads=threads or cores(), force=force, observer=make_observer(quiet=quiet),
+    )  # fmt: skip
+    if json:
+        _print_json(found)
+    else:
+        print((out / "bench.md").read_text(encoding="utf-8"), end="")
+
+
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
-from burnish.protocols import Observer, Policy
+from burnish.protocols import Observer, Policy, Releasable
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms
 from burnish.run import Checkpoint, Run, json_text
 from burnish.training import Learner, train_step
@@ -142,7 +142,7 @@ class Session:
 
     def _measure(self) -> Measurement:
         recipe, learner = self.learner.recipe, self.learner
-        return measure(
+        found = measure(
             learner.policy,
             learner.sampler,
             learner.scorer,
@@ -153,6 +153,10 @@ class Session:
             observer=self.observer,
             policy_version=learner.step,
         )
+        if isinstance(learner.policy.reference, Releasable):
+            # Training may never ask it again, and its memory is better spent on the step.
+            learner.policy.reference.release()
+        return found
 
     def _conclude(self, before: Measurement, after: Measurement) -> dict[str, dict[str, Any]]:
         recipe = self.learner.recipe
@@ -229,4 +233,6 @@ def optimizer_for(policy: Policy, settings: Any) -> torch.optim.Optimizer:
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        # One pass over the moments instead of a dozen, and no temporary copies.
+        fused=True,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores, TokenStats
 
@@ -29,6 +29,13 @@ class LanguageModel(Protocol):
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
         ...
+
+
+@runtime_checkable
+class Releasable(Protocol):
+    """A frozen language model that can do without its weights until it is asked again."""
+
+    def release(self) -> None: ...
 
 
 class Judged(LanguageModel, Protocol):

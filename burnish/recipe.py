@@ -59,6 +59,8 @@ class PolicySection(Section):
     lora: LoRA | None = None
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    """Layers run again in the backward pass instead of keeping what they computed: a third more time, far less memory."""
 
     @model_validator(mode="after")
     def _tabular_has_no_adapter(self) -> PolicySection:

@@ -15,7 +15,7 @@ from burnish.algorithms.presets import PRESETS
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
-from burnish.protocols import LanguageModel, Observer, Policy, Sampler
+from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler
 from burnish.recipe import PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.tasks.registry import TASKS
@@ -42,6 +42,11 @@ class Remembering:
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         return self._inner.encode_prompt(prompt)
+
+    def release(self) -> None:
+        """Lets go of the model's weights where it can read them again."""
+        if isinstance(self._inner, Releasable):
+            self._inner.release()
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         if not completions:
@@ -146,8 +151,11 @@ def build_policy(
 
     source = resolve_model(section.model, offline=offline, observer=observer)
     policy = load_policy(
-        source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed
+        source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
+        gradient_checkpointing=section.gradient_checkpointing,
     )  # fmt: skip
+    if policy.plain_because and observer is not None:
+        observer.message(f"prompts are not shared between samples, which is slower: {policy.plain_because}")
     policy.reference = Remembering(policy.reference)
     return policy, sampler_for(policy)
 

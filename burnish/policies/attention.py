@@ -7,14 +7,17 @@ the sampling engine. Nothing of a model is patched: the implementation is chosen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from burnish.policies.products import fast_products
 
 NAME = "burnish_packed"
 
@@ -50,37 +53,29 @@ class Unsupported(ValueError):
     """A model asks attention for something that the packed form does not have."""
 
 
-_ATTENDING: ContextVar[Attending] = ContextVar("attending")
+_ATTENDING: ContextVar[tuple[Any, Attending] | None] = ContextVar("attending", default=None)
 
 
 @contextmanager
 def attending(model: Any, how: Attending) -> Iterator[None]:
-    """Inside, the model's attention layers ask ``how``."""
+    """Inside, the attention layers of a transformers model ask ``how``, and products take the faster library."""
     _register()
     config = model.config
     before = config._attn_implementation
-    token = _ATTENDING.set(how)
+    token = _ATTENDING.set((model, how))
     config._attn_implementation = NAME
     try:
-        yield
+        with fast_products():
+            yield
     finally:
         config._attn_implementation = before
         _ATTENDING.reset(token)
 
 
-@contextmanager
-def recomputing(how: Attending) -> Iterator[None]:
-    """For gradient checkpointing, which runs a layer again in the backward pass, outside of ``attending``."""
-    token = _ATTENDING.set(how)
-    try:
-        yield
-    finally:
-        _ATTENDING.reset(token)
-
-
-def current() -> Attending:
-    """Who is attending. Raises LookupError outside of ``attending``."""
-    return _ATTENDING.get()
+def attending_now() -> Callable[[], AbstractContextManager[None]]:
+    """Gives back, later, what is attending now; nothing where nobody is."""
+    found = _ATTENDING.get()
+    return nullcontext if found is None else partial(attending, *found)
 
 
 def _register() -> None:
@@ -100,7 +95,9 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' contract: query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]."""
-    how = _ATTENDING.get()
+    found = _ATTENDING.get()
+    assert found is not None, "the implementation is chosen by attending() alone"
+    how = found[1]
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise Unsupported(f"its attention has {name}")
@@ -113,8 +110,8 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     keys, values = key[0], value[0]
     queries = query[0].view(keys.shape[0], -1, *query.shape[2:])
-    found = how.attend(module.layer_idx, queries, keys, values, scale)
-    return found.flatten(1, 2).unsqueeze(0), None
+    attended = how.attend(module.layer_idx, queries, keys, values, scale)
+    return attended.flatten(1, 2).unsqueeze(0), None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
 from burnish.policies.attention import Unsupported
+from burnish.policies.checkpointing import enable_checkpointing
 from burnish.policies.head import fused_logprobs
 from burnish.policies.layout import Layout, activation_bytes, fitting_layout, head, memory_bytes, plain, plain_logits
 from burnish.protocols import LanguageModel
@@ -158,6 +159,40 @@ class _AdapterOff(CausalModel):
             return super().token_logprobs(completions, temperature)
 
 
+class FrozenStart:
+    """The policy that training started from, read again from its files when it is asked, and let go of when told: while
+    nobody asks, it takes no memory.
+
+    Args:
+        load: reads it.
+        like: the trained policy, whose tokenizer and layout are the same.
+    """
+
+    def __init__(self, load: Callable[[], CausalModel], like: CausalModel) -> None:
+        self._load, self._like = load, like
+        self._loaded: CausalModel | None = None
+
+    @property
+    def loaded(self) -> CausalModel:
+        if self._loaded is None:
+            self._loaded = self._load()
+            self._loaded.model.requires_grad_(False)
+        return self._loaded
+
+    def release(self) -> None:
+        self._loaded = None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._like.encode(text)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        return self._like.encode_prompt(prompt)
+
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        """As of ``CausalModel``."""
+        return self.loaded.token_logprobs(completions, temperature)
+
+
 class CausalLM(CausalModel):
     """The trained policy.
 
@@ -165,6 +200,7 @@ class CausalLM(CausalModel):
         model: a plain transformers model (all of it is trained) or a peft model (its adapter is).
         base: where the model came from, written beside a saved adapter.
         like: as in ``CausalModel``.
+        start: reads the frozen reference of a policy without an adapter; without it, the reference is a copy.
     """
 
     def __init__(
@@ -174,12 +210,15 @@ class CausalLM(CausalModel):
         *,
         base: str = "",
         like: CausalModel | None = None,
+        start: Callable[[], CausalModel] | None = None,
     ) -> None:
         super().__init__(model, tokenizer, like=like)
         self.base = base
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer, like=self)
+        elif start is not None:
+            self.reference = FrozenStart(start, self)
         else:
             self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer, like=self)
 
@@ -235,7 +274,12 @@ class CausalLM(CausalModel):
 
 
 def load_model(
-    source: str | Path, *, dtype: str = "float32", device: str = "auto", offline: bool = False
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    offline: bool = False,
+    like: CausalModel | None = None,
 ) -> CausalModel:
     """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
@@ -251,7 +295,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     moved: PreTrainedModel = model.to(place)
-    return CausalModel(moved, tokenizer)
+    return CausalModel(moved, tokenizer, like=like)
 
 
 def _merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
@@ -305,16 +349,39 @@ def load_policy(
     device: str = "auto",
     offline: bool = False,
     seed: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> CausalLM:
     """A policy to train, from a local folder or a hub id.
 
     Args:
         lora: a record with rank, alpha and targets; None trains all weights.
         seed: of the adapter's first weights.
+        gradient_checkpointing: whether layers run again in the backward pass instead of keeping what they computed.
+
+    Raises:
+        InputError: as ``load_model``, or the layers cannot be run again.
     """
+    # A run's "model" is a link that moves on while that run does; what it leads to now is what training starts from.
+    source = Path(source).resolve() if Path(source).is_dir() else source
     loaded = load_model(source, dtype=dtype, device=device, offline=offline)
     if lora is None:
-        return CausalLM(loaded.model.requires_grad_(True), loaded.tokenizer, base=str(source), like=loaded)
+        trained = loaded.model.requires_grad_(True)
+
+        def start() -> CausalModel:
+            return load_model(source, dtype=dtype, device=device, offline=True, like=loaded)
+
+        policy = CausalLM(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
+    else:
+        policy = CausalLM(
+            _adapted(loaded.model, lora, source, seed), loaded.tokenizer, base=str(source), like=loaded
+        )  # fmt: skip
+    if gradient_checkpointing:
+        enable_checkpointing(policy.model)
+    return policy
+
+
+def _adapted(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
+    """The model with an adapter that is still without effect."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -323,10 +390,10 @@ def load_policy(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        adapted: Any = get_peft_model(loaded.model, config)
+        adapted: Any = get_peft_model(model, config)
         # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
         adapted.peft_config["default"].base_model_name_or_path = str(source)
-    return CausalLM(adapted, loaded.tokenizer, base=str(source), like=loaded)
+    return adapted
 
 
 @contextmanager

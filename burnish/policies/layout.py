@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from burnish.policies.attention import PackedTexts, Span, Unsupported, attending
-from burnish.policies.products import fast_products
 from burnish.types import Completion, Prompt
 
 Layout = Callable[[Any, Sequence[Completion]], tuple[Tensor, Tensor]]
@@ -90,7 +89,7 @@ def packed(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tenso
     if not any(completion.token_ids for completion in completions):
         return _no_states(model)
     row = pack(completions, model.device)
-    with attending(inner(model), row.texts), fast_products():
+    with attending(inner(model), row.texts):
         states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0]
     return states[0, row.sources], row.tokens
 

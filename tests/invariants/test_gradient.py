@@ -86,7 +86,7 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
         if (kind, lora) not in kept:
             policy = load_policy(tiny(kind), dtype="float64", lora=LoRA(rank=4) if lora else None)
             in_float64(policy.model)
-            in_float64(policy.reference.model)
+            in_float64(policy.reference.model if lora else policy.reference.loaded.model)
             assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float64}
             generator = torch.Generator().manual_seed(5)
             with torch.no_grad():
@@ -103,8 +103,8 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
 
 def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=packed) -> dict[str, torch.Tensor]:
     policy.layout = layout
-    if policy.reference.model is not policy.model or not policy.adapter:
-        policy.reference.layout = layout
+    reference = policy.reference if policy.adapter else policy.reference.loaded
+    reference.layout = layout
     fixed, recorder = Fixed(groups), Recorder(policy)
     learner = Learner(chosen, policy, fixed, fixed, PROMPTS, PRESETS[chosen.algorithm.use], recorder, baseline=0.1)
     report = train_step(learner)
@@ -211,6 +211,19 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     monkeypatch.setattr("burnish.training.trained_places", lambda advantages, every: list(range(len(advantages))))
     assert_same(fewer, gradient(policy, groups, chosen))
     assert sum(seen) == 3 * G - 1 + 4 * G
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("layout", [plain, packed])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradient_checkpointing(tiny, kind, layout, lora):
+    kept, again = (
+        load_policy(tiny(kind), dtype="float64", lora=lora, gradient_checkpointing=on) for on in (False, True)
+    )  # fmt: skip
+    groups = sampler_for(kept).sample(PROMPTS, samples_per_prompt=G, sampling=recipe().sampling.params, seed=(2, 1))
+    chosen = recipe("reinforce")
+    assert_same(gradient(kept, groups, chosen, layout), gradient(again, groups, chosen, layout))
+    assert again.fitting_tokens > kept.fitting_tokens
 
 
 REWARDS = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 5.0, 2.0])

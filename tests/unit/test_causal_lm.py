@@ -147,7 +147,7 @@ def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
     monkeypatch.setattr("burnish.policies.causal_lm.fitting_layout", probe)
     policy = load_policy(tiny("llama"), lora=lora)
     assert len(probed) == 1
-    for model in (policy, policy.reference):
+    for model in (policy, policy.reference if lora else policy.reference.loaded):
         assert (model.layout, model.plain_because) == (plain, "because")
 
 
@@ -374,3 +374,27 @@ class TestSaving:
         with pytest.raises(InputError, match="cannot be loaded"):
             load_model(folder)
         assert not (tmp_path / "ran").exists()
+
+
+def test_the_reference_is_read_again_after_it_was_let_go(tiny):
+    policy = load_policy(tiny("llama"))
+    completions = several(policy)
+    first = policy.reference.token_logprobs(completions)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.mul_(1.5)
+    policy.reference.release()
+    assert torch.equal(policy.reference.token_logprobs(completions), first), "the weights that training started from"
+    assert not torch.allclose(policy.token_logprobs(completions), first, atol=1e-2)
+    assert not any(parameter.requires_grad for parameter in policy.reference.loaded.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_what_cannot_be_packed_is_run_plainly_and_says_why(tiny, kind):
+    policy = load_policy(tiny(kind), dtype="float64")
+    completions = several(policy)
+    assert policy.layout is not packed and policy.plain_because
+    with torch.no_grad():
+        found = policy.logprobs(completions, PLAIN).logprobs
+    # Mamba's own head gives float32 whatever the weights are.
+    torch.testing.assert_close(found.double(), one_by_one(policy, completions).double(), rtol=0, atol=1e-5)

@@ -59,6 +59,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
         else:
             value = field.default
             shown = f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+            shown = shown.lower() if isinstance(value, bool) else shown
             yield f"{prefix}{name}", f"`{shown}`"
 
 

@@ -1,0 +1,81 @@
+"""What ``burnish doctor`` says: what this machine can do, what it should reach, and what is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from burnish.benchmark import floor
+from burnish.benchmark.harness import PARAMETERS
+from burnish.catalogue import entries, store
+from burnish.machine import best, cores, load_average, memory, processor, products
+
+PACKAGES = (
+    "burnish",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "sacrebleu",
+    "reasoning-gym",
+    "ray",
+    "vllm",
+    "wandb",
+)
+
+
+def examined() -> dict[str, Any]:
+    """Measures for some seconds. Speeds in GFLOP/s, memory in bytes, tokens a second for SmolLM2-135M."""
+    rows = (*floor.SMALL_ROWS, floor.LARGE_ROWS)
+    found = products(rows, dtypes=("float32", "bfloat16"))
+    speeds = floor.speeds(found)
+    sizes = memory() or (0, 0)
+    return {
+        "processor": processor(), "cores": cores(), "load": load_average(), "memory": sizes[0], "memory_free": sizes[1],
+        "products": [
+            {"dtype": dtype, "rows": count, "library": one.library, "gflops": one.gflops}
+            for dtype in ("float32", "bfloat16") for count in rows for one in [best(found, count, dtype)]
+        ],
+        "limit": {
+            **{f"sampling {n} rows": floor.tokens_per_second(PARAMETERS, speeds.at(n)) for n in floor.SMALL_ROWS},
+            "training": floor.tokens_per_second(PARAMETERS, speeds.large, floor.TRAINING),
+        },
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cache": {"folder": str(store.home()), "bytes": _size()},
+        "model": "there" if _has_model() else "burnish fetch smollm2-135m",
+    }  # fmt: skip
+
+
+def lines(found: Mapping[str, Any]) -> Sequence[str]:
+    """The findings for a reader."""
+    said = [
+        f"processor    {found['processor']}, {found['cores']} cores, load {found['load']}",
+        f"memory       {found['memory'] / 1e9:.1f} GB, {found['memory_free'] / 1e9:.1f} free",
+    ]
+    for one in found["products"]:
+        said.append(f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})")
+    for name, value in found["limit"].items():
+        said.append(f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)")
+    said.append("packages     " + ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number))
+    said.append("missing      " + ", ".join(name for name, number in found["packages"].items() if not number))
+    said.append(f"cache        {found['cache']['folder']}, {found['cache']['bytes'] / 1e9:.2f} GB")
+    said.append(f"model        smollm2-135m: {found['model']}")
+    return said
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _size() -> int:
+    folder = store.home()
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def _has_model() -> bool:
+    entry = entries.lookup("smollm2-135m")
+    return any(store.home().glob(f"models/{entry.name}-*"))

@@ -1,0 +1,271 @@
+"""Runs burnish and its peers in turn on the same orders, and sums up what they answered.
+
+Each runner is a process of its own. After every measurement the table is written anew, so that an interrupted benchmark
+leaves what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.benchmark import floor
+from burnish.benchmark.protocol import Answer, Order
+from burnish.benchmark.quiet import look
+from burnish.benchmark.workloads import Decode, Encode, Render, Workload, prompts_for, workload
+from burnish.errors import BurnishError, InputError
+from burnish.machine import memory, processor, products
+from burnish.protocols import Observer
+
+CHECKOUT = Path(__file__).parents[2]
+PEERS = {"trl": ("grpo", "trl_grpo.py"), "hf": ("sampling", "hf_generate.py"), "vllm": ("sampling", "vllm_sampling.py")}
+"""Name -> the kind of work that it does, and its runner in bench/peers; it lives in .venv-<name> beside the checkout."""
+ENVIRONMENTS = {"hf": "trl"}
+"""Peers that live in another's environment."""
+PARAMETERS = 134_515_008
+"""Of SmolLM2-135M, the embedding that is its head as well counted once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One workload's medians over the rounds.
+
+    Attributes:
+        seconds: of a step, by runner.
+        sampling: seconds of it spent sampling, by runner.
+        tokens: sampled in a step, by runner.
+        peak: bytes, by runner.
+        ratio: by peer, the median over rounds of its seconds a step divided by burnish's.
+        token_ratio: the same for seconds a sampled token.
+        limits: the shares of the machine's own limit that burnish reached: "sampling", "training".
+    """
+
+    workload: str
+    seconds: Mapping[str, float]
+    sampling: Mapping[str, float]
+    tokens: Mapping[str, float]
+    peak: Mapping[str, int]
+    ratio: Mapping[str, float]
+    token_ratio: Mapping[str, float]
+    limits: Mapping[str, float]
+
+
+def python_of(peer: str) -> Path | None:
+    """The interpreter of a peer's environment; None where that was not built."""
+    place = CHECKOUT / f".venv-{ENVIRONMENTS.get(peer, peer)}" / "bin" / "python"
+    return place if place.exists() else None
+
+
+def check_peers(names: Sequence[str]) -> None:
+    """Raises InputError where a peer is not known or has no environment."""
+    for name in names:
+        if name not in PEERS:
+            raise InputError(f"there is no peer named '{name}'; known: {', '.join(PEERS)}")
+        if python_of(name) is None:
+            raise InputError(f"peer '{name}' has no environment yet: build it with make bench-peer")
+
+
+def run_benchmark(
+    names: Sequence[str], *, peers: Sequence[str], rounds: int, out: Path, threads: int, force: bool, observer: Observer,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures and writes ``bench.json``, ``bench.md`` and ``bench.svg`` into ``out``.
+
+    Raises:
+        InputError: an unknown name, a peer that is not there, or a machine that is not quiet (unless ``force``).
+        BurnishError: a runner of burnish's own failed.
+    """
+    works = [workload(name) for name in names]
+    check_peers(peers)
+    quiet = look()
+    if quiet.complaint and not force:
+        raise InputError(f"the machine is not quiet: {quiet.complaint}; wait, or measure all the same with --force")
+    orders = _orders(works, threads)
+    observer.message("measuring the machine's own products")
+    measured = products((*floor.SMALL_ROWS, floor.LARGE_ROWS))
+    speeds = floor.speeds(measured)
+    found: dict[str, Any] = {
+        "processor": processor(), "threads": threads, "memory": (memory() or (0, 0))[0],
+        "load": quiet.load, "share": quiet.share,
+        "gflops": {str(rows): speeds.small[rows] for rows in floor.SMALL_ROWS} | {"2048": speeds.large}, "answers": [],
+    }  # fmt: skip
+    for number in range(1, rounds + 1):
+        for work in works:
+            for runner in ("burnish", *(peer for peer in peers if PEERS[peer][0] == work.kind)):
+                observer.message(f"round {number}: {work.name}, {runner}")
+                answer = run_order(runner, orders[work.name, runner != "burnish"])
+                if answer is not None:
+                    found["answers"].append({"round": number, "workload": work.name, **answer})
+                    _write(found, works, orders, speeds, out)
+                else:
+                    observer.message(f"{runner} failed on {work.name}: it is left out", level="warning")
+    return found
+
+
+def tokenizer_tools() -> tuple[str, list[str], Encode, Decode, Render]:
+    """The embedded model's folder, news texts, and its tokenizer's three uses."""
+    from transformers import AutoTokenizer
+
+    from burnish.catalogue.convert import model_folder
+    from burnish.tasks.news import articles
+
+    folder = str(model_folder("smollm2-135m"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def render(question: str) -> str:
+        said = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+
+    return folder, [article.text for article in articles()[0]], encode, decode, render
+
+
+def _orders(works: Sequence[Workload], threads: int) -> dict[tuple[str, bool], Order]:
+    """(workload, whether for a peer) -> its order, on the embedded model and news."""
+    folder, texts, encode, decode, render = tokenizer_tools()
+    made = {}
+    for work in works:
+        prompts = prompts_for(work, texts, encode, decode, render)
+        for peer in (False, True):
+            made[work.name, peer] = work.order(folder, prompts, encode, peer=peer, seed=0, threads=threads)
+    return made
+
+
+def run_order(runner: str, order: Order) -> dict[str, Any] | None:
+    """A runner's answer; None where a peer gave none.
+
+    Raises:
+        BurnishError: burnish itself gave none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "order.json"
+        order.write(path)
+        if runner == "burnish":
+            command = [sys.executable, "-m", "burnish.benchmark.runner", str(path)]
+        else:
+            command = [str(python_of(runner)), str(CHECKOUT / "bench" / "peers" / PEERS[runner][1]), str(path)]
+        settings = {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(order.threads)}
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    try:
+        answer = Answer.parse(done.stdout)
+    except (ValueError, KeyError, TypeError):
+        if runner == "burnish":
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise BurnishError(f"burnish's own run of {order.workload} failed: {last}") from None
+        return None
+    return {
+        "runner": runner,
+        "seconds": statistics.mean(step.seconds for step in answer.steps),
+        "sampling_seconds": statistics.mean(step.sampling_seconds for step in answer.steps),
+        "tokens": statistics.mean(step.tokens for step in answer.steps),
+        "peak_bytes": answer.peak_bytes, "versions": dict(answer.versions), "notes": dict(answer.notes),
+    }  # fmt: skip
+
+
+def summed_up(
+    answers: Sequence[Mapping[str, Any]], order: Order, speeds: floor.Speeds, parameters: int = PARAMETERS
+) -> Row:
+    """The medians of one workload's answers. Raises ValueError where burnish gave none."""
+    by_runner: dict[str, list[Mapping[str, Any]]] = {}
+    for answer in answers:
+        by_runner.setdefault(answer["runner"], []).append(answer)
+    own = {answer["round"]: answer for answer in by_runner.get("burnish", [])}
+    if not own:
+        raise ValueError("no answer of burnish's own")
+
+    def median(key: str) -> dict[str, float]:
+        return {runner: statistics.median(one[key] for one in found) for runner, found in by_runner.items()}
+
+    def ratios(each: str | None) -> dict[str, float]:
+        def cost(one: Mapping[str, Any]) -> float:
+            return float(one["seconds"]) / (float(one[each]) if each else 1.0)
+
+        return {
+            runner: statistics.median(cost(one) / cost(own[one["round"]]) for one in found if one["round"] in own)
+            for runner, found in by_runner.items()
+            if runner != "burnish" and any(one["round"] in own for one in found)
+        }
+
+    seconds, sampling, tokens = median("seconds"), median("sampling_seconds"), median("tokens")
+    least = floor.sampling_seconds(
+        parameters, order.prompt_tokens, round(tokens["burnish"]), order.completions, speeds
+    )  # fmt: skip
+    limits = {"sampling": least / sampling["burnish"]}
+    if order.kind == "grpo":
+        training = floor.training_seconds(
+            parameters, order.prompt_tokens, round(tokens["burnish"]), speeds, adapter=order.lora_rank is not None
+        )
+        limits["training"] = training / (seconds["burnish"] - sampling["burnish"])
+    peak = {runner: round(value) for runner, value in median("peak_bytes").items()}
+    return Row(order.workload, seconds, sampling, tokens, peak, ratios(None), ratios("tokens"), limits)
+
+
+def table(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
+    """The rows as Markdown, below what they were measured on."""
+    rates = ", ".join(f"{float(value):.0f} at {rows} rows" for rows, value in found["gflops"].items())
+    lines = [
+        f"Processor {found['processor']}, {found['threads']} threads; float32 products in GFLOP/s: {rates}.",
+        "",
+        "| workload | runner | seconds a step | sampling | sampled tokens | tokens/s sampling | peak memory, GB | "
+        "times burnish | a token | of the limit: sampling | training |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for runner in row.seconds:
+            own = runner == "burnish"
+            training = f"{row.limits['training']:.0%}" if own and "training" in row.limits else ""
+            lines.append(
+                f"| {row.workload} | {runner} | {row.seconds[runner]:.1f} | {row.sampling[runner]:.1f} | "
+                f"{row.tokens[runner]:.0f} | {row.tokens[runner] / row.sampling[runner]:.0f} | "
+                f"{row.peak[runner] / 1e9:.2f} | {'' if own else f'{row.ratio[runner]:.2f}'} | "
+                f"{'' if own else f'{row.token_ratio[runner]:.2f}'} | "
+                f"{format(row.limits['sampling'], '.0%') if own else ''} | {training} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def drawing(rows: Sequence[Row]) -> str:
+    """Seconds a step of every runner as bars, an SVG of its own."""
+    bars = [(row.workload, runner, row.seconds[runner]) for row in rows for runner in row.seconds]
+    if not bars:
+        return ""
+    longest = max(seconds for *_, seconds in bars)
+    parts = []
+    for place, (work, runner, seconds) in enumerate(bars):
+        top, width = 24 + 22 * place, 420 * seconds / longest
+        colour = "#2f6f9f" if runner == "burnish" else "#b8b8b8"
+        parts.append(f'<text x="150" y="{top + 12}" text-anchor="end">{work}, {runner}</text>')
+        parts.append(f'<rect x="158" y="{top}" width="{width:.1f}" height="15" fill="{colour}"/>')
+        parts.append(f'<text x="{164 + width:.1f}" y="{top + 12}">{seconds:.1f} s</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="660" height="{34 + 22 * len(bars)}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="158" y="14" font-weight="bold">Seconds a step</text>{"".join(parts)}</svg>\n'
+    )
+
+
+def _write(
+    found: Mapping[str, Any], works: Sequence[Workload], orders: Mapping[tuple[str, bool], Order], speeds: floor.Speeds,
+    out: Path,
+) -> None:  # fmt: skip
+    rows = []
+    for work in works:
+        answers = [answer for answer in found["answers"] if answer["workload"] == work.name]
+        if any(answer["runner"] == "burnish" for answer in answers):
+            rows.append(summed_up(answers, orders[work.name, False], speeds))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "bench.md").write_text(table(rows, found), encoding="utf-8")
+    (out / "bench.svg").write_text(drawing(rows), encoding="utf-8")
