@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
@@ -189,11 +190,7 @@ class Session:
 def write_learner(learner: Learner, folder: Path) -> None:
     """Fills a checkpoint folder: ``model/`` and ``optimizer.safetensors``."""
     learner.policy.save(folder / "model")
-    tensors = {}
-    for name, parameter in learner.policy.trainable().items():
-        for key, value in learner.optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
-    save_file(tensors, folder / "optimizer.safetensors")
+    write_optimizer(learner.optimizer, learner.policy.trainable(), folder)
 
 
 def restore(learner: Learner, checkpoint: Checkpoint) -> None:
@@ -206,23 +203,35 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     try:
         baseline = float(state["baseline"])
         learner.policy.load(checkpoint.folder / "model")
-        tensors = load_file(checkpoint.folder / "optimizer.safetensors")
+        restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
             f"{checkpoint.folder} cannot be read ({error}); delete it to go on from an older checkpoint"
         ) from error
-    places = {name: learner.optimizer.state[parameter] for name, parameter in learner.policy.trainable().items()}
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        if name not in places:
-            raise InputError(f"{checkpoint.folder}: optimizer state of '{name}', which this policy does not have")
-        parameter = learner.policy.trainable()[name]
-        # The step counter of AdamW stays on the CPU; the moments lie where their parameter does.
-        places[name][kind] = value if kind == "step" else value.to(parameter.device)
     learner.step = checkpoint.step
     learner.baseline = baseline
+
+
+def write_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Writes the optimizer's state into ``optimizer.safetensors``, by the names of the parameters."""
+    tensors = {}
+    for name, parameter in trainable.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Takes over what ``write_optimizer`` wrote. Raises InputError where it is of other parameters."""
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        if name not in trainable:
+            raise InputError(f"{folder}: optimizer state of '{name}', which this policy does not have")
+        parameter = trainable[name]
+        # The step counter of AdamW stays on the CPU; the moments lie where their parameter does.
+        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
 
 
 def optimizer_for(policy: Policy, settings: Any) -> torch.optim.Optimizer:

@@ -1,28 +1,24 @@
 """The recipe: everything a run depends on, in one TOML file.
 
-Models first, then reading and overriding, then what names refer to. Whatever cannot work is refused here, before a
+Models first, then what names refer to; the file is read in ``recipe_file``. Whatever cannot work is refused here, before a
 model is loaded, with the key's path, the value, what was expected and the nearest right spelling.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from burnish.errors import InputError
+from burnish.recipe_file import RECIPES as RECIPES
+from burnish.recipe_file import read_data, validated
+from burnish.recipe_file import shipped as shipped
 from burnish.registry import nearest
 from burnish.types import SamplingParams
-
-# In a wheel the recipes lie inside the package, in a checkout beside it.
-RECIPES = next(
-    folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
-)
 
 
 class Section(BaseModel):
@@ -122,6 +118,8 @@ class RewardSection(OpenSection):
 
 
 class Optimizer(Section):
+    """AdamW (arXiv 1711.05101) and its learning rate over the run."""
+
     learning_rate: float = Field(1e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
@@ -170,8 +168,8 @@ class Guards(Section):
     """Steps averaged at either end of that comparison."""
 
 
-class Recipe(Section):
-    """One run. Every default is written out in the run folder's ``recipe.toml``."""
+class Job(Section):
+    """What the recipes of all verbs that train have. Every default is written out in the run folder's ``recipe.toml``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
@@ -179,13 +177,22 @@ class Recipe(Section):
     threads: int | None = Field(None, ge=1)
     """CPU threads; None takes what torch chooses. The same bits need the same number."""
     policy: PolicySection = PolicySection()
+    optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
+
+    def toml(self) -> str:
+        """The recipe with every default written out; reading it gives the same recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+class Recipe(Job):
+    """One run of ``burnish train``."""
+
     task: TaskSection = TaskSection()
     sampling: Sampling = Sampling()
     algorithm: Algorithm = Algorithm()
     reward: list[RewardSection] = Field(min_length=1)
-    optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpoint = Checkpoint()
     guards: Guards = Guards()
 
     @model_validator(mode="after")
@@ -198,10 +205,6 @@ class Recipe(Section):
             raise ValueError("every reward has weight 0, so there is nothing to learn: give one a weight")
         return self
 
-    def toml(self) -> str:
-        """The recipe with every default written out; reading it gives the same recipe."""
-        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
-
 
 def _without_none(value: Any) -> Any:
     # TOML has no null: a key that is None is left out, which means the same.
@@ -210,11 +213,6 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(item) for item in value]
     return value
-
-
-def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come with burnish."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
 def load_recipe(
@@ -229,119 +227,10 @@ def load_recipe(
     Raises:
         InputError: the file is missing or broken, or the recipe cannot work.
     """
-    if isinstance(source, Mapping):
-        data, where = dict(source), "recipe"
-    else:
-        path = _find(source)
-        where = str(path)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path}: not valid TOML: {error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-            ) from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    data.update(changes or {})
-    for override in overrides:
-        _apply(data, override)
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error)}") from error
+    data, where = read_data(source, overrides, changes=changes)
+    recipe = validated(Recipe, data, where)
     check_names(recipe, where)
     return recipe
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
-    if str(source) in shipped():
-        return shipped()[str(source)]
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name the recipe's .toml file")
-    names = list(shipped())
-    raise InputError(
-        f"no recipe '{source}'{nearest(str(source), names)}: name a .toml file or one of: {', '.join(names)}"
-    )
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, or as plain text where it is none."""
-    key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
-        raise InputError(f"override '{override}': write it as key=value or section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    place: Any = data
-    for depth, part in enumerate(path[:-1]):
-        if isinstance(place, list):
-            place = _item(place, part, override)
-        else:
-            # Copied on the way down: what the caller handed in is never changed.
-            below = place.get(part, {})
-            below = [dict(item) for item in below] if isinstance(below, list) else below
-            if not isinstance(below, dict | list):
-                raise InputError(f"override '{override}': {'.'.join(path[: depth + 1])} is a value, not a section")
-            place[part] = dict(below) if isinstance(below, dict) else below
-            place = place[part]
-    if isinstance(place, list):
-        raise InputError(f"override '{override}': write the item's number too, as in reward.0.weight=1.0")
-    place[path[-1]] = value
-
-
-def _item(items: list[Any], part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise InputError(f"override '{override}': '{part}' is no item; write a number from 0 to {len(items) - 1}")
-    return items[int(part)]
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line, and how many more there are."""
-    problems = error.errors()
-    first = problems[0]
-    # pydantic names the branch of a union in the path, which is no key: policy.lora.targets.list[str].
-    parts = [str(part) for part in first["loc"] if not re.search(r"[\[\]'\"]", str(part))]
-    path = ".".join(parts)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        return f"unknown key '{path}'{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(known)}{more}"
-    if first["type"] == "missing":
-        hint = ': add a [[reward]] table, for instance use = "bleu"' if path == "reward" else ""
-        return f"'{path}' is missing{hint}{more}"
-    if path == "reward" and first["type"] == "list_type":
-        return f"reward must be a list of tables: write [[reward]] with two brackets{more}"
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    if first["type"] == "value_error":
-        return f"{path + ': ' if path else ''}{message}{more}"
-    return f"{path} = {first['input']!r}: {message[0].lower() + message[1:]}{more}"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        if field is None:
-            break
-        model = next(
-            (kind for kind in _classes(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)),
-            model,
-        )
-    return list(model.model_fields)
-
-
-def _classes(annotation: Any) -> list[Any]:
-    parts = getattr(annotation, "__args__", ())
-    return [annotation, *(inner for part in parts for inner in _classes(part))]
 
 
 def check_names(recipe: Recipe, where: str = "recipe") -> None:

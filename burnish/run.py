@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from burnish.errors import BurnishError, InputError
 
 if TYPE_CHECKING:
-    from burnish.recipe import Recipe
+    from burnish.recipe import Job
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 TIMINGS = ("time/", "tokens_per_second")
@@ -53,10 +53,15 @@ class Checkpoint:
 
 
 class Run:
-    """One run folder, held by one process at a time."""
+    """One run folder, held by one process at a time.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        verb: the command that goes on with it, for messages.
+    """
+
+    def __init__(self, folder: Path, verb: str = "train") -> None:
         self.folder = folder
+        self.verb = verb
         self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -70,7 +75,14 @@ class Run:
             ) from error
 
     @classmethod
-    def create(cls, recipe: Recipe, folder: Path | None = None, environment: Mapping[str, Any] | None = None) -> Run:
+    def create(
+        cls,
+        recipe: Job,
+        folder: Path | None = None,
+        environment: Mapping[str, Any] | None = None,
+        *,
+        verb: str = "train",
+    ) -> Run:
         """Makes a new run folder. Raises InputError where it holds a run already, BurnishError where it cannot be made."""
         place = folder or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if folder is None:
@@ -80,19 +92,19 @@ class Run:
         with explained(f"cannot make the run folder {place}"):
             (place / "checkpoints").mkdir(parents=True, exist_ok=True)
             (place / "evaluation").mkdir(exist_ok=True)
-            run = cls(place)
+            run = cls(place, verb)
             write_json(place / "environment.json", environment or {})
             # The recipe comes last: a folder with a recipe is a run.
             write_text(place / "recipe.toml", recipe.toml())
         return run
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, verb: str = "train") -> Run:
         """Takes up an existing run folder. Raises InputError where there is none."""
         if not (folder / "recipe.toml").is_file():
             raise InputError(f"{folder} is no run folder: it has no recipe.toml")
         with explained(f"cannot write to the run folder {folder}"):
-            return cls(folder)
+            return cls(folder, verb)
 
     def close(self) -> None:
         self._lock.release()
@@ -194,8 +206,13 @@ class Run:
             write_text(self.folder / name, text)
 
     @property
+    def going_on(self) -> str:
+        """The command that takes the run up again."""
+        return f"burnish {self.verb} --resume {self.folder}"
+
+    @property
     def after_making_room(self) -> str:
-        return f"make room, then go on with: burnish train --resume {self.folder}"
+        return f"make room, then go on with: {self.going_on}"
 
     def discard(self) -> None:
         """Takes away what ``create`` made, of a run that never began; other files in the folder stay."""

@@ -25,7 +25,7 @@ from burnish.batching import TokenBudget, microbatches
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.protocols import Policy, Sampler, Scorer
-from burnish.recipe import Recipe
+from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.types import Batch, Completion, Prompt, Scores
 
@@ -261,7 +261,7 @@ def refuse_non_finite(step: int, loss: float, grad_norm: float) -> None:
             )
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def learning_rate(recipe: Job, step: int) -> float:
     """The rate of a step (counted from 1): linear warm-up, then constant or linear to zero after the last step."""
     optimizer = recipe.optimizer
     if step <= optimizer.warmup_steps:

@@ -16,7 +16,7 @@ from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
 from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler
-from burnish.recipe import PolicySection, Recipe
+from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
@@ -160,7 +160,7 @@ def build_policy(
     return policy, sampler_for(policy)
 
 
-def environment(recipe: Recipe) -> Mapping[str, Any]:
+def environment(recipe: Job) -> Mapping[str, Any]:
     """What besides the recipe a result may depend on."""
     import os
     import platform

@@ -140,6 +140,25 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         ),
         description="350 English news articles of 2000-2001, one a line",
     ),
+    CatalogueEntry(
+        name="hsk-sentences",
+        kind="data",
+        package="hsk-sentences-audio",
+        version="1.0.0",
+        wheel="hsk_sentences_audio-1.0.0-py3-none-any.whl",
+        wheel_sha256="9bf16cc7b48a24a10af83d377439d3c6f7571a380937f4645a1cd1590d5d0335",
+        wheel_size=884_413,
+        files=(
+            CatalogueFile(
+                path="hsk_sentences_audio/data/sentences.json",
+                sha256="8f8ffd34eee29f395724ce060cad22511eeeabb7af731d5b5879dc0548e01660",
+                size=6_434_365,
+            ),
+        ),
+        licence="CC-BY-SA-4.0",
+        notice="graded sentences for learners of Chinese; share what you make of the sentences under the same licence",
+        description="4,354 Chinese sentences with English translations, pinyin and HSK level",
+    ),
 )
 
 

@@ -26,7 +26,7 @@ TASKS: Registry[TaskFactory] = Registry(
 )
 
 
-def check_task_options(factory: TaskFactory, options: Mapping[str, Any]) -> None:
+def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises InputError where a recipe's keys are not the task's options, or of another type."""
     parameters = inspect.signature(factory).parameters
     for key, value in options.items():

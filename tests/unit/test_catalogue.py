@@ -122,8 +122,8 @@ def leftovers() -> list[str]:
 
 
 def test_shipped_entries_are_sound() -> None:
-    assert names() == ["lee-news", "smollm2-135m"]
-    assert (names("model"), names("data")) == (["smollm2-135m"], ["lee-news"])
+    assert names() == ["hsk-sentences", "lee-news", "smollm2-135m"]
+    assert (names("model"), names("data")) == (["smollm2-135m"], ["hsk-sentences", "lee-news"])
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
     for entry in ENTRIES:
         assert entry.files and entry.licence and entry.notice
@@ -134,7 +134,7 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: lee-news"):
+    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: hsk-sentences, lee-news"):
         fetch("x")
 
 

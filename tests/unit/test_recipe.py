@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import InputError
-from burnish.recipe import RECIPES, Recipe, load_recipe, shipped
+from burnish.recipe import Recipe, load_recipe, shipped
 
 SMALL: dict[str, Any] = {"name": "small", "reward": [{"use": "exact"}], "task": {"use": "toy"}}
 
@@ -27,7 +27,7 @@ def with_(path: str, value: Any) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(shipped()))
 class TestShipped:
     def test_is_valid_and_listed(self, name):
         recipe = load_recipe(name)

@@ -1,0 +1,87 @@
+"""Losses on preferences: tensors in, tensors out.
+
+Shapes: M pairs (or M single completions for KTO). A log-ratio is the sum over a completion's tokens of
+log pi(y|x) - log pi_ref(y|x), in nats; a score is what a reward model says of a whole text. Every function returns one
+loss a pair, so that the caller weighs and sums; none averages.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centre: float = 0.0) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected - margin) + centre * (r_chosen + r_rejected)^2, [M].
+
+    The first term is minus the log-likelihood of the Bradley-Terry model (Bradley and Terry 1952; for language models
+    arXiv 2203.02155, equation 1), with the margin of arXiv 2307.09288, equation 2. A comparison says nothing of the level of
+    the scores; the second term (arXiv 2312.09244) holds their mean at zero.
+
+    Args:
+        chosen, rejected: scores, [M].
+        margin: how much better the chosen is said to be, [M] or one number.
+        centre: coefficient of the second term; 0 leaves it out.
+    """
+    loss = -logsigmoid(chosen - rejected - margin)
+    return loss + centre * (chosen + rejected) ** 2 if centre else loss
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta (h_chosen - h_rejected)), [M]: direct preference optimisation, arXiv 2305.18290, equation 7.
+
+    Args:
+        chosen, rejected: log-ratios h, [M].
+        beta: the strength of the pull towards the reference, above 0.
+    """
+    return -logsigmoid(beta * (chosen - rejected))
+
+
+def ipo_loss(chosen: Tensor, rejected: Tensor, tau: float) -> Tensor:
+    """(h_chosen - h_rejected - 1 / (2 tau))^2, [M]: identity preference optimisation, arXiv 2310.12036, equation 17.
+
+    The gap has a target, so that a pair that is always judged alike does not drive it to infinity as it does in DPO.
+    Log-ratios are sums over tokens, as in the paper; some implementations take means.
+
+    Args:
+        chosen, rejected: log-ratios h, [M].
+        tau: regularisation, above 0; the paper's beta of DPO.
+    """
+    return (chosen - rejected - 1 / (2 * tau)) ** 2
+
+
+def kto_loss(
+    ratios: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor | float,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """lambda_y - v(x, y), [M]: Kahneman-Tversky optimisation, arXiv 2402.01306, equation 8.
+
+    v = lambda_D sigmoid(beta (h - z0)) for what is desirable, lambda_U sigmoid(beta (z0 - h)) for what is not.
+
+    Args:
+        ratios: log-ratios h, [M].
+        desirable: bool, [M].
+        reference_point: z0, without gradient; see ``kto_reference_point``.
+        beta: risk aversion, above 0.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U.
+    """
+    gain = beta * (ratios - reference_point)
+    weight = torch.where(
+        desirable, torch.full_like(gain, desirable_weight), torch.full_like(gain, undesirable_weight)
+    )  # fmt: skip
+    return weight * (1 - torch.where(desirable, gain, -gain).sigmoid())
+
+
+def kto_reference_point(mismatched: Tensor) -> Tensor:
+    """z0 = max(0, mean of the log-ratios), a scalar without gradient, arXiv 2402.01306.
+
+    Args:
+        mismatched: [M], log-ratios of each prompt with another prompt's completion: a rough estimate of
+            KL(pi || pi_ref) that needs no sampling.
+    """
+    return mismatched.detach().mean().clamp_min(0)

@@ -1,0 +1,1 @@
+"""What comes before and beside reinforcement learning: fine-tuning on examples, reward models, preference optimisation."""

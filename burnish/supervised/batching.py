@@ -1,0 +1,50 @@
+"""Which examples a step sees, and how they are packed into microbatches. Neither changes what is learnt: weights count
+over the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Draw:
+    """The examples of each step: an epoch is a new order of all, and steps read on where the last one ended.
+
+    A function of seed and step alone, so a resumed run sees the same examples.
+    """
+
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        self.count, self.per_step, self.seed = count, per_step, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def step(self, step: int) -> list[int]:
+        """Places of the examples of a step, counted from 1."""
+        places = range((step - 1) * self.per_step, step * self.per_step)
+        return [int(self._order(place // self.count)[place % self.count]) for place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # A small step needs two epochs at most; a long run must not keep them all.
+            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 1, epoch])))
+            self._orders[epoch] = generator.permutation(self.count)
+        return self._orders[epoch]
+
+
+def packed(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Places grouped so that the sizes of a group sum to at most ``limit``: first fit, the largest first.
+
+    An item above the limit has a group of its own. Places within a group are in order.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
+        fits = next((group for group, left in enumerate(room) if sizes[place] <= left), None)
+        if fits is None:
+            groups.append([])
+            room.append(limit)
+            fits = len(groups) - 1
+        groups[fits].append(place)
+        room[fits] -= sizes[place]
+    return [sorted(group) for group in groups]
