@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from burnish.recipe import load_recipe as load_recipe
     from burnish.rewards.combine import combine as combine
     from burnish.rewards.registry import reward as reward
+    from burnish.supervised.verbs import SupervisedResult as SupervisedResult
+    from burnish.supervised.verbs import prefer as prefer
+    from burnish.supervised.verbs import sft as sft
     from burnish.types import Completion as Completion
     from burnish.types import Group as Group
     from burnish.types import Prompt as Prompt
@@ -32,9 +35,12 @@ _HOMES = {
     "Prompt": "burnish.types",
     "Recipe": "burnish.recipe",
     "Result": "burnish.api",
+    "SupervisedResult": "burnish.supervised.verbs",
     "combine": "burnish.rewards.combine",
     "load_recipe": "burnish.recipe",
+    "prefer": "burnish.supervised.verbs",
     "reward": "burnish.rewards.registry",
+    "sft": "burnish.supervised.verbs",
     "train": "burnish.api",
 }
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build, environment, task_prompts
 from burnish.catalogue import entries
-from burnish.catalogue.convert import check_model_folder, resolve_model
+from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
@@ -22,7 +22,8 @@ from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer
-from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
+from burnish.recipe import Job, Recipe, RewardSection, load_recipe, shipped
+from burnish.recipe_file import VERBS
 from burnish.registry import nearest
 from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
@@ -35,6 +36,7 @@ from burnish.types import Completion, Prompt, SamplingParams
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
 
 RewardName = str | Callable[..., Any]
+J = TypeVar("J", bound=Job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def _run(
         return Run.open(Path(resume))
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
-    chosen = _with_absolute_model(_recipe(recipe, rewards, overrides, changes))
+    chosen = with_absolute_model(_recipe(recipe, rewards, overrides, changes))
     return Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
 
 
@@ -124,7 +126,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     """Builds what the run's recipe names, and trains to the end."""
     read = load_recipe(run.folder / "recipe.toml")
     if not fresh:
-        _warn_of_changes(run, environment(read), observer)
+        warn_of_changes(run, environment(read), observer)
     try:
         learner, held_out = build(read, offline=offline, observer=observer)
     except BurnishError:
@@ -136,7 +138,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 
-def _warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
+def warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
     """Says which of the things that a run's bits hang on are no longer what they were."""
     path = run.folder / "environment.json"
     try:
@@ -163,7 +165,7 @@ def _recipe(
     return load_recipe(source, overrides, changes=changed)
 
 
-def _with_absolute_model(recipe: Recipe) -> Recipe:
+def with_absolute_model(recipe: J) -> J:
     """A recipe that means the same model wherever the run is taken up again."""
     model = recipe.policy.model
     folder = Path(model).expanduser()
@@ -231,22 +233,8 @@ def evaluate(
 
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
-    source = _weights(name, offline=offline, observer=observer)
+    source = resolve_model(name, offline=offline, observer=observer)
     return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline)
-
-
-def _weights(name: str, *, offline: bool, observer: Observer) -> Path | str:
-    """Where the weights of a run folder, a model folder, a catalogue name or a hub id lie.
-
-    Raises:
-        InputError: the run has no checkpoint, or as ``resolve_model``.
-    """
-    run = Path(name).expanduser()
-    if (run / "recipe.toml").is_file():
-        if not (run / "model").is_dir():
-            raise InputError(f"{name}: this run has no checkpoint yet; go on with: burnish train --resume {name}")
-        return check_model_folder(run / "model")
-    return resolve_model(name, offline=offline, observer=observer)
 
 
 def generate(
@@ -261,7 +249,7 @@ def generate(
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
     with _watching(observer) as watcher:
-        sampler = sampler_for(load_model(_weights(model, offline=offline, observer=watcher), offline=offline))
+        sampler = sampler_for(load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline))
         groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
 
@@ -313,7 +301,9 @@ def listing(what: str) -> list[dict[str, str]]:
         "tasks": lambda: [(name, _first_line(TASKS.get(name))) for name in TASKS.names()],
         "models": lambda: _catalogue("model"),
         "data": lambda: _catalogue("data"),
-        "recipes": lambda: [(name, _first_comment(path)) for name, path in shipped().items()],
+        "recipes": lambda: [
+            (name, _first_comment(path)) for kind in (None, *VERBS) for name, path in shipped(kind).items()
+        ],
     }
     if what not in kinds:
         raise InputError(f"cannot list '{what}'{nearest(what, kinds)}: {', '.join(kinds)}")

@@ -10,14 +10,20 @@ import json as json_module
 import os
 import signal
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from burnish import __version__
 from burnish.errors import BurnishError, InputError
+
+if TYPE_CHECKING:
+    from burnish.recipe import Job
+    from burnish.supervised.recipe import SupervisedRecipe
+    from burnish.supervised.verbs import SupervisedResult
 
 app = typer.Typer(
     help="Improve a language model by reinforcement learning, and prove that it improved.",
@@ -33,6 +39,10 @@ Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; say wha
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as steps=50.")
 ]
+RecipeName = Annotated[str | None, typer.Argument(help="A shipped recipe's name or a TOML file.")]
+RunDir = Annotated[Path | None, typer.Option(help="Where to write; runs/<name>-<time> if left out.")]
+Resume = Annotated[Path | None, typer.Option(help="A run folder to go on with.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it in full, load nothing.")]
 
 
 def main() -> None:
@@ -92,30 +102,35 @@ def _print_json(value: Any) -> None:
     print(json_module.dumps(value, ensure_ascii=False, indent=1))
 
 
+def _one_of(recipe: str | None, resume: Path | None) -> None:
+    if (recipe is None) == (resume is None):
+        raise InputError("name a recipe (burnish list recipes) or a run with --resume, one of the two")
+
+
+def _show_recipe(recipe: Job, *, json: bool) -> None:
+    if json:
+        _print_json(recipe.model_dump(mode="json"))
+    else:
+        print(recipe.toml(), end="")
+
+
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name or a TOML file.")] = None,
+    recipe: RecipeName = None,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where to write; runs/<name>-<time> if left out.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe, print it in full, load nothing.")
-    ] = False,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
     """Train by a recipe; ends with the held-out evaluation and the report's path."""
-    if (recipe is None) == (resume is None):
-        raise InputError("name a recipe (burnish list recipes) or a run with --resume, one of the two")
+    _one_of(recipe, resume)
     if dry_run:
         from burnish.recipe import load_recipe
 
-        checked = load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or [])
-        if json:
-            _print_json(checked.model_dump(mode="json"))
-        else:
-            print(checked.toml(), end="")
+        _show_recipe(load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or []), json=json)
         return
     from burnish.api import train as run_training
     from burnish.reports.progress import make_observer
@@ -135,6 +150,68 @@ def train(
         return
     print_evaluation(result.evaluation)
     print(f"\nmodel   {result.model}\nreport  {result.report}")
+
+
+@app.command()
+def sft(
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Fine-tune on examples: the answers of a recipe's rows become more probable."""
+    from burnish.supervised.recipe import SFTRecipe
+    from burnish.supervised.verbs import sft as run_sft
+
+    _supervised(run_sft, SFTRecipe, recipe, overrides, run_dir, resume, dry_run, quiet, json, offline)
+
+
+@app.command()
+def prefer(
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Learn from pairs of answers which one is preferred, by DPO or IPO."""
+    from burnish.supervised.recipe import PreferRecipe
+    from burnish.supervised.verbs import prefer as run_prefer
+
+    _supervised(run_prefer, PreferRecipe, recipe, overrides, run_dir, resume, dry_run, quiet, json, offline)
+
+
+def _supervised(
+    run: Callable[..., SupervisedResult], kind: type[SupervisedRecipe], recipe: str | None, overrides: list[str] | None,
+    run_dir: Path | None, resume: Path | None, dry_run: bool, quiet: bool, json: bool, offline: bool,
+) -> None:  # fmt: skip
+    """What the verbs for rows of text do with their options."""
+    _one_of(recipe, resume)
+    if dry_run:
+        from burnish.supervised.recipe import load_supervised
+
+        _show_recipe(load_supervised(kind, recipe or (resume or Path()) / "recipe.toml", overrides or []), json=json)
+        return
+    from burnish.reports.progress import make_observer
+    from burnish.reports.tables import print_evaluation
+
+    observer = make_observer(quiet=quiet, json=json)
+    found = run(
+        recipe, overrides=overrides or [], run_dir=run_dir, resume=resume, offline=offline, observer=observer
+    )  # fmt: skip
+    if json:
+        print(json_module.dumps({"event": "result", "evaluation": found.evaluation, "run_dir": str(found.run_dir),
+                                 "model": str(found.model)}, ensure_ascii=False))  # fmt: skip
+        return
+    print_evaluation(found.evaluation)
+    print(f"\nmodel   {found.model}")
 
 
 @app.command()
@@ -210,6 +287,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
     if not (run / "recipe.toml").is_file():
         raise InputError(f"{run} is no run folder: it has no recipe.toml")
+    if (run / "data.json").is_file():
+        raise InputError(f"{run} learnt from rows, and a report shows samples and rewards: read its evaluation.json")
     print(write_report(run))
 
 

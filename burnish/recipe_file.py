@@ -21,8 +21,8 @@ RECIPES = next(
     folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
 )
 
-VERBS = {"sft": "sft", "reward_model": "reward-model", "prefer": "prefer"}
-"""The ``kind`` of a recipe -> the verb that runs it; a recipe without a kind is for ``burnish train``."""
+VERBS = ("sft", "prefer")
+"""The kinds of recipes that are named for the verb that runs them; a recipe without a kind is for ``burnish train``."""
 
 
 def shipped(kind: str | None = None) -> dict[str, Path]:
@@ -73,14 +73,14 @@ def read_data(
 def _refuse_other_verbs(found: Any, wanted: str | None, where: str) -> None:
     if found == wanted:
         return
-    verb = VERBS[wanted] if wanted else "train"
+    verb = wanted or "train"
     if found is None:
         raise InputError(
             f'{where}: no recipe for `burnish {verb}`, which begins with kind = "{wanted}"; '
             "a recipe without a kind is for `burnish train`"
         )
     if found in VERBS:
-        raise InputError(f"{where}: a recipe for `burnish {VERBS[found]}`, not for `burnish {verb}`")
+        raise InputError(f"{where}: a recipe for `burnish {found}`, not for `burnish {verb}`")
     raise InputError(f"{where}: kind = {found!r}: known kinds are {', '.join(VERBS)}; `burnish train` has none")
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import struct
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,21 +66,22 @@ def model_folder(name: str, *, offline: bool = False, observer: Observer | None 
 
 
 def resolve_model(model: str, *, offline: bool = False, observer: Observer | None = None) -> Path | str:
-    """What ``policy.model`` means: a catalogue name, a local folder, or a hub id.
+    """What ``policy.model`` means: a catalogue name, a run folder, a model folder, or a hub id.
 
     Returns:
         A folder that was checked, or the hub id as it stands: the loader brings it, with ``local_files_only`` when
         offline.
 
     Raises:
-        InputError: nothing can be meant by it, or the folder cannot be loaded; the message says what is missing.
+        InputError: nothing can be meant by it, the run has no checkpoint, or the folder cannot be loaded; the message says
+            what is missing.
         BurnishError: as ``model_folder``.
     """
     if model in names():
         return model_folder(model, offline=offline, observer=observer)
     path = Path(model).expanduser()
     if model and path.is_dir():
-        return check_model_folder(path)
+        return check_model_folder(_of_run(path, model) if (path / "recipe.toml").is_file() else path)
     if model and path.exists():
         raise InputError(f"model '{model}' is a file: name the folder that holds config.json and *.safetensors")
     parts = model.split("/")
@@ -98,6 +100,17 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
             f"catalogue: {', '.join(names('model'))}"
         )
     return model
+
+
+def _of_run(run: Path, name: str) -> Path:
+    """The newest weights of a run folder."""
+    if (run / "model").is_dir():
+        return run / "model"
+    try:
+        verb = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8")).get("kind", "train")
+    except ValueError:
+        verb = "train"
+    raise InputError(f"{name}: this run has no checkpoint yet; go on with: burnish {verb} --resume {name}")
 
 
 def check_model_folder(folder: Path) -> Path:

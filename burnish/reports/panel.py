@@ -50,7 +50,8 @@ def _bar(label: str, done: int, total: int, right: str) -> RenderableType:
 
 def _rewards(state: RunState) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append("reward ", style="dim").append(short(state.row.get("reward/mean")), style="bold")
+    word, metric = state.aim
+    line.append(f"{word} ", style="dim").append(short(state.row.get(metric)), style="bold")
     if state.rewards:
         arrow = trend(state.rewards)
         line.append(f"  {sparkline(state.rewards)} ", style="cyan")

@@ -95,7 +95,8 @@ class PlainProgress:
         state = self._state
         state.update(metrics)
         parts = [f"step {state.done:>{len(str(state.steps))}}/{state.steps}"]
-        parts.append(f"reward {short(metrics.get('reward/mean'))}")
+        word, metric = state.aim
+        parts.append(f"{word} {short(metrics.get(metric))}")
         parts += [f"{word} {short(metrics[key])}" for key, word in _SHOWN if number(metrics.get(key)) is not None]
         if number(metrics.get("tokens_per_second")) is not None:
             parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")

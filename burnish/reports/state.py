@@ -48,6 +48,11 @@ class RunState:
     seconds: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
+    @property
+    def aim(self) -> tuple[str, str]:
+        """What a run is about, in a word and as a metric: its reward, or its loss where it has none."""
+        return ("loss", "loss") if "loss" in self.row and "reward/mean" not in self.row else ("reward", "reward/mean")
+
     def start(self, name: str, steps: int, first_step: int) -> None:
         self.name, self.steps, self.done = printable(name), steps, max(0, first_step - 1)
 
@@ -55,7 +60,7 @@ class RunState:
         self.row = row
         step = number(row.get("step"))
         self.done = self.done + 1 if step is None else int(step)
-        if (reward := number(row.get("reward/mean"))) is not None:
+        if (reward := number(row.get(self.aim[1]))) is not None:
             self.rewards.append(reward)
         phases = [number(row.get(f"time/{phase}")) for phase in ("generate", "score", "update")]
         spent = number(row.get("time/step")) or sum(phase for phase in phases if phase)

@@ -22,6 +22,10 @@ TITLES = {
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "length": "length in tokens",
+    "truth_nll": "true text, nats per token",
+    "preference_accuracy": "preference accuracy",
+    "preference_margin": "preference margin, nats",
+    "chosen_perplexity": "chosen-answer perplexity",
 }
 
 EXPLANATIONS = {
@@ -31,6 +35,7 @@ EXPLANATIONS = {
     "chrf": "character overlap with the true continuation, 0 to 100",
     "distinct_1": "share of different words",
     "distinct_2": "share of different word pairs",
+    "chosen_perplexity": "of preferred held-out answers under the trained model",
 }
 
 ARROWS = {"higher": "↑", "lower": "↓"}

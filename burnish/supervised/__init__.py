@@ -1,1 +1,1 @@
-"""What comes before and beside reinforcement learning: fine-tuning on examples, reward models, preference optimisation."""
+"""What comes before and beside reinforcement learning: fine-tuning on examples, and preference optimisation."""

@@ -37,8 +37,7 @@ class Encoded:
         return len(self.prompt_ids) + len(self.token_ids)
 
     def completion(self) -> Completion:
-        """A new object at each call: a frozen model remembers completions by what they are (see ``Remembering``), and a
-        resumed run must not find fewer of them than one never stopped."""
+        """As the policy sees it. Nobody sampled it: its ``sampler_logprobs`` say nothing."""
         reason: FinishReason = "length" if self.cut else "stop"
         return Completion(
             Prompt(self.unit, self.prompt), self.prompt_ids, self.token_ids, self.text, (0.0,) * len(self.token_ids),

@@ -4,7 +4,6 @@ in silence."""
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,25 @@ from typing import Any
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
-from burnish.supervised.rows import Broken, Dialogue, Labelled, Pair, Row, Rows, Text, Turn, digest, unrepeated
+from burnish.supervised.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, unrepeated
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),
     "completion": ("prompt", "completion"),
     "text": ("text",),
     "pairs": ("prompt", "chosen", "rejected"),
-    "labels": ("prompt", "completion", "label"),
 }
 """Format -> the columns it needs."""
-OPTIONAL: Mapping[str, tuple[str, ...]] = {"pairs": ("margin",)}
 ROLES = ("system", "user", "assistant")
 
 
 class JsonLines:
-    """A file of JSON lines: chat, completion, text, pairs or labels.
+    """A file of JSON lines: chat, completion, text or pairs.
 
     Args:
         path: the file; a relative path is meant from the folder the command runs in.
         format: "chat" (``messages``: a list of ``{"role", "content"}``), "completion" (``prompt``, ``completion``),
-            "text" (``text``), "pairs" (``prompt``, ``chosen``, ``rejected`` and, if wanted, ``margin``) or "labels"
-            (``prompt``, ``completion``, ``label``: true or false).
+            "text" (``text``) or "pairs" (``prompt``, ``chosen``, ``rejected``).
         columns: the file's own names for these, such as ``{ prompt = "question" }``.
 
     Raises:
@@ -45,7 +41,7 @@ class JsonLines:
             raise InputError('data.path is missing: name the file, as in path = "data.jsonl"')
         if format not in COLUMNS:
             raise InputError(f"data.format = '{format}'{nearest(format, COLUMNS)}: write one of {', '.join(COLUMNS)}")
-        known = (*COLUMNS[format], *OPTIONAL.get(format, ()))
+        known = COLUMNS[format]
         for name, column in (columns or {}).items():
             if name not in known or not isinstance(column, str):
                 raise InputError(
@@ -92,7 +88,7 @@ class JsonLines:
             if self.columns[name] not in row:
                 listed = ", ".join(list(map(str, row))[:8])
                 raise ValueError(f"no column '{self.columns[name]}'{nearest(self.columns[name], row)}; it has {listed}")
-        return {name: row[column] for name, column in self.columns.items() if column in row}
+        return {name: row[column] for name, column in self.columns.items()}
 
     def _chat(self, values: Mapping[str, Any]) -> Dialogue:
         messages = values["messages"]
@@ -120,17 +116,7 @@ class JsonLines:
         chosen, rejected = self._string(values, "chosen"), self._string(values, "rejected")
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same text")
-        margin = values.get("margin", 0.0)
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < math.inf:
-            raise ValueError(f"'{self.columns['margin']}' is {str(margin)[:40]!r}, not a number of at least 0")
-        return Pair(prompt, chosen, rejected, digest(prompt or chosen), float(margin))
-
-    def _labels(self, values: Mapping[str, Any]) -> Labelled:
-        prompt = self._string(values, "prompt", empty=True)
-        completion, label = self._string(values, "completion"), values["label"]
-        if not isinstance(label, bool):
-            raise ValueError(f"'{self.columns['label']}' is {str(label)[:40]!r}, not true or false")
-        return Labelled(prompt, completion, label, digest(prompt or completion))
+        return Pair(prompt, chosen, rejected, digest(prompt or chosen))
 
     def _string(self, values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
         value = values[name]

@@ -1,4 +1,4 @@
-"""The four kinds of rows to learn from, and which side of the split a row is on."""
+"""The three kinds of rows to learn from, and which side of the split a row is on."""
 
 from __future__ import annotations
 
@@ -42,27 +42,16 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of a prompt, one preferred, by a margin that may be 0."""
+    """Two completions of a prompt, one preferred."""
 
     prompt: str
     chosen: str
     rejected: str
     unit: str
-    margin: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A completion that was found good (True) or bad."""
-
-    prompt: str
-    completion: str
-    label: bool
-    unit: str
-
-
-Row = Dialogue | Text | Pair | Labelled
-R = TypeVar("R", Dialogue, Text, Pair, Labelled, Row)
+Row = Dialogue | Text | Pair
+R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)

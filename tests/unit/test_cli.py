@@ -101,7 +101,7 @@ class TestList:
         assert {"bleu", "exact", "perplexity", "repetition"} <= names("rewards")
         assert {"news", "toy"} <= names("tasks")
         assert "smollm2-135m" in names("models")
-        assert names("recipes") == set(shipped())
+        assert names("recipes") == set(shipped()) | set(shipped("sft")) | set(shipped("prefer"))
 
     def test_another_kind(self, monkeypatch, capsys):
         assert run(monkeypatch, "list", "reward") == 2

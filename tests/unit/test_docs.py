@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import task_prompts
 from burnish.cli import app
-from burnish.recipe import Recipe, load_recipe
+from burnish.recipe import Job, Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
+from burnish.supervised.recipe import PreferRecipe, SFTRecipe
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
@@ -66,6 +67,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
 def test_every_key_of_a_recipe_is_explained_with_its_default() -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read("docs/recipe.md"), re.M)
     assert sorted(rows) == sorted(keys(Recipe))
+
+
+@pytest.mark.parametrize("page", ["docs/supervised.md", "docs/supervised.zh-CN.md"])
+def test_every_key_of_the_recipes_for_rows_is_explained_with_its_default(page: str) -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
+    assert sorted(rows) == sorted({*keys(SFTRecipe), *keys(PreferRecipe)} - {*keys(Job)})
 
 
 @pytest.mark.parametrize("name", REWARDS.names())

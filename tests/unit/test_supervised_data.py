@@ -1,8 +1,9 @@
-"""Losses on preferences by hand, rows out of files, the split and the packing."""
+"""Losses on preferences by hand, rows out of files, the split, the draw and the recipes."""
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections import Counter
 
 import pytest
@@ -16,10 +17,10 @@ from burnish.algorithms.preference import (
     kto_reference_point,
 )
 from burnish.errors import InputError
-from burnish.recipe import load_recipe
-from burnish.supervised.batching import Draw, packed
+from burnish.recipe import load_recipe, shipped
+from burnish.supervised.draw import Draw
 from burnish.supervised.jsonl import JsonLines
-from burnish.supervised.recipe import load_supervised
+from burnish.supervised.recipe import PreferRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.rows import Pair, Text, digest, split
 from burnish.supervised.sources import _exchanged
 
@@ -81,27 +82,23 @@ class TestJsonLines:
 
     def test_every_line_is_a_row_or_listed(self, tmp_path):
         lines = [
-            '{"question": "a", "chosen": "b", "rejected": "c", "margin": 2}',
+            '{"question": "a", "chosen": "b", "rejected": "c", "more": 2}',
             "{not json",
             "",
             '{"question": "a", "chosen": "b"}',
             '{"question": 1, "chosen": "b", "rejected": "c"}',
             '{"question": "a", "chosen": "b", "rejected": "b"}',
             '{"question": "a", "chosen": " ", "rejected": "b"}',
-            '{"question": "a", "chosen": "b", "rejected": "c", "margin": -1}',
-            '{"question": "a", "chosen": "b", "rejected": "c", "margin": 2}',
+            '{"question": "a", "chosen": "b", "rejected": "c"}',
             "[1]",
         ]
         found = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
-        assert found.rows == (Pair("a", "b", "c", digest("a"), 2.0),)
+        assert found.rows == (Pair("a", "b", "c", digest("a")),)
         assert found.repeats == 1
-        assert [broken.place for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 8, 10)]
+        assert [broken.place for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
         assert "no column 'rejected'" in found.broken[1].reason
 
-    def test_labels_and_chat(self, tmp_path):
-        labels = '{"prompt": "a", "completion": "b", "label": true}\n{"prompt": "a", "completion": "b", "label": 1}'
-        found = self.rows(tmp_path, labels, format="labels")
-        assert (len(found.rows), len(found.broken)) == (1, 1)
+    def test_chat(self, tmp_path):
         chat = (
             '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
             '{"messages": [{"role": "user", "content": "q"}]}\n{"messages": [{"role": "tool", "content": "q"}]}'
@@ -143,15 +140,6 @@ def test_false_continuations_are_others_of_the_same_side_each_once():
         assert passages[place[text]][0] != passages[n][0]
 
 
-def test_packing_keeps_everything_within_the_limit():
-    sizes = [5, 9, 3, 12, 1, 4, 4]
-    groups = packed(sizes, 10)
-    assert sorted(place for group in groups for place in group) == list(range(7))
-    assert all(sum(sizes[place] for place in group) <= 10 or len(group) == 1 for group in groups)
-    # By hand, largest first: 12 alone; 9 takes the 1 at last; 5 and the first 4; the second 4 and 3.
-    assert groups == [[3], [1, 4], [0, 5], [2, 6]]
-
-
 def test_each_epoch_sees_each_example_once_and_any_step_can_be_drawn_first():
     draw = Draw(10, 4, seed=3)
     seen = [place for step in range(1, 6) for place in draw.step(step)]
@@ -163,25 +151,40 @@ def test_each_epoch_sees_each_example_once_and_any_step_can_be_drawn_first():
 SFT = {"kind": "sft", "name": "small", "data": {"use": "news"}}
 
 
+PREFER = {"kind": "prefer", "name": "small", "data": {"use": "news-pairs"}}
+
+
 class TestRecipes:
     def test_the_verbs_do_not_take_each_others_recipes(self):
         with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish train`"):
             load_recipe(SFT)
         with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish prefer`"):
-            load_supervised("prefer", SFT)
+            load_supervised(PreferRecipe, SFT)
         with pytest.raises(InputError, match=r"without a kind is for `burnish train`"):
-            load_supervised("sft", "news")
+            load_supervised(SFTRecipe, "news")
 
-    def test_what_cannot_work_is_refused(self):
-        prefer = {"kind": "prefer", "name": "small", "data": {"use": "news-pairs"}}
-        for kind, data, overrides, message in (
-            ("sft", SFT, ["data.use=new"], "did you mean 'news'"),
-            ("sft", SFT, ["data.words=3"], "unknown key 'words'"),
-            ("sft", SFT, ["batch.max_token=3"], "did you mean 'max_tokens'"),
-            ("sft", SFT, ["policy.use=tabular"], "only a causal_lm"),
-            ("prefer", prefer, ["preference.use=online_dpo"], r"needs a \[task\] table"),
-            ("prefer", prefer, ["preference.undesirable_weight=2.0"], "belong to kto"),
-            ("prefer", prefer, ["data.rejected=another"], "did you mean 'other'"),
-        ):
-            with pytest.raises(InputError, match=message):
-                load_supervised(kind, data, overrides)
+    @pytest.mark.parametrize(
+        ("kind", "data", "override", "message"),
+        [
+            (SFTRecipe, SFT, "data.use=new", "did you mean 'news'"),
+            (SFTRecipe, SFT, "data.words=3", "unknown key 'words'"),
+            (SFTRecipe, SFT, "batch.max_token=3", "did you mean 'max_tokens'"),
+            (SFTRecipe, SFT, "policy.use=tabular", "only a causal_lm"),
+            (SFTRecipe, SFT, "preference.use=dpo", "unknown key 'preference'"),
+            (PreferRecipe, PREFER, "preference.use=kto", "'dpo' or 'ipo'"),
+            (PreferRecipe, PREFER, "preference.beta=0", "greater than 0"),
+            (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
+        ],
+    )
+    def test_what_cannot_work_is_refused(self, kind, data, override, message):
+        with pytest.raises(InputError, match=message):
+            load_supervised(kind, data, [override])
+
+    @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe])
+    def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
+        names = shipped(kind_of(kind))
+        assert names
+        for name in names:
+            recipe = load_supervised(kind, name)
+            assert recipe.name == name
+            assert load_supervised(kind, tomllib.loads(recipe.toml())) == recipe

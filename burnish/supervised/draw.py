@@ -1,9 +1,6 @@
-"""Which examples a step sees, and how they are packed into microbatches. Neither changes what is learnt: weights count
-over the whole step."""
+"""Which examples a step sees."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,21 +27,3 @@ class Draw:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 1, epoch])))
             self._orders[epoch] = generator.permutation(self.count)
         return self._orders[epoch]
-
-
-def packed(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Places grouped so that the sizes of a group sum to at most ``limit``: first fit, the largest first.
-
-    An item above the limit has a group of its own. Places within a group are in order.
-    """
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
-        fits = next((group for group, left in enumerate(room) if sizes[place] <= left), None)
-        if fits is None:
-            groups.append([])
-            room.append(limit)
-            fits = len(groups) - 1
-        groups[fits].append(place)
-        room[fits] -= sizes[place]
-    return [sorted(group) for group in groups]
