@@ -160,10 +160,9 @@ class _Job(Generic[R]):
         section = recipe.policy
         source = resolve_model(section.model, offline=self.offline, observer=self.observer)
         policy = load_policy(
-            source, lora=section.lora, dtype=section.dtype, device=section.device, offline=self.offline, seed=recipe.seed
+            source, lora=section.lora, dtype=section.dtype, device=section.device, offline=self.offline,
+            seed=recipe.seed, gradient_checkpointing=section.gradient_checkpointing,
         )  # fmt: skip
-        if isinstance(objective, FineTuning):
-            policy.reference = policy  # nobody asks the frozen copy, which takes as much memory as the model
         data = dataset(rows, recipe, objective, Encoder(policy, recipe.batch.max_tokens))
         return Learner(recipe, policy, objective, data, optimizer_for(policy, recipe.optimizer))
 
