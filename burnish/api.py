@@ -126,7 +126,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     if not fresh:
         _warn_of_changes(run, environment(read), observer)
     try:
-        learner, held_out = build(read, offline=offline, observer=observer)
+        learner, held_out = build(read, offline=offline, observer=observer, folder=run.folder)
     except BurnishError:
         if fresh:
             # Nothing was done yet, and the folder would stand in the way of the mended recipe.
