@@ -19,6 +19,7 @@ from burnish.loop import optimizer_for
 from burnish.protocols import LanguageModel, Observer, Policy, Sampler, Task
 from burnish.recipe import PolicySection, Recipe
 from burnish.rewards.combine import Combination
+from burnish.rewards.registry import REWARDS
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
 from burnish.types import Completion, Prompt
@@ -90,6 +91,7 @@ def build(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     train, held_out = task_prompts(recipe, offline=offline, observer=observer)
+    check_references(recipe, [*train, *held_out])
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):
@@ -157,6 +159,19 @@ def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> t
             f"task '{name}' has prompt '{min(both)}' on both sides: held-out prompts must not be trained on"
         )
     return train, held_out
+
+
+def check_references(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError where a reward says that it needs a reference (``function.needs_reference``) and a prompt has
+    none: before a model is loaded, not when the first sample is scored."""
+    without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
+    for index, section in enumerate(recipe.reward):
+        if without and getattr(REWARDS.get(section.use).function, "needs_reference", False):
+            more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+            raise InputError(
+                f"reward.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
+                f"'{recipe.task.use}' has none: leave this reward out, or give the task's prompts references"
+            )
 
 
 def build_policy(

@@ -203,8 +203,7 @@ class ModulePolicy(ModuleModel):
 
     def start_here(self) -> None:
         """Makes a frozen copy of the module as it is now the reference."""
-        # The copy is checked no more than the original was changed by being copied.
-        frozen = copy.deepcopy(self.module).requires_grad_(False)
+        frozen = frozen_copy(self.module)
         self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
 
     def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
@@ -259,6 +258,25 @@ class ModulePolicy(ModuleModel):
 def is_keras(module: object) -> bool:
     """Whether it is a Keras model or layer, of whatever backend; Keras is not imported for that."""
     return any(base.__module__.partition(".")[0] == "keras" for base in type(module).__mro__)
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy that no optimizer moves. Raises InputError where the module cannot be copied with its weights."""
+    try:
+        copied = copy.deepcopy(module).requires_grad_(False)
+        same = zip(named_weights(module).values(), named_weights(copied).values(), strict=True)
+        whole = all(torch.equal(one, other) for one, other in same)
+    except (
+        Exception
+    ) as error:  # Keras copies by writing the model down and reading it again, which may fail in many ways
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"module {type(module).__name__} cannot be copied, and the reference is a frozen copy of it "
+            f"({type(error).__name__}: {reason[:200]}); give it a __deepcopy__, and register a Keras layer of your own"
+        ) from error
+    if not whole:
+        raise InputError(f"module {type(module).__name__}: copy.deepcopy gives it other weights; mend its __deepcopy__")
+    return copied.eval()
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
