@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from burnish import api
 from burnish.backends.local import build
 from burnish.backends.modules import build_module_policy, seeded
 from burnish.errors import InputError
@@ -18,6 +22,8 @@ from burnish.policies.module import ModulePolicy, as_logits
 from burnish.policies.pretraining import rate, token_stream, windows
 from burnish.policies.vocabulary import Bytes, Characters, build_vocabulary, read_vocabulary, write_vocabulary
 from burnish.recipe import Pretrain, load_recipe
+from burnish.reports.progress import make_observer
+from burnish.run import comparable
 from burnish.training import train_step
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -458,3 +464,62 @@ def test_the_estimator_is_the_policy_gradient_of_a_tiny_lstm():
     found = torch.cat([g.flatten() for g in torch.autograd.grad(estimate, parameters)])
     assert exact.abs().max() > 1e-3
     assert float((found - exact).abs().max()) < 1e-10
+
+
+class TestRuns:
+    OVERRIDES = (
+        "policy.use=lstm",
+        "policy.lstm={embedding=8, hidden=16, dropout=0.1}",
+        "policy.pretrain={steps=20, learning_rate=0.03, windows=4, length=5}",
+        "algorithm.kl.coefficient=0.05",
+        "reward=[{use='perplexity'}]",
+        "sampling.max_new_tokens=6",
+        "evaluation.samples_per_prompt=2",
+        "evaluation.resamples=100",
+        "checkpoint.every=2",
+    )
+
+    def test_taken_up_again_it_has_the_same_bits_and_the_same_reference(self, tmp_path, monkeypatch):
+        def run(**options):
+            return api.train(observer=make_observer(quiet=True), **options)
+
+        whole = run(recipe="toy", overrides=self.OVERRIDES, steps=4, run_dir=tmp_path / "whole")
+        shutil.copytree(whole.run_dir, tmp_path / "cut", symlinks=True)
+        for gone in ("checkpoints/step-4", "evaluation/after.json", "evaluation.json"):
+            path = tmp_path / "cut" / gone
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        monkeypatch.setattr("burnish.backends.modules.pretrain", lambda *_, **__: pytest.fail("pretrained again"))
+        cut = run(resume=tmp_path / "cut")
+        assert [comparable(row) for row in cut.metrics] == [comparable(row) for row in whole.metrics]
+        assert whole.metrics[-1]["kl"] > 0, "the reference is not what is trained"
+        for name in ("model/model.safetensors", "start/model.safetensors", "model/vocabulary.json", "evaluation.json"):
+            assert (cut.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes(), name
+        assert (whole.run_dir / "model/model.safetensors").read_bytes() != (
+            whole.run_dir / "start/model.safetensors"
+        ).read_bytes()
+        html = whole.report.read_text(encoding="utf-8")
+        assert re.search(r"<dt>model</dt>\s*<dd>lstm</dd>", html), "the name of a model that was never loaded"
+
+    def test_a_run_generates_and_another_starts_from_it(self, tmp_path):
+        run = api.train(
+            "toy", overrides=self.OVERRIDES, steps=1, run_dir=tmp_path / "one", observer=make_observer(quiet=True)
+        )
+        options = {"sampling": SamplingParams(4), "observer": make_observer(quiet=True)}
+        first, second = (api.generate(str(run.run_dir), "我", samples=2, **options) for _ in range(2))
+        assert [c.text for c in first] == [c.text for c in second]
+        assert all(set(c.text) <= set("我爱你。\ufffd") for c in first)
+        recipe = load_recipe("toy", ["policy.use=lstm", f"policy.weights={run.run_dir / 'model'}"])
+        policy, _ = build_module_policy(recipe.policy, 7, texts=None)
+        assert policy.module.recurrent.hidden_size == 16
+        saved = load_file(run.run_dir / "model" / "model.safetensors")
+        assert all(torch.equal(saved[name], tensor) for name, tensor in policy.trainable().items())
+
+    def test_a_run_that_could_not_begin_leaves_nothing(self, tmp_path):
+        # The start is made, and only then is it seen that a prompt has no token to begin with.
+        (tmp_path / "v.json").write_text('{"kind": "character", "tokens": ["a", "b"]}')
+        overrides = ["policy.use=lstm", f"policy.vocabulary={tmp_path / 'v.json'}", "policy.pretrain={steps=1}"]
+        with pytest.raises(InputError, match="no token for '我'"):
+            api.train(
+                "toy", overrides=overrides, run_dir=tmp_path / "run", observer=make_observer(quiet=True)
+            )  # fmt: skip
+        assert not (tmp_path / "run").exists()
