@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from burnish.errors import InputError
-from burnish.generation.sampling import draw, sampling_logprobs, streams
+from burnish.generation.plain import Row
+from burnish.generation.sampling import draw_tokens, streams
 from burnish.policies.module import ModuleModel, State, padded
-from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
-
-
-@dataclass(slots=True)
-class _Row:
-    """One sample in the making."""
-
-    prompt: int
-    index: int
-    stream: np.ndarray
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    reason: FinishReason = "length"
+from burnish.types import Completion, Group, Prompt, SamplingParams
 
 
 class _Texts(Protocol):
@@ -113,7 +100,7 @@ class ModuleSampler:
         encoded = [self.model.encode_prompt(prompt) for prompt in prompts]
         self._check_lengths(prompts, encoded, sampling.max_new_tokens)
         numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-        rows = [_Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+        rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
         owner = torch.tensor([row.prompt for row in rows], device=self.model.device)
         texts = (_Recomputed if self.recompute else _FromState)(self.model, encoded, owner)
         self._decode(texts, rows, sampling)
@@ -123,20 +110,16 @@ class ModuleSampler:
             for p, prompt in enumerate(prompts)
         ]
 
-    def _decode(self, texts: _Texts, rows: Sequence[_Row], sampling: SamplingParams) -> None:
+    def _decode(self, texts: _Texts, rows: Sequence[Row], sampling: SamplingParams) -> None:
         """Fills the rows; those that are done leave the batch."""
         ends = self.model.vocabulary.ends
         live = list(rows)
         for step in range(sampling.max_new_tokens):
-            logprobs = sampling_logprobs(texts.logits, sampling)
             uniforms = torch.tensor([row.stream[step] for row in live], dtype=torch.float64)
-            tokens = draw(logprobs, uniforms.to(logprobs.device))
-            chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-            for row, token, logprob in zip(live, tokens.tolist(), chosen.tolist(), strict=True):
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                if token in ends:
-                    row.reason = "stop"
+            # A copy: the draw writes over it, and a module may hand out a view of its own weights.
+            tokens, logprobs = draw_tokens(texts.logits.clone(), uniforms.to(texts.logits.device), sampling)
+            for row, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
+                row.take(token, logprob, ends)
             going = [place for place, row in enumerate(live) if row.reason == "length"]
             if not going or step + 1 == sampling.max_new_tokens:
                 return
@@ -155,7 +138,7 @@ class ModuleSampler:
                 f"the module's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
             )
 
-    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: _Row, version: int) -> Completion:
+    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: Row, version: int) -> Completion:
         text = self.model.vocabulary.decode(row.tokens)
         return Completion(
             prompt, prompt_ids, tuple(row.tokens), text, tuple(row.logprobs), row.reason, version, row.index

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
 from burnish.policies.contract import check_module
+from burnish.policies.layout import memory_bytes
 from burnish.policies.vocabulary import FILE, Vocabulary, read_vocabulary, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
@@ -206,7 +208,9 @@ class ModulePolicy(ModuleModel):
         frozen = frozen_copy(self.module)
         self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
 
-    def logprobs(self, completions: Sequence[Completion], sampling: SamplingParams) -> TokenStats:
+    def logprobs(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU.
 
         Of each row of scores only the sampled token's log-probability is taken: its gradient times the reward is the
@@ -216,9 +220,19 @@ class ModulePolicy(ModuleModel):
         logits, tokens = self.completion_logits(completions)
         logprobs = sampling_logprobs(logits, sampling, always=tokens)
         chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        with torch.no_grad():
-            entropy = torch.special.entr(logprobs.exp()).sum(-1)
+        kept = logprobs if entropy_gradient else logprobs.detach()
+        # A token that cannot be drawn counts 0, and so does its gradient; entr would make it infinity times 0.
+        entropy = -(kept.exp() * kept.masked_fill(kept == -torch.inf, 0.0)).sum(-1)
         return TokenStats(chosen.cpu(), entropy.cpu())
+
+    @cached_property
+    def fitting_tokens(self) -> int:
+        """Tokens whose activations take a sixth of the memory, as far as the widths of the weights tell: each layer's
+        output is taken to be kept four times over, and the scores eight times."""
+        weights = [weight for weight in self.module.parameters() if weight.dim() > 1]
+        width = 4 * sum(max(weight.shape[0], weight.shape[-1]) for weight in weights) + 8 * self.vocabulary.size
+        bytes_a_number = max((weight.element_size() for weight in weights), default=4)
+        return max(1, memory_bytes(self.device) // 6 // (width * bytes_a_number))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {

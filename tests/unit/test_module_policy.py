@@ -237,6 +237,23 @@ class TestLogprobs:
         # d/dp1 (log p1 - log(p1 + p2)) = 4 - 1; d/dp2 = -1.
         torch.testing.assert_close(scores.grad, torch.tensor([[0.0, 3.0, -1.0]]))
 
+    def test_the_entropys_gradient_under_top_k(self):
+        policy = policy_of(Causal)
+        one, sampling, bias = [completion((3,), (1,))], SamplingParams(4, top_k=2), policy.module.head.bias
+        assert not policy.logprobs(one, sampling).entropy.requires_grad
+        (found,) = torch.autograd.grad(policy.logprobs(one, sampling, entropy_gradient=True).entropy.sum(), bias)
+        expected = torch.zeros(4, dtype=torch.float64)
+        with torch.no_grad():
+            for token in range(4):
+                sides = []
+                for step in (1e-5, -2e-5):
+                    bias[token] += step
+                    sides.append(policy.logprobs(one, sampling).entropy)
+                bias[token] += 1e-5
+                expected[token] = (sides[0] - sides[1]) / 2e-5
+        assert (expected.abs() > 1e-3).sum() >= 2
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
     def test_no_completions(self):
         assert policy_of().token_logprobs([]).shape == (0,)
         assert policy_of().logprobs([completion((3,), ())], SamplingParams(1)).logprobs.shape == (0,)
