@@ -21,7 +21,7 @@ from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
-from burnish.protocols import Observer
+from burnish.protocols import Observer, Sampler
 from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
 from burnish.registry import nearest
 from burnish.reports.html import write_report
@@ -126,7 +126,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     if not fresh:
         _warn_of_changes(run, environment(read), observer)
     try:
-        learner, held_out = build(read, offline=offline, observer=observer)
+        learner, held_out = build(read, offline=offline, observer=observer, folder=run.folder)
     except BurnishError:
         if fresh:
             # Nothing was done yet, and the folder would stand in the way of the mended recipe.
@@ -165,6 +165,11 @@ def _recipe(
 
 def _with_absolute_model(recipe: Recipe) -> Recipe:
     """A recipe that means the same model wherever the run is taken up again."""
+    files = {
+        key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
+    }
+    if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
     model = recipe.policy.model
     folder = Path(model).expanduser()
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
@@ -206,7 +211,10 @@ def evaluate(
     """
     chosen = _recipe(recipe, None, overrides, {})
     if chosen.policy.use != "causal_lm":
-        raise InputError(f"recipe '{chosen.name}' trains a table: evaluate measures language models")
+        raise InputError(
+            f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures causal language models; "
+            "what such a run has reached stands in its evaluation.json"
+        )
     settings = chosen.evaluation
     with _watching(observer) as watcher:
         judge = _language_model(chosen.policy.model, chosen, offline, watcher)
@@ -261,9 +269,22 @@ def generate(
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
     with _watching(observer) as watcher:
-        sampler = sampler_for(load_model(_weights(model, offline=offline, observer=watcher), offline=offline))
+        sampler = _sampler(model, offline=offline, observer=watcher)
         groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
+
+
+def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
+    """What samples from a run, a model folder, a catalogue name or a hub id."""
+    run = Path(name).expanduser()
+    if (run / "recipe.toml").is_file() and (run / "model").is_dir():
+        section = load_recipe(run / "recipe.toml").policy
+        if section.use in ("lstm", "module"):
+            from burnish.backends.modules import load_trained
+            from burnish.generation.stepwise import ModuleSampler
+
+            return ModuleSampler(load_trained(section, run / "model"))
+    return sampler_for(load_model(_weights(name, offline=offline, observer=observer), offline=offline))
 
 
 @contextmanager

@@ -53,19 +53,82 @@ class LoRA(Section):
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
 
+class LSTMShape(Section):
+    """Widths and depth of the built-in LSTM."""
+
+    embedding: int = Field(64, ge=1)
+    hidden: int = Field(256, ge=1)
+    layers: int = Field(1, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """While it is pretrained; what is sampled and updated has none."""
+
+
+class Pretrain(Section):
+    """Maximum likelihood on the task's training texts, before the first step."""
+
+    steps: int = Field(1000, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    windows: int = Field(32, ge=1)
+    """Windows of text in a step."""
+    length: int = Field(128, ge=1)
+    """Tokens in a window."""
+
+
+_KEYS_OF = {
+    "causal_lm": ("lora",),
+    "tabular": (),
+    "lstm": ("lstm", "vocabulary", "vocabulary_size", "weights", "pretrain"),
+    "module": ("module", "scores", "options", "vocabulary", "vocabulary_size", "weights", "pretrain"),
+}
+"""policy.use -> the keys that are its own, all of them without a default."""
+
+
 class PolicySection(Section):
-    use: Literal["causal_lm", "tabular"] = "causal_lm"
+    use: Literal["causal_lm", "lstm", "module", "tabular"] = "causal_lm"
     model: str = "smollm2-135m"
     lora: LoRA | None = None
+    lstm: LSTMShape | None = None
+    module: str | None = None
+    """``module:object``: a torch module, or what makes one."""
+    scores: Literal["logits", "probabilities", "logprobs"] | None = None
+    """What the module returns."""
+    options: dict[str, Any] | None = None
+    """Keyword arguments of what makes the module."""
+    vocabulary: str | None = None
+    """character, byte, bpe, or a vocabulary.json; None is character."""
+    vocabulary_size: int | None = Field(None, ge=257)
+    weights: str | None = None
+    """A folder with model.safetensors and vocabulary.json to start from."""
+    pretrain: Pretrain | None = None
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     """Layers run again in the backward pass instead of keeping what they computed: a third more time, far less memory."""
 
     @model_validator(mode="after")
-    def _tabular_has_no_adapter(self) -> PolicySection:
+    def _keys_belong_to_use(self) -> PolicySection:
         if self.use == "tabular" and self.lora is not None:
             raise ValueError("a tabular policy has no layers for LoRA: leave out policy.lora")
+        for key in dict.fromkeys(key for keys in _KEYS_OF.values() for key in keys):
+            if getattr(self, key) is not None and key not in _KEYS_OF[self.use]:
+                owners = " or ".join(f'"{use}"' for use, keys in _KEYS_OF.items() if key in keys)
+                raise ValueError(f'policy.{key} belongs to policy.use = {owners}: leave it out with "{self.use}"')
+        if self.use == "module":
+            if self.module is None or ":" not in self.module:
+                raise ValueError(
+                    'policy.use = "module" needs policy.module = "file:object", a torch module or its maker'
+                )
+            if self.scores is None:
+                raise ValueError(
+                    'policy.scores is missing: say whether the module returns "logits", "probabilities" (it ends in a '
+                    'softmax) or "logprobs"'
+                )
+        if self.weights is not None and self.vocabulary is not None:
+            raise ValueError("policy.weights brings its own vocabulary.json: leave out policy.vocabulary")
+        if self.vocabulary_size is not None and self.vocabulary != "bpe":
+            raise ValueError(
+                'policy.vocabulary_size belongs to policy.vocabulary = "bpe": the others have their own size'
+            )
         return self
 
 

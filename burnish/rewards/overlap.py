@@ -46,6 +46,10 @@ def exact(completion: Completion) -> float:
     return float(completion.text.strip() == _reference(completion, "exact").strip())
 
 
+# Said before anything is loaded, where some prompt has none (burnish.backends.local.check_references).
+bleu.needs_reference = exact.needs_reference = True  # type: ignore[attr-defined]
+
+
 @lru_cache(maxsize=8)
 def sentence_bleu(tokenize: str) -> BLEU:
     """sacrebleu's BLEU for single sentences. Raises InputError for a tokenizer that it does not have."""
