@@ -124,6 +124,8 @@ REWARDS: Registry[RewardFunction] = Registry(
         "perplexity": "burnish.rewards.fluency:perplexity",
         "repetition": "burnish.rewards.diversity:repetition",
         "exact": "burnish.rewards.overlap:exact",
+        "numeric": "burnish.rewards.answers:numeric",
+        "verifier": "burnish.rewards.answers:verifier",
     },
     wrap=reward_function,
 )
