@@ -9,13 +9,11 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.types import Completion, Prompt
+from burnish.types import Completion
 
 READINGS = ("whole", "first_line", "last_line", "last_number", "tag")
 LONGEST_ANSWER = 1000
 """Characters; a longer one is wrong. Some verifiers take time that grows with the square of the answer's length."""
-RIGHT = 1 - 1e-9
-"""A verifier's score from which an answer is right: rounding aside, all of it."""
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 
@@ -73,7 +71,8 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     if not given or len(given) > LONGEST_ANSWER:
         return 0.0
     score = _verdict(generator_of(name), given, entry)
-    return score if partial else float(score >= RIGHT)
+    # Exactly 1: the letters of a right word with something behind it add up to 1 but for a rounding error, either way.
+    return min(1.0, score) if partial else float(score == 1.0)
 
 
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
@@ -125,13 +124,3 @@ def _decimal(text: str) -> Decimal | None:
     except InvalidOperation:
         return None
     return number if number.is_finite() and abs(number.adjusted()) <= LONGEST_ANSWER else None
-
-
-def reference_of(prompt: Prompt, reward: str) -> str:
-    """The prompt's reference. Raises InputError that names the reward where it has none."""
-    if prompt.reference is None or not prompt.reference.strip():
-        raise InputError(
-            f"reward '{reward}' needs a reference, but prompt '{prompt.id}' has none: "
-            "give the task's prompts a reference, or leave this reward out"
-        )
-    return prompt.reference

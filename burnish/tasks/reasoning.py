@@ -1,7 +1,12 @@
 """The reasoning task: questions that reasoning-gym makes, each answer judged by its generator's own verifier.
 
-reasoning-gym (Apache-2.0) makes any number of questions from a seed. Only generators whose verifier was read are taken:
-some others evaluate the answer as Python, which model text never is outside the sandbox.
+reasoning-gym (Apache-2.0) makes any number of questions from a seed. Some of its verifiers evaluate the answer as Python,
+which model text never is outside the sandbox, so only generators with one of these verifiers are taken:
+
+- ``chain_sum`` and ``products`` compare the answer as a decimal number, and pay a share to a text that contains it;
+- ``decimal_arithmetic`` takes any number within 0.001 of the answer, whatever the settings;
+- ``spell_backward`` compares letters without case, and pays a share for each letter in its place;
+- the other six have the package's common verifier: equal texts, or a share for a text that contains the answer.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from burnish.protocols import Observer
 
 EASY: Mapping[str, Mapping[str, Any]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
     "basic_arithmetic": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2, "allow_negation": False},
     "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     "simple_equations": {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 20},
@@ -30,7 +35,7 @@ EASY: Mapping[str, Mapping[str, Any]] = {
     "letter_counting": {"min_words": 1, "max_words": 4},
     "leg_counting": {"min_animals": 1, "max_animals": 2, "min_instances": 1, "max_instances": 5},
 }
-"""Generators whose verifiers were read, and settings at which a small model succeeds now and then."""
+"""The generators that are taken, and settings within reach of a small model. One-digit sums have 200 questions in all."""
 
 PLAIN_WORDS = "Give the answer only."
 
@@ -67,8 +72,8 @@ class Reasoning(TwoSided):
         super().__init__(held_out_percent)
         if generator not in EASY:
             raise InputError(
-                f"generator = '{generator}'{nearest(generator, EASY)}: known: {', '.join(EASY)}; the verifiers of others "
-                "were not read, and some of them run the answer as code"
+                f"generator = '{generator}'{nearest(generator, EASY)}: known: {', '.join(EASY)}; others are not taken, "
+                "since some of their verifiers run the answer as code"
             )
         if size < 10:
             raise InputError(f"size = {size}: must be at least 10")

@@ -8,7 +8,7 @@ from burnish import extras
 from burnish.errors import InputError
 from burnish.rewards.answers import answer_in, numeric, verifier
 from burnish.rewards.registry import REWARDS
-from burnish.tasks.reasoning import EASY, Reasoning
+from burnish.tasks.reasoning import EASY, Reasoning, generator_of
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Completion, Prompt
 
@@ -57,6 +57,24 @@ def test_a_verifier_pays_nonsense_only_where_it_is_asked_to() -> None:
     prompt = Reasoning(size=40).train()[0]
     assert 0 < verifier(said(prompt, f"x{prompt.reference}"), answer="whole", partial=True) < 1
     assert verifier(said(prompt, f"x{prompt.reference}"), answer="whole") == 0.0
+
+
+def test_the_verifiers_are_those_that_the_task_speaks_of() -> None:
+    from reasoning_gym.factory import ProceduralDataset
+
+    own = {name for name in EASY if type(generator_of(name)).score_answer is not ProceduralDataset.score_answer}
+    assert own == {"chain_sum", "products", "decimal_arithmetic", "spell_backward"}
+
+
+@pytest.mark.parametrize("word", ["abcdef", "abcdefghi"])
+def test_a_right_word_with_something_behind_it_is_wrong(word: str) -> None:
+    # In floating point 6 times 1/6 is below 1 and 9 times 1/9 above it, so the verifier does not see the end of it.
+    entry = {"question": "?", "answer": word, "metadata": {}}
+    prompt = Prompt("p", "?", word, {"generator": "spell_backward", "entry": entry})
+    assert generator_of("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
+    assert verifier(said(prompt, word + "!"), answer="whole") == 0.0
+    assert verifier(said(prompt, word), answer="whole") == 1.0
+    assert verifier(said(prompt, word + "!"), answer="whole", partial=True) <= 1.0
 
 
 def test_listing_guesses_wins_nothing() -> None:
