@@ -243,14 +243,21 @@ def load_recipe(
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     data.update(changes or {})
-    for override in overrides:
-        _apply(data, override)
+    data = overridden(data, overrides)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error)}") from error
     check_names(recipe, where)
     return recipe
+
+
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping with ``section.key=value`` texts applied in order. Raises InputError for a text that is none."""
+    changed = dict(data)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
 
 
 def _find(source: str | Path) -> Path:
