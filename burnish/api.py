@@ -22,13 +22,14 @@ from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer
-from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
+from burnish.recipe import Recipe, load_recipe, shipped
 from burnish.registry import nearest
 from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
+from burnish.sections import RewardSection
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 

@@ -98,14 +98,16 @@ class Scores:
     """What the rewards said of N completions.
 
     Attributes:
-        total: [N], the weighted sum of the parts: R(tau).
-        parts: name -> [N], each part as its function returned it, before its weight.
+        total: [N], what is trained on: R(tau), the weighted sum of the parts, clipped, normalised and gated as asked.
+        parts: name -> [N], each part as its function returned it, before all that.
         weights: name -> the part's weight.
+        plain: [N], the total without normalisation, which can be compared between steps; None: the same as the total.
     """
 
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
     weights: Mapping[str, float]
+    plain: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
