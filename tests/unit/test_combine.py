@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from burnish.api import train
 from burnish.errors import InputError
 from burnish.recipe import load_recipe
+from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
+from burnish.run import Run
 from burnish.sections import RewardSection, Schedule
 from burnish.training import reward_metrics
 from burnish.types import Completion, Prompt
@@ -178,6 +181,37 @@ def test_a_gate_needs_something_to_hold_back_in_a_recipe() -> None:
         InputError, match=r"gate = 0.5 holds back the other parts' credit, and no other part has a weight"
     ):
         load_recipe(tomllib.loads(RECIPE), ["reward.0.weight=0", "reward.1.weight=1.0"])
+
+
+def test_a_run_trains_on_one_number_and_reports_the_other(tmp_path) -> None:
+    # Sampled texts that are too short by a gate of weight 0 earn nothing; the rest is normalised within its group.
+    overrides = [
+        "steps=3",
+        "reward.1.gate=1.0",
+        "reward.1.low=3",
+        "reward.1.schedule.steps=2",
+        "sampling.prompts_per_step=4",
+    ]
+    result = train(
+        tomllib.loads(RECIPE), run_dir=tmp_path / "run", overrides=overrides, observer=make_observer(quiet=True)
+    )
+    rows = Run.open(result.run_dir).rows("samples.jsonl")
+    for metrics in result.metrics:
+        step = [row for row in rows if row["step"] == metrics["step"]]
+        raw = [row["parts"]["exact"] * (row["parts"]["length_band"] >= 1.0) for row in step]
+        assert metrics["reward/mean"] == pytest.approx(np.mean(raw))
+        assert metrics["reward/exact"] == pytest.approx(np.mean([row["parts"]["exact"] for row in step]))
+        for id in {row["prompt_id"] for row in step}:
+            ours = [row for row in step if row["prompt_id"] == id]
+            values = np.array([row["parts"]["exact"] for row in ours])
+            spread = values.std() or 1.0
+            closed = np.array([row["parts"]["length_band"] < 1.0 for row in ours])
+            expected = (values - values.mean()) / spread
+            expected = np.where(closed, np.minimum(expected, 0.0), expected)
+            assert [row["reward"] for row in ours] == pytest.approx(expected.tolist())
+    # Held out nothing is normalised: the reward is a share of right answers.
+    assert 0.0 <= result.evaluation["reward"]["before"] <= 1.0
+    assert result.evaluation["reward"]["before"] == pytest.approx(result.evaluation["reward/exact"]["before"])
 
 
 def test_a_schedule_that_is_zero_throughout_is_no_weight() -> None:
