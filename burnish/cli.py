@@ -273,13 +273,17 @@ def score(
 ) -> None:
     """Try rewards on texts."""
     from burnish.api import score as run_scoring
-    from burnish.recipe import overridden
+    from burnish.recipe import read_override
 
     rows = texts or [line.rstrip("\n") for line in sys.stdin]
-    options = overridden({}, settings or [])
-    for name, value in options.items():
-        if not isinstance(value, dict):
-            raise InputError(f"--set {name}={value}: write the reward and its option, as in repetition.n=3")
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings or []:
+        key, value = read_override(setting)
+        # The last dot: a reward may be named package.module:object.
+        name, _, option = key.rpartition(".")
+        if not name or not option:
+            raise InputError(f"--set {setting}: write the reward and its option, as in repetition.n=3")
+        options.setdefault(name, {})[option] = value
     found = run_scoring(
         rows, rewards=use or ["repetition"], options=options, prompt=prompt, reference=reference, model=model,
         offline=offline,

@@ -209,7 +209,8 @@ def load_recipe(
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     data.update(changes or {})
-    data = overridden(data, overrides)
+    for override in overrides:
+        _apply(data, override)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -218,12 +219,19 @@ def load_recipe(
     return recipe
 
 
-def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping with ``section.key=value`` texts applied in order. Raises InputError for a text that is none."""
-    changed = dict(data)
-    for override in overrides:
-        _apply(changed, override)
-    return changed
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; the value is read as TOML, or as plain text where it is none.
+
+    Raises:
+        InputError: there is no ``=``, or nothing before it.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"override '{override}': write it as key=value or section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text
 
 
 def _find(source: str | Path) -> Path:
@@ -241,15 +249,11 @@ def _find(source: str | Path) -> Path:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, or as plain text where it is none."""
-    key, equals, text = override.partition("=")
+    """Sets one dotted key."""
+    key, value = read_override(override)
     path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
+    if not all(path):
         raise InputError(f"override '{override}': write it as key=value or section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     place: Any = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(place, list):

@@ -14,7 +14,7 @@ from burnish.types import Completion
 READINGS = ("whole", "first_line", "last_line", "last_number", "tag")
 LONGEST_ANSWER = 1000
 """Characters; a longer one is wrong. Some verifiers take time that grows with the square of the answer's length."""
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 
 
@@ -111,7 +111,8 @@ def _verdict(judge: Any, given: str, entry: Any) -> float:
 
 
 def _signed(text: str, match: re.Match[str]) -> str:
-    number = match.group().replace(",", "")
+    # Typeset texts write a minus of their own, U+2212.
+    number = match.group().replace(",", "").replace("\u2212", "-")
     before = text[match.start() - 1] if match.start() else ""
     return number[1:] if number[0] in "+-" and (before.isalnum() or before == ")") else number.removeprefix("+")
 

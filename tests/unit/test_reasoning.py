@@ -91,6 +91,8 @@ def test_listing_guesses_wins_nothing() -> None:
     [
         ("so 3 + 4 = 7.", "last_number", "7"),
         ("it is -7", "last_number", "-7"),
+        ("it is \u22127", "last_number", "-7"),  # a minus as typeset
+        ("5\u22123", "last_number", "3"),
         ("5-3", "last_number", "3"),  # a difference, not minus three
         ("(2)-3", "last_number", "3"),
         ("1,234.50!", "last_number", "1234.50"),

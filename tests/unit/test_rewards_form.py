@@ -354,6 +354,15 @@ def test_group_diversity_by_hand() -> None:
 # By name ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_reward_in_a_package_takes_options_too() -> None:
+    name = "burnish.rewards.form:length_band"
+    found = CliRunner().invoke(
+        app, ["score", "我爱你", "--use", name, "--set", f"{name}.low=6", "--set", f"{name}.unit=words"]
+    )
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("length_band 0.5 ")  # three of six
+
+
 def test_the_command_line_passes_options_on() -> None:
     found = CliRunner().invoke(
         app, ["score", "42", "x", "--use", "regex", "--use", "chrf", "--set", "regex.pattern='[0-9]+'",
