@@ -22,13 +22,14 @@ from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer, Sampler
-from burnish.recipe import Recipe, RewardSection, load_recipe, shipped
+from burnish.recipe import Recipe, load_recipe, shipped
 from burnish.registry import nearest
 from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
+from burnish.sections import RewardSection
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -301,13 +302,26 @@ def score(
     texts: Sequence[str],
     *,
     rewards: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     prompt: str = "",
     reference: str | None = None,
     model: str = "smollm2-135m",
     offline: bool = False,
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
-    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks."""
+    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks.
+
+    Args:
+        options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
+    """
+    for name in options or {}:
+        if name not in rewards:
+            raise InputError(
+                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards: use it too"
+            )
+    for name in rewards:
+        # Before the model is loaded.
+        REWARDS.get(name).check_options((options or {}).get(name, {}))
     needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
     judge = None
     if needed:
@@ -318,7 +332,7 @@ def score(
     for text in texts:
         ids = judge.encode(text) if judge else ()
         completions.append(Completion(asked, judge.encode_prompt(asked) if judge else (), ids, text, (), "stop"))
-    sections = [RewardSection(use=name) for name in rewards]
+    sections = [RewardSection(use=name, **(options or {}).get(name, {})) for name in rewards]
     found = Combination.from_recipe(sections, judge).score(completions)
     return [
         {"text": text, "parts": {name: float(values[place]) for name, values in found.parts.items()}}

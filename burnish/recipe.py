@@ -13,35 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from burnish.errors import InputError
 from burnish.registry import nearest
+from burnish.sections import OpenSection, RewardSection, Section, check_rewards
 from burnish.types import SamplingParams
 
 # In a wheel the recipes lie inside the package, in a checkout beside it.
 RECIPES = next(
     folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
 )
-
-
-class Section(BaseModel):
-    """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class OpenSection(Section):
-    """A section whose further keys are the options of what ``use`` names; they are checked against its signature."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-
-    use: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to what ``use`` names."""
-        return dict(self.model_extra or {})
 
 
 class LoRA(Section):
@@ -173,17 +155,6 @@ class Algorithm(Section):
     """How token losses become one number; None is what the preset's paper does."""
 
 
-class RewardSection(OpenSection):
-    use: str
-    weight: float = 1.0
-    name: str | None = None
-    """The part's name in metrics; ``use`` where it is left out."""
-
-    @property
-    def part(self) -> str:
-        return self.name or self.use.rpartition(":")[2]
-
-
 class Optimizer(Section):
     learning_rate: float = Field(1e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -252,13 +223,8 @@ class Recipe(Section):
     guards: Guards = Guards()
 
     @model_validator(mode="after")
-    def _parts_have_own_names(self) -> Recipe:
-        parts = [section.part for section in self.reward]
-        for part in parts:
-            if parts.count(part) > 1:
-                raise ValueError(f"two rewards are called '{part}': give one of them a name of its own with name = ...")
-        if not any(section.weight != 0 for section in self.reward):
-            raise ValueError("every reward has weight 0, so there is nothing to learn: give one a weight")
+    def _rewards_can_work(self) -> Recipe:
+        check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         return self
 
     def toml(self) -> str:
@@ -318,6 +284,21 @@ def load_recipe(
     return recipe
 
 
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; the value is read as TOML, or as plain text where it is none.
+
+    Raises:
+        InputError: there is no ``=``, or nothing before it.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"override '{override}': write it as key=value or section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
@@ -333,15 +314,11 @@ def _find(source: str | Path) -> Path:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, or as plain text where it is none."""
-    key, equals, text = override.partition("=")
+    """Sets one dotted key."""
+    key, value = read_override(override)
     path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
+    if not all(path):
         raise InputError(f"override '{override}': write it as key=value or section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     place: Any = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(place, list):
