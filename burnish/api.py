@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Interrupted, Session
 from burnish.policies.causal_lm import CausalModel, load_model
-from burnish.protocols import Observer
-from burnish.recipe import Job, Recipe, RewardSection, load_recipe, shipped
+from burnish.protocols import Observer, Sampler
+from burnish.recipe import Job, Recipe, load_recipe, shipped
 from burnish.recipe_file import VERBS
 from burnish.registry import nearest
 from burnish.reports.html import write_report
@@ -30,6 +31,7 @@ from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
+from burnish.sections import RewardSection
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -128,7 +130,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     if not fresh:
         warn_of_changes(run, environment(read), observer)
     try:
-        learner, held_out = build(read, offline=offline, observer=observer)
+        learner, held_out = build(read, offline=offline, observer=observer, folder=run.folder)
     except BurnishError:
         if fresh:
             # Nothing was done yet, and the folder would stand in the way of the mended recipe.
@@ -167,6 +169,11 @@ def _recipe(
 
 def with_absolute_model(recipe: J) -> J:
     """A recipe that means the same model wherever the run is taken up again."""
+    files = {
+        key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
+    }
+    if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
     model = recipe.policy.model
     folder = Path(model).expanduser()
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
@@ -208,7 +215,10 @@ def evaluate(
     """
     chosen = _recipe(recipe, None, overrides, {})
     if chosen.policy.use != "causal_lm":
-        raise InputError(f"recipe '{chosen.name}' trains a table: evaluate measures language models")
+        raise InputError(
+            f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures causal language models; "
+            "what such a run has reached stands in its evaluation.json"
+        )
     settings = chosen.evaluation
     with _watching(observer) as watcher:
         judge = _language_model(chosen.policy.model, chosen, offline, watcher)
@@ -249,9 +259,23 @@ def generate(
 ) -> Sequence[Completion]:
     """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
     with _watching(observer) as watcher:
-        sampler = sampler_for(load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline))
+        sampler = _sampler(model, offline=offline, observer=watcher)
         groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
     return groups[0].completions
+
+
+def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
+    """What samples from a run, a model folder, a catalogue name or a hub id."""
+    run = Path(name).expanduser()
+    if (run / "recipe.toml").is_file() and (run / "model").is_dir():
+        written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+        if written.get("policy", {}).get("use") in ("lstm", "module"):
+            section = load_recipe(run / "recipe.toml").policy
+            from burnish.backends.modules import load_trained
+            from burnish.generation.stepwise import ModuleSampler
+
+            return ModuleSampler(load_trained(section, run / "model"))
+    return sampler_for(load_model(resolve_model(name, offline=offline, observer=observer), offline=offline))
 
 
 @contextmanager
@@ -268,13 +292,26 @@ def score(
     texts: Sequence[str],
     *,
     rewards: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     prompt: str = "",
     reference: str | None = None,
     model: str = "smollm2-135m",
     offline: bool = False,
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
-    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks."""
+    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks.
+
+    Args:
+        options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
+    """
+    for name in options or {}:
+        if name not in rewards:
+            raise InputError(
+                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards: use it too"
+            )
+    for name in rewards:
+        # Before the model is loaded.
+        REWARDS.get(name).check_options((options or {}).get(name, {}))
     needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
     judge = None
     if needed:
@@ -285,7 +322,7 @@ def score(
     for text in texts:
         ids = judge.encode(text) if judge else ()
         completions.append(Completion(asked, judge.encode_prompt(asked) if judge else (), ids, text, (), "stop"))
-    sections = [RewardSection(use=name) for name in rewards]
+    sections = [RewardSection(use=name, **(options or {}).get(name, {})) for name in rewards]
     found = Combination.from_recipe(sections, judge).score(completions)
     return [
         {"text": text, "parts": {name: float(values[place]) for name, values in found.parts.items()}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from burnish.types import Completion
 
-ENOUGH_TOKENS = 768
+ENOUGH_TOKENS = 1152
 """Larger microbatches make the products no faster, and take memory."""
 
 

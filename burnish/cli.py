@@ -340,6 +340,10 @@ def verify(
 def score(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; lines of standard input if left out.")] = None,
     use: Annotated[list[str] | None, typer.Option("--use", help="A reward, by name or module:object.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="REWARD.OPTION=VALUE", help="An option, such as regex.pattern='[0-9]+'."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="What the text continues.")] = "",
     reference: Annotated[str | None, typer.Option(help="A true answer.")] = None,
     model: Annotated[str, typer.Option(help="The reference model of rewards that need one.")] = "smollm2-135m",
@@ -348,10 +352,20 @@ def score(
 ) -> None:
     """Try rewards on texts."""
     from burnish.api import score as run_scoring
+    from burnish.recipe_file import read_override
 
     rows = texts or [line.rstrip("\n") for line in sys.stdin]
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings or []:
+        key, value = read_override(setting)
+        # The last dot: a reward may be named package.module:object.
+        name, _, option = key.rpartition(".")
+        if not name or not option:
+            raise InputError(f"--set {setting}: write the reward and its option, as in repetition.n=3")
+        options.setdefault(name, {})[option] = value
     found = run_scoring(
-        rows, rewards=use or ["repetition"], prompt=prompt, reference=reference, model=model, offline=offline
+        rows, rewards=use or ["repetition"], options=options, prompt=prompt, reference=reference, model=model,
+        offline=offline,
     )  # fmt: skip
     if json:
         _print_json(found)

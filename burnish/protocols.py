@@ -104,7 +104,10 @@ class Task(Protocol):
 class Scorer(Protocol):
     """The combined reward."""
 
-    def score(self, completions: Sequence[Completion]) -> Scores: ...
+    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
+        """Scores N completions: as training at a step (counted from 1) wants them, or, where it is None, as a held-out
+        measurement does: with the weights of the last step and nothing normalised, so that two can be compared."""
+        ...
 
 
 class Observer(Protocol):

@@ -11,33 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
 from burnish.recipe_file import shipped as shipped
 from burnish.registry import nearest
+from burnish.sections import OpenSection, RewardSection, Section, check_rewards
 from burnish.types import SamplingParams
-
-
-class Section(BaseModel):
-    """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class OpenSection(Section):
-    """A section whose further keys are the options of what ``use`` names; they are checked against its signature."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-
-    use: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to what ``use`` names."""
-        return dict(self.model_extra or {})
 
 
 class LoRA(Section):
@@ -49,19 +31,82 @@ class LoRA(Section):
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
 
+class LSTMShape(Section):
+    """Widths and depth of the built-in LSTM."""
+
+    embedding: int = Field(64, ge=1)
+    hidden: int = Field(256, ge=1)
+    layers: int = Field(1, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """While it is pretrained; what is sampled and updated has none."""
+
+
+class Pretrain(Section):
+    """Maximum likelihood on the task's training texts, before the first step."""
+
+    steps: int = Field(1000, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    windows: int = Field(32, ge=1)
+    """Windows of text in a step."""
+    length: int = Field(128, ge=1)
+    """Tokens in a window."""
+
+
+_KEYS_OF = {
+    "causal_lm": ("lora",),
+    "tabular": (),
+    "lstm": ("lstm", "vocabulary", "vocabulary_size", "weights", "pretrain"),
+    "module": ("module", "scores", "options", "vocabulary", "vocabulary_size", "weights", "pretrain"),
+}
+"""policy.use -> the keys that are its own, all of them without a default."""
+
+
 class PolicySection(Section):
-    use: Literal["causal_lm", "tabular"] = "causal_lm"
+    use: Literal["causal_lm", "lstm", "module", "tabular"] = "causal_lm"
     model: str = "smollm2-135m"
     lora: LoRA | None = None
+    lstm: LSTMShape | None = None
+    module: str | None = None
+    """``module:object``: a torch module, or what makes one."""
+    scores: Literal["logits", "probabilities", "logprobs"] | None = None
+    """What the module returns."""
+    options: dict[str, Any] | None = None
+    """Keyword arguments of what makes the module."""
+    vocabulary: str | None = None
+    """character, byte, bpe, or a vocabulary.json; None is character."""
+    vocabulary_size: int | None = Field(None, ge=257)
+    weights: str | None = None
+    """A folder with model.safetensors and vocabulary.json to start from."""
+    pretrain: Pretrain | None = None
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     """Layers run again in the backward pass instead of keeping what they computed: a third more time, far less memory."""
 
     @model_validator(mode="after")
-    def _tabular_has_no_adapter(self) -> PolicySection:
+    def _keys_belong_to_use(self) -> PolicySection:
         if self.use == "tabular" and self.lora is not None:
             raise ValueError("a tabular policy has no layers for LoRA: leave out policy.lora")
+        for key in dict.fromkeys(key for keys in _KEYS_OF.values() for key in keys):
+            if getattr(self, key) is not None and key not in _KEYS_OF[self.use]:
+                owners = " or ".join(f'"{use}"' for use, keys in _KEYS_OF.items() if key in keys)
+                raise ValueError(f'policy.{key} belongs to policy.use = {owners}: leave it out with "{self.use}"')
+        if self.use == "module":
+            if self.module is None or ":" not in self.module:
+                raise ValueError(
+                    'policy.use = "module" needs policy.module = "file:object", a torch module or its maker'
+                )
+            if self.scores is None:
+                raise ValueError(
+                    'policy.scores is missing: say whether the module returns "logits", "probabilities" (it ends in a '
+                    'softmax) or "logprobs"'
+                )
+        if self.weights is not None and self.vocabulary is not None:
+            raise ValueError("policy.weights brings its own vocabulary.json: leave out policy.vocabulary")
+        if self.vocabulary_size is not None and self.vocabulary != "bpe":
+            raise ValueError(
+                'policy.vocabulary_size belongs to policy.vocabulary = "bpe": the others have their own size'
+            )
         return self
 
 
@@ -104,17 +149,6 @@ class Algorithm(Section):
     kl: KL = KL()
     aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
     """How token losses become one number; None is what the preset's paper does."""
-
-
-class RewardSection(OpenSection):
-    use: str
-    weight: float = 1.0
-    name: str | None = None
-    """The part's name in metrics; ``use`` where it is left out."""
-
-    @property
-    def part(self) -> str:
-        return self.name or self.use.rpartition(":")[2]
 
 
 class Optimizer(Section):
@@ -196,13 +230,8 @@ class Recipe(Job):
     guards: Guards = Guards()
 
     @model_validator(mode="after")
-    def _parts_have_own_names(self) -> Recipe:
-        parts = [section.part for section in self.reward]
-        for part in parts:
-            if parts.count(part) > 1:
-                raise ValueError(f"two rewards are called '{part}': give one of them a name of its own with name = ...")
-        if not any(section.weight != 0 for section in self.reward):
-            raise ValueError("every reward has weight 0, so there is nothing to learn: give one a weight")
+    def _rewards_can_work(self) -> Recipe:
+        check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         return self
 
 

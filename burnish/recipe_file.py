@@ -107,16 +107,27 @@ def _find(source: str | Path, kind: str | None) -> Path:
     )
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, or as plain text where it is none."""
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; the value is read as TOML, or as plain text where it is none.
+
+    Raises:
+        InputError: there is no ``=``, or nothing before it.
+    """
     key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
+    if not equals or not key.strip():
         raise InputError(f"override '{override}': write it as key=value or section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        return key.strip(), text
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Sets one dotted key."""
+    key, value = read_override(override)
+    path = [part.strip() for part in key.split(".")]
+    if not all(path):
+        raise InputError(f"override '{override}': write it as key=value or section.key=value")
     place: Any = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(place, list):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from burnish.recipe import Job
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
+START = "start"
+"""Folder of what training started from, where that was made by the run and not loaded."""
 TIMINGS = ("time/", "tokens_per_second")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
@@ -220,6 +222,7 @@ class Run:
         with suppress(OSError):
             for name in ("recipe.toml", "environment.json", ".lock"):
                 (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):
                 (self.folder / name).rmdir()
 

@@ -89,7 +89,7 @@ def train_step(learner: Learner) -> StepReport:
     flags = [screen(completion) for completion in completions]
 
     # 4. Score.
-    scores = learner.scorer.score(completions)
+    scores = learner.scorer.score(completions, step=step)
     rewards = torch.from_numpy(scores.total)
     reference_logprobs = None
     if kl.coefficient > 0:
@@ -273,9 +273,10 @@ def learning_rate(recipe: Job, step: int) -> float:
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """reward/mean, reward/std and the mean of each part."""
+    """reward/mean, reward/std and the mean of each part; the mean of a normalised total would be 0 at every step."""
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
-    return {"reward/mean": float(scores.total.mean()), "reward/std": float(scores.total.std()), **parts}
+    plain = scores.total if scores.plain is None else scores.plain
+    return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts}
 
 
 def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +36,15 @@ class Prompt:
         text: what the policy continues.
         reference: a true answer, where the task has one.
         metadata: anything a reward or a reader may want to know; never used by the step itself.
+        messages: the conversation so far, where the prompt goes through the model's chat template; the policy then
+            answers these and ``text`` is what readers and rewards see of them. Empty: the policy continues ``text``.
     """
 
     id: str
     text: str
     reference: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +98,16 @@ class Scores:
     """What the rewards said of N completions.
 
     Attributes:
-        total: [N], the weighted sum of the parts: R(tau).
-        parts: name -> [N], each part as its function returned it, before its weight.
+        total: [N], what is trained on: R(tau), the weighted sum of the parts, clipped, normalised and gated as asked.
+        parts: name -> [N], each part as its function returned it, before all that.
         weights: name -> the part's weight.
+        plain: [N], the total without normalisation, which can be compared between steps; None: the same as the total.
     """
 
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
     weights: Mapping[str, float]
+    plain: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from burnish.algorithms.presets import PRESETS
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
-from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler
+from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler, Task
 from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination
+from burnish.rewards.registry import REWARDS
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
 from burnish.types import Completion, Prompt
@@ -80,9 +82,13 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> tuple[Learner, list[Prompt]]:
+def build(
+    recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
+) -> tuple[Learner, list[Prompt]]:
     """A learner and the held-out prompts, from a recipe.
 
+    Args:
+        folder: the run folder, where a policy that is made and not loaded keeps what training starts from.
     Raises:
         InputError: the model or the data cannot be had, or the task has no prompts.
     """
@@ -90,7 +96,17 @@ def build(recipe: Recipe, *, offline: bool = False, observer: Observer | None = 
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     train, held_out = task_prompts(recipe, offline=offline, observer=observer)
-    policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
+    check_references(recipe, [*train, *held_out])
+    policy: Policy
+    sampler: Sampler
+    if recipe.policy.use in ("lstm", "module"):
+        from burnish.backends.modules import build_module_policy, training_texts
+
+        texts = partial(training_texts, recipe, train, offline=offline)
+        policy, sampler = build_module_policy(recipe.policy, recipe.seed, texts=texts, folder=folder, observer=observer)
+        policy.reference = Remembering(policy.reference)
+    else:
+        policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     scorer = Combination.from_recipe(recipe.reward, policy.reference)
     learner = Learner(
         recipe, policy, sampler, scorer, train, PRESETS[recipe.algorithm.use], optimizer_for(policy, recipe.optimizer)
@@ -102,20 +118,33 @@ def task_prompts(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts of the recipe's task, its data fetched where that is needed."""
-    name = recipe.task.use
-    try:
-        task = TASKS.get(name)(**recipe.task.options)
+    task = prepared_task(recipe, offline=offline, observer=observer)
+    with task_errors(recipe.task.use):
+        sides = list(task.train()), list(task.evaluation())
+    train, held_out = checked_prompts(*sides, recipe.task.use)
+    return train, held_out[: recipe.evaluation.prompts]
+
+
+def prepared_task(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> Task:
+    """The recipe's task with its data fetched."""
+    with task_errors(recipe.task.use):
+        task = TASKS.get(recipe.task.use)(**recipe.task.options)
         prepare: Callable[..., None] | None = getattr(task, "prepare", None)
         if prepare is not None:
             prepare(offline=offline, observer=observer)
-        sides = list(task.train()), list(task.evaluation())
+    return task
+
+
+@contextmanager
+def task_errors(name: str) -> Iterator[None]:
+    """Turns what a task of one's own raises into one line."""
+    try:
+        yield
     except BurnishError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"task '{name}' raised {type(error).__name__}: {reason}") from error
-    train, held_out = checked_prompts(*sides, name)
-    return train, held_out[: recipe.evaluation.prompts]
 
 
 def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> tuple[list[Prompt], list[Prompt]]:
@@ -137,10 +166,23 @@ def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> t
     return train, held_out
 
 
+def check_references(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError where a reward says that it needs a reference (``function.needs_reference``) and a prompt has
+    none: before a model is loaded, not when the first sample is scored."""
+    without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
+    for index, section in enumerate(recipe.reward):
+        if without and getattr(REWARDS.get(section.use).function, "needs_reference", False):
+            more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+            raise InputError(
+                f"reward.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
+                f"'{recipe.task.use}' has none: leave this reward out, or give the task's prompts references"
+            )
+
+
 def build_policy(
     section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
 ) -> tuple[Policy, Sampler]:
-    """The policy of a recipe and the sampler that shares its weights."""
+    """The policy of a recipe that names a language model or the table, and the sampler that shares its weights."""
     if section.use == "tabular":
         from burnish.policies.tabular import Tabular
 

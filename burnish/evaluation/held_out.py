@@ -267,7 +267,9 @@ def _truths(policy: Judged, sampled: Sequence[Completion]) -> list[Truth]:
     for completion in sampled:
         prompt = completion.prompt
         room = LONGEST_TRUTH if positions is None else max(0, positions - len(completion.prompt_ids))
-        tokens = policy.encode(continuation(prompt.text, prompt.reference or ""))[: min(LONGEST_TRUTH, room)]
+        # After a chat template the answer begins a line of its own.
+        before = "" if prompt.messages else prompt.text
+        tokens = policy.encode(continuation(before, prompt.reference or ""))[: min(LONGEST_TRUTH, room)]
         if tokens:
             blank = tuple(0.0 for _ in tokens)
             true.append(Completion(prompt, completion.prompt_ids, tokens, prompt.reference or "", blank, "length"))

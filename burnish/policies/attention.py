@@ -148,9 +148,13 @@ class PackedAttention(torch.autograd.Function):
         out = query.new_empty(length, heads, group, value.shape[-1])
         normaliser = query.new_empty(length, heads, group)
         for span in spans:
-            _whole(query, key, value, span.start, span.stop, scale, out, normaliser)
-            for start, stop in span.completions:
-                _whole(query, key, value, start, stop, scale, out, normaliser)
+            for run in _runs(span):
+                own = run.place
+                seen, seen_normaliser = _attend(
+                    run.fold(query[:, :, own]), run.fold(key[:, own]), run.fold(value[:, own]), True, scale
+                )
+                out[own] = run.unfold(seen).movedim(2, 0)
+                normaliser[own] = run.unfold(seen_normaliser.unsqueeze(-1)).squeeze(-1).movedim(2, 0)
             first, last = _extent(span)
             if last > first:
                 prompt = slice(span.start, span.stop)
@@ -166,20 +170,22 @@ class PackedAttention(torch.autograd.Function):
         query_grad, key_grad, value_grad = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         grad, out, normaliser = (tensor.movedim(0, 2) for tensor in (grad, out, normaliser))
 
-        def part(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            return _attend_backward(
-                grad[:, :, queries], query[:, :, queries], key[:, keys], value[:, keys],
-                out[:, :, queries], normaliser[:, :, queries], causal, ctx.scale,
+        def part(queries: slice, keys: slice, causal: bool, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
+            found = _attend_backward(
+                run.fold(grad[:, :, queries]), run.fold(query[:, :, queries]), run.fold(key[:, keys]),
+                run.fold(value[:, keys]), run.fold(out[:, :, queries]),
+                run.fold(normaliser[:, :, queries].unsqueeze(-1)).squeeze(-1), causal, ctx.scale,
             )  # fmt: skip
+            return run.unfold(found[0]), run.unfold(found[1]), run.unfold(found[2])
 
         for span in ctx.spans:
-            for start, stop in ((span.start, span.stop), *span.completions):
-                own = slice(start, stop)
-                query_grad[:, :, own], key_grad[:, own], value_grad[:, own] = part(own, own, True)
+            for run in _runs(span):
+                own = run.place
+                query_grad[:, :, own], key_grad[:, own], value_grad[:, own] = part(own, own, True, run)
             first, last = _extent(span)
             if last > first:
                 prompt, rest = slice(span.start, span.stop), slice(first, last)
-                from_query, from_key, from_value = part(rest, prompt, False)
+                from_query, from_key, from_value = part(rest, prompt, False, _Run(first, 1, last - first))
                 query_grad[:, :, rest] += from_query
                 key_grad[:, prompt] += from_key
                 value_grad[:, prompt] += from_value
@@ -191,14 +197,43 @@ def _extent(span: Span) -> tuple[int, int]:
     return span.stop, max((stop for _, stop in span.completions), default=span.stop)
 
 
-def _whole(
-    query: Tensor, key: Tensor, value: Tensor, start: int, stop: int, scale: float, out: Tensor, normaliser: Tensor
-) -> None:
-    """Causal attention within one text, written into its place."""
-    own = slice(start, stop)
-    seen, seen_normaliser = _attend(query[:, :, own], key[:, own], value[:, own], True, scale)
-    out[own] = seen.movedim(2, 0)
-    normaliser[own] = seen_normaliser.movedim(2, 0)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Texts of one length that lie one behind the other: one call for all of them."""
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def place(self) -> slice:
+        return slice(self.start, self.start + self.count * self.length)
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """[K, ..., count L, D] -> [count K, ..., L, D]; no copy where there is one text."""
+        if self.count == 1:
+            return tensor
+        split = tensor.view(*tensor.shape[:-2], self.count, self.length, tensor.shape[-1])
+        return split.movedim(-3, 0).flatten(0, 1)
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """The other way."""
+        if self.count == 1:
+            return tensor
+        split = tensor.reshape(self.count, -1, *tensor.shape[1:])
+        return split.movedim(0, -3).flatten(-3, -2)
+
+
+def _runs(span: Span) -> list[_Run]:
+    """The prompt, and its completions with neighbours of one length together."""
+    found = [_Run(span.start, 1, span.stop - span.start)]
+    for start, stop in span.completions:
+        last = found[-1]
+        if len(found) > 1 and last.length == stop - start:
+            found[-1] = _Run(last.start, last.count + 1, last.length)
+        else:
+            found.append(_Run(start, 1, stop - start))
+    return found
 
 
 def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Tensor) -> None:

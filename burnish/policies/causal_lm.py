@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
 from burnish.policies.attention import Unsupported
+from burnish.policies.chat import chat_ids
 from burnish.policies.checkpointing import enable_checkpointing
 from burnish.policies.head import fused_logprobs
 from burnish.policies.layout import Layout, activation_bytes, fitting_layout, head, memory_bytes, plain, plain_logits
@@ -91,9 +92,14 @@ class CausalModel:
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, with the beginning-of-text token where the model has one.
 
+        A prompt with messages goes through the model's chat template, up to where the assistant's answer begins.
+
         Raises:
-            InputError: the prompt is empty and the model has no token to begin with.
+            InputError: the prompt is empty and the model has no token to begin with, or it has messages and the model
+                has no chat template, or one that refuses them.
         """
+        if prompt.messages:
+            return chat_ids(self.tokenizer, prompt)
         ids = list(self.tokenizer(prompt.text)["input_ids"])
         while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
             ids.pop()

@@ -135,7 +135,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     steps = f"{run.steps_done} of {run.steps_wanted}" if run.steps_wanted else str(run.steps_done)
     seconds = sum(number(row.get("time/step")) or 0.0 for row in run.rows)
     facts = [
-        ("model", of("policy", "model") if of("policy", "use") != "tabular" else "tabular"),
+        ("model", _model(of("policy", "use"), of("policy", "model"), of("policy", "module"))),
         ("task", of("task", "use")),
         ("algorithm", of("algorithm", "use")),
         ("steps", steps),
@@ -143,6 +143,11 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("seed", of("seed")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _model(use: str, model: str, module: str) -> str:
+    """What a policy is called: by where its weights come from, where they come from anywhere."""
+    return module if use == "module" else use if use in ("lstm", "tabular") else model
 
 
 def _warnings(run: RunData) -> list[tuple[str, str]]:

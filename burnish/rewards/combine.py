@@ -1,4 +1,10 @@
-"""Several rewards as one: weighted parts, each checked to be one finite number a completion."""
+"""Several rewards as one: weighted parts, each checked to be one finite number a completion.
+
+What a part's number r of a completion becomes, in this order: cut to ``clip``; in training, normalised among the prompt's
+or the step's completions; times the weight, which may be on a schedule. Then gates: where another part has a ``gate`` and
+its own number, as the function returned it, is below that, this part's credit counts only if it is negative. So a closed
+gate never raises a reward. The sum over the parts is R(tau).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,7 +22,7 @@ from burnish.types import Completion, Scores
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
-    from burnish.recipe import RewardSection
+    from burnish.sections import RewardSection, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +34,37 @@ class Part:
         function: the reward.
         weight: its factor in the total; a part of weight 0 is computed and logged, and does not count.
         options: keyword arguments for the function.
+        clip: low and high; what is outside counts as the nearer of the two.
+        gate: the least this part must be for the other parts to give credit.
+        normalise: whether, in training, the mean is taken off and the standard deviation divided out among the prompt's
+            completions ("group") or the step's ("batch"); where all are equal the part is 0.
+        schedule: a factor of the weight, by step.
     """
 
     name: str
     function: RewardFunction
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    clip: tuple[float, float] | None = None
+    gate: float | None = None
+    normalise: Literal["group", "batch"] | None = None
+    schedule: Schedule | None = None
+
+    def weight_at(self, step: int | None) -> float:
+        """The weight at a step (counted from 1), or after the last."""
+        return float(self.weight) * (1.0 if self.schedule is None else self.schedule.at(step))
 
 
 class Combination:
-    """R(tau) = sum over the K parts of weight * part: the scorer of a run.
+    """R(tau) = sum over the K parts of weight * part, clipped, normalised and gated as asked: the scorer of a run.
 
     Args:
         parts: at least one; names differ and weights are finite.
         reference_policy: the frozen policy, for rewards that name it.
 
     Raises:
-        InputError: no part, two of one name, a weight that is no finite number, an option that the reward does not
-            take, or a reward that needs the reference policy where none is given.
+        InputError: no part, two of one name, a weight, gate or clip that is no finite number, a gate with no other part,
+            an option that the reward does not take, or a reward that needs the reference policy where none is given.
     """
 
     def __init__(self, parts: Sequence[Part], reference_policy: LanguageModel | None = None) -> None:
@@ -55,8 +74,9 @@ class Combination:
         for part in parts:
             if names.count(part.name) > 1:
                 raise InputError(f"two rewards are called '{part.name}': give one of them another name")
-            if isinstance(part.weight, bool) or not isinstance(part.weight, Real) or not math.isfinite(part.weight):
-                raise InputError(f"reward '{part.name}': weight {part.weight!r} must be a finite number")
+            _check_numbers(part)
+            if part.gate is not None and len(parts) == 1:
+                raise InputError(f"reward '{part.name}': gate = {part.gate} holds back other parts, and there is none")
             if "reference_policy" in part.function.arguments and reference_policy is None:
                 raise InputError(f"reward '{part.name}' asks the reference policy: pass reference_policy=...")
             part.function.check_options(part.options)
@@ -68,22 +88,54 @@ class Combination:
         cls, sections: Sequence[RewardSection], reference_policy: LanguageModel | None = None
     ) -> Combination:
         """The combination that a recipe's ``[[reward]]`` tables describe. Raises InputError as the constructor does."""
-        parts = [Part(section.part, REWARDS.get(section.use), section.weight, section.options) for section in sections]
+        parts = [
+            Part(
+                section.part, REWARDS.get(section.use), section.weight, section.options,
+                section.clip, section.gate, section.normalise, section.schedule,
+            )
+            for section in sections
+        ]  # fmt: skip
         return cls(parts, reference_policy)
 
-    def score(self, completions: Sequence[Completion]) -> Scores:
+    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
         """Total [N] and parts [N] each, float64, in the completions' order.
+
+        Args:
+            step: of training, counted from 1. None, as in a held-out measurement: no part is normalised, since that would
+                make the mean 0 before and after, and weights are those after the last step.
 
         Raises:
             BurnishError: a reward raised, or returned something other than one finite number a completion; the
                 message names the reward, the prompt and what came back.
         """
         parts = {part.name: _values(part, completions, self.reference_policy) for part in self.parts}
-        total = np.zeros(len(completions), dtype=np.float64)
+        weights = {part.name: part.weight_at(step) for part in self.parts}
+        clipped = {
+            part.name: parts[part.name] if part.clip is None else np.clip(parts[part.name], *part.clip)
+            for part in self.parts
+        }
+        plain = self._gated_sum(clipped, parts, weights)
+        if step is None or all(part.normalise is None for part in self.parts):
+            return Scores(total=plain, parts=parts, weights=weights)
+        normalised = {
+            part.name: _normalised(clipped[part.name], part.normalise, completions) for part in self.parts
+        }  # fmt: skip
+        return Scores(self._gated_sum(normalised, parts, weights), parts, weights, plain)
+
+    def _gated_sum(
+        self, values: Mapping[str, np.ndarray], parts: Mapping[str, np.ndarray], weights: Mapping[str, float]
+    ) -> np.ndarray:
+        """Weighted values [N], without the credit that the gates, which look at ``parts``, hold back."""
+        total = np.zeros_like(next(iter(values.values())))
         for part in self.parts:
-            if part.weight != 0:
-                total += float(part.weight) * parts[part.name]
-        return Scores(total=total, parts=parts, weights={part.name: float(part.weight) for part in self.parts})
+            if weights[part.name] == 0:
+                continue
+            credit = weights[part.name] * values[part.name]
+            for other in self.parts:
+                if other.gate is not None and other is not part:
+                    credit = np.where(parts[other.name] >= other.gate, credit, np.minimum(credit, 0.0))
+            total += credit
+        return total
 
 
 def combine(
@@ -108,6 +160,35 @@ def _part(key: str | Callable[..., Any] | RewardFunction, weight: float) -> Part
         return Part(key.name, key, weight)
     name = getattr(key, "__name__", type(key).__name__)
     return Part(name, reward_function(name, key), weight)
+
+
+def _check_numbers(part: Part) -> None:
+    """Raises InputError where a number of a part is none, not finite, or out of order."""
+    for name, value in (("weight", part.weight), ("gate", part.gate), *(("clip", end) for end in part.clip or ())):
+        if name == "gate" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InputError(f"reward '{part.name}': {name} {value!r} must be a finite number")
+    if part.clip is not None and not (len(part.clip) == 2 and part.clip[0] < part.clip[1]):
+        raise InputError(f"reward '{part.name}': clip {part.clip!r} must be two numbers, the first below the second")
+    if part.normalise not in (None, "group", "batch"):
+        raise InputError(f'reward \'{part.name}\': normalise = {part.normalise!r}: must be "group", "batch" or None')
+
+
+def _normalised(values: np.ndarray, among: str | None, completions: Sequence[Completion]) -> np.ndarray:
+    """Values [N] of mean 0 and standard deviation 1 among the completions of each prompt, or among all."""
+    if among is None:
+        return values
+    groups: dict[str, list[int]] = {}
+    for place, completion in enumerate(completions):
+        groups.setdefault(completion.prompt.id if among == "group" else "", []).append(place)
+    result = np.zeros_like(values)
+    for places in groups.values():
+        found = values[places]
+        # Equal values are left at 0: their mean may miss them by a rounding error, which the division would blow up.
+        if found.min() < found.max():
+            result[places] = (found - found.mean()) / found.std()
+    return result
 
 
 def _values(part: Part, completions: Sequence[Completion], reference_policy: LanguageModel | None) -> np.ndarray:

@@ -7,9 +7,12 @@ or emoji is a word of its own, so that Chinese is not one endless word and "!!!!
 from __future__ import annotations
 
 import re
+import zlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from burnish.errors import InputError
+from burnish.types import Completion
 
 WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Kana and Han characters, as a range for a regular expression: scripts that put no space between words."""
@@ -93,6 +96,56 @@ def repetition(text: str, *, n: int = 2) -> float:
     longest = longest_repeat(tokens)
     share = longest / (len(tokens) - 1) if longest >= n else 0.0
     return (1.0 - repeated) * (1.0 - share)
+
+
+def compression(text: str) -> float:
+    """How little a text can be compressed, in [0, 1]: 1 where nothing is gained, near 0 for one phrase over and over.
+
+    The bytes of the text's DEFLATE form (of UTF-8, level 9, without header, less the two bytes of an empty one), divided
+    by the text's own bytes, at most 1. Sees repetition at a distance and of parts of words, which n-grams of words do
+    not. Fails by: favouring short texts, which have little to repeat (an empty one scores 1), so that only texts of like
+    length are comparable; and by paying most for noise. Chinese and English have different levels. Another build of zlib
+    may differ in the last bytes.
+
+    Source: RFC 1951.
+    """
+    raw = text.encode("utf-8", "backslashreplace")
+    if not raw:
+        return 1.0
+    packer = zlib.compressobj(level=9, wbits=-15)
+    packed = len(packer.compress(raw)) + len(packer.flush())
+    return min(1.0, (packed - 2) / len(raw))
+
+
+def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[float]:
+    """How much a completion differs from the others of its prompt, in [0, 1]: 1 where it shares nothing with any.
+
+    The mean, over the different n-grams of words that the completion has, of the share of the G - 1 others that do not
+    have that n-gram. 0 where all say the same, and for a text of fewer than n words: silence is not diverse. A text
+    alone has nobody to differ from and scores 1, so a held-out measurement with ``evaluation.samples_per_prompt = 1``
+    says nothing. Fails by: paying for difference of any kind, nonsense most of all: give it a small weight beside a
+    reward for what is wanted.
+
+    Args:
+        completions: those of one prompt are one group, wherever they stand.
+        n: words in the n-grams, at least 1.
+
+    Raises:
+        InputError: n below 1.
+    """
+    grams = [set(ngrams(words(completion.text), n)) for completion in completions]
+    groups: dict[str, list[int]] = {}
+    for place, completion in enumerate(completions):
+        groups.setdefault(completion.prompt.id, []).append(place)
+    values = [0.0] * len(completions)
+    for places in groups.values():
+        holders = Counter(gram for place in places for gram in grams[place])
+        others = len(places) - 1
+        for place in places:
+            shared = sum(holders[gram] - 1 for gram in grams[place])
+            if grams[place]:
+                values[place] = 1.0 - shared / (others * len(grams[place])) if others else 1.0
+    return values
 
 
 def _number(keys: Iterable[Hashable]) -> list[int]:

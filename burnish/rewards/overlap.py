@@ -11,6 +11,11 @@ from burnish.types import Completion
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
+
+LONGEST_TER = 2000
+"""Characters of a text that ``ter`` reads. Its search for shifts grows faster than the square of the words."""
 
 
 def bleu(completion: Completion, *, tokenize: str = "13a") -> float:
@@ -29,10 +34,55 @@ def bleu(completion: Completion, *, tokenize: str = "13a") -> float:
 
     Source: Papineni et al. 2002; Chen and Cherry 2014 (smoothing); Post 2018 (sacrebleu, arXiv 1804.08771).
     """
-    reference = _reference(completion, "bleu")
+    reference = reference_of(completion, "bleu")
     score = sentence_bleu(tokenize).sentence_score(completion.text, [reference]).score
     # A perfect match comes out as 100.00000000000004.
     return min(1.0, max(0.0, score / 100.0))
+
+
+def chrf(completion: Completion, *, word_order: int = 0) -> float:
+    """chrF against the prompt's reference, in [0, 1]: overlap of runs of one to six characters, order within them kept.
+
+    sacrebleu's sentence score divided by 100; white space is left out, so Chinese needs no setting. An empty text
+    scores 0. Fails by: counting recall four times as much as precision (beta is 2), so that padding is cheap: a text
+    that holds the whole reference within three times as much else still earns about a half.
+
+    Args:
+        completion: what was sampled; its prompt must have a reference.
+        word_order: also runs of up to so many words, 0 to 2; 2 is chrF++.
+
+    Raises:
+        InputError: the prompt has no reference, or ``word_order`` is out of range.
+
+    Source: Popovic 2015; Popovic 2017 (chrF++).
+    """
+    if word_order not in (0, 1, 2):
+        raise InputError(f"chrf: word_order = {word_order}: must be 0, 1 or 2")
+    reference = reference_of(completion, "chrf")
+    score: float = _sentence_chrf(word_order).sentence_score(completion.text, [reference]).score
+    return min(1.0, max(0.0, score / 100.0))
+
+
+def ter(completion: Completion, *, chinese: bool = False) -> float:
+    """1 minus the translation edit rate against the prompt's reference, in [0, 1]: 1 where the words are the same.
+
+    The rate is the number of words inserted, deleted, replaced, and of runs of words shifted, divided by the
+    reference's words; from as many edits as words on, and for an empty text, the reward is 0. Case does not count. A
+    text of more than ``LONGEST_TER`` characters is cut there. Fails by: favouring short texts, since leaving a word out
+    costs one edit and a wrong word costs one too; and, where most texts are far off, by being 0 for all of them.
+
+    Args:
+        completion: what was sampled; its prompt must have a reference.
+        chinese: every Chinese or Japanese character is a word, and so is punctuation; else words lie between spaces.
+
+    Raises:
+        InputError: the prompt has no reference.
+
+    Source: Snover et al. 2006.
+    """
+    reference = reference_of(completion, "ter")
+    score: float = _sentence_ter(chinese).sentence_score(completion.text[:LONGEST_TER], [reference]).score
+    return min(1.0, max(0.0, 1.0 - score / 100.0))
 
 
 def exact(completion: Completion) -> float:
@@ -43,7 +93,25 @@ def exact(completion: Completion) -> float:
     Raises:
         InputError: the prompt has no reference.
     """
-    return float(completion.text.strip() == _reference(completion, "exact").strip())
+    return float(completion.text.strip() == reference_of(completion, "exact").strip())
+
+
+@lru_cache(maxsize=3)
+def _sentence_chrf(word_order: int) -> CHRF:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF(word_order=word_order)
+
+
+@lru_cache(maxsize=2)
+def _sentence_ter(chinese: bool) -> TER:
+    from sacrebleu.metrics.ter import TER
+
+    return TER(normalized=chinese, asian_support=chinese)
+
+
+# Said before anything is loaded, where some prompt has none (burnish.backends.local.check_references).
+bleu.needs_reference = exact.needs_reference = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=8)
@@ -73,7 +141,8 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
         ) from error
 
 
-def _reference(completion: Completion, reward: str) -> str:
+def reference_of(completion: Completion, reward: str) -> str:
+    """The true answer of a completion's prompt. Raises InputError that names the reward where there is none."""
     reference = completion.prompt.reference
     if reference is None or not reference.strip():
         raise InputError(

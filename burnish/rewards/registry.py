@@ -30,6 +30,9 @@ ONE: Mapping[str, Callable[[Completion], Any]] = {
 }
 MANY: Mapping[str, str] = {f"{name}s": name for name in ONE}
 SHARED = ("reference_policy",)
+TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule")
+"""Keys of a ``[[reward]]`` table that are no options of the reward."""
+_CHECK = "_burnish_check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class RewardFunction:
         """Raises InputError where a recipe's keys are not this reward's options, or of another type."""
         for key, value in options.items():
             if key not in self.options:
-                known = ["use", "weight", "name", *self.options]
+                known = [*TABLE, *self.options]
                 raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known)}")
             default = self.options[key]
             kinds = (int, float) if isinstance(default, float) else type(default)
@@ -67,6 +70,9 @@ class RewardFunction:
                 not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
             ):
                 raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
+        check = getattr(self.function, _CHECK, None)
+        if check is not None:
+            check(**{**self.options, **options})
 
     def __call__(
         self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
@@ -81,6 +87,17 @@ class RewardFunction:
             self.function(**{name: ONE[name](completion) for name in names}, **shared, **options)
             for completion in completions
         ]
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[F], F]:
+    """Has a reward's options checked with the recipe, before anything is loaded: ``check`` gets all of them by name and
+    raises InputError where they cannot work."""
+
+    def mark(function: F) -> F:
+        setattr(function, _CHECK, check)
+        return function
+
+    return mark
 
 
 def reward_function(name: str, function: object) -> RewardFunction:
@@ -99,6 +116,10 @@ def reward_function(name: str, function: object) -> RewardFunction:
         ) from error
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+            if parameter.name in TABLE:
+                raise InputError(
+                    f"reward '{name}': option '{parameter.name}' is a key of every [[reward]] table: give it another name"
+                )
             options[parameter.name] = parameter.default
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise InputError(f"reward '{name}': '{parameter}' has no name to be filled by; name each argument")
@@ -124,6 +145,17 @@ REWARDS: Registry[RewardFunction] = Registry(
         "perplexity": "burnish.rewards.fluency:perplexity",
         "repetition": "burnish.rewards.diversity:repetition",
         "exact": "burnish.rewards.overlap:exact",
+        "numeric": "burnish.rewards.answers:numeric",
+        "verifier": "burnish.rewards.answers:verifier",
+        "chrf": "burnish.rewards.overlap:chrf",
+        "ter": "burnish.rewards.overlap:ter",
+        "rouge_l": "burnish.rewards.content:rouge_l",
+        "keywords": "burnish.rewards.content:keywords",
+        "length_band": "burnish.rewards.form:length_band",
+        "regex": "burnish.rewards.form:regex",
+        "json_format": "burnish.rewards.form:json_format",
+        "compression": "burnish.rewards.diversity:compression",
+        "group_diversity": "burnish.rewards.diversity:group_diversity",
     },
     wrap=reward_function,
 )

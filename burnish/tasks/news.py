@@ -51,12 +51,21 @@ class News:
         prompt_words: words of the article that the policy is given.
         reference_words: at most so many of the words that follow are the reference.
         held_out_percent: share of the articles, by hash, that training never sees; 25 gives 87 of 340.
+        references: whether prompts carry the true continuation; without them the task is unlabelled, and rewards that
+            need a reference are refused.
 
     Raises:
         InputError: an option is out of range, or leaves no prompt on one of the two sides (when the data is read).
     """
 
-    def __init__(self, *, prompt_words: int = 32, reference_words: int = 48, held_out_percent: int = 25) -> None:
+    def __init__(
+        self,
+        *,
+        prompt_words: int = 32,
+        reference_words: int = 48,
+        held_out_percent: int = 25,
+        references: bool = True,
+    ) -> None:
         if prompt_words < 1:
             raise InputError(f"prompt_words = {prompt_words}: must be at least 1")
         if reference_words < MINIMUM_REFERENCE_WORDS:
@@ -66,7 +75,9 @@ class News:
         self.prompt_words = prompt_words
         self.reference_words = reference_words
         self.held_out_percent = held_out_percent
+        self.references = references
         self._sides: tuple[list[Prompt], list[Prompt]] | None = None
+        self._texts: list[str] = []
 
     def prepare(self, *, offline: bool = False, observer: Observer | None = None) -> None:
         """Fetches and splits the data, once; without it, the first use does the same with a network and in silence.
@@ -77,6 +88,7 @@ class News:
         """
         if self._sides is None:
             found, duplicates = articles(offline=offline, observer=observer)
+            self._texts = [article.text for article in found if not self._held_out(article)]
             self._sides = self._split(found, duplicates, observer)
 
     def train(self) -> Sequence[Prompt]:
@@ -86,6 +98,11 @@ class News:
     def evaluation(self) -> Sequence[Prompt]:
         """The held-out prompts, in the corpus's order."""
         return self._side(1)
+
+    def texts(self) -> Sequence[str]:
+        """The training side's articles whole, for training by likelihood; none that shares a report with a held-out one."""
+        self.prepare()
+        return self._texts
 
     def _side(self, which: int) -> Sequence[Prompt]:
         self.prepare()
@@ -134,7 +151,7 @@ class News:
         return Prompt(
             id=f"{DATA}/{article.sha256[:12]}",
             text=" ".join(words[: self.prompt_words]),
-            reference=" ".join(reference),
+            reference=" ".join(reference) if self.references else None,
             metadata={"words": len(words)},
         )
 

@@ -21,7 +21,11 @@ def _factory(name: str, found: object) -> TaskFactory:
 
 TASKS: Registry[TaskFactory] = Registry(
     "task",
-    builtin={"news": "burnish.tasks.news:News", "toy": "burnish.tasks.toy:Toy"},
+    builtin={
+        "news": "burnish.tasks.news:News",
+        "reasoning": "burnish.tasks.reasoning:Reasoning",
+        "toy": "burnish.tasks.toy:Toy",
+    },
     wrap=_factory,
 )
 

@@ -49,7 +49,7 @@ class Fixed:
     def sample(self, prompts, **options) -> list[Group]:
         return self.groups
 
-    def score(self, completions: Sequence[Completion]) -> Scores:
+    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
         total = np.array([np.sin(sum(one.token_ids) + 3.0 * one.index) for one in completions])
         return Scores(total, {"sine": total}, {"sine": 1.0})
 
@@ -202,7 +202,9 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     """A group whose rewards are equal, and one sample whose reward is its group's mean, are not run."""
     policy, groups = made()
     chosen = recipe(algorithm)
-    monkeypatch.setattr(Fixed, "score", lambda self, completions: Scores(REWARDS, {"given": REWARDS}, {"given": 1.0}))
+    monkeypatch.setattr(
+        Fixed, "score", lambda self, completions, step=None: Scores(REWARDS, {"given": REWARDS}, {"given": 1.0})
+    )
     seen: list[int] = []
     inner = policy.logprobs
     monkeypatch.setattr(policy, "logprobs", lambda batch, *rest: (seen.append(len(batch)), inner(batch, *rest))[1])

@@ -45,7 +45,8 @@ class TestPack:
 
 
 class TestAttention:
-    SPANS = (Span(0, 5, ((5, 9), (9, 10))), Span(10, 11, ()), Span(11, 14, ((14, 20),)))
+    # Completions of one length beside each other, of different lengths, and none.
+    SPANS = (Span(0, 4, ((4, 6), (6, 8), (8, 10))), Span(10, 11, ()), Span(11, 14, ((14, 17), (17, 18), (18, 20))))
 
     @pytest.mark.parametrize("heads, group", [(2, 3), (4, 1), (1, 2)])
     def test_equals_a_softmax_over_what_each_token_sees(self, heads, group):

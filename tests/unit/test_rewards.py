@@ -16,6 +16,7 @@ from burnish.rewards.diversity import distinct_n, longest_repeat, ngrams, repeat
 from burnish.rewards.fluency import COMPLETIONS_AT_ONCE, negative_log_likelihoods, perplexity
 from burnish.rewards.overlap import bleu, exact
 from burnish.rewards.registry import REWARDS, reward_function
+from burnish.sections import RewardSection
 from burnish.types import Completion, Prompt
 
 ODD_TEXTS = ["", " \n\t", "½ ² ①", "\x00\ufffd", "naïve café"]
@@ -269,10 +270,9 @@ def test_no_completions() -> None:
 
 
 def test_from_recipe_sections() -> None:
-    recipe = pytest.importorskip("burnish.recipe")
     sections = [
-        recipe.RewardSection(use="bleu", weight=0.5, tokenize="zh"),
-        recipe.RewardSection(use="perplexity", name="fluency", form="raw"),
+        RewardSection(use="bleu", weight=0.5, tokenize="zh"),
+        RewardSection(use="perplexity", name="fluency", form="raw"),
     ]
     scores = Combination.from_recipe(sections, FixedModel()).score([answer("我爱你", reference="我爱她", tokens=(2,))])
     assert list(scores.parts) == ["bleu", "fluency"]

@@ -103,7 +103,7 @@ class Given:
     def __init__(self, values: list[float], groups: list[Group] | None = None) -> None:
         self.values, self.groups = np.array(values), groups
 
-    def score(self, completions) -> Scores:
+    def score(self, completions, *, step=None) -> Scores:
         return Scores(self.values, {"given": self.values}, {"given": 1.0})
 
     def sample(self, prompts, **options) -> list[Group]:

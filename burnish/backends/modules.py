@@ -1,0 +1,209 @@
+"""Policies that a recipe makes rather than loads: the built-in LSTM, and any torch module of one's own.
+
+What training starts from is kept in the run folder as ``start/``: it is the frozen reference, and a run that is taken up
+again must have the same one to the last bit, without making it a second time.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from burnish.backends.local import prepared_task, task_errors
+from burnish.errors import BurnishError, InputError
+from burnish.evaluation.held_out import continuation
+from burnish.generation.stepwise import ModuleSampler
+from burnish.policies.lstm import LSTM
+from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
+from burnish.policies.pretraining import pretrain
+from burnish.policies.vocabulary import FILE, KINDS, Vocabulary, build_vocabulary, read_vocabulary
+from burnish.protocols import Observer
+from burnish.recipe import LSTMShape, PolicySection, Recipe
+from burnish.registry import import_object, nearest
+from burnish.run import START, explained, sync_folder, sync_tree
+from burnish.types import Prompt
+
+
+def build_module_policy(
+    section: PolicySection,
+    seed: int,
+    *,
+    texts: Callable[[], Sequence[str]],
+    folder: Path | None = None,
+    observer: Observer | None = None,
+) -> tuple[ModulePolicy, ModuleSampler]:
+    """The policy that training starts from, pretrained where the recipe says so, and its sampler.
+
+    Args:
+        texts: the task's training texts; asked for a vocabulary and for pretraining alone.
+        folder: the run folder; where it holds what the run started from, that is taken and nothing is trained.
+    Raises:
+        InputError: the module, its weights, its vocabulary or the texts cannot be used.
+        BurnishError: pretraining failed, or its result could not be written.
+    """
+    kept = folder / START if folder else None
+    made = kept is not None and kept.is_dir()
+    source = kept if made else Path(section.weights).expanduser() if section.weights else None
+    vocabulary = _vocabulary(section, source, texts)
+    with seeded(seed):
+        module = _module(section, vocabulary, source)
+    name = section.module or section.use
+    policy = ModulePolicy(module, vocabulary, scores=section.scores or "logits", name=name)
+    if source is not None:
+        policy.load(source)
+        policy.start_here()
+    if section.pretrain is not None and not made:
+        if observer is not None:
+            observer.message(f"pretraining {name} for {section.pretrain.steps} steps on the task's training texts")
+        losses = pretrain(policy, texts(), section.pretrain, seed=seed, observer=observer)
+        if observer is not None:
+            last = losses[-max(1, len(losses) // 20) :]
+            observer.message(f"pretrained: {sum(last) / len(last):.3f} nats a token")
+    if kept is not None and not made:
+        _keep(policy, kept)
+    return policy, ModuleSampler(policy)
+
+
+def training_texts(recipe: Recipe, prompts: Sequence[Prompt], *, offline: bool = False) -> list[str]:
+    """Texts to learn a language from: what the task gives as ``texts()``, else each training prompt with its reference."""
+    task: Any = prepared_task(recipe, offline=offline)
+    if not hasattr(task, "texts"):
+        return [prompt.text + continuation(prompt.text, prompt.reference or "") for prompt in prompts]
+    with task_errors(recipe.task.use):
+        return list(task.texts())
+
+
+def load_trained(section: PolicySection, folder: Path) -> ModulePolicy:
+    """The trained policy of a run or another folder that ``ModulePolicy.save`` filled."""
+    chosen = section.model_copy(update={"weights": str(folder), "vocabulary": None, "pretrain": None})
+    return build_module_policy(chosen, 0, texts=lambda: [])[0]
+
+
+def _vocabulary(section: PolicySection, source: Path | None, texts: Callable[[], Sequence[str]]) -> Vocabulary:
+    if source is not None:
+        return read_vocabulary(source / FILE)
+    kind = section.vocabulary or KINDS[0]
+    if kind in KINDS:
+        return build_vocabulary(kind, texts(), section.vocabulary_size)
+    path = Path(kind).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"policy.vocabulary = '{kind}'{nearest(kind, KINDS)}: write {', '.join(KINDS)}, or the path of a {FILE}"
+        )
+    return read_vocabulary(path)
+
+
+def _module(section: PolicySection, vocabulary: Vocabulary, source: Path | None) -> nn.Module:
+    """The module with its first weights, on its device."""
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if section.device == "auto" else section.device
+    dtype: torch.dtype = getattr(torch, section.dtype)
+    if section.use == "lstm":
+        shape = section.lstm or (LSTMShape() if source is None else saved_shape(source))
+        return LSTM(vocabulary.size, **shape.model_dump()).to(device=place, dtype=dtype)
+    assert section.module is not None
+    module = _made(section.module, section.options or {}, vocabulary.size)
+    if not is_keras(module):
+        return module.to(device=place, dtype=dtype)
+    if dtype != torch.float32:
+        raise InputError(
+            f'policy.dtype = "{section.dtype}": Keras chooses its own: leave it out, and set it in the model\'s layers'
+        )
+    return module
+
+
+def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module:
+    """The module at ``module:object``, or what the callable there makes; it is given ``vocabulary_size`` if it names it."""
+    # Only where nobody has chosen: a Keras model is a torch module under this backend alone.
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    found = import_object(path, "module")
+    if isinstance(found, nn.Module):
+        if options:
+            raise InputError(
+                f"module '{path}' is made already and takes no policy.options: name a function that makes it"
+            )
+        # A module-level object is trained by no run: the next one shall find it as it was.
+        return copy.deepcopy(found)
+    if not callable(found):
+        raise InputError(f"module '{path}' is neither a torch module nor a function that makes one: {_kind(found)}")
+    parameters = inspect.signature(found).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in options:
+        if key not in parameters and not takes_any:
+            raise InputError(
+                f"policy.options.{key}: '{path}' has no such argument{nearest(key, parameters)}; it has "
+                f"{', '.join(parameters) or 'none'}"
+            )
+    size = {"vocabulary_size": vocabulary_size} if "vocabulary_size" in parameters else {}
+    try:
+        module = found(**{**size, **options})
+    except BurnishError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"module '{path}' raised {type(error).__name__}: {reason[:200]}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module '{path}' makes no torch module: {_kind(module)}")
+    return module
+
+
+def _kind(found: object) -> str:
+    if is_keras(found):
+        return "a Keras model of another backend; set KERAS_BACKEND=torch before Keras is imported"
+    return f"it is a {type(found).__name__}"
+
+
+def saved_shape(folder: Path) -> LSTMShape:
+    """The widths of a saved LSTM, read off its weights. Raises InputError where there is none."""
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        embedding = tensors["embedding.weight"].shape[1]
+        hidden = tensors["recurrent.weight_hh_l0"].shape[1]
+    except Exception as error:  # safetensors has an error of its own kind
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder} holds no LSTM ({type(error).__name__}: {reason[:200]})") from error
+    layers = sum(name.startswith("recurrent.weight_hh_l") for name in tensors)
+    return LSTMShape(embedding=embedding, hidden=hidden, layers=layers)
+
+
+def _keep(policy: ModulePolicy, target: Path) -> None:
+    """Writes the policy into a folder in one piece."""
+    temporary = target.with_name(f".{target.name}.partial")
+    with explained(f"cannot save {target}"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            policy.save(temporary)
+            sync_tree(temporary)
+            os.rename(temporary, target)
+            sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All that may make first weights (torch, numpy, and Python's own, which Keras asks) starts from the seed; the state
+    that they had comes back."""
+    plain, old = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(old)

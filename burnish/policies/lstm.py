@@ -1,0 +1,50 @@
+"""The language model of countless tutorials: Embedding, LSTM, Dense. Small enough to train from nothing on a laptop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LSTM(nn.Module):
+    """Token ids [B, T] to logits [B, T, V] (Hochreiter and Schmidhuber 1997; as a language model, Graves 2013,
+    arXiv 1308.0850).
+
+    Args:
+        vocabulary_size: V.
+        embedding: width of a token's vector.
+        hidden: width of each layer's state.
+        layers: LSTM layers on top of one another.
+        dropout: share of the activations that are switched off between the layers and before the head, in training mode
+            alone; the policy that is sampled and updated is in evaluation mode and has none.
+    """
+
+    def __init__(
+        self, vocabulary_size: int, *, embedding: int = 64, hidden: int = 256, layers: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, embedding)
+        # torch warns of a dropout between layers where there is only one.
+        between = dropout if layers > 1 else 0.0
+        self.recurrent = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, vocabulary_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.advance(tokens, None)[0]
+
+    def advance(self, tokens: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Reads on from a state: logits [B, T, V] and the state after the last token.
+
+        Args:
+            tokens: [B, T].
+            state: hidden and cell state, [B, layers, hidden] each; None before the first token.
+        """
+        inner = None
+        if state is not None:
+            hidden, cell = (part.transpose(0, 1).contiguous() for part in state)
+            inner = (hidden, cell)
+        # cuDNN's LSTM has no backward pass in evaluation mode.
+        with torch.backends.cudnn.flags(enabled=self.training):
+            output, after = self.recurrent(self.embedding(tokens), inner)
+        return self.head(self.dropout(output)), tuple(part.transpose(0, 1) for part in after)

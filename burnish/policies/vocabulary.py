@@ -1,0 +1,216 @@
+"""Vocabularies of models that come without a tokenizer: characters, bytes, or byte pairs learnt from the training text.
+
+One is built from texts by a rule that knows no chance, is saved beside the weights as ``vocabulary.json``, and read back
+to the same token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from burnish.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE = "vocabulary.json"
+KINDS = ("character", "byte", "bpe")
+END, UNKNOWN = "<end>", "<unknown>"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def size(self) -> int:
+        """V, how many tokens there are."""
+        ...
+
+    @property
+    def begin(self) -> int | None:
+        """The token that stands before every text; None where texts begin with their first character."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids, with nothing before and after them. Raises InputError where a character has no token."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``read_vocabulary`` makes the same vocabulary of."""
+        ...
+
+
+@dataclass(frozen=True)
+class Characters:
+    """One token a character.
+
+    Args:
+        tokens: token id -> token. One of a single character is text; longer ones, such as ``<end>``, are marks that no
+            text contains.
+        begin: id of the token that stands before every text, if there is one.
+        end: id of the token that ends a text, if there is one. A single character (a full stop) ends the text and is
+            part of it.
+        unknown: id of the token for characters that have none; without it such a character is refused.
+
+    Raises:
+        InputError: a token occurs twice or is empty, or an id is out of range.
+    """
+
+    tokens: tuple[str, ...]
+    begin: int | None = None
+    end: int | None = None
+    unknown: int | None = None
+    _ids: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "" in self.tokens or len(set(self.tokens)) < len(self.tokens) or len(self.tokens) < 2:
+            raise InputError("vocabulary: it needs at least two tokens, all different and none of them empty")
+        for name in ("begin", "end", "unknown"):
+            place = getattr(self, name)
+            if place is not None and not 0 <= place < len(self.tokens):
+                raise InputError(f"vocabulary: {name} = {place} is no token: write a number below {len(self.tokens)}")
+        self._ids.update({token: place for place, token in enumerate(self.tokens) if len(token) == 1})
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Characters:
+        """The characters of the texts in the order of their code points, after ``<end>``, which also stands before every
+        text, and ``<unknown>``."""
+        found = sorted({character for text in texts for character in text})
+        return cls((END, UNKNOWN, *found), begin=0, end=0, unknown=1)
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        return frozenset() if self.end is None else frozenset((self.end,))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        if self.unknown is not None:
+            return tuple(self._ids.get(character, self.unknown) for character in text)
+        missing = next((character for character in text if character not in self._ids), None)
+        if missing is not None:
+            raise InputError(
+                f"the vocabulary has no token for {missing!r}: take the character out, or give the vocabulary an unknown"
+            )
+        return tuple(self._ids[character] for character in text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self._shown(token) for token in token_ids)
+
+    def _shown(self, token: int) -> str:
+        if len(self.tokens[token]) == 1:
+            return self.tokens[token]
+        return REPLACEMENT if token == self.unknown else ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "character", "tokens": list(self.tokens),
+            "begin": self.begin, "end": self.end, "unknown": self.unknown,
+        }  # fmt: skip
+
+
+class Bytes:
+    """Bytes, and pairs of them that occurred often (byte-level BPE, Sennrich et al. 2016, arXiv 1508.07909): any text has
+    tokens. Token 0 begins and ends a text.
+
+    Args:
+        tokenizer: of the package tokenizers, without special tokens, so that no text is taken for one.
+        kind: "byte" or "bpe", as it is written down.
+    """
+
+    begin = 0
+    ends = frozenset((0,))
+
+    def __init__(self, tokenizer: Tokenizer, kind: Literal["byte", "bpe"] = "bpe") -> None:
+        self.tokenizer = tokenizer
+        self.kind = kind
+
+    @classmethod
+    def of(cls, texts: Iterable[str], size: int | None = None) -> Bytes:
+        """Byte pairs learnt from the texts until there are ``size`` tokens; None: the 256 bytes alone.
+
+        Raises:
+            InputError: the size leaves no room for the bytes and the end.
+        """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        if size is not None and size < 257:
+            raise InputError(f"policy.vocabulary_size = {size}: there are 256 bytes and the end: write 257 or more")
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        if size is not None:
+            trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
+            tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer, "byte" if size is None else "bpe")
+
+    @property
+    def size(self) -> int:
+        return 1 + int(self.tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        # A lone surrogate has no bytes in UTF-8.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return tuple(1 + token for token in self.tokenizer.encode(clean, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([token - 1 for token in token_ids if token > 0], skip_special_tokens=False))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "tokenizer": json.loads(self.tokenizer.to_str())}
+
+
+def build_vocabulary(kind: str, texts: Iterable[str], size: int | None = None) -> Vocabulary:
+    """A vocabulary of one of ``KINDS`` from texts.
+
+    Args:
+        size: tokens of a "bpe" vocabulary, at least 257; of that kind alone.
+    """
+    if kind == "character":
+        return Characters.of(texts)
+    return Bytes.of(texts, size if kind == "bpe" else None)
+
+
+def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes ``vocabulary.json`` into a folder."""
+    text = json.dumps(vocabulary.to_json(), ensure_ascii=False, indent=1) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a file that ``write_vocabulary`` wrote, or that somebody wrote in its form.
+
+    Raises:
+        InputError: the file is missing or says something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["kind"] == "character":
+            return Characters(tuple(data["tokens"]), data.get("begin"), data.get("end"), data.get("unknown"))
+        if data["kind"] in ("byte", "bpe"):
+            from tokenizers import Tokenizer
+
+            return Bytes(Tokenizer.from_str(json.dumps(data["tokenizer"])), data["kind"])
+        raise ValueError(f"kind = {data['kind']!r}; known: {', '.join(KINDS)}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: no vocabulary can be read here: {error.strerror}") from error
+    except Exception as error:  # tokenizers raises Exception itself
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a vocabulary ({type(error).__name__}: {reason[:200]})") from error

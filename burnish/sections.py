@@ -1,0 +1,112 @@
+"""What every section of a recipe is, and the one that a reward has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OpenSection(Section):
+    """A section whose further keys are the options of what ``use`` names; they are checked against its signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to what ``use`` names."""
+        return dict(self.model_extra or {})
+
+
+class Schedule(Section):
+    """A factor that goes in a straight line from ``start`` at step 1 to ``end`` at step ``steps``, and stays there."""
+
+    start: float
+    end: float
+    steps: int = Field(ge=2)
+
+    def at(self, step: int | None) -> float:
+        """The factor of a step (counted from 1); None is any step from ``steps`` on."""
+        done = 1.0 if step is None else min(1.0, (step - 1) / (self.steps - 1))
+        return (1 - done) * self.start + done * self.end
+
+
+class RewardSection(OpenSection):
+    use: str
+    weight: float = 1.0
+    name: str | None = None
+    """The part's name in metrics; ``use`` where it is left out."""
+    clip: tuple[float, float] | None = None
+    """What is below the first or above the second counts as that."""
+    gate: float | None = None
+    """A completion for which this part, unclipped, is below it gets no credit from the other parts."""
+    normalise: Literal["group", "batch"] | None = None
+    """In training, less the mean and divided by the standard deviation of the prompt's or of the step's completions."""
+    schedule: Schedule | None = None
+    """The weight's factor, step by step."""
+
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("clip")
+    @classmethod
+    def _low_below_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"clip = [{value[0]}, {value[1]}]: the first must be below the second")
+        return value
+
+    @property
+    def part(self) -> str:
+        return self.name or self.use.rpartition(":")[2]
+
+    @property
+    def counts(self) -> bool:
+        """Whether the part has a weight at some step."""
+        return self.weight != 0 and (self.schedule is None or self.schedule.start != 0 or self.schedule.end != 0)
+
+
+def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int, steps: int) -> None:
+    """Refuses parts that cannot work together.
+
+    Args:
+        samples: G, completions of a prompt.
+        prompts: P, of a step.
+        steps: of the run.
+
+    Raises:
+        ValueError: two of one name, no weight, a gate with nothing to hold back, nothing to normalise among, or a schedule
+            longer than the run.
+    """
+    parts = [section.part for section in sections]
+    if not any(section.counts for section in sections):
+        raise ValueError("every reward has weight 0, so there is nothing to learn: give one a weight")
+    for section in sections:
+        part = section.part
+        if parts.count(part) > 1:
+            raise ValueError(f"two rewards are called '{part}': give one of them a name of its own with name = ...")
+        if section.gate is not None and not any(other.counts for other in sections if other is not section):
+            raise ValueError(
+                f"reward '{part}': gate = {section.gate} holds back the other parts' credit, and no other part has a "
+                "weight: add one, or leave gate out"
+            )
+        if section.normalise and (samples if section.normalise == "group" else samples * prompts) < 2:
+            raise ValueError(
+                f"reward '{part}': normalise = \"{section.normalise}\" compares completions, and there is one: "
+                "sampling.samples_per_prompt must be at least 2"
+            )
+        if section.schedule and section.schedule.steps > steps:
+            raise ValueError(
+                f"reward '{part}': schedule.steps = {section.schedule.steps} ends after the run's {steps} steps, but a "
+                "held-out measurement has the last weight: make it at most the run's steps"
+            )

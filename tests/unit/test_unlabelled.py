@@ -1,0 +1,58 @@
+"""Prompts without references: rewards that need one are refused before a model is loaded, the others work."""
+
+from __future__ import annotations
+
+import pytest
+
+from burnish.backends.local import build, check_references, task_prompts
+from burnish.errors import InputError
+from burnish.recipe import load_recipe
+from burnish.rewards.combine import combine
+from burnish.types import Completion, Prompt
+
+
+class Unlabelled:
+    """Two sides of prompts, of which one has a blank reference and the others none."""
+
+    def train(self):
+        return [Prompt("a", "x"), Prompt("b", "y", "  ")]
+
+    def evaluation(self):
+        return [Prompt("c", "z"), Prompt("d", "w", "an answer")]
+
+
+@pytest.mark.parametrize("reward", ["bleu", "exact"])
+def test_refused_before_the_model_is_loaded(reward, monkeypatch):
+    monkeypatch.setattr("burnish.backends.local.build_policy", lambda *_, **__: pytest.fail("loaded a model"))
+    recipe = load_recipe({"name": "x", "reward": [{"use": "repetition"}, {"use": reward}]})
+    monkeypatch.setattr(
+        "burnish.backends.local.task_prompts", lambda *_, **__: (Unlabelled().train(), Unlabelled().evaluation())
+    )
+    with pytest.raises(
+        InputError, match=rf"reward\.1: '{reward}' needs a reference, but prompt 'a' \(and 2 more\)"
+    ) as e:
+        build(recipe)
+    assert "\n" not in str(e.value) and e.value.exit_status == 2
+
+
+def test_refused_by_the_reward_itself_where_nobody_looked_before():
+    done = Completion(Prompt("p", "x"), (1,), (2,), "text", (0.0,), "length")
+    with pytest.raises(InputError, match="'bleu' needs a reference, but prompt 'p' has none"):
+        combine({"bleu": 1.0}).score([done])
+
+
+def test_rewards_that_need_none_are_let_through():
+    recipe = load_recipe(
+        {"name": "x", "task": {"use": "toy"}, "reward": [{"use": "repetition"}, {"use": "perplexity"}]}
+    )
+    check_references(recipe, Unlabelled().train())
+    recipe = load_recipe({"name": "x", "task": {"use": "toy"}, "reward": [{"use": "exact"}]})
+    check_references(recipe, [Prompt("a", "", "there is one")])
+
+
+@pytest.mark.model
+def test_the_shipped_recipe_withholds_them_all():
+    train, held_out = task_prompts(load_recipe("unlabelled"), offline=True)
+    assert all(prompt.reference is None for prompt in [*train, *held_out])
+    labelled, _ = task_prompts(load_recipe("news"), offline=True)
+    assert [prompt.text for prompt in labelled] == [prompt.text for prompt in train]
