@@ -375,6 +375,39 @@ def score(
         print(f"{values}  {_plain(row['text'][:60])}")
 
 
+@app.command()
+def sandbox(
+    file: Annotated[Path, typer.Argument(help="A Python file; it has the standard library and nothing else.")],
+    seconds: Annotated[float, typer.Option(help="Wall-clock time it may take.")] = 10.0,
+    memory: Annotated[int, typer.Option(help="MB of address space it may use.")] = 256,
+    json: AsJson = False,
+) -> None:
+    """Run a Python file without network, files, processes or much time and memory (Linux; docs/sandbox.md)."""
+    from dataclasses import asdict
+
+    from burnish.reports.wording import printable
+    from burnish.sandbox.run import Limits, run
+
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise InputError(f"{file}: {reason}; name a Python file") from error
+    verdict = run(source, limits=Limits(seconds=seconds, memory=memory), name=file.name)
+    if json:
+        _print_json(asdict(verdict))
+    elif verdict.status != "refused":
+        for text, stream in ((verdict.stdout, sys.stdout), (verdict.stderr, sys.stderr)):
+            print("\n".join(printable(line) for line in text.split("\n")), end="", file=stream)
+        used = "" if verdict.memory is None else f", {verdict.memory:g} MB"
+        because = f" ({verdict.reason})" if verdict.reason else ""
+        print(f"burnish: {verdict.status}{because}, {verdict.seconds:.2f} s{used}", file=sys.stderr)
+    if verdict.status == "refused":
+        raise BurnishError(f"not run: {verdict.reason}")
+    if verdict.status != "ok":
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_names(
     what: Annotated[str, typer.Argument(help="algorithms, rewards, tasks, models, data or recipes.")],

@@ -156,6 +156,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "json_format": "burnish.rewards.form:json_format",
         "compression": "burnish.rewards.diversity:compression",
         "group_diversity": "burnish.rewards.diversity:group_diversity",
+        "unit_tests": "burnish.rewards.code:unit_tests",
     },
     wrap=reward_function,
 )

@@ -1,0 +1,57 @@
+"""Rewards for text that is a program."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from burnish.errors import BurnishError, InputError
+from burnish.sandbox.answers import Call, run_tests
+from burnish.sandbox.run import Limits
+from burnish.types import Completion
+
+_FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
+_FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
+
+
+def unit_tests(completion: Completion, *, seconds: float = 5.0, memory: int = 256) -> float:
+    """The share of its prompt's unit tests that the program in the text passes, in [0, 1].
+
+    The program is the first fenced block of the text, or all of it where there is none, and runs in the sandbox; what is
+    expected never enters there. Fails by: answering the tests' inputs and no others, since it sees them all; a few
+    tests are passed by a constant. Hold back tests that are not trained on.
+
+    Args:
+        completion: what was sampled. Its prompt's reference is JSON: a list of calls, each of a function of the program
+            with positional arguments and the answer that is expected, in JSON's types (a tuple compares as a list).
+        seconds: of wall-clock time for the program and all its tests.
+        memory: MB of address space.
+
+    Raises:
+        InputError: the reference is missing or is not of that form.
+        BurnishError: the sandbox cannot run here; a program that was not run has no score.
+    """
+    calls = _calls(completion)
+    outcome = run_tests(program_in(completion.text), calls, limits=Limits(seconds=seconds, memory=memory))
+    if outcome.verdict.status == "refused":
+        raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
+    return sum(outcome.passed) / len(calls)
+
+
+def program_in(text: str) -> str:
+    """The first fenced block of a text, closed or not, or the text itself."""
+    found = _FENCED.search(text)
+    return found[1] if found else text
+
+
+def _calls(completion: Completion) -> list[Call]:
+    try:
+        rows = json.loads(completion.prompt.reference or "")["calls"]
+        calls = [Call(row["function"], tuple(row["arguments"]), row["expected"]) for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"reward 'unit_tests': the reference of prompt '{completion.prompt.id}' must be JSON such as {_FORM}"
+        ) from error
+    if not calls or not all(isinstance(call.function, str) for call in calls):
+        raise InputError(f"reward 'unit_tests': prompt '{completion.prompt.id}' needs at least one call, as in {_FORM}")
+    return calls

@@ -1,0 +1,1 @@
+"""Running Python that nobody has read: what a model wrote, with nothing to reach and little to use up."""
