@@ -94,8 +94,14 @@ class ModuleModel:
         """Token ids of a prompt, after the token that every text begins with, where there is one.
 
         Raises:
-            InputError: a character has no token, or the prompt is empty and there is no token to begin with.
+            InputError: a character has no token, the prompt is empty and there is no token to begin with, or it is a
+                conversation, for which a bare vocabulary has no template.
         """
+        if prompt.messages:
+            raise InputError(
+                f"prompt '{prompt.id}' is a conversation, and this policy has no chat template: set task.chat = false, or "
+                "give the task's prompts no messages"
+            )
         begin = () if self.vocabulary.begin is None else (self.vocabulary.begin,)
         try:
             ids = (*begin, *self.vocabulary.encode(prompt.text))

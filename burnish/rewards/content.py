@@ -47,6 +47,9 @@ def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
+rouge_l.needs_reference = True  # type: ignore[attr-defined]
+
+
 def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Length of the longest sequence that is within both, in order and with gaps.
 

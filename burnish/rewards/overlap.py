@@ -111,7 +111,8 @@ def _sentence_ter(chinese: bool) -> TER:
 
 
 # Said before anything is loaded, where some prompt has none (burnish.backends.local.check_references).
-bleu.needs_reference = exact.needs_reference = True  # type: ignore[attr-defined]
+for _reward in (bleu, chrf, ter, exact):
+    _reward.needs_reference = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=8)

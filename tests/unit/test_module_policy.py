@@ -25,7 +25,7 @@ from burnish.recipe import Pretrain, load_recipe
 from burnish.reports.progress import make_observer
 from burnish.run import comparable
 from burnish.training import train_step
-from burnish.types import Completion, Prompt, SamplingParams
+from burnish.types import Completion, Message, Prompt, SamplingParams
 
 WORLD = Characters(tuple("我爱你。"), begin=3, end=3)
 """The four characters of the toy; the full stop also stands before the text, as an end-of-text token does."""
@@ -307,6 +307,8 @@ class TestSampling:
     def test_a_prompt_that_cannot_be_encoded(self):
         with pytest.raises(InputError, match="prompt 'x': the vocabulary has no token for 'q'"):
             self.sample(policy_of(), [Prompt("x", "q")])
+        with pytest.raises(InputError, match="'x' is a conversation, and this policy has no chat template"):
+            self.sample(policy_of(), [Prompt("x", "爱", messages=(Message("user", "爱"),))])
         bare = ModulePolicy(Causal(4), Characters(tuple("我爱你。"), end=3), scores="logits")
         with pytest.raises(InputError, match="empty and the vocabulary has no token"):
             self.sample(bare, [Prompt("x", "")])

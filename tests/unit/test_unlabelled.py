@@ -21,7 +21,7 @@ class Unlabelled:
         return [Prompt("c", "z"), Prompt("d", "w", "an answer")]
 
 
-@pytest.mark.parametrize("reward", ["bleu", "exact"])
+@pytest.mark.parametrize("reward", ["bleu", "chrf", "ter", "rouge_l", "exact"])
 def test_refused_before_the_model_is_loaded(reward, monkeypatch):
     monkeypatch.setattr("burnish.backends.local.build_policy", lambda *_, **__: pytest.fail("loaded a model"))
     recipe = load_recipe({"name": "x", "reward": [{"use": "repetition"}, {"use": reward}]})
