@@ -21,7 +21,7 @@ from burnish.policies.tabular import VOCABULARY, known_world
 
 WORLD = known_world()
 START = 4
-SAMPLES = 40_000
+SAMPLES = 100_000
 
 # The policy again, by hand: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1, the rest spread evenly.
 # The row of 。 is never drawn from, for a text ends there.
