@@ -77,6 +77,17 @@ class Policy(Judged, Protocol):
         ...
 
 
+@runtime_checkable
+class Recording(Protocol):
+    """A policy that can keep what sampling computes, so that the gradient need not compute it again."""
+
+    def record(self) -> None:
+        """From now on, until ``forget``."""
+        ...
+
+    def forget(self) -> None: ...
+
+
 class Sampler(Protocol):
     """The engine that turns prompts into groups of completions."""
 

@@ -24,7 +24,7 @@ from burnish.algorithms.presets import Preset
 from burnish.batching import TokenBudget, microbatches
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
-from burnish.protocols import Policy, Sampler, Scorer
+from burnish.protocols import Policy, Recording, Sampler, Scorer
 from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.types import Batch, Completion, Prompt, Scores
@@ -70,7 +70,9 @@ def train_step(learner: Learner) -> StepReport:
     # 1. Draw P prompts.
     prompts = draw_prompts(learner.prompts, recipe.sampling.prompts_per_step, recipe.seed, step)
 
-    # 2. Sample G completions of each from the current policy.
+    # 2. Sample G completions of each from the current policy; what it computes for that, the gradient needs again.
+    if isinstance(policy, Recording):
+        policy.record()
     groups = learner.sampler.sample(
         prompts,
         samples_per_prompt=recipe.sampling.samples_per_prompt,
@@ -142,6 +144,8 @@ def train_step(learner: Learner) -> StepReport:
         group["lr"] = rate
     learner.interrupts.hold()  # until the loop has written this step down: half a step is no state to save
     learner.optimizer.step()
+    if isinstance(policy, Recording):
+        policy.forget()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.step = step
     kept = BASELINE_DECAY if step > 1 else 0.0

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from burnish.policies.attention import Unsupported, attending
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.layout import body, packed
 from burnish.protocols import Sampler
-from burnish.types import Group, Prompt, SamplingParams
+from burnish.types import Completion, Group, Prompt, SamplingParams
 
 ROWS = 64
 """Samples in flight. More rows make the products faster, and each row's keys and values take memory."""
@@ -74,15 +76,20 @@ class Engine:
         check_lengths(self.language_model, prompts, encoded, sampling.max_new_tokens)
         numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+        recorded = self.language_model.recorded
         try:
-            with self._copy.ready() as model:
-                _Rollout(self, model, encoded, rows, sampling).run()
+            with self._copy.ready(recorded) as model:
+                rollout = _Rollout(self, model, encoded, rows, sampling)
+                rollout.run()
         except Unsupported:  # these texts are longer than the window that its attention sees
             return self._plain.sample(
                 prompts, samples_per_prompt=samples_per_prompt, sampling=sampling, seed=seed,
                 policy_version=policy_version,
             )  # fmt: skip
-        return grouped(self.language_model, prompts, encoded, rows, policy_version)
+        groups = grouped(self.language_model, prompts, encoded, rows, policy_version)
+        if recorded is not None:
+            rollout.note([completion for group in groups for completion in group.completions], rows)
+        return groups
 
 
 class _Rollout:
@@ -108,15 +115,25 @@ class _Rollout:
         self.room = room
         self.last: dict[int, Tensor] = {}
         """The last state [1, d] of each held prompt: the next of its samples begins there."""
+        self.recorded = engine.language_model.recorded
+        self.recorded_prompts: dict[int, range] = {}
         self.cache = SampleCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens)
 
     def run(self) -> None:
-        with attending(self.model, self.cache):
+        with attending(self.model, self.cache, nullcontext):
             while self.waiting or self.live:
                 while self.waiting and len(self.live) < self.room:
                     self._admit()
                 if self.live:
                     self._decode()
+
+    def note(self, completions: Sequence[Completion], rows: Sequence[Row]) -> None:
+        """Tells the record where each completion's results are, if all of them are there."""
+        if self.recorded is None:
+            return
+        for completion, row in zip(completions, rows, strict=True):
+            if row.prompt in self.recorded_prompts and len(row.places) == len(row.tokens) - 1:
+                self.recorded.note(completion, self.recorded_prompts[row.prompt], row.places)
 
     def _admit(self) -> None:
         """Fills the free places, and runs the prompts that are not held yet; each new row gets its first token."""
@@ -142,6 +159,10 @@ class _Rollout:
             return
         lengths = [len(self.encoded[prompt]) for prompt in new]
         self.cache.prefill(lengths)
+        places = None if self.recorded is None else self.recorded.claim(sum(lengths))
+        if places is not None:
+            for prompt, stop, length in zip(new, accumulate(lengths), lengths, strict=True):
+                self.recorded_prompts[prompt] = places[stop - length : stop]
         states = self._run(
             [token for prompt in new for token in self.encoded[prompt]],
             [place for length in lengths for place in range(length)],
@@ -154,6 +175,10 @@ class _Rollout:
         """One more token of every live row."""
         cache = self.cache
         cache.decode()
+        recorded = None if self.recorded is None else self.recorded.claim(len(self.live))
+        if recorded is not None:
+            for row, place in zip(self.live, recorded, strict=True):
+                row.places.append(place)
         places = [
             cache.prompt_lengths[group] + length for group, length in zip(cache.group_of, cache.lengths, strict=True)
         ]

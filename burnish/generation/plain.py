@@ -32,6 +32,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason = "length"
+    places: list[int] = field(default_factory=list)
+    """Where the results of its tokens are recorded."""
 
     def take(self, token: int, logprob: float, ends: frozenset[int]) -> None:
         self.tokens.append(token)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from burnish.policies.layout import inner
 from burnish.policies.products import can_multiply
+from burnish.policies.recorded import Recorded, Results
 
 ROWS = 64
 """Rows that a reordered weight is meant for; other numbers work as well."""
@@ -35,6 +36,8 @@ class PackedLinear(nn.Module):
         self.source = source
         self.dtype = dtype
         self.packed: Any = None
+        self.results: Results | None = None
+        """Takes what is computed, where somebody wants it again."""
         self.offset: Tensor | None = None
 
     def pack(self) -> None:
@@ -43,12 +46,14 @@ class PackedLinear(nn.Module):
         self.offset = None if bias is None else bias.detach().to(self.dtype)
 
     def release(self) -> None:
-        self.packed = self.offset = None
+        self.packed = self.offset = self.results = None
 
     def forward(self, rows: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows.to(self.dtype), self.packed, self.offset, "none", [], ""
         )
+        if self.results is not None:
+            self.results.add(found)
         return found.to(rows.dtype)
 
 
@@ -63,7 +68,8 @@ class SamplingCopy:
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         trained = inner(model)
         kind = dtype or trained.dtype
-        self._layers: list[PackedLinear] = []
+        self._layers: dict[PackedLinear, nn.Module] = {}
+        self._head = trained.get_output_embeddings()
         if trained.device.type != "cpu" or kind not in (torch.float32, torch.bfloat16) or not can_multiply():
             self.model = trained
             return
@@ -73,15 +79,20 @@ class SamplingCopy:
             source = _source(module)
             if source is not None and not _inside_another(name, trained):
                 layer = PackedLinear(source, kind)
-                self._layers.append(layer)
+                self._layers[layer] = module
                 parent, _, own = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), own, layer)
 
     @contextmanager
-    def ready(self) -> Iterator[Any]:
-        """The model, its products laid out from the weights as they are now; let go of at the end."""
-        for layer in self._layers:
+    def ready(self, recorded: Recorded | None = None) -> Iterator[Any]:
+        """The model, its products laid out from the weights as they are now; let go of at the end.
+
+        Args:
+            recorded: takes the results of its products, but for the head's.
+        """
+        for layer, module in self._layers.items():
             layer.pack()
+            layer.results = None if recorded is None or module is self._head else _results(module, recorded)
         try:
             yield self.model
         finally:
@@ -106,6 +117,25 @@ def _source(module: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]] | N
     if type(module).__module__.startswith("peft."):
         return _merged(module)
     return None
+
+
+def _results(module: Any, recorded: Recorded) -> Results | None:
+    """Where the results of a module's product go, which training finds by the weight that it multiplies with."""
+    if type(module) is nn.Linear:
+        return recorded.results(module.weight)
+    if not hasattr(module, "get_base_layer") or type(module.get_base_layer()) is not nn.Linear:
+        return None  # transformers' Conv1D multiplies by another function
+    pairs = [
+        (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+        for name in module.active_adapters
+    ]
+
+    def adapters(rows: Tensor) -> Tensor:
+        added = [rows @ inward.T @ outward.T * scale for inward, outward, scale in pairs]
+        return torch.stack(added).sum(0) if len(added) > 1 else added[0]
+
+    parts = [part for inward, outward, _ in pairs for part in (inward, outward)]
+    return recorded.results(module.get_base_layer().weight, adapters, parts)
 
 
 def _merged(module: Any) -> Callable[[], tuple[Tensor, Tensor | None]] | None:

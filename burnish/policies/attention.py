@@ -17,8 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from burnish.policies.products import fast_products
-
 NAME = "burnish_packed"
 
 
@@ -53,19 +51,21 @@ class Unsupported(ValueError):
     """A model asks attention for something that the packed form does not have."""
 
 
-_ATTENDING: ContextVar[tuple[Any, Attending] | None] = ContextVar("attending", default=None)
+Multiplying = Callable[[], AbstractContextManager[None]]
+
+_ATTENDING: ContextVar[tuple[Any, Attending, Multiplying] | None] = ContextVar("attending", default=None)
 
 
 @contextmanager
-def attending(model: Any, how: Attending) -> Iterator[None]:
-    """Inside, the attention layers of a transformers model ask ``how``, and products take the faster library."""
+def attending(model: Any, how: Attending, products: Multiplying) -> Iterator[None]:
+    """Inside, the attention layers of a transformers model ask ``how``; ``products`` says how it multiplies."""
     _register()
     config = model.config
     before = config._attn_implementation
-    token = _ATTENDING.set((model, how))
+    token = _ATTENDING.set((model, how, products))
     config._attn_implementation = NAME
     try:
-        with fast_products():
+        with products():
             yield
     finally:
         config._attn_implementation = before

@@ -23,13 +23,26 @@ from burnish.policies.attention import Unsupported
 from burnish.policies.chat import chat_ids
 from burnish.policies.checkpointing import enable_checkpointing
 from burnish.policies.head import fused_logprobs
-from burnish.policies.layout import Layout, activation_bytes, fitting_layout, head, memory_bytes, plain, plain_logits
+from burnish.policies.layout import (
+    Layout,
+    activation_bytes,
+    fitting_layout,
+    head,
+    memory_bytes,
+    packed,
+    plain,
+    plain_logits,
+)
+from burnish.policies.recorded import Recorded
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
+RECORDED_SHARE = 8
+"""One part in so many of the memory is for what sampling has computed and training needs again."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -56,6 +69,8 @@ class CausalModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
+        self.recorded: Recorded | None = None
+        """Where a sampler leaves what it computed of the policy's own samples."""
         self.layout: Layout | None
         """How completions are laid out; None where the model's own head must make the logits."""
         self.plain_because: str
@@ -139,7 +154,7 @@ class CausalModel:
         if self.layout is None or product is None:
             return _stats_of_logits(*plain_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient)
         try:
-            states, tokens = self.layout(self.model, completions)
+            states, tokens = self.layout(self.model, completions, self.recorded)
         except Unsupported:  # texts longer than the window that its attention sees
             states, tokens = plain(self.model, completions)
         found = fused_logprobs(states, *product, tokens, sampling, entropy_gradient=entropy_gradient)
@@ -233,6 +248,16 @@ class CausalLM(CausalModel):
     ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
         return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
+
+    def record(self) -> None:
+        """What is sampled from now on leaves its products, in an eighth of the memory at most, for the gradient of the same
+        tokens; where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
+        if self.layout is packed and not any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+            self.recorded = Recorded(memory_bytes(self.device) // RECORDED_SHARE)
+
+    def forget(self) -> None:
+        """Lets go of what was recorded."""
+        self.recorded = None
 
     @cached_property
     def fitting_tokens(self) -> int:

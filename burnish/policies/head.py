@@ -1,12 +1,14 @@
 """Log-probabilities and entropies of chosen tokens straight from hidden states: the [tokens, vocabulary] logits of a batch
 never exist at once.
 
-The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser; the backward pass makes
-the same logits again, chunk by chunk, and hands their gradient on at once.
+The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser, and the probabilities of
+so many rows as fit into a fixed amount of memory; the backward pass makes the logits of the others again, chunk by chunk,
+and hands their gradient on at once.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22
 """Logits in one chunk, 48 MB in float32: 256 rows of 49,152. Fewer rows make slower products, more make slower passes."""
+
+KEPT_ELEMENTS = 3 << 24
+"""Probabilities that wait for the backward pass, 192 MB in float32, however many tokens there are."""
 
 
 def fused_logprobs(
@@ -50,6 +55,9 @@ class _FusedLogprobs(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(len(tokens), dtype=kind)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        ctx.waiting = []
+        """Of the first chunks: probabilities [S, V], each row times its divisor [S]."""
+        room = KEPT_ELEMENTS if any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
             logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
             top = logits.amax(-1, keepdim=True)
@@ -57,7 +65,11 @@ class _FusedLogprobs(torch.autograd.Function):
             masses = (logits - top).exp_()
             total = masses.sum(-1)
             # H = log Z - sum p l; where a token is cut away, 0 * -inf stands for 0.
-            weighted = masses.mul_(logits if kept is None else logits.masked_fill(~kept, 0.0)).sum(-1)
+            finite = logits if kept is None else logits.masked_fill_(~kept, 0.0)
+            weighted = (masses.unsqueeze(1) @ finite.unsqueeze(2)).flatten()
+            room -= masses.numel()
+            if room >= 0:
+                ctx.waiting.append((masses, total))
             normaliser[rows] = total.log() + top.squeeze(-1)
             logprobs[rows] = chosen - normaliser[rows]
             entropy[rows] = normaliser[rows] - weighted / total
@@ -75,17 +87,22 @@ class _FusedLogprobs(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight) if for_weight else None
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
+        waiting, ctx.waiting = deque(ctx.waiting or ()), None
         for rows in _chunks(len(tokens), len(weight)):
-            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling)
-            logprobs = logits.sub_(normaliser[rows, None])
-            if with_entropy:
-                # dH/dl = -p (log p + H)
-                probabilities = logprobs.exp()
-                surprise = logprobs.add_(entropy[rows, None])
-                surprise = surprise if kept is None else surprise.masked_fill_(~kept, 0.0)
-                grad = probabilities * -(by_logprob[rows, None] + by_entropy[rows, None] * surprise)
+            held = waiting.popleft() if waiting else None
+            if held is not None and not with_entropy:
+                grad = held[0].mul_((-by_logprob[rows] / held[1]).unsqueeze(-1))
             else:
-                grad = logprobs.exp_().mul_(-by_logprob[rows, None])
+                logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling)
+                logprobs = logits.sub_(normaliser[rows, None])
+                if with_entropy:
+                    # dH/dl = -p (log p + H)
+                    probabilities = logprobs.exp()
+                    surprise = logprobs.add_(entropy[rows, None])
+                    surprise = surprise if kept is None else surprise.masked_fill_(~kept, 0.0)
+                    grad = probabilities * -(by_logprob[rows, None] + by_entropy[rows, None] * surprise)
+                else:
+                    grad = logprobs.exp_().mul_(-by_logprob[rows, None])
             # d log p(chosen) / dl = [chosen] - p
             grad.scatter_add_(-1, tokens[rows, None], by_logprob[rows, None])
             if ctx.sampling.temperature != 1:

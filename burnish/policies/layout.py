@@ -11,16 +11,19 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from burnish.policies.attention import PackedTexts, Span, Unsupported, attending
+from burnish.policies.products import fast_products
+from burnish.policies.recorded import Recorded
 from burnish.types import Completion, Prompt
 
-Layout = Callable[[Any, Sequence[Completion]], tuple[Tensor, Tensor]]
-"""(model, completions) -> the state [T, d] that each token was drawn from, and the tokens [T]."""
+Layout = Callable[[Any, Sequence[Completion], Recorded | None], tuple[Tensor, Tensor]]
+"""(model, completions, what is known of them) -> the state [T, d] that each token was drawn from, and the tokens [T]."""
 
 PROBE = ((2, 3, 4), (5, 6)), ((7, 8), (3, 9, 4)), ((2, 3, 4), (4,))
 """Prompts and completions, of unequal lengths and one prompt twice, that a layout is checked on."""
@@ -41,6 +44,7 @@ class Pack:
         texts: which token sees which.
         sources: [N], for each token of each completion, in order, the place in the row whose state it was drawn from.
         tokens: [N], those tokens.
+        recorded: [T], where each token's results are recorded; empty where one's are not.
     """
 
     ids: Tensor
@@ -48,10 +52,13 @@ class Pack:
     texts: PackedTexts
     sources: Tensor
     tokens: Tensor
+    recorded: Sequence[int]
 
 
-def pack(completions: Sequence[Completion], device: Any = None) -> Pack:
+def pack(completions: Sequence[Completion], device: Any = None, recorded: Recorded | None = None) -> Pack:
     """Lays completions out, each distinct prompt once, whatever their order."""
+    known = [None if recorded is None else recorded.places(completion) for completion in completions]
+    places: list[int] = []
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, completion in enumerate(completions):
         groups.setdefault(completion.prompt_ids, []).append(place)
@@ -63,6 +70,8 @@ def pack(completions: Sequence[Completion], device: Any = None) -> Pack:
         start = len(ids)
         ids += prompt_ids
         positions += range(len(prompt_ids))
+        if (first := known[members[0]]) is not None:
+            places += first[0]
         stop = len(ids)
         inner = []
         for place in members:
@@ -70,6 +79,8 @@ def pack(completions: Sequence[Completion], device: Any = None) -> Pack:
             begin = len(ids)
             ids += answer[:-1]
             positions += range(len(prompt_ids), len(prompt_ids) + len(answer) - 1)
+            if (own := known[place]) is not None:
+                places += own[1]
             sources[place] = [stop - 1, *range(begin, len(ids))][: len(answer)]
             if len(ids) > begin:
                 inner.append((begin, len(ids)))
@@ -81,20 +92,22 @@ def pack(completions: Sequence[Completion], device: Any = None) -> Pack:
         PackedTexts(tuple(spans)),
         torch.tensor([source for found in sources for source in found], dtype=torch.long, device=device),
         torch.tensor(tokens, dtype=torch.long, device=device),
+        () if None in known else places,
     )
 
 
-def packed(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+def packed(model: Any, completions: Sequence[Completion], recorded: Recorded | None = None) -> tuple[Tensor, Tensor]:
     """Each distinct prompt once, nothing padded."""
     if not any(completion.token_ids for completion in completions):
         return _no_states(model)
-    row = pack(completions, model.device)
-    with attending(inner(model), row.texts):
+    row = pack(completions, model.device, recorded)
+    find = recorded.finder(row.recorded) if recorded is not None and row.recorded else None
+    with attending(inner(model), row.texts, partial(fast_products, find)):
         states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0]
     return states[0, row.sources], row.tokens
 
 
-def plain(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+def plain(model: Any, completions: Sequence[Completion], recorded: Recorded | None = None) -> tuple[Tensor, Tensor]:
     """Prompts padded on the left and completions on the right, so that all completions start in the same column."""
     if not any(completion.token_ids for completion in completions):
         return _no_states(model)
@@ -197,7 +210,7 @@ def _distance(model: Any, layout: Layout, probe: Sequence[Completion], expected:
     if product is None:
         return "its head is no plain product"
     try:
-        states, _ = layout(model, probe)
+        states, _ = layout(model, probe, None)
         logits = torch.nn.functional.linear(states, *product)
     except Unsupported as error:
         return str(error)

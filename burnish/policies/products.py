@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from burnish.policies.recorded import Find
+
 FEWEST_ROWS = 64
 """Below, laying out the weight anew for each product eats the gain."""
 
@@ -65,35 +67,45 @@ class _Linear(torch.autograd.Function):
     """x W' + b; the product with the transposed gradient, which MKL does as well, is left to it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, found: Tensor | None) -> Tensor:
+        """``found`` is the product [T, out], where it is known already."""
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
-        found = product(rows.flatten(0, -2), weight, bias)
+        found = product(rows.flatten(0, -2), weight, bias) if found is None else found
         return found.view(*rows.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
         by_rows = product(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
         by_weight = flat.t() @ rows.flatten(0, -2) if ctx.needs_input_grad[1] else None
         by_bias = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
-        return by_rows, by_weight, by_bias
+        return by_rows, by_weight, by_bias, None
 
 
 class _Products(TorchFunctionMode):
+    def __init__(self, find: Find | None) -> None:
+        super().__init__()
+        self.find = find
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        if func is torch.nn.functional.linear and not options and _fits(args[0], args[1]):
-            return _Linear.apply(args[0], args[1], args[2] if len(args) > 2 else None)  # type: ignore[no-untyped-call]
+        if func is torch.nn.functional.linear and not options:
+            rows, weight, bias = args if len(args) == 3 else (*args, None)
+            with torch.no_grad():
+                found = None if self.find is None else self.find(weight, rows.flatten(0, -2))
+            if found is not None or _fits(rows, weight):
+                return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
         return func(*args, **options)
 
 
 @contextmanager
-def fast_products() -> Iterator[None]:
-    """Inside, ``torch.nn.functional.linear`` takes the faster library, forward and backward; models are not changed."""
-    if not onednn_is_faster():
+def fast_products(find: Find | None = None) -> Iterator[None]:
+    """Inside, ``torch.nn.functional.linear`` takes the faster library, forward and backward, and makes no product that is
+    found; models are not changed."""
+    if find is None and not onednn_is_faster():
         yield
         return
-    with _Products():
+    with _Products(find):
         yield

@@ -1,0 +1,151 @@
+"""What sampling computed stands in for the forward products of training, and only while it may."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from burnish.generation.engine import Engine, sampler_for
+from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.policies.products import can_multiply
+from burnish.policies.recorded import Recorded
+from burnish.recipe import LoRA
+from burnish.types import Completion, Prompt, SamplingParams
+
+PROMPTS = [Prompt("a", "the cat sat"), Prompt("b", "a dog"), Prompt("c", "the")]
+SAMPLING = SamplingParams(7)
+
+pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+
+
+def sampled(policy: CausalLM, *, rows: int = 64, seed: int = 0) -> list[Completion]:
+    sampler = sampler_for(policy, rows=rows)
+    assert isinstance(sampler, Engine)
+    groups = sampler.sample(PROMPTS, samples_per_prompt=3, sampling=SAMPLING, seed=(seed,))
+    return [completion for group in groups for completion in group.completions]
+
+
+def gradient(policy: CausalLM, completions: list[Completion]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    stats = policy.logprobs(completions, SAMPLING)
+    slopes = torch.linspace(-1, 2, len(stats.logprobs))
+    parameters = policy.trainable()
+    found = torch.autograd.grad((stats.logprobs * slopes).sum(), list(parameters.values()), allow_unused=True)
+    named = zip(parameters, found, strict=True)
+    return stats.logprobs.detach(), {name: part for name, part in named if part is not None}
+
+
+def adapted(policy: CausalLM) -> CausalLM:
+    """Adapters that do something: peft starts one of the two factors at zero."""
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.trainable().values()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 10)
+    return policy
+
+
+class TestGradient:
+    @pytest.mark.parametrize("rows", [64, 2])
+    @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "lora"])
+    def test_equals_the_one_computed_anew(self, tiny, kind, rows, monkeypatch):
+        if kind == "lora":
+            lora = LoRA(rank=2, targets=["q_proj", "down_proj"])
+            policy = adapted(load_policy(tiny("llama"), lora=lora))
+        else:
+            policy = load_policy(tiny(kind))
+        policy.record()
+        completions = sampled(policy, rows=rows)
+        looked_up = []
+        find = Recorded._find
+
+        def spy(self, places, weight, given):
+            found = find(self, places, weight, given)
+            looked_up.append(found is not None)
+            return found
+
+        monkeypatch.setattr(Recorded, "_find", spy)
+        logprobs, parts = gradient(policy, completions)
+        assert sum(looked_up) == (0 if kind == "gpt2" else 14)  # seven products in each of two layers
+        policy.forget()
+        expected_logprobs, expected = gradient(policy, completions)
+        torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-5)
+        assert parts.keys() == expected.keys()
+        scale = max(float(part.abs().max()) for part in expected.values())
+        for name, part in parts.items():
+            torch.testing.assert_close(part / scale, expected[name] / scale, rtol=0, atol=1e-5)
+
+    def test_what_is_looked_up_is_used(self, tiny):
+        # A record that is wrong on purpose moves the log-probabilities: the comparison above is not one with itself.
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        completions = sampled(policy)
+        for results in policy.recorded._results.values():
+            results.whole().mul_(1.5)
+        wrong, _ = gradient(policy, completions)
+        policy.forget()
+        right, _ = gradient(policy, completions)
+        assert (wrong - right).abs().max() > 1e-2
+
+
+class TestWhenItMayBeUsed:
+    def finder(self, policy: CausalLM, completion: Completion):
+        places = policy.recorded.places(completion)
+        return None if places is None else policy.recorded.finder([*places[0], *places[1]])
+
+    def test_not_after_an_update(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        completions = sampled(policy)
+        assert self.finder(policy, completions[0]) is not None
+        optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6, fused=True)
+        policy.logprobs(completions, SAMPLING).logprobs.sum().backward()
+        optimizer.step()
+        assert self.finder(policy, completions[0]) is None
+        found, _ = gradient(policy, completions)
+        policy.forget()
+        torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=0)
+
+    def test_not_after_an_adapter_has_moved(self, tiny):
+        policy = adapted(load_policy(tiny("llama"), lora=LoRA(rank=2, targets=["q_proj"])))
+        policy.record()
+        completions = sampled(policy)
+        assert self.finder(policy, completions[0]) is not None
+        with torch.no_grad():
+            next(iter(policy.trainable().values())).mul_(1.001)
+        assert self.finder(policy, completions[0]) is None
+
+    def test_not_for_another_completion_of_the_same_tokens(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        first = sampled(policy)[0]
+        copied = Completion(first.prompt, first.prompt_ids, first.token_ids, first.text, (), first.finish_reason)
+        assert policy.recorded.places(copied) is None
+
+    def test_two_rollouts_of_one_step_are_one_record(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        completions = [*sampled(policy), *sampled(policy, seed=1)]
+        found, _ = gradient(policy, completions)
+        assert self.finder(policy, completions[0]) is not None and self.finder(policy, completions[-1]) is not None
+        policy.forget()
+        torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
+
+    def test_what_has_no_room_is_computed_anew(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        sampled(policy)
+        needed = policy.recorded._tokens * policy.recorded._bytes
+        policy.recorded = Recorded(needed // 2)
+        completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
+        known = [policy.recorded.places(completion) is not None for completion in completions]
+        assert any(known) and not all(known)
+        assert policy.recorded._tokens * policy.recorded._bytes <= needed // 2
+        found, _ = gradient(policy, completions)
+        policy.forget()
+        torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
+
+    def test_nothing_is_kept_unless_asked_or_where_memory_is_short(self, tiny):
+        policy = load_policy(tiny("llama"))
+        sampled(policy)
+        assert policy.recorded is None
+        short = load_policy(tiny("llama"), gradient_checkpointing=True)
+        short.record()
+        assert short.recorded is None
