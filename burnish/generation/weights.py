@@ -121,10 +121,11 @@ def _source(module: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]] | N
 
 def _results(module: Any, recorded: Recorded) -> Results | None:
     """Where the results of a module's product go, which training finds by the weight that it multiplies with."""
-    if type(module) is nn.Linear:
-        return recorded.results(module.weight)
-    if not hasattr(module, "get_base_layer") or type(module.get_base_layer()) is not nn.Linear:
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    if type(base) is not nn.Linear or base.weight.dtype != torch.float32:
         return None  # transformers' Conv1D multiplies by another function
+    if base is module:
+        return recorded.results(module.weight)
     pairs = [
         (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
         for name in module.active_adapters
@@ -135,7 +136,7 @@ def _results(module: Any, recorded: Recorded) -> Results | None:
         return torch.stack(added).sum(0) if len(added) > 1 else added[0]
 
     parts = [part for inward, outward, _ in pairs for part in (inward, outward)]
-    return recorded.results(module.get_base_layer().weight, adapters, parts)
+    return recorded.results(base.weight, adapters, parts)
 
 
 def _merged(module: Any) -> Callable[[], tuple[Tensor, Tensor | None]] | None:

@@ -235,6 +235,7 @@ class CausalLM(CausalModel):
     ) -> None:
         super().__init__(model, tokenizer, like=like)
         self.base = base
+        self._record: Recorded | None = None
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer, like=self)
@@ -252,11 +253,15 @@ class CausalLM(CausalModel):
     def record(self) -> None:
         """What is sampled from now on leaves its products, in an eighth of the memory at most, for the gradient of the same
         tokens; where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
-        if self.layout is packed and not any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
-            self.recorded = Recorded(memory_bytes(self.device) // RECORDED_SHARE)
+        if self.layout is not packed or any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+            return
+        if self._record is None:
+            self._record = Recorded(memory_bytes(self.device) // RECORDED_SHARE)
+        self._record.clear()
+        self.recorded = self._record
 
     def forget(self) -> None:
-        """Lets go of what was recorded."""
+        """Ends that; its memory is kept for the next step."""
         self.recorded = None
 
     @cached_property

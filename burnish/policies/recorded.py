@@ -9,7 +9,7 @@ half of them where only adapters are trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,45 +26,54 @@ PRINT = 16
 
 @dataclass(slots=True)
 class Results:
-    """What one product gave, in pieces [S, out] as they came.
+    """What one product gave.
 
     Attributes:
+        width: numbers of one token.
         adapters: of rows [T, in], what adapters added to the product with the weight itself; None where there are none.
+        kept: [capacity, width], allocated once and written anew in every step: fresh memory would cost as much time again
+            as the copy does.
+        filled: tokens that were added since the last ``clear``.
+        place: where the next tokens go; None while nothing is kept.
     """
 
+    width: int
     adapters: Callable[[Tensor], Tensor] | None
-    open: bool = True
-    pieces: list[Tensor] = field(default_factory=list)
+    kept: Tensor | None = None
+    filled: int = 0
+    place: slice | None = None
 
     def add(self, piece: Tensor) -> None:
-        if self.open:
-            self.pieces.append(piece.flatten(0, -2))
-
-    def whole(self) -> Tensor:
-        """All pieces [tokens, out] in one."""
-        if len(self.pieces) > 1:
-            self.pieces = [torch.cat(self.pieces)]
-        return self.pieces[0]
+        if self.place is None:
+            return
+        assert self.kept is not None, "claim() allocates"
+        self.kept[self.place] = piece.flatten(0, -2)
+        self.filled += self.place.stop - self.place.start
 
 
 class Recorded:
     """Results by weight and token. A sampler writes them, ``finder`` reads them.
 
     Args:
-        room: bytes they may take; what comes later is not kept.
+        room: bytes they may take; what comes later is not kept. Memory that is not written to is not taken.
     """
 
     def __init__(self, room: int) -> None:
         self._room = room
         self._results: dict[int, Results] = {}
         self._weights: list[Tensor] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all tokens, keeps the memory."""
+        self._full = False
+        self._tokens = 0
         self._print: Tensor | None = None
         """A few numbers of each weight, as they were when the first token was run."""
-        self._bytes = 0
-        """Of one token."""
-        self._tokens = 0
         # The completion is kept beside its places: as long as it lives, no other object has its id.
         self._places: dict[int, tuple[Completion, Sequence[int], Sequence[int]]] = {}
+        for results in self._results.values():
+            results.filled, results.place = 0, None
 
     def results(
         self, weight: Tensor, adapters: Callable[[Tensor], Tensor] | None = None, parts: Sequence[Tensor] = ()
@@ -76,27 +85,33 @@ class Recorded:
             parts: further tensors that the results depend on.
         """
         if id(weight) not in self._results:
-            self._results[id(weight)] = Results(adapters)
-            self._bytes += weight.shape[0] * weight.element_size()
+            self._results[id(weight)] = Results(weight.shape[0], adapters)
             self._weights += [weight, *parts]
         return self._results[id(weight)]
 
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(results.width for results in self._results.values()) * torch.float32.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes that are in use."""
+        return self._tokens * self.bytes_per_token
+
     def claim(self, tokens: int) -> range | None:
         """The places of the tokens that are run next, or None where there is no room any more."""
-        if not self._results or (self._tokens + tokens) * self._bytes > self._room:
-            self.close()
-            self._room = 0
-            return None
-        if self._print is None:
-            self._print = _print(self._weights)
-        places = range(self._tokens, self._tokens + tokens)
-        self._tokens += tokens
-        return places
-
-    def close(self) -> None:
-        """Nothing more is kept; what is there stays."""
+        capacity = self._room // max(1, self.bytes_per_token)
+        self._full = self._full or not self._results or self._tokens + tokens > capacity
+        places = None if self._full else range(self._tokens, self._tokens + tokens)
+        if places is not None:
+            self._tokens = places.stop
+            if self._print is None:
+                self._print = _print(self._weights)
         for results in self._results.values():
-            results.open = False
+            results.place = None if places is None else slice(places.start, places.stop)
+            if places is not None and results.kept is None:
+                results.kept = torch.empty(capacity, results.width)
+        return places
 
     def note(self, completion: Completion, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """The places of a completion's prompt and of all its tokens but the last, which is never run."""
@@ -114,12 +129,10 @@ class Recorded:
 
     def _find(self, places: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
         results = self._results.get(id(weight))
-        if results is None or not results.pieces:
+        # Another number of tokens: a product that a pass makes twice, or not for every token.
+        if results is None or results.kept is None or results.filled != self._tokens:
             return None
-        whole = results.whole()
-        if len(whole) != self._tokens:  # a product that a pass makes twice, or not for every token
-            return None
-        found = whole.index_select(0, places)
+        found = results.kept.index_select(0, places)
         return found if results.adapters is None else found.sub_(results.adapters(rows))
 
 

@@ -78,7 +78,7 @@ class TestGradient:
         policy.record()
         completions = sampled(policy)
         for results in policy.recorded._results.values():
-            results.whole().mul_(1.5)
+            results.kept.mul_(1.5)
         wrong, _ = gradient(policy, completions)
         policy.forget()
         right, _ = gradient(policy, completions)
@@ -132,12 +132,12 @@ class TestWhenItMayBeUsed:
         policy = load_policy(tiny("llama"))
         policy.record()
         sampled(policy)
-        needed = policy.recorded._tokens * policy.recorded._bytes
+        needed = policy.recorded.size
         policy.recorded = Recorded(needed // 2)
         completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
         known = [policy.recorded.places(completion) is not None for completion in completions]
         assert any(known) and not all(known)
-        assert policy.recorded._tokens * policy.recorded._bytes <= needed // 2
+        assert 0 < policy.recorded.size <= needed // 2
         found, _ = gradient(policy, completions)
         policy.forget()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
