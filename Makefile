@@ -45,12 +45,15 @@ bench: install
 
 # The peers, each in an environment of its own, outside of burnish's. One that cannot be built is named, and the rest goes on.
 bench-peer:
-	@for peer in trl vllm; do \
+	@for peer in trl vllm openvino; do \
 	  echo "building .venv-$$peer"; \
 	  $(PYTHON) -m venv .venv-$$peer \
 	    && .venv-$$peer/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r bench/peers/$$peer.txt \
 	    || { echo "peer $$peer could not be built" >&2; rm -rf .venv-$$peer; }; \
 	done
+	@# What converts a model for OpenVINO would bring torchvision and a CUDA build of torch.
+	@[ ! -d .venv-openvino ] || .venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r bench/peers/openvino-converter.txt
 	@# vLLM's CPU build imports only without these, which it does not need for text.
 	@[ ! -d .venv-vllm ] || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 

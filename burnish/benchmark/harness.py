@@ -26,7 +26,12 @@ from burnish.machine import memory, processor, products
 from burnish.protocols import Observer
 
 CHECKOUT = Path(__file__).parents[2]
-PEERS = {"trl": ("grpo", "trl_grpo.py"), "hf": ("sampling", "hf_generate.py"), "vllm": ("sampling", "vllm_sampling.py")}
+PEERS = {
+    "trl": ("grpo", "trl_grpo.py"),
+    "hf": ("sampling", "hf_generate.py"),
+    "vllm": ("sampling", "vllm_sampling.py"),
+    "openvino": ("sampling", "openvino_sampling.py"),
+}
 """Name -> the kind of work that it does, and its runner in bench/peers; it lives in .venv-<name> beside the checkout."""
 ENVIRONMENTS = {"hf": "trl"}
 """Peers that live in another's environment."""
