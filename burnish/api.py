@@ -120,7 +120,7 @@ def _run(
         return Run.open(Path(resume))
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
-    chosen = with_absolute_model(_recipe(recipe, rewards, overrides, changes))
+    chosen = with_absolute_model(_recipe(recipe, rewards, overrides, changes)).resolved()
     return Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
 
 

@@ -1,11 +1,17 @@
-"""How a step's completions are cut into microbatches: by tokens, each prompt counted once for the completions behind it."""
+"""How a step's completions are cut: into updates, and each update into microbatches, by tokens, each prompt counted once for
+the completions behind it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.types import Completion
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.types import Batch, Completion
 
 ENOUGH_TOKENS = 1152
 """Larger microbatches make the products no faster, and take memory."""
@@ -66,3 +72,66 @@ def _groups(completions: Sequence[Completion], places: Sequence[int]) -> list[li
         else:
             found.append([place])
     return found
+
+
+def update_places(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
+    """The completions that each update of a step is made of, by their places among the P*G; one list an update.
+
+    In each epoch the prompts are shuffled, a function of ``seed``, and cut into minibatches whose sizes differ by one at
+    most; the samples of a prompt stay together but where a cut goes through them.
+    """
+    count = prompts * group
+    found = []
+    for epoch in range(epochs):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, epoch])))
+        order = generator.permutation(prompts) if minibatches > 1 else np.arange(prompts)
+        places = (order[:, None] * group + np.arange(group)).flatten()
+        bounds = [count * number // minibatches for number in range(minibatches + 1)]
+        found += [sorted(places[begin:end].tolist()) for begin, end in itertools.pairwise(bounds)]
+    return found
+
+
+def trained_places(advantages: Tensor, places: Sequence[int], *, every: bool) -> list[int]:
+    """Which completions of an update are run for the gradient: all, or those whose advantage is not zero, where a loss that
+    is a multiple of the advantage is all there is. At least one, so that there are metrics, and a gradient of zeros.
+
+    Args:
+        advantages: [N], of the whole step.
+        places: of the update's completions.
+    """
+    return [place for place in places if every or advantages[place] != 0] or list(places[:1])
+
+
+def collate(
+    completions: Sequence[Completion],
+    lengths: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    sampler_logprobs: Tensor,
+    reference_logprobs: Tensor | None,
+    old_logprobs: Tensor | None,
+    cut: Sequence[Sequence[int]],
+) -> list[Batch]:
+    """One batch for each microbatch of ``cut``, which lists places among the completions; per-sequence numbers [N] become
+    per-token ones [T]."""
+    sizes = lengths.tolist()
+
+    def chosen_of(values: Tensor, places: Sequence[int]) -> Tensor:
+        pieces = torch.split(values, sizes)
+        return torch.cat([pieces[place] for place in places])
+
+    batches = []
+    for places in cut:
+        chosen = torch.tensor(places)
+        repeats = lengths[chosen]
+        batches.append(
+            Batch(
+                completions=[completions[place] for place in places],
+                advantages=advantages[chosen].repeat_interleave(repeats),
+                weights=weights[chosen].repeat_interleave(repeats),
+                sampler_logprobs=chosen_of(sampler_logprobs, places),
+                reference_logprobs=None if reference_logprobs is None else chosen_of(reference_logprobs, places),
+                old_logprobs=None if old_logprobs is None else chosen_of(old_logprobs, places),
+            )
+        )
+    return batches

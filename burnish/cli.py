@@ -130,7 +130,7 @@ def train(
     if dry_run:
         from burnish.recipe import load_recipe
 
-        _show_recipe(load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or []), json=json)
+        _show_recipe(load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or []).resolved(), json=json)
         return
     from burnish.api import train as run_training
     from burnish.reports.progress import make_observer

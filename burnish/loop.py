@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from burnish.anchor import Anchor
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Policy, Releasable
@@ -19,6 +20,9 @@ from burnish.rewards.guards import diversity_alarm, evaluation_alarms
 from burnish.run import Checkpoint, Run, json_text
 from burnish.training import Learner, train_step
 from burnish.types import Prompt
+
+ANCHOR = "anchor.safetensors"
+"""The weights that the KL term pulls towards, in a checkpoint."""
 
 HELD_OUT_SEED = 1
 """Mixed into the seed of held-out samples. It does not change with the step, so before and after share their numbers."""
@@ -125,7 +129,7 @@ class Session:
 
     def _save(self) -> None:
         learner = self.learner
-        state = {"baseline": learner.baseline}
+        state = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
         self.run.save_checkpoint(
             learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep
         )
@@ -188,9 +192,11 @@ class Session:
 
 
 def write_learner(learner: Learner, folder: Path) -> None:
-    """Fills a checkpoint folder: ``model/`` and ``optimizer.safetensors``."""
+    """Fills a checkpoint folder: ``model/``, ``optimizer.safetensors`` and, where there is one, ``anchor.safetensors``."""
     learner.policy.save(folder / "model")
     write_optimizer(learner.optimizer, learner.policy.trainable(), folder)
+    if learner.anchor is not None:
+        save_file({name: value.contiguous() for name, value in learner.anchor.weights.items()}, folder / ANCHOR)
 
 
 def restore(learner: Learner, checkpoint: Checkpoint) -> None:
@@ -201,9 +207,11 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     """
     state = checkpoint.state
     try:
-        baseline = float(state["baseline"])
+        baseline, coefficient = float(state["baseline"]), float(state["kl_coefficient"])
         learner.policy.load(checkpoint.folder / "model")
         restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
+        reset = learner.recipe.algorithm.kl.reset_every
+        anchor = load_file(checkpoint.folder / ANCHOR) if reset is not None and checkpoint.step >= reset else None
     except InputError:
         raise
     except Exception as error:
@@ -212,6 +220,11 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         ) from error
     learner.step = checkpoint.step
     learner.baseline = baseline
+    learner.kl_coefficient = coefficient
+    if anchor is not None:
+        places_of = learner.policy.trainable()
+        kept = {name: value.to(places_of[name].device) for name, value in anchor.items()}
+        learner.anchor = Anchor(learner.policy, kept)
 
 
 def write_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:

@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class LanguageModel(Protocol):
+class Frozen(Protocol):
     """Anything that can say how probable a given completion is."""
+
+    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
+        """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
+        ...
+
+
+class LanguageModel(Frozen, Protocol):
+    """One that knows its own tokens, too."""
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, without an end-of-text token."""
@@ -24,10 +32,6 @@ class LanguageModel(Protocol):
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, with whatever the model begins a text with."""
-        ...
-
-    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
         ...
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
+from burnish.algorithm_section import Algorithm, check_algorithm, resolved
 from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
 from burnish.recipe_file import shipped as shipped
-from burnish.registry import nearest
 from burnish.sections import OpenSection, RewardSection, Section, check_rewards
 from burnish.types import SamplingParams
 
@@ -127,30 +127,6 @@ class Sampling(Section):
         return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
 
 
-class KL(Section):
-    """The pull towards the reference. See ``burnish.algorithms.kl`` for what each pairing's gradient really is."""
-
-    coefficient: float = Field(0.0, ge=0)
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    where: Literal["loss", "reward"] = "loss"
-
-    @model_validator(mode="after")
-    def _no_useless_gradient(self) -> KL:
-        if self.coefficient > 0 and self.where == "loss" and self.estimator == "k1":
-            raise ValueError(
-                'estimator = "k1" with where = "loss" has a gradient whose mean is zero, so it pulls nowhere: '
-                'use "k2" or "k3" in the loss, or where = "reward"'
-            )
-        return self
-
-
-class Algorithm(Section):
-    use: str = "grpo"
-    kl: KL = KL()
-    aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
-    """How token losses become one number; None is what the preset's paper does."""
-
-
 class Optimizer(Section):
     """AdamW (arXiv 1711.05101) and its learning rate over the run."""
 
@@ -234,6 +210,10 @@ class Recipe(Job):
         check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         return self
 
+    def resolved(self) -> Recipe:
+        """The recipe with what its algorithm's paper does written out, for a run that shall come to the same years later."""
+        return self.model_copy(update={"algorithm": resolved(self.algorithm)})
+
 
 def _without_none(value: Any) -> Any:
     # TOML has no null: a key that is None is left out, which means the same.
@@ -264,21 +244,13 @@ def load_recipe(
 
 def check_names(recipe: Recipe, where: str = "recipe") -> None:
     """Refuses names that lead nowhere and options that their targets do not take; loads no model and no data."""
-    from burnish.algorithms.presets import PRESETS
     from burnish.rewards.registry import REWARDS
     from burnish.tasks.registry import TASKS, check_task_options
 
-    if recipe.algorithm.use not in PRESETS:
-        name = recipe.algorithm.use
-        raise InputError(
-            f"{where}: algorithm.use = '{name}'{nearest(name, PRESETS)}: known algorithms are {', '.join(PRESETS)}"
-        )
-    preset = PRESETS[recipe.algorithm.use]
-    if preset.needs_group and recipe.sampling.samples_per_prompt < 2:
-        raise InputError(
-            f"{where}: algorithm.use = '{recipe.algorithm.use}' compares the samples of one prompt, "
-            "so sampling.samples_per_prompt must be at least 2"
-        )
+    try:
+        check_algorithm(recipe.algorithm, recipe.sampling.prompts_per_step, recipe.sampling.samples_per_prompt)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     for index, section in enumerate(recipe.reward):
         try:
             REWARDS.get(section.use).check_options(section.options)

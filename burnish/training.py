@@ -9,7 +9,6 @@ P prompts, G samples of each, N = P*G completions, T their tokens; see ``burnish
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.algorithms.kl import ESTIMATORS, k1, k3
+from burnish.algorithm_section import KL
+from burnish.algorithms.importance import importance_weights
+from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
-from burnish.batching import TokenBudget, microbatches
+from burnish.algorithms.shaping import overlong_penalty
+from burnish.anchor import Anchor
+from burnish.batching import TokenBudget, collate, microbatches, trained_places, update_places
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
-from burnish.protocols import Policy, Recording, Sampler, Scorer
+from burnish.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
+from burnish.protocols import Frozen, Policy, Recording, Sampler, Scorer
 from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
-from burnish.types import Batch, Completion, Prompt, Scores
+from burnish.rollouts import collect
+from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
+
+UPDATE_SEED = 2
+"""Mixed into the seed that shuffles a step's prompts into minibatches."""
 
 BASELINE_DECAY = 0.9
 """How much of the moving baseline each step keeps."""
@@ -47,6 +55,17 @@ class Learner:
     step: int = 0
     baseline: float = 0.0
     interrupts: Interrupts = field(default_factory=Interrupts)
+    kl_coefficient: float = field(init=False)
+    anchor: Anchor | None = None
+    """What the KL term pulls towards, where that is not the policy that training started from."""
+
+    def __post_init__(self) -> None:
+        self.kl_coefficient = self.recipe.algorithm.kl.coefficient
+
+    @property
+    def kl_reference(self) -> Frozen:
+        """What the KL term pulls towards."""
+        return self.anchor or self.policy.reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,104 +80,140 @@ def train_step(learner: Learner) -> StepReport:
     """One policy-gradient step on fresh samples.
 
     Raises:
-        BurnishError: a reward failed, or the loss or the gradient is not finite; the weights are as they were.
+        BurnishError: a reward failed, or the loss or the gradient is not finite; the weights are as they were. Where that
+            comes after the first of several updates, they are those of half a step, and no state to save.
     """
     recipe, policy, preset = learner.recipe, learner.policy, learner.preset
-    step, sampling, kl = learner.step + 1, recipe.sampling.params, recipe.algorithm.kl
+    settings, sampling, group = recipe.algorithm, recipe.sampling.params, recipe.sampling.samples_per_prompt
+    step, kl, correction = learner.step + 1, settings.kl, settings.importance
+    pulled = kl.coefficient > 0
+    # Where the loss is more than a multiple of the advantage, samples without one are trained too.
+    every = (pulled and kl.where == "loss") or settings.entropy > 0
     clock = Clock()
 
     # 1. Draw P prompts.
     prompts = draw_prompts(learner.prompts, recipe.sampling.prompts_per_step, recipe.seed, step)
 
-    # 2. Sample G completions of each from the current policy; what it computes for that, the gradient needs again.
+    # 2. Sample G completions of each from the current policy, and score them. Where the preset says so, groups whose rewards
+    #    are all equal give way to others.
     if isinstance(policy, Recording):
-        policy.record()
-    groups = learner.sampler.sample(
-        prompts,
-        samples_per_prompt=recipe.sampling.samples_per_prompt,
-        sampling=sampling,
-        seed=(recipe.seed, step),
-        policy_version=learner.step,
-    )
-    completions = [completion for group in groups for completion in group.completions]
+        policy.record()  # what sampling computes, the gradient needs again
+
+    def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
+        with clock.lap("generate"):
+            return learner.sampler.sample(
+                chosen, samples_per_prompt=group, sampling=sampling, seed=seed, policy_version=learner.step
+            )
+
+    def score(completions: Sequence[Completion]) -> Scores:
+        with clock.lap("score"):
+            return learner.scorer.score(completions, step=step)
+
+    rollouts = collect(sample, score, prompts, learner.prompts, (recipe.seed, step), preset.refills)
+    completions, scores = rollouts.completions, rollouts.scores
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     sampler_logprobs = torch.tensor(
         [logprob for completion in completions for logprob in completion.sampler_logprobs], dtype=torch.float64
     )
-    clock.lap("generate")
 
     # 3. Screen them: flags are written down, nothing is dropped, so groups keep their size.
     flags = [screen(completion) for completion in completions]
 
-    # 4. Score.
-    scores = learner.scorer.score(completions, step=step)
-    rewards = torch.from_numpy(scores.total)
-    reference_logprobs = None
-    if kl.coefficient > 0:
-        reference_logprobs = policy.reference.token_logprobs(completions, sampling.temperature).double()
+    # 4. What is taken from the rewards: for length, and for the distance to the reference.
+    overlong = overlong_penalty(lengths, sampling.max_new_tokens, settings.overlong.share)
+    rewards = torch.from_numpy(scores.total) + settings.overlong.weight * overlong
+    reference_logprobs, distance = None, 0.0
+    if pulled:
+        with clock.lap("score"):
+            reference_logprobs = learner.kl_reference.token_logprobs(completions, sampling.temperature).double()
+        distance = float(sum_by_sequence(k1(sampler_logprobs, reference_logprobs), lengths).mean())
         if kl.where == "reward":
             penalty = ESTIMATORS[kl.estimator](sampler_logprobs, reference_logprobs)
-            rewards = rewards - kl.coefficient * sum_by_sequence(penalty, lengths)
-    clock.lap("score")
+            rewards = rewards - learner.kl_coefficient * sum_by_sequence(penalty, lengths)
 
     # 5. Advantages from rewards, [P, G] -> [N].
-    grouped = rewards.view(len(groups), recipe.sampling.samples_per_prompt)
+    grouped = rewards.view(-1, group)
     advantages = preset.advantages(grouped, learner.baseline).flatten()
 
-    # 6. Flat token batches: each token knows its advantage and its share of the step's loss.
-    weights = sequence_weights(lengths, recipe.algorithm.aggregation or preset.aggregation, sampling.max_new_tokens)
-    trained = trained_places(advantages, every=kl.coefficient > 0 and kl.where == "loss")
+    # 6. The step's updates, one unless the recipe says otherwise, each as flat token batches: a token knows its advantage
+    #    and its share of the update's loss.
+    seed = (recipe.seed, UPDATE_SEED, step)
+    places = update_places(
+        len(rollouts.groups), group, epochs=settings.epochs, minibatches=settings.minibatches, seed=seed
+    )
+    trained = [trained_places(advantages, update, every=every) for update in places]
     tokens = recipe.optimizer.tokens_per_microbatch
     budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
-    batches = collate(
-        completions, lengths, advantages, weights, sampler_logprobs, reference_logprobs,
-        microbatches(completions, trained, budget),
-    )  # fmt: skip
+    old_logprobs = None
+    if len(places) > 1:
+        cut = microbatches(completions, sorted(set().union(*trained)), budget)
+        old_logprobs = logprobs_before(policy, completions, lengths, cut, sampling)
 
-    # 7. For each microbatch: log-probabilities, loss, backward. The weights count tokens over the whole step, so the sum
-    #    does not depend on the split.
-    learner.optimizer.zero_grad(set_to_none=True)
-    totals = Totals()
-    for batch in batches:
-        stats = policy.logprobs(batch.completions, sampling)
-        logprobs = stats.logprobs.double()
-        # The samples are the policy's own: pi_old is what pi is now, so no extra pass computes it.
-        counts = torch.tensor([len(completion.token_ids) for completion in batch.completions])
-        ratio = log_ratio(logprobs, logprobs.detach(), counts, preset.ratio or "token")
-        token_loss = preset.loss(logprobs, ratio, batch.advantages, preset.limits)
-        if kl.coefficient > 0 and kl.where == "loss":
-            assert batch.reference_logprobs is not None
-            token_loss = token_loss + kl.coefficient * ESTIMATORS[kl.estimator](logprobs, batch.reference_logprobs)
-        loss = (batch.weights * token_loss).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        clipped = preset.clipped(ratio.detach(), batch.advantages, preset.limits)
-        totals.add(loss.detach(), logprobs.detach(), stats.entropy, clipped, batch)
+    # 7. For each update and each of its microbatches: log-probabilities, loss, backward. The weights count tokens over the
+    #    whole update, so the sum does not depend on the split.
+    totals = Totals(corrected=correction.form != "none")
+    for number, (update, chosen) in enumerate(zip(places, trained, strict=True), 1):
+        weights = torch.zeros(len(completions), dtype=torch.float64)
+        weights[update] = sequence_weights(lengths[update], preset.aggregation, sampling.max_new_tokens)
+        batches = collate(
+            completions, lengths, advantages, weights, sampler_logprobs, reference_logprobs, old_logprobs,
+            microbatches(completions, chosen, budget),
+        )  # fmt: skip
+        learner.optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            stats = policy.logprobs(batch.completions, sampling, entropy_gradient=settings.entropy > 0)
+            logprobs = stats.logprobs.double()
+            # With one update the samples are the policy's own: pi_old is what pi is now, and no extra pass computes it.
+            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            counts = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+            ratio = log_ratio(logprobs, old, counts, preset.ratio or "token")
+            # What the sampler's probabilities differ by from those of pi_old; 1 unless the recipe corrects for it.
+            factor = importance_weights(
+                old, batch.sampler_logprobs, counts,
+                correction=correction.form, level=correction.level, cap=correction.limit,
+            )  # fmt: skip
+            token_loss = factor * preset.loss(logprobs, ratio, batch.advantages, preset.limits)
+            if pulled and kl.where == "loss":
+                assert batch.reference_logprobs is not None
+                pull = ESTIMATORS[kl.estimator](logprobs, batch.reference_logprobs)
+                token_loss = token_loss + learner.kl_coefficient * pull
+            if settings.entropy > 0:
+                token_loss = token_loss - settings.entropy * stats.entropy.double()
+            loss = (batch.weights * token_loss).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            clipped = preset.clipped(ratio.detach(), batch.advantages, preset.limits)
+            totals.add(loss.detach(), logprobs.detach(), old, stats.entropy.detach(), clipped, factor, batch)
 
-    # 8. Stop on anything that is not finite, before the weights change; clip; step.
-    parameters = list(policy.trainable().values())
-    limit = recipe.optimizer.max_grad_norm
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
-    refuse_non_finite(step, totals.loss, grad_norm)
-    rate = learning_rate(recipe, step)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
-    learner.interrupts.hold()  # until the loop has written this step down: half a step is no state to save
-    learner.optimizer.step()
-    if isinstance(policy, Recording):
-        policy.forget()
+        # 8. Stop on anything that is not finite, before the weights change; clip; step.
+        limit = recipe.optimizer.max_grad_norm
+        parameters = list(policy.trainable().values())
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        refuse_non_finite(step, totals.loss, grad_norm, update=number)
+        totals.updated(grad_norm)
+        rate = learning_rate(recipe, step)
+        for parameter_group in learner.optimizer.param_groups:
+            parameter_group["lr"] = rate
+        learner.interrupts.hold()  # until the loop has written this step down: half a step is no state to save
+        learner.step = step
+        learner.optimizer.step()
+        if isinstance(policy, Recording):
+            policy.forget()
     learner.optimizer.zero_grad(set_to_none=True)
-    learner.step = step
     kept = BASELINE_DECAY if step > 1 else 0.0
     learner.baseline = kept * learner.baseline + (1 - kept) * float(rewards.mean())
-    clock.lap("update")
+    metrics_of_kl = {"kl/coefficient": learner.kl_coefficient, "kl/completion": distance} if pulled else {}
+    learner.kl_coefficient = next_coefficient(kl, learner.kl_coefficient, distance, samples=len(completions))
+    if kl.reset_every is not None and step % kl.reset_every == 0:
+        learner.anchor = Anchor.of(policy)
 
     # 9. One flat dict of metrics.
     metrics = {
         "step": step,
         **reward_metrics(scores),
         **totals.metrics(),
-        "trained": len(trained) / len(completions),
-        "grad_norm": grad_norm,
+        **metrics_of_kl,
+        **(rollouts.refill_metrics() if preset.refills else {}),
+        "trained": sum(map(len, trained)) / sum(map(len, places)),
         "learning_rate": rate,
         **length_metrics(completions),
         **text_diversity([completion.text for completion in completions]),
@@ -187,80 +242,47 @@ def screen(completion: Completion) -> tuple[str, ...]:
     return tuple(name for name, raised in flags.items() if raised)
 
 
-def trained_places(advantages: Tensor, *, every: bool) -> list[int]:
-    """Which of N completions are run for the gradient: all, or those whose advantage is not zero, where a loss that is a
-    multiple of the advantage is all there is. At least one, so that the step has its metrics, and a gradient of zeros."""
-    places = range(len(advantages)) if every else (advantages != 0).nonzero().flatten().tolist()
-    return list(places) or [0]
+def next_coefficient(kl: KL, coefficient: float, distance: float, *, samples: int) -> float:
+    """The KL term's coefficient for the next step: the same, or nearer to what keeps the distance at its target.
+
+    Args:
+        distance: this step's KL of whole completions, nats.
+        samples: N; a horizon of H samples makes the rate N/H, and without one the rate is the paper's 0.1.
+    """
+    if kl.target is None:
+        return coefficient
+    rate = 0.1 if kl.horizon is None else samples / kl.horizon
+    return adapted_coefficient(coefficient, distance, target=kl.target, rate=rate)
 
 
-def collate(
+def logprobs_before(
+    policy: Policy,
     completions: Sequence[Completion],
     lengths: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    sampler_logprobs: Tensor,
-    reference_logprobs: Tensor | None,
     cut: Sequence[Sequence[int]],
-) -> list[Batch]:
-    """One batch for each microbatch of ``cut``, which lists places among the completions; per-sequence numbers [N] become
-    per-token ones [T]."""
-    by_sampler = torch.split(sampler_logprobs, lengths.tolist())
-    by_reference = None if reference_logprobs is None else torch.split(reference_logprobs, lengths.tolist())
-    batches = []
-    for places in cut:
-        chosen = torch.tensor(places)
-        repeats = lengths[chosen]
-        batches.append(
-            Batch(
-                completions=[completions[place] for place in places],
-                advantages=advantages[chosen].repeat_interleave(repeats),
-                weights=weights[chosen].repeat_interleave(repeats),
-                sampler_logprobs=torch.cat([by_sampler[place] for place in places]),
-                reference_logprobs=None if by_reference is None else torch.cat([by_reference[p] for p in places]),
-            )
-        )
-    return batches
+    sampling: SamplingParams,
+) -> Tensor:
+    """log pi_old [T] of the completions in ``cut``, whose places it lists, before the first update; not-a-number where a
+    token belongs to none of them, since nothing may ask for it."""
+    found = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
+    with torch.no_grad():
+        for places in cut:
+            stats = policy.logprobs([completions[place] for place in places], sampling)
+            pieces = torch.split(stats.logprobs.double(), lengths[list(places)].tolist())
+            for place, piece in zip(places, pieces, strict=True):
+                found[place] = piece
+    return torch.cat(found)
 
 
-class Totals:
-    """Sums over the microbatches of a step, kept in float64."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.tokens = 0
-        self._sums: dict[str, float] = {}
-
-    def add(
-        self, loss: Tensor, logprobs: Tensor, entropy: Tensor, clipped: tuple[Tensor, Tensor], batch: Batch
-    ) -> None:
-        self.loss += float(loss)
-        self.tokens += len(logprobs)
-        sums = {
-            "entropy": entropy.double().sum(),
-            # k3 of the sampler against the trainer on the same weights: zero but for rounding.
-            "mismatch_kl": k3(batch.sampler_logprobs, logprobs).sum(),
-            "clip_fraction": (clipped[0] | clipped[1]).sum(),
-            "clip_fraction/low": clipped[0].sum(),
-            "clip_fraction/high": clipped[1].sum(),
-        }
-        if batch.reference_logprobs is not None:
-            sums["kl"] = k3(logprobs, batch.reference_logprobs).sum()
-            sums["kl/k1"] = k1(logprobs, batch.reference_logprobs).sum()
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-
-    def metrics(self) -> dict[str, float]:
-        """Means over tokens, and the loss."""
-        return {"loss": self.loss, **{name: value / self.tokens for name, value in sorted(self._sums.items())}}
-
-
-def refuse_non_finite(step: int, loss: float, grad_norm: float) -> None:
+def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int = 1) -> None:
     """Raises BurnishError where a weight would become not-a-number."""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
+            where, kept = f"step {step}", "the weights were left as they were"
+            if update > 1:
+                where, kept = f"step {step}, update {update}", "the weights of this step's earlier updates are not kept"
             raise BurnishError(
-                f"step {step}: the {name} is {value}; the weights were left as they were. Resuming would come to the same: "
+                f"{where}: the {name} is {value}; {kept}. Resuming would come to the same: "
                 "start again with a lower optimizer.learning_rate, and look in samples.jsonl for rewards that run away"
             )
 
@@ -274,55 +296,3 @@ def learning_rate(recipe: Job, step: int) -> float:
         return optimizer.learning_rate
     left = recipe.steps - optimizer.warmup_steps
     return optimizer.learning_rate * (recipe.steps - step + 1) / left
-
-
-def reward_metrics(scores: Scores) -> dict[str, float]:
-    """reward/mean, reward/std and the mean of each part; the mean of a normalised total would be 0 at every step."""
-    parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
-    plain = scores.total if scores.plain is None else scores.plain
-    return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts}
-
-
-def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """Lengths in tokens, and the share that was cut at the limit."""
-    lengths = np.array([len(completion.token_ids) for completion in completions])
-    cut = np.array([completion.finish_reason == "length" for completion in completions])
-    return {"length/mean": float(lengths.mean()), "length/std": float(lengths.std()), "truncated": float(cut.mean())}
-
-
-def sample_rows(
-    step: int, completions: Sequence[Completion], scores: Scores, advantages: Tensor, flags: Sequence[tuple[str, ...]]
-) -> list[dict[str, Any]]:
-    """One row a completion for samples.jsonl."""
-    return [
-        {
-            "step": step,
-            "prompt_id": completion.prompt.id,
-            "prompt": completion.prompt.text,
-            "completion": completion.text,
-            "reward": float(scores.total[place]),
-            "parts": {name: float(values[place]) for name, values in scores.parts.items()},
-            "advantage": float(advantages[place]),
-            "flags": list(flags[place]),
-            "finish_reason": completion.finish_reason,
-            "tokens": len(completion.token_ids),
-        }
-        for place, completion in enumerate(completions)
-    ]
-
-
-class Clock:
-    """Seconds since the last lap, by name."""
-
-    def __init__(self) -> None:
-        self._begin = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[f"time/{name}"] = now - self._last
-        self._last = now
-
-    def metrics(self, tokens: int) -> dict[str, float]:
-        total = time.perf_counter() - self._begin
-        return {"tokens": tokens, "tokens_per_second": tokens / total, **self._laps, "time/step": total}

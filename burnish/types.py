@@ -134,6 +134,7 @@ class Batch:
             ``sum(weights * loss)``, so a split into microbatches changes nothing.
         sampler_logprobs: as recorded when sampled.
         reference_logprobs: under the frozen reference; None where no KL term asks for them.
+        old_logprobs: under the policy before the step's first update; None where there is only one.
     """
 
     completions: Sequence[Completion]
@@ -141,3 +142,4 @@ class Batch:
     weights: Tensor
     sampler_logprobs: Tensor
     reference_logprobs: Tensor | None
+    old_logprobs: Tensor | None = None

@@ -26,6 +26,8 @@ class Preset:
         clipped: log_ratio, advantages and limits to the tokens that the loss clips, below and above.
         ratio: of a token or of a sequence; None where the loss has no ratio, and so no second update on a batch.
         limits: of the ratio.
+        needs_batch: whether it compares the samples of a step, so that P*G must be at least 2.
+        refills: rounds in which groups whose rewards are all equal give way to others.
     """
 
     advantages: AdvantageFunction
@@ -39,6 +41,18 @@ class Preset:
     clipped: ClipFunction = losses.nothing_clipped
     ratio: RatioLevel | None = None
     limits: Limits = losses.DEFAULT
+    needs_batch: bool = False
+    refills: int = 0
+
+    @property
+    def clips(self) -> bool:
+        """Whether the loss clips the ratio at all."""
+        return self.clipped is not losses.nothing_clipped
+
+    @property
+    def clips_dually(self) -> bool:
+        """Whether the loss has a dual clip."""
+        return self.loss is losses.clipped_ratio
 
 
 PRESETS: dict[str, Preset] = {
@@ -54,7 +68,7 @@ PRESETS: dict[str, Preset] = {
         advantages.batch_normalised, losses.clipped_ratio, "token_mean", False, False,
         "arXiv 2501.03262", "one or few samples a prompt, rewards of one scale: no critic, steps of even size",
         why="divides by the step's deviation and by its token count; the mean contains the sample itself",
-        clipped=losses.clipped_gradients, ratio="token",
+        clipped=losses.clipped_gradients, ratio="token", needs_batch=True,
     ),
     "rloo": Preset(
         advantages.leave_one_out, losses.log_likelihood, "sequence_sum", True, True,
@@ -71,6 +85,12 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2503.20783", "as grpo, without its pull on lengths and without favour for prompts of little spread",
         why="only its scale is off: the true gradient times (G-1)/G and divided by the longest length",
         clipped=losses.clipped_gradients, ratio="token",
+    ),
+    "dapo": Preset(
+        advantages.group_normalised, losses.clipped_ratio, "token_mean", True, False,
+        "arXiv 2503.14476", "rewards that are right or wrong: keeps exploring, and draws groups anew that teach nothing",
+        why="divides by the group's deviation and by the step's token count; the mean contains the sample itself",
+        clipped=losses.clipped_gradients, ratio="token", limits=Limits(low=0.2, high=0.28), refills=3,
     ),
     "gspo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.algorithms.presets import PRESETS
+from burnish.algorithm_section import preset_of
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
@@ -109,7 +109,7 @@ def build(
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     scorer = Combination.from_recipe(recipe.reward, policy.reference)
     learner = Learner(
-        recipe, policy, sampler, scorer, train, PRESETS[recipe.algorithm.use], optimizer_for(policy, recipe.optimizer)
+        recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer)
     )  # fmt: skip
     return learner, held_out
 

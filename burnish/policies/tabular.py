@@ -99,7 +99,9 @@ class Tabular(Table):
         full = sampling_logprobs(self.parameter[rows], sampling, always=tokens)
         # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
-        entropy = torch.special.entr((full if entropy_gradient else full.detach()).exp()).sum(-1)
+        seen = full if entropy_gradient else full.detach()
+        # The slope of x log x at 0 is infinite, and infinity times a slope of 0 is no number: what is impossible is masked.
+        entropy = -(seen.exp() * torch.where(seen.isfinite(), seen, 0.0)).sum(-1)
         return TokenStats(chosen, entropy)
 
     @property

@@ -17,6 +17,7 @@ from burnish.batching import TokenBudget
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
 from burnish.loop import Interrupted, restore_optimizer, write_optimizer
+from burnish.metrics import Clock
 from burnish.protocols import Observer, Policy
 from burnish.run import Checkpoint, Run, json_text
 from burnish.supervised.dataset import Dataset
@@ -24,7 +25,7 @@ from burnish.supervised.draw import Draw
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import Objective
 from burnish.supervised.recipe import SupervisedRecipe
-from burnish.training import Clock, learning_rate
+from burnish.training import learning_rate
 
 MEASURED_AT_ONCE = 32
 """Examples between two signs of progress."""
@@ -73,7 +74,6 @@ def train_step(learner: Learner) -> dict[str, Any]:
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.step = step
-    clock.lap("update")
     read = sum(text.size for example in examples for text in example.texts)
     return {"step": step, **found, "grad_norm": grad_norm, "learning_rate": rate, **clock.metrics(tokens=read)}
 

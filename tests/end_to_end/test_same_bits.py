@@ -23,6 +23,18 @@ def train(recipe, folder: Path, **changes):
     return burnish.train(recipe, run_dir=folder, observer=make_observer(quiet=True), **changes)
 
 
+EVERYTHING = [
+    "algorithm.use=dapo",
+    "algorithm.kl={coefficient = 0.05, target = 0.5, reset_every = 3}",
+    "algorithm.entropy=0.01",
+    "algorithm.epochs=2",
+    "algorithm.minibatches=2",
+    "algorithm.importance={form = 'truncate', level = 'sequence'}",
+    "algorithm.overlong.weight=0.1",
+]
+"""Whatever an algorithm keeps or draws from step to step."""
+
+
 class TestTwice:
     def test_toy(self, tmp_path, traces):
         runs = [train("toy", tmp_path / name, steps=TOY_STEPS, seed=3) for name in ("a", "b")]
@@ -71,6 +83,27 @@ class TestTwice:
         calls[:] = range(1000)
         resumed = burnish.train(resume=place / "part", observer=make_observer(quiet=True))
         assert traces(resumed.run_dir) == whole
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
+    def test_what_an_algorithm_keeps_is_in_the_checkpoint(self, place, tiny_recipe, traces, monkeypatch, lora):
+        """The adapted KL coefficient, the reference that was reset, several updates: taken up after steps 2 and 4."""
+        monkeypatch.chdir(place.folder)
+        path = place.write("tiny.toml", tiny_recipe(steps=6, extra=lora))
+        whole = train(path, place / "whole", overrides=EVERYTHING).run_dir
+        expected = traces(whole)
+        found = [row["kl/coefficient"] for row in expected["metrics"]]
+        assert len(set(found)) > 3, "it is adapted"
+        assert "anchor.safetensors" in expected
+        for step in (4, 2):
+            part = place / f"part-{step}"
+            text = tiny_recipe(steps=6, extra=lora).replace("[checkpoint]", "[checkpoint]\nkeep = 9")
+            run = train(place.write("kept.toml", text), part, overrides=EVERYTHING).run_dir
+            for later in range(step + 1, 7):
+                shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)
+            (run / "model").unlink()
+            burnish.train(resume=run, observer=make_observer(quiet=True))
+            assert {**traces(run), "checkpoints": ()} == {**expected, "checkpoints": ()}
 
     def test_resuming_a_finished_run_changes_nothing(self, tmp_path, traces):
         run = train("toy", tmp_path / "a", steps=10).run_dir

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from burnish.algorithm_section import preset_of
 from burnish.algorithms.presets import PRESETS
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM, load_policy
@@ -54,12 +56,14 @@ class Fixed:
         return Scores(total, {"sine": total}, {"sine": 1.0})
 
 
-def recipe(algorithm: str = "grpo", *, size: int = 8, aggregation: str | None = None, kl=None, **sampling) -> Recipe:
+def recipe(
+    algorithm: str = "grpo", *, size: int = 8, aggregation: str | None = None, kl=None, keys=None, **sampling
+) -> Recipe:
     return Recipe.model_validate({
         "name": "invariant",
         "reward": [{"use": "repetition"}],
         "sampling": {"prompts_per_step": len(PROMPTS), "samples_per_prompt": G, "max_new_tokens": 12, **sampling},
-        "algorithm": {"use": algorithm, "aggregation": aggregation, "kl": kl or {}},
+        "algorithm": {"use": algorithm, "aggregation": aggregation, "kl": kl or {}, **(keys or {})},
         # One completion at a time, or about as many as ``size``.
         "optimizer": {"tokens_per_microbatch": 1 if size == 1 else 12 * size, "max_grad_norm": None},
     })  # fmt: skip
@@ -106,7 +110,7 @@ def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=p
     reference = policy.reference if policy.adapter else policy.reference.loaded
     reference.layout = layout
     fixed, recorder = Fixed(groups), Recorder(policy)
-    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, PRESETS[chosen.algorithm.use], recorder, baseline=0.1)
+    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1)
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"
     return recorder.gradient
@@ -140,6 +144,37 @@ def test_every_preset_and_aggregation(made, algorithm, aggregation, kl):
         assert_same(whole, split)
     alone = gradient(policy, groups, recipe(algorithm, size=1, aggregation=aggregation, kl=kl), plain)
     assert_same(whole, alone)
+
+
+KEYS = {
+    "entropy": 0.1,
+    "minibatches": 2,
+    "importance": {"form": "truncate", "level": "sequence", "limit": 1.5},
+}
+
+
+def stale(group: Group) -> Group:
+    """With what a sampler would have recorded whose policy is another."""
+    return replace(
+        group,
+        completions=tuple(
+            replace(one, sampler_logprobs=tuple(value - 0.05 * one.index for value in one.sampler_logprobs))
+            for one in group.completions
+        ),
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dapo"])
+def test_an_update_of_several_with_all_that_a_recipe_may_add(made, algorithm):
+    """Of two minibatches the second's gradient is compared; the recorder leaves the weights, so it is that of pi_old too."""
+    policy, groups = made()
+    groups = [stale(group) for group in groups]
+    slowest = gradient(policy, groups, recipe(algorithm, size=1, kl=KLS[0], keys=KEYS), plain)
+    for size in (3, 8, 12):
+        assert_same(slowest, gradient(policy, groups, recipe(algorithm, size=size, kl=KLS[0], keys=KEYS)))
+    for key in KEYS:
+        fewer = {name: value for name, value in KEYS.items() if name != key}
+        assert_differ(slowest, gradient(policy, groups, recipe(algorithm, kl=KLS[0], keys=fewer)))
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -207,10 +242,12 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     )
     seen: list[int] = []
     inner = policy.logprobs
-    monkeypatch.setattr(policy, "logprobs", lambda batch, *rest: (seen.append(len(batch)), inner(batch, *rest))[1])
+    monkeypatch.setattr(
+        policy, "logprobs", lambda batch, *rest, **named: (seen.append(len(batch)), inner(batch, *rest, **named))[1]
+    )
     fewer = gradient(policy, groups, chosen)
     assert sum(seen) == 3 * G - 1
-    monkeypatch.setattr("burnish.training.trained_places", lambda advantages, every: list(range(len(advantages))))
+    monkeypatch.setattr("burnish.training.trained_places", lambda advantages, places, every: list(places))
     assert_same(fewer, gradient(policy, groups, chosen))
     assert sum(seen) == 3 * G - 1 + 4 * G
 

@@ -114,7 +114,7 @@ class TestTrain:
         assert run(monkeypatch, "train", "toy", "--dry-run", "--set", "steps=7") == 0
         path = tmp_path / "again.toml"
         path.write_text(capsys.readouterr().out, encoding="utf-8")
-        assert load_recipe(path) == load_recipe("toy", ["steps=7"])
+        assert load_recipe(path) == load_recipe("toy", ["steps=7"]).resolved()
         assert run(monkeypatch, "train", "toy", "--dry-run", "--json") == 0
         assert json.loads(capsys.readouterr().out)["steps"] == load_recipe("toy").steps
         assert [path.name for path in tmp_path.iterdir()] == ["again.toml"]

@@ -11,13 +11,13 @@ import pytest
 
 from burnish.api import train
 from burnish.errors import InputError
+from burnish.metrics import reward_metrics
 from burnish.recipe import load_recipe
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
 from burnish.run import Run
 from burnish.sections import RewardSection, Schedule
-from burnish.training import reward_metrics
 from burnish.types import Completion, Prompt
 
 

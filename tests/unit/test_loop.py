@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import burnish.loop
+import burnish.training
 from burnish.api import train
 from burnish.errors import BurnishError
 from burnish.loop import Interrupted
@@ -65,6 +66,23 @@ def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
     done = train(resume=tmp_path / "run", observer=Silent())
     CALLS["count"] = 10**6
     whole = toy(tmp_path / "whole", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+
+
+def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["steps=6", "checkpoint.every=2", "algorithm.use=grpo", "algorithm.epochs=2"]
+    whole = toy(tmp_path / "whole", *options)
+    refuse = burnish.training.refuse_non_finite
+
+    def fails(step: int, loss: float, norm: float, *, update: int) -> None:
+        refuse(step, float("nan") if (step, update) == (4, 2) else loss, norm, update=update)
+
+    monkeypatch.setattr(burnish.training, "refuse_non_finite", fails)
+    with pytest.raises(BurnishError, match=r"step 4, update 2: the loss is nan[^\n]*\nsaved after step 2; go on with"):
+        toy(tmp_path / "run", *options)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    monkeypatch.undo()
+    done = train(resume=tmp_path / "run", observer=Silent())
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.algorithm_section import preset_of
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import InputError
 from burnish.recipe import Recipe, load_recipe, shipped
@@ -47,6 +48,29 @@ class TestReading:
         assert recipe.algorithm.aggregation is None
         assert recipe.optimizer.betas == (0.9, 0.999)
         assert "betas = [" in recipe.toml()
+
+    @pytest.mark.parametrize("use", list(PRESETS))
+    def test_what_the_paper_does_is_written_out(self, use):
+        recipe = load_recipe(with_("algorithm.use", use))
+        chosen, preset = recipe.resolved().algorithm, PRESETS[use]
+        assert chosen.aggregation == preset.aggregation
+        limits = (preset.limits.low, preset.limits.high) if preset.clips else (None, None)
+        assert (chosen.clip_low, chosen.clip_high, chosen.dual_clip) == (*limits, None)
+        assert chosen.refills == (preset.refills if preset.needs_group else None)
+        assert preset_of(chosen) == preset_of(recipe.algorithm) == preset
+        assert load_recipe(tomllib.loads(recipe.resolved().toml())) == recipe.resolved()
+
+    def test_another_algorithm_brings_its_own_values(self):
+        """A recipe that was read keeps what is unset unset, so that a change of ``use`` is a change of all."""
+        read = load_recipe(SMALL, ["algorithm.use=grpo"])
+        changed = load_recipe(read.model_dump(mode="json", exclude_none=True), ["algorithm.use=rloo"])
+        assert preset_of(changed.algorithm) == PRESETS["rloo"]
+
+    def test_ones_own_choices_reach_the_preset(self):
+        keys = ["clip_low=0.1", "clip_high=0.3", "dual_clip=3.0", "aggregation=token_mean"]
+        preset = preset_of(load_recipe(SMALL, [f"algorithm.{key}" for key in keys]).algorithm)
+        assert (preset.limits.low, preset.limits.high, preset.limits.dual) == (0.1, 0.3, 3.0)
+        assert preset.aggregation == "token_mean"
 
     def test_what_was_handed_in_is_left_alone(self):
         data = copy.deepcopy(SMALL)
@@ -122,6 +146,38 @@ class TestRefusals:
         with pytest.raises(InputError, match=message) as caught:
             load_recipe(data)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("use", "keys", "message"),
+        [
+            ("rloo", ["clip_low=0.1"], r"algorithm\.clip_low: the loss of 'rloo' clips nothing.*grpo"),
+            ("sapo", ["clip_high=0.1"], r"algorithm\.clip_high: the loss of 'sapo' clips nothing"),
+            ("cispo", ["dual_clip=3.0"], r"algorithm\.dual_clip: the loss of 'cispo' is not PPO's"),
+            ("grpo", ["dual_clip=1.15"], r"dual_clip = 1\.15: must be above 1 \+ clip_high = 1\.2"),
+            ("grpo", ["dual_clip=1.5", "clip_high=0.5"], r"must be above 1 \+ clip_high = 1\.5"),
+            ("grpo", ["clip_low=1.5"], r"algorithm\.clip_low = 1\.5: .*less than or equal to 1"),
+            ("grpo", ["entropy=-0.1"], r"algorithm\.entropy = -0\.1"),
+            ("rloo", ["epochs=2"], r"algorithm\.epochs = 2: the loss of 'rloo' has no ratio.*cispo"),
+            ("reinforce", ["minibatches=2"], r"algorithm\.minibatches = 2: the loss of 'reinforce' has no ratio"),
+            ("reinforce", ["refills=2"], r"algorithm\.refills = 2: 'reinforce' does not compare"),
+            ("grpo", ["kl.target=1.0"], r"algorithm\.kl: target is of no use without a KL term"),
+            ("grpo", ["kl.reset_every=5"], r"algorithm\.kl: reset_every is of no use without a KL term"),
+            ("grpo", ["kl.coefficient=0.1", "kl.horizon=100.0"], r"horizon .* give target too"),
+            ("grpo", ["kl={coefficient=0.1, target=1.0, horizon=9.0}"], r"horizon = 9: a step alone has 32 samples"),
+            ("grpo", ["overlong.share=0.0"], r"algorithm\.overlong\.share = 0\.0: .*greater than 0"),
+            ("grpo", ["importance.form=cut"], r"algorithm\.importance\.form = 'cut': .*'none', 'truncate' or 'mask'"),
+            ("grpo", ["minibatches=33"], r"algorithm\.minibatches = 33: a step has 32 samples"),
+        ],
+    )
+    def test_an_algorithm_that_cannot_work(self, use, keys, message):
+        with pytest.raises(InputError, match=message) as caught:
+            load_recipe(SMALL, [f"algorithm.use={use}", *(f"algorithm.{key}" for key in keys)])
+        assert "\n" not in str(caught.value)
+
+    def test_one_sample_in_all_has_nothing_to_be_compared_with(self):
+        sampling = {"prompts_per_step": 1, "samples_per_prompt": 1}
+        with pytest.raises(InputError, match=r"'reinforce_pp' compares the samples of one step"):
+            load_recipe({**with_("algorithm.use", "reinforce_pp"), "sampling": sampling})
 
     def test_k1_is_fine_in_the_reward_and_where_it_has_no_weight(self):
         load_recipe(with_("algorithm.kl", {"coefficient": 0.1, "estimator": "k1", "where": "reward"}))

@@ -11,18 +11,11 @@ import torch
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build
+from burnish.batching import collate
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
 from burnish.recipe import Recipe, load_recipe
-from burnish.training import (
-    Learner,
-    collate,
-    draw_prompts,
-    learning_rate,
-    refuse_non_finite,
-    screen,
-    train_step,
-)
+from burnish.training import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 PROMPTS = [Prompt(f"p{place}", "") for place in range(5)]
@@ -78,17 +71,18 @@ class TestCollate:
         completions = [completion(2), completion(1), completion(3)]
         batches = collate(
             completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0.1, 0.2, 0.3]),
-            torch.arange(6.0), torch.arange(6.0) + 100, [[2, 0], [1]],
+            torch.arange(6.0), torch.arange(6.0) + 100, torch.arange(6.0) - 100, [[2, 0], [1]],
         )  # fmt: skip
         assert [[len(one.token_ids) for one in batch.completions] for batch in batches] == [[3, 2], [1]]
         assert [batch.advantages.tolist() for batch in batches] == [[30, 30, 30, 10, 10], [20]]
         torch.testing.assert_close(batches[0].weights, torch.tensor([0.3, 0.3, 0.3, 0.1, 0.1]))
         assert [batch.sampler_logprobs.tolist() for batch in batches] == [[3, 4, 5, 0, 1], [2]]
         assert [batch.reference_logprobs.tolist() for batch in batches] == [[103, 104, 105, 100, 101], [102]]
+        assert [batch.old_logprobs.tolist() for batch in batches] == [[-97, -96, -95, -100, -99], [-98]]
 
     def test_without_a_reference(self):
-        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, [[0]])
-        assert batch.reference_logprobs is None
+        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, None, [[0]])
+        assert batch.reference_logprobs is batch.old_logprobs is None
 
 
 def test_screen():

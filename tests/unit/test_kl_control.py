@@ -1,0 +1,159 @@
+"""The KL term's coefficient and its reference, which may move, and importance weights, in a step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithm_section import KL
+from burnish.anchor import Anchor
+from burnish.backends.local import build
+from burnish.policies.causal_lm import load_policy
+from burnish.policies.tabular import Tabular
+from burnish.recipe import LoRA, load_recipe
+from burnish.training import next_coefficient, train_step
+from burnish.types import Completion, Prompt, Scores
+
+SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4"]
+
+
+def learner(*keys: str):
+    found, _ = build(load_recipe("toy", [*SMALL, *(f"algorithm.{key}" for key in keys)]))
+    return found
+
+
+class TestCoefficient:
+    def test_by_hand(self):
+        kl = KL(coefficient=0.5, target=2.0, horizon=100.0)
+        # (2.2 - 2) / 2 = 0.1; 10 of 100 samples: 0.5 * (1 + 0.1 * 0.1).
+        assert next_coefficient(kl, 0.5, 2.2, samples=10) == pytest.approx(0.505, abs=1e-12)
+        # Far off, the error counts as 0.2 at most: 0.5 * (1 - 0.1 * 0.2).
+        assert next_coefficient(kl, 0.5, -7.0, samples=10) == pytest.approx(0.49, abs=1e-12)
+        # Without a horizon the rate is 0.1, whatever the step's size.
+        assert next_coefficient(KL(coefficient=0.5, target=2.0), 0.5, 9.0, samples=7) == pytest.approx(0.51, abs=1e-12)
+        assert next_coefficient(KL(coefficient=0.5), 0.5, 9.0, samples=10) == 0.5
+
+    def test_it_follows_the_metric_from_step_to_step(self):
+        one = learner("kl={coefficient = 0.1, target = 0.05, where = 'reward', estimator = 'k1'}")
+        rows = [train_step(one).metrics for _ in range(12)]
+        for now, then in itertools.pairwise(rows):
+            error = max(-0.2, min(0.2, (now["kl/completion"] - 0.05) / 0.05))
+            assert then["kl/coefficient"] == pytest.approx(now["kl/coefficient"] * (1 + 0.1 * error), rel=1e-12)
+        assert rows[0]["kl/completion"] == pytest.approx(0.0, abs=1e-12)
+        assert len({row["kl/coefficient"] for row in rows}) > 5
+
+    def test_a_low_target_holds_the_policy_back(self):
+        def moved(target: str) -> float:
+            one = learner(f"kl={{coefficient = 0.05, where = 'reward', estimator = 'k1'{target}}}")
+            rows = [train_step(one).metrics["kl/completion"] for _ in range(80)]
+            return sum(rows[-20:]) / 20
+
+        # 1.18 and 0.23 nats when this was written; saying nothing but 我爱你。 is log(1/0.24) = 1.43 away.
+        assert moved(", target = 0.1, horizon = 8.0") < moved("") / 3
+
+
+class TestReset:
+    def test_the_new_reference_is_the_policy_of_that_step(self):
+        one = learner("kl={coefficient = 0.1, reset_every = 3}")
+        rows = [train_step(one).metrics for _ in range(5)]
+        # Samples of step 4 come from the very policy that step 3 left, which is the reference from there on.
+        assert abs(rows[2]["kl/completion"]) > 1e-3
+        assert rows[3]["kl/completion"] == pytest.approx(0.0, abs=1e-12)
+        assert abs(rows[4]["kl/completion"]) > 1e-6
+
+    @pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+    def test_an_anchor_stays_where_it_was_dropped(self, tiny, lora):
+        policy = load_policy(tiny("llama"), lora=lora)
+        one = Completion(Prompt("p", "The home"), policy.encode("The home"), (5, 9, 17), "", (0.0,) * 3, "length")
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                parameter.add_(0.05)
+        before = policy.token_logprobs([one])
+        anchor = Anchor.of(policy)
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                parameter.add_(0.1)
+        after = policy.token_logprobs([one])
+        pointers = [parameter.data_ptr() for parameter in policy.trainable().values()]
+        assert torch.equal(anchor.token_logprobs([one]), before)
+        assert not torch.equal(after, before)
+        assert torch.equal(policy.token_logprobs([one]), after), "the policy has its own weights back"
+        assert [parameter.data_ptr() for parameter in policy.trainable().values()] == pointers
+
+    def test_the_policy_gets_its_weights_back_though_the_question_fails(self):
+        policy = Tabular()
+        anchor = Anchor.of(policy)
+        with torch.no_grad():
+            policy.parameter.add_(1.0)
+        kept = policy.parameter.detach().clone()
+        policy.token_logprobs = None
+        with pytest.raises(TypeError):
+            anchor.token_logprobs([])
+        assert torch.equal(policy.parameter.detach(), kept)
+
+
+class Stale:
+    """A sampler that says it drew from a policy half as sure of every first token as it was."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def sample(self, prompts, **options):
+        groups = self.inner.sample(prompts, **options)
+        return [replace(group, completions=tuple(self.halved(one) for one in group.completions)) for group in groups]
+
+    @staticmethod
+    def halved(one: Completion) -> Completion:
+        first, *rest = one.sampler_logprobs
+        return replace(one, sampler_logprobs=(first - math.log(2), *rest))
+
+
+class Countdown:
+    """A scorer that gives no two completions the same reward, and none 0."""
+
+    def score(self, completions, step=None) -> Scores:
+        total = np.arange(len(completions), 0, -1.0)
+        return Scores(total, {"countdown": total}, {"countdown": 1.0})
+
+
+class TestImportance:
+    @staticmethod
+    def metrics(key: str) -> dict:
+        one = learner("use=reinforce", f"importance={{{key}}}")
+        one.sampler, one.scorer = Stale(one.sampler), Countdown()
+        return train_step(one).metrics
+
+    def test_weights_by_hand(self):
+        # pi/mu is 2 for a first token and 1 for all others. There are 8 completions.
+        plain = self.metrics("form = 'none'")
+        assert "importance/mean" not in plain
+        share = 8 / plain["tokens"]
+        wide = self.metrics("form = 'truncate', limit = 3.0")
+        assert wide["importance/mean"] == pytest.approx(1 + share, abs=1e-12)
+        near = self.metrics("form = 'truncate', limit = 1.5")
+        assert near["importance/mean"] == pytest.approx(1 + share / 2, abs=1e-12)
+        masked = self.metrics("form = 'mask', limit = 1.5")
+        assert masked["importance/mean"] == pytest.approx(1 - share, abs=1e-12)
+        assert masked["importance/dropped"] == pytest.approx(share, abs=1e-12)
+
+    def test_of_whole_texts(self):
+        plain = self.metrics("form = 'none'")
+        whole = self.metrics("form = 'truncate', level = 'sequence', limit = 3.0")
+        assert whole["importance/mean"] == pytest.approx(2.0, abs=1e-12)
+        # Every completion counts double; or, masked, not at all.
+        assert whole["loss"] == pytest.approx(2 * plain["loss"], abs=1e-12)
+        assert whole["grad_norm"] == pytest.approx(2 * plain["grad_norm"], abs=1e-12)
+        assert self.metrics("form = 'mask', level = 'sequence', limit = 1.5")["grad_norm"] == 0.0
+
+    def test_the_effective_sample_size_sees_a_stale_sampler(self):
+        found = self.metrics("form = 'none'")
+        n, k = found["tokens"], 8
+        # Weights are 2 for k of n tokens and 1 for the rest: (n + k)^2 / (n (n + 3 k)).
+        assert found["effective_sample_size"] == pytest.approx((n + k) ** 2 / (n * (n + 3 * k)), abs=1e-12)
+        # k3 of the halved ones: log mu - log pi = -log 2, so 2 - 1 - log 2 for k of n tokens.
+        assert found["mismatch_kl"] == pytest.approx(k / n * (1 - math.log(2)), abs=1e-12)

@@ -1,0 +1,194 @@
+"""Several updates on one step's samples, the entropy bonus, and what they say of themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithm_section import preset_of
+from burnish.backends.local import build
+from burnish.batching import trained_places, update_places
+from burnish.errors import BurnishError
+from burnish.policies.tabular import Tabular
+from burnish.recipe import Recipe, load_recipe
+from burnish.training import Learner, train_step
+from burnish.types import Completion, Group, Prompt, Scores
+
+SEED = (3, 2, 1)
+
+
+class Given:
+    """A sampler and a scorer that give what they were given."""
+
+    def __init__(self, groups: list[Group], rewards: list[float]) -> None:
+        self.groups, self.rewards = groups, np.array(rewards)
+
+    def sample(self, prompts, **options) -> list[Group]:
+        return self.groups
+
+    def score(self, completions, step=None) -> Scores:
+        return Scores(self.rewards, {"given": self.rewards}, {"given": 1.0})
+
+
+def uniform() -> Tabular:
+    return Tabular(torch.zeros(5, 4, dtype=torch.float64))
+
+
+def said(*tokens: int, prompt: str = "p") -> Completion:
+    return Completion(Prompt(prompt, ""), (), tokens, "x", (-math.log(4),) * len(tokens), "length")
+
+
+GROUPS = [
+    Group(Prompt("p", ""), (said(0, 1), said(2), said(1, 1, 0))),
+    Group(Prompt("q", ""), (said(3, prompt="q"), said(0, 2, prompt="q"), said(1, prompt="q"))),
+]
+REWARDS = [1.0, 0.0, 3.0, 0.0, 2.0, 5.0]
+
+
+def recipe(**keys) -> Recipe:
+    sampling = {"prompts_per_step": 2, "samples_per_prompt": 3, "max_new_tokens": 4}
+    return load_recipe({
+        "name": "updates", "policy": {"use": "tabular"}, "task": {"use": "toy"}, "reward": [{"use": "exact"}],
+        "sampling": sampling, "algorithm": keys, "optimizer": {"learning_rate": 0.5, "max_grad_norm": None},
+    })  # fmt: skip
+
+
+def learner(chosen: Recipe, rewards=REWARDS) -> Learner:
+    policy, given = uniform(), Given(GROUPS, rewards)
+    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
+    return Learner(chosen, policy, given, given, [Prompt("p", "")], preset_of(chosen.algorithm), optimizer)
+
+
+def logprobs(table: torch.Tensor, completion: Completion) -> torch.Tensor:
+    rows = [4, *completion.token_ids[:-1]]
+    return table.log_softmax(-1)[rows, list(completion.token_ids)]
+
+
+def by_hand(places: list[list[int]], low: float, high: float, rate: float) -> torch.Tensor:
+    """GRPO as its paper has it, completion by completion: the table after all updates."""
+    completions = [completion for group in GROUPS for completion in group.completions]
+    rewards = torch.tensor(REWARDS, dtype=torch.float64).view(2, 3)
+    advantages = ((rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-4)).flatten()
+    table = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    old = [logprobs(table, completion).detach() for completion in completions]
+    for update in places:
+        gains = []
+        for place in update:
+            ratio = (logprobs(table, completions[place]) - old[place]).exp()
+            bounded = ratio.clamp(1 - low, 1 + high)
+            gains.append(torch.minimum(ratio * advantages[place], bounded * advantages[place]).mean())
+        (slope,) = torch.autograd.grad(-torch.stack(gains).mean(), table)
+        table = (table.detach() - rate * slope).requires_grad_()
+    return table.detach()
+
+
+class TestUpdates:
+    @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (1, 2), (2, 3), (2, 4)])
+    def test_the_table_after_them_is_the_papers(self, epochs, minibatches):
+        one = learner(recipe(epochs=epochs, minibatches=minibatches, clip_low=0.1, clip_high=0.3))
+        train_step(one)
+        places = update_places(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
+        assert len(places) == epochs * minibatches
+        torch.testing.assert_close(one.policy.parameter.detach(), by_hand(places, 0.1, 0.3, 0.5), rtol=0, atol=1e-12)
+
+    def test_the_clip_acts_and_its_width_matters(self):
+        wide, narrow = (learner(recipe(epochs=6, clip_low=width, clip_high=width)) for width in (1.0, 0.01))
+        reports = [train_step(one).metrics for one in (wide, narrow)]
+        assert reports[0]["clip_fraction"] < reports[1]["clip_fraction"]
+        assert reports[1]["clip_fraction/low"] > 0 and reports[1]["clip_fraction/high"] > 0
+        assert reports[0]["update_kl"] > reports[1]["update_kl"] > 0
+        assert reports[0]["effective_sample_size"] < reports[1]["effective_sample_size"] < 1
+
+    def test_one_update_needs_no_second_pass(self):
+        one = learner(recipe())
+        calls = []
+        inner = one.policy.logprobs
+        one.policy.logprobs = lambda *given, **named: (calls.append(1), inner(*given, **named))[1]
+        metrics = train_step(one).metrics
+        assert len(calls) == 1
+        assert metrics["clip_fraction"] == 0
+        assert metrics["effective_sample_size"] == pytest.approx(1.0, abs=1e-12)
+        assert "update_kl" not in metrics
+
+    def test_a_later_update_that_is_not_finite_says_so(self):
+        one = learner(recipe(epochs=2))
+        step = one.optimizer.step
+
+        def runs_away():
+            step()
+            with torch.no_grad():
+                one.policy.parameter.fill_(math.nan)
+
+        one.optimizer.step = runs_away
+        with pytest.raises(
+            BurnishError, match=r"step 1, update 2: the loss is nan; the weights of this step's earlier"
+        ):
+            train_step(one)
+        # The loop saves no checkpoint of a step that is counted and not written down.
+        assert one.step == 1
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(("prompts", "group", "minibatches"), [(4, 8, 4), (3, 5, 2), (1, 6, 4), (5, 1, 3)])
+    def test_every_epoch_holds_every_sample_once(self, prompts, group, minibatches):
+        found = update_places(prompts, group, epochs=3, minibatches=minibatches, seed=SEED)
+        sizes = [len(update) for update in found]
+        assert max(sizes) - min(sizes) <= 1
+        for epoch in range(3):
+            part = found[epoch * minibatches : (epoch + 1) * minibatches]
+            assert sorted(place for update in part for place in update) == list(range(prompts * group))
+
+    def test_samples_of_a_prompt_stay_together(self):
+        for update in update_places(4, 8, epochs=2, minibatches=4, seed=SEED):
+            assert len({place // 8 for place in update}) == 1
+
+    def test_shuffled_by_the_seed_alone(self):
+        def drawn(seed):
+            return update_places(6, 2, epochs=2, minibatches=3, seed=seed)
+
+        assert drawn(SEED) == drawn(SEED)
+        assert drawn(SEED) != drawn((3, 2, 2))
+        assert drawn(SEED)[:3] != drawn(SEED)[3:]
+
+    def test_one_minibatch_is_everything_in_order(self):
+        assert update_places(2, 2, epochs=2, minibatches=1, seed=SEED) == [[0, 1, 2, 3]] * 2
+
+    def test_trained(self):
+        advantages = torch.tensor([0.0, 1.0, 0.0, -1.0])
+        assert trained_places(advantages, [0, 1, 3], every=False) == [1, 3]
+        assert trained_places(advantages, [2, 3], every=True) == [2, 3]
+        assert trained_places(advantages, [2, 0], every=False) == [2], "one, so that there are metrics"
+
+
+class TestEntropy:
+    def test_its_gradient_by_hand_where_no_sample_has_an_advantage(self):
+        one = learner(recipe(aggregation="sequence_sum", entropy=0.25), rewards=[1.0] * 6)
+        start = torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
+        with torch.no_grad():
+            one.policy.parameter[4] = start
+        metrics = train_step(one).metrics
+        assert metrics["trained"] == 1.0
+        # dH/dlogit(v) = -p(v) (log p(v) + H). Each of the 6 completions visits the start row once, with weight 1/6, so the
+        # row moves by rate * 0.25 * dH/dlogit; uniform rows are where entropy is greatest, so no other row moves.
+        p = start.softmax(-1)
+        entropy = -(p * p.log()).sum()
+        moved = 0.5 * 0.25 * -p * (p.log() + entropy)
+        found = one.policy.parameter.detach()
+        torch.testing.assert_close(found[4] - start, moved, rtol=0, atol=1e-12)
+        assert found[:4].abs().max() < 1e-12
+        assert float(moved[0]) < 0 < float(moved[1]), "towards the uniform"
+
+    def test_without_it_such_a_step_moves_nothing(self):
+        one = learner(recipe(), rewards=[1.0] * 6)
+        metrics = train_step(one).metrics
+        assert metrics["grad_norm"] == 0.0
+        assert metrics["trained"] < 1.0
+
+    def test_of_a_table_with_impossible_tokens(self):
+        chosen = load_recipe("toy", ["algorithm.entropy=0.1", "steps=2"])
+        one, _ = build(chosen)
+        assert one.policy.parameter.isinf().any()
+        assert math.isfinite(train_step(one).metrics["grad_norm"])
