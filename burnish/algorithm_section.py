@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.sections import Section
+from burnish.sections import RewardSection, Section
 
 if TYPE_CHECKING:
     from burnish.algorithms.presets import Preset
@@ -121,6 +122,27 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
         raise InputError(
             f"algorithm.kl.horizon = {section.kl.horizon:g}: a step alone has {prompts * group} samples; give thousands"
         )
+
+
+def scored_by(section: Algorithm, rewards: Sequence[RewardSection]) -> list[RewardSection]:
+    """The reward parts as the algorithm wants them scored: for ``gdpo``, each normalised within its group."""
+    if not preset_of(section).by_part:
+        return list(rewards)
+    return [reward.model_copy(update={"normalise": "group"}) for reward in rewards]
+
+
+def check_normalised(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
+    """Refuses a normalisation of parts that the algorithm cannot have. Raises InputError, which names the key."""
+    preset = preset_of(section)
+    for index, reward in enumerate(rewards):
+        where = f'reward.{index}.normalise = "batch"'
+        if reward.normalise == "batch" and preset.by_part:
+            raise InputError(f"{where}: '{section.use}' normalises each part within its group: leave it out")
+        if reward.normalise == "batch" and preset.refills:
+            raise InputError(
+                f"{where}: groups that are drawn anew would be compared with one another and not with the step they come "
+                'into: use "group", or algorithm.refills = 0'
+            )
 
 
 def _check_clips(section: Algorithm, preset: Preset) -> None:

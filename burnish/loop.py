@@ -207,7 +207,9 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     """
     state = checkpoint.state
     try:
-        baseline, coefficient = float(state["baseline"]), float(state["kl_coefficient"])
+        baseline = float(state["baseline"])
+        # A run of before there was a coefficient that moves has none.
+        coefficient = float(state.get("kl_coefficient", learner.kl_coefficient))
         learner.policy.load(checkpoint.folder / "model")
         restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
         reset = learner.recipe.algorithm.kl.reset_every

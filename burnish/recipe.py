@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from burnish.algorithm_section import Algorithm, check_algorithm, resolved
+from burnish.algorithm_section import Algorithm, check_algorithm, check_normalised, resolved, scored_by
 from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
@@ -212,7 +212,8 @@ class Recipe(Job):
 
     def resolved(self) -> Recipe:
         """The recipe with what its algorithm's paper does written out, for a run that shall come to the same years later."""
-        return self.model_copy(update={"algorithm": resolved(self.algorithm)})
+        rewards = scored_by(self.algorithm, self.reward)
+        return self.model_copy(update={"algorithm": resolved(self.algorithm), "reward": rewards})
 
 
 def _without_none(value: Any) -> Any:
@@ -249,6 +250,7 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
 
     try:
         check_algorithm(recipe.algorithm, recipe.sampling.prompts_per_step, recipe.sampling.samples_per_prompt)
+        check_normalised(recipe.algorithm, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     for index, section in enumerate(recipe.reward):

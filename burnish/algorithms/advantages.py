@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Baseline = float | Tensor
@@ -67,6 +68,28 @@ def batch_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float =
     if rewards.shape[-2] * rewards.shape[-1] < 2:
         raise ValueError("a step needs at least 2 samples to be compared, this one has 1")
     return _standardised(rewards, (-2, -1), epsilon)
+
+
+def decoupled(parts: Tensor, weights: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """GDPO: each reward part is normalised within its group, then the weighted sum over the step's P*G samples (arXiv
+    2601.05242). Needs G >= 2.
+
+    A sum that is normalised once lets the part of the widest spread drown the others; here each has its weight's say. In
+    a group whose numbers of a part are all equal that part says 0. Groups are divided by the deviation of divisor G and
+    without an epsilon: the constant factor to divisor G-1 falls out again in the second step.
+
+    Args:
+        parts: [K, ..., P, G].
+        weights: [K].
+    Returns:
+        [..., P, G].
+    """
+    _group_size(parts)
+    deviation = parts - parts.mean(-1, keepdim=True)
+    equal = _equal(parts, (-1,))
+    spread = parts.std(-1, correction=0, keepdim=True).masked_fill(equal, 1.0)
+    scores = (deviation / spread).masked_fill(equal, 0.0)
+    return batch_normalised(torch.tensordot(weights, scores, 1), epsilon=epsilon)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms import exact, losses
+from burnish.algorithms.advantages import decoupled
 from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go
 from burnish.algorithms.importance import Correction, Level, importance_weights
 from burnish.algorithms.kl import ESTIMATORS
@@ -98,7 +99,10 @@ class Estimator:
 def estimators() -> list[Estimator]:
     """All presets; KL estimators in both places; credit by token; and samples of another policy."""
     half = _values(0.5)
-    rows = [Estimator(name, preset, unbiased=preset.unbiased, why=preset.why) for name, preset in PRESETS.items()]
+    rows = [
+        Estimator(name, preset, unbiased=preset.unbiased, why=preset.why, credit=_CREDIT.get(name))
+        for name, preset in PRESETS.items()
+    ]
     base, rloo = PRESETS["reinforce"], PRESETS["rloo"]
     clipped = replace(base, loss=losses.clipped_ratio, ratio="token")
     rescaled = Estimator("dr_grpo, rescaled", PRESETS["dr_grpo"], scale=lambda group, most: (group - 1) / group / most)
@@ -170,6 +174,18 @@ def compared_by_place(values: Tensor, group: int) -> Tensor:
     by_place = values.view(-1, group, values.shape[-1]).movedim(-1, 1).unsqueeze(-2)
     found = PRESETS["rloo"].advantages(by_place, 0.0)
     return found.squeeze(-2).movedim(1, -1).reshape(values.shape)
+
+
+def _by_part(groups: Groups) -> Tensor:
+    """Decoupled normalisation of two parts whose sum is the reward: itself with the text's length, and that length."""
+    lengths = groups.mask.sum(-1).view_as(groups.rewards).double()
+    parts = torch.stack([groups.rewards + 0.1 * lengths, lengths])
+    found = decoupled(parts.unsqueeze(-2), parts.new_tensor([1.0, -0.1]))
+    return found.view(-1, 1).expand(groups.mask.shape)
+
+
+_CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part}
+"""Of presets whose advantages need more than one reward a sample."""
 
 
 def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:

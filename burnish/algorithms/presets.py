@@ -28,6 +28,7 @@ class Preset:
         limits: of the ratio.
         needs_batch: whether it compares the samples of a step, so that P*G must be at least 2.
         refills: rounds in which groups whose rewards are all equal give way to others.
+        by_part: whether each reward part is normalised within its group before the parts are added up.
     """
 
     advantages: AdvantageFunction
@@ -43,6 +44,7 @@ class Preset:
     limits: Limits = losses.DEFAULT
     needs_batch: bool = False
     refills: int = 0
+    by_part: bool = False
 
     @property
     def clips(self) -> bool:
@@ -91,6 +93,12 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2503.14476", "rewards that are right or wrong: keeps exploring, and draws groups anew that teach nothing",
         why="divides by the group's deviation and by the step's token count; the mean contains the sample itself",
         clipped=losses.clipped_gradients, ratio="token", limits=Limits(low=0.2, high=0.28), refills=3,
+    ),
+    "gdpo": Preset(
+        advantages.batch_normalised, losses.clipped_ratio, "sequence_mean", True, False,
+        "arXiv 2601.05242", "several reward parts of unlike scale or spread: each has its weight's say, whatever its units",
+        why="divides each part by its group's deviation, the sum by the step's, and by each length",
+        clipped=losses.clipped_gradients, ratio="token", by_part=True,
     ),
     "gspo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.algorithm_section import preset_of
+from burnish.algorithm_section import preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
@@ -107,7 +107,7 @@ def build(
         policy.reference = Remembering(policy.reference)
     else:
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
-    scorer = Combination.from_recipe(recipe.reward, policy.reference)
+    scorer = Combination.from_recipe(scored_by(recipe.algorithm, recipe.reward), policy.reference)
     learner = Learner(
         recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer)
     )  # fmt: skip

@@ -1,0 +1,98 @@
+"""GDPO: each part normalised within its group, the weighted sum over the step; and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+import pytest
+import torch
+
+from burnish.algorithm_section import scored_by
+from burnish.algorithms.advantages import batch_normalised, decoupled, group_normalised
+from burnish.errors import InputError
+from burnish.recipe import load_recipe
+from burnish.rewards.combine import Combination, Part
+from burnish.rewards.registry import reward_function
+from burnish.types import Completion, Prompt
+
+SMALL = {
+    "name": "gdpo", "policy": {"use": "tabular"}, "task": {"use": "toy"},
+    "reward": [{"use": "exact"}, {"use": "repetition", "weight": 0.5}], "algorithm": {"use": "gdpo"},
+}  # fmt: skip
+
+PARTS = torch.tensor([[[1.0, 3.0], [7.0, 7.0]], [[0.0, 100.0], [200.0, 100.0]]], dtype=torch.float64)
+"""K = 2 parts, P = 2 prompts, G = 2 samples."""
+WEIGHTS = torch.tensor([1.0, 0.5], dtype=torch.float64)
+# Part 1: -1 1 in the first group; equal in the second, so 0 0. Part 2: -1 1, and 1 -1.
+# Weighted: -1.5 1.5 0.5 -0.5, of mean 0 and squares 2.25 2.25 0.25 0.25: variance 5/3 with the divisor 3.
+SUMS = [[-1.5, 1.5], [0.5, -0.5]]
+EXPECTED = torch.tensor(SUMS, dtype=torch.float64) / (math.sqrt(5 / 3) + 1e-4)
+
+
+def test_by_hand():
+    torch.testing.assert_close(decoupled(PARTS, WEIGHTS), EXPECTED, rtol=0, atol=1e-12)
+
+
+def test_a_parts_units_and_offset_do_not_matter():
+    moved = torch.stack([1000 * PARTS[0] - 5, 0.001 * PARTS[1] + 3])
+    torch.testing.assert_close(decoupled(moved, WEIGHTS), EXPECTED, rtol=0, atol=1e-9)
+
+
+def test_what_a_single_normalisation_loses():
+    """Two rewards of which both or one is earned: normalised as a sum, 1 and 2 rewards differ no more than 0 and 1 do."""
+    # Group 1 earns (0,0) and (1,0); group 2 (0,0) and (1,1). As sums: 0 1 and 0 2, which GRPO makes equal.
+    parts = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+    summed = group_normalised(parts.sum(0))
+    torch.testing.assert_close(summed[0], summed[1], rtol=0, atol=1e-3)
+    found = decoupled(parts, torch.ones(2, dtype=torch.float64))
+    # Each part's scores are -1 1 where it was earned: sums -1 1 and -2 2.
+    torch.testing.assert_close(found[1], 2 * found[0], rtol=0, atol=1e-12)
+
+
+def test_leading_dimensions_are_estimates_of_their_own():
+    stacked = torch.stack([PARTS, PARTS.flip(-1)], 1)
+    found = decoupled(stacked, WEIGHTS)
+    torch.testing.assert_close(found[0], EXPECTED, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1], EXPECTED.flip(-1), rtol=0, atol=1e-12)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        decoupled(PARTS[..., :1], WEIGHTS)
+
+
+def test_the_scorer_and_the_preset_come_to_the_same():
+    texts = [(f"{a} {b}", p) for p, pair in zip("xy", PARTS.movedim(0, -1).tolist(), strict=True) for a, b in pair]
+    completions = [Completion(Prompt(p, "?"), (0,), (1,), text, (0.0,), "stop") for text, p in texts]
+    sections = scored_by(load_recipe(SMALL).algorithm, load_recipe(SMALL).reward)
+    rewards = [lambda text: float(text.split()[0]), lambda text: float(text.split()[1])]
+    parts = [
+        Part(section.part, reward_function(section.part, read), section.weight, normalise=section.normalise)
+        for section, read in zip(sections, rewards, strict=True)
+    ]
+    scores = Combination(parts).score(completions, step=1)
+    assert scores.total.tolist() == pytest.approx([-1.5, 1.5, 0.5, -0.5])
+    found = batch_normalised(torch.from_numpy(scores.total).view(2, 2))
+    torch.testing.assert_close(found, EXPECTED, rtol=0, atol=1e-12)
+    # Steps are compared by what was earned: 1 + 0/2, 3 + 50, 7 + 100, 7 + 50.
+    assert scores.plain is not None
+    assert scores.plain.tolist() == [1.0, 53.0, 107.0, 57.0]
+
+
+def test_it_is_written_out():
+    recipe = load_recipe(SMALL)
+    assert [section.normalise for section in recipe.reward] == [None, None]
+    assert [section.normalise for section in recipe.resolved().reward] == ["group", "group"]
+    assert load_recipe(tomllib.loads(recipe.resolved().toml())) == recipe.resolved()
+
+
+@pytest.mark.parametrize("use", ["gdpo", "dapo"])
+def test_what_cannot_work_is_refused(use):
+    with pytest.raises(InputError, match=r'reward\.1\.normalise = "batch"'):
+        rewards = [SMALL["reward"][0], {**SMALL["reward"][1], "normalise": "batch"}]
+        load_recipe({**SMALL, "reward": rewards, "algorithm": {"use": use}})
+    with pytest.raises(InputError, match="at least 2"):
+        load_recipe(SMALL, ["sampling.samples_per_prompt=1"])
+    assert load_recipe({**SMALL, "algorithm": {"use": "dapo", "refills": 0}, "reward": [
+        {"use": "exact", "normalise": "batch"}]})  # fmt: skip
