@@ -74,6 +74,8 @@ class Algorithm(Section):
 
     use: str = "grpo"
     kl: KL = KL()
+    baseline: Literal["batch", "prompt"] | None = None
+    """The moving mean that rewards are compared with: of all, or of each prompt's own."""
     aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
     """How token losses become one number."""
     clip_low: float | None = Field(None, gt=0, le=1)
@@ -110,6 +112,11 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
         raise InputError(
             f"algorithm.use = '{name}' compares the samples of one step, "
             "so sampling.samples_per_prompt or sampling.prompts_per_step must be at least 2"
+        )
+    if section.baseline is not None and not preset.has_baseline:
+        others = ", ".join(name for name, one in PRESETS.items() if one.has_baseline)
+        raise InputError(
+            f"algorithm.baseline = \"{section.baseline}\": '{name}' has no moving baseline: leave it out, or use {others}"
         )
     _check_clips(section, preset)
     _check_updates(section, preset, prompts * group)
@@ -192,7 +199,8 @@ def resolved(section: Algorithm) -> Algorithm:
     preset = preset_of(section)
     clips = {"clip_low": preset.limits.low, "clip_high": preset.limits.high} if preset.clips else {}
     refills = {"refills": preset.refills} if preset.needs_group else {}
-    return section.model_copy(update={"aggregation": preset.aggregation, **clips, **refills})
+    baseline = {"baseline": section.baseline or "batch"} if preset.has_baseline else {}
+    return section.model_copy(update={"aggregation": preset.aggregation, **clips, **refills, **baseline})
 
 
 def preset_of(section: Algorithm) -> Preset:

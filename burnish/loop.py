@@ -129,7 +129,9 @@ class Session:
 
     def _save(self) -> None:
         learner = self.learner
-        state = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
+        state: dict[str, Any] = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
+        if learner.prompt_baselines:
+            state["prompt_baselines"] = learner.prompt_baselines
         self.run.save_checkpoint(
             learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep
         )
@@ -210,6 +212,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         baseline = float(state["baseline"])
         # A run of before there was a coefficient that moves has none.
         coefficient = float(state.get("kl_coefficient", learner.kl_coefficient))
+        by_prompt = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
         learner.policy.load(checkpoint.folder / "model")
         restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
         reset = learner.recipe.algorithm.kl.reset_every
@@ -222,6 +225,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         ) from error
     learner.step = checkpoint.step
     learner.baseline = baseline
+    learner.prompt_baselines = by_prompt
     learner.kl_coefficient = coefficient
     if anchor is not None:
         places_of = learner.policy.trainable()

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish import baselines
 from burnish.algorithm_section import KL
+from burnish.algorithms.advantages import Baseline
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
@@ -37,9 +39,6 @@ from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
 UPDATE_SEED = 2
 """Mixed into the seed that shuffles a step's prompts into minibatches."""
 
-BASELINE_DECAY = 0.9
-"""How much of the moving baseline each step keeps."""
-
 
 @dataclass(slots=True)
 class Learner:
@@ -54,6 +53,8 @@ class Learner:
     optimizer: torch.optim.Optimizer
     step: int = 0
     baseline: float = 0.0
+    prompt_baselines: dict[str, float] = field(default_factory=dict)
+    """Of each prompt by its id, where the recipe asks for it."""
     interrupts: Interrupts = field(default_factory=Interrupts)
     kl_coefficient: float = field(init=False)
     anchor: Anchor | None = None
@@ -61,6 +62,12 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.kl_coefficient = self.recipe.algorithm.kl.coefficient
+
+    def baselines(self, groups: Sequence[Group]) -> Baseline:
+        """What the rewards of these groups are compared with, by an algorithm that has a moving baseline."""
+        if self.recipe.algorithm.baseline == "prompt":
+            return baselines.of_prompts(groups, self.prompt_baselines, self.baseline)
+        return self.baseline
 
     @property
     def kl_reference(self) -> Frozen:
@@ -133,7 +140,7 @@ def train_step(learner: Learner) -> StepReport:
 
     # 5. Advantages from rewards, [P, G] -> [N].
     grouped = rewards.view(-1, group)
-    advantages = preset.advantages(grouped, learner.baseline).flatten()
+    advantages = preset.advantages(grouped, learner.baselines(rollouts.groups)).flatten()
 
     # 6. The step's updates, one unless the recipe says otherwise, each as flat token batches: a token knows its advantage
     #    and its share of the update's loss.
@@ -199,8 +206,10 @@ def train_step(learner: Learner) -> StepReport:
         if isinstance(policy, Recording):
             policy.forget()
     learner.optimizer.zero_grad(set_to_none=True)
-    kept = BASELINE_DECAY if step > 1 else 0.0
+    kept = baselines.DECAY if step > 1 else 0.0
     learner.baseline = kept * learner.baseline + (1 - kept) * float(rewards.mean())
+    if settings.baseline == "prompt":
+        baselines.remember(learner.prompt_baselines, rollouts.groups, grouped)
     metrics_of_kl = {"kl/coefficient": learner.kl_coefficient, "kl/completion": distance} if pulled else {}
     learner.kl_coefficient = next_coefficient(kl, learner.kl_coefficient, distance, samples=len(completions))
     if kl.reset_every is not None and step % kl.reset_every == 0:

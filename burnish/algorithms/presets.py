@@ -52,6 +52,11 @@ class Preset:
         return self.clipped is not losses.nothing_clipped
 
     @property
+    def has_baseline(self) -> bool:
+        """Whether rewards are compared with a moving mean."""
+        return self.advantages is advantages.moving_baseline
+
+    @property
     def clips_dually(self) -> bool:
         """Whether the loss has a dual clip."""
         return self.loss is losses.clipped_ratio
