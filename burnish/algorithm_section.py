@@ -69,6 +69,19 @@ class Overlong(Section):
     """Of ``sampling.max_new_tokens``: where the punishment begins, counted from the end."""
 
 
+class CriticSection(Section):
+    """What says how much reward is still to come, of an algorithm that has it."""
+
+    rate: float = Field(10.0, gt=0)
+    """Its learning rate, as a multiple of ``optimizer.learning_rate``."""
+    clip: float = Field(0.2, ge=0)
+    """How far a value may move in a step from what it was, in units of the reward; 0 is off."""
+    discount: float = Field(1.0, gt=0, le=1)
+    """What a reward is worth that comes one token later."""
+    trace: float = Field(0.95, ge=0, le=1)
+    """Lambda of the advantages: 1 trusts what came in the end, 0 the critic's next value."""
+
+
 class Algorithm(Section):
     """How rewards become a gradient. A key that is None is what the preset's paper does; ``resolved`` writes that out."""
 
@@ -91,6 +104,7 @@ class Algorithm(Section):
     """Updates in each epoch."""
     importance: Importance = Importance()
     overlong: Overlong = Overlong()
+    critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
     """Rounds in which groups whose rewards are all equal give way to others."""
 
@@ -117,6 +131,11 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
         others = ", ".join(name for name, one in PRESETS.items() if one.has_baseline)
         raise InputError(
             f"algorithm.baseline = \"{section.baseline}\": '{name}' has no moving baseline: leave it out, or use {others}"
+        )
+    if section.critic is not None and not preset.critic:
+        raise InputError(
+            f"algorithm.critic: '{name}' reckons advantages without one, so nothing would ask or train it: leave it out, "
+            "or use ppo"
         )
     _check_clips(section, preset)
     _check_updates(section, preset, prompts * group)
@@ -200,7 +219,15 @@ def resolved(section: Algorithm) -> Algorithm:
     clips = {"clip_low": preset.limits.low, "clip_high": preset.limits.high} if preset.clips else {}
     refills = {"refills": preset.refills} if preset.needs_group else {}
     baseline = {"baseline": section.baseline or "batch"} if preset.has_baseline else {}
-    return section.model_copy(update={"aggregation": preset.aggregation, **clips, **refills, **baseline})
+    critic = {"critic": critic_of(section)} if preset.critic else {}
+    return section.model_copy(
+        update={"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic}
+    )  # fmt: skip
+
+
+def critic_of(section: Algorithm) -> CriticSection:
+    """The critic's settings, of an algorithm that has one."""
+    return section.critic or CriticSection()
 
 
 def preset_of(section: Algorithm) -> Preset:

@@ -4,7 +4,8 @@ the completions behind it."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,24 @@ def trained_places(advantages: Tensor, places: Sequence[int], *, every: bool) ->
     return [place for place in places if every or advantages[place] != 0] or list(places[:1])
 
 
+def asked_of(
+    ask: Callable[[Sequence[Completion]], Tensor],
+    completions: Sequence[Completion],
+    lengths: Tensor,
+    cut: Sequence[Sequence[int]],
+) -> Tensor:
+    """What a model says of each token [T] of the completions in ``cut``, whose places it lists, before the first update;
+    not-a-number where a token belongs to none of them, since nothing may ask for it. No gradient."""
+    found = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
+    with torch.no_grad():
+        for places in cut:
+            answer = ask([completions[place] for place in places]).double()
+            pieces = torch.split(answer, lengths[list(places)].tolist())
+            for place, piece in zip(places, pieces, strict=True):
+                found[place] = piece
+    return torch.cat(found)
+
+
 def collate(
     completions: Sequence[Completion],
     lengths: Tensor,
@@ -111,14 +130,20 @@ def collate(
     reference_logprobs: Tensor | None,
     old_logprobs: Tensor | None,
     cut: Sequence[Sequence[int]],
+    *,
+    old_values: Tensor | None = None,
+    returns: Tensor | None = None,
 ) -> list[Batch]:
-    """One batch for each microbatch of ``cut``, which lists places among the completions; per-sequence numbers [N] become
-    per-token ones [T]."""
+    """One batch for each microbatch of ``cut``, which lists places among the completions; ``weights`` [N] become per-token
+    ones, as all else is [T]."""
     sizes = lengths.tolist()
 
     def chosen_of(values: Tensor, places: Sequence[int]) -> Tensor:
         pieces = torch.split(values, sizes)
         return torch.cat([pieces[place] for place in places])
+
+    def if_any(values: Tensor | None, places: Sequence[int]) -> Tensor | None:
+        return None if values is None else chosen_of(values, places)
 
     batches = []
     for places in cut:
@@ -127,11 +152,13 @@ def collate(
         batches.append(
             Batch(
                 completions=[completions[place] for place in places],
-                advantages=advantages[chosen].repeat_interleave(repeats),
+                advantages=chosen_of(advantages, places),
                 weights=weights[chosen].repeat_interleave(repeats),
                 sampler_logprobs=chosen_of(sampler_logprobs, places),
-                reference_logprobs=None if reference_logprobs is None else chosen_of(reference_logprobs, places),
-                old_logprobs=None if old_logprobs is None else chosen_of(old_logprobs, places),
+                reference_logprobs=if_any(reference_logprobs, places),
+                old_logprobs=if_any(old_logprobs, places),
+                old_values=if_any(old_values, places),
+                returns=if_any(returns, places),
             )
         )
     return batches

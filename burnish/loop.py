@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from burnish.anchor import Anchor
+from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
-from burnish.protocols import Observer, Policy, Releasable
+from burnish.protocols import Observer, Policy, Releasable, ValueModel
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms
 from burnish.run import Checkpoint, Run, json_text
 from burnish.training import Learner, train_step
@@ -23,6 +24,9 @@ from burnish.types import Prompt
 
 ANCHOR = "anchor.safetensors"
 """The weights that the KL term pulls towards, in a checkpoint."""
+
+CRITIC = "critic"
+"""Folder of PPO's critic and its optimizer, in a checkpoint."""
 
 HELD_OUT_SEED = 1
 """Mixed into the seed of held-out samples. It does not change with the step, so before and after share their numbers."""
@@ -197,6 +201,12 @@ def write_learner(learner: Learner, folder: Path) -> None:
     """Fills a checkpoint folder: ``model/``, ``optimizer.safetensors`` and, where there is one, ``anchor.safetensors``."""
     learner.policy.save(folder / "model")
     write_optimizer(learner.optimizer, learner.policy.trainable(), folder)
+    if learner.critic is not None:
+        model, place = learner.critic.model, folder / CRITIC
+        place.mkdir()
+        weights = {name: parameter.detach().contiguous() for name, parameter in model.trainable().items()}
+        save_file(weights, place / "model.safetensors")
+        write_optimizer(learner.critic.optimizer, model.trainable(), place)
     if learner.anchor is not None:
         save_file({name: value.contiguous() for name, value in learner.anchor.weights.items()}, folder / ANCHOR)
 
@@ -215,6 +225,8 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         by_prompt = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
         learner.policy.load(checkpoint.folder / "model")
         restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
+        if learner.critic is not None:
+            _restore_critic(learner.critic, checkpoint.folder / CRITIC)
         reset = learner.recipe.algorithm.kl.reset_every
         anchor = load_file(checkpoint.folder / ANCHOR) if reset is not None and checkpoint.step >= reset else None
     except InputError:
@@ -231,6 +243,19 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         places_of = learner.policy.trainable()
         kept = {name: value.to(places_of[name].device) for name, value in anchor.items()}
         learner.anchor = Anchor(learner.policy, kept)
+
+
+def _restore_critic(critic: Critic, folder: Path) -> None:
+    trainable = critic.model.trainable()
+    saved = load_file(folder / "model.safetensors")
+    if {name: weight.shape for name, weight in saved.items()} != {
+        name: weight.shape for name, weight in trainable.items()
+    }:
+        raise InputError(f"{folder} holds the critic of another policy: another recipe's folder")
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(saved[name])
+    restore_optimizer(critic.optimizer, trainable, folder)
 
 
 def write_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:
@@ -253,8 +278,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, 
         optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
 
 
-def optimizer_for(policy: Policy, settings: Any) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over the policy's trainable parameters."""
+def optimizer_for(policy: Policy | ValueModel, settings: Any) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) over the trainable parameters."""
     return torch.optim.AdamW(
         list(policy.trainable().values()),
         lr=settings.learning_rate,

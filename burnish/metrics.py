@@ -27,6 +27,7 @@ class Totals:
         self.loss = 0.0
         """Of the update that is going on."""
         self._updates: list[tuple[float, float]] = []
+        self._critic: list[tuple[float, float]] = []
         self._tokens = 0
         self._sums: dict[str, float] = {}
         self._weights, self._squares = 0.0, 0.0
@@ -77,6 +78,10 @@ class Totals:
         self._updates.append((self.loss, grad_norm))
         self.loss = 0.0
 
+    def criticised(self, loss: float, grad_norm: float) -> None:
+        """What an update was to the critic."""
+        self._critic.append((loss, grad_norm))
+
     def metrics(self) -> dict[str, float]:
         """Means over tokens; loss and norm of the gradient, means over updates; and the share of tokens that count as
         samples of the policy as it is now (Kong 1992)."""
@@ -85,6 +90,14 @@ class Totals:
             "loss": sum(loss for loss, _ in self._updates) / count,
             "grad_norm": sum(norm for _, norm in self._updates) / count,
             **{name: value / self._tokens for name, value in sorted(self._sums.items())},
+            **(
+                {
+                    "critic/loss": sum(loss for loss, _ in self._critic) / count,
+                    "critic/grad_norm": sum(norm for _, norm in self._critic) / count,
+                }
+                if self._critic
+                else {}
+            ),
             "effective_sample_size": self._weights**2 / (self._tokens * self._squares),
         }
 

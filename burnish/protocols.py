@@ -92,6 +92,18 @@ class Recording(Protocol):
     def forget(self) -> None: ...
 
 
+class ValueModel(Protocol):
+    """What says how much reward is still to come."""
+
+    def values(self, completions: Sequence[Completion]) -> Tensor:
+        """V(s) before each token of the completions, [T], float64, with gradient."""
+        ...
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that its optimizer moves, by stable names; with them it can be made again from its start."""
+        ...
+
+
 class Sampler(Protocol):
     """The engine that turns prompts into groups of completions."""
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from burnish import baselines
 from burnish.algorithm_section import KL
@@ -26,7 +25,8 @@ from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
 from burnish.algorithms.shaping import overlong_penalty
 from burnish.anchor import Anchor
-from burnish.batching import TokenBudget, collate, microbatches, trained_places, update_places
+from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
+from burnish.critic import Critic, explained_variance, token_credit
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
@@ -34,7 +34,7 @@ from burnish.protocols import Frozen, Policy, Recording, Sampler, Scorer
 from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.rollouts import collect
-from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
+from burnish.types import Completion, Group, Prompt, Scores
 
 UPDATE_SEED = 2
 """Mixed into the seed that shuffles a step's prompts into minibatches."""
@@ -59,8 +59,12 @@ class Learner:
     kl_coefficient: float = field(init=False)
     anchor: Anchor | None = None
     """What the KL term pulls towards, where that is not the policy that training started from."""
+    critic: Critic | None = None
+    """What PPO's advantages are reckoned from; None with every other algorithm."""
 
     def __post_init__(self) -> None:
+        if self.preset.critic != (self.critic is not None):
+            raise ValueError("a critic belongs to an algorithm that has one, and to no other")
         self.kl_coefficient = self.recipe.algorithm.kl.coefficient
 
     def baselines(self, groups: Sequence[Group]) -> Baseline:
@@ -90,12 +94,12 @@ def train_step(learner: Learner) -> StepReport:
         BurnishError: a reward failed, or the loss or the gradient is not finite; the weights are as they were. Where that
             comes after the first of several updates, they are those of half a step, and no state to save.
     """
-    recipe, policy, preset = learner.recipe, learner.policy, learner.preset
+    recipe, policy, preset, critic = learner.recipe, learner.policy, learner.preset, learner.critic
     settings, sampling, group = recipe.algorithm, recipe.sampling.params, recipe.sampling.samples_per_prompt
     step, kl, correction = learner.step + 1, settings.kl, settings.importance
     pulled = kl.coefficient > 0
     # Where the loss is more than a multiple of the advantage, samples without one are trained too.
-    every = (pulled and kl.where == "loss") or settings.entropy > 0
+    every = (pulled and kl.where == "loss") or settings.entropy > 0 or critic is not None
     clock = Clock()
 
     # 1. Draw P prompts.
@@ -129,18 +133,28 @@ def train_step(learner: Learner) -> StepReport:
     # 4. What is taken from the rewards: for length, and for the distance to the reference.
     overlong = overlong_penalty(lengths, sampling.max_new_tokens, settings.overlong.share)
     rewards = torch.from_numpy(scores.total) + settings.overlong.weight * overlong
+    penalties = torch.zeros_like(sampler_logprobs)
     reference_logprobs, distance = None, 0.0
     if pulled:
         with clock.lap("score"):
             reference_logprobs = learner.kl_reference.token_logprobs(completions, sampling.temperature).double()
         distance = float(sum_by_sequence(k1(sampler_logprobs, reference_logprobs), lengths).mean())
         if kl.where == "reward":
-            penalty = ESTIMATORS[kl.estimator](sampler_logprobs, reference_logprobs)
-            rewards = rewards - learner.kl_coefficient * sum_by_sequence(penalty, lengths)
+            penalties = learner.kl_coefficient * ESTIMATORS[kl.estimator](sampler_logprobs, reference_logprobs)
+    grouped = (rewards - sum_by_sequence(penalties, lengths)).view(-1, group)
 
-    # 5. Advantages from rewards, [P, G] -> [N].
-    grouped = rewards.view(-1, group)
-    advantages = preset.advantages(grouped, learner.baselines(rollouts.groups)).flatten()
+    # 5. Advantages, [T]: from rewards [P, G], one for all tokens of a completion; or from what a critic expected at each.
+    tokens = recipe.optimizer.tokens_per_microbatch
+    budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
+    values = returns = None
+    if critic is None:
+        of_texts = preset.advantages(grouped, learner.baselines(rollouts.groups)).flatten()
+        advantages = of_texts.repeat_interleave(lengths)
+    else:
+        whole = microbatches(completions, range(len(completions)), budget)
+        values = asked_of(critic.model.values, completions, lengths, whole)
+        advantages, returns = token_credit(rewards, penalties, values, lengths, critic.settings)
+        of_texts = sum_by_sequence(advantages, lengths) / lengths
 
     # 6. The step's updates, one unless the recipe says otherwise, each as flat token batches: a token knows its advantage
     #    and its share of the update's loss.
@@ -148,13 +162,11 @@ def train_step(learner: Learner) -> StepReport:
     places = update_places(
         len(rollouts.groups), group, epochs=settings.epochs, minibatches=settings.minibatches, seed=seed
     )
-    trained = [trained_places(advantages, update, every=every) for update in places]
-    tokens = recipe.optimizer.tokens_per_microbatch
-    budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
+    trained = [trained_places(of_texts, update, every=every) for update in places]
     old_logprobs = None
     if len(places) > 1:
         cut = microbatches(completions, sorted(set().union(*trained)), budget)
-        old_logprobs = logprobs_before(policy, completions, lengths, cut, sampling)
+        old_logprobs = asked_of(lambda some: policy.logprobs(some, sampling).logprobs, completions, lengths, cut)
 
     # 7. For each update and each of its microbatches: log-probabilities, loss, backward. The weights count tokens over the
     #    whole update, so the sum does not depend on the split.
@@ -164,9 +176,11 @@ def train_step(learner: Learner) -> StepReport:
         weights[update] = sequence_weights(lengths[update], preset.aggregation, sampling.max_new_tokens)
         batches = collate(
             completions, lengths, advantages, weights, sampler_logprobs, reference_logprobs, old_logprobs,
-            microbatches(completions, chosen, budget),
+            microbatches(completions, chosen, budget), old_values=values, returns=returns,
         )  # fmt: skip
         learner.optimizer.zero_grad(set_to_none=True)
+        if critic is not None:
+            critic.begin()
         for batch in batches:
             stats = policy.logprobs(batch.completions, sampling, entropy_gradient=settings.entropy > 0)
             logprobs = stats.logprobs.double()
@@ -190,6 +204,8 @@ def train_step(learner: Learner) -> StepReport:
             loss.backward()  # type: ignore[no-untyped-call]
             clipped = preset.clipped(ratio.detach(), batch.advantages, preset.limits)
             totals.add(loss.detach(), logprobs.detach(), old, stats.entropy.detach(), clipped, factor, batch)
+            if critic is not None:
+                critic.backward(batch)
 
         # 8. Stop on anything that is not finite, before the weights change; clip; step.
         limit = recipe.optimizer.max_grad_norm
@@ -197,6 +213,10 @@ def train_step(learner: Learner) -> StepReport:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
         refuse_non_finite(step, totals.loss, grad_norm, update=number)
         totals.updated(grad_norm)
+        if critic is not None:
+            critic_norm = critic.clipped_norm(limit)
+            refuse_non_finite(step, critic.loss, critic_norm, update=number, of="critic's ")
+            totals.criticised(critic.loss, critic_norm)
         rate = learning_rate(recipe, step)
         for parameter_group in learner.optimizer.param_groups:
             parameter_group["lr"] = rate
@@ -205,9 +225,11 @@ def train_step(learner: Learner) -> StepReport:
         learner.optimizer.step()
         if isinstance(policy, Recording):
             policy.forget()
+        if critic is not None:
+            critic.move(rate)
     learner.optimizer.zero_grad(set_to_none=True)
     kept = baselines.DECAY if step > 1 else 0.0
-    learner.baseline = kept * learner.baseline + (1 - kept) * float(rewards.mean())
+    learner.baseline = kept * learner.baseline + (1 - kept) * float(grouped.mean())
     if settings.baseline == "prompt":
         baselines.remember(learner.prompt_baselines, rollouts.groups, grouped)
     metrics_of_kl = {"kl/coefficient": learner.kl_coefficient, "kl/completion": distance} if pulled else {}
@@ -222,13 +244,18 @@ def train_step(learner: Learner) -> StepReport:
         **totals.metrics(),
         **metrics_of_kl,
         **(rollouts.refill_metrics() if preset.refills else {}),
+        **(
+            {}
+            if values is None or returns is None
+            else {"critic/explained_variance": explained_variance(values, returns)}
+        ),
         "trained": sum(map(len, trained)) / sum(map(len, places)),
         "learning_rate": rate,
         **length_metrics(completions),
         **text_diversity([completion.text for completion in completions]),
         **clock.metrics(tokens=int(lengths.sum())),
     }
-    rows = sample_rows(step, completions, scores, advantages, flags)
+    rows = sample_rows(step, completions, scores, of_texts, flags)
     return StepReport(metrics, rows)
 
 
@@ -264,26 +291,7 @@ def next_coefficient(kl: KL, coefficient: float, distance: float, *, samples: in
     return adapted_coefficient(coefficient, distance, target=kl.target, rate=rate)
 
 
-def logprobs_before(
-    policy: Policy,
-    completions: Sequence[Completion],
-    lengths: Tensor,
-    cut: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-) -> Tensor:
-    """log pi_old [T] of the completions in ``cut``, whose places it lists, before the first update; not-a-number where a
-    token belongs to none of them, since nothing may ask for it."""
-    found = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
-    with torch.no_grad():
-        for places in cut:
-            stats = policy.logprobs([completions[place] for place in places], sampling)
-            pieces = torch.split(stats.logprobs.double(), lengths[list(places)].tolist())
-            for place, piece in zip(places, pieces, strict=True):
-                found[place] = piece
-    return torch.cat(found)
-
-
-def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int = 1) -> None:
+def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "") -> None:
     """Raises BurnishError where a weight would become not-a-number."""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
@@ -291,7 +299,7 @@ def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int =
             if update > 1:
                 where, kept = f"step {step}, update {update}", "the weights of this step's earlier updates are not kept"
             raise BurnishError(
-                f"{where}: the {name} is {value}; {kept}. Resuming would come to the same: "
+                f"{where}: the {of}{name} is {value}; {kept}. Resuming would come to the same: "
                 "start again with a lower optimizer.learning_rate, and look in samples.jsonl for rewards that run away"
             )
 

@@ -135,6 +135,7 @@ class Batch:
         sampler_logprobs: as recorded when sampled.
         reference_logprobs: under the frozen reference; None where no KL term asks for them.
         old_logprobs: under the policy before the step's first update; None where there is only one.
+        old_values, returns: what the critic expected before each token, and what it should have; None without a critic.
     """
 
     completions: Sequence[Completion]
@@ -143,3 +144,5 @@ class Batch:
     sampler_logprobs: Tensor
     reference_logprobs: Tensor | None
     old_logprobs: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None

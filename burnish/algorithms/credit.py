@@ -35,11 +35,23 @@ def generalised_advantages(
     return reward_to_go(errors, discount * trace)
 
 
-def whitened(values: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + epsilon) over all tokens [T], as PPO implementations do; a lone or constant x gives 0."""
-    if len(values) < 2 or bool(values.max() == values.min()):
-        return torch.zeros_like(values)
-    return (values - values.mean()) / (values.var() + epsilon).sqrt()
+def whitened(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + epsilon) over all tokens [..., T], as PPO implementations do; a lone or constant x gives 0.
+
+    The variance has the divisor T - 1.
+
+    Args:
+        mask: [..., T], True on the tokens that count; the others give 0.
+    """
+    counted = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    count = counted.sum(-1, keepdim=True)
+    mean = values.where(counted, 0.0).sum(-1, keepdim=True) / count.clamp_min(1)
+    deviation = (values - mean).where(counted, 0.0)
+    variance = deviation.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
+    # The mean of equal numbers can miss them by a rounding error, which the division would blow up to order one.
+    most = values.where(counted, -torch.inf).amax(-1, keepdim=True)
+    least = values.where(counted, torch.inf).amin(-1, keepdim=True)
+    return (deviation / (variance + epsilon).sqrt()).masked_fill(most <= least, 0.0)
 
 
 def increments(potentials: Tensor, *, keep_total: bool) -> Tensor:

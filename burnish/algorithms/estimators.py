@@ -13,7 +13,7 @@ from torch import Tensor
 
 from burnish.algorithms import exact, losses
 from burnish.algorithms.advantages import decoupled
-from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go
+from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go, whitened
 from burnish.algorithms.importance import Correction, Level, importance_weights
 from burnish.algorithms.kl import ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
@@ -184,7 +184,13 @@ def _by_part(groups: Groups) -> Tensor:
     return found.view(-1, 1).expand(groups.mask.shape)
 
 
-_CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part}
+def _criticised(groups: Groups) -> Tensor:
+    """PPO's whitened advantages, from a critic whose values are half of the true ones."""
+    found, count = _values(0.5)(0.95)(groups), len(groups.index)
+    return whitened(found.view(count, -1), groups.mask.view(count, -1)).view_as(found)
+
+
+_CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _criticised}
 """Of presets whose advantages need more than one reward a sample."""
 
 

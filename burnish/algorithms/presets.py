@@ -29,6 +29,7 @@ class Preset:
         needs_batch: whether it compares the samples of a step, so that P*G must be at least 2.
         refills: rounds in which groups whose rewards are all equal give way to others.
         by_part: whether each reward part is normalised within its group before the parts are added up.
+        critic: whether a model of the reward still to come says each token's advantage, in place of ``advantages``.
     """
 
     advantages: AdvantageFunction
@@ -45,6 +46,7 @@ class Preset:
     needs_batch: bool = False
     refills: int = 0
     by_part: bool = False
+    critic: bool = False
 
     @property
     def clips(self) -> bool:
@@ -98,6 +100,12 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2503.14476", "rewards that are right or wrong: keeps exploring, and draws groups anew that teach nothing",
         why="divides by the group's deviation and by the step's token count; the mean contains the sample itself",
         clipped=losses.clipped_gradients, ratio="token", limits=Limits(low=0.2, high=0.28), refills=3,
+    ),
+    "ppo": Preset(
+        advantages.reinforce, losses.clipped_ratio, "token_mean", False, False,
+        "arXiv 1707.06347", "long texts, one sample a prompt, several updates: a critic says which token did it",
+        why="believes the critic's values, whitens over the step's tokens and divides by their count",
+        clipped=losses.clipped_gradients, ratio="token", critic=True,
     ),
     "gdpo": Preset(
         advantages.batch_normalised, losses.clipped_ratio, "sequence_mean", True, False,

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.algorithm_section import preset_of, scored_by
+from burnish.algorithm_section import critic_of, preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
+from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
 from burnish.loop import optimizer_for
-from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler, Task
+from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
 from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
@@ -109,9 +110,31 @@ def build(
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     scorer = Combination.from_recipe(scored_by(recipe.algorithm, recipe.reward), policy.reference)
     learner = Learner(
-        recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer)
+        recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
+        critic=critic_for(policy, recipe),
     )  # fmt: skip
     return learner, held_out
+
+
+def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
+    """The critic of a recipe whose algorithm has one, a copy of the policy as it is now with a head of its own."""
+    if not preset_of(recipe.algorithm).critic:
+        return None
+    from burnish.policies.causal_lm import CausalLM
+    from burnish.policies.module import ModulePolicy
+    from burnish.policies.tabular import Tabular
+    from burnish.policies.values import ModuleValues, TableValues, TrunkValues
+
+    model: ValueModel
+    if isinstance(policy, CausalLM):
+        model = TrunkValues(policy)
+    elif isinstance(policy, ModulePolicy):
+        model = ModuleValues(policy)
+    elif isinstance(policy, Tabular):
+        model = TableValues(policy)
+    else:
+        raise InputError(f"algorithm.use = '{recipe.algorithm.use}': no critic is known for a {type(policy).__name__}")
+    return Critic(model, optimizer_for(model, recipe.optimizer), critic_of(recipe.algorithm))
 
 
 def task_prompts(

@@ -59,11 +59,12 @@ class Table:
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """[T], nats."""
-        rows, tokens = self._states(completions)
+        rows, tokens = self.states(completions)
         with torch.no_grad():
             return (self.logits / temperature).log_softmax(-1)[rows, tokens]
 
-    def _states(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+    def states(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+        """The table's row that each token was drawn from, and the tokens; [T] each."""
         rows: list[int] = []
         tokens: list[int] = []
         for completion in completions:
@@ -95,7 +96,7 @@ class Tabular(Table):
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats."""
-        rows, tokens = self._states(completions)
+        rows, tokens = self.states(completions)
         full = sampling_logprobs(self.parameter[rows], sampling, always=tokens)
         # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)

@@ -15,6 +15,7 @@ import torch
 
 from burnish.algorithm_section import preset_of
 from burnish.algorithms.presets import PRESETS
+from burnish.backends.local import critic_for
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM, load_policy
 from burnish.policies.layout import packed, plain
@@ -110,7 +111,8 @@ def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=p
     reference = policy.reference if policy.adapter else policy.reference.loaded
     reference.layout = layout
     fixed, recorder = Fixed(groups), Recorder(policy)
-    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1)
+    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1,
+                      critic=critic_for(policy, chosen))  # fmt: skip
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"
     return recorder.gradient

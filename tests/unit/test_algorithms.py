@@ -345,6 +345,7 @@ def test_presets_are_what_their_papers_say():
         "grpo": (group_normalised, clipped_ratio, "sequence_mean", True, False, "token", 0.2, 0.2),
         "dr_grpo": (group_centred, clipped_ratio, "constant_length", True, False, "token", 0.2, 0.2),
         "dapo": (group_normalised, clipped_ratio, "token_mean", True, False, "token", 0.2, 0.28),
+        "ppo": (reinforce, clipped_ratio, "token_mean", False, False, "token", 0.2, 0.2),
         "gdpo": (batch_normalised, clipped_ratio, "sequence_mean", True, False, "token", 0.2, 0.2),
         "gspo": (group_normalised, clipped_ratio, "sequence_mean", True, False, "sequence_mean", 3e-4, 4e-4),
         "cispo": (group_normalised, clipped_weight, "token_mean", True, False, "token", 1.0, 4.0),

@@ -70,7 +70,7 @@ class TestCollate:
     def test_numbers_go_with_their_tokens(self):
         completions = [completion(2), completion(1), completion(3)]
         batches = collate(
-            completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0.1, 0.2, 0.3]),
+            completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 10, 20, 30, 30, 30]), torch.tensor([0.1, 0.2, 0.3]),
             torch.arange(6.0), torch.arange(6.0) + 100, torch.arange(6.0) - 100, [[2, 0], [1]],
         )  # fmt: skip
         assert [[len(one.token_ids) for one in batch.completions] for batch in batches] == [[3, 2], [1]]
