@@ -142,8 +142,8 @@ class TestStep:
         one = learner(chosen)
         train_step(one)
         # At V = 0 both branches agree: V(start), of tokens that should be 1 and 0, goes to 1/3, and so does the other, of a
-        # token that should be 1. Beyond 0.1 the clipped error of what should be 1 is the larger, and flat. What should be 0 pulls
-        # back: 1/3, 2/9, 4/27, 8/81; now below 0.1 both count again: 8/81 + (1 - 16/81) / 3 = 89/243.
+        # token that should be 1. Beyond 0.1 the clipped error of what should be 1 is the larger, and flat. What should be 0
+        # pulls back: 1/3, 2/9, 4/27, 8/81; now below 0.1 both count again: 8/81 + (1 - 16/81) / 3 = 89/243.
         after_start, after_zero = one.critic.model.parameter.detach()[[4, 0]].tolist()
         assert after_zero == pytest.approx(1 / 3)
         assert after_start == pytest.approx(89 / 243)
