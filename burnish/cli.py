@@ -463,7 +463,9 @@ def bench(
     workloads: Annotated[
         list[str] | None, typer.Argument(help="short, ragged, long, lora, sample32, sample64.")
     ] = None,
-    peer: Annotated[list[str] | None, typer.Option("--peer", help="trl, hf, vllm or openvino; those built if left out.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="trl, hf, vllm or openvino; those built if left out.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured in turn.")] = 1,
     out: Annotated[Path, typer.Option(help="Where the table, the plot and the numbers go.")] = Path("bench/results"),
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of every runner; all cores if left out.")] = None,
