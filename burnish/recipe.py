@@ -140,6 +140,8 @@ class Optimizer(Section):
     """After the warm-up: hold the learning rate, or let it fall linearly to zero at the last step."""
     tokens_per_microbatch: int | None = Field(None, ge=1)
     """Tokens in one backward pass, each prompt counted once; None takes what makes products fast and fits into memory."""
+    reuse_sampling: bool = True
+    """Whether products that sampling made are kept for training, in an eighth of the memory at most, or made again."""
 
     @field_validator("betas", mode="before")
     @classmethod
