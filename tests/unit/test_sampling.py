@@ -231,7 +231,8 @@ class TestSamplers:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 20), (1.3, 1.0, 5), (1.0, 0.5, 0)])
     def test_recorded_logprobs_are_the_policys(self, tiny, kind, options):
-        for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-4)):
+        # In float32 sampler and trainer are each up to 1.2e-5 from float64's answer, these logits being large.
+        for dtype, tolerance in (("float64", 1e-10), ("float32", 3e-5)):
             policy = load_policy(tiny(kind), dtype=dtype)
             sampling = SamplingParams(20, *options)
             groups = sampler_for(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
