@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build, environment, task_prompts
+from burnish.backends.local import build, check_references, environment, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
@@ -223,14 +223,17 @@ def evaluate(
     with _watching(observer) as watcher:
         judge = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
+        check_references(chosen, [], prompts)
 
         def measured(name: str) -> Measurement:
             policy = _language_model(name, chosen, offline, watcher)
             policy.reference = judge
             scorer = Combination.from_recipe(chosen.reward, judge)
+            further = Combination.of_metrics(settings.metrics, judge)
             return measure(
                 policy, sampler_for(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
+                metrics=further, better={section.part: section.better for section in settings.metrics},
             )  # fmt: skip
 
         found = measured(model)

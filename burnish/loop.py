@@ -161,6 +161,8 @@ class Session:
             sampling=recipe.sampling.params,
             samples_per_prompt=recipe.evaluation.samples_per_prompt,
             seed=(recipe.seed, HELD_OUT_SEED, 0),
+            metrics=learner.metrics,
+            better={section.part: section.better for section in recipe.evaluation.metrics},
             observer=self.observer,
             policy_version=learner.step,
         )

@@ -18,7 +18,7 @@ from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
 from burnish.recipe_file import shipped as shipped
-from burnish.sections import OpenSection, RewardSection, Section, check_rewards
+from burnish.sections import Evaluation, OpenSection, RewardSection, Section, check_rewards
 from burnish.types import SamplingParams
 
 
@@ -156,18 +156,6 @@ class Optimizer(Section):
         return value
 
 
-class Evaluation(Section):
-    every: int = Field(0, ge=0)
-    """Held-out reward every so many steps, besides before and after training; 0 leaves that out."""
-    prompts: int | None = Field(None, ge=1)
-    """How many held-out prompts; None takes all."""
-    samples_per_prompt: int = Field(1, ge=1)
-    resamples: int = Field(1000, ge=100)
-    """Bootstrap resamples behind each interval."""
-    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
-    """sacrebleu's tokenizer for corpus BLEU; "zh" for Chinese."""
-
-
 class Checkpoint(Section):
     every: int = Field(10, ge=1)
     keep: int = Field(2, ge=1)
@@ -255,11 +243,12 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         check_normalised(recipe.algorithm, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    for index, section in enumerate(recipe.reward):
-        try:
-            REWARDS.get(section.use).check_options(section.options)
-        except InputError as error:
-            raise InputError(f"{where}: reward.{index}: {error}") from error
+    for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
+        for index, section in enumerate(sections):
+            try:
+                REWARDS.get(section.use).check_options(section.options)
+            except InputError as error:
+                raise InputError(f"{where}: {key}.{index}: {error}") from error
     try:
         check_task_options(TASKS.get(recipe.task.use), recipe.task.options)
     except InputError as error:

@@ -135,7 +135,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         else:
             # Copied on the way down: what the caller handed in is never changed.
             below = place.get(part, {})
-            below = [dict(item) for item in below] if isinstance(below, list) else below
+            below = [dict(i) if isinstance(i, dict) else i for i in below] if isinstance(below, list) else below
             if not isinstance(below, dict | list):
                 raise InputError(f"override '{override}': {'.'.join(path[: depth + 1])} is a value, not a section")
             place[part] = dict(below) if isinstance(below, dict) else below
@@ -148,6 +148,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _item(items: list[Any], part: str, override: str) -> Any:
     if not part.isdigit() or int(part) >= len(items):
         raise InputError(f"override '{override}': '{part}' is no item; write a number from 0 to {len(items) - 1}")
+    if not isinstance(items[int(part)], dict):
+        raise InputError(f"override '{override}': item {part} is a value, not a table: set the whole list")
     return items[int(part)]
 
 

@@ -1,11 +1,11 @@
-"""What every section of a recipe is, and the one that a reward has."""
+"""What every section of a recipe is; those of a reward, of what is measured, and of what is watched."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -110,3 +110,53 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
                 f"reward '{part}': schedule.steps = {section.schedule.steps} ends after the run's {steps} steps, but a "
                 "held-out measurement has the last weight: make it at most the run's steps"
             )
+
+
+class MetricSection(OpenSection):
+    """A reward that is measured on held-out completions and not trained on; further keys are its options."""
+
+    use: str
+    name: str | None = None
+    """Its name in the evaluation, after ``metric/``; ``use`` where it is left out."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+
+    @model_validator(mode="after")
+    def _is_not_trained_on(self) -> MetricSection:
+        for key in self.options:
+            if key in ("weight", "clip", "gate", "normalise", "schedule"):
+                raise ValueError(f"a metric is not trained on, so it has no {key}: leave it out")
+        return self
+
+    @property
+    def part(self) -> str:
+        return self.name or self.use.rpartition(":")[2]
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0)
+    """Held-out reward every so many steps, besides before and after training; 0 leaves that out."""
+    prompts: int | None = Field(None, ge=1)
+    """How many held-out prompts; None takes all."""
+    samples_per_prompt: int = Field(1, ge=1)
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples behind each interval."""
+    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
+    """sacrebleu's tokenizer for corpus BLEU; "zh" for Chinese."""
+    metrics: list[MetricSection] = []
+    """Rewards that are measured and not trained on; a text stands for a table with that ``use``."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _from_names(cls, value: Any) -> Any:
+        return (
+            [{"use": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
+
+    @field_validator("metrics")
+    @classmethod
+    def _one_of_a_name(cls, value: list[MetricSection]) -> list[MetricSection]:
+        names = [section.part for section in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two metrics are called '{name}': give one of them a name of its own with name = ...")
+        return value

@@ -55,6 +55,8 @@ class Learner:
     baseline: float = 0.0
     prompt_baselines: dict[str, float] = field(default_factory=dict)
     """Of each prompt by its id, where the recipe asks for it."""
+    metrics: Scorer | None = None
+    """What is measured on held-out completions and not trained on."""
     interrupts: Interrupts = field(default_factory=Interrupts)
     kl_coefficient: float = field(init=False)
     anchor: Anchor | None = None

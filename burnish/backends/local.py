@@ -97,7 +97,7 @@ def build(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     train, held_out = task_prompts(recipe, offline=offline, observer=observer)
-    check_references(recipe, [*train, *held_out])
+    check_references(recipe, train, held_out)
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):
@@ -111,7 +111,7 @@ def build(
     scorer = Combination.from_recipe(scored_by(recipe.algorithm, recipe.reward), policy.reference)
     learner = Learner(
         recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
-        critic=critic_for(policy, recipe),
+        critic=critic_for(policy, recipe), metrics=Combination.of_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
 
@@ -189,17 +189,22 @@ def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> t
     return train, held_out
 
 
-def check_references(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Raises InputError where a reward says that it needs a reference (``function.needs_reference``) and a prompt has
-    none: before a model is loaded, not when the first sample is scored."""
-    without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
-    for index, section in enumerate(recipe.reward):
-        if without and getattr(REWARDS.get(section.use).function, "needs_reference", False):
-            more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
-            raise InputError(
-                f"reward.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
-                f"'{recipe.task.use}' has none: leave this reward out, or give the task's prompts references"
-            )
+def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> None:
+    """Raises InputError where a reward or a metric says that it needs a reference (``function.needs_reference``) and a
+    prompt that it shall judge has none: before a model is loaded, not when the first sample is scored."""
+    for key, sections, prompts in (
+        ("reward", recipe.reward, [*train, *held_out]),
+        ("evaluation.metrics", recipe.evaluation.metrics, held_out),
+    ):
+        without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
+        for index, section in enumerate(sections):
+            if without and getattr(REWARDS.get(section.use).function, "needs_reference", False):
+                more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+                raise InputError(
+                    f"{key}.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
+                    f"'{recipe.task.use}' has none: leave this {key.rpartition('.')[2].removesuffix('s')} out, or give "
+                    "the task's prompts references"
+                )
 
 
 def build_policy(

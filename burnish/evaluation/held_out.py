@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
@@ -42,6 +42,7 @@ class Sample:
         tokens: how many, the end-of-text token included.
         finish_reason: "stop" or "length".
         nll: sum over the tokens of -log p under the reference policy, nats.
+        metrics: name -> value of what is measured besides and not trained on.
     """
 
     prompt_id: str
@@ -54,6 +55,7 @@ class Sample:
     tokens: int
     finish_reason: str
     nll: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,13 @@ class Measurement:
         samples: P * G, a prompt's samples side by side.
         truths: one for each prompt with a reference.
         weights: of the reward's parts.
+        metrics: name -> which way is better ("higher", "lower" or "neither") of the samples' further metrics.
     """
 
     samples: tuple[Sample, ...]
     truths: tuple[Truth, ...]
     weights: Mapping[str, float]
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """JSON text that ``from_json`` turns back into an equal measurement, every float to the last bit."""
@@ -90,7 +94,7 @@ class Measurement:
             data = json.loads(text)
             samples = tuple(Sample(**sample) for sample in data["samples"])
             truths = tuple(Truth(**truth) for truth in data["truths"])
-            return cls(samples, truths, dict(data["weights"]))
+            return cls(samples, truths, dict(data["weights"]), dict(data.get("metrics", {})))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error
 
@@ -118,6 +122,8 @@ def measure(
     sampling: SamplingParams,
     samples_per_prompt: int,
     seed: int | Sequence[int],
+    metrics: Scorer | None = None,
+    better: Mapping[str, str] | None = None,
     observer: Observer | None = None,
     prompts_per_batch: int = 32,
     policy_version: int = 0,
@@ -132,6 +138,8 @@ def measure(
         sampling: the distribution that is drawn from.
         samples_per_prompt: G.
         seed: of the sampler; give before and after the same, so that they share their random numbers.
+        metrics: what is measured besides; each of its parts becomes a metric, and its total is not used.
+        better: name of such a metric -> "higher" (where it is left out), "lower" or "neither".
         observer: told "evaluating", prompts done, prompts in all.
         prompts_per_batch: prompts that are sampled at once; bounds the memory and changes no number's meaning.
         policy_version: as recorded in the completions.
@@ -145,6 +153,7 @@ def measure(
     samples: list[Sample] = []
     truths: list[Truth] = []
     weights: Mapping[str, float] = {}
+    ways: dict[str, str] = {}
     for start in range(0, len(prompts), prompts_per_batch):
         groups = sampler.sample(
             prompts[start : start + prompts_per_batch],
@@ -159,20 +168,22 @@ def measure(
         scores = scorer.score(completions)
         weights = scores.weights
         likelihoods = negative_log_likelihoods(completions, policy.reference)
+        further = metrics.score(completions).parts if metrics else {}
+        ways = {name: (better or {}).get(name, "higher") for name in further}
         for row, (index, completion) in enumerate(indexed):
-            parts = {name: float(values[row]) for name, values in scores.parts.items()}
-            samples.append(_sample(completion, index, float(scores.total[row]), parts, likelihoods[row]))
+            parts, found = ({name: float(value[row]) for name, value in of.items()} for of in (scores.parts, further))
+            samples.append(_sample(completion, index, float(scores.total[row]), parts, likelihoods[row], found))
         truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
-    return Measurement(tuple(samples), tuple(truths), dict(weights))
+    return Measurement(tuple(samples), tuple(truths), dict(weights), ways)
 
 
 def summary(measurement: Measurement, *, bleu_tokenize: str = "13a") -> dict[str, float]:
     """The metrics of one measurement, under the names that ``compare`` uses.
 
-    reward, reward/<part>: means. perplexity: of the samples under the reference policy. truth_perplexity: of the true
-    continuations under the measured policy. bleu, chrf: corpus level, 0 to 100. distinct_1, distinct_2: corpus level,
+    reward, reward/<part>, metric/<name>: means. perplexity: of the samples under the reference policy.
+    truth_perplexity: of the true continuations under the measured policy. bleu, chrf: corpus level, 0 to 100. distinct_1, distinct_2: corpus level,
     of words, 0 to 1; they fall as texts get longer. length: mean tokens. Left out: bleu, chrf and truth_perplexity
     where no prompt has a reference; a perplexity where some token has probability 0.
     """
@@ -227,6 +238,7 @@ def _aligned(before: Measurement, after: Measurement) -> Measurement:
         tuple(second[key] for key in first),
         tuple(truths[truth.prompt_id] for truth in before.truths if truth.prompt_id in truths),
         after.weights,
+        after.metrics,
     )
 
 
@@ -244,7 +256,14 @@ def _check_prompts(prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
         )
 
 
-def _sample(completion: Completion, index: int, reward: float, parts: Mapping[str, float], nll: float) -> Sample:
+def _sample(
+    completion: Completion,
+    index: int,
+    reward: float,
+    parts: Mapping[str, float],
+    nll: float,
+    metrics: Mapping[str, float],
+) -> Sample:
     prompt = completion.prompt
     return Sample(
         prompt_id=prompt.id,
@@ -257,6 +276,7 @@ def _sample(completion: Completion, index: int, reward: float, parts: Mapping[st
         tokens=len(completion.token_ids),
         finish_reason=completion.finish_reason,
         nll=nll,
+        metrics=metrics,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D")
 Better = Literal["higher", "lower"]
+_WAYS: Mapping[str, Better] = {"higher": "higher", "lower": "lower"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ def metrics_of(measurement: Measurement, bleu_tokenize: str) -> list[Metric[Any]
         values = [sample.parts[part] for sample in samples]
         better: Better = "lower" if weight < 0 else "higher"
         metrics.append(_ratio(f"reward/{part}", better, per_unit(values, counts), mean_of_units))
+    for name, way in measurement.metrics.items():
+        found = per_unit([sample.metrics[name] for sample in samples], counts)
+        metrics.append(_ratio(f"metric/{name}", _WAYS.get(way), found, mean_of_units))
     likelihoods = per_unit([sample.nll for sample in samples], lengths)
     truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)
     for name, sums in (("perplexity", likelihoods), ("truth_perplexity", truths)):

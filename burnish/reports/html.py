@@ -68,7 +68,7 @@ def render(run: RunData) -> str:
         blandness=verdict.blandness(run),
         warnings=_warnings(run),
         measurements=_measurements(run.evaluation),
-        explanations=[(wording.title(m), text) for m, text in wording.EXPLANATIONS.items() if m in run.evaluation],
+        explanations=wording.explanations(run.evaluation),
         sections=sections,
         figures=script_json(figures),
         columns=[(key, title) for key, title in _COLUMNS if any(number(row.get(key)) is not None for row in run.rows)],

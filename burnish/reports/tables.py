@@ -94,4 +94,6 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
         for metric, text in wording.EXPLANATIONS.items()
         if metric in evaluation and metric.endswith("perplexity")
     ]
+    if any(metric.startswith("metric/") for metric in evaluation):
+        notes.append(f"metric: {wording.MEASURED}.")
     return Text(" ".join(notes))

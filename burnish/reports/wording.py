@@ -38,6 +38,8 @@ EXPLANATIONS = {
     "chosen_perplexity": "of preferred held-out answers under the trained model",
 }
 
+MEASURED = "a reward that the recipe measures on held-out text and does not train on"
+
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 _ORDER = list(TITLES)
@@ -63,23 +65,31 @@ def title(metric: str) -> str:
     """The metric in words; a name that no one could read in a table is shortened."""
     if metric in TITLES:
         return TITLES[metric]
-    part = metric.startswith("reward/")
-    name = printable(metric.removeprefix("reward/") if part else metric.replace("_", " "))
+    kind = next((kind for kind in ("reward", "metric") if metric.startswith(f"{kind}/")), None)
+    name = printable(metric.removeprefix(f"{kind}/") if kind else metric.replace("_", " "))
     name = name if len(name) <= 80 else f"{name[:79]}…"
-    return f"reward: {name}" if part else name
+    return f"{kind}: {name}" if kind else name
 
 
 def ordered(evaluation: Mapping[str, Any]) -> list[str]:
-    """Metrics in the order of reading: the reward, its parts, then the known ones, then the rest as they come."""
+    """Metrics in the order of reading: the reward, its parts, the recipe's metrics, the known ones, then the rest."""
 
     def rank(metric: str) -> tuple[int, int]:
         if metric == "reward":
             return (0, 0)
         if metric.startswith("reward/"):
             return (1, 0)
+        if metric.startswith("metric/"):
+            return (1, 1)
         return (2, _ORDER.index(metric)) if metric in _ORDER else (3, 0)
 
     return sorted((name for name, entry in evaluation.items() if isinstance(entry, Mapping)), key=rank)
+
+
+def explanations(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the metrics that are there mean, beside their titles."""
+    found = [(title(metric), text) for metric, text in EXPLANATIONS.items() if metric in evaluation]
+    return ([("metric", MEASURED)] if any(name.startswith("metric/") for name in evaluation) else []) + found
 
 
 def interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:

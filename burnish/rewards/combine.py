@@ -22,7 +22,7 @@ from burnish.types import Completion, Scores
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
-    from burnish.sections import RewardSection, Schedule
+    from burnish.sections import MetricSection, RewardSection, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,15 @@ class Combination:
             for section in sections
         ]  # fmt: skip
         return cls(parts, reference_policy)
+
+    @classmethod
+    def of_metrics(
+        cls, sections: Sequence[MetricSection], reference_policy: LanguageModel | None = None
+    ) -> Combination | None:
+        """What measures a recipe's ``evaluation.metrics``, by its parts; None where there are none. Raises InputError as
+        the constructor does."""
+        parts = [Part(section.part, REWARDS.get(section.use), 1.0, section.options) for section in sections]
+        return cls(parts, reference_policy) if parts else None
 
     def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
         """Total [N] and parts [N] each, float64, in the completions' order.
