@@ -17,7 +17,7 @@ from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Policy, Releasable, ValueModel
-from burnish.rewards.guards import diversity_alarm, evaluation_alarms
+from burnish.rewards.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.run import Checkpoint, Run, json_text
 from burnish.training import Learner, train_step
 from burnish.types import Prompt
@@ -51,6 +51,10 @@ class Session:
     held_out: Sequence[Prompt]
     logged: int = 0
     """The last step whose rows are on disk."""
+    start_reward: float = 0.0
+    """Held-out reward before training."""
+    newest: tuple[int, Measurement] | None = None
+    """The last measurement on the way and its step."""
 
     def work(self) -> dict[str, dict[str, Any]]:
         """Trains from where the folder stands to the last step, and measures. Returns the evaluation.
@@ -63,7 +67,9 @@ class Session:
         try:
             with self.learner.interrupts:
                 before = self._measured("before")
-                self._steps()
+                self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
+                self._steps(before)
+                self._take_back()
                 after = self._measured("after")
         except KeyboardInterrupt:
             raise Interrupted(self._stopped()) from None
@@ -71,11 +77,15 @@ class Session:
             raise self._failed(error) from error
         return self._conclude(before, after)
 
-    def _steps(self) -> None:
+    def _steps(self, before: Measurement) -> None:
         recipe, learner = self.learner.recipe, self.learner
         self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
         history = self.run.rows("metrics.jsonl")
-        self._measure_on_the_way()
+        if recipe.guards.stop and learner.step == 0:
+            # What is kept where nothing better comes before the alarm.
+            self._save()
+        if self._stop_row() or self._gamed(before, history):
+            return
         while learner.step < recipe.steps:
             report = train_step(learner)
             self.run.append("samples.jsonl", report.samples)
@@ -83,21 +93,89 @@ class Session:
             self.logged = learner.step
             learner.interrupts.release()
             history.append(report.metrics)
-            self._warn_of(history)
             self.observer.step(report.metrics)
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
                 self._save()
-            self._measure_on_the_way()
+            if self._gamed(before, history):
+                return
 
-    def _measure_on_the_way(self) -> None:
-        """The periodic held-out measurement, where this step is due one and has none yet; not after the last step, which
-        the measurement "after" follows."""
-        step, every = self.learner.step, self.learner.recipe.evaluation.every
-        if not every or step == 0 or step % every or step == self.learner.recipe.steps:
+    def _gamed(self, before: Measurement, history: Sequence[dict[str, Any]]) -> bool:
+        """Measures where this step is due, says what the guards see, and whether the run ends for it."""
+        stop = self.learner.recipe.guards.stop
+        alarms = self._warn_of(history)
+        if not (alarms and stop):
+            alarms |= self._measure_on_the_way(before)
+        if not (alarms and stop):
+            return False
+        step = self.learner.step
+        best, reward = self._best(step)
+        text = (
+            f"stopped after step {step} of {self.learner.recipe.steps} for an alarm; the model of step {best} is kept, "
+            f"whose held-out reward of {reward:.3g} was the highest before it"
+        )
+        self.run.append("warnings.jsonl", [{"step": step, "kind": "stop", "text": text, "kept": best}])
+        self.observer.message(text, level="warning")
+        return True
+
+    def _best(self, until: int) -> tuple[int, float]:
+        """The step below ``until`` with the highest held-out reward, the start included, and that reward."""
+        rewards = {0: self.start_reward}
+        rewards |= {row["step"]: row["reward"] for row in self.run.rows("held_out.jsonl") if row["step"] < until}
+        best = max(rewards, key=rewards.__getitem__)
+        return best, rewards[best]
+
+    def _measure_on_the_way(self, before: Measurement) -> dict[str, str]:
+        """The periodic held-out measurement, where this step is due one and has none yet, and what the guards say of it.
+
+        Not after the last step, which the measurement "after" follows, unless that step's model may be taken back.
+        """
+        learner, recipe = self.learner, self.learner.recipe
+        step, every, stop = learner.step, recipe.evaluation.every, recipe.guards.stop
+        last = step == recipe.steps
+        if not every or step == 0 or (last and not stop) or (step % every and not last):
+            return {}
+        row = next((row for row in self.run.rows("held_out.jsonl") if row["step"] == step), None)
+        if row is None:
+            found = self._measure()
+            self.newest = (step, found)
+            # The alarms go into the row: a run that is killed here finds them again.
+            alarms = self._held_out_alarms(before, found) if recipe.guarded or stop else {}
+            row = {"step": step, **summary(found, bleu_tokenize=recipe.evaluation.bleu_tokenize)}
+            row |= {"alarms": alarms} if alarms else {}
+            self.run.append("held_out.jsonl", [row])
+        found_alarms: dict[str, str] = row.get("alarms", {})
+        for key, text in found_alarms.items():
+            self._warn(step, f"held-out {key}", text)
+        if stop and not found_alarms and row["reward"] > self._best(step)[1]:
+            self._save()
+        return found_alarms
+
+    def _held_out_alarms(self, before: Measurement, now: Measurement) -> dict[str, str]:
+        recipe = self.learner.recipe
+        settings, guards = recipe.evaluation, recipe.guards
+        evaluation = compare(
+            before, now, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
+        )
+        return guard_alarms(
+            evaluation, guards=recipe.guarded, drop=guards.diversity_drop, metric_drop=guards.metric_drop,
+            length_drift=guards.length_drift,
+        )  # fmt: skip
+
+    def _stop_row(self) -> dict[str, Any] | None:
+        return next((row for row in self.run.rows("warnings.jsonl") if row.get("kind") == "stop"), None)
+
+    def _take_back(self) -> None:
+        """Where the guards stopped the run: gives the learner and the folder the model that was kept."""
+        stopped = self._stop_row()
+        if stopped is None:
             return
-        if all(row["step"] != step for row in self.run.rows("held_out.jsonl")):
-            found = summary(self._measure(), bleu_tokenize=self.learner.recipe.evaluation.bleu_tokenize)
-            self.run.append("held_out.jsonl", [{"step": step, **found}])
+        kept = next((found for found in self.run.checkpoints() if found.step == stopped["kept"]), None)
+        if kept is None:
+            raise InputError(
+                f"{self.run.folder}/checkpoints/step-{stopped['kept']}, which the guards kept, is gone: start a new run"
+            )
+        restore(self.learner, kept)
+        self.run.choose_model(kept)
 
     def _restore(self) -> int:
         """Puts the learner where the newest checkpoint is and cuts the lines back to it; returns its step."""
@@ -132,12 +210,14 @@ class Session:
         return error
 
     def _save(self) -> None:
+        """A checkpoint; where an alarm may stop the run, the best one from before it stays too."""
         learner = self.learner
+        spare = self._best(learner.step + 1)[0] if learner.recipe.guards.stop else None
         state: dict[str, Any] = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
         if learner.prompt_baselines:
             state["prompt_baselines"] = learner.prompt_baselines
         self.run.save_checkpoint(
-            learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep
+            learner.step, state, lambda folder: write_learner(learner, folder), learner.recipe.checkpoint.keep, spare
         )
 
     def _measured(self, when: str) -> Measurement:
@@ -146,8 +226,11 @@ class Session:
         path = self.run.folder / name
         if when == "before" and path.exists():
             return Measurement.from_json(path.read_text(encoding="utf-8"))
-        self.observer.message(f"measuring {len(self.held_out)} held-out prompts {when} training")
-        found = self._measure()
+        if when == "after" and self.newest and self.newest[0] == self.learner.step:
+            found = self.newest[1]
+        else:
+            self.observer.message(f"measuring {len(self.held_out)} held-out prompts {when} training")
+            found = self._measure()
         self.run.put(name, found.to_json())
         return found
 
@@ -178,19 +261,35 @@ class Session:
             before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
         )
         self.run.put("evaluation.json", json_text(evaluation))
-        for number, text in enumerate(evaluation_alarms(evaluation, drop=recipe.guards.diversity_drop)):
-            self._warn(recipe.steps, f"evaluation {number}", text)
+        guards = recipe.guards
+        alarms = evaluation_alarms(
+            evaluation, guards=recipe.guarded, drop=guards.diversity_drop, metric_drop=guards.metric_drop,
+            length_drift=guards.length_drift,
+        )  # fmt: skip
+        for number, text in enumerate(alarms):
+            self._warn(self.logged, f"evaluation {number}", text)
         return evaluation
 
-    def _warn_of(self, history: Sequence[dict[str, Any]]) -> None:
-        guards = self.learner.recipe.guards
-        alarm = diversity_alarm(history, drop=guards.diversity_drop, window=guards.window)
-        if alarm:
-            self._warn(history[-1]["step"], "diversity", alarm)
+    def _warn_of(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Says what the steps so far give reason to say; returns the alarms, by kind."""
+        if not history:
+            return {}
+        recipe, step = self.learner.recipe, history[-1]["step"]
+        guards = recipe.guards
+        found = {
+            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window),
+            "length": length_alarm(history, drift=guards.length_drift, window=guards.window),
+        }
+        for part in (key.removeprefix("reward/") for key in recipe.guarded if key.startswith("reward/")):
+            found[f"guard {part}"] = part_alarm(history, part, drop=guards.metric_drop, window=guards.window)
+        alarms = {kind: text for kind, text in found.items() if text}
+        for kind, text in alarms.items():
+            self._warn(step, kind, text)
         recent = history[-EQUAL_REWARDS:]
         if len(recent) == EQUAL_REWARDS and all(row["reward/std"] == 0 for row in recent):
             text = f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
-            self._warn(history[-1]["step"], "equal rewards", text)
+            self._warn(step, "equal rewards", text)
+        return alarms
 
     def _warn(self, step: int, kind: str, text: str) -> None:
         """Says it once for each kind: said at each step it would bury everything else."""

@@ -18,7 +18,7 @@ from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
 from burnish.recipe_file import shipped as shipped
-from burnish.sections import Evaluation, OpenSection, RewardSection, Section, check_rewards
+from burnish.sections import Evaluation, Guards, OpenSection, RewardSection, Section, check_rewards, guarded
 from burnish.types import SamplingParams
 
 
@@ -161,13 +161,6 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1)
 
 
-class Guards(Section):
-    diversity_drop: float = Field(0.1, gt=0, lt=1)
-    """Warn where the reward has risen while distinct-2 has fallen by more than this share of where it began."""
-    window: int = Field(5, ge=1)
-    """Steps averaged at either end of that comparison."""
-
-
 class Job(Section):
     """What the recipes of all verbs that train have. Every default is written out in the run folder's ``recipe.toml``."""
 
@@ -195,9 +188,15 @@ class Recipe(Job):
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
 
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """What may not get worse while the reward rises: keys of a held-out evaluation."""
+        return guarded(self.guards, self.reward, self.evaluation)
+
     @model_validator(mode="after")
     def _rewards_can_work(self) -> Recipe:
         check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
+        guarded(self.guards, self.reward, self.evaluation)
         return self
 
     def resolved(self) -> Recipe:

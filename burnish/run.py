@@ -142,12 +142,13 @@ class Run:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def save_checkpoint(
-        self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int
+        self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int, spare: int | None = None
     ) -> Checkpoint:
         """Writes checkpoints/step-N in one piece, then lets go of all but the newest ``keep``.
 
         Args:
             write: fills a folder with ``model/`` and ``optimizer.safetensors``.
+            spare: step of one that stays whatever its age.
         Raises:
             BurnishError: it could not be written, for instance on a full disk; older checkpoints are as they were.
         """
@@ -171,20 +172,27 @@ class Run:
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
-            self._point_model_at(target)
+            self._point_model_at(Checkpoint(step, target))
             for old in self.checkpoints()[:-keep]:
+                if old.step == spare:
+                    continue
                 # Renamed first: half of a checkpoint must never look like a whole one.
                 temporary = old.folder.with_name(f".{old.folder.name}.partial")
                 os.rename(old.folder, temporary)
                 shutil.rmtree(temporary, ignore_errors=True)
         return Checkpoint(step, target)
 
-    def _point_model_at(self, checkpoint: Path) -> None:
+    def _point_model_at(self, checkpoint: Checkpoint) -> None:
         link = self.folder / "model"
         fresh = self.folder / ".model.partial"
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(Path("checkpoints") / checkpoint.name / "model")
+        fresh.symlink_to(Path("checkpoints") / checkpoint.folder.name / "model")
         os.replace(fresh, link)
+
+    def choose_model(self, checkpoint: Checkpoint) -> None:
+        """Makes a checkpoint's model the run's. Raises BurnishError where that cannot be written."""
+        with explained(f"cannot write to the run folder {self.folder}", self.after_making_room):
+            self._point_model_at(checkpoint)
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
         """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after the checkpoint (None:
@@ -200,7 +208,7 @@ class Run:
                 shutil.rmtree(leftover, ignore_errors=True)
             if checkpoint:
                 # A kill may have come between the checkpoint and the link to its model.
-                self._point_model_at(checkpoint.folder)
+                self._point_model_at(checkpoint)
 
     def put(self, name: str, text: str) -> None:
         """Writes a file of the folder in one piece. Raises BurnishError where that fails."""

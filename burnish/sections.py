@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from burnish.registry import nearest
+
 
 class Section(BaseModel):
     """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
@@ -160,3 +162,63 @@ class Evaluation(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two metrics are called '{name}': give one of them a name of its own with name = ...")
         return value
+
+
+HELD_OUT = ("perplexity", "truth_perplexity", "bleu", "chrf", "distinct_1", "distinct_2")
+"""What every held-out evaluation measures, and a guard may watch."""
+
+
+class Guards(Section):
+    diversity_drop: float = Field(0.1, gt=0, lt=1)
+    """Warn where the reward has risen while distinct-2 has fallen by more than this share of where it began."""
+    length_drift: float = Field(0.5, ge=0)
+    """Warn where the reward has risen while the mean length has become 1 + this times as long, or as short; 0: never."""
+    metrics: list[str] | None = None
+    """What may not get worse while the reward rises; None is every one of evaluation.metrics that has a direction."""
+    metric_drop: float = Field(0.0, ge=0, lt=1)
+    """How much worse, as a share of where it began; besides that it must be worse beyond chance."""
+    window: int = Field(5, ge=1)
+    """Steps averaged at either end of a comparison of steps."""
+    stop: bool = False
+    """Whether an alarm ends the run and gives it the best model from before the alarm."""
+
+
+def guarded(guards: Guards, rewards: Sequence[RewardSection], evaluation: Evaluation) -> tuple[str, ...]:
+    """The guards' keys in a held-out evaluation: ``metric/<name>``, ``reward/<part>`` of weight 0, or one of ``HELD_OUT``.
+
+    Raises:
+        ValueError: a guard that nothing measures, that has no better way, or that the policy is trained on; or a stop
+            without measurements that could say which model was the best.
+    """
+    if guards.stop and evaluation.every == 0:
+        raise ValueError(
+            "guards.stop = true keeps the model that was best on held-out prompts before the alarm, and nothing is measured "
+            "on the way: set evaluation.every"
+        )
+    ways = {section.part: section.better for section in evaluation.metrics}
+    parts = {section.part: section.counts for section in rewards}
+    if guards.metrics is None:
+        return tuple(f"metric/{name}" for name, way in ways.items() if way != "neither")
+    found = []
+    for name in guards.metrics:
+        if name in ways:
+            if ways[name] == "neither":
+                raise ValueError(
+                    f"guards.metrics: '{name}' is better neither way, so it cannot get worse: give it a better"
+                )
+            found.append(f"metric/{name}")
+        elif name in parts:
+            if parts[name]:
+                raise ValueError(
+                    f"guards.metrics: the policy is trained on '{name}', so that it rises proves nothing: name one of "
+                    "evaluation.metrics, or a reward of weight 0"
+                )
+            found.append(f"reward/{name}")
+        elif name in HELD_OUT:
+            found.append(name)
+        else:
+            known = [*ways, *(part for part, counts in parts.items() if not counts), *HELD_OUT]
+            raise ValueError(
+                f"guards.metrics: nothing measures '{name}'{nearest(name, known)}; known: {', '.join(known)}"
+            )
+    return tuple(found)

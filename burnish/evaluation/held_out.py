@@ -183,9 +183,9 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "13a") -> dict[str
     """The metrics of one measurement, under the names that ``compare`` uses.
 
     reward, reward/<part>, metric/<name>: means. perplexity: of the samples under the reference policy.
-    truth_perplexity: of the true continuations under the measured policy. bleu, chrf: corpus level, 0 to 100. distinct_1, distinct_2: corpus level,
-    of words, 0 to 1; they fall as texts get longer. length: mean tokens. Left out: bleu, chrf and truth_perplexity
-    where no prompt has a reference; a perplexity where some token has probability 0.
+    truth_perplexity: of the true continuations under the measured policy. bleu, chrf: corpus level, 0 to 100.
+    distinct_1, distinct_2: corpus level, of words, 0 to 1; they fall as texts get longer. length: mean tokens. Left out:
+    bleu, chrf and truth_perplexity where no prompt has a reference; a perplexity where some token has probability 0.
     """
     return {metric.name: metric.value(metric.data) for metric in metrics_of(measurement, bleu_tokenize)}
 

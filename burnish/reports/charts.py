@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.reports.wording import number, printable
+from burnish.reports.wording import number, printable, title
 
 Row = Mapping[str, Any]
 Trace = dict[str, Any]
@@ -55,14 +55,20 @@ def thinned(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
     ]
 
 
-def sections(rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None) -> list[Section]:
-    """All curves that the rows allow, in the order of reading; keys that nothing here knows come last, folded away."""
+def sections(
+    rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None, kept: int | None = None
+) -> list[Section]:
+    """All curves that the rows allow, in the order of reading; keys that nothing here knows come last, folded away.
+
+    Args:
+        kept: step of the model that was measured after training, where that is not the last.
+    """
     rows = thinned(rows)
     if not rows:
         return []
     used = {"step"}
     found = [
-        Section("Reward", list(_reward(rows, evaluation or {}, used))),
+        Section("Reward", list(_reward(rows, evaluation or {}, used, kept))),
         Section("Policy", list(_policy(rows, used))),
         Section("Text", list(_text(rows, used))),
         Section(
@@ -79,10 +85,10 @@ def sections(rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None) -
     return [section for section in found if section.charts]
 
 
-def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str]) -> Iterator[Chart]:
+def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], kept: int | None) -> Iterator[Chart]:
     if _has(rows, "reward/mean"):
         traces = _band(rows, "reward/mean", "reward/std", "training")
-        held_out = _held_out(rows, evaluation, "reward")
+        held_out = _held_out(rows, evaluation, "reward", kept)
         if held_out["x"]:
             traces.append(held_out)
         note = "Mean over the completions of a step, with a band of one standard deviation among them."
@@ -94,7 +100,7 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str]) 
     for key in parts:
         part = key.removeprefix("reward/")
         traces = [_line(rows, key, "training")]
-        held_out = _held_out(rows, evaluation, key)
+        held_out = _held_out(rows, evaluation, key, kept)
         if held_out["x"]:
             traces.append(held_out)
         used |= {key, f"held_out/{key}"}
@@ -103,9 +109,10 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str]) 
     for key in sorted({key for row in rows for key in row if key.startswith("held_out/")} - used):
         used.add(key)
         metric = key.removeprefix("held_out/")
-        trace = _held_out(rows, evaluation, metric)
+        trace = _held_out(rows, evaluation, metric, kept)
         if trace["x"]:
-            yield Chart(f"Held-out {printable(metric)}", _figure([{**trace, "mode": "lines+markers"}]))
+            name = title(metric) if metric.startswith("metric/") else printable(metric)
+            yield Chart(f"Held-out {name}", _figure([{**trace, "mode": "lines+markers"}]))
 
 
 def _policy(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
@@ -207,12 +214,12 @@ def _band(rows: Sequence[Row], mean: str, deviation: str, name: str) -> list[Tra
     return [low, high, line]
 
 
-def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str) -> Trace:
+def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str, kept: int | None) -> Trace:
     """Held-out values where they were measured, joined by the evaluation before the first step and after the last."""
     points = {int(row["step"]): value for row in rows if (value := _value(row, f"held_out/{metric}")) is not None}
     entry = evaluation.get(metric)
     if isinstance(entry, Mapping):
-        ends = ((0, _value(entry, "before")), (_steps(rows)[-1], _value(entry, "after")))
+        ends = ((0, _value(entry, "before")), (_steps(rows)[-1] if kept is None else kept, _value(entry, "after")))
         points |= {step: value for step, value in ends if value is not None and step not in points}
     return {
         "type": "scatter",

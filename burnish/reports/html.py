@@ -56,7 +56,8 @@ def write_report(run_folder: Path) -> Path:
 def render(run: RunData) -> str:
     """The page for what a run folder holds."""
     environment = _environment()
-    sections = charts.sections(run.rows, run.evaluation)
+    kept = next((int(step) for row in run.warnings if (step := number(row.get("kept"))) is not None), None)
+    sections = charts.sections(run.rows, run.evaluation, kept)
     figures = [chart.figure for section in sections for chart in section.charts]
     source = _plotly() if figures else ""
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8").strip()

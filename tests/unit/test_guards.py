@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from burnish.rewards.guards import diversity_alarm, evaluation_alarms, text_diversity
+from burnish.errors import InputError
+from burnish.recipe import Recipe, load_recipe
+from burnish.rewards.guards import (
+    diversity_alarm,
+    evaluation_alarms,
+    guard_alarms,
+    length_alarm,
+    part_alarm,
+    text_diversity,
+)
 
 
 def rows(rewards: list[float], diversity: list[float]) -> list[dict[str, float]]:
@@ -105,3 +114,109 @@ def test_evaluation_alarms(change, expected: list[str]) -> None:
 def test_evaluation_alarms_need_only_what_is_there() -> None:
     assert evaluation_alarms({}) == []
     assert evaluation_alarms({"reward": GOOD["reward"]}) == []
+
+
+def series(key: str, rewards: list[float], values: list[float]) -> list[dict[str, float]]:
+    return [{"reward/mean": r, key: v} for r, v in zip(rewards, values, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lengths", "drift", "rings"),
+    [
+        ([0, 0, 1, 1], [10, 10, 16, 16], 0.5, True),
+        # As short is as far: 16 is 1.6 times 10, either way.
+        ([0, 0, 1, 1], [16, 16, 10, 10], 0.5, True),
+        ([0, 0, 1, 1], [10, 10, 15, 15], 0.5, False),
+        ([0, 0, 1, 1], [10, 10, 99, 99], 0.0, False),
+        ([1, 1, 0, 0], [10, 10, 99, 99], 0.5, False),
+        # 10.5 to 16.5, but spread 9 and 15 within the windows: the error is sqrt((40.5 + 112.5) / 2) = 8.7.
+        ([0, 0, 1, 1], [6, 15, 9, 24], 0.5, False),
+        ([0, 1, 1], [10, 16, 16], 0.5, False),
+    ],
+)
+def test_length_drift(rewards, lengths, drift, rings) -> None:
+    found = length_alarm(series("length/mean", rewards, lengths), drift=drift, window=2)
+    assert bool(found) == rings
+    assert not found or "mean length went from" in found
+
+
+@pytest.mark.parametrize(
+    ("rewards", "values", "drop", "rings"),
+    [
+        ([0, 0, 1, 1], [0.5, 0.5, 0.4, 0.4], 0.0, True),
+        ([0, 0, 1, 1], [0.5, 0.5, 0.4, 0.4], 0.25, False),
+        # Of -0.5 a fifth is 0.1: a share is of the size.
+        ([0, 0, 1, 1], [-0.5, -0.5, -0.7, -0.7], 0.2, True),
+        ([0, 0, 1, 1], [0.4, 0.4, 0.5, 0.5], 0.0, False),
+        ([0, 0, 1, 1], [0.2, 0.8, 0.1, 0.7], 0.0, False),
+        ([1, 1, 0, 0], [0.5, 0.5, 0.4, 0.4], 0.0, False),
+    ],
+)
+def test_a_part_of_weight_0_that_falls(rewards, values, drop, rings) -> None:
+    found = part_alarm(series("reward/keywords", rewards, values), "keywords", drop=drop, window=2)
+    assert bool(found) == rings
+    assert not found or "'keywords', which is not trained on, fell from" in found
+
+
+def guard(before: float, after: float, low: float, high: float, better: str = "higher") -> dict[str, object]:
+    return {**metric(before, after, low, high), "better": better}
+
+
+@pytest.mark.parametrize(
+    ("entry", "drop", "rings"),
+    [
+        (guard(0.5, 0.4, -0.15, -0.05), 0.0, True),
+        (guard(0.5, 0.4, -0.15, -0.05), 0.2, False),
+        (guard(0.5, 0.4, -0.25, 0.05), 0.0, False),
+        (guard(0.4, 0.5, 0.05, 0.15), 0.0, False),
+        (guard(0.4, 0.5, 0.05, 0.15, "lower"), 0.0, True),
+        (guard(0.5, 0.4, -0.15, -0.05, "lower"), 0.0, False),
+    ],
+)
+def test_a_held_out_guard_that_gets_worse(entry, drop, rings) -> None:
+    evaluation = {"reward": GOOD["reward"], "metric/x": entry}
+    assert list(guard_alarms(evaluation, guards=["metric/x"], metric_drop=drop)) == ["metric/x"] * rings
+    assert guard_alarms(evaluation, metric_drop=drop) == {}, "not watched"
+    # Where the reward did not clearly rise nothing was gamed.
+    unclear = {**evaluation, "reward": metric(0.1, 0.5, -0.1, 0.9)}
+    assert guard_alarms(unclear, guards=["metric/x"], metric_drop=drop) == {}
+
+
+def test_a_held_out_length_that_drifts() -> None:
+    evaluation = {"reward": GOOD["reward"], "length": metric(10.0, 30.0, 15.0, 25.0)}
+    assert list(guard_alarms(evaluation, length_drift=0.5)) == ["length"]
+    assert guard_alarms(evaluation, length_drift=2.0) == guard_alarms(evaluation) == {}
+
+
+def toy(**sections: object) -> Recipe:
+    rewards = [{"use": "exact"}, {"use": "repetition", "weight": 0.0}]
+    return load_recipe(
+        {"name": "x", "task": {"use": "toy"}, "policy": {"use": "tabular"}, "reward": rewards, **sections}
+    )
+
+
+METRICS = {"metrics": ["chrf", {"use": "compression", "better": "neither"}], "every": 5}
+
+
+def test_what_guards_watch() -> None:
+    assert toy().guarded == ()
+    assert toy(evaluation=METRICS).guarded == ("metric/chrf",)
+    assert toy(evaluation=METRICS, guards={"metrics": []}).guarded == ()
+    named = toy(evaluation={}, guards={"metrics": ["repetition", "bleu", "chrf"]})
+    assert named.guarded == ("reward/repetition", "bleu", "chrf")
+    assert toy(evaluation=METRICS, guards={"metrics": ["chrf"], "stop": True}).guarded == ("metric/chrf",)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"guards": {"stop": True}}, "set evaluation.every"),
+        ({"guards": {"metrics": ["exact"]}}, "trained on 'exact'"),
+        ({"guards": {"metrics": ["chrff"]}}, "nothing measures 'chrff' .did you mean 'chrf'"),
+        ({"evaluation": METRICS, "guards": {"metrics": ["compression"]}}, "better neither way"),
+        ({"guards": {"length_drift": -1.0}}, "guards.length_drift"),
+    ],
+)
+def test_guards_that_cannot_watch_are_refused(sections, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        toy(**sections)
