@@ -142,8 +142,8 @@ class Evaluation(Section):
     samples_per_prompt: int = Field(1, ge=1)
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples behind each interval."""
-    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
-    """sacrebleu's tokenizer for corpus BLEU; "zh" for Chinese."""
+    bleu_tokenize: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
+    """sacrebleu's tokenizer for corpus BLEU; "auto" looks at the references: "zh" for Chinese, "13a" for most others."""
     metrics: list[MetricSection] = []
     """Rewards that are measured and not trained on; a text stands for a table with that ``use``."""
 

@@ -179,7 +179,7 @@ def measure(
     return Measurement(tuple(samples), tuple(truths), dict(weights), ways)
 
 
-def summary(measurement: Measurement, *, bleu_tokenize: str = "13a") -> dict[str, float]:
+def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[str, float]:
     """The metrics of one measurement, under the names that ``compare`` uses.
 
     reward, reward/<part>, metric/<name>: means. perplexity: of the samples under the reference policy.
@@ -191,7 +191,7 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "13a") -> dict[str
 
 
 def compare(
-    before: Measurement, after: Measurement, *, resamples: int = 1000, seed: int = 0, bleu_tokenize: str = "13a"
+    before: Measurement, after: Measurement, *, resamples: int = 1000, seed: int = 0, bleu_tokenize: str = "auto"
 ) -> dict[str, dict[str, Any]]:
     """Every metric of ``summary``, before and after, with the interval and p-value of the difference.
 

@@ -20,7 +20,7 @@ from burnish.evaluation.statistics import (
     perplexity_of_units,
 )
 from burnish.rewards.diversity import distinct_n, ngrams, words
-from burnish.rewards.overlap import load_bleu
+from burnish.rewards.overlap import load_bleu, tokenizer_for
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as CorpusMetric
@@ -112,6 +112,8 @@ def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[Metric[Array
         return []
     texts, references = [sample.text for sample in answered], [[sample.reference or "" for sample in answered]]
     metrics = []
+    if bleu_tokenize == "auto":
+        bleu_tokenize = tokenizer_for(references[0])
     for name, corpus in (("bleu", load_bleu(bleu_tokenize, effective_order=False)), ("chrf", CHRF())):
         rows = np.array(corpus._extract_corpus_statistics(texts, references), dtype=np.float64)
         metrics.append(_corpus(name, corpus, _pooled(rows, _units(answered))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
@@ -16,8 +17,8 @@ _UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
 
 
 def spoken(text: str) -> list[str]:
-    """The words of a text without punctuation; each Chinese or Japanese character is one."""
-    return [word for word in words(text) if word[0].isalnum()]
+    """The words of a text without punctuation; each Chinese or Japanese character is one, and １２ is 12."""
+    return [word for word in words(unicodedata.normalize("NFKC", text)) if word[0].isalnum()]
 
 
 def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:

@@ -16,7 +16,14 @@ from burnish.types import Completion
 
 WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Kana and Han characters, as a range for a regular expression: scripts that put no space between words."""
+_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
 _WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+(?:['’][^\W{WITHOUT_SPACES}]+)*|[^\w\s]")
+
+
+def mostly_unspaced(text: str) -> bool:
+    """Whether Chinese or Japanese characters are at least half of a text's words."""
+    unspaced = len(_UNSPACED.findall(text))
+    return unspaced > 0 and 2 * unspaced >= sum(word[0].isalpha() for word in words(text))
 
 
 def words(text: str) -> list[str]:

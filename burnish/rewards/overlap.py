@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError
 from burnish.registry import nearest
+from burnish.rewards.diversity import mostly_unspaced
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -14,11 +17,12 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 LONGEST_TER = 2000
 """Characters of a text that ``ter`` reads. Its search for shifts grows faster than the square of the words."""
 
 
-def bleu(completion: Completion, *, tokenize: str = "13a") -> float:
+def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     """Sentence BLEU against the prompt's reference, in [0, 1]: sacrebleu's score divided by 100.
 
     With exponential smoothing and effective order, so that a text of fewer than four words can score at all; an empty
@@ -27,7 +31,8 @@ def bleu(completion: Completion, *, tokenize: str = "13a") -> float:
 
     Args:
         completion: what was sampled; its prompt must have a reference.
-        tokenize: sacrebleu's tokenizer: "13a" for languages with spaces, "zh" for Chinese, "char", "intl", "none", ...
+        tokenize: sacrebleu's tokenizer: "13a" for languages with spaces, "zh" for Chinese, "char", "intl", "none", ...;
+            "auto" takes the one for the reference: "zh" where it is Chinese, "char" where Japanese, else "13a".
 
     Raises:
         InputError: the prompt has no reference, or the tokenizer is unknown or cannot be loaded.
@@ -35,7 +40,11 @@ def bleu(completion: Completion, *, tokenize: str = "13a") -> float:
     Source: Papineni et al. 2002; Chen and Cherry 2014 (smoothing); Post 2018 (sacrebleu, arXiv 1804.08771).
     """
     reference = reference_of(completion, "bleu")
-    score = sentence_bleu(tokenize).sentence_score(completion.text, [reference]).score
+    score = (
+        sentence_bleu(tokenizer_for([reference]) if tokenize == "auto" else tokenize)
+        .sentence_score(completion.text, [reference])
+        .score
+    )
     # A perfect match comes out as 100.00000000000004.
     return min(1.0, max(0.0, score / 100.0))
 
@@ -73,7 +82,8 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
 
     Args:
         completion: what was sampled; its prompt must have a reference.
-        chinese: every Chinese or Japanese character is a word, and so is punctuation; else words lie between spaces.
+        chinese: every Chinese or Japanese character is a word, and so is punctuation; else words lie between spaces. Where
+            the reference is mostly such characters that is so without saying.
 
     Raises:
         InputError: the prompt has no reference.
@@ -81,7 +91,11 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
     Source: Snover et al. 2006.
     """
     reference = reference_of(completion, "ter")
-    score: float = _sentence_ter(chinese).sentence_score(completion.text[:LONGEST_TER], [reference]).score
+    score: float = (
+        _sentence_ter(chinese or mostly_unspaced(reference))
+        .sentence_score(completion.text[:LONGEST_TER], [reference])
+        .score
+    )
     return min(1.0, max(0.0, 1.0 - score / 100.0))
 
 
@@ -115,6 +129,14 @@ for _reward in (bleu, chrf, ter, exact):
     _reward.needs_reference = True  # type: ignore[attr-defined]
 
 
+def tokenizer_for(references: Sequence[str]) -> str:
+    """The tokenizer of BLEU that fits most of the references: "zh", "char" (Japanese, which has kana), or "13a"."""
+    unspaced = [text for text in references if mostly_unspaced(text)]
+    if 2 * len(unspaced) <= len(references):
+        return "13a"
+    return "char" if 2 * sum(map(bool, map(_KANA.search, unspaced))) > len(unspaced) else "zh"
+
+
 @lru_cache(maxsize=8)
 def sentence_bleu(tokenize: str) -> BLEU:
     """sacrebleu's BLEU for single sentences. Raises InputError for a tokenizer that it does not have."""
@@ -131,7 +153,9 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
 
     known = sorted(BLEU.TOKENIZERS)
     if tokenize not in known:
-        raise InputError(f"bleu: unknown tokenize = '{tokenize}'{nearest(tokenize, known)}; known: {', '.join(known)}")
+        raise InputError(
+            f"bleu: unknown tokenize = '{tokenize}'{nearest(tokenize, known)}; known: auto, {', '.join(known)}"
+        )
     try:
         # force: no warning on standard error where many texts end in " ."; model text does what it likes.
         return BLEU(tokenize=tokenize, effective_order=effective_order, force=True)

@@ -157,6 +157,13 @@ REWARDS: Registry[RewardFunction] = Registry(
         "compression": "burnish.rewards.diversity:compression",
         "group_diversity": "burnish.rewards.diversity:group_diversity",
         "unit_tests": "burnish.rewards.code:unit_tests",
+        "informativeness": "burnish.rewards.information:informativeness",
+        "readability": "burnish.rewards.information:readability",
+        "grammar": "burnish.rewards.grammar:grammar",
+        "sentiment": "burnish.rewards.tone:sentiment",
+        "toxicity": "burnish.rewards.tone:toxicity",
+        "judge": "burnish.rewards.judge:judge",
+        "similarity": "burnish.rewards.meaning:similarity",
     },
     wrap=reward_function,
 )
