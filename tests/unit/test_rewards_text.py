@@ -91,7 +91,7 @@ def answer(
         ("北京下雪了，气温１２度。", "北京下雪12度", 1.0),
         # 《红楼梦》 and GPT are names; of the pairs 红楼, 楼梦, 读红 ... only the two within the title are said.
         ("《红楼梦》", "《红楼梦》", 1.0),
-        ("gpt", "我爱GPT", 0.5),
+        ("gpt", "热爱GPT", 0.5),
     ],
 )
 def test_informativeness_by_hand(text: str, reference: str, value: float) -> None:
