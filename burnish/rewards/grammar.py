@@ -51,7 +51,8 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
     Source: Harper by Automattic, through harper-py, Apache-2.0.
     """
     _check_grammar(worst=worst, dialect=dialect, spelling=spelling)
-    text = completion.text
+    # Half an emoji, cut off at the token limit, is no text to the checker; the length stays.
+    text = completion.text.encode("utf-8", "replace").decode("utf-8")
     words = list(_WORD.finditer(text))
     if not words:
         return 0.0

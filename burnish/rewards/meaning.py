@@ -42,7 +42,8 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
     Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
     references = [reference_of(completion, "similarity") for completion in completions]
-    texts = [completion.text for completion in completions]
+    # Half an emoji, cut off at the token limit, is no text to the tokenizer.
+    texts = [completion.text.encode("utf-8", "replace").decode("utf-8") for completion in completions]
     every = list(dict.fromkeys([text for text in [*texts, *references] if text.strip()]))
     vectors = dict(zip(every, _embeddings(every, model), strict=True))
     return [
