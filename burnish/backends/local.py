@@ -14,9 +14,9 @@ from torch import Tensor
 
 from burnish.algorithm_section import critic_of, preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
+from burnish.checkpoints import optimizer_for
 from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
-from burnish.loop import optimizer_for
 from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
 from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination

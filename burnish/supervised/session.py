@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from burnish.batching import TokenBudget
+from burnish.checkpoints import restore_optimizer, write_optimizer
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
-from burnish.loop import Interrupted, restore_optimizer, write_optimizer
+from burnish.loop import Interrupted
 from burnish.metrics import Clock
 from burnish.protocols import Observer, Policy
 from burnish.run import Checkpoint, Run, json_text

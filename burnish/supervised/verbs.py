@@ -12,9 +12,10 @@ import torch
 from burnish.api import warn_of_changes, with_absolute_model
 from burnish.backends.local import environment, keep_freed_memory
 from burnish.catalogue.convert import resolve_model
+from burnish.checkpoints import optimizer_for
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
-from burnish.loop import Interrupted, optimizer_for
+from burnish.loop import Interrupted
 from burnish.policies.causal_lm import load_policy
 from burnish.protocols import Observer
 from burnish.reports.progress import make_observer

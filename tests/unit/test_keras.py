@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from burnish.backends.local import build
+from burnish.checkpoints import restore, write_learner
 from burnish.errors import InputError
 from burnish.generation.stepwise import ModuleSampler
-from burnish.loop import restore, write_learner
 from burnish.policies.module import ModulePolicy, is_keras
 from burnish.policies.vocabulary import Characters
 from burnish.recipe import load_recipe

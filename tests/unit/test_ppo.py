@@ -15,9 +15,9 @@ from burnish.algorithm_section import CriticSection, preset_of
 from burnish.algorithms.credit import whitened
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
+from burnish.checkpoints import restore, write_learner
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.errors import BurnishError, InputError
-from burnish.loop import restore, write_learner
 from burnish.policies.causal_lm import load_policy
 from burnish.policies.layout import packed, plain
 from burnish.policies.lstm import LSTM
