@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 
 from burnish.errors import BurnishError, InputError
 from burnish.sandbox.answers import Call, run_tests
@@ -14,9 +15,7 @@ _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
 _FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
 
 
-def unit_tests(
-    completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256
-) -> float:
+def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256) -> float:
     """The share of its prompt's unit tests that the program in the text passes, in [0, 1].
 
     The program is the first fenced block of the text, or all of it where there is none, and runs in the sandbox; what is
@@ -35,13 +34,11 @@ def unit_tests(
         InputError: the reference is missing or is not of that form.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
     """
-    calls = _calls(completion)
+    _calls(completion.prompt.id, completion.prompt.reference or "")
     head = completion.prompt.metadata.get("head")
     program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
-    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
-    if outcome.verdict.status == "refused":
-        raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
-    return float(all(outcome.passed)) if whole else sum(outcome.passed) / len(calls)
+    share = _share(program, completion.prompt.reference or "", seconds, memory)
+    return float(share == 1.0) if whole else share
 
 
 def program_in(text: str) -> str:
@@ -60,14 +57,24 @@ def body_in(text: str) -> str:
     return "".join(body)
 
 
-def _calls(completion: Completion) -> list[Call]:
+@lru_cache(maxsize=1024)
+def _share(program: str, reference: str, seconds: float, memory: int) -> float:
+    """The share of the tests that are passed. Two parts of a reward that ask about one program run it once."""
+    calls = _calls("", reference)
+    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
+    if outcome.verdict.status == "refused":
+        raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
+    return sum(outcome.passed) / len(calls)
+
+
+def _calls(prompt_id: str, reference: str) -> list[Call]:
     try:
-        rows = json.loads(completion.prompt.reference or "")["calls"]
+        rows = json.loads(reference)["calls"]
         calls = [Call(row["function"], tuple(row["arguments"]), row["expected"]) for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"reward 'unit_tests': the reference of prompt '{completion.prompt.id}' must be JSON such as {_FORM}"
+            f"reward 'unit_tests': the reference of prompt '{prompt_id}' must be JSON such as {_FORM}"
         ) from error
     if not calls or not all(isinstance(call.function, str) for call in calls):
-        raise InputError(f"reward 'unit_tests': prompt '{completion.prompt.id}' needs at least one call, as in {_FORM}")
+        raise InputError(f"reward 'unit_tests': prompt '{prompt_id}' needs at least one call, as in {_FORM}")
     return calls

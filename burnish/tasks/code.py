@@ -72,7 +72,9 @@ class Code(TwoSided):
         if self.source == HUMAN_EVAL:
             found, left_out = human_eval(offline=offline, observer=observer)
             if observer:
-                observer.message(f"code: {len(found)} problems of HumanEval; left out: {left_out} whose tests are not plain")
+                observer.message(
+                    f"code: {len(found)} problems of HumanEval; left out: {left_out} whose tests are not plain"
+                )
             return [self._human_eval(row, calls) for row, calls in found]
         made = problems()
         known = list(dict.fromkeys(problem.family for problem in made))
