@@ -12,16 +12,17 @@ from burnish.sandbox.run import Limits
 from burnish.types import Completion
 
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
+_UNOPENED = re.compile(r"\s*((?:def|import|from|class|@\w)\b.*?)(?:^```|\Z)", re.S | re.M)
 _FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
 
 
 def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256) -> float:
     """The share of its prompt's unit tests that the program in the text passes, in [0, 1].
 
-    The program is the first fenced block of the text, or all of it where there is none, and runs in the sandbox; what is
-    expected never enters there. Where the prompt's metadata has a ``head`` (the beginning of a function), the program is
-    the head and what of the text belongs to its body. Fails by: answering the tests' inputs and no others, since it sees them all; a few
-    tests are passed by a constant. Hold back tests that are not trained on.
+    The program is the first fenced block of the text, or all of it where there is none (see ``program_in``), and runs in
+    the sandbox; what is expected never enters there. Where the prompt's metadata has a ``head`` (the beginning of a
+    function), the program is the head and what of the text belongs to its body. Fails by: answering the tests' inputs and
+    no others, since it sees them all; a few tests are passed by a constant. Hold back tests that are not trained on.
 
     Args:
         completion: what was sampled. Its prompt's reference is JSON: a list of calls, each of a function of the program
@@ -42,7 +43,11 @@ def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 
 
 
 def program_in(text: str) -> str:
-    """The first fenced block of a text, closed or not, or the text itself."""
+    """The first fenced block of a text, closed or not; what stands before the first fence where that begins as a program
+    does (as if the fence had been opened before the text); or the text itself."""
+    unopened = _UNOPENED.match(text)
+    if unopened:
+        return unopened[1]
     found = _FENCED.search(text)
     return found[1] if found else text
 

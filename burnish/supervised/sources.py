@@ -3,23 +3,22 @@ with defaults, are the options of its ``[data]`` table, with one method ``rows``
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 
-from burnish.catalogue import fetch
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
 from burnish.protocols import Observer
 from burnish.registry import Registry, nearest
-from burnish.supervised.rows import Broken, Pair, Row, Rows, Text, digest, held_out, unrepeated
+from burnish.supervised.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, held_out, unrepeated
 from burnish.tasks.news import Article, articles
-
-TRANSLATION = "hsk-sentences"
-LANGUAGES = {"zh": "Chinese", "en": "English"}
+from burnish.tasks.sides import Example, families_of
+from burnish.tasks.translation import HELP_PLACE, TEMPLATE
+from burnish.tasks.translation import HSK as TRANSLATION
+from burnish.tasks.translation import Translation as TranslationTask
 
 
 class Source(Protocol):
@@ -51,44 +50,50 @@ SOURCES: Registry[SourceFactory] = Registry(
 
 
 class Translation:
-    """Chinese sentences with their English translations (``hsk-sentences``), as prompts and completions.
+    """Sentences with their translations, as prompts and completions: those of the task ``translation``.
 
-    Rows whose Chinese sentence is the same are one unit, so that no sentence is on both sides of the split.
+    The unit of a row is the family of near-copies that the task splits by: with the same held-out percentage (25), what is
+    held out there is held out here.
 
     Args:
-        source, target: "zh" and "en", or the other way round.
-        template: the prompt; ``{text}``, ``{source}`` and ``{target}`` are filled in.
+        data, source, target, template, min_words, max_words, folder: as in the task.
+        chat: whether rows are chats, for a model that is asked through its chat template.
     """
 
     def __init__(
         self,
         *,
+        data: str = "hsk",
         source: str = "zh",
         target: str = "en",
-        template: str = "Translate from {source} to {target}.\n{source}: {text}\n{target}:",
+        template: str = TEMPLATE,
+        min_words: int = 1,
+        max_words: int = 40,
+        folder: str = HELP_PLACE,
+        chat: bool = False,
     ) -> None:
-        if {source, target} != set(LANGUAGES):
-            raise InputError(f"data: source = '{source}', target = '{target}': one must be zh and the other en")
-        if "{text}" not in template:
-            raise InputError("data.template must hold {text}, where the sentence goes")
         try:
-            template.format(text="", source="", target="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise InputError(
-                f"data.template: {error!r}: only {{text}}, {{source}} and {{target}} are filled in"
-            ) from error
-        self.source, self.target, self.template = source, target, template
+            self.task = TranslationTask(
+                data=data, source=source, target=target, template=template, min_words=min_words, max_words=max_words,
+                folder=folder, chat=chat,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"data: {error}") from error
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        (path,) = fetch(TRANSLATION, offline=offline, observer=observer).values()
-        found: list[Row] = []
-        for sentence in json.loads(path.read_text(encoding="utf-8")):
-            texts = {"zh": sentence["chinese"].strip(), "en": sentence["translation"]["en"].strip()}
-            names = {"source": LANGUAGES[self.source], "target": LANGUAGES[self.target]}
-            prompt = self.template.format(text=texts[self.source], **names)
-            found.append(Text(prompt, continuation(prompt, texts[self.target]), digest(texts["zh"])))
-        unique, repeats = unrepeated(found)
-        return Rows(unique, repeats=repeats, origin=TRANSLATION)
+        found = self.task.examples(offline=offline, observer=observer)
+        families = families_of(found)
+        unique, repeats = unrepeated([_learnt(one, families[one.digest]) for one in found])
+        return Rows(unique, repeats=repeats, origin=TRANSLATION if self.task.data == "hsk" else str(self.task.folder))
+
+
+def _learnt(one: Example, unit: str) -> Row:
+    """A task's example as a row: its reference is what is learnt."""
+    prompt, reference = one.prompt, one.prompt.reference or ""
+    if prompt.messages:
+        turns = tuple(Turn(message.role, message.content) for message in prompt.messages)
+        return Dialogue((*turns, Turn("assistant", reference)), unit)
+    return Text(prompt.text, continuation(prompt.text, reference), unit)
 
 
 class NewsText:

@@ -26,6 +26,7 @@ TASKS: Registry[TaskFactory] = Registry(
         "news": "burnish.tasks.news:News",
         "reasoning": "burnish.tasks.reasoning:Reasoning",
         "toy": "burnish.tasks.toy:Toy",
+        "translation": "burnish.tasks.translation:Translation",
     },
     wrap=_factory,
 )

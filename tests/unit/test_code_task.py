@@ -7,7 +7,7 @@ import json
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.code import body_in, unit_tests
+from burnish.rewards.code import body_in, program_in, unit_tests
 from burnish.sandbox.answers import same
 from burnish.tasks.code import Code, plain_calls
 from burnish.tasks.programs import FAMILIES, TESTS, problems
@@ -75,6 +75,19 @@ def test_what_follows_a_function_is_no_part_of_it() -> None:
     assert body_in("    return 1\n\nprint(2)\n    x = 3\n") == "    return 1\n\n"
     assert body_in("return 1") == ""
     assert body_in("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("def f():\n    return 1\n```\n\nTry:\n```python\nf()\n```", "def f():\n    return 1\n"),
+        ("\nimport re\n", "import re\n"),
+        ("defined:\n```python\nf()\n```", "f()\n"),
+        ("from here on:\n", "from here on:\n"),
+    ],
+)
+def test_a_fence_may_have_been_opened_before_the_text(text: str, program: str) -> None:
+    assert program_in(text) == program
 
 
 def test_assertions_are_read_and_never_run() -> None:

@@ -1,0 +1,196 @@
+"""The translation task: a sentence to its translation, from text that stands side by side in two languages.
+
+Two sources. ``hsk`` is the catalogue's ``hsk-sentences``: Chinese sentences for learners with English translations.
+``libreoffice`` is LibreOffice's help, as Debian's packages ``libreoffice-help-*`` install it: the paragraphs of one file and
+one id are translations of each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.catalogue import fetch
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.rewards.diversity import words
+from burnish.tasks.sides import Example, TwoSided, asked, example
+
+if TYPE_CHECKING:
+    from burnish.protocols import Observer
+
+HSK = "hsk-sentences"
+LANGUAGES = {"zh": "Chinese", "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian"}
+HELP_FOLDERS = {"zh": "zh-CN", "en": "en-US", "de": "de", "fr": "fr", "es": "es", "it": "it"}
+HELP_PLACE = "/usr/share/libreoffice/help"
+SOURCES = {"hsk": ("en", "zh"), "libreoffice": tuple(HELP_FOLDERS)}
+TEMPLATE = "Translate from {source} to {target}.\n{source}: {text}\n{target}:"
+
+
+class Translation(TwoSided):
+    """Sentences and their translations.
+
+    The side of a pair hangs on the text of the language whose code is later in the alphabet, so that both directions have
+    the same split. Pairs of which one text is a near-copy of another's stay together.
+
+    Args:
+        data: "hsk" (Chinese and English) or "libreoffice" (any two of zh, en, de, fr, es, it).
+        source, target: codes of the languages.
+        template: the prompt; ``{text}``, ``{source}`` and ``{target}`` are filled in.
+        min_words, max_words: of both texts; a Chinese character is a word. Others are left out.
+        folder: where LibreOffice's help lies, with a folder for each language.
+        chat: whether prompts go through the model's chat template; else the policy continues the template.
+        held_out_percent: share of the sentences, by hash, that training never sees.
+
+    Raises:
+        InputError: an option is out of range, or the data is not there.
+    """
+
+    name = "translation"
+
+    def __init__(
+        self,
+        *,
+        data: str = "hsk",
+        source: str = "zh",
+        target: str = "en",
+        template: str = TEMPLATE,
+        min_words: int = 1,
+        max_words: int = 40,
+        folder: str = HELP_PLACE,
+        chat: bool = False,
+        held_out_percent: int = 25,
+    ) -> None:
+        super().__init__(held_out_percent)
+        if data not in SOURCES:
+            raise InputError(f"data = '{data}'{nearest(data, SOURCES)}: write one of {', '.join(SOURCES)}")
+        if source == target or not {source, target} <= set(SOURCES[data]):
+            raise InputError(
+                f"source = '{source}', target = '{target}': data = '{data}' has {', '.join(SOURCES[data])}; name two of them"
+            )
+        check_template(template)
+        if not 1 <= min_words <= max_words:
+            raise InputError(f"min_words = {min_words}, max_words = {max_words}: must be 1 <= min_words <= max_words")
+        self.data, self.source, self.target, self.template = data, source, target, template
+        self.min_words, self.max_words, self.folder, self.chat = min_words, max_words, Path(folder).expanduser(), chat
+
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+        if self.data == "hsk":
+            pairs = list(hsk_pairs(self.source, self.target, offline=offline, observer=observer))
+        else:
+            pairs = help_pairs(self.folder, self.source, self.target)
+        kept = [pair for pair in pairs if all(self.min_words <= _length(text) <= self.max_words for text in pair)]
+        if observer and len(kept) < len(pairs):
+            observer.message(
+                f"translation: {len(pairs) - len(kept)} of {len(pairs)} pairs left out: not of {self.min_words} to "
+                f"{self.max_words} words"
+            )
+        return [self._example(*pair) for pair in kept]
+
+    def _example(self, source: str, target: str) -> Example:
+        text = self.template.format(text=source, source=LANGUAGES[self.source], target=LANGUAGES[self.target])
+        return example(
+            f"translation/{self.source}-{self.target}",
+            source if self.source > self.target else target,
+            text,
+            target,
+            messages=asked(text, chat=self.chat),
+            texts=(source, target),
+            metadata={"source": source},
+        )
+
+
+def check_template(template: str) -> None:
+    """Raises InputError where a template has no place for the text, or one for something unknown."""
+    if "{text}" not in template:
+        raise InputError("template must hold {text}, where the sentence goes")
+    try:
+        template.format(text="", source="", target="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise InputError(f"template: {error!r}: only {{text}}, {{source}} and {{target}} are filled in") from error
+
+
+def hsk_pairs(
+    source: str, target: str, *, offline: bool = False, observer: Observer | None = None
+) -> Iterator[tuple[str, str]]:
+    """The catalogue's sentences in two of its languages, in order. Raises InputError or BurnishError as ``fetch``."""
+    (path,) = fetch(HSK, offline=offline, observer=observer).values()
+    for sentence in json.loads(path.read_text(encoding="utf-8")):
+        texts = {"zh": sentence["chinese"].strip(), "en": sentence["translation"]["en"].strip()}
+        yield texts[source], texts[target]
+
+
+def help_pairs(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
+    """LibreOffice's help in two languages, paragraph by paragraph, in the order of the files' names.
+
+    Left out are paragraphs that are the same in both, and those of a text that was there before in either language, so
+    that each text has one translation.
+
+    Raises:
+        InputError: a language's folder is missing, or holds no page that the other has too.
+    """
+    for code in (source, target):
+        if not (folder / HELP_FOLDERS[code]).is_dir():
+            package = f"libreoffice-help-{HELP_FOLDERS[code].lower()}"
+            raise InputError(
+                f"folder = '{folder}' has no help in {LANGUAGES[code]} ({HELP_FOLDERS[code]}): on Debian `apt-get install "
+                f"{package}`, or `apt-get download {package}`, `dpkg -x` it, and name its folder usr/share/libreoffice/help"
+            )
+    found: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    first = folder / HELP_FOLDERS[source]
+    for page in sorted(first.rglob("*.html")):
+        other = folder / HELP_FOLDERS[target] / page.relative_to(first)
+        if not other.is_file():
+            continue
+        left, right = paragraphs(page), paragraphs(other)
+        for name, text in left.items():
+            pair = text, right.get(name, "")
+            if text and pair[1] and text != pair[1] and text not in seen and pair[1] not in seen:
+                seen.update(pair)
+                found.append(pair)
+    if not found:
+        raise InputError(
+            f"folder = '{folder}': no page of help with paragraphs in both languages: install both packages"
+        )
+    return found
+
+
+class _Paragraphs(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: dict[str, str] = {}
+        self._id: str | None = None
+        self._text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "p":
+            name = dict(attrs).get("id") or ""
+            self._id, self._text = (name if name.startswith("par_") else None), []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "p" and self._id is not None:
+            self.found.setdefault(self._id, " ".join("".join(self._text).split()))
+            self._id = None
+
+    def handle_data(self, data: str) -> None:
+        if self._id is not None:
+            self._text.append(data)
+
+
+def paragraphs(page: Path) -> dict[str, str]:
+    """Id -> text of a help page's paragraphs. Raises InputError where it cannot be read."""
+    parser = _Paragraphs()
+    try:
+        parser.feed(page.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{page} cannot be read ({error}): install its package again") from error
+    parser.close()
+    return parser.found
+
+
+def _length(text: str) -> int:
+    return sum(word[0].isalnum() for word in words(text))
