@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = (
+_WORDS = (
     "apple river stone cloud green tiger window paper silver music winter garden orange bridge candle forest doctor "
     "planet rabbit summer letter yellow market ocean pepper level radar noon eye tree moon book kayak banana see egg"
-).split()  # noqa: SIM905 - a list of quoted words is harder to read
+)
+WORDS = _WORDS.split()
 TESTS = 10
 """Calls that a program is judged by; two more are shown in the question."""
 

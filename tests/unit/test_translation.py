@@ -65,7 +65,7 @@ def test_help_pages_are_aligned_by_file_and_id(tmp_path: Path) -> None:
     page(tmp_path, "en-US", "b.html", '<p id="par_1">Alone</p>')
     # The fourth repeats the first's English, the second is not translated, b.html has no German page.
     assert help_pairs(tmp_path, "en", "de") == [("Save & close now.", "Jetzt speichern.")]
-    with pytest.raises(InputError, match="no help in French.*libreoffice-help-fr"):
+    with pytest.raises(InputError, match=r"no help in French.*libreoffice-help-fr"):
         help_pairs(tmp_path, "en", "fr")
     (tmp_path / "de" / "text" / "a.html").write_bytes(b"<p id='par_1'>\xff</p>")
     with pytest.raises(InputError, match=r"a\.html cannot be read"):
