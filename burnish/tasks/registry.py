@@ -23,6 +23,7 @@ TASKS: Registry[TaskFactory] = Registry(
     "task",
     builtin={
         "code": "burnish.tasks.code:Code",
+        "data": "burnish.tasks.data:Data",
         "news": "burnish.tasks.news:News",
         "reasoning": "burnish.tasks.reasoning:Reasoning",
         "toy": "burnish.tasks.toy:Toy",
