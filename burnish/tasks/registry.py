@@ -24,8 +24,12 @@ TASKS: Registry[TaskFactory] = Registry(
     builtin={
         "code": "burnish.tasks.code:Code",
         "data": "burnish.tasks.data:Data",
+        "dialogue": "burnish.tasks.dialogue:Dialogue",
+        "headlines": "burnish.tasks.headlines:Headlines",
         "news": "burnish.tasks.news:News",
+        "news_zh": "burnish.tasks.news_zh:ChineseNews",
         "reasoning": "burnish.tasks.reasoning:Reasoning",
+        "story": "burnish.tasks.story:Story",
         "toy": "burnish.tasks.toy:Toy",
         "translation": "burnish.tasks.translation:Translation",
     },

@@ -1,0 +1,112 @@
+"""The dialogue task: what was said so far to a reply. The conversations are the catalogue's ``chatterbot``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.catalogue import fetch
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.tasks.sides import Example, TwoSided, example
+from burnish.types import Message
+
+if TYPE_CHECKING:
+    from burnish.protocols import Observer
+
+DATA = "chatterbot"
+LANGUAGES = {"en": "english", "zh": "chinese"}
+TURNS = ("conversations", "health", "sports")
+"""Topics whose lists are turns. In the others, what follows the first answer are other answers to the same question."""
+
+
+class Dialogue(TwoSided):
+    """Conversations up to a user's message, each with the true reply.
+
+    A conversation of several turns gives a prompt for each reply in it, and all of them lie on one side.
+
+    Args:
+        language: "en" (about 720 prompts) or "zh" (about 430; translated by a machine, and poor).
+        topics: only these of the data's topics ("emotion", "trivia", ...); none named takes all.
+        system: a system message that begins each conversation.
+        history: at most so many messages before the last one.
+        chat: whether prompts go through the model's chat template; else lines begin with who speaks.
+        held_out_percent: share of the conversations, by hash, that training never sees.
+
+    Raises:
+        InputError: an option is out of range or unknown.
+    """
+
+    name = "dialogue"
+
+    def __init__(
+        self,
+        *,
+        language: str = "en",
+        topics: list[str] = [],  # noqa: B006 - read, never changed; a default is how an option's kind is known
+        system: str = "",
+        history: int = 6,
+        chat: bool = True,
+        held_out_percent: int = 25,
+    ) -> None:
+        super().__init__(held_out_percent)
+        if language not in LANGUAGES:
+            raise InputError(f"language = '{language}'{nearest(language, LANGUAGES)}: write en or zh")
+        if history < 0 or history % 2:
+            raise InputError(f"history = {history}: must be an even number, 0 or more, since speakers alternate")
+        if system and not chat:
+            raise InputError("system is a message of a chat, which needs chat = true")
+        self.language, self.topics, self.system, self.history, self.chat = language, list(topics), system, history, chat
+
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+        found = conversations(self.language, offline=offline, observer=observer)
+        for topic in self.topics:
+            if topic not in found:
+                raise InputError(f"topics: '{topic}'{nearest(topic, found)}: known are {', '.join(found)}")
+        taken = self.topics or list(found)
+        return [one for topic in taken for turns in found[topic] for one in self._replies(topic, turns)]
+
+    def _replies(self, topic: str, turns: Sequence[str]) -> Iterator[Example]:
+        for place in range(1, len(turns), 2):
+            before = turns[max(0, place - 1 - self.history) : place]
+            roles = ["user" if index % 2 == 0 else "assistant" for index in range(len(before))]
+            said = [
+                Message("user" if role == "user" else "assistant", text)
+                for role, text in zip(roles, before, strict=True)
+            ]
+            lines = "".join(f"{'A' if each.role == 'user' else 'B'}: {each.content}\n" for each in said)
+            system = [Message("system", self.system)] if self.system else []
+            yield example(
+                f"dialogue/{self.language}",
+                "\n".join(before),
+                before[-1] if self.chat and len(before) == 1 else lines.rstrip("\n") if self.chat else f"{lines}B:",
+                turns[place],
+                messages=(*system, *said) if self.chat else (),
+                texts=(turns[0], "\n".join(before)),
+                metadata={"topic": topic, "turns": len(before)},
+            )
+
+
+def conversations(
+    language: str, *, offline: bool = False, observer: Observer | None = None
+) -> dict[str, list[tuple[str, ...]]]:
+    """Topic -> its conversations, in the data's order. Raises InputError or BurnishError as ``fetch``."""
+    files = fetch(DATA, offline=offline, observer=observer)
+    place = f"/{LANGUAGES[language]}/"
+    return {Path(name).stem: _read(path) for name, path in sorted(files.items()) if place in f"/{name}"}
+
+
+def _read(path: Path) -> list[tuple[str, ...]]:
+    import yaml
+
+    # BaseLoader: every value is the text that stands there; others make True of a plain "Yes".
+    loader: Any = yaml.BaseLoader
+    rows = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["conversations"]
+    found = []
+    for row in rows:
+        turns = [" ".join(str(turn).split()) for turn in row]
+        turns = turns if path.stem in TURNS else turns[:2]
+        if len(turns) > 1 and all(turns):
+            found.append(tuple(turns))
+    return found

