@@ -213,7 +213,7 @@ DATA_SETS: tuple[CatalogueEntry, ...] = (
             ),
         ),
         licence="MIT",
-        notice="fables with their morals, gathered by a contributor to OpenAI's evals; the origin of single texts is not said",
+        notice="fables and morals gathered by a contributor to OpenAI's evals; the origin of single texts is not said",
         description="1,628 English and 1,930 Chinese fables with their morals",
     ),
 )

@@ -122,7 +122,7 @@ def leftovers() -> list[str]:
 
 
 def test_shipped_entries_are_sound() -> None:
-    assert names() == ["hsk-sentences", "lee-news", "smollm2-135m"]
+    assert names() == ["chatterbot", "fables", "hsk-sentences", "human-eval", "lee-news", "smollm2-135m"]
     assert (names("model"), names("data")) == (["smollm2-135m"], ["hsk-sentences", "lee-news"])
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
     for entry in ENTRIES:
@@ -134,7 +134,7 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: hsk-sentences, lee-news"):
+    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, hsk-sentences"):
         fetch("x")
 
 

@@ -25,7 +25,7 @@ def both(task: Any) -> list[Prompt]:
     return [*train, *held_out]
 
 
-ANIMALS = "wolf raven tiger horse mouse eagle camel sheep snake zebra".split()
+ANIMALS = ["wolf", "raven", "tiger", "horse", "mouse", "eagle", "camel", "sheep", "snake", "zebra"]
 
 
 def fable(text: str, moral: str, ideal: str = "The final answer is: B") -> str:
@@ -177,11 +177,11 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_headlines_of_the_real_articles_are_held_out_where_the_articles_are() -> None:
-    held = {prompt.text.split(" ", 12)[0:12][0] for prompt in News().evaluation()}
-    assert held
-    heads = {p.text for p in News(prompt_words=4).train()}
-    for prompt in Headlines().train():
-        assert " ".join((prompt.reference or "").split(" ")[:4]) in heads
+    news, task = News(), Headlines()
+    sides = [{prompt.id.rpartition("/")[2] for prompt in side} for side in (news.train(), news.evaluation())]
+    made = [{prompt.id.rpartition("/")[2] for prompt in side} for side in (task.train(), task.evaluation())]
+    assert len(made[0] & sides[0]) > 200 and len(made[1] & sides[1]) > 60
+    assert not made[0] & sides[1] and not made[1] & sides[0]
 
 
 def test_chinese_news_is_read_without_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
