@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from burnish.catalogue.data_entries import DATA_SETS
 from burnish.catalogue.records import CatalogueEntry as CatalogueEntry
 from burnish.catalogue.records import CatalogueFile as CatalogueFile
-from burnish.catalogue.records import Kind
+from burnish.catalogue.records import Kind as Kind
 from burnish.errors import InputError
 from burnish.registry import nearest
 
