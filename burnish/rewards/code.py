@@ -33,7 +33,7 @@ def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 
         memory: MB of address space.
 
     Raises:
-        InputError: the tests are missing or is not of that form.
+        InputError: the tests are missing or not of that form.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
     """
     prompt = completion.prompt

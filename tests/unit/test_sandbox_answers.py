@@ -122,7 +122,8 @@ class TestReward:
     def test_without_a_sandbox_there_is_no_score(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "win32")
         with pytest.raises(BurnishError, match="'unit_tests': the sandbox needs Linux"):
-            unit_tests(completion(ADD, REFERENCE))
+            # A program that no test before has asked about: those have their score already.
+            unit_tests(completion(f"{ADD}\nasked_only_here = 1\n", REFERENCE))
 
 
 class TestCommand:
