@@ -13,9 +13,11 @@ import torch
 from burnish.algorithm_section import KL
 from burnish.anchor import Anchor
 from burnish.backends.local import build
+from burnish.checkpoints import restore, write_learner
 from burnish.policies.causal_lm import load_policy
 from burnish.policies.tabular import Tabular
 from burnish.recipe import LoRA, load_recipe
+from burnish.run import Run
 from burnish.training import next_coefficient, train_step
 from burnish.types import Completion, Prompt, Scores
 
@@ -84,6 +86,17 @@ class TestReset:
         assert not torch.equal(after, before)
         assert torch.equal(policy.token_logprobs([one]), after), "the policy has its own weights back"
         assert [parameter.data_ptr() for parameter in policy.trainable().values()] == pointers
+
+    def test_a_checkpoint_from_before_the_first_reset_has_no_anchor(self, tmp_path):
+        # Guards that stop a run take the learner back to a model from before the alarm.
+        one = learner("kl={coefficient = 0.1, reset_every = 2}")
+        train_step(one)
+        run = Run(tmp_path)
+        kept = run.save_checkpoint(1, {"baseline": 0.0}, lambda folder: write_learner(one, folder), keep=1)
+        train_step(one)
+        assert one.anchor is not None
+        restore(one, kept)
+        assert one.step == 1 and one.anchor is None and one.kl_reference is one.policy.reference
 
     def test_the_policy_gets_its_weights_back_though_the_question_fails(self):
         policy = Tabular()
