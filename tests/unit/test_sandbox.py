@@ -534,7 +534,12 @@ def test_hostile_programs_fail_as_an_ordinary_user_too() -> None:
             env={"PYTHONPATH": place, "TMPDIR": own}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == {name: ["ok", "", "held\n", ""] for name in programs}
+        verdicts = json.loads(done.stdout)
+        # Whoever watches comes by while the folder is there, or the program has ended before.
+        status, reason, *_ = verdicts.pop("locked folder")
+        assert status == "ok" or (status == "killed" and "cannot be looked into" in reason)
+        assert verdicts == {name: ["ok", "", "held\n", ""] for name in verdicts}
+        assert len(verdicts) == len(programs) - 1
         assert os.listdir(own) == []
     finally:
         shutil.rmtree(place)
