@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from burnish.rewards.registry import reward as reward
     from burnish.supervised.verbs import SupervisedResult as SupervisedResult
     from burnish.supervised.verbs import prefer as prefer
+    from burnish.supervised.verbs import reward_model as reward_model
     from burnish.supervised.verbs import sft as sft
     from burnish.types import Completion as Completion
     from burnish.types import Group as Group
@@ -40,6 +41,7 @@ _HOMES = {
     "load_recipe": "burnish.recipe",
     "prefer": "burnish.supervised.verbs",
     "reward": "burnish.rewards.registry",
+    "reward_model": "burnish.supervised.verbs",
     "sft": "burnish.supervised.verbs",
     "train": "burnish.api",
 }

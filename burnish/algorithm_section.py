@@ -107,6 +107,8 @@ class Algorithm(Section):
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
     """Rounds in which groups whose rewards are all equal give way to others."""
+    beta: float | None = Field(None, gt=0)
+    """Of ``online_dpo``: the strength of its pull towards the reference."""
 
 
 def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
@@ -137,6 +139,9 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
             f"algorithm.critic: '{name}' reckons advantages without one, so nothing would ask or train it: leave it out, "
             "or use ppo"
         )
+    if section.beta is not None and not preset.paired:
+        others = ", ".join(name for name, one in PRESETS.items() if one.paired)
+        raise InputError(f"algorithm.beta = {section.beta:g}: '{name}' makes no pairs: leave it out, or use {others}")
     _check_clips(section, preset)
     _check_updates(section, preset, prompts * group)
     if section.refills and not preset.needs_group:
@@ -220,9 +225,15 @@ def resolved(section: Algorithm) -> Algorithm:
     refills = {"refills": preset.refills} if preset.needs_group else {}
     baseline = {"baseline": section.baseline or "batch"} if preset.has_baseline else {}
     critic = {"critic": critic_of(section)} if preset.critic else {}
+    beta = {"beta": beta_of(section)} if preset.paired else {}
     return section.model_copy(
-        update={"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic}
+        update={"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic, **beta}
     )  # fmt: skip
+
+
+def beta_of(section: Algorithm) -> float:
+    """How hard DPO's pairs are pulled towards the reference, of an algorithm that makes pairs."""
+    return 0.1 if section.beta is None else section.beta
 
 
 def critic_of(section: Algorithm) -> CriticSection:

@@ -20,7 +20,7 @@ from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
-from burnish.loop import HELD_OUT_SEED, Interrupted, Session
+from burnish.loop import HELD_OUT_SEED, Session
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer, Sampler
 from burnish.recipe import Job, Recipe, load_recipe, shipped
@@ -31,7 +31,8 @@ from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
-from burnish.sections import RewardSection
+from burnish.sections import OpenSection, RewardSection
+from burnish.session import Interrupted
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -39,6 +40,7 @@ BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "
 
 RewardName = str | Callable[..., Any]
 J = TypeVar("J", bound=Job)
+S = TypeVar("S", bound=OpenSection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +170,31 @@ def _recipe(
 
 
 def with_absolute_model(recipe: J) -> J:
-    """A recipe that means the same model wherever the run is taken up again."""
+    """A recipe that means the same models wherever the run is taken up again."""
     files = {
         key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
     }
     if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
+    if isinstance(recipe, Recipe):
+        rewards = [_with_absolute_path(section) for section in recipe.reward]
+        metrics = [_with_absolute_path(section) for section in recipe.evaluation.metrics]
+        evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
+        recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
     folder = Path(model).expanduser()
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
         return recipe
     policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
     return recipe.model_copy(update={"policy": policy})
+
+
+def _with_absolute_path(section: S) -> S:
+    """A reward that means the same reward model wherever the run is taken up again."""
+    path = section.options.get("path")
+    if section.use != "reward_model" or not isinstance(path, str):
+        return section
+    return type(section).model_validate({**section.model_dump(), "path": str(Path(path).expanduser().absolute())})
 
 
 def _reward_name(key: RewardName) -> str:

@@ -6,24 +6,28 @@ Results go to standard output, progress and errors to standard error. Exit statu
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import signal
 import sys
-from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from burnish import __version__
 from burnish.errors import BurnishError, InputError
-
-if TYPE_CHECKING:
-    from burnish.recipe import Job
-    from burnish.supervised.recipe import SupervisedRecipe
-    from burnish.supervised.verbs import SupervisedResult
+from burnish.options import (
+    AsJson,
+    Offline,
+    Order,
+    Overrides,
+    Quiet,
+    plain,
+    print_json,
+    reward_options,
+    trains_by_recipe,
+)
 
 app = typer.Typer(
     help="Improve a language model by reinforcement learning, and prove that it improved.",
@@ -32,17 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; say what is missing instead.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as steps=50.")
-]
-RecipeName = Annotated[str | None, typer.Argument(help="A shipped recipe's name or a TOML file.")]
-RunDir = Annotated[Path | None, typer.Option(help="Where to write; runs/<name>-<time> if left out.")]
-Resume = Annotated[Path | None, typer.Option(help="A run folder to go on with.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it in full, load nothing.")]
 
 
 def main() -> None:
@@ -60,11 +53,11 @@ def main() -> None:
     except BurnishError as error:
         # A second Ctrl-C has nothing left to stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("\n".join(f"burnish: {_plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
+        print("\n".join(f"burnish: {plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
         sys.exit(error.exit_status)
     except OSError as error:
         if error.filename is not None:
-            print(f"burnish: {_plain(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            print(f"burnish: {plain(str(error.filename))}: {error.strerror}", file=sys.stderr)
             sys.exit(1)
         # Of the output itself; every other one was explained where it happened.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,11 +69,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _plain(text: str) -> str:
-    """Without control characters: an error may quote what a model wrote."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _version(wanted: bool) -> None:
@@ -98,120 +86,48 @@ def _top(
     pass
 
 
-def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, ensure_ascii=False, indent=1))
-
-
-def _one_of(recipe: str | None, resume: Path | None) -> None:
-    if (recipe is None) == (resume is None):
-        raise InputError("name a recipe (burnish list recipes) or a run with --resume, one of the two")
-
-
-def _show_recipe(recipe: Job, *, json: bool) -> None:
-    if json:
-        _print_json(recipe.model_dump(mode="json"))
-    else:
-        print(recipe.toml(), end="")
-
-
-@app.command()
-def train(
-    recipe: RecipeName = None,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: AsJson = False,
-    offline: Offline = False,
-) -> None:
+@trains_by_recipe(app)
+def train(order: Order) -> None:
     """Train by a recipe; ends with the held-out evaluation and the report's path."""
-    _one_of(recipe, resume)
-    if dry_run:
+    if order.dry_run:
         from burnish.recipe import load_recipe
 
-        _show_recipe(load_recipe(recipe or (resume or Path()) / "recipe.toml", overrides or []).resolved(), json=json)
+        order.show(load_recipe(order.source, order.overrides).resolved())
         return
     from burnish.api import train as run_training
-    from burnish.reports.progress import make_observer
-    from burnish.reports.tables import print_evaluation
 
-    result = run_training(
-        recipe,
-        overrides=overrides or [],
-        run_dir=run_dir,
-        resume=resume,
-        offline=offline,
-        observer=make_observer(quiet=quiet, json=json),
-    )
-    if json:
-        print(json_module.dumps({"event": "result", "evaluation": result.evaluation, "run_dir": str(result.run_dir),
-                                 "report": str(result.report), "model": str(result.model)}, ensure_ascii=False))  # fmt: skip
-        return
-    print_evaluation(result.evaluation)
-    print(f"\nmodel   {result.model}\nreport  {result.report}")
+    result = order.run(run_training)
+    order.conclude(result, report=result.report, model=result.model)
 
 
-@app.command()
-def sft(
-    recipe: RecipeName = None,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: AsJson = False,
-    offline: Offline = False,
-) -> None:
+@trains_by_recipe(app)
+def sft(order: Order) -> None:
     """Fine-tune on examples: the answers of a recipe's rows become more probable."""
     from burnish.supervised.recipe import SFTRecipe
     from burnish.supervised.verbs import sft as run_sft
 
-    _supervised(run_sft, SFTRecipe, recipe, overrides, run_dir, resume, dry_run, quiet, json, offline)
+    order.from_rows(run_sft, SFTRecipe)
 
 
-@app.command()
-def prefer(
-    recipe: RecipeName = None,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: AsJson = False,
-    offline: Offline = False,
-) -> None:
-    """Learn from pairs of answers which one is preferred, by DPO or IPO."""
+@trains_by_recipe(app)
+def prefer(order: Order) -> None:
+    """Learn from judged answers which ones are preferred, by DPO, IPO or KTO."""
     from burnish.supervised.recipe import PreferRecipe
     from burnish.supervised.verbs import prefer as run_prefer
 
-    _supervised(run_prefer, PreferRecipe, recipe, overrides, run_dir, resume, dry_run, quiet, json, offline)
+    order.from_rows(run_prefer, PreferRecipe)
 
 
-def _supervised(
-    run: Callable[..., SupervisedResult], kind: type[SupervisedRecipe], recipe: str | None, overrides: list[str] | None,
-    run_dir: Path | None, resume: Path | None, dry_run: bool, quiet: bool, json: bool, offline: bool,
-) -> None:  # fmt: skip
-    """What the verbs for rows of text do with their options."""
-    _one_of(recipe, resume)
-    if dry_run:
-        from burnish.supervised.recipe import load_supervised
+@trains_by_recipe(app)
+def reward_model(order: Order) -> None:
+    """Learn from pairs of answers to score any answer (Bradley-Terry): a reward for training."""
+    from burnish.reports.tables import print_calibration
+    from burnish.supervised.recipe import RewardModelRecipe
+    from burnish.supervised.verbs import reward_model as run_reward_model
 
-        _show_recipe(load_supervised(kind, recipe or (resume or Path()) / "recipe.toml", overrides or []), json=json)
-        return
-    from burnish.reports.progress import make_observer
-    from burnish.reports.tables import print_evaluation
-
-    observer = make_observer(quiet=quiet, json=json)
-    found = run(
-        recipe, overrides=overrides or [], run_dir=run_dir, resume=resume, offline=offline, observer=observer
-    )  # fmt: skip
-    if json:
-        print(json_module.dumps({"event": "result", "evaluation": found.evaluation, "run_dir": str(found.run_dir),
-                                 "model": str(found.model)}, ensure_ascii=False))  # fmt: skip
-        return
-    print_evaluation(found.evaluation)
-    print(f"\nmodel   {found.model}")
+    result = order.from_rows(run_reward_model, RewardModelRecipe)
+    if result is not None and result.calibration is not None and not order.json:
+        print_calibration(result.calibration)
 
 
 @app.command()
@@ -237,7 +153,7 @@ def evaluate(
         model, against=against, recipe=recipe, overrides=overrides or [], offline=offline, observer=observer
     )
     if json:
-        _print_json(found)
+        print_json(found)
     elif against is not None:
         print_evaluation(found)
     else:
@@ -271,7 +187,7 @@ def generate(
         offline=offline,
     )  # fmt: skip
     if json:
-        _print_json([{"text": c.text, "tokens": len(c.token_ids), "finish_reason": c.finish_reason} for c in found])
+        print_json([{"text": c.text, "tokens": len(c.token_ids), "finish_reason": c.finish_reason} for c in found])
         return
     for number, completion in enumerate(found, start=1):
         if samples > 1:
@@ -303,25 +219,15 @@ def verify(
     json: AsJson = False,
 ) -> None:
     """Hold every gradient estimator against the exact gradient of a world small enough to enumerate."""
-    from burnish.algorithms.verify import as_rows
     from burnish.algorithms.verify import verify as run_verification
     from burnish.api import train_toy
     from burnish.policies.tabular import known_world
-    from burnish.reports.exactness import draw_curve, show_findings
+    from burnish.reports.exactness import draw_curve, findings_json, show_findings
 
     world = known_world()
     findings = run_verification(world, samples=samples, group=group, seed=seed)
     if json:
-        _print_json({
-            "samples": samples, "group": group, "seed": seed,
-            "estimators": [
-                {"estimator": f.estimator.name, "target": f.estimator.target, "claims_unbiased": f.estimator.unbiased,
-                 "agrees": f.agrees, "passed": f.passed, "variance": f.variance, "deviation": f.deviation,
-                 "limit": f.limit, "exact_bias": float(f.bias.abs().max())}
-                for f in findings
-            ],
-            "components": as_rows(findings, world),
-        })  # fmt: skip
+        print_json(findings_json(findings, world, samples=samples, group=group, seed=seed))
     else:
         show_findings(findings, world, samples=samples, group=group)
         if train_policy:
@@ -352,27 +258,18 @@ def score(
 ) -> None:
     """Try rewards on texts."""
     from burnish.api import score as run_scoring
-    from burnish.recipe_file import read_override
 
     rows = texts or [line.rstrip("\n") for line in sys.stdin]
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings or []:
-        key, value = read_override(setting)
-        # The last dot: a reward may be named package.module:object.
-        name, _, option = key.rpartition(".")
-        if not name or not option:
-            raise InputError(f"--set {setting}: write the reward and its option, as in repetition.n=3")
-        options.setdefault(name, {})[option] = value
     found = run_scoring(
-        rows, rewards=use or ["repetition"], options=options, prompt=prompt, reference=reference, model=model,
-        offline=offline,
+        rows, rewards=use or ["repetition"], options=reward_options(settings or []), prompt=prompt,
+        reference=reference, model=model, offline=offline,
     )  # fmt: skip
     if json:
-        _print_json(found)
+        print_json(found)
         return
     for row in found:
         values = "  ".join(f"{name} {value:.4g}" for name, value in row["parts"].items())
-        print(f"{values}  {_plain(row['text'][:60])}")
+        print(f"{values}  {plain(row['text'][:60])}")
 
 
 @app.command()
@@ -395,7 +292,7 @@ def sandbox(
         raise InputError(f"{file}: {reason}; name a Python file") from error
     verdict = run(source, limits=Limits(seconds=seconds, memory=memory), name=file.name)
     if json:
-        _print_json(asdict(verdict))
+        print_json(asdict(verdict))
     elif verdict.status != "refused":
         for text, stream in ((verdict.stdout, sys.stdout), (verdict.stderr, sys.stderr)):
             print("\n".join(printable(line) for line in text.split("\n")), end="", file=stream)
@@ -418,7 +315,7 @@ def list_names(
 
     rows = listing(what)
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
@@ -452,7 +349,7 @@ def doctor(json: AsJson = False) -> None:
 
     found = examined()
     if json:
-        _print_json(found)
+        print_json(found)
         return
     for line in lines(found):
         print(line)
@@ -485,7 +382,7 @@ def bench(
         rounds=rounds, out=out, threads=threads or cores(), force=force, observer=make_observer(quiet=quiet),
     )  # fmt: skip
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         print((out / "bench.md").read_text(encoding="utf-8"), end="")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import FARTHEST
@@ -107,6 +107,17 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
     plain = scores.total if scores.plain is None else scores.plain
     return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts}
+
+
+def pair_metrics(margins: Tensor) -> dict[str, float]:
+    """Of DPO's pairs [P], not-a-number where a prompt has none: their share, and where there are any their mean loss and
+    margin before the step."""
+    found = margins[~margins.isnan()]
+    metrics = {"preference/pairs": len(found) / len(margins)}
+    if len(found):
+        loss = -nn.functional.logsigmoid(found).mean()
+        metrics |= {"preference/loss": float(loss), "preference/margin": float(found.mean())}
+    return metrics
 
 
 def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:

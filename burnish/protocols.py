@@ -51,17 +51,8 @@ class Judged(LanguageModel, Protocol):
         ...
 
 
-class Policy(Judged, Protocol):
-    """What is trained."""
-
-    def logprobs(
-        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
-    ) -> TokenStats:
-        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes.
-
-        Entropies have a gradient only where ``entropy_gradient`` asks for it.
-        """
-        ...
+class Trainable(Protocol):
+    """Weights that an optimizer moves and a checkpoint keeps."""
 
     @property
     def fitting_tokens(self) -> int:
@@ -78,6 +69,19 @@ class Policy(Judged, Protocol):
 
     def load(self, folder: Path) -> None:
         """Takes over the weights that ``save`` wrote, bit for bit."""
+        ...
+
+
+class Policy(Judged, Trainable, Protocol):
+    """What is trained to write."""
+
+    def logprobs(
+        self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
+        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes.
+
+        Entropies have a gradient only where ``entropy_gradient`` asks for it.
+        """
         ...
 
 
@@ -101,6 +105,15 @@ class ValueModel(Protocol):
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The parameters that its optimizer moves, by stable names; with them it can be made again from its start."""
+        ...
+
+
+@runtime_checkable
+class Lagging(Protocol):
+    """A policy that an earlier one of its own masks: ``sampling.nlpo_top_p``."""
+
+    def keep_up(self) -> None:
+        """Makes what it is now the earlier one."""
         ...
 
 

@@ -121,10 +121,23 @@ class Sampling(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+    nlpo_top_p: float = Field(1.0, gt=0, le=1)
+    """NLPO (arXiv 2210.01241): only tokens of a lagged policy's top-p set are drawn; 1 leaves that out."""
+    nlpo_every: int = Field(10, ge=1)
+    """Steps after which the lagged policy catches up."""
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> Sampling:
+        if self.nlpo_top_p < 1 and (self.top_p < 1 or self.top_k > 0):
+            raise ValueError(
+                "nlpo_top_p cuts by the lagged policy and top_p or top_k by the policy itself; together they may leave no "
+                "token at all: choose one"
+            )
+        return self
 
     @property
     def params(self) -> SamplingParams:
-        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.nlpo_top_p)
 
 
 class Optimizer(Section):
@@ -242,6 +255,11 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         check_normalised(recipe.algorithm, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    if recipe.sampling.nlpo_top_p < 1 and recipe.policy.use == "causal_lm":
+        raise InputError(
+            f"{where}: sampling.nlpo_top_p: for a causal_lm a second model would have to run beside the engine for every "
+            'token, which is not built: use policy.use = "lstm", "module" or "tabular", or sampling.top_p'
+        )
     for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
         for index, section in enumerate(sections):
             try:

@@ -21,7 +21,7 @@ RECIPES = next(
     folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
 )
 
-VERBS = ("sft", "prefer")
+VERBS = ("sft", "prefer", "reward-model")
 """The kinds of recipes that are named for the verb that runs them; a recipe without a kind is for ``burnish train``."""
 
 

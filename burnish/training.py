@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from burnish import baselines
-from burnish.algorithm_section import KL
-from burnish.algorithms.advantages import Baseline
+from burnish.algorithm_section import KL, beta_of
+from burnish.algorithms.advantages import Baseline, paired_strength
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
@@ -29,8 +29,8 @@ from burnish.batching import TokenBudget, asked_of, collate, microbatches, train
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
-from burnish.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
-from burnish.protocols import Frozen, Policy, Recording, Sampler, Scorer
+from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
+from burnish.protocols import Frozen, Lagging, Policy, Recording, Sampler, Scorer
 from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.rollouts import collect
@@ -137,11 +137,11 @@ def train_step(learner: Learner) -> StepReport:
     rewards = torch.from_numpy(scores.total) + settings.overlong.weight * overlong
     penalties = torch.zeros_like(sampler_logprobs)
     reference_logprobs, distance = None, 0.0
-    if pulled:
+    if pulled or preset.paired:
         with clock.lap("score"):
             reference_logprobs = learner.kl_reference.token_logprobs(completions, sampling.temperature).double()
         distance = float(sum_by_sequence(k1(sampler_logprobs, reference_logprobs), lengths).mean())
-        if kl.where == "reward":
+        if pulled and kl.where == "reward":
             penalties = learner.kl_coefficient * ESTIMATORS[kl.estimator](sampler_logprobs, reference_logprobs)
     grouped = (rewards - sum_by_sequence(penalties, lengths)).view(-1, group)
 
@@ -149,8 +149,16 @@ def train_step(learner: Learner) -> StepReport:
     tokens = recipe.optimizer.tokens_per_microbatch
     budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
     values = returns = None
+    pairs: dict[str, float] = {}
     if critic is None:
-        of_texts = preset.advantages(grouped, learner.baselines(rollouts.groups)).flatten()
+        by_group = preset.advantages(grouped, learner.baselines(rollouts.groups))
+        if preset.paired:
+            assert reference_logprobs is not None
+            # On the policy's own samples pi is what the sampler recorded.
+            ratios = sum_by_sequence(sampler_logprobs - reference_logprobs, lengths).view(grouped.shape)
+            by_group, margins = paired_strength(by_group, ratios, beta_of(settings))
+            pairs = pair_metrics(margins)
+        of_texts = by_group.flatten()
         advantages = of_texts.repeat_interleave(lengths)
     else:
         whole = microbatches(completions, range(len(completions)), budget)
@@ -238,6 +246,8 @@ def train_step(learner: Learner) -> StepReport:
     learner.kl_coefficient = next_coefficient(kl, learner.kl_coefficient, distance, samples=len(completions))
     if kl.reset_every is not None and step % kl.reset_every == 0:
         learner.anchor = Anchor.of(policy)
+    if sampling.lagged_top_p < 1 and step % recipe.sampling.nlpo_every == 0 and isinstance(policy, Lagging):
+        policy.keep_up()
 
     # 9. One flat dict of metrics.
     metrics = {
@@ -245,6 +255,7 @@ def train_step(learner: Learner) -> StepReport:
         **reward_metrics(scores),
         **totals.metrics(),
         **metrics_of_kl,
+        **pairs,
         **(rollouts.refill_metrics() if preset.refills else {}),
         **(
             {}

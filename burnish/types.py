@@ -52,13 +52,15 @@ class SamplingParams:
     """The distribution that is sampled from, which is also the policy that is trained.
 
     Logits are divided by ``temperature``; then only the ``top_k`` most probable tokens are kept (0: all), then of these
-    the smallest set whose probability reaches ``top_p`` (1.0: all); what is kept is renormalised.
+    the smallest set whose probability reaches ``top_p`` (1.0: all); what is kept is renormalised. Where ``lagged_top_p`` is
+    below 1, what is kept is the smallest set that reaches it under a lagged policy, at the same temperature, instead.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    lagged_top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

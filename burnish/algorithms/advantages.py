@@ -114,6 +114,38 @@ ADVANTAGES: dict[str, Advantage] = {
 }
 
 
+def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
+    """Online DPO's pair: +G/2 for the best sample of a prompt, -G/2 for the worst, 0 for the others. Needs G >= 2.
+
+    Of equal ones the first; a group whose rewards are all equal has no pair and gives zero. With ``sequence_sum`` this is
+    2 / beta times the first gradient of DPO, the mean over prompts; ``paired_strength`` makes it DPO's anywhere.
+    """
+    group = _group_size(rewards)
+    best, worst = rewards.argmax(-1, keepdim=True), rewards.argmin(-1, keepdim=True)
+    signs = torch.zeros_like(rewards).scatter(-1, best, group / 2).scatter(-1, worst, -group / 2)
+    return signs.masked_fill(_equal(rewards, (-1,)), 0.0)
+
+
+def paired_strength(advantages: Tensor, ratios: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Makes ``best_and_worst`` the advantages of DPO's gradient on the policy's own samples, [..., P, G].
+
+    The gradient of -log sigmoid(beta (h_best - h_worst)) is -beta sigmoid(-beta (h_best - h_worst)) times that of
+    log pi(best) - log pi(worst) (arXiv 2305.18290, section 4). On samples of the policy itself it is a policy gradient with
+    these advantages, so online DPO (arXiv 2402.04792, algorithm 1) needs no step of its own.
+
+    Args:
+        ratios: log-ratios h [..., P, G], the sum over a sample's tokens of log pi - log pi_ref.
+        beta: strength of the pull towards the reference, above 0.
+    Returns:
+        Advantages, and the margins beta (h_best - h_worst) [..., P] of the pairs, not-a-number where there is none.
+    """
+    best, worst = advantages.argmax(-1, keepdim=True), advantages.argmin(-1, keepdim=True)
+    margins = beta * (ratios.gather(-1, best) - ratios.gather(-1, worst))
+    scaled = 2 * beta * (-margins).sigmoid() * advantages
+    found = (advantages != 0).any(-1)
+    return scaled, margins.squeeze(-1).masked_fill(~found, float("nan"))
+
+
 def _standardised(rewards: Tensor, over: tuple[int, ...], epsilon: float) -> Tensor:
     deviation = rewards - rewards.mean(over, keepdim=True)
     # The mean of equal numbers can miss them by a rounding error, which the division would blow up to order one.

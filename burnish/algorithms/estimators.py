@@ -191,7 +191,9 @@ def _criticised(groups: Groups) -> Tensor:
 
 
 _CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _criticised}
-"""Of presets whose advantages need more than one reward a sample."""
+"""Of presets whose advantages need more than one reward a sample. ``online_dpo`` is not among them: it descends DPO's loss
+over pairs, which is no return and none of ``targets``. So its row is the limit beta -> 0, divided by beta: what the order of
+rewards alone makes of the policy gradient."""
 
 
 def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:

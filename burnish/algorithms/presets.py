@@ -30,6 +30,7 @@ class Preset:
         refills: rounds in which groups whose rewards are all equal give way to others.
         by_part: whether each reward part is normalised within its group before the parts are added up.
         critic: whether a model of the reward still to come says each token's advantage, in place of ``advantages``.
+        paired: whether the advantages are those of two samples to be told apart, in DPO's strength: needs the reference.
     """
 
     advantages: AdvantageFunction
@@ -47,6 +48,7 @@ class Preset:
     refills: int = 0
     by_part: bool = False
     critic: bool = False
+    paired: bool = False
 
     @property
     def clips(self) -> bool:
@@ -130,5 +132,11 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2511.20347", "several updates on each batch, and a clip's hard edge makes training unsteady",
         why="divides by the group's deviation and by each length, as grpo; off-policy, the gate fades gradients",
         ratio="token",
+    ),
+    "online_dpo": Preset(
+        advantages.best_and_worst, losses.log_likelihood, "sequence_sum", True, False,
+        "arXiv 2402.04792", "a reward whose order can be trusted and whose size cannot, such as a reward model's",
+        why="knows the best and the worst of the rewards, not how far apart they are",
+        paired=True,
     ),
 }  # fmt: skip

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from burnish.algorithm_section import critic_of, preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
-from burnish.checkpoints import optimizer_for
 from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
-from burnish.protocols import LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
+from burnish.protocols import Lagging, LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
 from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
+from burnish.session import optimizer_for
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
 from burnish.types import Completion, Prompt
@@ -108,6 +108,8 @@ def build(
         policy.reference = Remembering(policy.reference)
     else:
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
+    if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, Lagging):
+        policy.keep_up()
     scorer = Combination.from_recipe(scored_by(recipe.algorithm, recipe.reward), policy.reference)
     learner = Learner(
         recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),

@@ -116,6 +116,8 @@ class _Rollout:
         self.last: dict[int, Tensor] = {}
         """The last state [1, d] of each held prompt: the next of its samples begins there."""
         self.recorded = engine.language_model.recorded
+        if self.recorded is not None:
+            self.recorded.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
         self.recorded_prompts: dict[int, range] = {}
         self.cache = SampleCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens)
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.algorithms.mask import masked_logprobs, top_p_set
+from burnish.errors import InputError
 from burnish.types import Prompt, SamplingParams
 
 TOP = 1024
@@ -24,7 +26,9 @@ def truncates(sampling: SamplingParams) -> bool:
     return sampling.top_p < 1 or sampling.top_k > 0
 
 
-def sampling_logprobs(logits: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
+def sampling_logprobs(
+    logits: Tensor, sampling: SamplingParams, always: Tensor | None = None, lagged: Tensor | None = None
+) -> Tensor:
     """Log-probabilities of the distribution that ``sampling`` describes; minus infinity where a token cannot be drawn.
 
     The set of kept tokens is piecewise constant in the logits, so differentiating through this gives the gradient of
@@ -33,11 +37,21 @@ def sampling_logprobs(logits: Tensor, sampling: SamplingParams, always: Tensor |
     Args:
         logits: [..., V].
         always: as in ``kept_tokens``.
+        lagged: [..., V], the lagged policy's logits, where ``sampling`` asks for them.
     """
     scaled = logits / sampling.temperature if sampling.temperature != 1 else logits
     if truncates(sampling):
         scaled = scaled.masked_fill(~kept_tokens(scaled.detach(), sampling, always), float("-inf"))
+    if sampling.lagged_top_p < 1:
+        return masked_logprobs(scaled, _lagged(lagged, sampling), sampling.lagged_top_p, always)
     return scaled.log_softmax(-1)
+
+
+def _lagged(logits: Tensor | None, sampling: SamplingParams) -> Tensor:
+    """The lagged policy's logits [..., V] at the temperature of ``sampling``."""
+    if logits is None:
+        raise InputError("sampling.nlpo_top_p needs a lagged policy, and here is none: leave it out")
+    return logits / sampling.temperature
 
 
 def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
@@ -107,17 +121,22 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     return _draw((scores - scores.amax(-1, keepdim=True)).exp_(), uniforms)[0]
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+def draw_tokens(
+    logits: Tensor, uniforms: Tensor, sampling: SamplingParams, lagged: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Tokens [N] drawn from the distribution that ``sampling`` describes, and their log-probabilities [N], nats, float64.
 
     Args:
         logits: [N, V], at least float32; not divided by the temperature yet. Its memory is written over.
         uniforms: [N] float64 in [0, 1).
+        lagged: [N, V], the lagged policy's logits, where ``sampling`` asks for them.
     """
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
     if truncates(sampling):
         logits = logits.masked_fill_(~kept_tokens(logits, sampling), float("-inf"))
+    if sampling.lagged_top_p < 1:
+        logits = logits.masked_fill_(~top_p_set(_lagged(lagged, sampling), sampling.lagged_top_p), float("-inf"))
     masses = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     return _draw(masses, uniforms)
 

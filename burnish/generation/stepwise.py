@@ -102,7 +102,10 @@ class ModuleSampler:
         numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
         owner = torch.tensor([row.prompt for row in rows], device=self.model.device)
-        texts = (_Recomputed if self.recompute else _FromState)(self.model, encoded, owner)
+        kind = _Recomputed if self.recompute else _FromState
+        texts: list[_Texts] = [kind(self.model, encoded, owner)]
+        if sampling.lagged_top_p < 1 and self.model.lagged is not None:
+            texts.append(kind(self.model.lagged, encoded, owner))
         self._decode(texts, rows, sampling)
         done = [self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version) for row in rows]
         return [
@@ -110,14 +113,18 @@ class ModuleSampler:
             for p, prompt in enumerate(prompts)
         ]
 
-    def _decode(self, texts: _Texts, rows: Sequence[Row], sampling: SamplingParams) -> None:
-        """Fills the rows; those that are done leave the batch."""
+    def _decode(self, texts: Sequence[_Texts], rows: Sequence[Row], sampling: SamplingParams) -> None:
+        """Fills the rows; those that are done leave the batch. The second of two readers, which see the same tokens, is the
+        lagged policy."""
+        reader, lagged = texts[0], texts[1] if len(texts) > 1 else None
         ends = self.model.vocabulary.ends
         live = list(rows)
         for step in range(sampling.max_new_tokens):
             uniforms = torch.tensor([row.stream[step] for row in live], dtype=torch.float64)
             # A copy: the draw writes over it, and a module may hand out a view of its own weights.
-            tokens, logprobs = draw_tokens(texts.logits.clone(), uniforms.to(texts.logits.device), sampling)
+            tokens, logprobs = draw_tokens(
+                reader.logits.clone(), uniforms.to(reader.logits.device), sampling, lagged.logits if lagged else None
+            )
             for row, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
                 row.take(token, logprob, ends)
             going = [place for place, row in enumerate(live) if row.reason == "length"]
@@ -125,9 +132,11 @@ class ModuleSampler:
                 return
             if len(going) < len(live):
                 index = torch.tensor(going, device=tokens.device)
-                texts.keep(index)
+                for one in texts:
+                    one.keep(index)
                 live, tokens = [live[place] for place in going], tokens[index]
-            texts.push(tokens)
+            for one in texts:
+                one.push(tokens)
 
     def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         positions = self.model.max_positions

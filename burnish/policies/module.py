@@ -29,6 +29,7 @@ from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 ScoreKind = Literal["logits", "probabilities", "logprobs"]
 State = tuple[Tensor, ...]
 WEIGHTS = "model.safetensors"
+LAGGED = "lagged.safetensors"
 
 
 def as_logits(scores: Tensor, kind: ScoreKind) -> Tensor:
@@ -71,6 +72,8 @@ class ModuleModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the module's texts are judged by; itself, until somebody says otherwise."""
+        self.lagged: ModuleModel | None = None
+        """An earlier policy, where it masks what is drawn; see ``keep_up``."""
         self.advances = callable(getattr(module, "advance", None))
         if check:
             check_module(module, vocabulary.size, scores, name or type(module).__name__, self.device)
@@ -214,6 +217,11 @@ class ModulePolicy(ModuleModel):
         frozen = frozen_copy(self.module)
         self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
 
+    def keep_up(self) -> None:
+        """Makes a frozen copy of the module as it is now the lagged policy."""
+        frozen = frozen_copy(self.module)
+        self.lagged = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
+
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
@@ -224,7 +232,11 @@ class ModulePolicy(ModuleModel):
         (docs/policies.md).
         """
         logits, tokens = self.completion_logits(completions)
-        logprobs = sampling_logprobs(logits, sampling, always=tokens)
+        lagged = None
+        if sampling.lagged_top_p < 1 and self.lagged is not None:
+            with torch.no_grad():
+                lagged, _ = self.lagged.completion_logits(completions)
+        logprobs = sampling_logprobs(logits, sampling, always=tokens, lagged=lagged)
         chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
         kept = logprobs if entropy_gradient else logprobs.detach()
         # A token that cannot be drawn counts 0, and so does its gradient; entr would make it infinity times 0.
@@ -248,9 +260,11 @@ class ModulePolicy(ModuleModel):
         }
 
     def save(self, folder: Path) -> None:
-        """``model.safetensors`` and ``vocabulary.json``."""
-        tensors = {name: tensor.detach().contiguous() for name, tensor in named_weights(self.module).items()}
-        save_file(tensors, folder / WEIGHTS)
+        """``model.safetensors`` and ``vocabulary.json``, and ``lagged.safetensors`` where there is a lagged policy."""
+        for name, model in ((WEIGHTS, self), (LAGGED, self.lagged)):
+            if model is not None:
+                weights = named_weights(model.module)
+                save_file({key: tensor.detach().contiguous() for key, tensor in weights.items()}, folder / name)
         write_vocabulary(self.vocabulary, folder)
 
     def load(self, folder: Path) -> None:
@@ -261,18 +275,26 @@ class ModulePolicy(ModuleModel):
         """
         if read_vocabulary(folder / FILE).to_json() != self.vocabulary.to_json():
             raise InputError(f"{folder} has another vocabulary than this policy: another model's folder")
-        try:
-            saved = load_file(folder / WEIGHTS, device=str(self.device))
-        except Exception as error:  # safetensors has an error of its own kind
-            reason = " ".join(str(error).split())
-            raise InputError(f"{folder / WEIGHTS} cannot be read: {reason[:200]}") from error
-        weights = named_weights(self.module)
-        for name in weights.keys() | saved.keys():
-            if name not in weights or name not in saved or weights[name].shape != saved[name].shape:
-                raise InputError(f"{folder}: weight '{name}' does not fit this policy: another model's folder")
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                tensor.copy_(saved[name])
+        _take_weights(self.module, folder / WEIGHTS, self.device)
+        if self.lagged is not None and (folder / LAGGED).exists():
+            _take_weights(self.lagged.module, folder / LAGGED, self.device)
+
+
+def _take_weights(module: nn.Module, path: Path, device: torch.device) -> None:
+    """Raises InputError where the file is missing or damaged, or holds another model's weights."""
+    folder = path.parent
+    try:
+        saved = load_file(path, device=str(device))
+    except Exception as error:  # safetensors has an error of its own kind
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read: {reason[:200]}") from error
+    weights = named_weights(module)
+    for name in weights.keys() | saved.keys():
+        if name not in weights or name not in saved or weights[name].shape != saved[name].shape:
+            raise InputError(f"{folder}: weight '{name}' does not fit this policy: another model's folder")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(saved[name])
 
 
 def is_keras(module: object) -> bool:

@@ -31,8 +31,8 @@ class Results:
     Attributes:
         width: numbers of one token.
         adapters: of rows [T, in], what adapters added to the product with the weight itself; None where there are none.
-        kept: [capacity, width], allocated once and written anew in every step: fresh memory would cost as much time again
-            as the copy does.
+        kept: [capacity, width], allocated when more is needed than ever before and written anew in every step: fresh
+            memory would cost as much time again as the copy does.
         filled: tokens that were added since the last ``clear``.
         place: where the next tokens go; None while nothing is kept.
     """
@@ -46,7 +46,7 @@ class Results:
     def add(self, piece: Tensor) -> None:
         if self.place is None:
             return
-        assert self.kept is not None, "claim() allocates"
+        assert self.kept is not None, "reserve() allocates"
         self.kept[self.place] = piece.flatten(0, -2)
         self.filled += self.place.stop - self.place.start
 
@@ -55,13 +55,14 @@ class Recorded:
     """Results by weight and token. A sampler writes them, ``finder`` reads them.
 
     Args:
-        room: bytes they may take; what comes later is not kept. Memory that is not written to is not taken.
+        room: bytes they may take; what comes later is not kept.
     """
 
     def __init__(self, room: int) -> None:
         self._room = room
         self._results: dict[int, Results] = {}
         self._weights: list[Tensor] = []
+        self._capacity = 0
         self.clear()
 
     def clear(self) -> None:
@@ -98,10 +99,21 @@ class Recorded:
         """Bytes that are in use."""
         return self._tokens * self.bytes_per_token
 
+    def reserve(self, tokens: int) -> None:
+        """Makes room for so many more tokens, or for as many as fit."""
+        capacity = min(self._tokens + tokens, self._room // max(1, self.bytes_per_token))
+        if capacity <= self._capacity:
+            return
+        for results in self._results.values():
+            grown = torch.empty(capacity, results.width)
+            if results.kept is not None:
+                grown[: self._tokens] = results.kept[: self._tokens]
+            results.kept = grown
+        self._capacity = capacity
+
     def claim(self, tokens: int) -> range | None:
         """The places of the tokens that are run next, or None where there is no room any more."""
-        capacity = self._room // max(1, self.bytes_per_token)
-        self._full = self._full or not self._results or self._tokens + tokens > capacity
+        self._full = self._full or not self._results or self._tokens + tokens > self._capacity
         places = None if self._full else range(self._tokens, self._tokens + tokens)
         if places is not None:
             self._tokens = places.stop
@@ -109,8 +121,6 @@ class Recorded:
                 self._print = _print(self._weights)
         for results in self._results.values():
             results.place = None if places is None else slice(places.start, places.stop)
-            if places is not None and results.kept is None:
-                results.kept = torch.empty(capacity, results.width)
         return places
 
     def note(self, completion: Completion, prompt: Sequence[int], answer: Sequence[int]) -> None:

@@ -87,17 +87,24 @@ class Tabular(Table):
         self.parameter = nn.Parameter(table.clone())
         self.logits = self.parameter
         self._reference = Table(table.clone(), vocabulary)
+        self.lagged: Tensor | None = None
+        """[V+1, V], an earlier table, where it masks what is drawn."""
 
     @property
     def reference(self) -> LanguageModel:
         return self._reference
+
+    def keep_up(self) -> None:
+        """Makes the table as it is now the lagged policy."""
+        self.lagged = self.parameter.detach().clone()
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
         """Log-probabilities [T] with gradient and entropies [T], nats."""
         rows, tokens = self.states(completions)
-        full = sampling_logprobs(self.parameter[rows], sampling, always=tokens)
+        lagged = None if self.lagged is None else self.lagged[rows]
+        full = sampling_logprobs(self.parameter[rows], sampling, always=tokens, lagged=lagged)
         # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
         seen = full if entropy_gradient else full.detach()
@@ -123,7 +130,7 @@ class Tabular(Table):
     ) -> list[Group]:
         """P groups of G completions."""
         with torch.no_grad():
-            table = sampling_logprobs(self.parameter, sampling)
+            table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
         numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         done = [
             self._one(prompts[place // samples_per_prompt], place % samples_per_prompt, table, stream, policy_version)
@@ -153,8 +160,12 @@ class Tabular(Table):
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        save_file({"logits": self.parameter.detach()}, folder / "model.safetensors")
+        lagged = {} if self.lagged is None else {"lagged": self.lagged}
+        save_file({"logits": self.parameter.detach(), **lagged}, folder / "model.safetensors")
 
     def load(self, folder: Path) -> None:
         with torch.no_grad():
-            self.parameter.copy_(load_file(folder / "model.safetensors")["logits"])
+            found = load_file(folder / "model.safetensors")
+            self.parameter.copy_(found["logits"])
+            if self.lagged is not None and "lagged" in found:
+                self.lagged.copy_(found["lagged"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -37,6 +37,22 @@ def show_findings(findings: Sequence[Finding], world: World, *, samples: int, gr
         )
         if estimator.why:
             print(f"    {estimator.why}")
+
+
+def findings_json(findings: Sequence[Finding], world: World, *, samples: int, group: int, seed: int) -> dict[str, Any]:
+    """The same for a program."""
+    from burnish.algorithms.verify import as_rows
+
+    return {
+        "samples": samples, "group": group, "seed": seed,
+        "estimators": [
+            {"estimator": f.estimator.name, "target": f.estimator.target, "claims_unbiased": f.estimator.unbiased,
+             "agrees": f.agrees, "passed": f.passed, "variance": f.variance, "deviation": f.deviation,
+             "limit": f.limit, "exact_bias": float(f.bias.abs().max())}
+            for f in findings
+        ],
+        "components": as_rows(findings, world),
+    }  # fmt: skip
 
 
 def _padded(text: str, width: int) -> str:

@@ -82,6 +82,23 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
     console.file.flush()
 
 
+def print_calibration(found: Mapping[str, Any]) -> None:
+    """A reward model's reliability table: how sure it was, and how often it was right.
+
+    Args:
+        found: the content of ``calibration.json``.
+    """
+    print(
+        f"\nCalibration over {found['pairs']} held-out pairs: error {found['error']:.3f} (a perfectly calibrated judge: "
+        f"{found['by_chance']:.3f} by chance, at most {found['by_chance_95']:.3f} in 95 of 100)"
+    )
+    print("stated confidence      pairs   mean stated   was right")
+    for row in found["table"]:
+        print(
+            f"{row['low']:.2f} to {row['high']:.2f}{row['pairs']:15}{row['confidence']:14.3f}{row['accuracy']:12.3f}"
+        )  # fmt: skip
+
+
 def _caption(evaluation: Mapping[str, Any]) -> Text:
     sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"

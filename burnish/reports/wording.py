@@ -24,8 +24,12 @@ TITLES = {
     "length": "length in tokens",
     "truth_nll": "true text, nats per token",
     "preference_accuracy": "preference accuracy",
+    "preference_nll": "nats per pair",
     "preference_margin": "preference margin, nats",
     "chosen_perplexity": "chosen-answer perplexity",
+    "label_accuracy": "label accuracy",
+    "reward_gap": "desirable less undesirable, nats",
+    "desirable_perplexity": "desirable-answer perplexity",
 }
 
 EXPLANATIONS = {
@@ -35,6 +39,7 @@ EXPLANATIONS = {
     "chrf": "character overlap with the true continuation, 0 to 100",
     "distinct_1": "share of different words",
     "distinct_2": "share of different word pairs",
+    "desirable_perplexity": "of desirable held-out answers under the trained model",
     "chosen_perplexity": "of preferred held-out answers under the trained model",
 }
 

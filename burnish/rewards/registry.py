@@ -156,6 +156,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "json_format": "burnish.rewards.form:json_format",
         "compression": "burnish.rewards.diversity:compression",
         "group_diversity": "burnish.rewards.diversity:group_diversity",
+        "reward_model": "burnish.rewards.learned:reward_model",
         "unit_tests": "burnish.rewards.code:unit_tests",
         "informativeness": "burnish.rewards.information:informativeness",
         "readability": "burnish.rewards.information:readability",

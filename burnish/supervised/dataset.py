@@ -42,12 +42,12 @@ def read_rows(data: Data, *, offline: bool = False, observer: Observer | None = 
     return found
 
 
-def dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective, encoder: Encoder) -> Dataset:
+def dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any], encoder: Encoder) -> Dataset:
     """Splits and encodes.
 
     Raises:
-        InputError: a side of the split is empty, the rows are of a kind that this objective cannot learn from, or too
-            many cannot be encoded.
+        InputError: a side of the split is empty or has judged answers of one label alone, the rows are of a kind that
+            this objective cannot learn from, or too many cannot be encoded.
     """
     sides = split(rows.rows, recipe.data.held_out_percent)
     encoded: list[tuple[Example, ...]] = []
@@ -60,6 +60,8 @@ def dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective, encoder:
     train, held_out = encoded[0], chosen_units(encoded[1], recipe.evaluation.prompts)
     if not train or len({example.unit for example in held_out}) < 2:
         raise InputError("data: fewer than one training row or two held-out prompts can be used: give more rows")
+    _refuse_one_label("training", train)
+    _refuse_one_label("held-out", held_out)
     described = {
         "origin": rows.origin,
         "rows": len(rows.rows),
@@ -80,6 +82,17 @@ def chosen_units(held_out: Sequence[Example], count: int | None) -> tuple[Exampl
     units = sorted({example.unit for example in held_out}, key=lambda unit: (unit[8:], unit))[:count]
     kept = set(units)
     return tuple(example for example in held_out if example.unit in kept)
+
+
+def _refuse_one_label(side: str, examples: Sequence[Example]) -> None:
+    """What is desirable is learnt and measured against what is not, so that one without the other says nothing."""
+    labels = {example.desirable for example in examples}
+    if labels in ({True}, {False}):
+        label, other = ("true", "false") if True in labels else ("false", "true")
+        raise InputError(
+            f"data: all {len(examples)} {side} answers have the label {label}, and KTO compares both kinds: give rows with "
+            f"the label {other} too" + (", or raise data.held_out_percent" if side == "held-out" else "")
+        )
 
 
 def _refuse_broken(broken: Sequence[Broken], total: int, data: Data) -> None:

@@ -4,6 +4,7 @@ in silence."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,29 @@ from typing import Any
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
-from burnish.supervised.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, unrepeated
+from burnish.supervised.rows import Broken, Dialogue, Judged, Pair, Row, Rows, Text, Turn, digest, unrepeated
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),
     "completion": ("prompt", "completion"),
     "text": ("text",),
     "pairs": ("prompt", "chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
 }
 """Format -> the columns it needs."""
+OPTIONAL: Mapping[str, tuple[str, ...]] = {"pairs": ("margin",)}
+"""Format -> the columns that it may have besides."""
 ROLES = ("system", "user", "assistant")
 
 
 class JsonLines:
-    """A file of JSON lines: chat, completion, text or pairs.
+    """A file of JSON lines: chat, completion, text, pairs or labelled.
 
     Args:
         path: the file; a relative path is meant from the folder the command runs in.
         format: "chat" (``messages``: a list of ``{"role", "content"}``), "completion" (``prompt``, ``completion``),
-            "text" (``text``) or "pairs" (``prompt``, ``chosen``, ``rejected``).
+            "text" (``text``), "labelled" (``prompt``, ``completion``, ``label``: true or false) or
+            "pairs" (``prompt``, ``chosen``, ``rejected``, and ``margin`` where there is one).
         columns: the file's own names for these, such as ``{ prompt = "question" }``.
 
     Raises:
@@ -41,7 +46,7 @@ class JsonLines:
             raise InputError('data.path is missing: name the file, as in path = "data.jsonl"')
         if format not in COLUMNS:
             raise InputError(f"data.format = '{format}'{nearest(format, COLUMNS)}: write one of {', '.join(COLUMNS)}")
-        known = COLUMNS[format]
+        known = COLUMNS[format] + OPTIONAL.get(format, ())
         for name, column in (columns or {}).items():
             if name not in known or not isinstance(column, str):
                 raise InputError(
@@ -88,7 +93,7 @@ class JsonLines:
             if self.columns[name] not in row:
                 listed = ", ".join(list(map(str, row))[:8])
                 raise ValueError(f"no column '{self.columns[name]}'{nearest(self.columns[name], row)}; it has {listed}")
-        return {name: row[column] for name, column in self.columns.items()}
+        return {name: row[column] for name, column in self.columns.items() if column in row}
 
     def _chat(self, values: Mapping[str, Any]) -> Dialogue:
         messages = values["messages"]
@@ -116,7 +121,20 @@ class JsonLines:
         chosen, rejected = self._string(values, "chosen"), self._string(values, "rejected")
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same text")
-        return Pair(prompt, chosen, rejected, digest(prompt or chosen))
+        return Pair(prompt, chosen, rejected, digest(prompt or chosen), self._margin(values.get("margin")))
+
+    def _labelled(self, values: Mapping[str, Any]) -> Judged:
+        text = self._completion(values)
+        if not isinstance(values["label"], bool):
+            raise ValueError(f"'{self.columns['label']}' is {str(values['label'])[:40]}, not true or false")
+        return Judged(text.prompt, text.completion, values["label"], text.unit)
+
+    def _margin(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"'{self.columns['margin']}' is {str(value)[:40]}, not a finite number")
+        return float(value)
 
     def _string(self, values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
         value = values[name]

@@ -23,12 +23,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A statistic of two sums.
+    """A statistic of sums.
 
     Attributes:
         better: "higher" or "lower".
         total, count: which of the numbers are summed.
         statistic: sums [..., 2] -> metric [...].
+        others: numbers that are summed behind these two, for a statistic of more.
     """
 
     name: str
@@ -36,14 +37,16 @@ class Metric:
     total: str
     count: str
     statistic: Statistic
+    others: tuple[str, ...] = ()
 
     def sums(self, seen: Sequence[Seen]) -> tuple[list[str], Array]:
-        """The units in the order they come in, and their sums [n, 2]."""
+        """The units in the order they come in, and their sums [n, 2 and one for each of the others]."""
+        names = (self.total, self.count, *self.others)
         units: dict[str, list[float]] = {}
         for one in seen:
-            sums = units.setdefault(one.unit, [0.0, 0.0])
-            sums[0] += one.numbers[self.total]
-            sums[1] += one.numbers[self.count]
+            sums = units.setdefault(one.unit, [0.0] * len(names))
+            for place, name in enumerate(names):
+                sums[place] += one.numbers[name]
         return list(units), np.array(list(units.values()))
 
 

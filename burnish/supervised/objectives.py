@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,14 +30,24 @@ PLAIN = SamplingParams(max_new_tokens=1)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is drawn as one: a text to learn, or two answers to a prompt, the preferred one first."""
+    """What is drawn as one: a text to learn or to judge, or two answers to a prompt, the preferred one first.
+
+    Attributes:
+        margin: of a pair, where its row brings one.
+        desirable: of a single answer that was judged.
+    """
 
     unit: str
     texts: tuple[Encoded, ...]
+    margin: float | None = None
+    desirable: bool | None = None
 
 
-class Objective(Protocol):
-    """The difference between the verbs."""
+P = TypeVar("P", contravariant=True)
+
+
+class Objective(Protocol[P]):
+    """The difference between the verbs; P is what it trains."""
 
     metrics: tuple[Metric, ...]
 
@@ -45,16 +55,27 @@ class Objective(Protocol):
         """Raises ValueError where the row cannot be used, InputError where no such row could."""
         ...
 
-    def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
+    def backward(self, policy: P, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         """Adds the gradient of the step's loss; returns the step's numbers, ``loss`` and ``tokens`` among them."""
         ...
 
-    def seen(self, policy: Policy, examples: Sequence[Example]) -> list[Seen]:
+    def seen(self, policy: P, examples: Sequence[Example]) -> list[Seen]:
         """What a measurement keeps of each example."""
         ...
 
+    def findings(self, seen: Sequence[Seen], seed: int) -> Mapping[str, Any]:
+        """What else is written about the measurement after training: file name -> JSON."""
+        ...
 
-class FineTuning:
+
+class NoFindings:
+    """Of an objective whose metrics say all."""
+
+    def findings(self, seen: Sequence[Seen], seed: int) -> Mapping[str, Any]:
+        return {}
+
+
+class FineTuning(NoFindings):
     """Maximum likelihood: minus the mean log-probability of the answers' tokens; what is read is not learnt."""
 
     metrics: tuple[Metric, ...] = (
@@ -66,7 +87,9 @@ class FineTuning:
         if isinstance(row, Dialogue):
             return [Example(row.unit, (encoder.dialogue(row),))]
         if not isinstance(row, Text):
-            raise InputError("these rows are pairs: `burnish sft` learns from texts, `burnish prefer` from pairs")
+            raise InputError(
+                "these rows are pairs or judged answers, for `burnish prefer`: `burnish sft` learns from texts"
+            )
         if row.prompt:
             return [Example(row.unit, (encoder.text(row.unit, row.prompt, row.completion),))]
         return [Example(row.unit, (window,)) for window in encoder.windows(row)]
@@ -97,7 +120,7 @@ PairLoss = Callable[[Tensor, Tensor, float], Tensor]
 PAIR_LOSSES: Mapping[str, PairLoss] = {"dpo": dpo_loss, "ipo": ipo_loss}
 
 
-class Preferring:
+class Preferring(NoFindings):
     """DPO or IPO: the preferred answer gains on the other, measured against the model that training began from.
 
     A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section 4);
@@ -115,11 +138,10 @@ class Preferring:
 
     def examples(self, encoder: Encoder, row: Row) -> list[Example]:
         if not isinstance(row, Pair):
-            raise InputError("these rows are texts: `burnish prefer` learns from pairs, `burnish sft` from texts")
-        texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
-        if texts[0].token_ids == texts[1].token_ids:
-            raise ValueError("chosen and rejected are the same up to batch.max_tokens, where they are cut")
-        return [Example(row.unit, texts)]
+            raise InputError(
+                "these rows are texts: DPO and IPO learn from pairs (KTO from judged answers too), `burnish sft` from texts"
+            )
+        return [Example(row.unit, two_answers(encoder, row))]
 
     def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         total, margins = 0.0, []
@@ -157,6 +179,14 @@ class Preferring:
             )
             for example, margin, likelihood in zip(examples, margins, likelihoods, strict=True)
         ]  # fmt: skip
+
+
+def two_answers(encoder: Encoder, row: Pair) -> tuple[Encoded, ...]:
+    """The preferred answer and the other. Raises ValueError where they cannot be told apart or used."""
+    texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
+    if texts[0].token_ids == texts[1].token_ids:
+        raise ValueError("chosen and rejected are the same up to batch.max_tokens, where they are cut")
+    return texts
 
 
 def right(margins: Tensor) -> Tensor:

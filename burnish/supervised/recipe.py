@@ -1,5 +1,5 @@
-"""The recipes of ``burnish sft`` and ``burnish prefer``: as strict as that of ``train``, and with the same keys where they
-mean the same."""
+"""The recipes of ``burnish sft``, ``prefer`` and ``reward-model``: as strict as that of ``train``, with the same keys where
+they mean the same."""
 
 from __future__ import annotations
 
@@ -64,9 +64,20 @@ class SFTRecipe(SupervisedRecipe):
 
 
 class Preference(Section):
-    use: Literal["dpo", "ipo"] = "dpo"
+    use: Literal["dpo", "ipo", "kto"] = "dpo"
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference; the tau of IPO."""
+    desirable_weight: float | None = Field(None, gt=0)
+    """Of KTO's desirable answers; None means 1."""
+    undesirable_weight: float | None = Field(None, gt=0)
+    """Of its undesirable ones; None means 1."""
+
+    @model_validator(mode="after")
+    def _weights_are_of_kto(self) -> Preference:
+        for name in ("desirable_weight", "undesirable_weight"):
+            if self.use != "kto" and getattr(self, name) is not None:
+                raise ValueError(f'{name} belongs to use = "kto": leave it out with "{self.use}"')
+        return self
 
 
 class PreferRecipe(SupervisedRecipe):
@@ -74,6 +85,31 @@ class PreferRecipe(SupervisedRecipe):
 
     kind: Literal["prefer"]
     preference: Preference = Preference()
+
+    @model_validator(mode="after")
+    def _strangers(self) -> PreferRecipe:
+        if self.preference.use == "kto" and self.batch.examples_per_step < 2:
+            raise ValueError(
+                'preference.use = "kto" measures from prompts with the answers to others, so batch.examples_per_step must '
+                "be at least 2"
+            )
+        return self
+
+
+class Scoring(Section):
+    margin: float = Field(0.0, ge=0)
+    """How much better the preferred answer shall score, for pairs that bring no margin of their own."""
+    centre: float = Field(0.01, ge=0)
+    """Pull of the scores' level towards zero, which comparisons leave open; 0 leaves it out."""
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """Of the row of weights that makes the score, which begins at zero; ``optimizer.learning_rate`` is the backbone's."""
+
+
+class RewardModelRecipe(SupervisedRecipe):
+    """One run of ``burnish reward-model``."""
+
+    kind: Literal["reward-model"]
+    reward_model: Scoring = Scoring()
 
 
 R = TypeVar("R", bound=SupervisedRecipe)

@@ -1,4 +1,4 @@
-"""The three kinds of rows to learn from, and which side of the split a row is on."""
+"""The kinds of rows to learn from, and which side of the split a row is on."""
 
 from __future__ import annotations
 
@@ -42,15 +42,30 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of a prompt, one preferred."""
+    """Two completions of a prompt, one preferred.
+
+    Attributes:
+        margin: how much better a reward model shall find the preferred one, where somebody said so.
+    """
 
     prompt: str
     chosen: str
     rejected: str
     unit: str
+    margin: float | None = None
 
 
-Row = Dialogue | Text | Pair
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A completion that somebody found desirable or not."""
+
+    prompt: str
+    completion: str
+    desirable: bool
+    unit: str
+
+
+Row = Dialogue | Text | Pair | Judged
 R = TypeVar("R", bound=Row)
 
 

@@ -1,7 +1,8 @@
-"""``burnish.sft`` and ``burnish.prefer``: a recipe in, a run folder with its proof out."""
+"""``burnish.sft``, ``burnish.prefer`` and ``burnish.reward_model``: a recipe in, a run folder with its proof out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,31 @@ import torch
 from burnish.api import warn_of_changes, with_absolute_model
 from burnish.backends.local import environment, keep_freed_memory
 from burnish.catalogue.convert import resolve_model
-from burnish.checkpoints import optimizer_for
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
-from burnish.loop import Interrupted
-from burnish.policies.causal_lm import load_policy
-from burnish.protocols import Observer
+from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
+from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.progress import make_observer
 from burnish.run import Run
+from burnish.session import Interrupted, optimizer_for
+from burnish.supervised.comparing import Comparing
 from burnish.supervised.dataset import dataset, read_rows
 from burnish.supervised.encoding import Encoder
+from burnish.supervised.judging import Judging
 from burnish.supervised.objectives import PAIR_LOSSES, FineTuning, Objective, Preferring
-from burnish.supervised.recipe import PreferRecipe, SFTRecipe, SupervisedRecipe, kind_of, load_supervised
+from burnish.supervised.recipe import (
+    PreferRecipe,
+    RewardModelRecipe,
+    SFTRecipe,
+    SupervisedRecipe,
+    kind_of,
+    load_supervised,
+)
 from burnish.supervised.session import Learner, Session
 
 R = TypeVar("R", bound=SupervisedRecipe)
+T = TypeVar("T", bound=Trainable)
 Source = str | Path | Mapping[str, Any] | None
 
 
@@ -49,6 +60,12 @@ class SupervisedResult:
         """The trained model in Hugging Face form."""
         return self.run_dir / "model"
 
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """Of a reward model, the content of ``calibration.json``: error, by_chance, by_chance_95, pairs and table."""
+        path = self.run_dir / "calibration.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
 
 def sft(
     recipe: Source = None,
@@ -61,7 +78,7 @@ def sft(
     **changes: Any,
 ) -> SupervisedResult:
     """Fine-tunes on the texts that a recipe names, or takes up a run. Arguments and errors as of ``burnish.train``."""
-    job = _Job(SFTRecipe, lambda _: FineTuning(), offline, observer or make_observer())
+    job = _Job(SFTRecipe, _fine_tuning, offline, observer or make_observer())
     return job.done(recipe, run_dir, resume, overrides, changes)
 
 
@@ -75,22 +92,65 @@ def prefer(
     overrides: Sequence[str] = (),
     **changes: Any,
 ) -> SupervisedResult:
-    """Learns from pairs which answer is preferred (DPO, IPO), or takes up a run. Arguments and errors as of
-    ``burnish.train``."""
+    """Learns which answers are preferred, from pairs (DPO, IPO) or from answers judged one by one (KTO), or takes up a
+    run. Arguments and errors as of ``burnish.train``."""
     job = _Job(PreferRecipe, _preferring, offline, observer or make_observer())
     return job.done(recipe, run_dir, resume, overrides, changes)
 
 
-def _preferring(recipe: PreferRecipe) -> Objective:
-    return Preferring(PAIR_LOSSES[recipe.preference.use], recipe.preference.beta)
+def reward_model(
+    recipe: Source = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    offline: bool = False,
+    observer: Observer | None = None,
+    overrides: Sequence[str] = (),
+    **changes: Any,
+) -> SupervisedResult:
+    """Learns from pairs to score answers (Bradley-Terry), or takes up a run. Arguments and errors as of
+    ``burnish.train``; the run folder is what the reward ``reward_model`` takes for its ``path``."""
+    job = _Job(RewardModelRecipe, _scoring, offline, observer or make_observer())
+    return job.done(recipe, run_dir, resume, overrides, changes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job(Generic[R]):
+class _Trained(Generic[T]):
+    """What a verb trains, what it minimises, and by what it moves."""
+
+    policy: T
+    objective: Objective[T]
+    optimizer: torch.optim.Optimizer
+
+
+def _fine_tuning(recipe: SFTRecipe, model: CausalLM) -> _Trained[Policy]:
+    return _Trained(model, FineTuning(), optimizer_for(model, recipe.optimizer))
+
+
+def _preferring(recipe: PreferRecipe, model: CausalLM) -> _Trained[Policy]:
+    settings = recipe.preference
+    objective: Objective[Policy]
+    if settings.use == "kto":
+        objective = Judging(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
+    else:
+        objective = Preferring(PAIR_LOSSES[settings.use], settings.beta)
+    return _Trained(model, objective, optimizer_for(model, recipe.optimizer))
+
+
+def _scoring(recipe: RewardModelRecipe, model: CausalLM) -> _Trained[RewardModel]:
+    settings = recipe.reward_model
+    trained = RewardModel(model, recipe.batch.max_tokens)
+    rates = {HEAD_WEIGHT: settings.head_learning_rate}
+    objective = Comparing(margin=settings.margin, centre=settings.centre)
+    return _Trained(trained, objective, optimizer_for(trained, recipe.optimizer, rates))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[R, T]):
     """One call of a verb."""
 
     kind: type[R]
-    objective: Callable[[R], Objective]
+    trained: Callable[[R, CausalLM], _Trained[T]]
     offline: bool
     observer: Observer
 
@@ -151,11 +211,10 @@ class _Job(Generic[R]):
         evaluation = Session(learner, run, self.observer).work()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _learner(self, recipe: R) -> Learner:
+    def _learner(self, recipe: R) -> Learner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        objective = self.objective(recipe)
         # The rows come first: they are read in a moment, and a model is not.
         rows = read_rows(recipe.data, offline=self.offline, observer=self.observer)
         section = recipe.policy
@@ -164,8 +223,10 @@ class _Job(Generic[R]):
             source, lora=section.lora, dtype=section.dtype, device=section.device, offline=self.offline,
             seed=recipe.seed, gradient_checkpointing=section.gradient_checkpointing,
         )  # fmt: skip
-        data = dataset(rows, recipe, objective, Encoder(policy, recipe.batch.max_tokens))
-        return Learner(recipe, policy, objective, data, optimizer_for(policy, recipe.optimizer))
+        encoder = Encoder(policy, recipe.batch.max_tokens)
+        trained = self.trained(recipe, policy)
+        data = dataset(rows, recipe, trained.objective, encoder)
+        return Learner(recipe, trained.policy, trained.objective, data, trained.optimizer)
 
 
 def with_absolute_path(recipe: R) -> R:

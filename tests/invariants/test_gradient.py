@@ -285,6 +285,8 @@ def test_different_settings_do_differ(made):
     ):
         assert_differ(base, gradient(policy, groups, other))
     assert_differ(base, gradient(policy, groups[:3], recipe("grpo", kl=KLS[0])))
+    weak, strong = (gradient(policy, groups, recipe("online_dpo", keys={"beta": beta})) for beta in (0.1, 0.2))
+    assert_differ(weak, strong)
 
 
 def test_the_gradient_is_the_policy_gradient_written_out(made):

@@ -52,9 +52,10 @@ def learnt(algorithm: str, seed: int, folder, *, shuffled: bool = False, keys=()
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
 def test_every_preset_learns_to_say_it(algorithm, tmp_path):
-    # From 0.24; after 40 steps of 32 samples all presets and seeds stood between 0.921 and 0.939 when this was written.
+    # From 0.24; after 40 steps of 32 samples all presets and seeds stood between 0.921 and 0.939 when this was written,
+    # but for online_dpo, which looks at two of a prompt's eight samples and is pulled back: between 0.900 and 0.913.
     found = [learnt(algorithm, seed, tmp_path) for seed in SEEDS]
-    assert min(found) > 0.9, found
+    assert min(found) > (0.88 if PRESETS[algorithm].paired else 0.9), found
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_several_updates_a_step_learn_as_well(tmp_path):
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
 def test_shuffled_rewards_teach_nothing(algorithm, tmp_path):
-    # A random walk around 0.24: between 0.15 and 0.54 when this was written.
+    # A random walk around 0.24: between 0.15 and 0.54 when this was written (online_dpo: 0.19 and 0.35).
     found = [learnt(algorithm, seed, tmp_path, shuffled=True) for seed in SEEDS]
     assert min(found) > 0.08, found
     assert max(found) < 0.65, found

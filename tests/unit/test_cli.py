@@ -12,6 +12,7 @@ from burnish import cli
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
 from burnish.recipe import load_recipe, shipped
+from burnish.recipe_file import VERBS as KINDS
 
 VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 
@@ -101,7 +102,7 @@ class TestList:
         assert {"bleu", "exact", "perplexity", "repetition"} <= names("rewards")
         assert {"news", "toy"} <= names("tasks")
         assert "smollm2-135m" in names("models")
-        assert names("recipes") == set(shipped()) | set(shipped("sft")) | set(shipped("prefer"))
+        assert names("recipes") == set().union(*(shipped(kind) for kind in (None, *KINDS)))
 
     def test_another_kind(self, monkeypatch, capsys):
         assert run(monkeypatch, "list", "reward") == 2

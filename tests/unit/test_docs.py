@@ -18,7 +18,7 @@ from burnish.backends.local import task_prompts
 from burnish.cli import app
 from burnish.recipe import Job, Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
-from burnish.supervised.recipe import PreferRecipe, SFTRecipe
+from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
@@ -72,7 +72,7 @@ def test_every_key_of_a_recipe_is_explained_with_its_default() -> None:
 @pytest.mark.parametrize("page", ["docs/supervised.md", "docs/supervised.zh-CN.md"])
 def test_every_key_of_the_recipes_for_rows_is_explained_with_its_default(page: str) -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
-    assert sorted(rows) == sorted({*keys(SFTRecipe), *keys(PreferRecipe)} - {*keys(Job)})
+    assert sorted(rows) == sorted({*keys(SFTRecipe), *keys(PreferRecipe), *keys(RewardModelRecipe)} - {*keys(Job)})
 
 
 @pytest.mark.parametrize("name", REWARDS.names())

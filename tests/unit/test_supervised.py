@@ -21,10 +21,10 @@ from burnish.catalogue.convert import resolve_model
 from burnish.cli import app
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
-from burnish.loop import Interrupted
 from burnish.policies.causal_lm import load_policy
 from burnish.reports.progress import PlainProgress, QuietProgress
 from burnish.run import comparable
+from burnish.session import Interrupted
 from burnish.supervised.dataset import chosen_units
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json

@@ -20,7 +20,7 @@ from burnish.errors import InputError
 from burnish.recipe import load_recipe, shipped
 from burnish.supervised.draw import Draw
 from burnish.supervised.jsonl import JsonLines
-from burnish.supervised.recipe import PreferRecipe, SFTRecipe, kind_of, load_supervised
+from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.rows import Pair, Text, digest, split
 from burnish.supervised.sources import _exchanged
 
@@ -171,7 +171,7 @@ class TestRecipes:
             (SFTRecipe, SFT, "batch.max_token=3", "did you mean 'max_tokens'"),
             (SFTRecipe, SFT, "policy.use=tabular", "only a causal_lm"),
             (SFTRecipe, SFT, "preference.use=dpo", "unknown key 'preference'"),
-            (PreferRecipe, PREFER, "preference.use=kto", "'dpo' or 'ipo'"),
+            (PreferRecipe, PREFER, "preference.use=simpo", "'dpo', 'ipo' or 'kto'"),
             (PreferRecipe, PREFER, "preference.beta=0", "greater than 0"),
             (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
         ],
@@ -180,7 +180,7 @@ class TestRecipes:
         with pytest.raises(InputError, match=message):
             load_supervised(kind, data, [override])
 
-    @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe])
+    @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe, RewardModelRecipe])
     def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
         names = shipped(kind_of(kind))
         assert names

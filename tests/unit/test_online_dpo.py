@@ -1,0 +1,142 @@
+"""Online DPO as a preset: its advantages by hand, and the step's gradient against DPO's own loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import burnish
+from burnish.algorithms import exact
+from burnish.algorithms.advantages import best_and_worst, paired_strength
+from burnish.algorithms.estimators import Estimator, Groups
+from burnish.algorithms.ops import sum_by_sequence
+from burnish.algorithms.preference import dpo_loss
+from burnish.algorithms.presets import PRESETS
+from burnish.algorithms.verify import expectation
+from burnish.backends.local import build
+from burnish.errors import InputError
+from burnish.policies.tabular import known_world
+from burnish.training import train_step
+from burnish.types import Scores
+
+
+def tensor(*values: object) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_the_best_and_the_worst():
+    rewards = tensor([1.0, 3.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0])
+    # G = 4: half of it; of equal ones the first; no pair where all are equal.
+    assert best_and_worst(rewards).tolist() == [[0, 2, 0, -2], [2, 0, -2, 0], [0, 0, 0, 0]]
+
+
+def test_the_strength_by_hand():
+    ratios = tensor([0.5, -0.5], [-2.0, 3.0], [1.0, 1.0])
+    rewards = tensor([1.0, 0.0], [1.0, 0.0], [1.0, 1.0])
+    advantages, margins = paired_strength(best_and_worst(rewards), ratios, 0.2)
+    # m = 0.2 * 1 and 0.2 * -5; A = +-2 beta sigmoid(-m) G / 2 = +-0.4 sigmoid(-m).
+    first, second = (0.4 / (1 + math.exp(m)) for m in (0.2, -1.0))
+    torch.testing.assert_close(advantages, tensor([first, -first], [second, -second], [0.0, 0.0]))
+    torch.testing.assert_close(margins, tensor(0.2, -1.0, math.nan), equal_nan=True)
+
+
+def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
+    """The pairs' chances held fixed: that, and no return, is what online DPO climbs."""
+    beta, known = 0.4, known_world()
+    rewards = torch.from_numpy(np.random.default_rng(3).normal(size=len(known.rewards)))
+    world = replace(known, rewards=rewards)
+    reference = exact.probabilities(world.reference, world.sequences).log()
+
+    def credit(groups: Groups) -> torch.Tensor:
+        ratios = exact.probabilities(world.logits, world.sequences).log() - reference
+        advantages, _ = paired_strength(best_and_worst(groups.rewards), ratios[groups.index], beta)
+        return advantages.view(-1, 1).expand(groups.mask.shape)
+
+    found = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit), coefficient=0.0, baseline=0.0)
+
+    logits = world.logits.clone().requires_grad_()
+    logprobs = world.sequences.token_logprobs(logits).sum(-1)
+    chance = logprobs.detach().exp()
+    possible = chance.nonzero().squeeze(-1)
+    # An ordered pair occurs twice among two draws; two of the same text have equal rewards and are none.
+    best, worst = torch.cartesian_prod(possible, possible).T
+    best, worst = best[rewards[best] > rewards[worst]], worst[rewards[best] > rewards[worst]]
+    ratio = logprobs - reference
+    loss = (2 * chance[best] * chance[worst] * dpo_loss(ratio[best], ratio[worst], beta)).sum()
+    expected = -exact.gradient(loss, logits).flatten()
+    assert float(expected.abs().max()) > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+class Fixed:
+    """Rewards that do not depend on anything but the sample's place."""
+
+    def score(self, completions, *, step=None):
+        total = np.random.default_rng(7).normal(size=len(completions))
+        return Scores(total, {"fixed": total}, {"fixed": 1.0})
+
+
+class Recorder:
+    """Keeps the gradient and moves nothing."""
+
+    param_groups: list[dict[str, object]]
+
+    def __init__(self, parameter: torch.nn.Parameter) -> None:
+        self.parameter, self.param_groups = parameter, []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.parameter.grad = None
+
+    def step(self) -> None:
+        assert self.parameter.grad is not None
+        self.found = self.parameter.grad.clone()
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
+    recipe = burnish.load_recipe(
+        "toy", ["algorithm.use=online_dpo", "algorithm.beta=0.4", "optimizer.max_grad_norm=1e9",
+                "sampling.prompts_per_step=12", f"sampling.samples_per_prompt={samples}"],
+    )  # fmt: skip
+    learner, _ = build(recipe)
+    with torch.no_grad():
+        # Another policy than its reference, so that margins are not all 0; every token stays possible.
+        noise = 0.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        learner.policy.parameter += noise
+    learner.scorer, learner.optimizer = Fixed(), Recorder(learner.policy.parameter)
+    sampled = []
+    inner = learner.sampler.sample
+
+    class Kept:
+        def sample(self, *arguments, **options):
+            sampled.extend(inner(*arguments, **options))
+            return sampled
+
+    learner.sampler = Kept()
+    report = train_step(learner)
+    completions = [one for group in sampled for one in group.completions]
+    rewards = Fixed().score(completions).total.reshape(-1, samples)
+    lengths = torch.tensor([len(one.token_ids) for one in completions])
+    learner.policy.parameter.grad = None
+    logprobs = learner.policy.logprobs(completions, recipe.sampling.params).logprobs
+    ratios = sum_by_sequence(logprobs - learner.policy.reference.token_logprobs(completions), lengths).view(-1, samples)
+    place = torch.arange(len(rewards))
+    best, worst = (ratios[place, torch.from_numpy(index)] for index in (rewards.argmax(1), rewards.argmin(1)))
+    loss = dpo_loss(best, worst, 0.4).mean()
+    loss.backward()
+    loss = loss.detach()
+    assert float(loss) != pytest.approx(math.log(2), abs=1e-3)
+    assert report.metrics["preference/loss"] == pytest.approx(float(loss), abs=1e-9)
+    torch.testing.assert_close(learner.optimizer.found, learner.policy.parameter.grad, rtol=0, atol=1e-10)
+
+
+def test_beta_belongs_to_it():
+    assert PRESETS["online_dpo"].paired
+    with pytest.raises(
+        InputError, match=r"algorithm\.beta = 0\.2: 'rloo' makes no pairs: leave it out, or use online_dpo$"
+    ):
+        burnish.load_recipe("toy", ["algorithm.beta=0.2"])
