@@ -67,7 +67,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("short", "grpo", "short prompts, short answers", 8, 8, 64, peer_microbatch=64),
     Workload(
         "ragged", "grpo", "questions whose answers mostly stop early", 8, 8, 256, prompt_tokens=None,
-        steps=2, peer_warmup=0, peer_microbatch=32,
+        steps=2, peer_warmup=0, peer_microbatch=16,
     ),
     Workload(
         "long", "grpo", "long prompts, short answers", 4, 16, 32, prompt_tokens=600, steps=2, peer_warmup=0,
