@@ -43,21 +43,29 @@ def fused_logprobs(
         tokens: [T].
         entropy_gradient: whether the entropies are differentiable too.
     """
-    logprobs, entropy = _FusedLogprobs.apply(hidden, weight, bias, tokens, sampling)  # type: ignore[no-untyped-call]
+    keep = torch.is_grad_enabled()
+    logprobs, entropy = _FusedLogprobs.apply(hidden, weight, bias, tokens, sampling, keep)  # type: ignore[no-untyped-call]
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
 class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        sampling: SamplingParams,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
+        """``keep``: whether a backward pass may come; in here autograd is off in any case."""
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(len(tokens), dtype=kind)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         ctx.waiting = []
         """Of the first chunks: probabilities [S, V], each row times its divisor [S]."""
-        room = KEPT_ELEMENTS if any(ctx.needs_input_grad) else 0
+        room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
             logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
             top = logits.amax(-1, keepdim=True)
@@ -80,7 +88,7 @@ class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, by_logprob: Tensor, by_entropy: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
@@ -114,7 +122,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 weight_grad.addmm_(grad.T, hidden[rows])
             if bias_grad is not None:
                 bias_grad += grad.sum(0)
-        return hidden_grad, weight_grad, bias_grad, None, None
+        return hidden_grad, weight_grad, bias_grad, None, None, None
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:

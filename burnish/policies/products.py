@@ -94,7 +94,7 @@ class _Products(TorchFunctionMode):
         if func is torch.nn.functional.linear and not options:
             rows, weight, bias = args if len(args) == 3 else (*args, None)
             with torch.no_grad():
-                found = None if self.find is None else self.find(weight, rows.flatten(0, -2))
+                found = None if self.find is None or rows.dim() < 2 else self.find(weight, rows.flatten(0, -2))
             if found is not None or _fits(rows, weight):
                 return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
         return func(*args, **options)

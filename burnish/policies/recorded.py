@@ -33,7 +33,7 @@ class Results:
         adapters: of rows [T, in], what adapters added to the product with the weight itself; None where there are none.
         kept: [capacity, width], allocated when more is needed than ever before and written anew in every step: fresh
             memory would cost as much time again as the copy does.
-        filled: tokens that were added since the last ``clear``.
+        filled: tokens whose results are all there, since the last ``clear``; -1 where some are not.
         place: where the next tokens go; None while nothing is kept.
     """
 
@@ -47,8 +47,13 @@ class Results:
         if self.place is None:
             return
         assert self.kept is not None, "reserve() allocates"
-        self.kept[self.place] = piece.flatten(0, -2)
-        self.filled += self.place.stop - self.place.start
+        rows = piece.flatten(0, -2)
+        # A product that a pass makes twice, or of some tokens alone as an expert does, is of no use.
+        if self.filled != self.place.start or len(rows) != self.place.stop - self.place.start:
+            self.filled = -1
+            return
+        self.kept[self.place] = rows
+        self.filled = self.place.stop
 
 
 class Recorded:
@@ -139,7 +144,6 @@ class Recorded:
 
     def _find(self, places: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
         results = self._results.get(id(weight))
-        # Another number of tokens: a product that a pass makes twice, or not for every token.
         if results is None or results.kept is None or results.filled != self._tokens:
             return None
         found = results.kept.index_select(0, places)

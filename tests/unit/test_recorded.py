@@ -149,3 +149,34 @@ class TestWhenItMayBeUsed:
         short = load_policy(tiny("llama"), gradient_checkpointing=True)
         short.record()
         assert short.recorded is None
+
+
+class TestAProductOfSomeTokens:
+    """As of an expert, which sees the tokens that were sent to it."""
+
+    @pytest.mark.parametrize("rows", [1, 2, 5])
+    def test_is_not_looked_up_and_harms_nobody(self, rows):
+        recorded = Recorded(1 << 20)
+        weight, other = torch.ones(4, 3), torch.ones(6, 3)
+        expert, whole = recorded.results(weight), recorded.results(other)
+        recorded.reserve(10)
+        recorded.claim(3)
+        expert.add(torch.ones(1, rows, 4))
+        whole.add(torch.full((1, 3, 6), 7.0))
+        find = recorded.finder([2, 0])
+        assert find is not None
+        assert find(weight, torch.ones(2, 3)) is None
+        assert torch.equal(find(other, torch.ones(2, 3)), torch.full((2, 6), 7.0))
+
+    def test_nor_one_that_a_pass_makes_twice(self):
+        recorded = Recorded(1 << 20)
+        weight = torch.ones(4, 3)
+        results = recorded.results(weight)
+        recorded.reserve(10)
+        recorded.claim(3)
+        results.add(torch.ones(1, 3, 4))
+        results.add(torch.zeros(1, 3, 4))
+        assert recorded.finder([0])(weight, torch.ones(1, 3)) is None
+        # And none in the next pass: twice as many results in one pass and none in the other come to the right number.
+        recorded.claim(3)
+        assert recorded.finder([0])(weight, torch.ones(1, 3)) is None
