@@ -6,6 +6,8 @@ BIN         := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ARGS        ?=
+# What is installed beside burnish. Tests of an optional package say so where it is not there: make -B install EXTRAS=dev,keras,parquet
+EXTRAS      ?= dev
 
 .PHONY: install train test unit check format clean bench bench-peer
 
@@ -16,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  || { echo "burnish needs Python 3.11 to 3.13: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "no virtual environment could be made: on Debian, apt install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # Runs the main job. More options: make train ARGS="--set steps=50"
