@@ -21,7 +21,8 @@ from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Session
-from burnish.policies.causal_lm import CausalModel, load_model
+from burnish.policies.causal_lm import CausalModel
+from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
 from burnish.recipe import Job, Recipe, load_recipe, shipped
 from burnish.recipe_file import VERBS

@@ -219,7 +219,7 @@ def build_policy(
         table = Tabular()
         return table, table
     from burnish.generation.engine import sampler_for
-    from burnish.policies.causal_lm import load_policy
+    from burnish.policies.loading import load_policy
 
     source = resolve_model(section.model, offline=offline, observer=observer)
     policy = load_policy(

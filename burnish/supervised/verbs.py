@@ -15,7 +15,8 @@ from burnish.backends.local import environment, keep_freed_memory
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
-from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.policies.causal_lm import CausalLM
+from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.progress import make_observer

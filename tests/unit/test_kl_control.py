@@ -14,7 +14,7 @@ from burnish.algorithm_section import KL
 from burnish.anchor import Anchor
 from burnish.backends.local import build
 from burnish.checkpoints import restore, write_learner
-from burnish.policies.causal_lm import load_policy
+from burnish.policies.loading import load_policy
 from burnish.policies.tabular import Tabular
 from burnish.recipe import LoRA, load_recipe
 from burnish.run import Run

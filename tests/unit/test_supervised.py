@@ -21,7 +21,7 @@ from burnish.catalogue.convert import resolve_model
 from burnish.cli import app
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
-from burnish.policies.causal_lm import load_policy
+from burnish.policies.loading import load_policy
 from burnish.reports.progress import PlainProgress, QuietProgress
 from burnish.run import comparable
 from burnish.session import Interrupted
