@@ -304,8 +304,11 @@ def next_coefficient(kl: KL, coefficient: float, distance: float, *, samples: in
     return adapted_coefficient(coefficient, distance, target=kl.target, rate=rate)
 
 
-def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "") -> None:
-    """Raises BurnishError where a weight would become not-a-number."""
+def refuse_non_finite(
+    step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "", rewarded: bool = True
+) -> None:
+    """Raises BurnishError where a weight would become not-a-number; ``rewarded`` samples, where there are any, may say why."""
+    look = ", and look in samples.jsonl for rewards that run away" if rewarded else ""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
             where, kept = f"step {step}", "the weights were left as they were"
@@ -313,7 +316,7 @@ def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int =
                 where, kept = f"step {step}, update {update}", "the weights of this step's earlier updates are not kept"
             raise BurnishError(
                 f"{where}: the {of}{name} is {value}; {kept}. Resuming would come to the same: "
-                "start again with a lower optimizer.learning_rate, and look in samples.jsonl for rewards that run away"
+                f"start again with a lower optimizer.learning_rate{look}"
             )
 
 

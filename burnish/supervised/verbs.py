@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.backends.local import environment, keep_freed_memory
-from burnish.catalogue.convert import resolve_model
+from burnish.backends.local import build_language_model, environment, keep_freed_memory
 from burnish.launch import (
     discarded_on_failure,
     in_run,
@@ -21,7 +20,6 @@ from burnish.launch import (
     with_absolute_path,
 )
 from burnish.policies.causal_lm import CausalLM
-from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.progress import make_observer
@@ -163,12 +161,7 @@ class Verb(Generic[R, T]):
             torch.set_num_threads(recipe.threads)
         # The rows come first: they are read in a moment, and a model is not.
         rows = read_rows(recipe.data, offline=offline, observer=observer)
-        section = recipe.policy
-        source = resolve_model(section.model, offline=offline, observer=observer)
-        policy = load_policy(
-            source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline,
-            seed=recipe.seed, gradient_checkpointing=section.gradient_checkpointing,
-        )  # fmt: skip
+        policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained = self.trained(recipe, policy)
         data = dataset(rows, recipe, trained.objective, encoder)
