@@ -1,7 +1,8 @@
 """One step of learning, read from top to bottom. The loop around it is in ``loop.py``.
 
 The step sees protocols, not implementations: a policy that says how probable tokens are, a sampler, a scorer, and a
-preset that is an advantage function, a loss function and a way of adding up. No algorithm branches in here.
+preset that is an advantage function, a loss function and a way of adding up. It asks what a preset needs, such as a critic
+or pairs, and never which algorithm it is.
 
 P prompts, G samples of each, N = P*G completions, T their tokens; see ``burnish.types``.
 """
@@ -307,7 +308,7 @@ def next_coefficient(kl: KL, coefficient: float, distance: float, *, samples: in
 def refuse_non_finite(
     step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "", rewarded: bool = True
 ) -> None:
-    """Raises BurnishError where a weight would become not-a-number; ``rewarded`` samples, where there are any, may say why."""
+    """Raises BurnishError where a weight would become not-a-number. Samples that were ``rewarded`` may say why."""
     look = ", and look in samples.jsonl for rewards that run away" if rewarded else ""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
