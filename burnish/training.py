@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from burnish import baselines
@@ -28,6 +27,7 @@ from burnish.algorithms.shaping import overlong_penalty
 from burnish.anchor import Anchor
 from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
 from burnish.critic import Critic, explained_variance, token_credit
+from burnish.draw import Draw
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
@@ -274,16 +274,8 @@ def train_step(learner: Learner) -> StepReport:
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
-    """The prompts of a step (counted from 1): each epoch is a new order of all prompts, and steps read on where the last
-    one ended. A function of its arguments alone, so a resumed run sees the same prompts."""
-    drawn = []
-    for place in range((step - 1) * count, step * count):
-        epoch, position = divmod(place, len(prompts))
-        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1, epoch]))).permutation(
-            len(prompts)
-        )
-        drawn.append(prompts[order[position]])
-    return drawn
+    """The prompts of a step (counted from 1), as ``Draw`` draws them."""
+    return [prompts[place] for place in Draw(len(prompts), count, seed).step(step)]
 
 
 def screen(completion: Completion) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from burnish.batching import TokenBudget
+from burnish.draw import Draw
 from burnish.errors import InputError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock
@@ -18,7 +19,6 @@ from burnish.protocols import Trainable
 from burnish.run import Checkpoint, json_text
 from burnish.session import BaseSession
 from burnish.supervised.dataset import Dataset
-from burnish.supervised.draw import Draw
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import Objective
 from burnish.supervised.recipe import SupervisedRecipe
