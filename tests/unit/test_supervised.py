@@ -303,7 +303,7 @@ class TestRunFolders:
         found = burnish.prefer(
             job("prefer", policy={"model": "early"}, steps=1), run_dir="next", observer=QuietProgress()
         )
-        assert 'model = "/' in (found.run_dir / "recipe.toml").read_text()
+        assert all(f'{key} = "/' in (found.run_dir / "recipe.toml").read_text() for key in ("model", "path"))
         assert dict(load_policy(found.model).trainable()).keys() == dict(first.trainable()).keys()
 
     def test_a_run_without_a_checkpoint_names_its_own_verb(self, job):
