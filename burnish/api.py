@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build, check_references, environment, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
-from burnish.errors import BurnishError, InputError
+from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
-from burnish.interrupts import Interrupts
+from burnish.launch import discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.loop import HELD_OUT_SEED, Session
-from burnish.policies.causal_lm import CausalModel, load_model
+from burnish.policies.causal_lm import CausalModel
+from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
-from burnish.recipe import Job, Recipe, load_recipe, shipped
+from burnish.recipe import Recipe, load_recipe, shipped
 from burnish.recipe_file import VERBS
 from burnish.registry import nearest
 from burnish.reports.html import write_report
@@ -31,16 +31,11 @@ from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
-from burnish.sections import OpenSection, RewardSection
-from burnish.session import Interrupted
+from burnish.sections import RewardSection
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 
-BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
-
 RewardName = str | Callable[..., Any]
-J = TypeVar("J", bound=Job)
-S = TypeVar("S", bound=OpenSection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,38 +87,15 @@ def train(
         BurnishError: training failed on the way; the run folder is whole up to the last checkpoint.
     """
     watcher = observer or make_observer()
-    # From the moment that the folder is there, Ctrl-C shall say how to go on with it.
-    with Interrupts() as interrupts:
-        interrupts.hold()
-        run = _run(recipe, rewards, run_dir, resume, overrides, changes)
-        try:
-            interrupts.release()
-            return _worked(run, watcher, offline=offline, fresh=resume is None)
-        except KeyboardInterrupt:
-            # Before the first step, while the report was written, or for the second time while a checkpoint was.
-            raise Interrupted(f"stopped; go on with: burnish train --resume {run.folder}") from None
-        finally:
-            watcher.finish()
-            run.close()
 
+    def chosen(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+        return with_absolute_model(_recipe(source, rewards, overrides, changes)).resolved()
 
-def _run(
-    recipe: str | Path | Mapping[str, Any] | Recipe | None,
-    rewards: Mapping[RewardName, float] | None,
-    run_dir: str | Path | None,
-    resume: str | Path | None,
-    overrides: Sequence[str],
-    changes: Mapping[str, Any],
-) -> Run:
-    """A new run folder with its recipe in it, or the one to resume."""
-    if resume is not None:
-        if recipe is not None or rewards or overrides or changes or run_dir:
-            raise InputError("a resumed run keeps its recipe and its folder: give resume alone")
-        return Run.open(Path(resume))
-    if recipe is None:
-        raise InputError("name a recipe, or a run folder to resume")
-    chosen = with_absolute_model(_recipe(recipe, rewards, overrides, changes)).resolved()
-    return Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen))
+    return in_run(
+        lambda: run_of(recipe, chosen, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)),
+        lambda run: _worked(run, watcher, offline=offline, fresh=resume is None),
+        watcher,
+    )
 
 
 def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
@@ -131,29 +103,10 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     read = load_recipe(run.folder / "recipe.toml")
     if not fresh:
         warn_of_changes(run, environment(read), observer)
-    try:
+    with discarded_on_failure(run, fresh=fresh):
         learner, held_out = build(read, offline=offline, observer=observer, folder=run.folder)
-    except BurnishError:
-        if fresh:
-            # Nothing was done yet, and the folder would stand in the way of the mended recipe.
-            run.discard()
-        raise
     evaluation = Session(learner, run, observer, held_out).work()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
-
-
-def warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
-    """Says which of the things that a run's bits hang on are no longer what they were."""
-    path = run.folder / "environment.json"
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{key} {then[key]} -> {now[key]}" for key in BITS_HANG_ON if key in then and then[key] != now[key]]
-    except (OSError, ValueError, TypeError):
-        observer.message(f"{path} cannot be read: whether this is the same machine is not known", level="warning")
-        return
-    if changed:
-        text = f"resumed elsewhere than it began ({', '.join(changed)}): the bits may differ from a run never stopped"
-        observer.message(text, level="warning")
 
 
 def _recipe(
@@ -167,34 +120,6 @@ def _recipe(
     if rewards:
         changed["reward"] = [{"use": _reward_name(key), "weight": float(weight)} for key, weight in rewards.items()]
     return load_recipe(source, overrides, changes=changed)
-
-
-def with_absolute_model(recipe: J) -> J:
-    """A recipe that means the same models wherever the run is taken up again."""
-    files = {
-        key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
-    }
-    if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
-        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
-    if isinstance(recipe, Recipe):
-        rewards = [_with_absolute_path(section) for section in recipe.reward]
-        metrics = [_with_absolute_path(section) for section in recipe.evaluation.metrics]
-        evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
-        recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
-    model = recipe.policy.model
-    folder = Path(model).expanduser()
-    if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
-        return recipe
-    policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
-    return recipe.model_copy(update={"policy": policy})
-
-
-def _with_absolute_path(section: S) -> S:
-    """A reward that means the same reward model wherever the run is taken up again."""
-    path = section.options.get("path")
-    if section.use != "reward_model" or not isinstance(path, str):
-        return section
-    return type(section).model_validate({**section.model_dump(), "path": str(Path(path).expanduser().absolute())})
 
 
 def _reward_name(key: RewardName) -> str:

@@ -159,15 +159,22 @@ class Session(BaseSession[Learner, Measurement]):
         return found_alarms
 
     def _held_out_alarms(self, before: Measurement, now: Measurement) -> dict[str, str]:
+        return guard_alarms(self._compared(before, now), **self._limits())
+
+    def _compared(self, before: Measurement, now: Measurement) -> dict[str, dict[str, Any]]:
         recipe = self.learner.recipe
-        settings, guards = recipe.evaluation, recipe.guards
-        evaluation = compare(
+        settings = recipe.evaluation
+        return compare(
             before, now, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
-        )
-        return guard_alarms(
-            evaluation, guards=recipe.guarded, drop=guards.diversity_drop, metric_drop=guards.metric_drop,
-            length_drift=guards.length_drift,
         )  # fmt: skip
+
+    def _limits(self) -> dict[str, Any]:
+        """What the guards take for an alarm."""
+        recipe, guards = self.learner.recipe, self.learner.recipe.guards
+        return {
+            "guards": recipe.guarded, "drop": guards.diversity_drop, "metric_drop": guards.metric_drop,
+            "length_drift": guards.length_drift,
+        }  # fmt: skip
 
     def _stop_row(self) -> dict[str, Any] | None:
         return next((row for row in self.run.rows("warnings.jsonl") if row.get("kind") == "stop"), None)
@@ -186,18 +193,9 @@ class Session(BaseSession[Learner, Measurement]):
         self.run.choose_model(kept)
 
     def conclude(self, before: Measurement, after: Measurement) -> dict[str, dict[str, Any]]:
-        recipe = self.learner.recipe
-        settings = recipe.evaluation
-        evaluation = compare(
-            before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
-        )
+        evaluation = self._compared(before, after)
         self.run.put("evaluation.json", json_text(evaluation))
-        guards = recipe.guards
-        alarms = evaluation_alarms(
-            evaluation, guards=recipe.guarded, drop=guards.diversity_drop, metric_drop=guards.metric_drop,
-            length_drift=guards.length_drift,
-        )  # fmt: skip
-        for number, text in enumerate(alarms):
+        for number, text in enumerate(evaluation_alarms(evaluation, **self._limits())):
             self._warn(self.logged, f"evaluation {number}", text)
         return evaluation
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from burnish.errors import InputError
 
@@ -92,6 +92,20 @@ class Registry(Generic[T]):
 
     def _wrapped(self, name: str, found: object) -> T:
         return self._wrap(name, found) if self._wrap else cast("T", found)
+
+
+def factory(kind: str, name: str, found: object) -> Callable[..., Any]:
+    """What a ``Registry`` of factories wraps by. Raises InputError where the object cannot be called."""
+    if not callable(found):
+        raise InputError(f"{kind} '{name}' is neither a class nor a function but a {type(found).__name__}")
+    return found
+
+
+def of_kind(value: object, default: object) -> bool:
+    """Whether an option's value is of the type of its default; every value is where the default is None."""
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    same = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
+    return default is None or same
 
 
 def _origin(entry: object) -> tuple[object, object]:

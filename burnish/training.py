@@ -1,7 +1,8 @@
 """One step of learning, read from top to bottom. The loop around it is in ``loop.py``.
 
 The step sees protocols, not implementations: a policy that says how probable tokens are, a sampler, a scorer, and a
-preset that is an advantage function, a loss function and a way of adding up. No algorithm branches in here.
+preset that is an advantage function, a loss function and a way of adding up. It asks what a preset needs, such as a critic
+or pairs, and never which algorithm it is.
 
 P prompts, G samples of each, N = P*G completions, T their tokens; see ``burnish.types``.
 """
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from burnish import baselines
@@ -27,6 +27,7 @@ from burnish.algorithms.shaping import overlong_penalty
 from burnish.anchor import Anchor
 from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
 from burnish.critic import Critic, explained_variance, token_credit
+from burnish.draw import Draw
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
@@ -273,16 +274,8 @@ def train_step(learner: Learner) -> StepReport:
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
-    """The prompts of a step (counted from 1): each epoch is a new order of all prompts, and steps read on where the last
-    one ended. A function of its arguments alone, so a resumed run sees the same prompts."""
-    drawn = []
-    for place in range((step - 1) * count, step * count):
-        epoch, position = divmod(place, len(prompts))
-        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1, epoch]))).permutation(
-            len(prompts)
-        )
-        drawn.append(prompts[order[position]])
-    return drawn
+    """The prompts of a step (counted from 1), as ``Draw`` draws them."""
+    return [prompts[place] for place in Draw(len(prompts), count, seed).step(step)]
 
 
 def screen(completion: Completion) -> tuple[str, ...]:
@@ -304,8 +297,11 @@ def next_coefficient(kl: KL, coefficient: float, distance: float, *, samples: in
     return adapted_coefficient(coefficient, distance, target=kl.target, rate=rate)
 
 
-def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "") -> None:
-    """Raises BurnishError where a weight would become not-a-number."""
+def refuse_non_finite(
+    step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "", rewarded: bool = True
+) -> None:
+    """Raises BurnishError where a weight would become not-a-number. Samples that were ``rewarded`` may say why."""
+    look = ", and look in samples.jsonl for rewards that run away" if rewarded else ""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
             where, kept = f"step {step}", "the weights were left as they were"
@@ -313,7 +309,7 @@ def refuse_non_finite(step: int, loss: float, grad_norm: float, *, update: int =
                 where, kept = f"step {step}, update {update}", "the weights of this step's earlier updates are not kept"
             raise BurnishError(
                 f"{where}: the {of}{name} is {value}; {kept}. Resuming would come to the same: "
-                "start again with a lower optimizer.learning_rate, and look in samples.jsonl for rewards that run away"
+                f"start again with a lower optimizer.learning_rate{look}"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from burnish.session import optimizer_for
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
 from burnish.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from burnish.policies.causal_lm import CausalLM
 
 
 class Remembering:
@@ -219,17 +222,25 @@ def build_policy(
         table = Tabular()
         return table, table
     from burnish.generation.engine import sampler_for
-    from burnish.policies.causal_lm import load_policy
 
-    source = resolve_model(section.model, offline=offline, observer=observer)
-    policy = load_policy(
-        source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
-        gradient_checkpointing=section.gradient_checkpointing,
-    )  # fmt: skip
+    policy = build_language_model(section, seed, offline=offline, observer=observer)
     if policy.plain_because and observer is not None:
         observer.message(f"prompts are not shared between samples, which is slower: {policy.plain_because}")
     policy.reference = Remembering(policy.reference)
     return policy, sampler_for(policy)
+
+
+def build_language_model(
+    section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
+) -> CausalLM:
+    """The language model that a recipe names, to be trained. Raises InputError or BurnishError where it cannot be had."""
+    from burnish.policies.loading import load_policy
+
+    source = resolve_model(section.model, offline=offline, observer=observer)
+    return load_policy(
+        source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
+        gradient_checkpointing=section.gradient_checkpointing,
+    )  # fmt: skip
 
 
 def environment(recipe: Job) -> Mapping[str, Any]:

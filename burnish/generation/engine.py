@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from burnish.generation.cache import SampleCache
-from burnish.generation.plain import PlainSampler, Row, check_lengths, grouped
-from burnish.generation.sampling import draw_tokens, streams
+from burnish.generation.plain import PlainSampler, Row, begun, grouped
+from burnish.generation.sampling import draw_tokens
 from burnish.generation.weights import SamplingCopy
 from burnish.policies.attention import Unsupported, attending
 from burnish.policies.causal_lm import CausalModel
@@ -72,10 +72,7 @@ class Engine:
         """
         if not prompts:
             return []
-        encoded = [self.language_model.encode_prompt(prompt) for prompt in prompts]
-        check_lengths(self.language_model, prompts, encoded, sampling.max_new_tokens)
-        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-        rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+        encoded, rows = begun(self.language_model, prompts, samples_per_prompt, sampling, seed)
         recorded = self.language_model.recorded
         try:
             with self._copy.ready(recorded) as model:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -71,10 +71,7 @@ class PlainSampler:
         """
         if not prompts:
             return []
-        encoded = [self.language_model.encode_prompt(prompt) for prompt in prompts]
-        check_lengths(self.language_model, prompts, encoded, sampling.max_new_tokens)
-        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-        rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+        encoded, rows = begun(self.language_model, prompts, samples_per_prompt, sampling, seed)
         by_length: dict[int, list[Row]] = {}
         for row in rows:
             by_length.setdefault(len(encoded[row.prompt]), []).append(row)
@@ -116,11 +113,38 @@ class PlainSampler:
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
-def check_lengths(
-    language_model: CausalModel, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int
+class Reader(Protocol):
+    """What a sampler asks of a model besides its logits."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that fit into one text, prompt and completion together; None where the model sets no bound."""
+        ...
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+def begun(
+    model: Reader, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: Sequence[int]
+) -> tuple[list[tuple[int, ...]], list[Row]]:
+    """The token ids of P prompts, and a row for each of their P*G samples, with random numbers of its own.
+
+    Raises:
+        InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
+    """
+    encoded = [model.encode_prompt(prompt) for prompt in prompts]
+    _check_lengths(model, prompts, encoded, sampling.max_new_tokens)
+    numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
+    return encoded, [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+
+
+def _check_lengths(
+    model: Reader, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
     """Raises InputError where a text would run past the model's positions."""
-    positions = language_model.max_positions
+    positions = model.max_positions
     longest, place = max((len(ids), place) for place, ids in enumerate(encoded))
     if positions is not None and longest + max_new_tokens > positions:
         raise InputError(
@@ -130,19 +154,25 @@ def check_lengths(
 
 
 def grouped(
-    language_model: CausalModel,
+    model: Reader,
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[int, ...]],
     rows: Sequence[Row],
     version: int,
+    *,
+    with_end: bool = False,
 ) -> list[Group]:
-    """Finished rows as groups, in the order of the prompts."""
+    """Finished rows as groups, in the order of the prompts.
+
+    Args:
+        with_end: whether the token that ends a text is decoded too: it may be a character of the text.
+    """
     completions: list[list[Completion]] = [[] for _ in prompts]
     for row in rows:
-        text = row.tokens[:-1] if row.reason == "stop" else row.tokens
+        text = row.tokens[:-1] if row.reason == "stop" and not with_end else row.tokens
         completions[row.prompt].append(
             Completion(
-                prompts[row.prompt], encoded[row.prompt], tuple(row.tokens), language_model.decode(text),
+                prompts[row.prompt], encoded[row.prompt], tuple(row.tokens), model.decode(text),
                 tuple(row.logprobs), row.reason, version, row.index,
             )
         )  # fmt: skip

@@ -8,11 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.errors import InputError
-from burnish.generation.plain import Row
-from burnish.generation.sampling import draw_tokens, streams
+from burnish.generation.plain import Row, begun, grouped
+from burnish.generation.sampling import draw_tokens
 from burnish.policies.module import ModuleModel, State, padded
-from burnish.types import Completion, Group, Prompt, SamplingParams
+from burnish.types import Group, Prompt, SamplingParams
 
 
 class _Texts(Protocol):
@@ -97,21 +96,14 @@ class ModuleSampler:
         """
         if not prompts:
             return []
-        encoded = [self.model.encode_prompt(prompt) for prompt in prompts]
-        self._check_lengths(prompts, encoded, sampling.max_new_tokens)
-        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-        rows = [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
+        encoded, rows = begun(self.model, prompts, samples_per_prompt, sampling, seed)
         owner = torch.tensor([row.prompt for row in rows], device=self.model.device)
         kind = _Recomputed if self.recompute else _FromState
         texts: list[_Texts] = [kind(self.model, encoded, owner)]
         if sampling.lagged_top_p < 1 and self.model.lagged is not None:
             texts.append(kind(self.model.lagged, encoded, owner))
         self._decode(texts, rows, sampling)
-        done = [self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version) for row in rows]
-        return [
-            Group(prompt, tuple(done[p * samples_per_prompt : (p + 1) * samples_per_prompt]))
-            for p, prompt in enumerate(prompts)
-        ]
+        return grouped(self.model, prompts, encoded, rows, policy_version, with_end=True)
 
     def _decode(self, texts: Sequence[_Texts], rows: Sequence[Row], sampling: SamplingParams) -> None:
         """Fills the rows; those that are done leave the batch. The second of two readers, which see the same tokens, is the
@@ -137,18 +129,3 @@ class ModuleSampler:
                 live, tokens = [live[place] for place in going], tokens[index]
             for one in texts:
                 one.push(tokens)
-
-    def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        positions = self.model.max_positions
-        longest, place = max((len(ids), place) for place, ids in enumerate(encoded))
-        if positions is not None and longest + max_new_tokens > positions:
-            raise InputError(
-                f"prompt '{prompts[place].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit into "
-                f"the module's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
-            )
-
-    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: Row, version: int) -> Completion:
-        text = self.model.vocabulary.decode(row.tokens)
-        return Completion(
-            prompt, prompt_ids, tuple(row.tokens), text, tuple(row.logprobs), row.reason, version, row.index
-        )  # fmt: skip

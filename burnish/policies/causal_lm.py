@@ -1,15 +1,13 @@
 """Any Hugging Face causal language model as a policy, whole or through LoRA adapters.
 
 How completions are laid out for a forward pass is the business of ``layout``; here are encoding, log-probabilities, the
-frozen reference, and loading and saving.
+frozen reference, and saving. How one comes from files: ``loading``.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +19,6 @@ from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
 from burnish.policies.attention import Unsupported
 from burnish.policies.chat import chat_ids
-from burnish.policies.checkpointing import enable_checkpointing
 from burnish.policies.head import fused_logprobs
 from burnish.policies.layout import (
     Layout,
@@ -33,6 +30,7 @@ from burnish.policies.layout import (
     plain,
     plain_logits,
 )
+from burnish.policies.pretrained import ADAPTER_WEIGHTS, loading_errors, quiet, whole_model
 from burnish.policies.recorded import Recorded
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
 RECORDED_SHARE = 8
 """One part in so many of the memory is for what sampling has computed and training needs again."""
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class CausalModel:
@@ -275,7 +271,7 @@ class CausalLM(CausalModel):
 
     def save(self, folder: Path) -> None:
         """Hugging Face form: a whole model, or the adapter with the name of its base; the tokenizer beside either."""
-        with _quiet():
+        with quiet():
             # peft would look on the hub whether the base's embedding has grown; it never does.
             options = {"save_embedding_layers": False} if self.adapter else {}
             self.model.save_pretrained(folder, safe_serialization=True, **options)
@@ -296,8 +292,8 @@ class CausalLM(CausalModel):
         if (folder / "adapter_config.json").exists():
             raise InputError(f"{folder} holds an adapter, and this policy has none: another model's folder")
         # Not the file's own names: transformers renames and regroups some weights (GPT-NeoX, experts) when it saves.
-        with _loading(folder), _quiet():
-            saved = dict(_whole_model(folder, self.model.dtype, offline=True).named_parameters())
+        with loading_errors(folder), quiet():
+            saved = dict(whole_model(folder, self.model.dtype, offline=True).named_parameters())
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             if name not in saved or saved[name].shape != parameter.shape:
@@ -307,156 +303,3 @@ class CausalLM(CausalModel):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
-
-
-def load_model(
-    source: str | Path,
-    *,
-    dtype: str = "float32",
-    device: str = "auto",
-    offline: bool = False,
-    like: CausalModel | None = None,
-) -> CausalModel:
-    """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
-
-    A folder that holds a LoRA adapter loads its base, which may be such a folder too, and merges the adapter into it.
-
-    Raises:
-        InputError: it cannot be loaded; the message says what is missing.
-    """
-    from transformers import AutoTokenizer
-
-    with _loading(source), _quiet():
-        model = _merged_model(source, getattr(torch, dtype), offline=offline)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    moved: PreTrainedModel = model.to(place)
-    return CausalModel(moved, tokenizer, like=like)
-
-
-def _merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
-    """A whole model; where the source is an adapter, its base with the adapter merged into it.
-
-    The adapter is found here and not by transformers, which would take up one beside a base without a word, and would
-    take a pickled one.
-    """
-    from transformers.utils.hub import cached_file
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    described = find_adapter_config_file(str(source), local_files_only=offline)
-    if described is None:
-        return _whole_model(source, dtype, offline=offline)
-    weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
-    base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if base == str(source):
-        raise ValueError("its adapter_config.json names itself as the base model")
-    from peft import PeftModel
-
-    # In the folder where adapter_model.safetensors lies, peft reads that and no other file.
-    return PeftModel.from_pretrained(_merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
-
-
-def _whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
-    """A transformers model with all of its weights. Raises ValueError where its files lack some."""
-    from transformers import AutoModelForCausalLM
-
-    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
-    model, loading = auto_model.from_pretrained(
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=offline,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if missing := sorted(loading["missing_keys"]):
-        # transformers would fill them with random numbers and go on.
-        raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
-    if dtype == torch.float64:
-        model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
-    return model
-
-
-def load_policy(
-    source: str | Path,
-    *,
-    lora: Any = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    offline: bool = False,
-    seed: int = 0,
-    gradient_checkpointing: bool = False,
-) -> CausalLM:
-    """A policy to train, from a local folder or a hub id.
-
-    Args:
-        lora: a record with rank, alpha and targets; None trains all weights.
-        seed: of the adapter's first weights.
-        gradient_checkpointing: whether layers run again in the backward pass instead of keeping what they computed.
-
-    Raises:
-        InputError: as ``load_model``, or the layers cannot be run again.
-    """
-    # A run's "model" is a link that moves on while that run does; what it leads to now is what training starts from.
-    source = Path(source).resolve() if Path(source).is_dir() else source
-    loaded = load_model(source, dtype=dtype, device=device, offline=offline)
-    if lora is None:
-        trained = loaded.model.requires_grad_(True)
-
-        def start() -> CausalModel:
-            return load_model(source, dtype=dtype, device=device, offline=True, like=loaded)
-
-        policy = CausalLM(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
-    else:
-        policy = CausalLM(
-            _adapted(loaded.model, lora, source, seed), loaded.tokenizer, base=str(source), like=loaded
-        )  # fmt: skip
-    if gradient_checkpointing:
-        enable_checkpointing(policy.model)
-    return policy
-
-
-def _adapted(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
-    """The model with an adapter that is still without effect."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
-        target_modules=lora.targets, task_type="CAUSAL_LM",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(seed)
-        adapted: Any = get_peft_model(model, config)
-        # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
-        adapted.peft_config["default"].base_model_name_or_path = str(source)
-    return adapted
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and advice, and without what the libraries deprecate of each other."""
-    import warnings
-
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it itself where GPT-2 needs it
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _loading(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model '{source}' cannot be loaded: {reason[:300]}") from error

@@ -1,9 +1,9 @@
-"""Log-probabilities and entropies of chosen tokens straight from hidden states: the [tokens, vocabulary] logits of a batch
-never exist at once.
+"""Log-probabilities and entropies of chosen tokens straight from hidden states: however many tokens there are, only so much
+of [tokens, vocabulary] exists at one time as fits into a fixed amount of memory.
 
-The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser, and the probabilities of
-so many rows as fit into a fixed amount of memory; the backward pass makes the logits of the others again, chunk by chunk,
-and hands their gradient on at once.
+The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser and, for a backward pass
+that may come, the probabilities of the first rows, up to ``KEPT_ELEMENTS``; the backward pass makes the logits of the others
+again, chunk by chunk, and hands their gradient on at once.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from burnish.types import Completion
 Find = Callable[[Tensor, Tensor], Tensor | None]
 """(weight, rows [T, in]) -> the product [T, out] that is known already, or None."""
 
-PRINT = 16
+FINGERPRINT = 16
 """Numbers of a weight by which it is known to be unchanged: an optimizer's step moves all of them."""
 
 
@@ -74,7 +74,7 @@ class Recorded:
         """Forgets all tokens, keeps the memory."""
         self._full = False
         self._tokens = 0
-        self._print: Tensor | None = None
+        self._fingerprint: Tensor | None = None
         """A few numbers of each weight, as they were when the first token was run."""
         # The completion is kept beside its places: as long as it lives, no other object has its id.
         self._places: dict[int, tuple[Completion, Sequence[int], Sequence[int]]] = {}
@@ -122,8 +122,8 @@ class Recorded:
         places = None if self._full else range(self._tokens, self._tokens + tokens)
         if places is not None:
             self._tokens = places.stop
-            if self._print is None:
-                self._print = _print(self._weights)
+            if self._fingerprint is None:
+                self._fingerprint = _fingerprint(self._weights)
         for results in self._results.values():
             results.place = None if places is None else slice(places.start, places.stop)
         return places
@@ -138,7 +138,7 @@ class Recorded:
 
     def finder(self, places: Sequence[int]) -> Find | None:
         """Looks up the results of the tokens at these places; None where a weight has changed since."""
-        if self._print is None or not torch.equal(self._print, _print(self._weights)):
+        if self._fingerprint is None or not torch.equal(self._fingerprint, _fingerprint(self._weights)):
             return None
         return partial(self._find, torch.tensor(places))
 
@@ -151,6 +151,6 @@ class Recorded:
 
 
 @torch.no_grad()
-def _print(weights: Sequence[Tensor]) -> Tensor:
+def _fingerprint(weights: Sequence[Tensor]) -> Tensor:
     """Not the versions that autograd counts: fused optimizers move weights without counting."""
-    return torch.cat([weight.reshape(-1)[:: max(1, weight.numel() // PRINT)][:PRINT] for weight in weights])
+    return torch.cat([weight.reshape(-1)[:: max(1, weight.numel() // FINGERPRINT)][:FINGERPRINT] for weight in weights])

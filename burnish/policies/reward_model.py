@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.policies.attention import Unsupported
-from burnish.policies.causal_lm import CausalLM, CausalModel, load_model
+from burnish.policies.causal_lm import CausalLM, CausalModel
 from burnish.policies.layout import FILLER, inner, plain
+from burnish.policies.loading import load_model
 from burnish.types import Completion
 
 HEAD = "reward_head.safetensors"

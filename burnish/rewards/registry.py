@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from burnish.errors import InputError
-from burnish.registry import Registry, nearest
+from burnish.registry import Registry, nearest, of_kind
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -65,10 +65,7 @@ class RewardFunction:
                 known = [*TABLE, *self.options]
                 raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known)}")
             default = self.options[key]
-            kinds = (int, float) if isinstance(default, float) else type(default)
-            if default is not None and (
-                not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
-            ):
+            if not of_kind(value, default):
                 raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
         check = getattr(self.function, _CHECK, None)
         if check is not None:

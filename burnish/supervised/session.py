@@ -11,18 +11,18 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from burnish.batching import TokenBudget
-from burnish.errors import BurnishError, InputError
+from burnish.draw import Draw
+from burnish.errors import InputError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock
 from burnish.protocols import Trainable
 from burnish.run import Checkpoint, json_text
 from burnish.session import BaseSession
 from burnish.supervised.dataset import Dataset
-from burnish.supervised.draw import Draw
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import Objective
 from burnish.supervised.recipe import SupervisedRecipe
-from burnish.training import learning_rate
+from burnish.training import learning_rate, refuse_non_finite
 
 MEASURED_AT_ONCE = 32
 """Examples between two signs of progress."""
@@ -61,12 +61,7 @@ def train_step(learner: Learner[T]) -> dict[str, Any]:
     found = learner.objective.backward(policy, examples, budget)
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
     grad_norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), limit))
-    for name, value in (("loss", found["loss"]), ("gradient norm", grad_norm)):
-        if not math.isfinite(value):
-            raise BurnishError(
-                f"step {step}: the {name} is {value}; the weights were left as they were. Resuming would come to the same: "
-                "start again with a lower optimizer.learning_rate"
-            )
+    refuse_non_finite(step, found["loss"], grad_norm, rewarded=False)
     rate = learning_rate(recipe, step)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
 from burnish.protocols import Observer
-from burnish.registry import Registry, nearest
+from burnish.registry import Registry, factory, nearest
 from burnish.supervised.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, held_out, unrepeated
 from burnish.tasks.news import Article, articles
 from burnish.tasks.sides import Example, families_of
-from burnish.tasks.translation import HELP_PLACE, TEMPLATE
 from burnish.tasks.translation import HSK as TRANSLATION
-from burnish.tasks.translation import Translation as TranslationTask
+from burnish.tasks.translation import Sentences
 
 
 class Source(Protocol):
@@ -31,12 +32,6 @@ class Source(Protocol):
 SourceFactory = Callable[..., Source]
 
 
-def _factory(name: str, found: object) -> SourceFactory:
-    if not callable(found):
-        raise InputError(f"source '{name}' is neither a class nor a function but a {type(found).__name__}")
-    return cast("SourceFactory", found)
-
-
 SOURCES: Registry[SourceFactory] = Registry(
     "source",
     builtin={
@@ -45,11 +40,12 @@ SOURCES: Registry[SourceFactory] = Registry(
         "news": "burnish.supervised.sources:NewsText",
         "news-pairs": "burnish.supervised.sources:NewsPairs",
     },
-    wrap=_factory,
+    wrap=partial(factory, "source"),
 )
 
 
-class Translation:
+@dataclass(kw_only=True, eq=False)
+class Translation(Sentences):
     """Sentences with their translations, as prompts and completions: those of the task ``translation``.
 
     The unit of a row is the family of near-copies that the task splits by: with the same held-out percentage (25), what is
@@ -60,31 +56,11 @@ class Translation:
         chat: whether rows are chats, for a model that is asked through its chat template.
     """
 
-    def __init__(
-        self,
-        *,
-        data: str = "hsk",
-        source: str = "zh",
-        target: str = "en",
-        template: str = TEMPLATE,
-        min_words: int = 1,
-        max_words: int = 40,
-        folder: str = HELP_PLACE,
-        chat: bool = False,
-    ) -> None:
-        try:
-            self.task = TranslationTask(
-                data=data, source=source, target=target, template=template, min_words=min_words, max_words=max_words,
-                folder=folder, chat=chat,
-            )  # fmt: skip
-        except InputError as error:
-            raise InputError(f"data: {error}") from error
-
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        found = self.task.examples(offline=offline, observer=observer)
+        found = self.examples(offline=offline, observer=observer)
         families = families_of(found)
         unique, repeats = unrepeated([_learnt(one, families[one.digest]) for one in found])
-        return Rows(unique, repeats=repeats, origin=TRANSLATION if self.task.data == "hsk" else str(self.task.folder))
+        return Rows(unique, repeats=repeats, origin=TRANSLATION if self.data == "hsk" else str(self.place))
 
 
 def _learnt(one: Example, unit: str) -> Row:

@@ -10,17 +10,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.api import warn_of_changes, with_absolute_model
-from burnish.backends.local import environment, keep_freed_memory
-from burnish.catalogue.convert import resolve_model
-from burnish.errors import BurnishError, InputError
-from burnish.interrupts import Interrupts
-from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.backends.local import build_language_model, environment, keep_freed_memory
+from burnish.launch import (
+    discarded_on_failure,
+    in_run,
+    run_of,
+    warn_of_changes,
+    with_absolute_model,
+    with_absolute_path,
+)
+from burnish.policies.causal_lm import CausalLM
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.progress import make_observer
 from burnish.run import Run
-from burnish.session import Interrupted, optimizer_for
+from burnish.session import optimizer_for
 from burnish.supervised.comparing import Comparing
 from burnish.supervised.dataset import dataset, read_rows
 from burnish.supervised.encoding import Encoder
@@ -67,53 +71,6 @@ class SupervisedResult:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def sft(
-    recipe: Source = None,
-    *,
-    run_dir: str | Path | None = None,
-    resume: str | Path | None = None,
-    offline: bool = False,
-    observer: Observer | None = None,
-    overrides: Sequence[str] = (),
-    **changes: Any,
-) -> SupervisedResult:
-    """Fine-tunes on the texts that a recipe names, or takes up a run. Arguments and errors as of ``burnish.train``."""
-    job = _Job(SFTRecipe, _fine_tuning, offline, observer or make_observer())
-    return job.done(recipe, run_dir, resume, overrides, changes)
-
-
-def prefer(
-    recipe: Source = None,
-    *,
-    run_dir: str | Path | None = None,
-    resume: str | Path | None = None,
-    offline: bool = False,
-    observer: Observer | None = None,
-    overrides: Sequence[str] = (),
-    **changes: Any,
-) -> SupervisedResult:
-    """Learns which answers are preferred, from pairs (DPO, IPO) or from answers judged one by one (KTO), or takes up a
-    run. Arguments and errors as of ``burnish.train``."""
-    job = _Job(PreferRecipe, _preferring, offline, observer or make_observer())
-    return job.done(recipe, run_dir, resume, overrides, changes)
-
-
-def reward_model(
-    recipe: Source = None,
-    *,
-    run_dir: str | Path | None = None,
-    resume: str | Path | None = None,
-    offline: bool = False,
-    observer: Observer | None = None,
-    overrides: Sequence[str] = (),
-    **changes: Any,
-) -> SupervisedResult:
-    """Learns from pairs to score answers (Bradley-Terry), or takes up a run. Arguments and errors as of
-    ``burnish.train``; the run folder is what the reward ``reward_model`` takes for its ``path``."""
-    job = _Job(RewardModelRecipe, _scoring, offline, observer or make_observer())
-    return job.done(recipe, run_dir, resume, overrides, changes)
-
-
 @dataclass(frozen=True, slots=True)
 class _Trained(Generic[T]):
     """What a verb trains, what it minimises, and by what it moves."""
@@ -145,96 +102,81 @@ def _scoring(recipe: RewardModelRecipe, model: CausalLM) -> _Trained[RewardModel
     return _Trained(trained, objective, optimizer_for(trained, recipe.optimizer, rates))
 
 
-@dataclass(frozen=True, slots=True)
-class _Job(Generic[R, T]):
-    """One call of a verb."""
+@dataclass(frozen=True)
+class Verb(Generic[R, T]):
+    """A function that trains by a recipe, or takes up a run.
+
+    Attributes:
+        kind: of the recipe.
+        trained: makes of the recipe and its model what is trained.
+        does: its docstring; arguments and errors are those of ``burnish.train``.
+    """
 
     kind: type[R]
     trained: Callable[[R, CausalLM], _Trained[T]]
-    offline: bool
-    observer: Observer
+    does: str
 
-    def done(
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.does)
+
+    def __call__(
         self,
-        recipe: Source,
-        run_dir: str | Path | None,
-        resume: str | Path | None,
-        overrides: Sequence[str],
-        changes: Mapping[str, Any],
+        recipe: Source = None,
+        *,
+        run_dir: str | Path | None = None,
+        resume: str | Path | None = None,
+        offline: bool = False,
+        observer: Observer | None = None,
+        overrides: Sequence[str] = (),
+        **changes: Any,
     ) -> SupervisedResult:
-        # From the moment that the folder is there, Ctrl-C shall say how to go on with it.
-        with Interrupts() as interrupts:
-            interrupts.hold()
-            run = self._run(recipe, run_dir, resume, overrides, changes)
-            try:
-                interrupts.release()
-                return self._worked(run, fresh=resume is None)
-            except KeyboardInterrupt:
-                raise Interrupted(f"stopped; go on with: {run.going_on}") from None
-            finally:
-                self.observer.finish()
-                run.close()
+        """Arguments and errors as of ``burnish.train``."""
+        watcher, verb = observer or make_observer(), kind_of(self.kind)
 
-    def _run(
-        self,
-        recipe: Source,
-        run_dir: str | Path | None,
-        resume: str | Path | None,
-        overrides: Sequence[str],
-        changes: Mapping[str, Any],
-    ) -> Run:
-        """A new run folder with its recipe in it, or the one to resume."""
-        verb = kind_of(self.kind)
-        if resume is not None:
-            if recipe is not None or overrides or changes or run_dir:
-                raise InputError("a resumed run keeps its recipe and its folder: give resume alone")
-            return Run.open(Path(resume), verb)
-        if recipe is None:
-            raise InputError("name a recipe, or a run folder to resume")
-        chosen = with_absolute_path(
-            with_absolute_model(load_supervised(self.kind, recipe, overrides, changes=changes))
-        )  # fmt: skip
-        return Run.create(chosen, Path(run_dir) if run_dir else None, environment(chosen), verb=verb)
+        def chosen(source: str | Path | Mapping[str, Any]) -> R:
+            read = with_absolute_model(load_supervised(self.kind, source, overrides, changes=changes))
+            return read.model_copy(update={"data": with_absolute_path(read.data, "jsonl")})
 
-    def _worked(self, run: Run, *, fresh: bool) -> SupervisedResult:
+        return in_run(
+            lambda: run_of(
+                recipe, chosen, run_dir=run_dir, resume=resume, changed=bool(overrides or changes), verb=verb
+            ),
+            lambda run: self._worked(run, watcher, offline=offline, fresh=resume is None),
+            watcher,
+        )
+
+    def _worked(self, run: Run, observer: Observer, *, offline: bool, fresh: bool) -> SupervisedResult:
         """Builds what the run's recipe names, and trains to the end."""
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
-            warn_of_changes(run, environment(recipe), self.observer)
-        try:
-            learner = self._learner(recipe)
-        except BurnishError:
-            if fresh:
-                # Nothing was done yet, and the folder would stand in the way of the mended recipe.
-                run.discard()
-            raise
-        evaluation = Session(learner, run, self.observer).work()
+            warn_of_changes(run, environment(recipe), observer)
+        with discarded_on_failure(run, fresh=fresh):
+            learner = self._learner(recipe, observer, offline=offline)
+        evaluation = Session(learner, run, observer).work()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _learner(self, recipe: R) -> Learner[T]:
+    def _learner(self, recipe: R, observer: Observer, *, offline: bool) -> Learner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         # The rows come first: they are read in a moment, and a model is not.
-        rows = read_rows(recipe.data, offline=self.offline, observer=self.observer)
-        section = recipe.policy
-        source = resolve_model(section.model, offline=self.offline, observer=self.observer)
-        policy = load_policy(
-            source, lora=section.lora, dtype=section.dtype, device=section.device, offline=self.offline,
-            seed=recipe.seed, gradient_checkpointing=section.gradient_checkpointing,
-        )  # fmt: skip
+        rows = read_rows(recipe.data, offline=offline, observer=observer)
+        policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained = self.trained(recipe, policy)
         data = dataset(rows, recipe, trained.objective, encoder)
         return Learner(recipe, trained.policy, trained.objective, data, trained.optimizer)
 
 
-def with_absolute_path(recipe: R) -> R:
-    """A recipe that means the same file wherever the run is taken up again."""
-    path = recipe.data.options.get("path")
-    if recipe.data.use != "jsonl" or not isinstance(path, str):
-        return recipe
-    data = type(recipe.data).model_validate(
-        {**recipe.data.model_dump(), "path": str(Path(path).expanduser().absolute())}
-    )  # fmt: skip
-    return recipe.model_copy(update={"data": data})
+sft = Verb(SFTRecipe, _fine_tuning, "Fine-tunes on the texts that a recipe names.")
+prefer = Verb(
+    PreferRecipe,
+    _preferring,
+    "Learns which answers are preferred, from pairs (DPO, IPO) or from answers judged one by one (KTO).",
+)
+reward_model = Verb(
+    RewardModelRecipe,
+    _scoring,
+    "Learns from pairs to score answers (Bradley-Terry); the run folder is what the reward ``reward_model`` takes for its "
+    "``path``.",
+)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from burnish.errors import InputError
 from burnish.protocols import Task
-from burnish.registry import Registry, nearest
+from burnish.registry import Registry, factory, nearest, of_kind
 
 TaskFactory = Callable[..., Task]
-
-
-def _factory(name: str, found: object) -> TaskFactory:
-    if not callable(found):
-        raise InputError(f"task '{name}' is neither a class nor a function but a {type(found).__name__}")
-    return cast("TaskFactory", found)
 
 
 TASKS: Registry[TaskFactory] = Registry(
@@ -33,7 +28,7 @@ TASKS: Registry[TaskFactory] = Registry(
         "toy": "burnish.tasks.toy:Toy",
         "translation": "burnish.tasks.translation:Translation",
     },
-    wrap=_factory,
+    wrap=partial(factory, "task"),
 )
 
 
@@ -45,8 +40,5 @@ def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) 
             known = ["use", *parameters]
             raise InputError(f"unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
         default = parameters[key].default
-        if default in (None, inspect.Parameter.empty):
-            continue
-        kinds = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+        if default is not inspect.Parameter.empty and not of_kind(value, default):
             raise InputError(f"{key} = {value!r} must be of the kind of its default {default!r}")

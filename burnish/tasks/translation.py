@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,9 @@ SOURCES = {"hsk": ("en", "zh"), "libreoffice": tuple(HELP_FOLDERS)}
 TEMPLATE = "Translate from {source} to {target}.\n{source}: {text}\n{target}:"
 
 
-class Translation(TwoSided):
-    """Sentences and their translations.
+@dataclass(kw_only=True, eq=False)
+class Sentences:
+    """Sentences and their translations as examples.
 
     The side of a pair hangs on the text of the language whose code is later in the alphabet, so that both directions have
     the same split. Pairs of which one text is a near-copy of another's stay together.
@@ -43,45 +45,45 @@ class Translation(TwoSided):
         min_words, max_words: of both texts; a Chinese character is a word. Others are left out.
         folder: where LibreOffice's help lies, with a folder for each language.
         chat: whether prompts go through the model's chat template; else the policy continues the template.
-        held_out_percent: share of the sentences, by hash, that training never sees.
 
     Raises:
         InputError: an option is out of range, or the data is not there.
     """
 
-    name = "translation"
+    data: str = "hsk"
+    source: str = "zh"
+    target: str = "en"
+    template: str = TEMPLATE
+    min_words: int = 1
+    max_words: int = 40
+    folder: str = HELP_PLACE
+    chat: bool = False
 
-    def __init__(
-        self,
-        *,
-        data: str = "hsk",
-        source: str = "zh",
-        target: str = "en",
-        template: str = TEMPLATE,
-        min_words: int = 1,
-        max_words: int = 40,
-        folder: str = HELP_PLACE,
-        chat: bool = False,
-        held_out_percent: int = 25,
-    ) -> None:
-        super().__init__(held_out_percent)
+    def __post_init__(self) -> None:
+        data, pair = self.data, {self.source, self.target}
         if data not in SOURCES:
             raise InputError(f"data = '{data}'{nearest(data, SOURCES)}: write one of {', '.join(SOURCES)}")
-        if source == target or not {source, target} <= set(SOURCES[data]):
+        if len(pair) < 2 or not pair <= set(SOURCES[data]):
             raise InputError(
-                f"source = '{source}', target = '{target}': data = '{data}' has {', '.join(SOURCES[data])}; name two of them"
+                f"source = '{self.source}', target = '{self.target}': data = '{data}' has {', '.join(SOURCES[data])}; "
+                "name two of them"
             )
-        check_template(template)
-        if not 1 <= min_words <= max_words:
-            raise InputError(f"min_words = {min_words}, max_words = {max_words}: must be 1 <= min_words <= max_words")
-        self.data, self.source, self.target, self.template = data, source, target, template
-        self.min_words, self.max_words, self.folder, self.chat = min_words, max_words, Path(folder).expanduser(), chat
+        check_template(self.template)
+        if not 1 <= self.min_words <= self.max_words:
+            raise InputError(
+                f"min_words = {self.min_words}, max_words = {self.max_words}: must be 1 <= min_words <= max_words"
+            )
+
+    @property
+    def place(self) -> Path:
+        """Where LibreOffice's help lies."""
+        return Path(self.folder).expanduser()
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
         if self.data == "hsk":
             pairs = list(hsk_pairs(self.source, self.target, offline=offline, observer=observer))
         else:
-            pairs = help_pairs(self.folder, self.source, self.target)
+            pairs = help_pairs(self.place, self.source, self.target)
         kept = [pair for pair in pairs if all(self.min_words <= _length(text) <= self.max_words for text in pair)]
         if observer and len(kept) < len(pairs):
             observer.message(
@@ -101,6 +103,26 @@ class Translation(TwoSided):
             texts=(source, target),
             metadata={"source": source},
         )
+
+
+@dataclass(kw_only=True, eq=False)
+class Translation(Sentences, TwoSided):
+    """Sentences and their translations.
+
+    Args:
+        held_out_percent: share of the sentences, by hash, that training never sees. The others are those of ``Sentences``.
+
+    Raises:
+        InputError: an option is out of range, or the data is not there.
+    """
+
+    held_out_percent: int = 25
+
+    name = "translation"
+
+    def __post_init__(self) -> None:
+        TwoSided.__init__(self, self.held_out_percent)
+        super().__post_init__()
 
 
 def check_template(template: str) -> None:

@@ -202,7 +202,7 @@ class TestModels:
         refused(place.ask("generate", "model", "hello"), status, *parts)
 
     def test_a_missing_shard(self, place, tiny_recipe, tiny, model):
-        from burnish.policies.causal_lm import load_model
+        from burnish.policies.loading import load_model
 
         load_model(model).model.save_pretrained(model, max_shard_size="40KB")
         shards = sorted(model.glob("model-*.safetensors"))

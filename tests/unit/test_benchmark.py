@@ -127,7 +127,7 @@ def test_peers_that_are_not_there(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "sampling"])
 def test_the_runner_really_runs(tiny, tmp_path, kind):
-    from burnish.policies.causal_lm import load_model
+    from burnish.policies.loading import load_model
 
     folder = tiny("llama")
     texts = ("The minister said", "Shares fell")
@@ -151,7 +151,7 @@ def test_the_runner_really_runs(tiny, tmp_path, kind):
 @pytest.mark.model
 def test_the_parameters_are_the_models():
     from burnish.catalogue.convert import model_folder
-    from burnish.policies.causal_lm import load_model
+    from burnish.policies.loading import load_model
 
     model = load_model(model_folder("smollm2-135m", offline=True)).model
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from burnish.backends.local import Remembering
 from burnish.errors import InputError
-from burnish.policies.causal_lm import load_model, load_policy
 from burnish.policies.layout import packed, plain
+from burnish.policies.loading import load_model, load_policy
 from burnish.recipe import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 

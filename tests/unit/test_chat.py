@@ -6,7 +6,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.evaluation.held_out import measure
-from burnish.policies.causal_lm import load_model
+from burnish.policies.loading import load_model
 from burnish.types import Message, Prompt, SamplingParams
 
 TEMPLATE = (

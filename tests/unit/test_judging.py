@@ -14,7 +14,7 @@ import torch
 import burnish
 from burnish.batching import TokenBudget
 from burnish.errors import InputError
-from burnish.policies.causal_lm import load_policy
+from burnish.policies.loading import load_policy
 from burnish.reports.progress import QuietProgress
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.judging import Judging, gap_of_units, mismatched

@@ -13,8 +13,8 @@ import torch
 from burnish.algorithm_section import KL
 from burnish.anchor import Anchor
 from burnish.backends.local import build
-from burnish.checkpoints import restore, write_learner
-from burnish.policies.causal_lm import load_policy
+from burnish.checkpoints import restore, state_of, write_learner
+from burnish.policies.loading import load_policy
 from burnish.policies.tabular import Tabular
 from burnish.recipe import LoRA, load_recipe
 from burnish.run import Run
@@ -48,6 +48,20 @@ class TestCoefficient:
             assert then["kl/coefficient"] == pytest.approx(now["kl/coefficient"] * (1 + 0.1 * error), rel=1e-12)
         assert rows[0]["kl/completion"] == pytest.approx(0.0, abs=1e-12)
         assert len({row["kl/coefficient"] for row in rows}) > 5
+
+    def test_a_checkpoint_brings_it_back(self, tmp_path):
+        key = "kl={coefficient = 0.1, target = 0.05, where = 'reward', estimator = 'k1'}"
+        one = learner(key)
+        train_step(one)
+        kept = one.kl_coefficient
+        assert kept != 0.1
+        saved = Run(tmp_path).save_checkpoint(1, state_of(one), lambda folder: write_learner(one, folder), keep=1)
+        train_step(one)
+        assert one.kl_coefficient != kept
+        other = learner(key)
+        for restored in (one, other):
+            restore(restored, saved)
+            assert restored.kl_coefficient == kept
 
     def test_a_low_target_holds_the_policy_back(self):
         def moved(target: str) -> float:

@@ -17,7 +17,7 @@ from burnish.algorithms.exact import all_sequences
 from burnish.errors import InputError
 from burnish.generation.engine import sampler_for
 from burnish.generation.stepwise import ModuleSampler
-from burnish.policies.causal_lm import load_model
+from burnish.policies.loading import load_model
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import VOCABULARY, Tabular

@@ -15,9 +15,9 @@ from burnish.policies.attention import (
     attend_by_hand,
     attend_by_hand_backward,
 )
-from burnish.policies.causal_lm import load_policy
 from burnish.policies.head import fused_logprobs
 from burnish.policies.layout import activation_bytes, pack
+from burnish.policies.loading import load_policy
 from burnish.recipe import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 

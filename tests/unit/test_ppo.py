@@ -18,8 +18,8 @@ from burnish.backends.local import critic_for
 from burnish.checkpoints import restore, write_learner
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.errors import BurnishError, InputError
-from burnish.policies.causal_lm import load_policy
 from burnish.policies.layout import packed, plain
+from burnish.policies.loading import load_policy
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import Tabular

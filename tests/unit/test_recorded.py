@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from burnish.generation.engine import Engine, sampler_for
-from burnish.policies.causal_lm import CausalLM, load_policy
+from burnish.policies.causal_lm import CausalLM
+from burnish.policies.loading import load_policy
 from burnish.policies.products import can_multiply
 from burnish.policies.recorded import Recorded
 from burnish.recipe import LoRA

@@ -19,8 +19,8 @@ from burnish.batching import TokenBudget
 from burnish.cli import app
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
-from burnish.policies.causal_lm import load_policy
 from burnish.policies.layout import body, packed, plain
+from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD, RewardModel, load_reward_model
 from burnish.reports.progress import QuietProgress
 from burnish.rewards.registry import REWARDS

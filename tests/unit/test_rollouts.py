@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,15 @@ def test_flat_groups_give_way_in_their_places():
     # Two groups of two one-token texts left; two groups of round 1 (two tokens each) and one of round 2 came in vain.
     assert found.wasted == 2 * 2 * 1 + 2 * 2 * 2 + 1 * 2 * 3
     assert script.seeds == [(4, 9), (4, 9, 1), (4, 9, 2)]
+
+
+def test_totals_without_normalisation_go_with_their_groups():
+    script = Script([[1, 1], [0, 1]], [[5, 6]])
+    inner = script.score
+    script.score = lambda completions: replace(inner(completions), plain=inner(completions).total + 100)
+    found = script.collect(2, 1)
+    assert rows(found) == [[5, 6], [0, 1]]
+    assert found.scores.plain.tolist() == [105, 106, 100, 101]
 
 
 def test_no_more_rounds_than_are_needed_or_allowed():

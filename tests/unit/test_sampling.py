@@ -16,7 +16,7 @@ from burnish.errors import InputError
 from burnish.generation.engine import Engine, sampler_for
 from burnish.generation.plain import PlainSampler
 from burnish.generation.sampling import draw, sampling_logprobs, streams, truncates
-from burnish.policies.causal_lm import load_model, load_policy
+from burnish.policies.loading import load_model, load_policy
 from burnish.policies.tabular import Tabular
 from burnish.types import Prompt, SamplingParams
 

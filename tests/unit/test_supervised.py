@@ -21,7 +21,7 @@ from burnish.catalogue.convert import resolve_model
 from burnish.cli import app
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
-from burnish.policies.causal_lm import load_policy
+from burnish.policies.loading import load_policy
 from burnish.reports.progress import PlainProgress, QuietProgress
 from burnish.run import comparable
 from burnish.session import Interrupted
@@ -303,7 +303,7 @@ class TestRunFolders:
         found = burnish.prefer(
             job("prefer", policy={"model": "early"}, steps=1), run_dir="next", observer=QuietProgress()
         )
-        assert 'model = "/' in (found.run_dir / "recipe.toml").read_text()
+        assert all(f'{key} = "/' in (found.run_dir / "recipe.toml").read_text() for key in ("model", "path"))
         assert dict(load_policy(found.model).trainable()).keys() == dict(first.trainable()).keys()
 
     def test_a_run_without_a_checkpoint_names_its_own_verb(self, job):

@@ -16,9 +16,9 @@ from burnish.algorithms.preference import (
     kto_loss,
     kto_reference_point,
 )
+from burnish.draw import Draw
 from burnish.errors import InputError
 from burnish.recipe import load_recipe, shipped
-from burnish.supervised.draw import Draw
 from burnish.supervised.jsonl import JsonLines
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.rows import Pair, Text, digest, split

@@ -102,6 +102,13 @@ class TestUpdates:
         assert reports[0]["update_kl"] > reports[1]["update_kl"] > 0
         assert reports[0]["effective_sample_size"] < reports[1]["effective_sample_size"] < 1
 
+    def test_the_two_sides_of_the_clip_are_told_apart(self):
+        # A ratio is never below 0, and here never above 101.
+        above, below = (recipe(epochs=6, clip_low=low, clip_high=high) for low, high in ((1.0, 0.01), (0.01, 100.0)))
+        found = [train_step(learner(one)).metrics for one in (above, below)]
+        assert found[0]["clip_fraction/low"] == 0 < found[0]["clip_fraction/high"] == found[0]["clip_fraction"]
+        assert found[1]["clip_fraction/high"] == 0 < found[1]["clip_fraction/low"] == found[1]["clip_fraction"]
+
     def test_one_update_needs_no_second_pass(self):
         one = learner(recipe())
         calls = []

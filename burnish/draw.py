@@ -1,4 +1,4 @@
-"""Which examples a step sees."""
+"""Which prompts or examples a step sees."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 class Draw:
-    """The examples of each step: an epoch is a new order of all, and steps read on where the last one ended.
+    """The places of what each step sees: an epoch is a new order of all, and steps read on where the last one ended.
 
-    A function of seed and step alone, so a resumed run sees the same examples.
+    A function of seed and step alone, so a resumed run sees the same.
     """
 
     def __init__(self, count: int, per_step: int, seed: int) -> None:
@@ -16,7 +16,7 @@ class Draw:
         self._orders: dict[int, np.ndarray] = {}
 
     def step(self, step: int) -> list[int]:
-        """Places of the examples of a step, counted from 1."""
+        """Those of a step, counted from 1."""
         places = range((step - 1) * self.per_step, step * self.per_step)
         return [int(self._order(place // self.count)[place % self.count]) for place in places]
 

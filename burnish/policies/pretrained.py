@@ -1,0 +1,107 @@
+"""transformers models from folders and hub ids, with every weight from safetensors, and adapters upon them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+    """A whole model; where the source is an adapter, its base with the adapter merged into it.
+
+    The adapter is found here and not by transformers, which would take up one beside a base without a word, and would
+    take a pickled one.
+    """
+    from transformers.utils.hub import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    described = find_adapter_config_file(str(source), local_files_only=offline)
+    if described is None:
+        return whole_model(source, dtype, offline=offline)
+    weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
+    base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base == str(source):
+        raise ValueError("its adapter_config.json names itself as the base model")
+    from peft import PeftModel
+
+    # In the folder where adapter_model.safetensors lies, peft reads that and no other file.
+    return PeftModel.from_pretrained(merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
+
+
+def whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+    """A transformers model with all of its weights. Raises ValueError where its files lack some."""
+    from transformers import AutoModelForCausalLM
+
+    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
+    model, loading = auto_model.from_pretrained(
+        source,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=offline,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(loading["missing_keys"]):
+        # transformers would fill them with random numbers and go on.
+        raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
+    return model
+
+
+def with_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
+    """The model with an adapter that is still without effect."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
+        target_modules=lora.targets, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        adapted: Any = get_peft_model(model, config)
+        # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
+        adapted.peft_config["default"].base_model_name_or_path = str(source)
+    return adapted
+
+
+@contextmanager
+def loading_errors(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model '{source}' cannot be loaded: {reason[:300]}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and advice, and without what the libraries deprecate of each other."""
+    import warnings
+
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it itself where GPT-2 needs it
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
