@@ -21,6 +21,7 @@ from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
 from burnish.interrupts import Interrupts
 from burnish.loop import HELD_OUT_SEED, Session
+from burnish.paths import expanded
 from burnish.policies.causal_lm import CausalModel, load_model
 from burnish.protocols import Observer, Sampler
 from burnish.recipe import Job, Recipe, load_recipe, shipped
@@ -171,9 +172,7 @@ def _recipe(
 
 def with_absolute_model(recipe: J) -> J:
     """A recipe that means the same models wherever the run is taken up again."""
-    files = {
-        key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
-    }
+    files = {key: expanded(value) for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))}
     if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
     if isinstance(recipe, Recipe):
@@ -182,7 +181,7 @@ def with_absolute_model(recipe: J) -> J:
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
         recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
         return recipe
     policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
@@ -194,7 +193,7 @@ def _with_absolute_path(section: S) -> S:
     path = section.options.get("path")
     if section.use != "reward_model" or not isinstance(path, str):
         return section
-    return type(section).model_validate({**section.model_dump(), "path": str(Path(path).expanduser().absolute())})
+    return type(section).model_validate({**section.model_dump(), "path": str(expanded(path).absolute())})
 
 
 def _reward_name(key: RewardName) -> str:
@@ -284,7 +283,7 @@ def generate(
 
 def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
     """What samples from a run, a model folder, a catalogue name or a hub id."""
-    run = Path(name).expanduser()
+    run = expanded(name)
     if (run / "recipe.toml").is_file() and (run / "model").is_dir():
         written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         if written.get("policy", {}).get("use") in ("lstm", "module"):

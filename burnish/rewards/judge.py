@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
+from burnish.paths import expanded
 from burnish.rewards.judging import Answer, Cap, Judge
 from burnish.rewards.registry import checked_by
 from burnish.types import Completion
@@ -138,7 +138,7 @@ def judge(
     asked = Judge(
         url=f"{url.rstrip('/')}/chat/completions", key=_key(key_env), timeout=timeout, retries=retries, backoff=backoff,
         parallel=parallel, cap=_cap(url, model, calls, tokens),
-        cache=Path(cache).expanduser() if cache else home() / "judge.sqlite",
+        cache=expanded(cache) if cache else home() / "judge.sqlite",
     )  # fmt: skip
     bodies = [_body(_filled(template, completion, low, high), model, answer_tokens) for completion in completions]
     answers = asked.answers(bodies, lambda text: number_in(text, low, high, strict=strict) is not None)

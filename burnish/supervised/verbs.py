@@ -15,6 +15,7 @@ from burnish.backends.local import environment, keep_freed_memory
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
+from burnish.paths import expanded
 from burnish.policies.causal_lm import CausalLM, load_policy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
@@ -235,6 +236,6 @@ def with_absolute_path(recipe: R) -> R:
     if recipe.data.use != "jsonl" or not isinstance(path, str):
         return recipe
     data = type(recipe.data).model_validate(
-        {**recipe.data.model_dump(), "path": str(Path(path).expanduser().absolute())}
+        {**recipe.data.model_dump(), "path": str(expanded(path).absolute())}
     )  # fmt: skip
     return recipe.model_copy(update={"data": data})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.registry import nearest
 from burnish.rewards.diversity import words
 from burnish.tasks.sides import Example, TwoSided, asked, example
@@ -75,7 +76,7 @@ class Translation(TwoSided):
         if not 1 <= min_words <= max_words:
             raise InputError(f"min_words = {min_words}, max_words = {max_words}: must be 1 <= min_words <= max_words")
         self.data, self.source, self.target, self.template = data, source, target, template
-        self.min_words, self.max_words, self.folder, self.chat = min_words, max_words, Path(folder).expanduser(), chat
+        self.min_words, self.max_words, self.folder, self.chat = min_words, max_words, expanded(folder), chat
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
         if self.data == "hsk":
