@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from burnish.api import evaluate
 from burnish.errors import InputError
 from burnish.paths import expanded
 from burnish.rewards.registry import REWARDS
@@ -27,7 +26,6 @@ SAID = [Completion(Prompt("p", "a"), (1,), (2,), "b", (0.0,), "stop")]
         lambda: JsonLines(path=NOBODY, format="text"),
         lambda: REWARDS.get("reward_model").check_options({"path": NOBODY}),
         lambda: REWARDS.get("judge")(SAID, model="m", cache=NOBODY),
-        lambda: evaluate(NOBODY, recipe="news"),
     ],
 )
 def test_it_is_one_line(use: Callable[[], Any]) -> None:
