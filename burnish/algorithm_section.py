@@ -98,7 +98,7 @@ class Algorithm(Section):
     """For A < 0 the ratio counts as at most this; None is off in every preset."""
     entropy: float = Field(0.0, ge=0)
     """How much a nat of entropy a token is worth, in the loss."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=1000)
     """How often a step goes over its samples."""
     minibatches: int = Field(1, ge=1)
     """Updates in each epoch."""

@@ -20,6 +20,7 @@ from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
 from burnish.launch import discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.loop import HELD_OUT_SEED, Session
+from burnish.paths import expanded
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
@@ -209,7 +210,7 @@ def generate(
 
 def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
     """What samples from a run, a model folder, a catalogue name or a hub id."""
-    run = Path(name).expanduser()
+    run = expanded(name)
     if (run / "recipe.toml").is_file() and (run / "model").is_dir():
         written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         if written.get("policy", {}).get("use") in ("lstm", "module"):

@@ -13,6 +13,7 @@ from burnish.backends.local import environment
 from burnish.catalogue import entries
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
+from burnish.paths import expanded
 from burnish.protocols import Observer
 from burnish.recipe import Job, Recipe
 from burnish.run import Run
@@ -100,9 +101,7 @@ def warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> Non
 
 def with_absolute_model(recipe: J) -> J:
     """A recipe that means the same models wherever the run is taken up again."""
-    files = {
-        key: Path(value).expanduser() for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))
-    }
+    files = {key: expanded(value) for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))}
     if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
     if isinstance(recipe, Recipe):
@@ -111,7 +110,7 @@ def with_absolute_model(recipe: J) -> J:
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
         recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
         return recipe
     policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
@@ -123,4 +122,4 @@ def with_absolute_path(section: S, use: str) -> S:
     path = section.options.get("path")
     if section.use != use or not isinstance(path, str):
         return section
-    return type(section).model_validate({**section.model_dump(), "path": str(Path(path).expanduser().absolute())})
+    return type(section).model_validate({**section.model_dump(), "path": str(expanded(path).absolute())})

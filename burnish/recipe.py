@@ -18,14 +18,14 @@ from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
 from burnish.recipe_file import shipped as shipped
-from burnish.sections import Evaluation, Guards, OpenSection, RewardSection, Section, check_rewards, guarded
+from burnish.sections import MOST, Evaluation, Guards, OpenSection, RewardSection, Section, check_rewards, guarded
 from burnish.types import SamplingParams
 
 
 class LoRA(Section):
     """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=65536)
     alpha: float | None = Field(None, gt=0)
     """Scale of the adapter's output is alpha / rank; None means 2 * rank."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
@@ -34,9 +34,9 @@ class LoRA(Section):
 class LSTMShape(Section):
     """Widths and depth of the built-in LSTM."""
 
-    embedding: int = Field(64, ge=1)
-    hidden: int = Field(256, ge=1)
-    layers: int = Field(1, ge=1)
+    embedding: int = Field(64, ge=1, le=65536)
+    hidden: int = Field(256, ge=1, le=65536)
+    layers: int = Field(1, ge=1, le=1000)
     dropout: float = Field(0.0, ge=0, lt=1)
     """While it is pretrained; what is sampled and updated has none."""
 
@@ -44,11 +44,11 @@ class LSTMShape(Section):
 class Pretrain(Section):
     """Maximum likelihood on the task's training texts, before the first step."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=10**9)
     learning_rate: float = Field(3e-3, gt=0)
-    windows: int = Field(32, ge=1)
+    windows: int = Field(32, ge=1, le=65536)
     """Windows of text in a step."""
-    length: int = Field(128, ge=1)
+    length: int = Field(128, ge=1, le=MOST)
     """Tokens in a window."""
 
 
@@ -74,7 +74,7 @@ class PolicySection(Section):
     """Keyword arguments of what makes the module."""
     vocabulary: str | None = None
     """character, byte, bpe, or a vocabulary.json; None is character."""
-    vocabulary_size: int | None = Field(None, ge=257)
+    vocabulary_size: int | None = Field(None, ge=257, le=MOST)
     weights: str | None = None
     """A folder with model.safetensors and vocabulary.json to start from."""
     pretrain: Pretrain | None = None
@@ -115,12 +115,13 @@ class TaskSection(OpenSection):
 
 
 class Sampling(Section):
-    prompts_per_step: int = Field(4, ge=1)
-    samples_per_prompt: int = Field(8, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    prompts_per_step: int = Field(4, ge=1, le=MOST)
+    samples_per_prompt: int = Field(8, ge=1, le=MOST)
+    max_new_tokens: int = Field(64, ge=1, le=MOST)
+    temperature: float = Field(1.0, ge=1e-6)
+    """Below a millionth, logits divided by it leave the floats."""
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=MOST)
     nlpo_top_p: float = Field(1.0, gt=0, le=1)
     """NLPO (arXiv 2210.01241): only tokens of a lagged policy's top-p set are drawn; 1 leaves that out."""
     nlpo_every: int = Field(10, ge=1)
@@ -177,10 +178,10 @@ class Checkpoint(Section):
 class Job(Section):
     """What the recipes of all verbs that train have. Every default is written out in the run folder's ``recipe.toml``."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     seed: int = Field(0, ge=0)
-    steps: int = Field(25, ge=1)
-    threads: int | None = Field(None, ge=1)
+    steps: int = Field(25, ge=1, le=10**9)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads; None takes what torch chooses. The same bits need the same number."""
     policy: PolicySection = PolicySection()
     optimizer: Optimizer = Optimizer()

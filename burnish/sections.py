@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from burnish.registry import nearest
 
+MOST = 1 << 20
+"""Of what a step or a text can have: a slip of the finger beyond it would fill the memory, or never end."""
+
 
 class Section(BaseModel):
     """Strict and frozen: no unknown keys, no silent conversion from text to numbers, no change after reading."""
@@ -139,8 +142,8 @@ class Evaluation(Section):
     """Held-out reward every so many steps, besides before and after training; 0 leaves that out."""
     prompts: int | None = Field(None, ge=1)
     """How many held-out prompts; None takes all."""
-    samples_per_prompt: int = Field(1, ge=1)
-    resamples: int = Field(1000, ge=100)
+    samples_per_prompt: int = Field(1, ge=1, le=MOST)
+    resamples: int = Field(1000, ge=100, le=10**6)
     """Bootstrap resamples behind each interval."""
     bleu_tokenize: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
     """sacrebleu's tokenizer for corpus BLEU; "auto" looks at the references: "zh" for Chinese, "13a" for most others."""

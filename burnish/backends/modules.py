@@ -25,6 +25,7 @@ from burnish.backends.local import prepared_task, task_errors
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import continuation
 from burnish.generation.stepwise import ModuleSampler
+from burnish.paths import expanded
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
 from burnish.policies.pretraining import pretrain
@@ -55,7 +56,7 @@ def build_module_policy(
     """
     kept = folder / START if folder else None
     made = kept is not None and kept.is_dir()
-    source = kept if made else Path(section.weights).expanduser() if section.weights else None
+    source = kept if made else expanded(section.weights) if section.weights else None
     vocabulary = _vocabulary(section, source, texts)
     with seeded(seed):
         module = _module(section, vocabulary, source)
@@ -97,7 +98,7 @@ def _vocabulary(section: PolicySection, source: Path | None, texts: Callable[[],
     kind = section.vocabulary or KINDS[0]
     if kind in KINDS:
         return build_vocabulary(kind, texts(), section.vocabulary_size)
-    path = Path(kind).expanduser()
+    path = expanded(kind)
     if not path.is_file():
         raise InputError(
             f"policy.vocabulary = '{kind}'{nearest(kind, KINDS)}: write {', '.join(KINDS)}, or the path of a {FILE}"

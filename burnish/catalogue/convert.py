@@ -20,6 +20,7 @@ from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch
 from burnish.errors import BurnishError, InputError
+from burnish.paths import expanded
 from burnish.registry import nearest
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
     """
     if model in names():
         return model_folder(model, offline=offline, observer=observer)
-    path = Path(model).expanduser()
+    path = expanded(model)
     if model and path.is_dir():
         return check_model_folder(_of_run(path, model) if (path / "recipe.toml").is_file() else path)
     if model and path.exists():

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.policies.attention import Unsupported
 from burnish.policies.causal_lm import CausalLM, CausalModel
 from burnish.policies.layout import FILLER, inner, plain
@@ -138,7 +139,7 @@ def folder_of(path: str) -> Path:
     Raises:
         InputError: there is no such folder, the run has no checkpoint yet, or it holds no reward model.
     """
-    run = Path(path).expanduser()
+    run = expanded(path)
     if not path or not run.is_dir():
         raise InputError(f"reward model '{path}': there is no such folder; name a run of `burnish reward-model`")
     folder = run / "model" if (run / "recipe.toml").is_file() else run

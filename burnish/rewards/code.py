@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 
 from burnish.errors import BurnishError, InputError
 from burnish.sandbox.answers import Call, run_tests
@@ -14,6 +13,9 @@ from burnish.types import Completion
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
 _UNOPENED = re.compile(r"\s*((?:def|import|from|class|@\w)\b.*?)(?:^```|\Z)", re.S | re.M)
 _FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
+_KEPT = 1024
+_KNOWN: dict[tuple[str, str, float, int], float] = {}
+"""Program, tests and limits -> share; the oldest go first."""
 
 
 def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256) -> float:
@@ -65,14 +67,23 @@ def body_in(text: str) -> str:
     return "".join(body)
 
 
-@lru_cache(maxsize=1024)
 def _share(program: str, tests: str, seconds: float, memory: int) -> float:
-    """The share of the tests that are passed. Two parts of a reward that ask about one program run it once."""
+    """The share of the tests that are passed. Two parts of a reward that ask about one program run it once, unless it
+    ran out of time or was killed: that hangs on what else this machine was doing, and the next run may end otherwise.
+    """
+    key = (program, tests, seconds, memory)
+    if key in _KNOWN:
+        return _KNOWN[key]
     calls = _calls("", tests)
     outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
     if outcome.verdict.status == "refused":
         raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
-    return sum(outcome.passed) / len(calls)
+    share = sum(outcome.passed) / len(calls)
+    if outcome.verdict.status not in ("timeout", "killed"):
+        while len(_KNOWN) >= _KEPT:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[key] = share
+    return share
 
 
 def _calls(prompt_id: str, tests: str) -> list[Call]:

@@ -162,7 +162,7 @@ def _repeated(once: float, least: int, most: int) -> float:
 
 def _check_json_format(*, required: Mapping[str, Any], extra: bool, fenced: bool) -> None:
     for key, kind in required.items():
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             near = nearest(kind, KINDS) if isinstance(kind, str) else ""
             raise InputError(f"json_format: required.{key} = {kind!r}{near}: known types are {', '.join(KINDS)}")
 

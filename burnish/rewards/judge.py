@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
+from burnish.paths import expanded
 from burnish.rewards.judging import Answer, Cap, Judge
 from burnish.rewards.registry import checked_by
 from burnish.types import Completion
@@ -36,8 +36,13 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def _check_judge(**options: Any) -> None:
-    url, low, high = urlsplit(options["url"]), options["low"], options["high"]
-    if url.scheme not in ("http", "https") or not url.hostname:
+    low, high = options["low"], options["high"]
+    try:
+        url = urlsplit(options["url"])
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets that do not close, or a port beyond 65535
+        known = False
+    if not known or not re.fullmatch(r"[!-~]+", options["url"]):
         raise InputError(f"judge: url = '{options['url']}' is no address: write it as in http://127.0.0.1:8000/v1")
     if url.username or url.password or url.query or url.fragment:
         raise InputError(
@@ -59,6 +64,9 @@ def _check_judge(**options: Any) -> None:
                         ("answer_tokens", 1)):  # fmt: skip
         if not (math.isfinite(options[name]) and options[name] >= least):
             raise InputError(f"judge: {name} = {options[name]}: must be at least {least}")
+    for name, most in (("timeout", 86_400), ("parallel", 256), ("retries", 1000)):
+        if options[name] > most:
+            raise InputError(f"judge: {name} = {options[name]}: must be at most {most}")
     fallback = options["fallback"]
     if fallback is not None and (
         isinstance(fallback, bool) or not isinstance(fallback, int | float) or not 0 <= fallback <= 1
@@ -130,7 +138,7 @@ def judge(
     asked = Judge(
         url=f"{url.rstrip('/')}/chat/completions", key=_key(key_env), timeout=timeout, retries=retries, backoff=backoff,
         parallel=parallel, cap=_cap(url, model, calls, tokens),
-        cache=Path(cache).expanduser() if cache else home() / "judge.sqlite",
+        cache=expanded(cache) if cache else home() / "judge.sqlite",
     )  # fmt: skip
     bodies = [_body(_filled(template, completion, low, high), model, answer_tokens) for completion in completions]
     answers = asked.answers(bodies, lambda text: number_in(text, low, high, strict=strict) is not None)
@@ -154,7 +162,10 @@ def number_in(text: str, low: float, high: float, *, strict: bool) -> float | No
         found = every[-1]
     if found is None:
         return None
-    number = float(found)
+    try:
+        number = float(found)
+    except OverflowError:  # a whole number beyond the floats
+        return None
     return number if low <= number <= high else None
 
 

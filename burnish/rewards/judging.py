@@ -139,10 +139,11 @@ class Judge:
                     return Answer(text)
                 raise _Failed(f"it answered {_shown(text)}, where a number was asked for")
             except _Failed as failure:
-                problem = self._without_key(str(failure))
+                problem = str(failure)
                 if not failure.again:
                     return Answer(None, problem)
-                pause = min(LONGEST_PAUSE, max(self.backoff * 2**attempt, failure.pause))
+                # A power beyond the floats would end the run.
+                pause = min(LONGEST_PAUSE, max(self.backoff * 2 ** min(attempt, 64), failure.pause))
                 if attempt < self.retries and stop.wait(pause):
                     return Answer(None, problem)
         return Answer(None, problem + (f" (asked {self.retries + 1} times)" if self.retries else ""))
@@ -158,14 +159,15 @@ class Judge:
             with closing(opener.open(request, timeout=self.timeout)) as response:
                 raw = _read(response, time.monotonic() + self.timeout)
         except urllib.error.HTTPError as error:
-            raise _refused(error) from error
+            raise self._refused(error) from error
         except TimeoutError as error:
             raise _Failed(f"no answer within {self.timeout:g} seconds") from error
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
                 raise _Failed(f"no answer within {self.timeout:g} seconds") from error
             raise _Failed(f"it cannot be reached ({error.reason})") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # A ValueError comes of a redirect to what is no address.
             raise _Failed(f"the answer broke off ({type(error).__name__})") from error
         return self._text(raw, body)
 
@@ -176,7 +178,7 @@ class Judge:
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             # It was sent, and will have been paid for.
             self.cap.spend((len(body) + len(raw)) // 3)
-            raise _Failed(f"it sent what is no chat completion: {_shown(raw.decode('utf-8', 'replace'))}") from error
+            raise _Failed(f"it sent what is no chat completion: {self._said(raw)}") from error
         usage = data.get("usage")
         counted = usage.get("total_tokens") if isinstance(usage, dict) else None
         if not isinstance(counted, int) or isinstance(counted, bool) or counted < 0:
@@ -184,7 +186,37 @@ class Judge:
         self.cap.spend(counted)
         if not isinstance(text, str):
             raise _Failed("its answer holds no text")
-        return text
+        # Before it is shown or kept. Half an emoji is no text to the cache.
+        return self._without_key(text.encode("utf-8", "replace").decode("utf-8"))
+
+    def _refused(self, error: urllib.error.HTTPError) -> _Failed:
+        with closing(error):
+            try:
+                said = self._said(error.read(2000))
+            except (OSError, http.client.HTTPException):
+                said = "nothing"
+        pause = error.headers.get("Retry-After", "") if error.headers else ""
+        try:
+            seconds = max(0.0, float(pause))
+        except ValueError:
+            # A date; the pause of our own will do.
+            seconds = 0.0
+        if 300 <= error.code < 400:
+            return _Failed(
+                f"HTTP {error.code}: it sends on to elsewhere; give the address that it leads to", again=False
+            )
+        hint = (
+            "; check key_env and the key"
+            if error.code in (401, 403)
+            else "; check url and model"
+            if error.code == 404
+            else ""
+        )
+        return _Failed(f"HTTP {error.code}, saying {said}{hint}", again=error.code in _AGAIN, pause=seconds)
+
+    def _said(self, raw: bytes) -> str:
+        """What came, in one line; the key is taken out first, since half of one would not be found after cutting."""
+        return _shown(self._without_key(raw.decode("utf-8", "replace")))
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.key, "(key)") if self.key else text
@@ -225,30 +257,6 @@ def _read(response: Any, deadline: float) -> bytes:
     if response.length:
         raise http.client.IncompleteRead(b"".join(parts), response.length)
     return b"".join(parts)
-
-
-def _refused(error: urllib.error.HTTPError) -> _Failed:
-    with closing(error):
-        try:
-            said = _shown(error.read(2000).decode("utf-8", "replace"))
-        except (OSError, http.client.HTTPException):
-            said = "nothing"
-    pause = error.headers.get("Retry-After", "") if error.headers else ""
-    try:
-        seconds = max(0.0, float(pause))
-    except ValueError:
-        # A date; the pause of our own will do.
-        seconds = 0.0
-    if 300 <= error.code < 400:
-        return _Failed(f"HTTP {error.code}: it sends on to elsewhere; give the address that it leads to", again=False)
-    hint = (
-        "; check key_env and the key"
-        if error.code in (401, 403)
-        else "; check url and model"
-        if error.code == 404
-        else ""
-    )
-    return _Failed(f"HTTP {error.code}, saying {said}{hint}", again=error.code in _AGAIN, pause=seconds)
 
 
 def _shown(text: str) -> str:

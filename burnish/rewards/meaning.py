@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.rewards.overlap import reference_of
 from burnish.types import Completion
 
@@ -82,7 +83,7 @@ def _model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    folder = Path(name).expanduser() if name else _built_in()
+    folder = expanded(name) if name else _built_in()
     if not (folder / "config.json").is_file():
         raise InputError(f"similarity: model = '{name}' is no folder of a Hugging Face model: it has no config.json")
     bar = logging.is_progress_bar_enabled()

@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.supervised.rows import Broken, Dialogue, Judged, Pair, Row, Rows, Text, Turn, digest, unrepeated
@@ -53,7 +53,7 @@ class JsonLines:
                     f"data.columns: '{name}'{nearest(name, known)}: for format '{format}' name {', '.join(known)}, each "
                     "with the column's name as text"
                 )
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.format = format
         self.columns = {name: (columns or {}).get(name, name) for name in known}
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from burnish.errors import InputError
 from burnish.recipe import Job
 from burnish.recipe_file import read_data, validated
-from burnish.sections import OpenSection, Section
+from burnish.sections import MOST, OpenSection, Section
 from burnish.supervised.sources import SOURCES
 from burnish.tasks.registry import check_task_options
 
@@ -27,9 +27,9 @@ class Data(OpenSection):
 
 
 class Batch(Section):
-    examples_per_step: int = Field(16, ge=1)
+    examples_per_step: int = Field(16, ge=1, le=MOST)
     """Texts or pairs of one update."""
-    max_tokens: int = Field(512, ge=2)
+    max_tokens: int = Field(512, ge=2, le=MOST)
     """Tokens of a prompt with its completion; what is longer is cut there."""
 
 
@@ -38,7 +38,7 @@ class HeldOut(Section):
     """Held-out measurement every so many steps, besides before and after training; 0 leaves that out."""
     prompts: int | None = Field(None, ge=2)
     """How many held-out prompts (units of the split); None takes all."""
-    resamples: int = Field(1000, ge=100)
+    resamples: int = Field(1000, ge=100, le=10**6)
     """Bootstrap resamples behind each interval."""
 
 

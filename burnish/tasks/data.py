@@ -6,10 +6,10 @@ import hashlib
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.registry import nearest
 from burnish.tasks import tables
 from burnish.tasks.sides import Example, TwoSided, example
@@ -90,7 +90,7 @@ class Data(TwoSided):
             raise InputError(f"max_characters = {max_characters}: must be at least 1")
         if not all(isinstance(column, str) for column in metadata):
             raise InputError("metadata must be a list of columns' names")
-        self.path, self.dataset, self.config, self.side = Path(path).expanduser(), dataset, config, side
+        self.path, self.dataset, self.config, self.side = expanded(path), dataset, config, side
         self.format = "" if dataset else tables.format_of(self.path, format)
         self.delimiter, self.template, self.messages, self.reference = delimiter, template, messages, reference
         self.group, self.metadata, self.system, self.chat = group, list(metadata), system, chat

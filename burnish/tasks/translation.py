@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
 from burnish.errors import InputError
+from burnish.paths import expanded
 from burnish.registry import nearest
 from burnish.rewards.diversity import words
 from burnish.tasks.sides import Example, TwoSided, asked, example
@@ -77,7 +78,7 @@ class Sentences:
     @property
     def place(self) -> Path:
         """Where LibreOffice's help lies."""
-        return Path(self.folder).expanduser()
+        return expanded(self.folder)
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
         if self.data == "hsk":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from burnish.errors import InputError
+from burnish.rewards import code as code_rewards
 from burnish.rewards.code import body_in, program_in, unit_tests
-from burnish.sandbox.answers import same
+from burnish.sandbox.answers import Call, Outcome, same
+from burnish.sandbox.run import Limits, Verdict
 from burnish.tasks.code import Code, plain_calls
 from burnish.tasks.programs import FAMILIES, TESTS, problems
 from burnish.types import Completion, Prompt
@@ -123,3 +126,20 @@ def test_bad_options_are_one_line(options: dict[str, object], message: str) -> N
         Code(**options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"families: 'multipl' \(did you mean 'multiply'"):
         Code(families=["multipl"]).train()
+
+
+def test_a_program_that_ran_out_of_time_is_run_again_and_one_that_ended_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [Verdict("timeout", "ran longer"), Verdict("killed", "by SIGKILL"), Verdict("ok", "")]
+    runs: list[str] = []
+
+    def under_load(program: str, calls: list[Call], *, limits: Limits) -> Outcome:
+        runs.append(program)
+        verdict = ends[len(runs) - 1]
+        return Outcome((verdict.status == "ok",) * len(calls), verdict)
+
+    monkeypatch.setattr(code_rewards, "run_tests", under_load)
+    tests = json.dumps({"calls": [{"function": "f", "arguments": [], "expected": 1}]})
+    completion = said(Prompt("slow", "Write f."), "def f():\n    return 1  # slow once")
+    completion = replace(completion, prompt=replace(completion.prompt, reference=tests))
+    assert [code_rewards.unit_tests(completion) for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
+    assert len(runs) == 3

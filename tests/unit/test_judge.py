@@ -17,6 +17,7 @@ from burnish.errors import BurnishError, InputError
 from burnish.rewards import judge as judges
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.judge import judge, number_in
+from burnish.rewards.judging import Judge
 from burnish.rewards.registry import REWARDS
 from burnish.types import Completion, Prompt
 
@@ -129,6 +130,7 @@ def test_a_number_is_put_on_the_scale_and_the_question_is_what_the_template_says
         ("First 3, no, 9.", False, 9.0), ("11", True, None), ("11", False, None), ("-1", True, None), ("", True, None),
         ("seven", False, None), ('{"score": "7"}', True, None), ('{"score": true}', True, None), ("{", True, None),
         ("nan", True, None), ("1e9", True, None), ("七", False, None), ('{"score": 1e999}', True, None),
+        (f'{{"score": {"9" * 400}}}', True, None),
     ],
 )  # fmt: skip
 def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> None:
@@ -140,7 +142,7 @@ def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> Non
     [
         status(429), status(500), status(503, b"<html>"), cut_off, hung_up, late, trickling,
         status(200, b"not JSON"), status(200, b'{"choices": []}'), status(200, b"[1"), says(None), says("It is good."),
-        status(200, b"\xff\xfe"), status(200, b"["* 100_000),
+        status(200, b"\xff\xfe"), status(200, b"["* 100_000), says(f'{{"score": {"9" * 400}}}'), says("half: \ud83d"),
     ],
 )  # fmt: skip
 def test_what_fails_on_the_way_is_asked_again(server: Server, tmp_path: Path, bad: Reply) -> None:
@@ -159,6 +161,7 @@ def test_what_fails_on_the_way_is_asked_again(server: Server, tmp_path: Path, ba
         (status(404), {}, 1, "HTTP 404.*check url and model"),
         (status(400, b"too long"), {}, 1, "HTTP 400, saying 'too long'"),
         (status(302, Location="http://127.0.0.1:9/"), {}, 1, "HTTP 302: it sends on to elsewhere"),
+        (status(302, Location="http://[x/"), {"retries": 0}, 1, "broke off"),
         (says("Nine out of ten"), {}, 3, "it answered 'Nine out of ten', where a number was asked for"),
         (late, {"timeout": 0.1, "retries": 0}, 1, "no answer within 0.1 seconds"),
         (trickling, {"timeout": 0.2, "retries": 0}, 1, "no answer within 0.2 seconds"),
@@ -241,6 +244,33 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(server, tmp_path,
         ask(server, tmp_path, said("a"), key_env="A_KEY")
 
 
+def test_a_key_that_the_server_repeats_is_taken_out_before_the_answer_is_cut_or_kept(
+    server, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "secret-123")
+    server.script = [
+        says("I know secret-123: 7"), says("x" * 190 + "secret-123"), status(200, b"x" * 190 + b"secret-123"),
+        status(403, b"x" * 190 + b"secret-123"),
+    ]  # fmt: skip
+    assert ask(server, tmp_path, said("a"), key_env="A_KEY", strict=False) == [0.7]
+    assert b"secret" not in (tmp_path / "judge.sqlite").read_bytes()
+    for text in "bcd":
+        with pytest.raises(BurnishError) as found:
+            ask(server, tmp_path, said(text), key_env="A_KEY", retries=0)
+        assert "sec" not in str(found.value)
+
+
+def test_half_an_emoji_in_an_answer_is_kept_as_text(server: Server, tmp_path: Path) -> None:
+    server.script = [says("\ud83d 7")]
+    assert [ask(server, tmp_path, said("x"), strict=False) for _ in range(2)] == [[0.7], [0.7]]
+    assert len(server.seen) == 1
+
+
+def test_a_thousand_retries_without_a_pause_come_to_an_end(server: Server, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Judge, "_once", lambda *_: "none")
+    assert ask(server, tmp_path, said("x"), retries=1000, backoff=0.0, calls=2000, fallback=0.5) == [0.5]
+
+
 def test_questions_go_out_side_by_side_and_answers_stay_in_order(server: Server, tmp_path: Path) -> None:
     # Each waits for the other: one after the other they would wait for ever.
     meeting = threading.Barrier(4, timeout=10)
@@ -259,6 +289,12 @@ def test_questions_go_out_side_by_side_and_answers_stay_in_order(server: Server,
         ({"model": ""}, "model is missing"),
         ({"url": "file:///etc/passwd"}, "no address"),
         ({"url": "127.0.0.1:8000"}, "no address"),
+        ({"url": "http://[::1/v1"}, "no address"),
+        ({"url": "http://host:99999/v1"}, "no address"),
+        ({"url": "http://a host/v1"}, "no address"),
+        ({"url": "http://host/路"}, "no address"),
+        ({"timeout": 1e300}, "timeout = 1e.300: must be at most 86400"),
+        ({"parallel": 10**9}, "parallel"),
         ({"url": "https://user:pw@host/v1"}, "an address alone"),
         ({"key_env": "sk-abc"}, "never a key"),
         ({"template": "Judge."}, r"does not show \{text\}"),

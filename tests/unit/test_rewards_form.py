@@ -303,6 +303,7 @@ def test_json_options() -> None:
         ("length_band", {"unit": "word"}, r"unknown unit = 'word' \(did you mean 'words'"),
         ("json_format", {"required": {"a": "int"}}, r"required.a = 'int'.*known types are string, integer"),
         ("json_format", {"required": {"a": 1}}, r"required.a = 1: known types"),
+        ("json_format", {"required": {"a": [1]}}, r"required.a = \[1\]: known types"),
     ],
 )
 def test_options_that_cannot_work_are_refused_with_the_recipe(name: str, options, message: str) -> None:

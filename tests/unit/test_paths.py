@@ -1,0 +1,41 @@
+"""A path that begins with the home of nobody is refused in one line wherever one may be given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.paths import expanded
+from burnish.rewards.registry import REWARDS
+from burnish.supervised.jsonl import JsonLines
+from burnish.tasks.data import Data
+from burnish.types import Completion, Prompt
+
+NOBODY = "~nobody-of-this-name/x"
+SAID = [Completion(Prompt("p", "a"), (1,), (2,), "b", (0.0,), "stop")]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: Data(path=f"{NOBODY}.jsonl"),
+        lambda: JsonLines(path=NOBODY, format="text"),
+        lambda: REWARDS.get("reward_model").check_options({"path": NOBODY}),
+        lambda: REWARDS.get("judge")(SAID, model="m", cache=NOBODY),
+    ],
+)
+def test_it_is_one_line(use: Callable[[], Any]) -> None:
+    with pytest.raises(InputError, match="there is no home folder of that name: write the whole path") as found:
+        use()
+    assert "\n" not in str(found.value)
+
+
+def test_others_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert (expanded("~/a"), expanded("a/~b"), expanded(Path("/c"))) == (
+        Path("/home/me/a"), Path("a/~b"), Path("/c"),
+    )  # fmt: skip
