@@ -19,9 +19,11 @@ from burnish.algorithms.preference import (
 from burnish.draw import Draw
 from burnish.errors import InputError
 from burnish.recipe import load_recipe, shipped
+from burnish.run import Checkpoint
 from burnish.supervised.jsonl import JsonLines
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.rows import Pair, Text, digest, split
+from burnish.supervised.session import Session
 from burnish.supervised.sources import _exchanged
 
 
@@ -188,3 +190,9 @@ class TestRecipes:
             recipe = load_supervised(kind, name)
             assert recipe.name == name
             assert load_supervised(kind, tomllib.loads(recipe.toml())) == recipe
+
+
+def test_a_checkpoint_that_says_another_step_is_not_taken_up(tmp_path):
+    (tmp_path / "state.json").write_text('{"step": 1}')
+    with pytest.raises(InputError, match=r"state\.json is of another step; delete the folder"):
+        Session(None, None, None).restore(Checkpoint(2, tmp_path))
