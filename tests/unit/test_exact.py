@@ -172,8 +172,9 @@ class TestVerify:
         claimed = {name for name, finding in findings.items() if finding.estimator.unbiased}
         assert claimed == {
             "reinforce", "reinforce_baseline", "rloo", "kl k1 in reward", "kl k1 in loss", "kl k2 in loss", "kl k3 in loss",
-            "dr_grpo, rescaled", "gae, lambda 1", "gae, true values", "rloo, shaped reward-to-go", "rloo, by sentence",
-            "entropy bonus", "off-policy, sequence",
+            "dr_grpo, rescaled", "gae, lambda 1", "gae, true values", "gae, by token", "reinforce, by token",
+            "reinforce, true potential", "reinforce_baseline, by token", "rloo, by token", "rloo, by sentence",
+            "rloo, true potential", "dr_grpo, by token", "entropy bonus", "off-policy, sequence",
         }  # fmt: skip
         for name in claimed:
             finding = findings[name]
