@@ -176,6 +176,20 @@ def check_normalised(section: Algorithm, rewards: Sequence[RewardSection]) -> No
             )
 
 
+def check_credit(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
+    """Refuses credit within completions where the algorithm cannot use it. Raises InputError, which names the key."""
+    from burnish.algorithms.presets import PRESETS
+
+    preset = PRESETS[section.use]
+    for index, reward in enumerate(rewards):
+        if reward.credit != "completion" and not preset.takes_tokens:
+            others = ", ".join(name for name, one in PRESETS.items() if one.takes_tokens)
+            raise InputError(
+                f"reward.{index}.credit = \"{reward.credit}\": '{section.use}' cannot tell tokens apart, since "
+                f"{preset.coarse}: leave it out, or use one of {others}"
+            )
+
+
 def _check_clips(section: Algorithm, preset: Preset) -> None:
     from burnish.algorithms.presets import PRESETS
 
