@@ -297,9 +297,6 @@ def test_every_kind_of_one_is_one(value) -> None:
         (None, r"returned None \(NoneType\) for prompt 'p9': a reward is one number"),
         ("1.0", r"returned '1.0' \(str\) for prompt 'p9': a reward is one number"),
         (1j, r"returned 1j \(complex\) for prompt 'p9'"),
-        ([0.1, 0.2], r"for prompt 'p9': token-level rewards are not supported yet"),
-        (np.array([0.1]), r"token-level rewards are not supported yet"),
-        (torch.tensor([0.1, 0.2]), r"token-level rewards are not supported yet"),
     ],
 )
 @pytest.mark.parametrize("batch", [False, True])
