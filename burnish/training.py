@@ -23,7 +23,7 @@ from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
-from burnish.algorithms.shaping import overlong_penalty
+from burnish.algorithms.shaping import length_cost, overlong_penalty
 from burnish.anchor import Anchor
 from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
 from burnish.critic import Critic, explained_variance, token_credit
@@ -133,9 +133,11 @@ def train_step(learner: Learner) -> StepReport:
     flags = [screen(completion) for completion in completions]
 
     # 4. What is taken from the rewards: for length, and for the distance to the reference.
-    overlong = overlong_penalty(lengths, sampling.max_new_tokens, settings.overlong.share)
+    longest = sampling.max_new_tokens
+    overlong = overlong_penalty(lengths, longest, settings.overlong.share)
     of_wholes, gained = credit.split(scores)
-    rewards = of_wholes + settings.overlong.weight * overlong
+    brevity = settings.length_cost * length_cost(lengths, longest)
+    rewards = of_wholes + settings.overlong.weight * overlong + brevity
     penalties = torch.zeros_like(sampler_logprobs)
     reference_logprobs, distance = None, 0.0
     if pulled or preset.paired:

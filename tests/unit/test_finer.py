@@ -313,7 +313,7 @@ class TestRecipe:
             load_recipe({**TOY, "algorithm": {"use": use}, "reward": [{"use": "chrf", "credit": "sentence"}]})
         assert "\n" not in str(found.value)
 
-    def test_the_four_that_refuse_it(self):
+    def test_who_refuses_it(self):
         assert {name for name, preset in PRESETS.items() if not preset.takes_tokens} == {"gdpo", "gspo", "online_dpo"}
 
     def test_what_compares_or_judges_wholes_refuses_it(self):
