@@ -131,7 +131,8 @@ class Combination:
             BurnishError: a reward raised, or returned something other than one finite number a completion; the
                 message names the reward, the prompt and what came back.
         """
-        parts, own = {}, {}
+        parts: dict[str, np.ndarray] = {}
+        own: dict[str, list[np.ndarray] | None] = {}
         for part in self.parts:
             parts[part.name], own[part.name] = _values(part, completions, self.reference_policy)
         weights = {part.name: part.weight_at(step) for part in self.parts}

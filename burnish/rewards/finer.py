@@ -34,7 +34,8 @@ def beginnings(completion: Completion, credit: Credit, decode: Decode) -> dict[i
     A full stop ends a sentence whatever comes next (3.14 has one, too), since that is not known yet. Several marks in a
     row are one end, which the first of them makes. A token with an end inside ends the sentence after itself.
     """
-    found, ends = {}, 0
+    found: dict[int, str] = {}
+    ends = 0
     for length in range(1, len(completion.token_ids)):
         text = decode(completion.token_ids[:length]).rstrip(UNFINISHED)
         if credit == "sentence":

@@ -73,7 +73,8 @@ def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageM
         chunk = completions[start : start + COMPLETIONS_AT_ONCE]
         lengths = [len(completion.token_ids) for completion in chunk]
         # Sums in float64: the order of a long float32 sum would show in the last digits.
-        logprobs = model.token_logprobs(chunk).double().cpu()
+        # A text without a token has none to ask about; not every model can lay one out.
+        logprobs = model.token_logprobs([one for one in chunk if one.token_ids]).double().cpu()
         if logprobs.numel() != sum(lengths):
             raise BurnishError(
                 f"token_logprobs of {type(model).__name__} returned {logprobs.numel()} values for {sum(lengths)} tokens"
