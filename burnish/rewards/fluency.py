@@ -73,8 +73,9 @@ def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageM
         chunk = completions[start : start + COMPLETIONS_AT_ONCE]
         lengths = [len(completion.token_ids) for completion in chunk]
         # Sums in float64: the order of a long float32 sum would show in the last digits.
-        # A text without a token has none to ask about; not every model can lay one out.
-        logprobs = model.token_logprobs([one for one in chunk if one.token_ids]).double().cpu()
+        # Not every model can lay out a text without a token, and there is nothing to ask about it.
+        asked = [completion for completion in chunk if completion.token_ids]
+        logprobs = model.token_logprobs(asked).double().cpu() if asked else torch.zeros(0, dtype=torch.float64)
         if logprobs.numel() != sum(lengths):
             raise BurnishError(
                 f"token_logprobs of {type(model).__name__} returned {logprobs.numel()} values for {sum(lengths)} tokens"
