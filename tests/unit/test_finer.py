@@ -477,6 +477,11 @@ class TestStep:
     def test_the_gradient_by_hand(self, use, advantages):
         close(self.gradient(use, self.SCORER, **{"optimizer.max_grad_norm": 1e9}), self.by_hand(advantages))
 
+    def test_what_length_costs(self):
+        # 2 at the longest length of 4: three tokens cost 1.5, one costs 0.5.
+        keys = {"optimizer.max_grad_norm": 1e9, "algorithm.length_cost": 2.0}
+        close(self.gradient("reinforce", self.SCORER, **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
+
     @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.tokenwise])
     def test_microbatches_leave_it(self, use):
         keys = {"optimizer.max_grad_norm": 1e9}
