@@ -122,8 +122,8 @@ def _check_credit(section: RewardSection, sections: Sequence[RewardSection]) -> 
     where = f"reward '{section.part}': credit = \"{section.credit}\""
     if section.normalise:
         raise ValueError(
-            f'{where}: normalise = "{section.normalise}" compares whole completions: leave one of the two out (a preset such '
-            "as grpo divides by the spread of what tokens earn)"
+            f'{where}: normalise = "{section.normalise}" compares whole completions: leave one of the two out (a preset '
+            "such as grpo divides by the spread of what tokens earn)"
         )
     if gates := [other.part for other in sections if other.gate is not None]:
         raise ValueError(

@@ -168,7 +168,9 @@ Potential = Callable[[World], Tensor]
 
 def _without_sense(world: World) -> Tensor:
     """0.7 and then token ids and places: nothing that has to do with the reward."""
-    return 0.7 + (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double().roll(1, -1).index_fill(-1, torch.tensor(0), 0.0)
+    return 0.7 + (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double().roll(1, -1).index_fill(
+        -1, torch.tensor(0), 0.0
+    )
 
 
 def _true_values(world: World) -> Tensor:

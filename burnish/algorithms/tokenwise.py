@@ -47,9 +47,7 @@ def less_mean(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0
     return _compared(group_centred, whole, to_go, mask)
 
 
-def over_spread(
-    whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4
-) -> Tensor:
+def over_spread(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4) -> Tensor:
     """GRPO: ``less_mean`` divided by the group's spread, sqrt(sum over samples of the token mean of A_t^2 / (G-1)) +
     epsilon. Needs G >= 2.
 

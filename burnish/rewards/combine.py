@@ -3,8 +3,8 @@
 What a part's number r of a completion becomes, in this order: cut to ``clip``; in training, normalised among the prompt's
 or the step's completions; times the weight, which may be on a schedule. Then gates: where another part has a ``gate`` and
 its own number, as the function returned it, is below that, this part's credit counts only if it is negative. So a closed
-gate never raises a reward. The sum over the parts is R(tau). In training a part whose ``credit`` is finer than the completion
-is dealt out to tokens besides: see ``burnish.rewards.finer``.
+gate never raises a reward. The sum over the parts is R(tau). In training a part whose ``credit`` is finer than the
+completion is dealt out to tokens besides: see ``burnish.rewards.finer``.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Combination:
                 found, own = _values(part, begun, self.reference_policy)
             except BurnishError as error:
                 raise type(error)(
-                    f"{error} (asked about a completion's beginning, or about no text, for credit = \"{part.credit}\")"
+                    f'{error} (asked about a completion\'s beginning, or about no text, for credit = "{part.credit}")'
                 ) from error
             if own is not None:
                 raise BurnishError(f"reward '{part.name}' returned a number for one text and a sequence for another")
@@ -255,7 +255,9 @@ def _check_numbers(part: Part) -> None:
 def _check_credit(part: Part, parts: Sequence[Part]) -> None:
     """Raises InputError where a part cannot be dealt out to tokens."""
     if part.credit not in ("completion", "sentence", "token"):
-        raise InputError(f'reward \'{part.name}\': credit = {part.credit!r}: must be "completion", "sentence" or "token"')
+        raise InputError(
+            f'reward \'{part.name}\': credit = {part.credit!r}: must be "completion", "sentence" or "token"'
+        )
     if part.credit == "completion":
         return
     part.function.check_credit(part.credit)

@@ -80,7 +80,9 @@ class RewardFunction:
         asked about its beginnings."""
         reason = getattr(self.function, "needs_whole", "")
         if credit != "completion" and reason:
-            raise InputError(f"credit = \"{credit}\": '{self.name}' needs the whole completion: {reason}: leave credit out")
+            raise InputError(
+                f"credit = \"{credit}\": '{self.name}' needs the whole completion: {reason}: leave credit out"
+            )
 
     def __call__(
         self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any

@@ -195,7 +195,9 @@ class TestEarned:
             return np.zeros(len(some))
 
         earned([said("a", "b"), said("a", "b", id="q"), said("a", "c")], np.zeros(3), "token", decode, ask)
-        assert counted == [[("p", "", "length", 0), ("p", "a", "length", 1), ("q", "", "length", 0), ("q", "a", "length", 1)]]
+        assert counted == [
+            [("p", "", "length", 0), ("p", "a", "length", 1), ("q", "", "length", 0), ("q", "a", "length", 1)]
+        ]
 
 
 def part(function: Any, credit: str = "token", **treatment: Any) -> Part:
@@ -247,9 +249,7 @@ class TestCombination:
     @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
     def test_a_function_may_say_itself_what_tokens_earned(self, kind, batch):
         own = {self.TEXTS[0].text: [0.5, 1.0, -1.0, 0.25], self.TEXTS[1].text: [0.0, 2.0, 1.0]}
-        function = (
-            (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
-        )
+        function = (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
         scores = self.dealt(part(function, weight=2.0))
         assert scores.tokens is not None
         assert [row.tolist() for row in scores.tokens.gained] == [[1.0, 2.0, -2.0, 0.5], [0.0, 4.0, 2.0]]
@@ -261,8 +261,16 @@ class TestCombination:
     @pytest.mark.parametrize(
         ("function", "treatment", "message"),
         [
-            (lambda completion: [1.0] * 3, {}, r"'mine' returned \[1.0, 1.0, 1.0\] \(list\) for prompt 'p': 3 values for 4"),
-            (lambda completion: [], {}, r"0 values for 4 tokens; a sequence has one number for each of completion.token_ids"),
+            (
+                lambda completion: [1.0] * 3,
+                {},
+                r"'mine' returned \[1.0, 1.0, 1.0\] \(list\) for prompt 'p': 3 values for 4",
+            ),
+            (
+                lambda completion: [],
+                {},
+                r"0 values for 4 tokens; a sequence has one number for each of completion.token_ids",
+            ),
             (lambda completion: [[1.0]] * len(completion.token_ids), {}, "a sequence has one number for each"),
             (lambda completion: [math.nan] * len(completion.token_ids), {}, r"returned nan \(float\) for prompt 'p'"),
             (lambda completion: ["a"] * len(completion.token_ids), {}, r"returned 'a' \(str\) for prompt 'p'"),
@@ -303,13 +311,17 @@ class TestRecipe:
         ],
     )  # fmt: skip
     def test_rewards_that_need_the_whole_refuse_it(self, use, options):
-        with pytest.raises(InputError, match=rf"reward\.0: credit = \"token\": '{use}' needs the whole completion") as found:
+        with pytest.raises(
+            InputError, match=rf"reward\.0: credit = \"token\": '{use}' needs the whole completion"
+        ) as found:
             load_recipe({**TOY, "reward": [{"use": use, "credit": "token", **options}]})
         assert "\n" not in str(found.value)
 
     @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if not preset.takes_tokens])
     def test_algorithms_that_cannot_tell_tokens_apart_refuse_it(self, use):
-        with pytest.raises(InputError, match=rf"reward\.0\.credit = \"sentence\": '{use}' cannot tell tokens apart") as found:
+        with pytest.raises(
+            InputError, match=rf"reward\.0\.credit = \"sentence\": '{use}' cannot tell tokens apart"
+        ) as found:
             load_recipe({**TOY, "algorithm": {"use": use}, "reward": [{"use": "chrf", "credit": "sentence"}]})
         assert "\n" not in str(found.value)
 
@@ -457,7 +469,7 @@ class TestStep:
         return kept[0]
 
     def by_hand(self, advantages: list[float]) -> torch.Tensor:
-        """-1/N sum of A (one-hot - 1/4), the table being uniform: 我 from the start, 爱 after 我, 你 after 爱; 。 at once."""
+        """-1/N sum of A (one-hot - 1/4), the table being uniform: 我 at first, 爱 after 我, 你 after 爱; 。 at once."""
         found = torch.zeros(5, 4, dtype=torch.float64)
         for advantage, row, token in zip(advantages, [4, 0, 1, 4], [0, 1, 2, 3], strict=True):
             found[row] += advantage / 4
