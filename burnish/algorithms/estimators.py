@@ -120,14 +120,14 @@ def estimators() -> list[Estimator]:
         Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 believes values that are half of the true ones",
                   credit=half(0.95)),
         Estimator("gae, by token", clipped, credit=_gae_by_token),
-        Estimator("reinforce, by token", base, credit=_by_token(base)),
-        Estimator("reinforce, true potential", base, credit=_by_token(base, _true_values)),
-        Estimator("reinforce_baseline, by token", moving, credit=_by_token(moving)),
-        Estimator("rloo, by token", rloo, credit=_by_token(rloo)),
-        Estimator("rloo, by sentence", rloo, credit=_by_token(rloo, sentences=True)),
-        Estimator("rloo, true potential", rloo, credit=_by_token(rloo, _true_values)),
-        Estimator("dr_grpo, by token", dr_grpo, credit=_by_token(dr_grpo), scale=shrunk),
-        Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=_by_token(grpo)),
+        Estimator("reinforce, by token", base, credit=by_token(base)),
+        Estimator("reinforce, true potential", base, credit=by_token(base, _true_values)),
+        Estimator("reinforce_baseline, by token", moving, credit=by_token(moving)),
+        Estimator("rloo, by token", rloo, credit=by_token(rloo)),
+        Estimator("rloo, by sentence", rloo, credit=by_token(rloo, sentences=True)),
+        Estimator("rloo, true potential", rloo, credit=by_token(rloo, _true_values)),
+        Estimator("dr_grpo, by token", dr_grpo, credit=by_token(dr_grpo), scale=shrunk),
+        Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=by_token(grpo)),
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
         Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
@@ -197,7 +197,7 @@ def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) ->
     return increments(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
 
 
-def _by_token(
+def by_token(
     preset: Preset, potential: Potential = _without_sense, *, sentences: bool = False, baseline: float = 0.1
 ) -> CreditFunction:
     """A preset's advantages a token of a reward that ``_gained`` deals out; the baseline is ``reinforce_baseline``'s."""

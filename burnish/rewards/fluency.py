@@ -69,17 +69,18 @@ def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageM
     import torch
 
     sums: list[float] = []
-    for start in range(0, len(completions), COMPLETIONS_AT_ONCE):
-        chunk = completions[start : start + COMPLETIONS_AT_ONCE]
+    # Not every model can lay out a text without a token, and there is nothing to ask about it.
+    asked = [completion for completion in completions if completion.token_ids]
+    for start in range(0, len(asked), COMPLETIONS_AT_ONCE):
+        chunk = asked[start : start + COMPLETIONS_AT_ONCE]
         lengths = [len(completion.token_ids) for completion in chunk]
         # Sums in float64: the order of a long float32 sum would show in the last digits.
-        # Not every model can lay out a text without a token, and there is nothing to ask about it.
-        asked = [completion for completion in chunk if completion.token_ids]
-        logprobs = model.token_logprobs(asked).double().cpu() if asked else torch.zeros(0, dtype=torch.float64)
+        logprobs = model.token_logprobs(chunk).double().cpu()
         if logprobs.numel() != sum(lengths):
             raise BurnishError(
                 f"token_logprobs of {type(model).__name__} returned {logprobs.numel()} values for {sum(lengths)} tokens"
             )
         # 0.0 - x rather than -x: a certain text has an NLL of 0, not of -0.
         sums.extend(0.0 - float(part.sum()) for part in torch.split(logprobs.flatten(), lengths))
-    return sums
+    found = iter(sums)
+    return [next(found) if completion.token_ids else 0.0 for completion in completions]

@@ -116,7 +116,7 @@ def test_chunks_change_nothing_and_bound_the_batch() -> None:
             return super().token_logprobs(completions, temperature)
 
     assert negative_log_likelihoods(completions, Watching()) == [float(sum(c.token_ids)) for c in completions]
-    assert max(sizes) == COMPLETIONS_AT_ONCE and sum(sizes) == 50
+    assert max(sizes) == COMPLETIONS_AT_ONCE and sum(sizes) == sum(bool(c.token_ids) for c in completions) < 50
 
 
 @pytest.mark.parametrize(
