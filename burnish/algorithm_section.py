@@ -104,6 +104,8 @@ class Algorithm(Section):
     """Updates in each epoch."""
     importance: Importance = Importance()
     overlong: Overlong = Overlong()
+    length_cost: float = Field(0.0, ge=0)
+    """What the longest length costs, in units of the reward, and a shorter one in proportion; 0 is off."""
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
     """Rounds in which groups whose rewards are all equal give way to others."""
@@ -173,6 +175,20 @@ def check_normalised(section: Algorithm, rewards: Sequence[RewardSection]) -> No
             raise InputError(
                 f"{where}: groups that are drawn anew would be compared with one another and not with the step they come "
                 'into: use "group", or algorithm.refills = 0'
+            )
+
+
+def check_credit(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
+    """Refuses credit within completions where the algorithm cannot use it. Raises InputError, which names the key."""
+    from burnish.algorithms.presets import PRESETS
+
+    preset = PRESETS[section.use]
+    for index, reward in enumerate(rewards):
+        if reward.credit != "completion" and not preset.takes_tokens:
+            others = ", ".join(name for name, one in PRESETS.items() if one.takes_tokens)
+            raise InputError(
+                f"reward.{index}.credit = \"{reward.credit}\": '{section.use}' cannot tell tokens apart, since "
+                f"{preset.coarse}: leave it out, or use one of {others}"
             )
 
 

@@ -97,7 +97,7 @@ def trained_places(advantages: Tensor, places: Sequence[int], *, every: bool) ->
     is a multiple of the advantage is all there is. At least one, so that there are metrics, and a gradient of zeros.
 
     Args:
-        advantages: [N], of the whole step.
+        advantages: [N], of the whole step; 0 where that of every token is.
         places: of the update's completions.
     """
     return [place for place in places if every or advantages[place] != 0] or list(places[:1])

@@ -57,7 +57,12 @@ class Critic:
 
 
 def token_credit(
-    rewards: Tensor, penalties: Tensor, values: Tensor, lengths: Tensor, settings: CriticSection
+    rewards: Tensor,
+    penalties: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    settings: CriticSection,
+    gained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, equation 16; arXiv 1707.06347, equation 11).
 
@@ -67,10 +72,11 @@ def token_credit(
         rewards: [N], of whole texts.
         penalties: [T], taken from each token's reward.
         values: [T], V before each token, when the samples were drawn.
+        gained: [T], what came with each token besides.
     Returns:
         Advantages of mean 0 and deviation 1 over the step's tokens, and, before that, A + V: what the values should be.
     """
-    received = -penalties
+    received = -penalties if gained is None else gained - penalties
     received[lengths.cumsum(0) - 1] += rewards
     rows, mask = padded(received, lengths)
     before, _ = padded(values, lengths)

@@ -75,6 +75,10 @@ class Trainable(Protocol):
 class Policy(Judged, Trainable, Protocol):
     """What is trained to write."""
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without an end-of-text token."""
+        ...
+
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:

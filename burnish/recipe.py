@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from burnish.algorithm_section import Algorithm, check_algorithm, check_normalised, resolved, scored_by
+from burnish.algorithm_section import Algorithm, check_algorithm, check_credit, check_normalised, resolved, scored_by
 from burnish.errors import InputError
 from burnish.recipe_file import RECIPES as RECIPES
 from burnish.recipe_file import read_data, validated
@@ -254,6 +254,7 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
     try:
         check_algorithm(recipe.algorithm, recipe.sampling.prompts_per_step, recipe.sampling.samples_per_prompt)
         check_normalised(recipe.algorithm, recipe.reward)
+        check_credit(recipe.algorithm, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if recipe.sampling.nlpo_top_p < 1 and recipe.policy.use == "causal_lm":
@@ -264,7 +265,9 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
     for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
         for index, section in enumerate(sections):
             try:
-                REWARDS.get(section.use).check_options(section.options)
+                function = REWARDS.get(section.use)
+                function.check_options(section.options)
+                function.check_credit(getattr(section, "credit", "completion"))
             except InputError as error:
                 raise InputError(f"{where}: {key}.{index}: {error}") from error
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from burnish.types import Completion, Group, Prompt, Scores
+from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
 
 REFILL_SEED = 3
 """Mixed into the seed that draws the prompts of a refill."""
@@ -107,7 +107,15 @@ def _swapped(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swap
 
     parts = {name: of(values, fresh.parts[name]) for name, values in scores.parts.items()}
     plain = None if scores.plain is None or fresh.plain is None else of(scores.plain, fresh.plain)
-    return Scores(of(scores.total, fresh.total), parts, scores.weights, plain)
+    tokens = None
+    if scores.tokens is not None and fresh.tokens is not None:
+        gained = list(scores.tokens.gained)
+        size, fresh_size = len(gained) // groups, len(fresh.tokens.gained) // fresh_groups
+        for place, source in swaps:
+            taken = fresh.tokens.gained[source * fresh_size : (source + 1) * fresh_size]
+            gained[place * size : (place + 1) * size] = taken
+        tokens = TokenRewards(of(scores.tokens.whole, fresh.tokens.whole), tuple(gained))
+    return Scores(of(scores.total, fresh.total), parts, scores.weights, plain, tokens)
 
 
 def _completions(groups: Sequence[Group]) -> list[Completion]:

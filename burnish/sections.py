@@ -58,6 +58,8 @@ class RewardSection(OpenSection):
     """In training, less the mean and divided by the standard deviation of the prompt's or of the step's completions."""
     schedule: Schedule | None = None
     """The weight's factor, step by step."""
+    credit: Literal["completion", "sentence", "token"] = "completion"
+    """What earns the part, in training: the whole, or each sentence or token what the part grew by with it."""
 
     @field_validator("clip", mode="before")
     @classmethod
@@ -110,11 +112,27 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
                 f"reward '{part}': normalise = \"{section.normalise}\" compares completions, and there is one: "
                 "sampling.samples_per_prompt must be at least 2"
             )
+        if section.credit != "completion":
+            _check_credit(section, sections)
         if section.schedule and section.schedule.steps > steps:
             raise ValueError(
                 f"reward '{part}': schedule.steps = {section.schedule.steps} ends after the run's {steps} steps, but a "
                 "held-out measurement has the last weight: make it at most the run's steps"
             )
+
+
+def _check_credit(section: RewardSection, sections: Sequence[RewardSection]) -> None:
+    where = f"reward '{section.part}': credit = \"{section.credit}\""
+    if section.normalise:
+        raise ValueError(
+            f'{where}: normalise = "{section.normalise}" compares whole completions: leave one of the two out (a preset '
+            "such as grpo divides by the spread of what tokens earn)"
+        )
+    if gates := [other.part for other in sections if other.gate is not None]:
+        raise ValueError(
+            f"{where}: the gate of '{gates[0]}' decides over whole completions, when their tokens' credit is long given: "
+            "leave one of the two out"
+        )
 
 
 class MetricSection(OpenSection):
@@ -128,7 +146,7 @@ class MetricSection(OpenSection):
     @model_validator(mode="after")
     def _is_not_trained_on(self) -> MetricSection:
         for key in self.options:
-            if key in ("weight", "clip", "gate", "normalise", "schedule"):
+            if key in ("weight", "clip", "gate", "normalise", "schedule", "credit"):
                 raise ValueError(f"a metric is not trained on, so it has no {key}: leave it out")
         return self
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from burnish import baselines
+from burnish import baselines, credit
 from burnish.algorithm_section import KL, beta_of
 from burnish.algorithms.advantages import Baseline, paired_strength
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
-from burnish.algorithms.shaping import overlong_penalty
+from burnish.algorithms.shaping import length_cost, overlong_penalty
 from burnish.anchor import Anchor
 from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
 from burnish.critic import Critic, explained_variance, token_credit
@@ -134,8 +134,11 @@ def train_step(learner: Learner) -> StepReport:
     flags = [screen(completion) for completion in completions]
 
     # 4. What is taken from the rewards: for length, and for the distance to the reference.
-    overlong = overlong_penalty(lengths, sampling.max_new_tokens, settings.overlong.share)
-    rewards = torch.from_numpy(scores.total) + settings.overlong.weight * overlong
+    longest = sampling.max_new_tokens
+    overlong = overlong_penalty(lengths, longest, settings.overlong.share)
+    of_wholes, gained = credit.split(scores)
+    brevity = settings.length_cost * length_cost(lengths, longest)
+    rewards = of_wholes + settings.overlong.weight * overlong + brevity
     penalties = torch.zeros_like(sampler_logprobs)
     reference_logprobs, distance = None, 0.0
     if pulled or preset.paired:
@@ -146,12 +149,22 @@ def train_step(learner: Learner) -> StepReport:
             penalties = learner.kl_coefficient * ESTIMATORS[kl.estimator](sampler_logprobs, reference_logprobs)
     grouped = (rewards - sum_by_sequence(penalties, lengths)).view(-1, group)
 
-    # 5. Advantages, [T]: from rewards [P, G], one for all tokens of a completion; or from what a critic expected at each.
+    # 5. Advantages, [T]: from rewards [P, G], one for all tokens of a completion; from what came with tokens, and was still
+    #    to come at each; or from what a critic expected there.
     tokens = recipe.optimizer.tokens_per_microbatch
     budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
     values = returns = None
     pairs: dict[str, float] = {}
-    if critic is None:
+    if critic is not None:
+        whole = microbatches(completions, range(len(completions)), budget)
+        values = asked_of(critic.model.values, completions, lengths, whole)
+        advantages, returns = token_credit(rewards, penalties, values, lengths, critic.settings, gained)
+        of_texts = sum_by_sequence(advantages, lengths) / lengths
+    elif gained is not None:
+        expected = learner.baselines(rollouts.groups)
+        advantages, grouped = credit.token_advantages(preset, grouped, gained, lengths, expected)
+        of_texts = sum_by_sequence(advantages, lengths) / lengths
+    else:
         by_group = preset.advantages(grouped, learner.baselines(rollouts.groups))
         if preset.paired:
             assert reference_logprobs is not None
@@ -161,11 +174,6 @@ def train_step(learner: Learner) -> StepReport:
             pairs = pair_metrics(margins)
         of_texts = by_group.flatten()
         advantages = of_texts.repeat_interleave(lengths)
-    else:
-        whole = microbatches(completions, range(len(completions)), budget)
-        values = asked_of(critic.model.values, completions, lengths, whole)
-        advantages, returns = token_credit(rewards, penalties, values, lengths, critic.settings)
-        of_texts = sum_by_sequence(advantages, lengths) / lengths
 
     # 6. The step's updates, one unless the recipe says otherwise, each as flat token batches: a token knows its advantage
     #    and its share of the update's loss.
@@ -173,7 +181,8 @@ def train_step(learner: Learner) -> StepReport:
     places = update_places(
         len(rollouts.groups), group, epochs=settings.epochs, minibatches=settings.minibatches, seed=seed
     )
-    trained = [trained_places(of_texts, update, every=every) for update in places]
+    moving = sum_by_sequence(advantages.abs(), lengths)  # of tokens that pull apart the sum may be 0
+    trained = [trained_places(moving, update, every=every) for update in places]
     old_logprobs = None
     if len(places) > 1:
         cut = microbatches(completions, sorted(set().union(*trained)), budget)

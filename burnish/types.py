@@ -96,6 +96,20 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRewards:
+    """N completions' rewards, dealt out: parts whose ``credit`` is finer than the completion, and the others.
+
+    Attributes:
+        whole: [N], what counts for the whole completion, the weighted sum of the other parts.
+        gained: N arrays [|o_i|], what came with each token, of the finer parts together. With ``whole`` they add up to the
+            total, less what these parts say of no text at all.
+    """
+
+    whole: np.ndarray
+    gained: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What the rewards said of N completions.
 
@@ -104,12 +118,14 @@ class Scores:
         parts: name -> [N], each part as its function returned it, before all that.
         weights: name -> the part's weight.
         plain: [N], the total without normalisation, which can be compared between steps; None: the same as the total.
+        tokens: where some part's credit is finer than the completion, in training, which token earned what.
     """
 
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
     weights: Mapping[str, float]
     plain: np.ndarray | None = None
+    tokens: TokenRewards | None = None
 
 
 @dataclass(frozen=True, slots=True)

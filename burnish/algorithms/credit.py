@@ -54,26 +54,19 @@ def whitened(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) 
     return (deviation / (variance + epsilon).sqrt()).masked_fill(most <= least, 0.0)
 
 
-def increments(potentials: Tensor, *, keep_total: bool) -> Tensor:
-    """What the score of a text gained with each token: phi_t - phi_(t-1), phi of the empty text counted as 0; [..., L].
+def increments(potentials: Tensor, *, keep_total: bool, empty: float = 0.0) -> Tensor:
+    """What the score of a text gained with each token: phi_t - phi_(t-1); [..., L].
 
-    With ``keep_total`` they add up to the score of the whole text. Without it the text's end counts as worth 0, the last
-    token pays everything back and the sum is 0: potential-based shaping, which moves credit along the text and leaves
-    the optimum where it is (Ng, Harada and Russell 1999, theorem 1).
+    With ``keep_total`` they add up to the score of the whole text less that of the empty one. Without it the text's end
+    counts as worth 0, the last token pays everything back and the sum is minus phi of the empty text, a constant:
+    potential-based shaping, which moves credit along the text and leaves the optimum where it is (Ng, Harada and Russell
+    1999, theorem 1). The first is the second plus the score of the whole text at its end.
+
+    Args:
+        empty: phi of the empty text.
     """
-    before = torch.cat([torch.zeros_like(potentials[..., :1]), potentials[..., :-1]], -1)
+    before = torch.cat([torch.full_like(potentials[..., :1], empty), potentials[..., :-1]], -1)
     gained = potentials - before
     if not keep_total:
         gained[..., -1] = -before[..., -1]
     return gained
-
-
-def at_starts(values: Tensor, starts: Tensor) -> Tensor:
-    """Gives every token the value of the first token of its segment: a sentence acts as one action; [..., L].
-
-    Args:
-        starts: [..., L], True on the first token of each segment; the first token of a row always begins one.
-    """
-    place = torch.arange(values.shape[-1]).expand(values.shape)
-    first = torch.where(starts, place, torch.zeros_like(place)).cummax(-1).values
-    return values.gather(-1, first)

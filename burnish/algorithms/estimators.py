@@ -13,7 +13,7 @@ from torch import Tensor
 
 from burnish.algorithms import exact, losses
 from burnish.algorithms.advantages import decoupled
-from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go, whitened
+from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
 from burnish.algorithms.importance import Correction, Level, importance_weights
 from burnish.algorithms.kl import ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
@@ -103,9 +103,14 @@ def estimators() -> list[Estimator]:
         Estimator(name, preset, unbiased=preset.unbiased, why=preset.why, credit=_CREDIT.get(name))
         for name, preset in PRESETS.items()
     ]
-    base, rloo = PRESETS["reinforce"], PRESETS["rloo"]
+    base, moving, rloo = PRESETS["reinforce"], PRESETS["reinforce_baseline"], PRESETS["rloo"]
+    grpo, dr_grpo = PRESETS["grpo"], PRESETS["dr_grpo"]
     clipped = replace(base, loss=losses.clipped_ratio, ratio="token")
-    rescaled = Estimator("dr_grpo, rescaled", PRESETS["dr_grpo"], scale=lambda group, most: (group - 1) / group / most)
+
+    def shrunk(group: int, most: int) -> float:
+        return (group - 1) / group / most
+
+    rescaled = Estimator("dr_grpo, rescaled", dr_grpo, scale=shrunk)
     token = "a token's weight does not know how its state was reached"
     return [
         *rows,
@@ -114,8 +119,15 @@ def estimators() -> list[Estimator]:
         Estimator("gae, true values", clipped, credit=_values(1.0)(0.95)),
         Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 believes values that are half of the true ones",
                   credit=half(0.95)),
-        Estimator("rloo, shaped reward-to-go", rloo, credit=_shaped),
-        Estimator("rloo, by sentence", rloo, credit=_by_sentence),
+        Estimator("gae, by token", clipped, credit=_gae_by_token),
+        Estimator("reinforce, by token", base, credit=by_token(base)),
+        Estimator("reinforce, true potential", base, credit=by_token(base, _true_values)),
+        Estimator("reinforce_baseline, by token", moving, credit=by_token(moving)),
+        Estimator("rloo, by token", rloo, credit=by_token(rloo)),
+        Estimator("rloo, by sentence", rloo, credit=by_token(rloo, sentences=True)),
+        Estimator("rloo, true potential", rloo, credit=by_token(rloo, _true_values)),
+        Estimator("dr_grpo, by token", dr_grpo, credit=by_token(dr_grpo), scale=shrunk),
+        Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=by_token(grpo)),
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
         Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
@@ -150,30 +162,63 @@ def _values(share: float) -> Callable[[float], CreditFunction]:
     return with_trace
 
 
-def _shaped(groups: Groups) -> Tensor:
-    """Leave-one-out over rewards-to-go that carry a potential without any sense: token ids and places."""
-    picked = groups.world.sequences[groups.index.flatten()]
-    potential = (0.3 * picked.tokens + 0.2).cumsum(-1).double() * picked.mask
-    last = picked.mask.sum(-1, keepdim=True) - 1
-    gained = torch.zeros_like(potential)
-    for length in range(1, potential.shape[-1] + 1):
-        rows = (last.squeeze(-1) == length - 1).nonzero().squeeze(-1)
-        gained[rows, :length] = increments(potential[rows, :length], keep_total=False)
-    return compared_by_place(reward_to_go(groups.at_the_end + gained), groups.index.shape[1])
+Potential = Callable[[World], Tensor]
+"""What the text so far is said to be worth, before each token; [S, L], the empty text's first."""
 
 
-def _by_sentence(groups: Groups) -> Tensor:
-    """The same, with every second token beginning a sentence."""
-    place = torch.arange(groups.mask.shape[-1])
-    starts = (place % 2 == 0).expand(groups.mask.shape)
-    return at_starts(_shaped(groups), starts)
+def _without_sense(world: World) -> Tensor:
+    """0.7 and then token ids and places: nothing that has to do with the reward."""
+    return 0.7 + (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double().roll(1, -1).index_fill(
+        -1, torch.tensor(0), 0.0
+    )
 
 
-def compared_by_place(values: Tensor, group: int) -> Tensor:
-    """Leave-one-out over each group, place by place; [E*G, L]. Where another sample has ended, its value is 0."""
-    by_place = values.view(-1, group, values.shape[-1]).movedim(-1, 1).unsqueeze(-2)
-    found = PRESETS["rloo"].advantages(by_place, 0.0)
-    return found.squeeze(-2).movedim(1, -1).reshape(values.shape)
+def _true_values(world: World) -> Tensor:
+    """What a text can still expect, which is the best that a potential can say."""
+    return exact.prefix_values(world.logits, world.sequences, world.rewards)
+
+
+def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) -> Tensor:
+    """The reward as ``reward.credit`` deals it out: what a potential gains along the text, whose whole is worth the reward.
+
+    Args:
+        sentences: whether only every second token, and the last, ends a sentence and gets a reward.
+    Returns:
+        [E*G, L], adding up to the reward less what the empty text is worth.
+    """
+    world, before = groups.world, potential(groups.world)
+    place = torch.arange(before.shape[-1])
+    whole = place >= world.sequences.lengths[:, None] - 1
+    # Past the end the potential stays what it was, so nothing is gained there.
+    scores = torch.where(whole, world.rewards[:, None], before.roll(-1, -1))
+    if sentences:
+        latest = torch.where(whole | (place % 2 == 1), place + 1, 0).cummax(-1).values
+        scores = torch.cat([before[:, :1], scores], -1).gather(-1, latest)
+    return increments(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
+
+
+def by_token(
+    preset: Preset, potential: Potential = _without_sense, *, sentences: bool = False, baseline: float = 0.1
+) -> CreditFunction:
+    """A preset's advantages a token of a reward that ``_gained`` deals out; the baseline is ``reinforce_baseline``'s."""
+
+    def credit(groups: Groups) -> Tensor:
+        shape = (len(groups.index), 1, groups.index.shape[1])
+        to_go = reward_to_go(_gained(groups, potential, sentences=sentences))
+        assert preset.tokenwise is not None
+        found = preset.tokenwise(
+            torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), baseline
+        )
+        return found.view(groups.mask.shape)
+
+    return credit
+
+
+def _gae_by_token(groups: Groups) -> Tensor:
+    """GAE of lambda 1 over the same rewards, from a critic that says half of the true values of the whole reward."""
+    world = groups.world
+    values = 0.5 * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
+    return generalised_advantages(_gained(groups, _without_sense), values, groups.mask, trace=1.0)
 
 
 def _by_part(groups: Groups) -> Tensor:

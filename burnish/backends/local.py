@@ -113,7 +113,8 @@ def build(
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, Lagging):
         policy.keep_up()
-    scorer = Combination.from_recipe(scored_by(recipe.algorithm, recipe.reward), policy.reference)
+    rewards = scored_by(recipe.algorithm, recipe.reward)
+    scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
         recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
         critic=critic_for(policy, recipe), metrics=Combination.of_metrics(recipe.evaluation.metrics, policy.reference),

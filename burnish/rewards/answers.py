@@ -75,6 +75,9 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     return min(1.0, score) if partial else float(score == 1.0)
 
 
+verifier.needs_whole = "half an answer is neither right nor wrong"  # type: ignore[attr-defined]
+
+
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
     """1.0 where the text's last number is the reference's, else 0.0.
 
@@ -99,6 +102,9 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
         return 0.0
     allowed = Decimal(repr(float(tolerance))) * (abs(wanted) if wanted else Decimal(1))
     return float(abs(given - wanted) <= allowed)
+
+
+numeric.needs_whole = "half an answer is neither right nor wrong"  # type: ignore[attr-defined]
 
 
 def _verdict(judge: Any, given: str, entry: Any) -> float:

@@ -47,6 +47,9 @@ def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 
     return float(share == 1.0) if whole else share
 
 
+unit_tests.needs_whole = "half a program passes no test"  # type: ignore[attr-defined]
+
+
 def program_in(text: str) -> str:
     """The first fenced block of a text, closed or not; what stands before the first fence where that begins as a program
     does (as if the fence had been opened before the text); or the text itself."""

@@ -3,7 +3,8 @@
 What a part's number r of a completion becomes, in this order: cut to ``clip``; in training, normalised among the prompt's
 or the step's completions; times the weight, which may be on a schedule. Then gates: where another part has a ``gate`` and
 its own number, as the function returned it, is below that, this part's credit counts only if it is negative. So a closed
-gate never raises a reward. The sum over the parts is R(tau).
+gate never raises a reward. The sum over the parts is R(tau). In training a part whose ``credit`` is finer than the
+completion is dealt out to tokens besides: see ``burnish.rewards.finer``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from burnish.errors import BurnishError, InputError
+from burnish.rewards.finer import Credit, Decode, earned
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
-from burnish.types import Completion, Scores
+from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
@@ -39,6 +41,7 @@ class Part:
         normalise: whether, in training, the mean is taken off and the standard deviation divided out among the prompt's
             completions ("group") or the step's ("batch"); where all are equal the part is 0.
         schedule: a factor of the weight, by step.
+        credit: what earns the part, in training: the completion, or each of its sentences or tokens.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Part:
     gate: float | None = None
     normalise: Literal["group", "batch"] | None = None
     schedule: Schedule | None = None
+    credit: Credit = "completion"
 
     def weight_at(self, step: int | None) -> float:
         """The weight at a step (counted from 1), or after the last."""
@@ -61,13 +65,17 @@ class Combination:
     Args:
         parts: at least one; names differ and weights are finite.
         reference_policy: the frozen policy, for rewards that name it.
+        decode: token ids to text, for parts whose credit is finer than the completion.
 
     Raises:
         InputError: no part, two of one name, a weight, gate or clip that is no finite number, a gate with no other part,
-            an option that the reward does not take, or a reward that needs the reference policy where none is given.
+            an option or a credit that the reward does not take, or a reward that needs the reference policy where none
+            is given.
     """
 
-    def __init__(self, parts: Sequence[Part], reference_policy: LanguageModel | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Part], reference_policy: LanguageModel | None = None, *, decode: Decode | None = None
+    ) -> None:
         if not parts:
             raise InputError("there is no reward: give at least one")
         names = [part.name for part in parts]
@@ -80,22 +88,28 @@ class Combination:
             if "reference_policy" in part.function.arguments and reference_policy is None:
                 raise InputError(f"reward '{part.name}' asks the reference policy: pass reference_policy=...")
             part.function.check_options(part.options)
+            _check_credit(part, parts)
+        self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
 
     @classmethod
     def from_recipe(
-        cls, sections: Sequence[RewardSection], reference_policy: LanguageModel | None = None
+        cls,
+        sections: Sequence[RewardSection],
+        reference_policy: LanguageModel | None = None,
+        *,
+        decode: Decode | None = None,
     ) -> Combination:
         """The combination that a recipe's ``[[reward]]`` tables describe. Raises InputError as the constructor does."""
         parts = [
             Part(
                 section.part, REWARDS.get(section.use), section.weight, section.options,
-                section.clip, section.gate, section.normalise, section.schedule,
+                section.clip, section.gate, section.normalise, section.schedule, section.credit,
             )
             for section in sections
         ]  # fmt: skip
-        return cls(parts, reference_policy)
+        return cls(parts, reference_policy, decode=decode)
 
     @classmethod
     def of_metrics(
@@ -111,25 +125,79 @@ class Combination:
 
         Args:
             step: of training, counted from 1. None, as in a held-out measurement: no part is normalised, since that would
-                make the mean 0 before and after, and weights are those after the last step.
+                make the mean 0 before and after, weights are those after the last step, and nothing is dealt out.
 
         Raises:
             BurnishError: a reward raised, or returned something other than one finite number a completion; the
                 message names the reward, the prompt and what came back.
         """
-        parts = {part.name: _values(part, completions, self.reference_policy) for part in self.parts}
+        parts: dict[str, np.ndarray] = {}
+        own: dict[str, list[np.ndarray] | None] = {}
+        for part in self.parts:
+            parts[part.name], own[part.name] = _values(part, completions, self.reference_policy)
         weights = {part.name: part.weight_at(step) for part in self.parts}
         clipped = {
             part.name: parts[part.name] if part.clip is None else np.clip(parts[part.name], *part.clip)
             for part in self.parts
         }
         plain = self._gated_sum(clipped, parts, weights)
-        if step is None or all(part.normalise is None for part in self.parts):
+        if step is None:
             return Scores(total=plain, parts=parts, weights=weights)
+        if all(part.normalise is None for part in self.parts):
+            tokens = self._dealt(completions, clipped, own, weights)
+            return Scores(total=plain, parts=parts, weights=weights, tokens=tokens)
         normalised = {
             part.name: _normalised(clipped[part.name], part.normalise, completions) for part in self.parts
         }  # fmt: skip
-        return Scores(self._gated_sum(normalised, parts, weights), parts, weights, plain)
+        tokens = self._dealt(completions, normalised, own, weights)
+        return Scores(self._gated_sum(normalised, parts, weights), parts, weights, plain, tokens)
+
+    def _dealt(
+        self,
+        completions: Sequence[Completion],
+        values: Mapping[str, np.ndarray],
+        own: Mapping[str, list[np.ndarray] | None],
+        weights: Mapping[str, float],
+    ) -> TokenRewards | None:
+        """Which token earned what; None where no part's credit is finer than the completion.
+
+        Args:
+            own: what a part's function said of tokens itself.
+        """
+        counted = [part for part in self.parts if weights[part.name] != 0]
+        for part in counted:
+            if own[part.name] is not None and part.credit != "token":
+                raise BurnishError(
+                    f"reward '{part.name}' returned a number a token: set credit = \"token\" in its [[reward]] table, or "
+                    "return one number a completion"
+                )
+        finer = [part for part in counted if part.credit != "completion"]
+        if not finer:
+            return None
+        others = {part.name: 0.0 if part in finer else weights[part.name] for part in self.parts}
+        gained = [np.zeros(len(completion.token_ids)) for completion in completions]
+        for part in finer:
+            pieces = own[part.name] or self._earned(part, completions, values[part.name])
+            for row, piece in zip(gained, pieces, strict=True):
+                row += weights[part.name] * piece
+        return TokenRewards(self._gated_sum(values, values, others), tuple(gained))
+
+    def _earned(self, part: Part, completions: Sequence[Completion], values: np.ndarray) -> list[np.ndarray]:
+        if self.decode is None:
+            raise InputError(f"reward '{part.name}': credit = \"{part.credit}\" reads tokens: pass decode=...")
+
+        def ask(begun: Sequence[Completion]) -> np.ndarray:
+            try:
+                found, own = _values(part, begun, self.reference_policy)
+            except BurnishError as error:
+                raise type(error)(
+                    f'{error} (asked about a completion\'s beginning, or about no text, for credit = "{part.credit}")'
+                ) from error
+            if own is not None:
+                raise BurnishError(f"reward '{part.name}' returned a number for one text and a sequence for another")
+            return found if part.clip is None else np.clip(found, *part.clip)
+
+        return earned(completions, values, part.credit, self.decode, ask)
 
     def _gated_sum(
         self, values: Mapping[str, np.ndarray], parts: Mapping[str, np.ndarray], weights: Mapping[str, float]
@@ -184,6 +252,22 @@ def _check_numbers(part: Part) -> None:
         raise InputError(f'reward \'{part.name}\': normalise = {part.normalise!r}: must be "group", "batch" or None')
 
 
+def _check_credit(part: Part, parts: Sequence[Part]) -> None:
+    """Raises InputError where a part cannot be dealt out to tokens."""
+    if part.credit not in ("completion", "sentence", "token"):
+        raise InputError(
+            f'reward \'{part.name}\': credit = {part.credit!r}: must be "completion", "sentence" or "token"'
+        )
+    if part.credit == "completion":
+        return
+    part.function.check_credit(part.credit)
+    if part.normalise is not None or any(other.gate is not None for other in parts):
+        raise InputError(
+            f"reward '{part.name}': credit = \"{part.credit}\" goes neither with its own normalise nor with a gate, which "
+            "compare or judge whole completions: leave one of them out"
+        )
+
+
 def _normalised(values: np.ndarray, among: str | None, completions: Sequence[Completion]) -> np.ndarray:
     """Values [N] of mean 0 and standard deviation 1 among the completions of each prompt, or among all."""
     if among is None:
@@ -200,10 +284,13 @@ def _normalised(values: np.ndarray, among: str | None, completions: Sequence[Com
     return result
 
 
-def _values(part: Part, completions: Sequence[Completion], reference_policy: LanguageModel | None) -> np.ndarray:
-    """One part's finite numbers, [N]."""
+def _values(
+    part: Part, completions: Sequence[Completion], reference_policy: LanguageModel | None
+) -> tuple[np.ndarray, list[np.ndarray] | None]:
+    """One part's finite numbers, [N], and where its function returned one a token these too, [|o_i|] each, which add up
+    to those."""
     if not completions:
-        return np.zeros(0, dtype=np.float64)
+        return np.zeros(0, dtype=np.float64), None
     if part.function.batch:
         values = _call(part, completions, reference_policy)
     else:
@@ -214,8 +301,37 @@ def _values(part: Part, completions: Sequence[Completion], reference_policy: Lan
             f"reward '{part.name}' returned {len(values)} values for {len(completions)} completions "
             f"(from prompt '{completions[0].prompt.id}' on): a batch reward returns one number each, in order"
         )
-    checked = [_number(part.name, value, completion) for value, completion in zip(values, completions, strict=True)]
-    return np.array(checked, dtype=np.float64)
+    sequences = [_is_sequence(value) for value in values]
+    pairs = list(zip(values, completions, strict=True))
+    if not any(sequences):
+        return np.array([_number(part.name, value, completion) for value, completion in pairs], dtype=np.float64), None
+    if not all(sequences):
+        raise BurnishError(
+            f"reward '{part.name}' returned a sequence for prompt '{completions[sequences.index(True)].prompt.id}' and none "
+            f"for prompt '{completions[sequences.index(False)].prompt.id}': return a number a token for all, or for none"
+        )
+    if part.clip is not None:
+        raise BurnishError(
+            f"reward '{part.name}' returned a number a token, and clip cuts whole completions' numbers: leave clip out, and "
+            "cut in the function"
+        )
+    own = [_numbers(part.name, value, completion) for value, completion in pairs]
+    return np.array([row.sum() for row in own], dtype=np.float64), own
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _numbers(name: str, values: Any, completion: Completion) -> np.ndarray:
+    """One finite number a token, [|o_i|]."""
+    found, wanted = list(values), len(completion.token_ids)
+    if len(found) != wanted or any(_is_sequence(value) for value in found):
+        raise BurnishError(
+            f"reward '{name}' returned {_shown(values)} for prompt '{completion.prompt.id}': {len(found)} values for "
+            f"{wanted} tokens; a sequence has one number for each of completion.token_ids"
+        )
+    return np.array([_number(name, value, completion) for value in found], dtype=np.float64)
 
 
 def _call(part: Part, completions: Sequence[Completion], reference_policy: LanguageModel | None) -> list[Any]:
@@ -251,8 +367,6 @@ def _listing(part: Part) -> Callable[..., list[Any]]:
 def _number(name: str, value: Any, completion: Completion) -> float:
     """A plain float of a number: int, float, bool, numpy scalar, tensor of no dimension."""
     where = f"reward '{name}' returned {_shown(value)} for prompt '{completion.prompt.id}'"
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0:
-        raise BurnishError(f"{where}: token-level rewards are not supported yet; return one number a completion")
     if getattr(value, "ndim", None) == 0:
         # A numpy scalar or a tensor of no dimension.
         value = value.item()

@@ -155,6 +155,9 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
     return values
 
 
+group_diversity.needs_whole = "it compares whole completions with one another"  # type: ignore[attr-defined]
+
+
 def _number(keys: Iterable[Hashable]) -> list[int]:
     """Equal keys get equal numbers."""
     seen: dict[Hashable, int] = {}

@@ -69,8 +69,10 @@ def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageM
     import torch
 
     sums: list[float] = []
-    for start in range(0, len(completions), COMPLETIONS_AT_ONCE):
-        chunk = completions[start : start + COMPLETIONS_AT_ONCE]
+    # Not every model can lay out a text without a token, and there is nothing to ask about it.
+    asked = [completion for completion in completions if completion.token_ids]
+    for start in range(0, len(asked), COMPLETIONS_AT_ONCE):
+        chunk = asked[start : start + COMPLETIONS_AT_ONCE]
         lengths = [len(completion.token_ids) for completion in chunk]
         # Sums in float64: the order of a long float32 sum would show in the last digits.
         logprobs = model.token_logprobs(chunk).double().cpu()
@@ -80,4 +82,5 @@ def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageM
             )
         # 0.0 - x rather than -x: a certain text has an NLL of 0, not of -0.
         sums.extend(0.0 - float(part.sum()) for part in torch.split(logprobs.flatten(), lengths))
-    return sums
+    found = iter(sums)
+    return [next(found) if completion.token_ids else 0.0 for completion in completions]

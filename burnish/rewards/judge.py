@@ -145,6 +145,9 @@ def judge(
     return [_reward(answer, low, high, strict, fallback, url) for answer in answers]
 
 
+judge.needs_whole = "each beginning of a text would be a question to pay for"  # type: ignore[attr-defined]
+
+
 def number_in(text: str, low: float, high: float, *, strict: bool) -> float | None:
     """The number that an answer gives, from ``low`` to ``high``; None where it gives none."""
     bare = text.strip()

@@ -2,6 +2,7 @@
 
 A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A batch
 reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number each.
+In place of a number either may return a sequence of numbers, one for each of ``completion.token_ids``: what each earned.
 Either may also name ``reference_policy``, the frozen policy that training started from. Keyword-only arguments with
 defaults are the reward's options: keys of its ``[[reward]]`` table.
 """
@@ -30,7 +31,7 @@ ONE: Mapping[str, Callable[[Completion], Any]] = {
 }
 MANY: Mapping[str, str] = {f"{name}s": name for name in ONE}
 SHARED = ("reference_policy",)
-TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule")
+TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule", "credit")
 """Keys of a ``[[reward]]`` table that are no options of the reward."""
 _CHECK = "_burnish_check"
 
@@ -71,10 +72,19 @@ class RewardFunction:
         if check is not None:
             check(**{**self.options, **options})
 
+    def check_credit(self, credit: str) -> None:
+        """Raises InputError where the reward must see the whole completion (``function.needs_whole``, a reason) and is
+        asked about its beginnings."""
+        reason = getattr(self.function, "needs_whole", "")
+        if credit != "completion" and reason:
+            raise InputError(
+                f"credit = \"{credit}\": '{self.name}' needs the whole completion: {reason}: leave credit out"
+            )
+
     def __call__(
         self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
-    ) -> list[float]:
-        """One number a completion, as the function returned them; not yet checked for being finite."""
+    ) -> list[Any]:
+        """One number a completion, or one a token of it, as the function returned them; not yet checked."""
         shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
         names = [name for name in self.arguments if name not in SHARED]
         if self.batch:

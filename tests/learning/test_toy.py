@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build
 from burnish.recipe import load_recipe
+from burnish.rewards.combine import Combination, Part
+from burnish.rewards.registry import reward_function
 from burnish.training import train_step
 
 STEPS = 40
@@ -71,3 +73,22 @@ def test_shuffled_rewards_teach_nothing(algorithm, tmp_path):
     assert min(found) > 0.08, found
     assert max(found) < 0.65, found
     assert 0.15 < sum(found) / len(found) < 0.4, found
+
+
+def right_so_far(text: str) -> float:
+    """The share of 我爱你。 that the text begins with: each character earns its quarter where it comes."""
+    return next((place for place in range(4) if text[place : place + 1] != "我爱你。"[place]), 4) / 4
+
+
+@pytest.mark.parametrize("algorithm", [name for name, preset in PRESETS.items() if preset.takes_tokens])
+def test_credit_by_token_learns_to_say_it(algorithm):
+    found = []
+    for seed in SEEDS:
+        recipe = load_recipe("toy", [f"algorithm.use={algorithm}"], changes={"seed": seed, "steps": STEPS})
+        learner, _ = build(recipe)
+        part = Part("right_so_far", reward_function("right_so_far", right_so_far), credit="token")
+        learner.scorer = Combination([part], decode=learner.policy.decode)
+        for _ in range(STEPS):
+            train_step(learner)
+        found.append(probability(learner.policy.parameter.detach()))
+    assert min(found) > 0.85, found

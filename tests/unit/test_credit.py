@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from burnish.algorithms import exact
-from burnish.algorithms.credit import at_starts, generalised_advantages, increments, reward_to_go, whitened
+from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import adapted_coefficient
 from burnish.algorithms.mask import masked_logprobs, top_p_set
@@ -53,10 +53,6 @@ class TestCredit:
         shaping = increments(tensor(0.5, 0.2, 0.9), keep_total=False)
         close(shaping, [0.5, -0.3, -0.2])
         assert float(shaping.sum()) == pytest.approx(0, abs=1e-15)
-
-    def test_a_segment_has_its_first_value(self):
-        starts = torch.tensor([False, False, True, False, True])
-        close(at_starts(tensor(5, 4, 3, 2, 1), starts), [5, 5, 3, 3, 1])
 
     def test_true_values_by_hand(self):
         # Of 我爱你。: at the start 0.24; after 我 0.8 * 0.6 = 0.48; after 我爱 0.6; after 我爱你 1.

@@ -15,6 +15,7 @@ from burnish import cli
 from burnish.algorithms import exact, losses
 from burnish.algorithms import verify as verification
 from burnish.algorithms.advantages import reinforce
+from burnish.algorithms.estimators import by_token
 from burnish.algorithms.presets import PRESETS
 from burnish.algorithms.verify import Estimator, estimators, targets, verify
 from burnish.policies.tabular import VOCABULARY, known_world
@@ -172,8 +173,9 @@ class TestVerify:
         claimed = {name for name, finding in findings.items() if finding.estimator.unbiased}
         assert claimed == {
             "reinforce", "reinforce_baseline", "rloo", "kl k1 in reward", "kl k1 in loss", "kl k2 in loss", "kl k3 in loss",
-            "dr_grpo, rescaled", "gae, lambda 1", "gae, true values", "rloo, shaped reward-to-go", "rloo, by sentence",
-            "entropy bonus", "off-policy, sequence",
+            "dr_grpo, rescaled", "gae, lambda 1", "gae, true values", "gae, by token", "reinforce, by token",
+            "reinforce, true potential", "reinforce_baseline, by token", "rloo, by token", "rloo, by sentence",
+            "rloo, true potential", "dr_grpo, by token", "entropy bonus", "off-policy, sequence",
         }  # fmt: skip
         for name in claimed:
             finding = findings[name]
@@ -323,6 +325,34 @@ class TestWrongEstimatorsAreCaught:
             Estimator("right", replace(REINFORCE, loss=losses.clipped_ratio, ratio="token")),
         ]
         assert [finding.passed for finding in verify(WORLD, right, samples=20_000)] == [True] * 3
+
+
+class TestTokenwise:
+    def test_a_potential_that_knows_is_a_baseline(self, findings):
+        # Rewards of 1 and 2 in place of 0 and 1: what a beginning is worth takes the offset away, as rloo's others do.
+        lifted = replace(WORLD, rewards=WORLD.rewards + 1)
+        rows = [row for row in estimators() if row.name in ("reinforce", "reinforce, true potential")]
+        plain, shaped = verify(lifted, rows, samples=5_000)
+        assert plain.passed
+        assert shaped.passed
+        assert shaped.variance == pytest.approx(findings["reinforce, true potential"].variance, rel=0.1)
+        assert plain.variance > 5 * shaped.variance
+
+    @pytest.mark.parametrize("name", ["reinforce", "rloo"])
+    def test_a_reward_that_comes_bit_by_bit_is_told_apart_better(self, name):
+        # The number of 我, under a uniform policy; dealt out, a token does not get those before it.
+        def so_far(world):
+            count = (world.sequences.tokens == 0).double() * world.sequences.mask
+            return count.cumsum(-1) - count
+
+        uniform, preset = torch.zeros_like(WORLD.logits), PRESETS[name]
+        count = ((WORLD.sequences.tokens == 0) & WORLD.sequences.mask).sum(-1).double()
+        world = replace(WORLD, logits=uniform, reference=uniform, rewards=count)
+        rows = [Estimator("whole", preset), Estimator("by token", preset, credit=by_token(preset, so_far))]
+        whole, dealt = verify(world, rows, samples=5_000)
+        assert whole.passed
+        assert dealt.passed
+        assert dealt.variance < 0.7 * whole.variance
 
 
 def run_cli(monkeypatch, *arguments: str) -> int:

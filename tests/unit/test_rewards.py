@@ -116,7 +116,7 @@ def test_chunks_change_nothing_and_bound_the_batch() -> None:
             return super().token_logprobs(completions, temperature)
 
     assert negative_log_likelihoods(completions, Watching()) == [float(sum(c.token_ids)) for c in completions]
-    assert max(sizes) == COMPLETIONS_AT_ONCE and sum(sizes) == 50
+    assert max(sizes) == COMPLETIONS_AT_ONCE and sum(sizes) == sum(bool(c.token_ids) for c in completions) < 50
 
 
 @pytest.mark.parametrize(
@@ -297,9 +297,6 @@ def test_every_kind_of_one_is_one(value) -> None:
         (None, r"returned None \(NoneType\) for prompt 'p9': a reward is one number"),
         ("1.0", r"returned '1.0' \(str\) for prompt 'p9': a reward is one number"),
         (1j, r"returned 1j \(complex\) for prompt 'p9'"),
-        ([0.1, 0.2], r"for prompt 'p9': token-level rewards are not supported yet"),
-        (np.array([0.1]), r"token-level rewards are not supported yet"),
-        (torch.tensor([0.1, 0.2]), r"token-level rewards are not supported yet"),
     ],
 )
 @pytest.mark.parametrize("batch", [False, True])
