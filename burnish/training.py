@@ -216,8 +216,8 @@ def train_step(learner: Learner) -> StepReport:
             token_loss = factor * preset.loss(logprobs, ratio, batch.advantages, preset.limits)
             if pulled and kl.where == "loss":
                 assert batch.reference_logprobs is not None
-                pull = ESTIMATORS[kl.estimator](logprobs, batch.reference_logprobs)
-                token_loss = token_loss + learner.kl_coefficient * pull
+                pull = ESTIMATORS[kl.estimator]
+                token_loss = token_loss + learner.kl_coefficient * pull(logprobs, batch.reference_logprobs)
             if settings.entropy > 0:
                 token_loss = token_loss - settings.entropy * stats.entropy.double()
             loss = (batch.weights * token_loss).sum()
@@ -226,6 +226,8 @@ def train_step(learner: Learner) -> StepReport:
             totals.add(loss.detach(), logprobs.detach(), old, stats.entropy.detach(), clipped, factor, batch)
             if critic is not None:
                 critic.backward(batch)
+            # The graph goes before the next one comes: its nodes would pin down the memory that its tensors gave back.
+            del stats, logprobs, ratio, token_loss, loss
 
         # 8. Stop on anything that is not finite, before the weights change; clip; step.
         limit = recipe.optimizer.max_grad_norm

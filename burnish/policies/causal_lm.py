@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-RECORDED_SHARE = 8
+RECORDED_SHARE = 80
 """One part in so many of the memory is for what sampling has computed and training needs again."""
 
 
@@ -247,8 +247,8 @@ class CausalLM(CausalModel):
         return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
 
     def record(self) -> None:
-        """What is sampled from now on leaves its products, in an eighth of the memory at most, for the gradient of the same
-        tokens; where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
+        """What is sampled from now on leaves its products, in a part of the memory, for the gradient of the same tokens;
+        where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
         if self.layout is not packed or any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
             return
         if self._record is None:

@@ -241,7 +241,8 @@ def activation_bytes(model: Any) -> int:
 
     tokens = 32
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with torch.enable_grad(), saving, fast_products():
         states = body(model)(input_ids=ids, use_cache=False)[0]  # held, so that no storage is given to another tensor
     total = sum(kept.values())
     del states

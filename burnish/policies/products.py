@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from burnish.policies.again import again_of, elementwise
 from burnish.policies.recorded import Find
 
 FEWEST_ROWS = 64
@@ -69,19 +70,25 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, found: Tensor | None) -> Tensor:
         """``found`` is the product [T, out], where it is known already."""
-        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        # What made the rows is kept for the backward pass anyway: they are made again there and not kept too.
+        ctx.again, parts = again_of(rows) or (_itself, (rows,))
+        ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
         found = product(rows.flatten(0, -2), weight, bias) if found is None else found
         return found.view(*rows.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
+        weight, *parts = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
         by_rows = product(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        by_weight = flat.t() @ rows.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        by_weight = flat.t() @ ctx.again(*parts).flatten(0, -2) if ctx.needs_input_grad[1] else None
         by_bias = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
         return by_rows, by_weight, by_bias, None
+
+
+def _itself(rows: Tensor) -> Tensor:
+    return rows
 
 
 class _Products(TorchFunctionMode):
@@ -95,9 +102,9 @@ class _Products(TorchFunctionMode):
             rows, weight, bias = args if len(args) == 3 else (*args, None)
             with torch.no_grad():
                 found = None if self.find is None or rows.dim() < 2 else self.find(weight, rows.flatten(0, -2))
-            if found is not None or _fits(rows, weight):
+            if found is not None or _fits(rows, weight) or again_of(rows) is not None:
                 return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
-        return func(*args, **options)
+        return elementwise(func, args, options)
 
 
 @contextmanager

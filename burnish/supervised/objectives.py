@@ -104,6 +104,7 @@ class FineTuning(NoFindings):
             loss = -logprobs[learnt_tokens([texts[place] for place in places])].sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            del logprobs, loss  # the graph, whose nodes would pin down the memory that its tensors gave back
         return {"loss": total, "tokens": tokens}
 
     def seen(self, policy: Policy, examples: Sequence[Example]) -> list[Seen]:
@@ -154,6 +155,7 @@ class Preferring(NoFindings):
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             margins.append(self.beta * (chosen - rejected).detach())
+            del ratios, chosen, rejected, loss
         margin = torch.cat(margins)
         return {
             "loss": total,

@@ -129,11 +129,30 @@ class TestWhenItMayBeUsed:
         policy.forget()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
+    def test_what_saves_most_comes_first(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.record()
+        sampled(policy)
+        widest = policy.model.config.intermediate_size
+        assert widest > policy.model.config.hidden_size
+        everything = policy.recorded.bytes_per_token
+        policy.recorded = Recorded(policy.recorded.size // 2)
+        completions = sampled(policy)
+        assert all(policy.recorded.places(completion) is not None for completion in completions)
+        assert 0 < policy.recorded.bytes_per_token <= everything // 2
+        chosen = policy.recorded._chosen
+        others = [results for results in policy.recorded._results.values() if results not in chosen]
+        assert min(one.saved for one in chosen) >= max(one.saved for one in others)
+        assert all(one.kept is None for one in others)
+        assert max(one.saved for one in chosen) == widest
+        gradient(policy, completions)
+
     def test_what_has_no_room_is_computed_anew(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.record()
         sampled(policy)
-        needed = policy.recorded.size
+        one = max(policy.recorded._results.values(), key=lambda results: results.saved)
+        needed = one.bytes * policy.recorded._tokens
         policy.recorded = Recorded(needed // 2)
         completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
         known = [policy.recorded.places(completion) is not None for completion in completions]

@@ -1,0 +1,129 @@
+"""What the backward pass makes again has the same bits as what it would have kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from burnish.policies import products
+from burnish.policies.again import MOST_PARTS, again_of, elementwise
+from burnish.policies.loading import load_policy
+from burnish.policies.products import can_multiply, fast_products
+from burnish.types import Completion, Prompt, SamplingParams
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def times(one: Tensor, other: Tensor) -> Tensor:
+    found: Tensor = elementwise(torch.mul, (one, other), {})
+    return found
+
+
+def activated(one: Tensor, kind: str = "silu", **options: object) -> Tensor:
+    found: Tensor = elementwise(getattr(torch.nn.functional, kind), (one,), options)
+    return found
+
+
+class TestElementwise:
+    @pytest.mark.parametrize(("kind", "options"), [("silu", {}), ("gelu", {"approximate": "tanh"}), ("relu", {})])
+    @pytest.mark.parametrize("gate_first", [True, False])
+    def test_a_gate(self, kind, options, gate_first):
+        gate, up, slopes = numbers(3, 5), numbers(3, 5, seed=1), numbers(3, 5, seed=2).detach()
+        function = getattr(torch.nn.functional, kind)
+        expected = torch.autograd.grad((function(gate, **options) * up * slopes).sum(), (gate, up))
+        opened = activated(gate, kind, **options)
+        found = times(opened, up) if gate_first else times(up, opened)
+        assert torch.equal(found, function(gate, **options) * up)
+        how, parts = again_of(found)
+        assert torch.equal(how(*parts), found)
+        for one, other in zip(torch.autograd.grad((found * slopes).sum(), (gate, up)), expected, strict=True):
+            assert torch.equal(one, other)
+
+    def test_a_norm_with_factors_of_other_shapes(self):
+        states, scale, weight, slopes = numbers(4, 6), numbers(4, 1, seed=1), numbers(6, seed=2), numbers(4, 6, seed=3)
+        expected = torch.autograd.grad((weight * (states * scale) * slopes).sum(), (states, scale, weight))
+        found = times(weight, times(states, scale))
+        for one, other in zip(
+            torch.autograd.grad((found * slopes).sum(), (states, scale, weight)), expected, strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+    def test_what_is_kept_are_the_parts(self):
+        gate, up = numbers(3, 5), numbers(3, 5, seed=1)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.data_ptr()) or one, lambda one: one):
+            times(activated(gate), up)
+        assert set(kept) == {gate.data_ptr(), up.data_ptr()}
+
+    def test_a_long_chain_is_kept(self):
+        found = numbers(2)
+        for seed in range(MOST_PARTS + 3):
+            found = times(found, numbers(2, seed=seed))
+            assert len(again_of(found)[1]) <= MOST_PARTS
+
+    def test_a_part_that_is_changed_is_not_taken_for_what_it_was(self):
+        gate, up = numbers(3), numbers(3, seed=1)
+        other = up + 0
+        found = times(activated(gate), other)
+        with torch.no_grad():
+            other.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            found.sum().backward()
+
+    def test_nothing_is_remembered_where_no_gradient_is_wanted(self):
+        plain = numbers(3).detach()
+        assert again_of(times(activated(plain), plain)) is None
+        with torch.no_grad():
+            assert again_of(times(numbers(3), numbers(3))) is None
+        assert elementwise(torch.mul, (numbers(3), 2.0), {}).shape == (3,)
+        silent = numbers(3).detach().clone()
+        assert again_of(elementwise(torch.nn.functional.silu, (silent,), {"inplace": True})) is None
+
+
+@pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
+    policy = load_policy(tiny(kind))
+    completions = [
+        Completion(Prompt("a", "b"), (3, 4, 5), tuple(range(8, 16 + length)), "", (0.0,) * (8 + length), "length")
+        for length in (0, 5)
+    ]  # fmt: skip
+
+    def run() -> tuple[list[Tensor], int]:
+        kept: dict[int, int] = {}
+        alive = []
+
+        def count(one: Tensor) -> Tensor:
+            alive.append(one)
+            kept[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda one: one):
+            stats = policy.logprobs(completions, SamplingParams(20))
+        (stats.logprobs * torch.linspace(-1, 2, len(stats.logprobs))).sum().backward()
+        slopes = [parameter.grad for parameter in policy.trainable().values() if parameter.grad is not None]
+        policy.model.zero_grad()
+        return slopes, sum(kept.values())
+
+    found, less = run()
+    monkeypatch.setattr(products, "elementwise", lambda func, args, options: func(*args, **options))
+    expected, more = run()
+    assert less < more if kind != "gpt2" else less <= more
+    assert found and any(one.any() for one in found)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+def test_a_models_own_way_of_multiplying_is_seen(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    gate, up = numbers(2, 3), numbers(2, 3, seed=1)
+    with fast_products():
+        assert again_of(torch.nn.SiLU()(gate) * up) is not None
+        assert again_of(gate * up) is not None
+        assert again_of(gate.mul(up)) is not None
