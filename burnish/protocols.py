@@ -93,8 +93,8 @@ class Policy(Judged, Trainable, Protocol):
 class Recording(Protocol):
     """A policy that can keep what sampling computes, so that the gradient need not compute it again."""
 
-    def record(self) -> None:
-        """From now on, until ``forget``."""
+    def record(self, share: float = 1.0) -> None:
+        """From now on, until ``forget``, in that part of the memory at most."""
         ...
 
     def forget(self) -> None: ...

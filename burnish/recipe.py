@@ -155,7 +155,9 @@ class Optimizer(Section):
     tokens_per_microbatch: int | None = Field(None, ge=1)
     """Tokens in one backward pass, each prompt counted once; None takes what makes products fast and fits into memory."""
     reuse_sampling: bool = True
-    """Whether products that sampling made are kept for training, in an eighth of the memory at most, or made again."""
+    """Whether products that sampling made are kept for training, or made again."""
+    reuse_memory: float = Field(0.0125, gt=0, le=0.5)
+    """The part of the machine's memory that they may take, those that save most for their room first."""
 
     @field_validator("betas", mode="before")
     @classmethod

@@ -111,7 +111,7 @@ def train_step(learner: Learner) -> StepReport:
     # 2. Sample G completions of each from the current policy, and score them. Where the preset says so, groups whose rewards
     #    are all equal give way to others.
     if recipe.optimizer.reuse_sampling and isinstance(policy, Recording):
-        policy.record()  # what sampling computes, the gradient needs again
+        policy.record(recipe.optimizer.reuse_memory)  # what sampling computes, the gradient needs again
 
     def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
         with clock.lap("generate"):

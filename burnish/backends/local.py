@@ -82,7 +82,7 @@ def keep_freed_memory() -> None:
         return
     trim_threshold, mmap_threshold = -1, -3
     # Setting the one without the other would switch off what glibc does by itself.
-    if mallopt(mmap_threshold, 1 << 30) == 1:
+    if mallopt(mmap_threshold, 1 << 26) == 1:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 

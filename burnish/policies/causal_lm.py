@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-RECORDED_SHARE = 80
-"""One part in so many of the memory is for what sampling has computed and training needs again."""
-
-
 class CausalModel:
     """A causal language model with its tokenizer: encodes, decodes, and says how probable a completion is.
 
@@ -246,13 +242,15 @@ class CausalLM(CausalModel):
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
         return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
 
-    def record(self) -> None:
-        """What is sampled from now on leaves its products, in a part of the memory, for the gradient of the same tokens;
+    def record(self, share: float = 1.0) -> None:
+        """What is sampled from now on leaves its products, in ``share`` of the memory at most, for the gradient of the
+        same tokens;
         where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
         if self.layout is not packed or any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
             return
-        if self._record is None:
-            self._record = Recorded(memory_bytes(self.device) // RECORDED_SHARE)
+        room = int(memory_bytes(self.device) * share)
+        if self._record is None or self._record.room != room:
+            self._record = Recorded(room)
         self._record.clear()
         self.recorded = self._record
 

@@ -117,7 +117,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 grad.div_(ctx.sampling.temperature)
             grad = grad.to(weight.dtype)
             if hidden_grad is not None:
-                hidden_grad[rows] = product(grad, weight.t())
+                hidden_grad[rows] = grad @ weight  # oneDNN would lay out the whole weight anew beside it
             if weight_grad is not None:
                 weight_grad.addmm_(grad.T, hidden[rows])
             if bias_grad is not None:

@@ -73,7 +73,7 @@ class Recorded:
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
         self._results: dict[int, Results] = {}
         self._chosen: list[Results] = []
         self._weights: list[Tensor] = []
@@ -119,7 +119,7 @@ class Recorded:
         """Makes room for so many more tokens, or for as many as fit."""
         if self._tokens == 0:
             self._choose(tokens)
-        capacity = min(self._tokens + tokens, self._room // max(1, self.bytes_per_token))
+        capacity = min(self._tokens + tokens, self.room // max(1, self.bytes_per_token))
         if capacity <= self._capacity:
             return
         for results in self._chosen:
@@ -133,9 +133,7 @@ class Recorded:
         """The weights whose results of so many tokens fit, those that save most first; one at least."""
         ordered = sorted(self._results.values(), key=lambda results: -results.saved)
         totals = itertools.accumulate(results.bytes for results in ordered)
-        chosen = [one for one, total in zip(ordered, totals, strict=True) if total * tokens <= self._room] or ordered[
-            :1
-        ]
+        chosen = [one for one, total in zip(ordered, totals, strict=True) if total * tokens <= self.room] or ordered[:1]
         if chosen != self._chosen:
             self._chosen, self._capacity = chosen, 0
             for results in ordered:
