@@ -21,7 +21,7 @@ import socket
 import struct
 from typing import NamedTuple, NoReturn
 
-from burnish.sandbox import namespaces, walls
+from burnish.sandbox import namespaces, seccomp, walls
 
 NAMESPACES, LANDLOCK, NONE = "namespaces", "landlock", "none"
 END = struct.Struct("=iq")
@@ -83,6 +83,8 @@ def _shut_in(layer: str, home: str, outside: int) -> None:
         found = _tried(outside)
         if found:
             raise OSError(f"the namespaces do not hold: {', '.join(found)}")
+        # Every program is the second process of its namespace, and its filter is made once.
+        seccomp.program(2)
     else:
         os.chdir("/")
     walls.around_all(programs)
@@ -132,9 +134,17 @@ def watch(descriptors: list[int]) -> Given:
     return Given(job, stdout, stderr, report, rest[4] if len(rest) > 4 else None, own)
 
 
+def _over(program: int) -> bool:
+    if not hasattr(os, "waitid"):  # macOS, where one that stops is taken for one that ends
+        return True
+    return os.waitid(os.P_PID, program, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _wait(program: int, control: int, ended: int) -> NoReturn:
     try:
-        select.select([control, ended], [], [])
+        # The parent is told of a program that stops itself too, and goes on waiting.
+        while control not in select.select([control, ended], [], [])[0] and not _over(program):
+            os.read(ended, 64)
     finally:
         # It has not been waited for: the number is its own still, be it dead or alive.
         for kill in (os.killpg, os.kill):

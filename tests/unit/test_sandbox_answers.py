@@ -11,7 +11,8 @@ import pytest
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.code import program_in, unit_tests
 from burnish.sandbox.answers import Call, run_tests, same
-from burnish.sandbox.run import Limits, unavailable
+from burnish.sandbox.layers import TITLES, standing, unavailable
+from burnish.sandbox.run import Limits
 from burnish.types import Completion, Prompt
 
 here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
@@ -150,7 +151,8 @@ class TestCommand:
         file.write_text("while True: pass", encoding="utf-8")
         assert self.call(monkeypatch, str(file), "--json", "--seconds", "0.3", "--memory", "100") == 1
         found = json.loads(capsys.readouterr().out)
-        assert list(found) == ["status", "reason", "stdout", "stderr", "seconds", "memory"]
+        assert list(found) == ["status", "reason", "stdout", "stderr", "seconds", "memory", "layer"]
+        assert found["layer"] == TITLES[standing().layer]
         assert (found["status"], found["stdout"]) == ("timeout", "")
 
     def test_bad_input(self, monkeypatch, capsys, tmp_path: Path) -> None:
