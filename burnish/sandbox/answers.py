@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.sandbox.run import DEFAULT, STRONGEST, Limits, Verdict, attend
+from burnish.sandbox.layers import STRONGEST
+from burnish.sandbox.run import DEFAULT, Limits, Verdict, attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,7 @@ class Outcome:
     verdict: Verdict
 
 
-def run_tests(
-    program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT, layer: str = STRONGEST
-) -> Outcome:
+def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT, layer: str = STRONGEST) -> Outcome:
     """Runs a program, then calls its functions, in one process and in order.
 
     Args:

@@ -41,7 +41,8 @@ def children_of() -> Callable[[int], set[int]]:
 
 @pytest.fixture
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """After the test, and the process that starts programs is gone, there is no process, no zombie, no open descriptor and no file that was not there before."""
+    """After the test, once what starts programs is gone, no process, zombie, open descriptor or file is there that was not
+    before."""
     if sys.platform != "linux":
         yield
         return

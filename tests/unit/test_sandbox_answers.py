@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.code import program_in, unit_tests
+from burnish.rewards import code as code_rewards
+from burnish.rewards.code import program_in
 from burnish.sandbox.answers import Call, run_tests, same
 from burnish.sandbox.layers import TITLES, standing, unavailable
 from burnish.sandbox.run import Limits
@@ -82,6 +83,10 @@ class TestAnswers:
     )  # fmt: skip
     def test_what_is_equal(self, answer: object, expected: object, equal: bool) -> None:
         assert same(answer, expected) is equal
+
+
+def unit_tests(one: Completion) -> float:
+    return code_rewards.unit_tests([one])[0]
 
 
 def completion(text: str, reference: str | None) -> Completion:

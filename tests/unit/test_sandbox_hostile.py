@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from burnish.sandbox import run as run_module
-from burnish.sandbox.layers import STRONGEST, TITLES, standing, unavailable
-from burnish.sandbox.server import LANDLOCK, NAMESPACES
+from burnish.sandbox.layers import unavailable
 from burnish.sandbox.run import Limits, run
+from burnish.sandbox.server import NAMESPACES
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]
