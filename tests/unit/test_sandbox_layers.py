@@ -270,7 +270,7 @@ class TestReward:
         monkeypatch.setattr(layers.sys, "platform", "freebsd14")
         listener = Listener()
         with pytest.raises(
-            BurnishError, match='needs Linux.*unless the \\[\\[reward\\]\\] says sandbox = "none"'
+            BurnishError, match=r'needs Linux.*unless the \[\[reward\]\] says sandbox = "none"'
         ) as refused:
             say_walls(load_recipe("code"), listener)
         assert "\n" not in str(refused.value) and listener.heard == []
