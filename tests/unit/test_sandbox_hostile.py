@@ -301,11 +301,12 @@ def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Call
 
 @here_only
 @pytest.mark.slow
-def test_a_thousand_hostile_programs_leave_nothing() -> None:
+def test_a_thousand_hostile_programs_leave_nothing(layer: str) -> None:
     bodies = [*HOSTILE.values(), "while True: pass", "x = bytearray(1 << 30)", "while True: print('x' * 9999)"]
 
     def one(number: int) -> str:
-        return run(hostile(bodies[number % len(bodies)]), limits=Limits(seconds=0.5, memory=128)).status
+        body = hostile(bodies[number % len(bodies)], layer)
+        return run(body, limits=Limits(seconds=0.5, memory=128), layer=layer).status
 
     with ThreadPoolExecutor(4) as pool:
         statuses = list(pool.map(one, range(1000)))
