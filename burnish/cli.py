@@ -277,6 +277,7 @@ def sandbox(
     file: Annotated[Path, typer.Argument(help="A Python file; it has the standard library and nothing else.")],
     seconds: Annotated[float, typer.Option(help="Wall-clock time it may take.")] = 10.0,
     memory: Annotated[int, typer.Option(help="MB of address space it may use.")] = 256,
+    layer: Annotated[str, typer.Option(help="namespaces, landlock, the strongest of them, or none.")] = "strongest",
     json: AsJson = False,
 ) -> None:
     """Run a Python file without network, files, processes or much time and memory (Linux; docs/sandbox.md)."""
@@ -290,7 +291,7 @@ def sandbox(
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise InputError(f"{file}: {reason}; name a Python file") from error
-    verdict = run(source, limits=Limits(seconds=seconds, memory=memory), name=file.name)
+    verdict = run(source, limits=Limits(seconds=seconds, memory=memory), name=file.name, layer=layer)
     if json:
         print_json(asdict(verdict))
     elif verdict.status != "refused":
@@ -298,7 +299,7 @@ def sandbox(
             print("\n".join(printable(line) for line in text.split("\n")), end="", file=stream)
         used = "" if verdict.memory is None else f", {verdict.memory:g} MB"
         because = f" ({verdict.reason})" if verdict.reason else ""
-        print(f"burnish: {verdict.status}{because}, {verdict.seconds:.2f} s{used}", file=sys.stderr)
+        print(f"burnish: {verdict.status}{because}, {verdict.seconds:.2f} s{used}; {verdict.layer}", file=sys.stderr)
     if verdict.status == "refused":
         raise BurnishError(f"not run: {verdict.reason}")
     if verdict.status != "ok":

@@ -101,6 +101,7 @@ def build(
         torch.set_num_threads(recipe.threads)
     train, held_out = task_prompts(recipe, offline=offline, observer=observer)
     check_references(recipe, train, held_out)
+    say_walls(recipe, observer)
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):
@@ -211,6 +212,20 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
                     f"'{recipe.task.use}' has none: leave this {key.rpartition('.')[2].removesuffix('s')} out, or give "
                     "the task's prompts references"
                 )
+
+
+def say_walls(recipe: Recipe, observer: Observer | None = None) -> None:
+    """Has rewards that run what a model writes (``function.stand``) put their walls up before a model is loaded, and says
+    which these are. Raises BurnishError where they do not stand."""
+    said = set()
+    for section in (*recipe.reward, *recipe.evaluation.metrics):
+        reward = REWARDS.get(section.use)
+        stand = getattr(reward.function, "stand", None)
+        if stand is not None:
+            said.add(stand(**{**reward.options, **section.options}))
+    if observer is not None:
+        for text, level in sorted(said):
+            observer.message(text, level=level)
 
 
 def build_policy(

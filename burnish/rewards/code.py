@@ -3,50 +3,101 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 from burnish.errors import BurnishError, InputError
+from burnish.rewards.registry import checked_by
 from burnish.sandbox.answers import Call, run_tests
+from burnish.sandbox.layers import STRONGEST, TITLES, Unavailable, checked, standing
 from burnish.sandbox.run import Limits
+from burnish.sandbox.server import NONE
 from burnish.types import Completion
 
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
 _UNOPENED = re.compile(r"\s*((?:def|import|from|class|@\w)\b.*?)(?:^```|\Z)", re.S | re.M)
 _FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
 _KEPT = 1024
-_KNOWN: dict[tuple[str, str, float, int], float] = {}
-"""Program, tests and limits -> share; the oldest go first."""
+_Question: TypeAlias = tuple[str, str, float, int, str]
+"""Program, tests, limits, and the layer of the sandbox."""
+_KNOWN: dict[_Question, float] = {}
+"""What was asked -> share; the oldest go first."""
+_UNLESS = (
+    f'what a model writes is not run without walls unless the [[reward]] says sandbox = "{NONE}", in so many words '
+    "(docs/sandbox.md)"
+)
 
 
-def unit_tests(completion: Completion, *, whole: bool = False, seconds: float = 5.0, memory: int = 256) -> float:
-    """The share of its prompt's unit tests that the program in the text passes, in [0, 1].
+def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) -> None:
+    try:
+        checked(sandbox)
+        Limits(seconds=seconds, memory=memory)
+    except InputError as error:
+        raise InputError(f"'unit_tests': {error}") from error
+
+
+@checked_by(_check_options)
+def unit_tests(
+    completions: Sequence[Completion],
+    *,
+    whole: bool = False,
+    seconds: float = 5.0,
+    memory: int = 256,
+    sandbox: str = STRONGEST,
+) -> list[float]:
+    """The share of its prompt's unit tests that the program in each text passes, in [0, 1].
 
     The program is the first fenced block of the text, or all of it where there is none (see ``program_in``), and runs in
     the sandbox; what is expected never enters there. Where the prompt's metadata has a ``head`` (the beginning of a
     function), the program is the head and what of the text belongs to its body. Fails by: answering the tests' inputs and
     no others, since it sees them all; a few tests are passed by a constant. Hold back tests that are not trained on.
+    As many programs run at once as there are cores.
 
     Args:
-        completion: what was sampled. Its prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each
+        completions: what was sampled. A prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each
             of a function of the program with positional arguments and the answer that is expected, in JSON's types (a
             tuple compares as a list). A reference is taken for true text by the held-out metrics, the metadata is not.
         whole: 1 where every test is passed, else 0: the pass rate that others report.
         seconds: of wall-clock time for the program and all its tests.
         memory: MB of address space.
+        sandbox: "strongest" of the layers that hold here, "namespaces", "landlock", or "none": limits alone, for whoever
+            trusts the machine to be lost.
 
     Raises:
         InputError: the tests are missing or not of that form.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
     """
-    prompt = completion.prompt
-    tests = str(prompt.metadata.get("tests") or prompt.reference or "")
-    _calls(prompt.id, tests)
-    head = prompt.metadata.get("head")
-    program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
-    share = _share(program, tests, seconds, memory)
-    return float(share == 1.0) if whole else share
+    asked: list[_Question] = []
+    for completion in completions:
+        prompt = completion.prompt
+        tests = str(prompt.metadata.get("tests") or prompt.reference or "")
+        _calls(prompt.id, tests)
+        head = prompt.metadata.get("head")
+        program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
+        asked.append((program, tests, seconds, memory, sandbox))
+    shares = _shares(asked)
+    return [float(shares[question] == 1.0) if whole else shares[question] for question in asked]
 
 
+def stand(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
+    """Puts the sandbox's walls up, and says which stand, with the level of the message.
+
+    Raises:
+        BurnishError: none do.
+    """
+    try:
+        layer = standing(sandbox).layer
+    except Unavailable as error:
+        raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
+    if layer == NONE:
+        return f'sandbox = "{NONE}": what the model writes is run with all that this user can do', "warning"
+    return f"sandbox: {TITLES[layer]}", "info"
+
+
+unit_tests.stand = stand  # type: ignore[attr-defined]
 unit_tests.needs_whole = "half a program passes no test"  # type: ignore[attr-defined]
 
 
@@ -70,23 +121,38 @@ def body_in(text: str) -> str:
     return "".join(body)
 
 
-def _share(program: str, tests: str, seconds: float, memory: int) -> float:
-    """The share of the tests that are passed. Two parts of a reward that ask about one program run it once, unless it
-    ran out of time or was killed: that hangs on what else this machine was doing, and the next run may end otherwise.
+def _shares(asked: Sequence[_Question]) -> dict[_Question, float]:
+    """The share of its tests that each program passes. Two parts of a reward that ask about one program run it once,
+    unless it ran out of time or was killed: that hangs on what else this machine was doing, and the next run may end
+    otherwise.
     """
-    key = (program, tests, seconds, memory)
-    if key in _KNOWN:
-        return _KNOWN[key]
+    found = {question: _KNOWN[question] for question in asked if question in _KNOWN}
+    missing = [question for question in dict.fromkeys(asked) if question not in found]
+    if not missing:
+        return found
+    # A thread only waits for a program, which is a process.
+    with ThreadPoolExecutor(min(len(missing), _cores())) as pool:
+        for question, (share, lasting) in zip(missing, pool.map(_share, missing), strict=True):
+            found[question] = share
+            if lasting:
+                while len(_KNOWN) >= _KEPT:
+                    del _KNOWN[next(iter(_KNOWN))]
+                _KNOWN[question] = share
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share(question: _Question) -> tuple[float, bool]:
+    """The share of the tests that are passed, and whether that will be so again."""
+    program, tests, seconds, memory, sandbox = question
     calls = _calls("", tests)
-    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory))
+    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory), layer=sandbox)
     if outcome.verdict.status == "refused":
-        raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}")
-    share = sum(outcome.passed) / len(calls)
-    if outcome.verdict.status not in ("timeout", "killed"):
-        while len(_KNOWN) >= _KEPT:
-            del _KNOWN[next(iter(_KNOWN))]
-        _KNOWN[key] = share
-    return share
+        raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}; {_UNLESS}")
+    return sum(outcome.passed) / len(calls), outcome.verdict.status not in ("timeout", "killed")
 
 
 def _calls(prompt_id: str, tests: str) -> list[Call]:

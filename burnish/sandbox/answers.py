@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import InputError
+from burnish.sandbox.layers import STRONGEST
 from burnish.sandbox.run import DEFAULT, Limits, Verdict, attend
 
 
@@ -40,13 +41,14 @@ class Outcome:
     verdict: Verdict
 
 
-def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT) -> Outcome:
+def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT, layer: str = STRONGEST) -> Outcome:
     """Runs a program, then calls its functions, in one process and in order.
 
     Args:
         program: Python source that defines the functions.
         calls: what to ask and what to expect.
         limits: of the program and all its calls together.
+        layer: as of ``run``.
 
     Raises:
         InputError: arguments or an expected answer that JSON does not have.
@@ -55,7 +57,7 @@ def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT) 
         _check(call)
     asked = [{"function": call.function, "arguments": list(call.arguments)} for call in calls]
     work = {"source": program, "name": "program.py", "calls": asked}
-    verdict, heard = attend(work, limits=limits, answers=True)
+    verdict, heard = attend(work, limits=limits, answers=True, layer=layer)
     lines = heard.split(b"\n")[: len(calls)]
     lines += [b""] * (len(calls) - len(lines))
     return Outcome(tuple(_right(line, call.expected) for line, call in zip(lines, calls, strict=True)), verdict)

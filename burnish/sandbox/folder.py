@@ -14,9 +14,10 @@ MOST_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
-def own_folder() -> Iterator[str]:
-    """An empty folder that only this user can enter; gone at the end, with everything in it."""
-    folder = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandbox-"))
+def own_folder(place: str | None = None) -> Iterator[str]:
+    """An empty folder that only this user can enter, in a folder or in the usual place; gone at the end, with everything
+    in it."""
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandbox-", dir=place))
     try:
         yield folder
     finally:

@@ -33,6 +33,8 @@ _TABLE: dict[str, tuple[int | None, int | None]] = {
     "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "ftruncate": (77, 46), "getcwd": (79, 17),
     "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None), "mkdir": (83, None), "rmdir": (84, None),
     "creat": (85, None), "unlink": (87, None), "symlink": (88, None), "readlink": (89, None), "umask": (95, 166),
+    "clone": (56, 220), "pivot_root": (155, 41), "mount": (165, 40), "umount2": (166, 39), "unshare": (272, 97),
+    "mount_setattr": (442, 442),
     "gettimeofday": (96, 169), "getrusage": (98, 165), "times": (100, 153), "getuid": (102, 174),
     "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173),
     "getpgrp": (111, None), "getgroups": (115, 158), "capset": (126, 91), "rt_sigpending": (127, 136),

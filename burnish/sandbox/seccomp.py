@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ def _block(words: Sequence[_Word]) -> list[bytes]:
     return [*block, _instruction(_RETURN, _ALLOW)]
 
 
+@functools.cache
 def program(pid: int, machine: str | None = None) -> bytes:
     """The filter as BPF instructions, 8 bytes each.
 

@@ -6,6 +6,7 @@ Only the standard library is imported here: this runs in a bare Python.
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
 import resource
@@ -18,11 +19,28 @@ from burnish.sandbox import kernel, landlock, seccomp
 FILE_BYTES = 8 << 20
 """Size of the largest file that a program can write."""
 OPEN_FILES = 32
+_INSTALLED = ("site-packages", "dist-packages")
 _DATA = ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/urandom")
 
 
+def around_all(programs: str) -> None:
+    """Shuts the process in that starts programs: none of them can ever reach more than it.
+
+    Args:
+        programs: the folder that holds the programs' own folders.
+
+    Raises:
+        OSError: the kernel refuses a part; nothing may be run then.
+    """
+    # Without it, another process of this user, a program among them, could look in.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    rules = landlock.ruleset(read=readable(), write=[programs], use=["/dev/null"], names=listable())
+    landlock.restrict(rules)
+    os.close(rules)
+
+
 def put_up(folder: str, *, seconds: float, memory: int, parent: int) -> None:
-    """Shuts this process in for good: limits, no privileges, Landlock, the filter of system calls.
+    """Shuts a program's process in for good: limits, no privileges, Landlock, the filter of system calls.
 
     Args:
         folder: the one folder in which it may write.
@@ -36,17 +54,22 @@ def put_up(folder: str, *, seconds: float, memory: int, parent: int) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise ProcessLookupError("the process that started the sandbox is gone")
-    # Without it, another process of this user could look in, and a crash could write a core file.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    rules = landlock.ruleset(read=readable(), write=[folder], use=["/dev/null"], names=listable())
-    _limit(seconds, memory)
+    # What is readable was narrowed by ``around_all``: a file is opened only where both sets of rules let it.
+    rules = landlock.ruleset(read=places(), write=[folder], use=["/dev/null"], names=listable())
+    limit(seconds, memory)
     kernel.drop_capabilities()
     landlock.restrict(rules)
     os.close(rules)
     seccomp.install()
 
 
-def _limit(seconds: float, memory: int) -> None:
+def limit(seconds: float, memory: int) -> None:
+    """Limits on processor time, address space, processes, file sizes, descriptors and core files.
+
+    Raises:
+        OSError, ValueError: the system does not take one.
+    """
     processor = math.ceil(seconds) + 1
     for which, soft, hard in (
         (resource.RLIMIT_CPU, processor, processor + 1),
@@ -70,7 +93,25 @@ def readable() -> list[str]:
     found: list[str] = []
     for library in listable():
         with os.scandir(library) as entries:
-            found += [entry.path for entry in entries if entry.name not in ("site-packages", "dist-packages")]
+            found += [entry.path for entry in entries if entry.name not in _INSTALLED]
+    # In namespaces, some distributions' links into /etc lead nowhere.
+    return [path for path in (*found, *_libraries()) if os.path.exists(path)]
+
+
+def places() -> list[str]:
+    """What ``readable`` names, in few words: site-packages lie within."""
+    return [*listable(), *_libraries()]
+
+
+def installed() -> list[str]:
+    """The folders of installed packages within ``places``."""
+    return [os.path.join(library, name) for library in listable() for name in _INSTALLED]
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    """Folders and files outside the standard library; asked while /proc is there, and kept."""
+    found: list[str] = []
     packages = os.path.realpath(os.path.dirname(os.__file__))
     for folder in _library_folders():
         # A folder that holds Python's own library holds site-packages too, so its files are named one by one.
@@ -79,9 +120,10 @@ def readable() -> list[str]:
                 found += [entry.path for entry in entries if ".so" in entry.name and not entry.is_dir()]
         elif not folder.startswith(packages):
             found.append(folder)
-    return [path for path in (*found, *_DATA) if os.path.exists(path)]
+    return tuple(path for path in (*found, *_DATA) if os.path.exists(path))
 
 
+@functools.cache
 def listable() -> list[str]:
     """Folders in which Python looks for modules, and therefore lists names."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -98,6 +140,10 @@ def _library_folders() -> set[str]:
 def _read_outside() -> None:
     with open("/etc/passwd", "rb"):
         pass
+
+
+def _list_outside() -> None:
+    os.listdir("/")
 
 
 def _open_socket() -> None:
@@ -117,21 +163,27 @@ def _signal_parent() -> None:
 
 ATTACKS: dict[str, Callable[[], None]] = {
     "reading /etc/passwd": _read_outside,
+    "listing /": _list_outside,
     "opening a socket": _open_socket,
     "starting a process": _fork,
     "signalling the parent": _signal_parent,
 }
 
 
-def holes() -> list[str]:
-    """What this process can do although the walls should stop it; empty where they hold."""
+def holes(*, names: bool = True) -> list[str]:
+    """What this process can do although the walls should stop it; empty where they hold.
+
+    Args:
+        names: whether files of outside have names here; where they have none, /etc/passwd may be missing.
+    """
+    expected = (errno.EPERM, errno.EACCES) if names else (errno.EPERM, errno.EACCES, errno.ENOENT)
     found = []
     for name, attack in ATTACKS.items():
         try:
             attack()
         except OSError as error:
             # A failure for any other reason proves nothing about the walls.
-            if error.errno not in (errno.EPERM, errno.EACCES):
+            if error.errno not in expected:
                 found.append(f"{name} failed for another reason ({error.strerror})")
         else:
             found.append(f"{name} succeeded")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.sandbox import layers
 from burnish.sandbox import run as run_module
 
 PACKAGE = Path(run_module.__file__).parents[1]
@@ -40,18 +41,31 @@ def children_of() -> Callable[[int], set[int]]:
 
 @pytest.fixture
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """After the test there is no process, no zombie, no open descriptor and no file that was not there before."""
+    """After the test, once what starts programs is gone, no process, zombie, open descriptor or file is there that was not
+    before."""
     if sys.platform != "linux":
         yield
         return
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(own))
+    layers.close()
     before = children(os.getpid()), descriptors()
     yield
+    layers.close()
     assert (children(os.getpid()), descriptors()) == before
     assert os.listdir(own) == []
     assert not [path for path in ("/tmp", "/dev/shm", "/var/tmp") if os.path.lexists(f"{path}/burnish-breach")]
+
+
+@pytest.fixture(params=layers.STRONG)
+def layer(request: pytest.FixtureRequest) -> str:
+    """Each strong layer; one that does not stand here is skipped."""
+    try:
+        layers.standing(request.param)
+    except layers.Unavailable as error:
+        pytest.skip(f"NO SUCH LAYER HERE: {error}")
+    return str(request.param)
 
 
 @pytest.fixture

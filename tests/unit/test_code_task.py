@@ -9,12 +9,16 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards import code as code_rewards
-from burnish.rewards.code import body_in, program_in, unit_tests
+from burnish.rewards.code import body_in, program_in
 from burnish.sandbox.answers import Call, Outcome, same
 from burnish.sandbox.run import Limits, Verdict
 from burnish.tasks.code import Code, plain_calls
 from burnish.tasks.programs import FAMILIES, TESTS, problems
 from burnish.types import Completion, Prompt
+
+
+def unit_tests(one: Completion, *, whole: bool = False) -> float:
+    return code_rewards.unit_tests([one], whole=whole)[0]
 
 
 def said(prompt: Prompt, text: str) -> Completion:
@@ -132,7 +136,7 @@ def test_a_program_that_ran_out_of_time_is_run_again_and_one_that_ended_is_not(m
     ends = [Verdict("timeout", "ran longer"), Verdict("killed", "by SIGKILL"), Verdict("ok", "")]
     runs: list[str] = []
 
-    def under_load(program: str, calls: list[Call], *, limits: Limits) -> Outcome:
+    def under_load(program: str, calls: list[Call], *, limits: Limits, layer: str) -> Outcome:
         runs.append(program)
         verdict = ends[len(runs) - 1]
         return Outcome((verdict.status == "ok",) * len(calls), verdict)
@@ -141,5 +145,5 @@ def test_a_program_that_ran_out_of_time_is_run_again_and_one_that_ended_is_not(m
     tests = json.dumps({"calls": [{"function": "f", "arguments": [], "expected": 1}]})
     completion = said(Prompt("slow", "Write f."), "def f():\n    return 1  # slow once")
     completion = replace(completion, prompt=replace(completion.prompt, reference=tests))
-    assert [code_rewards.unit_tests(completion) for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
+    assert [unit_tests(completion) for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
     assert len(runs) == 3

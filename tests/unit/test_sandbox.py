@@ -12,7 +12,8 @@ from burnish.errors import InputError
 from burnish.sandbox import folder as folder_module
 from burnish.sandbox import run as run_module
 from burnish.sandbox.folder import overfull, own_folder
-from burnish.sandbox.run import Limits, Verdict, run, unavailable
+from burnish.sandbox.layers import unavailable
+from burnish.sandbox.run import Limits, Verdict, run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.code import program_in, unit_tests
+from burnish.rewards import code as code_rewards
+from burnish.rewards.code import program_in
 from burnish.sandbox.answers import Call, run_tests, same
-from burnish.sandbox.run import Limits, unavailable
+from burnish.sandbox.layers import TITLES, standing, unavailable
+from burnish.sandbox.run import Limits
 from burnish.types import Completion, Prompt
 
 here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
@@ -83,6 +85,10 @@ class TestAnswers:
         assert same(answer, expected) is equal
 
 
+def unit_tests(one: Completion) -> float:
+    return code_rewards.unit_tests([one])[0]
+
+
 def completion(text: str, reference: str | None) -> Completion:
     return Completion(Prompt("p", "Add two numbers.", reference), (), (), text, (), "stop")
 
@@ -150,7 +156,8 @@ class TestCommand:
         file.write_text("while True: pass", encoding="utf-8")
         assert self.call(monkeypatch, str(file), "--json", "--seconds", "0.3", "--memory", "100") == 1
         found = json.loads(capsys.readouterr().out)
-        assert list(found) == ["status", "reason", "stdout", "stderr", "seconds", "memory"]
+        assert list(found) == ["status", "reason", "stdout", "stderr", "seconds", "memory", "layer"]
+        assert found["layer"] == TITLES[standing().layer]
         assert (found["status"], found["stdout"]) == ("timeout", "")
 
     def test_bad_input(self, monkeypatch, capsys, tmp_path: Path) -> None:

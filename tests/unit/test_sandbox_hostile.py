@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from burnish.sandbox import run as run_module
-from burnish.sandbox.run import Limits, run, unavailable
+from burnish.sandbox.layers import unavailable
+from burnish.sandbox.run import Limits, run
+from burnish.sandbox.server import NAMESPACES
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]
@@ -34,8 +36,9 @@ def refused(attempt, *arguments):
     except (RuntimeError, ValueError, socket.gaierror):
         return
     except OSError as error:
-        # EXDEV is how Landlock refuses a move. A failure for another reason, such as no such file, proves nothing.
-        if error.errno in (1, 13, 18):
+        # EXDEV is how Landlock refuses a move. A failure for another reason proves nothing; no such file does where there
+        # is nothing of outside.
+        if error.errno in (1, 13, 18) or NAMESPACES and error.errno in (2, 30):
             return
         result = error
     print("BREACH", attempt, arguments, result)
@@ -60,10 +63,10 @@ packages = os.path.dirname(os.__file__) + "/site-packages"
 for path in ("/etc/passwd", "/etc/hostname", "/proc/self/environ", "/proc/self/mem", "/proc/mounts", "/dev/zero",
              "/dev/kmsg", "/sys/kernel/notes", PACKAGE + "/errors.py", packages + "/README.txt",
              packages + "/pip/__init__.py"):
-    if os.path.exists(path):
+    if path in OUTSIDE:
         refused(open, path, "rb")
 for path in ("/", "/tmp", "/proc", "/etc", "/root", "/home", PACKAGE, ".."):
-    if os.path.exists(path):
+    if path in OUTSIDE or path in ("/", ".."):
         refused(os.listdir, path)
 """,
     "the parent's /proc": """
@@ -76,7 +79,7 @@ refused(os.listdir, f"/proc/{os.getppid()}/fd")
     "writing outside": """
 open("mine", "w").write("x")
 for path in ("/tmp/burnish-breach", "../burnish-breach", "/dev/shm/burnish-breach", "/var/tmp/burnish-breach"):
-    if not os.path.exists(os.path.dirname(path)):
+    if os.path.dirname(path) not in (*OUTSIDE, ".."):
         continue
     refused(open, path, "w")
     refused(os.mkdir, path)
@@ -175,21 +178,33 @@ assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == 38
 }
 
 
-def hostile(body: str) -> str:
-    return f"PACKAGE = {str(PACKAGE)!r}\n{ATTEMPT}{body}\nprint('held')\n"
+def hostile(body: str, layer: str = NAMESPACES) -> str:
+    """A program that says BREACH of whatever it gets at, of what there is outside."""
+    packages = f"{os.path.dirname(os.__file__)}/site-packages"
+    outside = [
+        path
+        for path in (
+            "/etc/passwd", "/etc/hostname", "/proc/self/environ", "/proc/self/mem", "/proc/mounts", "/dev/zero", "/dev/kmsg",
+            "/sys/kernel/notes", f"{PACKAGE}/errors.py", f"{packages}/README.txt", f"{packages}/pip/__init__.py",
+            "/tmp", "/proc", "/etc", "/root", "/home", "/dev/shm", "/var/tmp", str(PACKAGE),
+        )
+        if os.path.exists(path)
+    ]  # fmt: skip
+    head = f"PACKAGE = {str(PACKAGE)!r}\nOUTSIDE = {outside!r}\nNAMESPACES = {layer == NAMESPACES}\n"
+    return f"{head}{ATTEMPT}{body}\nprint('held')\n"
 
 
 @here_only
 class TestHostile:
     @pytest.mark.parametrize("name", HOSTILE)
-    def test_attempts_fail(self, name: str) -> None:
-        verdict = run(hostile(HOSTILE[name]))
+    def test_attempts_fail(self, name: str, layer: str) -> None:
+        verdict = run(hostile(HOSTILE[name], layer), layer=layer)
         assert (verdict.stdout, verdict.stderr, verdict.status) == ("held\n", "", "ok")
 
     @x86_only
     @pytest.mark.parametrize("name", ON_X86)
-    def test_raw_system_calls_fail(self, name: str) -> None:
-        verdict = run(hostile(ON_X86[name]))
+    def test_raw_system_calls_fail(self, name: str, layer: str) -> None:
+        verdict = run(hostile(ON_X86[name], layer), layer=layer)
         assert (verdict.stdout, verdict.stderr, verdict.status) == ("held\n", "", "ok")
 
     @x86_only
@@ -286,11 +301,12 @@ def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Call
 
 @here_only
 @pytest.mark.slow
-def test_a_thousand_hostile_programs_leave_nothing() -> None:
+def test_a_thousand_hostile_programs_leave_nothing(layer: str) -> None:
     bodies = [*HOSTILE.values(), "while True: pass", "x = bytearray(1 << 30)", "while True: print('x' * 9999)"]
 
     def one(number: int) -> str:
-        return run(hostile(bodies[number % len(bodies)]), limits=Limits(seconds=0.5, memory=128)).status
+        body = hostile(bodies[number % len(bodies)], layer)
+        return run(body, limits=Limits(seconds=0.5, memory=128), layer=layer).status
 
     with ThreadPoolExecutor(4) as pool:
         statuses = list(pool.map(one, range(1000)))
