@@ -169,6 +169,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "readability": "burnish.rewards.information:readability",
         "grammar": "burnish.rewards.grammar:grammar",
         "sentiment": "burnish.rewards.tone:sentiment",
+        "attractiveness": "burnish.rewards.tone:attractiveness",
         "toxicity": "burnish.rewards.tone:toxicity",
         "judge": "burnish.rewards.judge:judge",
         "similarity": "burnish.rewards.meaning:similarity",

@@ -1,7 +1,9 @@
-"""Rewards for how a text sounds: its sentiment, and whether it swears. Word lists and small models inside packages."""
+"""Rewards for how a text sounds: its sentiment, how much it stirs, and whether it swears. Word lists and small models inside
+packages."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 from burnish.errors import InputError
 from burnish.extras import needed
 from burnish.registry import nearest
-from burnish.rewards.diversity import mostly_unspaced
+from burnish.rewards.diversity import mostly_unspaced, words
 from burnish.rewards.registry import checked_by
 
 LANGUAGES = ("auto", "en", "zh")
+_SENTENCE_END = re.compile(r"[。！？!?\n]+")
 LONGEST = 4000
 """Characters of a text that are read: what the lists cost grows with the text."""
 # On the package's lists, and in the newspaper every day.
@@ -58,16 +61,66 @@ def sentiment(text: str, *, language: str = "auto") -> float:
     return float(_vader()(text)["compound"])
 
 
+def _check_attractiveness(*, language: str, strong: float) -> None:
+    if language not in LANGUAGES:
+        raise InputError(
+            f"attractiveness: unknown language = '{language}'{nearest(language, LANGUAGES)}; known: {', '.join(LANGUAGES)}"
+        )
+    if not strong > 0:
+        raise InputError(f"attractiveness: strong = {strong}: must be above 0")
+
+
+@checked_by(_check_attractiveness)
+def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) -> float:
+    """How much a text stirs, glad or bitter, in [0, 1]: 0 an agenda, 1 as emotive as an appeal. No more than that.
+
+    Articles with more emotion are passed on more (Berger and Milkman 2012), so this counts it. English: the strengths
+    (0 to 4, without their signs, over 4) of the different words that are on VADER's list, summed, over the number of words;
+    ``strong`` of that scores 1. The median of whole news articles is 0.02 before that division, of their openings of 40
+    words 0.025. Chinese: how sure snownlp's naive Bayes is, ``|2 p - 1|``, the mean over the sentences; it is a coarse
+    guess. An empty text scores 0. Fails by: knowing nothing of wit, suspense or news value; a list of different strong words
+    scores 1. To train on it, put "perplexity" and "length_band" beside it; where there are readers' choices between texts, a
+    "reward_model" that learnt from them (``burnish reward-model``) is the better judge of what attracts.
+
+    Args:
+        text: what was sampled; its first ``LONGEST`` characters are read.
+        language: "en", "zh", or "auto": Chinese where half of the text is.
+        strong: strength a word that scores 1.
+
+    Raises:
+        InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or an option is out of range.
+
+    Source: Berger and Milkman 2012, Journal of Marketing Research 49(2), "What makes online content viral?"; Hutto and
+    Gilbert 2014 (VADER's list); snownlp, MIT.
+    """
+    _check_attractiveness(language=language, strong=strong)
+    text = text[:LONGEST]
+    if language == "zh" or (language == "auto" and mostly_unspaced(text)):
+        sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+        return sum(abs(2.0 * float(_snownlp()(sentence)) - 1.0) for sentence in sentences) / max(1, len(sentences))
+    found = [word for word in words(text) if any(map(str.isalpha, word))]
+    strengths = _strengths()
+    return min(1.0, sum(abs(strengths.get(word, 0.0)) / 4 for word in set(found)) / max(1, len(found)) / strong)
+
+
 @lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    return needed("vaderSentiment.vaderSentiment", "sentiment", "a reward by VADER's list").SentimentIntensityAnalyzer()
+
+
 def _vader() -> Callable[[str], Any]:
-    module = needed("vaderSentiment.vaderSentiment", "sentiment", "reward 'sentiment'")
-    scores: Callable[[str], Any] = module.SentimentIntensityAnalyzer().polarity_scores
+    scores: Callable[[str], Any] = _analyzer().polarity_scores
     return scores
+
+
+def _strengths() -> dict[str, float]:
+    lexicon: dict[str, float] = _analyzer().lexicon
+    return lexicon
 
 
 @lru_cache(maxsize=1)
 def _snownlp() -> Callable[[str], Any]:
-    classify: Callable[[str], Any] = needed("snownlp.sentiment", "sentiment", "reward 'sentiment' in Chinese").classify
+    classify: Callable[[str], Any] = needed("snownlp.sentiment", "sentiment", "sentiment in Chinese").classify
     return classify
 
 

@@ -23,7 +23,7 @@ from burnish.rewards.information import informativeness, readability
 from burnish.rewards.meaning import similarity
 from burnish.rewards.overlap import bleu, ter, tokenizer_for
 from burnish.rewards.registry import REWARDS
-from burnish.rewards.tone import sentiment, toxicity
+from burnish.rewards.tone import attractiveness, sentiment, toxicity
 from burnish.types import Completion, FinishReason, Message, Prompt
 
 ODD_TEXTS = [
@@ -211,6 +211,29 @@ def test_sentiment_in_chinese() -> None:
     assert sentiment("我爱你", language="en") == 0.0
 
 
+@needs_vader
+def test_attractiveness_by_hand() -> None:
+    # love 3.2, hate -2.7; four words: (3.2 + 2.7) / 4 / 4 a word, over a strong word's 0.5.
+    assert attractiveness("Love and hate, mostly.", strong=0.5) == pytest.approx((3.2 + 2.7) / 4 / 4 / 0.5)
+    # The same word again adds nothing, and dilutes.
+    assert attractiveness("love love love love", strong=0.5) == pytest.approx(3.2 / 4 / 4 / 0.5)
+    assert attractiveness("The committee met on Tuesday.") == attractiveness("") == attractiveness("...") == 0.0
+    assert attractiveness("What a lovely, brave, heartbreaking, terrible, amazing story!") == 1.0
+    with pytest.raises(InputError, match="strong = 0"):
+        attractiveness("x", strong=0)
+    with pytest.raises(InputError, match="unknown language = 'french'; known: auto, en, zh"):
+        attractiveness("x", language="french")
+
+
+@needs_snownlp
+def test_attractiveness_in_chinese_is_the_mean_over_sentences() -> None:
+    stirring, plain = "这个故事太感人了，我哭了！", "委员会周二开会。"
+    assert 1.0 >= attractiveness(stirring) > attractiveness(plain) >= 0.0
+    both = (attractiveness(stirring) + attractiveness(plain)) / 2
+    assert attractiveness(stirring + plain) == pytest.approx(both)
+    assert attractiveness("。！", language="zh") == 0.0
+
+
 @needs_glin
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -255,12 +278,13 @@ def test_similarity_orders_meanings() -> None:
     [
         ("harper", "grammar", lambda: grammar(answer("A text."))),
         ("vaderSentiment.vaderSentiment", "sentiment", lambda: sentiment("A text.")),
+        ("vaderSentiment.vaderSentiment", "sentiment", lambda: attractiveness("A text.")),
         ("snownlp.sentiment", "sentiment", lambda: sentiment("我爱你")),
         ("glin_profanity", "toxicity", lambda: toxicity("A text.")),
     ],
 )
 def test_a_missing_package_is_one_line_with_the_command(module, extra, run, monkeypatch) -> None:
-    for cached in (grammars._linter, tone._vader, tone._snownlp, tone._profanity):
+    for cached in (grammars._linter, tone._analyzer, tone._snownlp, tone._profanity):
         cached.cache_clear()
     root = module.partition(".")[0]
     for name in [name for name in sys.modules if name == root or name.startswith(f"{root}.")]:
