@@ -20,6 +20,8 @@ from burnish.algorithms.presets import PRESETS
 from burnish.algorithms.verify import Estimator, estimators, targets, verify
 from burnish.policies.tabular import VOCABULARY, known_world
 
+pytestmark = pytest.mark.xdist_group("exact")  # what is sampled for all of them is sampled once
+
 WORLD = known_world()
 START = 4
 SAMPLES = 100_000
@@ -216,9 +218,11 @@ class TestVerify:
         assert compared.variance == pytest.approx(findings["rloo"].variance, rel=0.1)
         assert plain.variance > 5 * compared.variance
 
+    @pytest.mark.slow
     def test_another_seed_agrees_too(self):
         assert all(finding.passed for finding in verify(WORLD, samples=20_000, seed=12345))
 
+    @pytest.mark.slow
     def test_groups_of_two_and_of_nine(self):
         for group in (2, 9):
             assert all(finding.passed for finding in verify(WORLD, samples=5_000, group=group))

@@ -173,6 +173,7 @@ class Stops(QuietProgress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["tabular", "lstm"])
 def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

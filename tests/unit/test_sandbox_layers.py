@@ -161,6 +161,7 @@ class TestWithin:
         assert inside and (found[0].status, found[0].stdout) == ("ok", "in\n7\n")
         assert run("print(8)", layer=layer).stdout == "8\n"
 
+    @pytest.mark.slow
     def test_who_dies_waiting_takes_the_program_along(self, layer: str, children_of: Callable[[int], set[int]]) -> None:
         found: list[Verdict] = []
         thread = threading.Thread(target=lambda: found.append(run("while True: pass", layer=layer)))

@@ -69,6 +69,7 @@ class TestWalls:
         assert (verdict.status, verdict.stdout) == ("refused", "")
         assert verdict.reason.startswith("the sandbox needs Linux") and "\n" not in verdict.reason
 
+    @pytest.mark.slow
     def test_a_program_does_not_outlive_a_killed_parent(
         self, layer: str, tmp_path: Path, children_of: Callable[[int], set[int]]
     ) -> None:
