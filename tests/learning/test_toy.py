@@ -91,4 +91,5 @@ def test_credit_by_token_learns_to_say_it(algorithm):
         for _ in range(STEPS):
             train_step(learner)
         found.append(probability(learner.policy.parameter.detach()))
-    assert min(found) > 0.85, found
+    # Between 0.915 and 0.936 when this was written.
+    assert min(found) > 0.9, found
