@@ -256,7 +256,7 @@ def score(
             )
     for name in rewards:
         # Before the model is loaded.
-        REWARDS.get(name).check_options((options or {}).get(name, {}))
+        REWARDS.get(name).check_options((options or {}).get(name, {}), beside=())
     needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
     judge = None
     if needed:

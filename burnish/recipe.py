@@ -250,7 +250,7 @@ def load_recipe(
 
 def check_names(recipe: Recipe, where: str = "recipe") -> None:
     """Refuses names that lead nowhere and options that their targets do not take; loads no model and no data."""
-    from burnish.rewards.registry import REWARDS
+    from burnish.rewards.registry import METRIC, REWARDS, TABLE
     from burnish.tasks.registry import TASKS, check_task_options
 
     try:
@@ -264,11 +264,14 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
             f"{where}: sampling.nlpo_top_p: for a causal_lm a second model would have to run beside the engine for every "
             'token, which is not built: use policy.use = "lstm", "module" or "tabular", or sampling.top_p'
         )
-    for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
+    for key, sections, beside in (
+        ("reward", recipe.reward, TABLE),
+        ("evaluation.metrics", recipe.evaluation.metrics, METRIC),
+    ):
         for index, section in enumerate(sections):
             try:
                 function = REWARDS.get(section.use)
-                function.check_options(section.options)
+                function.check_options(section.options, beside)
                 function.check_credit(getattr(section, "credit", "completion"))
             except InputError as error:
                 raise InputError(f"{where}: {key}.{index}: {error}") from error

@@ -33,6 +33,8 @@ MANY: Mapping[str, str] = {f"{name}s": name for name in ONE}
 SHARED = ("reference_policy",)
 TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule", "credit")
 """Keys of a ``[[reward]]`` table that are no options of the reward."""
+METRIC = ("use", "name", "better")
+"""Keys of an entry of ``evaluation.metrics`` that are no options of the reward."""
 _CHECK = "_burnish_check"
 
 
@@ -59,12 +61,16 @@ class RewardFunction:
         """First line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raises InputError where a recipe's keys are not this reward's options, or of another type."""
+    def check_options(self, options: Mapping[str, Any], beside: Sequence[str] = TABLE) -> None:
+        """Raises InputError where ``options`` holds what are not this reward's, or of another type.
+
+        Args:
+            beside: keys that may stand beside the options where these were written; the error names them too.
+        """
         for key, value in options.items():
             if key not in self.options:
-                known = [*TABLE, *self.options]
-                raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known)}")
+                known = [*beside, *self.options]
+                raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known) or 'none'}")
             default = self.options[key]
             if not of_kind(value, default):
                 raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
