@@ -70,7 +70,8 @@ class RewardFunction:
         for key, value in options.items():
             if key not in self.options:
                 known = [*beside, *self.options]
-                raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {', '.join(known) or 'none'}")
+                names = ", ".join(known) or "none"
+                raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {names}")
             default = self.options[key]
             if not of_kind(value, default):
                 raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
