@@ -104,7 +104,7 @@ class Algorithm(Section):
     """Updates in each epoch."""
     importance: Importance = Importance()
     overlong: Overlong = Overlong()
-    length_cost: float = Field(0.0, ge=0)
+    length_cost: float = Field(0.0, ge=0, le=1e6)
     """What the longest length costs, in units of the reward, and a shorter one in proportion; 0 is off."""
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)

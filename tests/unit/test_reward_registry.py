@@ -143,9 +143,7 @@ def test_what_burnish_ships_can_be_got_by_name(own_names: None) -> None:
 
 
 def test_a_miss_lists_the_choices() -> None:
-    with pytest.raises(
-        InputError, match=r"no reward named 'perplexty' \(did you mean 'perplexity'\?\); known: attr"
-    ):
+    with pytest.raises(InputError, match=r"no reward named 'perplexty' \(did you mean 'perplexity'\?\); known: attr"):
         REWARDS.get("perplexty")
 
 
