@@ -1,5 +1,5 @@
 """All algorithms side by side on one real task, one budget, several seeds: ``python bench/algorithms.py`` writes
-bench/results/algorithms.json and algorithms.md. Half an hour on two cores.
+bench/results/algorithms.json and algorithms.md. An hour on two cores.
 
 The task is the recipe ``lstm``: a character LSTM, pretrained once on news, then reinforced for 60 steps of 8 prompts x 8
 samples with the recipe's reward, from the same weights, at the same learning rate, with each seed and algorithm. What counts
