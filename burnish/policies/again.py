@@ -27,8 +27,10 @@ MOST_PARTS = 4
 
 
 def again_of(result: Tensor) -> Again | None:
-    """How a result of ``elementwise`` can be made again, if it can."""
-    return getattr(result, _AGAIN, None)
+    """How a result of ``elementwise`` can be made again, if it can: not where it, or a part, was changed in place since."""
+    how: Callable[..., Tensor]
+    how, parts, versions = getattr(result, _AGAIN, (_itself, (), None))
+    return (how, parts) if versions == [one._version for one in (result, *parts)] else None
 
 
 def elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -54,7 +56,7 @@ def elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> A
 
 def _remember(found: Tensor, how: Callable[..., Tensor], parts: Sequence[Tensor]) -> None:
     if found.requires_grad:
-        setattr(found, _AGAIN, (how, tuple(parts)))
+        setattr(found, _AGAIN, (how, tuple(parts), [one._version for one in (found, *parts)]))
 
 
 def _itself(one: Tensor) -> Tensor:

@@ -73,6 +73,27 @@ class TestElementwise:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             found.sum().backward()
 
+    def test_a_result_that_was_changed_in_place_is_kept_as_it_is(self):
+        weight, rows = numbers(2, 5), times(activated(numbers(3, 5)), numbers(3, 5, seed=1))
+        with torch.no_grad():
+            rows.add_(1)
+        assert again_of(rows) is None
+        found = products._Linear.apply(rows, weight, None, None)
+        by_weight = torch.autograd.grad(found.sum(), weight)[0]
+        assert torch.equal(by_weight, torch.ones(2, 3) @ rows.detach())
+
+    def test_a_factor_that_was_changed_before_the_next_product_is_not_taken_for_what_it_was(self):
+        # autograd does not keep this factor, and so would not notice: the other one asks for no gradient.
+        weight, plain, factor = numbers(2, 5), numbers(3, 5, seed=1).detach(), numbers(3, 5, seed=2)
+        rows = times(plain, factor)
+        before = rows.detach().clone()
+        assert again_of(rows) is not None
+        with torch.no_grad():
+            factor.add_(1)
+        assert again_of(rows) is None
+        found = products._Linear.apply(rows, weight, None, None)
+        assert torch.equal(torch.autograd.grad(found.sum(), weight)[0], torch.ones(2, 3) @ before)
+
     def test_nothing_is_remembered_where_no_gradient_is_wanted(self):
         plain = numbers(3).detach()
         assert again_of(times(activated(plain), plain)) is None
