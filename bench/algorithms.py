@@ -124,9 +124,15 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], steps: int) -> str:
     return "\n".join([*lines, *(row for _, row in sorted(rows, reverse=True))]) + "\n"
 
 
+def kept(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table is made of, and what lets it be checked: each metric before and after, and the difference."""
+    return {key: {name: row[name] for name in ("before", "after", "difference")} for key, row in answer.items()}
+
+
 def write(found: Mapping[str, Sequence[Mapping[str, Any]]], steps: int) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "algorithms.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps([kept(one) for one in answers])}" for name, answers in found.items()]
+    (OUT / "algorithms.json").write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
     (OUT / "algorithms.md").write_text(table(found, steps), encoding="utf-8")
 
 

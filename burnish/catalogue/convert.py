@@ -104,13 +104,20 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
 
 
 def _of_run(run: Path, name: str) -> Path:
-    """The newest weights of a run folder."""
+    """The newest weights of a run folder. Raises InputError where it has none, or none of a language model."""
+    try:
+        written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    except ValueError:
+        written = {}
+    verb, policy = written.get("kind", "train"), written.get("policy")
+    use = policy.get("use", "causal_lm") if isinstance(policy, dict) else "causal_lm"
+    if (run / "model").is_dir() and use != "causal_lm":
+        raise InputError(
+            f'{name}: this run trained policy.use = "{use}", which is no causal language model; what it has reached stands '
+            "in its evaluation.json"
+        )
     if (run / "model").is_dir():
         return run / "model"
-    try:
-        verb = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8")).get("kind", "train")
-    except ValueError:
-        verb = "train"
     raise InputError(f"{name}: this run has no checkpoint yet; go on with: burnish {verb} --resume {name}")
 
 

@@ -3,7 +3,6 @@ packages."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -12,10 +11,10 @@ from burnish.errors import InputError
 from burnish.extras import needed
 from burnish.registry import nearest
 from burnish.rewards.diversity import mostly_unspaced, words
+from burnish.rewards.finer import ENDS
 from burnish.rewards.registry import checked_by
 
 LANGUAGES = ("auto", "en", "zh")
-_SENTENCE_END = re.compile(r"[。！？!?\n]+")
 LONGEST = 4000
 """Characters of a text that are read: what the lists cost grows with the text."""
 # On the package's lists, and in the newspaper every day.
@@ -26,10 +25,10 @@ _ORDINARY = """
 """.split()  # noqa: SIM905 - to be read as one list
 
 
-def _check_sentiment(*, language: str) -> None:
+def _check_sentiment(*, language: str, name: str = "sentiment") -> None:
     if language not in LANGUAGES:
         raise InputError(
-            f"sentiment: unknown language = '{language}'{nearest(language, LANGUAGES)}; known: {', '.join(LANGUAGES)}"
+            f"{name}: unknown language = '{language}'{nearest(language, LANGUAGES)}; known: {', '.join(LANGUAGES)}"
         )
 
 
@@ -62,10 +61,7 @@ def sentiment(text: str, *, language: str = "auto") -> float:
 
 
 def _check_attractiveness(*, language: str, strong: float) -> None:
-    if language not in LANGUAGES:
-        raise InputError(
-            f"attractiveness: unknown language = '{language}'{nearest(language, LANGUAGES)}; known: {', '.join(LANGUAGES)}"
-        )
+    _check_sentiment(language=language, name="attractiveness")
     if not strong > 0:
         raise InputError(f"attractiveness: strong = {strong}: must be above 0")
 
@@ -96,7 +92,7 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
     _check_attractiveness(language=language, strong=strong)
     text = text[:LONGEST]
     if language == "zh" or (language == "auto" and mostly_unspaced(text)):
-        sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+        sentences = [sentence for sentence in ENDS.split(text) if sentence.strip()]
         return sum(abs(2.0 * float(_snownlp()(sentence)) - 1.0) for sentence in sentences) / max(1, len(sentences))
     found = [word for word in words(text) if any(map(str.isalpha, word))]
     strengths = _strengths()

@@ -21,7 +21,7 @@ from burnish.types import SamplingParams
 def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder as it is before the first checkpoint; the working folder is the one around it."""
     monkeypatch.chdir(tmp_path)
-    Run.create(load_recipe("toy"), Path("early")).close()
+    Run.create(load_recipe("news"), Path("early")).close()
     return Path("early")
 
 
@@ -38,6 +38,13 @@ def test_a_runs_model_is_checked_as_any_folder_is(early: Path) -> None:
     (early / "model").mkdir()
     with pytest.raises(InputError, match=r"model folder early/model has no config\.json"):
         api.generate("early", "a", sampling=SamplingParams(1))
+
+
+def test_a_run_that_trained_no_language_model_is_not_taken_for_one(early: Path) -> None:
+    Run.create(load_recipe("toy"), Path("table")).close()
+    Path("table/model").mkdir()
+    with pytest.raises(InputError, match=r'table: this run trained policy\.use = "tabular", which is no'):
+        api.generate("table", "a", sampling=SamplingParams(1))
 
 
 def recipe_with(model: str) -> dict[str, object]:

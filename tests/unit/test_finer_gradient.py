@@ -1,0 +1,297 @@
+"""Advantages a token, and the gradient that comes out of rewards that come with tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithm_section import CriticSection
+from burnish.algorithms import exact
+from burnish.algorithms.credit import increments
+from burnish.algorithms.ops import sum_by_sequence
+from burnish.algorithms.presets import PRESETS
+from burnish.algorithms.tokenwise import as_it_comes, less_baseline, less_mean, less_others, mean_to_come, over_spread
+from burnish.backends.local import build
+from burnish.credit import split, token_advantages
+from burnish.critic import token_credit
+from burnish.errors import BurnishError
+from burnish.policies.tabular import Tabular, known_world
+from burnish.recipe import load_recipe
+from burnish.rewards.combine import Combination, Part
+from burnish.rewards.registry import reward_function
+from burnish.rollouts import collect
+from burnish.training import train_step
+from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
+
+
+def tensor(*values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(found: torch.Tensor, expected: Any, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
+
+
+class TestTokenwise:
+    # One prompt, G = 2: a text of three tokens and one of one.
+    WHOLE = tensor([1, 3])
+    TO_GO = tensor([[5, 4, 1], [2, 0, 0]])
+    MASK = torch.tensor([[[True] * 3, [True, False, False]]])
+
+    def test_as_it_comes(self):
+        close(as_it_comes(self.WHOLE, self.TO_GO, self.MASK), [[[6, 5, 2], [5, 0, 0]]])
+
+    def test_less_a_baseline(self):
+        close(less_baseline(self.WHOLE, self.TO_GO, self.MASK, 2.0), [[[4, 3, 0], [3, 0, 0]]])
+        close(less_baseline(self.WHOLE, self.TO_GO, self.MASK, tensor([2])), [[[4, 3, 0], [3, 0, 0]]])
+
+    def test_less_the_others(self):
+        # The wholes: 1 - 3 and 3 - 1. Places: 5 - 2, then 4 - 0 and 1 - 0, where the other has ended.
+        close(less_others(self.WHOLE, self.TO_GO, self.MASK), [[[1, 2, -1], [-1, 0, 0]]])
+        close(less_mean(self.WHOLE, self.TO_GO, self.MASK), [[[0.5, 1, -0.5], [-0.5, 0, 0]]])
+
+    def test_over_the_spread(self):
+        # Token means of squares: (0.25 + 1 + 0.25) / 3 = 0.5 and 0.25; their sum over G - 1 = 1.
+        scale = 1 / (math.sqrt(0.75) + 1e-4)
+        found = over_spread(self.WHOLE, self.TO_GO, self.MASK)
+        close(found, [[[0.5 * scale, scale, -0.5 * scale], [-0.5 * scale, 0, 0]]])
+
+    def test_samples_that_come_to_the_same_on_different_ways_are_not_blown_up(self):
+        # Totals 1 and 1, so that their deviation is 0; what is to come at the second token differs by 1.
+        to_go, mask = tensor([[1, 1], [1, 0]]), torch.ones(1, 2, 2, dtype=torch.bool)
+        found = over_spread(torch.zeros(1, 2, dtype=torch.float64), to_go, mask)
+        # Centred: 0, 1/2 and 0, -1/2; spread sqrt(1/8 + 1/8) = 1/2.
+        close(found, [[[0, 0.5 / 0.5001], [0, -0.5 / 0.5001]]])
+
+    def test_the_mean_to_come(self):
+        close(mean_to_come(self.WHOLE, self.TO_GO, self.MASK), [[1 + 10 / 3, 3 + 2]])
+
+    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    def test_without_tokens_it_is_the_presets_own_advantage(self, name):
+        preset = PRESETS[name]
+        rewards = tensor([1, 4, 4, -2], [0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1])
+        mask = torch.arange(5) < torch.tensor([[1, 5, 2, 3], [2, 2, 2, 2], [5, 4, 3, 1]]).unsqueeze(-1)
+        found = preset.tokenwise(rewards, torch.zeros(3, 4, 5, dtype=torch.float64), mask, 0.3)
+        expected = preset.advantages(rewards, 0.3).unsqueeze(-1).expand(3, 4, 5).masked_fill(~mask, 0.0)
+        close(found, expected, 1e-9)
+        assert (found[1] == 0).all() or not preset.needs_group
+
+    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    def test_leading_dimensions_are_estimates_of_their_own(self, name):
+        function = PRESETS[name].tokenwise
+        whole, to_go = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4, 5).double()
+        mask = torch.rand(2, 3, 4, 5) < 0.7
+        mask[..., 0] = True
+        to_go = to_go.masked_fill(~mask, 0.0)
+        both = function(whole, to_go, mask, 0.3)
+        for place in range(2):
+            close(both[place], function(whole[place], to_go[place], mask[place], 0.3))
+
+    def test_every_preset_takes_tokens_or_says_why_not(self):
+        assert all(preset.takes_tokens != bool(preset.coarse) for preset in PRESETS.values())
+
+    def test_increments_from_what_no_text_is_worth(self):
+        # 0.5 - 0.4, 0.2 - 0.5, 0.9 - 0.2: the whole's 0.9 less 0.4. As a potential: the last pays 0.2 back, in all -0.4.
+        close(increments(tensor(0.5, 0.2, 0.9), keep_total=True, empty=0.4), [0.1, -0.3, 0.7])
+        close(increments(tensor(0.5, 0.2, 0.9), keep_total=False, empty=0.4), [0.1, -0.3, -0.2])
+
+
+def hearts(text: str) -> float:
+    """1 for each 爱, a tenth off for every character, and 5 for nothing at all."""
+    return text.count("爱") - 0.1 * len(text) + 5.0
+
+
+WORLD = known_world()
+
+
+def written(ids: Sequence[int]) -> str:
+    """The known world's tokens with other names, so that its second one ends a sentence and not the text."""
+    return "".join("爱。你!"[token] for token in ids)
+
+
+def every_text() -> list[Completion]:
+    """All 121 texts of the known world."""
+    prompt = Prompt("toy", "")
+    found = []
+    for tokens, mask in zip(WORLD.sequences.tokens, WORLD.sequences.mask, strict=True):
+        ids = tuple(tokens[mask].tolist())
+        found.append(Completion(prompt, (), ids, written(ids), (0.0,) * len(ids), "stop"))
+    return found
+
+
+@pytest.mark.parametrize("credit", ["token", "sentence"])
+@pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline"])
+def test_the_expected_gradient_is_that_of_the_reward(name, credit):
+    """Summed over all texts with their probabilities, so without sampling error, through the scorer that training has."""
+    completions = every_text()
+    part = Part("hearts", reward_function("hearts", hearts), credit=credit)
+    scores = Combination([part], decode=written).score(completions, step=1)
+    whole, gained = split(scores)
+    assert gained is not None
+    lengths = torch.tensor([len(one.token_ids) for one in completions])
+    advantages, _ = token_advantages(PRESETS[name], whole.view(1, -1), gained, lengths, 0.3)
+    logits = WORLD.logits.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(
+        exact.expected_reward(logits, WORLD.sequences, torch.from_numpy(scores.total)), logits
+    )
+    chance = exact.probabilities(WORLD.logits, WORLD.sequences)
+    logprobs = WORLD.sequences.token_logprobs(logits)[WORLD.sequences.mask]
+    weighted = chance.repeat_interleave(lengths) * advantages
+    possible = weighted != 0
+    (found,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
+    close(found.nan_to_num(0.0), wanted.nan_to_num(0.0), 1e-12)
+    # Where only what lies behind a token is taken into account, most texts' advantages differ from token to token.
+    rows = [row for row in torch.split(advantages, lengths.tolist()) if len(row) > 1]
+    assert sum(bool((row != row[0]).any()) for row in rows) > len(rows) / 2
+
+
+def test_a_place_that_looks_ahead_would_be_biased():
+    """The negative control: a token that is paid for the one after it does not get that one's reward to go."""
+    completions = every_text()
+    gained = torch.cat([
+        tensor(*[1.0 * (following == 1) for following in (*one.token_ids[1:], 0)]) for one in completions
+    ])  # fmt: skip
+    lengths = torch.tensor([len(one.token_ids) for one in completions])
+    advantages, _ = token_advantages(
+        PRESETS["reinforce"], torch.zeros(1, len(completions)).double(), gained, lengths, 0.0
+    )
+    logits = WORLD.logits.clone().requires_grad_()
+    totals = sum_by_sequence(gained, lengths)
+    (wanted,) = torch.autograd.grad(exact.expected_reward(logits, WORLD.sequences, totals), logits)
+    chance = exact.probabilities(WORLD.logits, WORLD.sequences)
+    logprobs = WORLD.sequences.token_logprobs(logits)[WORLD.sequences.mask]
+    weighted = chance.repeat_interleave(lengths) * advantages
+    possible = weighted != 0
+    (found,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
+    assert float((found.nan_to_num(0.0) - wanted.nan_to_num(0.0)).abs().max()) > 0.05
+
+
+def test_a_critic_takes_them_as_rewards_a_token():
+    # Text 1: rewards 0.5, 1 + 2; values 0.5, 1; no discount, lambda 1: returns 3.5 and 3. Text 2: -1 + 0.25.
+    settings = CriticSection(discount=1.0, trace=1.0)
+    lengths, gained = torch.tensor([2, 1]), tensor(0.5, 1.0, 0.25)
+    _, returns = token_credit(tensor(2, -1), tensor(0, 0, 0), tensor(0.5, 1, 0.25), lengths, settings, gained)
+    close(returns, [3.5, 3.0, -0.75])
+    assert gained.tolist() == [0.5, 1.0, 0.25]
+
+
+class Dealt:
+    """A scorer that gives the numbers it was given, and a sampler that gives the completions."""
+
+    def __init__(self, whole: list[float], gained: list[list[float]], groups: list[Group]) -> None:
+        self.tokens = TokenRewards(np.array(whole), tuple(np.array(row) for row in gained))
+        self.total = np.array(whole) + [sum(row) for row in gained]
+        self.groups = groups
+
+    def score(self, completions, *, step=None) -> Scores:
+        return Scores(self.total, {"given": self.total}, {"given": 1.0}, tokens=self.tokens)
+
+    def sample(self, prompts, **options) -> list[Group]:
+        return self.groups
+
+
+def group(*texts: str) -> Group:
+    table = Tabular()
+    prompt = Prompt("p", "")
+    return Group(
+        prompt,
+        tuple(
+            Completion(prompt, (), table.encode(text), text, (-1.0,) * len(text), "length", 0, place)
+            for place, text in enumerate(texts)
+        ),
+    )
+
+
+def step_of(use: str, scorer: Dealt, **keys: Any):
+    options = [f"{key}={value}" for key, value in keys.items()]
+    recipe = load_recipe(
+        "toy",
+        [f"algorithm.use={use}", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=2", *options],
+    )
+    learner, _ = build(recipe)
+    learner.policy.parameter.data = torch.zeros_like(learner.policy.parameter)
+    learner.scorer = learner.sampler = scorer
+    return learner
+
+
+class TestStep:
+    SCORER = Dealt([1.0, 3.0], [[1.0, 3.0, 1.0], [2.0]], [group("我爱你", "。")])
+
+    def gradient(self, use: str, scorer: Dealt, **keys: Any) -> torch.Tensor:
+        learner = step_of(use, scorer, **keys)
+        kept: list[torch.Tensor] = []
+        learner.optimizer.step = lambda: kept.append(learner.policy.parameter.grad.clone())  # type: ignore[method-assign]
+        train_step(learner)
+        return kept[0]
+
+    def by_hand(self, advantages: list[float]) -> torch.Tensor:
+        """-1/N sum of A (one-hot - 1/4), the table being uniform: 我 at first, 爱 after 我, 你 after 爱; 。 at once."""
+        found = torch.zeros(5, 4, dtype=torch.float64)
+        for advantage, row, token in zip(advantages, [4, 0, 1, 4], [0, 1, 2, 3], strict=True):
+            found[row] += advantage / 4
+            found[row, token] -= advantage
+        return found / 2
+
+    @pytest.mark.parametrize(
+        ("use", "advantages"),
+        [
+            # To go 5 4 1 and 2, and the wholes 1 and 3.
+            ("reinforce", [6, 5, 2, 5]),
+            # The first step's baseline is 0.
+            ("reinforce_baseline", [6, 5, 2, 5]),
+            ("rloo", [1, 2, -1, -1]),
+        ],
+    )
+    def test_the_gradient_by_hand(self, use, advantages):
+        close(self.gradient(use, self.SCORER, **{"optimizer.max_grad_norm": 1e9}), self.by_hand(advantages))
+
+    def test_what_length_costs(self):
+        # 2 at the longest length of 4: three tokens cost 1.5, one costs 0.5.
+        keys = {"optimizer.max_grad_norm": 1e9, "algorithm.length_cost": 2.0}
+        close(self.gradient("reinforce", self.SCORER, **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
+
+    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    def test_microbatches_leave_it(self, use):
+        keys = {"optimizer.max_grad_norm": 1e9}
+        whole = self.gradient(use, self.SCORER, **keys)
+        close(self.gradient(use, self.SCORER, **keys, **{"optimizer.tokens_per_microbatch": 1}), whole, 1e-10)
+        assert whole.abs().max() > 0
+
+    def test_the_baseline_is_what_was_to_come(self):
+        learner = step_of("reinforce_baseline", self.SCORER)
+        report = train_step(learner)
+        # 1 + (5 + 4 + 1) / 3 and 3 + 2; the advantage in samples.jsonl is the mean over tokens.
+        assert learner.baseline == pytest.approx((1 + 10 / 3 + 5) / 2)
+        assert [row["advantage"] for row in report.samples] == pytest.approx([13 / 3, 5])
+        assert [row["reward"] for row in report.samples] == [6.0, 5.0]
+
+    def test_tokens_that_pull_apart_are_trained(self):
+        # Of both texts the tokens' advantages add up to nothing: 1 and -1.
+        scorer = Dealt([0.0, 0.0], [[0.0, 1.0], [0.0, -1.0]], [group("我爱", "你。")])
+        learner = step_of("reinforce", scorer)
+        scorer.tokens = replace(scorer.tokens, gained=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
+        assert train_step(learner).metrics["trained"] == 1.0
+
+    def test_an_algorithm_without_tokens_says_so(self):
+        learner = step_of("gspo", self.SCORER)
+        with pytest.raises(BurnishError, match="cannot take that: its ratio is that of the whole text"):
+            train_step(learner)
+
+    def test_groups_drawn_anew_bring_their_tokens(self):
+        first, second = group("我爱", "你。"), group("我我", "爱爱")
+        prompts = [Prompt("a", ""), Prompt("b", "")]
+        flat = TokenRewards(np.zeros(4), tuple(np.array([float(place), 0.0]) for place in range(4)))
+        total = np.array([0.0, 0.0, 1.0, 2.0])  # the first group has no spread
+        fresh = TokenRewards(np.array([5.0, 6.0]), (np.array([7.0, 0.0]), np.array([8.0, 0.0])))
+        answers = [Scores(total, {}, {}, tokens=flat), Scores(np.array([1.0, 2.0]), {}, {}, tokens=fresh)]
+        draws = [[first, second], [second]]
+        found = collect(lambda chosen, seed: draws.pop(0), lambda some: answers.pop(0), prompts, prompts, (0, 1), 1)
+        assert found.scores.tokens is not None
+        assert found.scores.tokens.whole.tolist() == [5.0, 6.0, 0.0, 0.0]
+        assert [row[0] for row in found.scores.tokens.gained] == [7.0, 8.0, 2.0, 3.0]
