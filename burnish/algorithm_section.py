@@ -168,8 +168,8 @@ def check_normalised(section: Algorithm, rewards: Sequence[RewardSection]) -> No
     """Refuses a normalisation of parts that the algorithm cannot have. Raises InputError, which names the key."""
     preset = preset_of(section)
     for index, reward in enumerate(rewards):
-        where = f'reward.{index}.normalise = "batch"'
-        if reward.normalise == "batch" and preset.by_part:
+        where = f'reward.{index}.normalise = "{reward.normalise}"'
+        if reward.normalise not in (None, "group") and preset.by_part:
             raise InputError(f"{where}: '{section.use}' normalises each part within its group: leave it out")
         if reward.normalise == "batch" and preset.refills:
             raise InputError(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from burnish.anchor import Anchor
 from burnish.critic import Critic
 from burnish.errors import InputError
+from burnish.protocols import Remembering
 from burnish.run import Checkpoint
 from burnish.session import readable, restore_optimizer, write_optimizer
 from burnish.session import restore as restore_weights
@@ -29,6 +30,8 @@ def state_of(learner: Learner) -> dict[str, Any]:
     state: dict[str, Any] = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
     if learner.prompt_baselines:
         state["prompt_baselines"] = learner.prompt_baselines
+    if isinstance(learner.scorer, Remembering) and learner.scorer.memory:
+        state["scorer"] = learner.scorer.memory
     return state
 
 
@@ -59,6 +62,8 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         by_prompt = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
         reset = learner.recipe.algorithm.kl.reset_every
         anchor = load_file(checkpoint.folder / ANCHOR) if reset is not None and checkpoint.step >= reset else None
+        if isinstance(learner.scorer, Remembering) and learner.scorer.memory:
+            learner.scorer.memory = state["scorer"]
         if learner.critic is not None:
             _restore_critic(learner.critic, checkpoint.folder / CRITIC)
         restore_weights(learner, checkpoint)

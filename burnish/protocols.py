@@ -154,6 +154,17 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A scorer that compares rewards with those of earlier steps. What it remembers is JSON, and belongs to a checkpoint."""
+
+    memory: dict[str, Any]
+
+    def remember(self, scores: Scores) -> None:
+        """At the end of a step: takes in what it scored."""
+        ...
+
+
 class Observer(Protocol):
     """Somebody who watches a run: the progress line, a tracker. All calls are made between the step's phases."""
 

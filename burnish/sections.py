@@ -54,8 +54,9 @@ class RewardSection(OpenSection):
     """What is below the first or above the second counts as that."""
     gate: float | None = None
     """A completion for which this part, unclipped, is below it gets no credit from the other parts."""
-    normalise: Literal["group", "batch"] | None = None
-    """In training, less the mean and divided by the standard deviation of the prompt's or of the step's completions."""
+    normalise: Literal["group", "batch", "rank", "running"] | None = None
+    """In training, less the mean and divided by the standard deviation of the prompt's or of the step's completions, or of
+    all earlier steps'; or the rank among the prompt's."""
     schedule: Schedule | None = None
     """The weight's factor, step by step."""
     credit: Literal["completion", "sentence", "token"] = "completion"
@@ -107,7 +108,8 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
                 f"reward '{part}': gate = {section.gate} holds back the other parts' credit, and no other part has a "
                 "weight: add one, or leave gate out"
             )
-        if section.normalise and (samples if section.normalise == "group" else samples * prompts) < 2:
+        compared = {"group": samples, "rank": samples, "batch": samples * prompts}.get(section.normalise or "")
+        if compared is not None and compared < 2:
             raise ValueError(
                 f"reward '{part}': normalise = \"{section.normalise}\" compares completions, and there is one: "
                 "sampling.samples_per_prompt must be at least 2"

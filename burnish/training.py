@@ -31,7 +31,7 @@ from burnish.draw import Draw
 from burnish.errors import BurnishError
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
-from burnish.protocols import Frozen, Lagging, Policy, Recording, Sampler, Scorer
+from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
 from burnish.recipe import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.rollouts import collect
@@ -254,6 +254,8 @@ def train_step(learner: Learner) -> StepReport:
     learner.baseline = kept * learner.baseline + (1 - kept) * float(grouped.mean())
     if settings.baseline == "prompt":
         baselines.remember(learner.prompt_baselines, rollouts.groups, grouped)
+    if isinstance(learner.scorer, Remembering):
+        learner.scorer.remember(scores)
     metrics_of_kl = {"kl/coefficient": learner.kl_coefficient, "kl/completion": distance} if pulled else {}
     learner.kl_coefficient = next_coefficient(kl, learner.kl_coefficient, distance, samples=len(completions))
     if kl.reset_every is not None and step % kl.reset_every == 0:

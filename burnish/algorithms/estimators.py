@@ -18,6 +18,7 @@ from burnish.algorithms.importance import Correction, Level, importance_weights
 from burnish.algorithms.kl import ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS, Preset
+from burnish.algorithms.shaping import Moments, by_rank, by_running_moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Estimator:
 
 
 def estimators() -> list[Estimator]:
-    """All presets; KL estimators in both places; credit by token; and samples of another policy."""
+    """All presets; credit by token; normalised rewards; KL estimators in both places; and samples of another policy."""
     half = _values(0.5)
     rows = [
         Estimator(name, preset, unbiased=preset.unbiased, why=preset.why, credit=_CREDIT.get(name))
@@ -128,6 +129,9 @@ def estimators() -> list[Estimator]:
         Estimator("rloo, true potential", rloo, credit=by_token(rloo, _true_values)),
         Estimator("dr_grpo, by token", dr_grpo, credit=by_token(dr_grpo), scale=shrunk),
         Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=by_token(grpo)),
+        Estimator("rloo, running rewards", rloo, credit=_running(rloo), scale=lambda group, most: 1 / EARLIER.deviation),
+        Estimator("rloo, ranked rewards", rloo, "J", False, "of a group's rewards only their order counts",
+                  credit=_ranked(rloo)),
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
         Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
@@ -210,6 +214,25 @@ def by_token(
             torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), baseline
         )
         return found.view(groups.mask.shape)
+
+    return credit
+
+
+EARLIER = Moments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
+"""Of rewards that the samples at hand have no part in, as those of earlier steps are."""
+
+
+def _running(preset: Preset) -> CreditFunction:
+    def credit(groups: Groups) -> Tensor:
+        rewards = by_running_moments(groups.rewards, EARLIER)
+        return preset.advantages(rewards.unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
+
+    return credit
+
+
+def _ranked(preset: Preset) -> CreditFunction:
+    def credit(groups: Groups) -> Tensor:
+        return preset.advantages(by_rank(groups.rewards).unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
 
     return credit
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from burnish.algorithms.advantages import group_normalised
 
 
 def overlong_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
@@ -56,45 +53,18 @@ class Moments:
         return float((self.squares / (self.count - 1)) ** 0.5)
 
 
-Normaliser = Callable[[Tensor, Tensor, Tensor, Moments], Tensor]
-"""(total [P, G], parts [K, P, G], weights [K], moments of earlier steps) -> rewards [P, G]."""
-
-
-def as_they_are(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
-    return total
-
-
-def by_running_moments(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
+def by_running_moments(rewards: Tensor, moments: Moments) -> Tensor:
     """(R - mean) / std of the rewards of earlier steps: numbers that these samples have no part in, so the gradient's
     direction is not biased, only its scale changes. The first step has no earlier one and is taken as it is."""
-    return (total - moments.mean) / moments.deviation
+    return (rewards - moments.mean) / moments.deviation
 
 
-def by_group(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
-    """(R_i - mean_G) / (std_G + 1e-4)."""
-    return group_normalised(total)
+def by_rank(rewards: Tensor) -> Tensor:
+    """The rank within the group, from -1 (worst) to 1 (best), ties sharing their mean rank: only the order counts.
 
-
-def by_rank(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
-    """The rank within the group, from -1 (worst) to 1 (best), ties sharing their mean rank: only the order counts."""
-    below = (total[..., :, None] > total[..., None, :]).sum(-1)
-    above = (total[..., :, None] < total[..., None, :]).sum(-1)
-    return (below - above).to(total.dtype) / max(1, total.shape[-1] - 1)
-
-
-def by_part(total: Tensor, parts: Tensor, weights: Tensor, moments: Moments) -> Tensor:
-    """GDPO: each part normalised within its group, then the weighted sum (arXiv 2601.05242, equations 4 and 5).
-
-    A part of small scale is heard as its weight says; in the sum of raw rewards the largest scale drowns the others.
-    ``batch_normalised`` completes the paper's advantage.
+    Args:
+        rewards: [..., G].
     """
-    return (weights.view(-1, *[1] * (parts.dim() - 1)) * group_normalised(parts)).sum(0)
-
-
-NORMALISERS: dict[str, Normaliser] = {
-    "none": as_they_are,
-    "running": by_running_moments,
-    "group": by_group,
-    "rank": by_rank,
-    "parts": by_part,
-}
+    below = (rewards[..., :, None] > rewards[..., None, :]).sum(-1)
+    above = (rewards[..., :, None] < rewards[..., None, :]).sum(-1)
+    return (below - above).to(rewards.dtype) / max(1, rewards.shape[-1] - 1)

@@ -4,7 +4,8 @@ What a part's number r of a completion becomes, in this order: cut to ``clip``; 
 or the step's completions; times the weight, which may be on a schedule. Then gates: where another part has a ``gate`` and
 its own number, as the function returned it, is below that, this part's credit counts only if it is negative. So a closed
 gate never raises a reward. The sum over the parts is R(tau). In training a part whose ``credit`` is finer than the
-completion is dealt out to tokens besides: see ``burnish.rewards.finer``.
+completion is dealt out to tokens besides: see ``burnish.rewards.finer``. What a part was in earlier steps is all that a
+combination remembers, and only where a part is normalised by it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 
+from burnish.algorithms.shaping import Moments, by_rank, by_running_moments
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.finer import Credit, Decode, earned
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
@@ -25,6 +28,9 @@ from burnish.types import Completion, Scores, TokenRewards
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
     from burnish.sections import MetricSection, RewardSection, Schedule
+
+Among = Literal["group", "batch", "rank", "running"]
+"""What a part is compared with in training: see ``Part.normalise``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,9 @@ class Part:
         options: keyword arguments for the function.
         clip: low and high; what is outside counts as the nearer of the two.
         gate: the least this part must be for the other parts to give credit.
-        normalise: whether, in training, the mean is taken off and the standard deviation divided out among the prompt's
-            completions ("group") or the step's ("batch"); where all are equal the part is 0.
+        normalise: whether, in training, the mean is taken off and the standard deviation divided out: those of the prompt's
+            completions ("group"), of the step's ("batch"), or of all earlier steps' ("running"); where a group or a step has
+            one value throughout, it becomes 0. Or its rank among the prompt's completions, from -1 to 1 ("rank").
         schedule: a factor of the weight, by step.
         credit: what earns the part, in training: the completion, or each of its sentences or tokens.
     """
@@ -50,7 +57,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     clip: tuple[float, float] | None = None
     gate: float | None = None
-    normalise: Literal["group", "batch"] | None = None
+    normalise: Among | None = None
     schedule: Schedule | None = None
     credit: Credit = "completion"
 
@@ -92,6 +99,7 @@ class Combination:
         self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
+        self.moments = {part.name: Moments() for part in parts if part.normalise == "running"}
 
     @classmethod
     def from_recipe(
@@ -136,21 +144,39 @@ class Combination:
         for part in self.parts:
             parts[part.name], own[part.name] = _values(part, completions, self.reference_policy)
         weights = {part.name: part.weight_at(step) for part in self.parts}
-        clipped = {
-            part.name: parts[part.name] if part.clip is None else np.clip(parts[part.name], *part.clip)
-            for part in self.parts
-        }
+        clipped = {part.name: _cut(part, parts[part.name]) for part in self.parts}
         plain = self._gated_sum(clipped, parts, weights)
         if step is None:
             return Scores(total=plain, parts=parts, weights=weights)
         if all(part.normalise is None for part in self.parts):
             tokens = self._dealt(completions, clipped, own, weights)
             return Scores(total=plain, parts=parts, weights=weights, tokens=tokens)
-        normalised = {
-            part.name: _normalised(clipped[part.name], part.normalise, completions) for part in self.parts
-        }  # fmt: skip
+        normalised = {part.name: self._normalised(part, clipped[part.name], completions) for part in self.parts}
         tokens = self._dealt(completions, normalised, own, weights)
         return Scores(self._gated_sum(normalised, parts, weights), parts, weights, plain, tokens)
+
+    def remember(self, scores: Scores) -> None:
+        """Takes a step's rewards into what later steps' are normalised by; before, they were compared with earlier ones."""
+        for part in self.parts:
+            if part.name in self.moments:
+                values = _cut(part, np.asarray(scores.parts[part.name]))
+                self.moments[part.name] = self.moments[part.name].after(torch.from_numpy(values))
+
+    @property
+    def memory(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps: count, mean and squares of each part that is normalised by them."""
+        return {name: [found.count, found.mean, found.squares] for name, found in self.moments.items()}
+
+    @memory.setter
+    def memory(self, kept: Mapping[str, Sequence[float]]) -> None:
+        self.moments = {name: Moments(*map(float, kept[name])) for name in self.moments}
+
+    def _normalised(self, part: Part, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
+        if part.normalise is None:
+            return values
+        if part.normalise == "running":
+            return by_running_moments(torch.from_numpy(values), self.moments[part.name]).numpy()
+        return _among(part.normalise, values, completions)
 
     def _dealt(
         self,
@@ -195,7 +221,7 @@ class Combination:
                 ) from error
             if own is not None:
                 raise BurnishError(f"reward '{part.name}' returned a number for one text and a sequence for another")
-            return found if part.clip is None else np.clip(found, *part.clip)
+            return _cut(part, found)
 
         return earned(completions, values, part.credit, self.decode, ask)
 
@@ -248,8 +274,9 @@ def _check_numbers(part: Part) -> None:
             raise InputError(f"reward '{part.name}': {name} {value!r} must be a finite number")
     if part.clip is not None and not (len(part.clip) == 2 and part.clip[0] < part.clip[1]):
         raise InputError(f"reward '{part.name}': clip {part.clip!r} must be two numbers, the first below the second")
-    if part.normalise not in (None, "group", "batch"):
-        raise InputError(f'reward \'{part.name}\': normalise = {part.normalise!r}: must be "group", "batch" or None')
+    if part.normalise is not None and part.normalise not in get_args(Among):
+        known = ", ".join(f'"{name}"' for name in get_args(Among))
+        raise InputError(f"reward '{part.name}': normalise = {part.normalise!r}: must be {known} or None")
 
 
 def _check_credit(part: Part, parts: Sequence[Part]) -> None:
@@ -268,18 +295,24 @@ def _check_credit(part: Part, parts: Sequence[Part]) -> None:
         )
 
 
-def _normalised(values: np.ndarray, among: str | None, completions: Sequence[Completion]) -> np.ndarray:
-    """Values [N] of mean 0 and standard deviation 1 among the completions of each prompt, or among all."""
-    if among is None:
-        return values
+def _cut(part: Part, values: np.ndarray) -> np.ndarray:
+    """Values [N] within the part's clip."""
+    return values if part.clip is None else np.clip(values, *part.clip)
+
+
+def _among(among: Among, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
+    """Values [N] as their ranks among the completions of each prompt, or of mean 0 and standard deviation 1 among those or
+    among all."""
     groups: dict[str, list[int]] = {}
     for place, completion in enumerate(completions):
-        groups.setdefault(completion.prompt.id if among == "group" else "", []).append(place)
+        groups.setdefault("" if among == "batch" else completion.prompt.id, []).append(place)
     result = np.zeros_like(values)
     for places in groups.values():
         found = values[places]
+        if among == "rank":
+            result[places] = by_rank(torch.from_numpy(found)).numpy()
         # Equal values are left at 0: their mean may miss them by a rounding error, which the division would blow up.
-        if found.min() < found.max():
+        elif found.min() < found.max():
             result[places] = (found - found.mean()) / found.std()
     return result
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +84,57 @@ def test_normalise_by_hand() -> None:
     # What can be compared between steps, and what a held-out measurement sees.
     assert group.score(found).total.tolist() == [2.0, 14.0, 6.0, 14.0]
     assert reward_metrics(group.score(found, step=1))["reward/mean"] == 9.0
+
+
+def test_ranks_by_hand() -> None:
+    # x: 1 below 3 below 900; y: two alike. An outlier is no more than the best.
+    found = texts("1", "7", "3", "7", "900", prompts="xyxyx")
+    ranked = Combination([number("a", 0, 2.0, normalise="rank")]).score(found, step=1)
+    assert ranked.total.tolist() == [-2.0, 0.0, 0.0, 0.0, 2.0]
+    assert ranked.plain is not None
+    assert ranked.plain.tolist() == [2.0, 14.0, 6.0, 14.0, 1800.0]
+
+
+def test_running_moments_by_hand() -> None:
+    scorer = Combination([number("a", 0, 3.0, normalise="running", clip=(0.0, 5.0))])
+    first = scorer.score(texts("1", "9"), step=1)
+    # Nothing came before, and what is scored is not compared with itself.
+    assert first.total.tolist() == scorer.score(texts("1", "9"), step=1).total.tolist() == [3.0, 15.0]
+    scorer.remember(first)
+    # 1 and 5 (9, cut): mean 3, deviation sqrt 8.
+    second = scorer.score(texts("3", "7", "-1"), step=2)
+    assert second.total.tolist() == pytest.approx([0.0, 3 * 2 / math.sqrt(8), -3 * 3 / math.sqrt(8)])
+    scorer.remember(second)
+    assert scorer.memory == {"a": [5.0, pytest.approx((1 + 5 + 3 + 5 + 0) / 5), pytest.approx(60 - 14 * 14 / 5)]}
+    # A held-out measurement neither sees nor changes it; another combination goes on from what was kept.
+    assert scorer.score(texts("1", "9")).total.tolist() == [3.0, 15.0]
+    other = Combination(scorer.parts)
+    other.memory = json.loads(json.dumps(scorer.memory))
+    assert other.score(texts("4"), step=3).total.tolist() == scorer.score(texts("4"), step=3).total.tolist()
+
+
+def test_a_resumed_run_remembers_the_rewards_of_before(tmp_path) -> None:
+    def state(run: Path) -> tuple[bytes, bytes]:
+        newest = run / "checkpoints" / "step-6"
+        return (newest / "state.json").read_bytes(), (newest / "model" / "model.safetensors").read_bytes()
+
+    keys = [
+        "reward.0.normalise='running'",
+        "algorithm.use='reinforce'",
+        "reward.1.weight=0.5",
+        "reward.1.normalise='rank'",
+    ]
+    keys += ["reward.1.schedule.steps=6", "checkpoint.every=3", "checkpoint.keep=9", "steps=6"]
+    quiet = make_observer(quiet=True)
+    run = train(tomllib.loads(RECIPE), run_dir=tmp_path / "run", overrides=keys, observer=quiet).run_dir
+    whole, rows = state(run), (run / "samples.jsonl").read_bytes()
+    count, mean, _ = json.loads(whole[0])["scorer"]["exact"]
+    parts = [row["parts"]["exact"] for row in Run.open(run).rows("samples.jsonl")]
+    assert (count, mean) == (len(parts), pytest.approx(np.mean(parts)))
+    shutil.rmtree(run / "checkpoints" / "step-6")
+    train(resume=run, observer=quiet)
+    assert state(run) == whole
+    assert (run / "samples.jsonl").read_bytes() == rows
 
 
 def test_a_normalised_part_has_no_scale() -> None:
@@ -166,12 +220,14 @@ def test_a_recipe_says_it_and_comes_back_from_its_own_text() -> None:
         ("reward.0.weight=0", "every reward has weight 0"),
         ("reward.1.schedule.steps=11", "schedule.steps = 11 ends after the run's 10 steps"),
         ("reward.1.schedule.stop=1.0", r"unknown key 'reward.1.schedule.stop'"),
-        ("reward.0.normalise='groups'", "reward.0.normalise = 'groups'"),
+        ("reward.0.normalise='groups'", "reward.0.normalise = 'groups'.*'group', 'batch', 'rank' or 'running'"),
         ("sampling.samples_per_prompt=1", 'normalise = "group" compares completions, and there is one'),
+        ("reward.0.normalise='rank'", 'normalise = "rank" compares completions, and there is one'),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(override: str, message: str) -> None:
     overrides = [override, 'algorithm.use="reinforce"', "reward.1.weight=0"]
+    overrides += ["sampling.samples_per_prompt=1"] if "rank" in override else []
     with pytest.raises(InputError, match=message):
         load_recipe(tomllib.loads(RECIPE), overrides)
 

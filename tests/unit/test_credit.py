@@ -12,7 +12,7 @@ from burnish.algorithms.credit import generalised_advantages, increments, reward
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import adapted_coefficient
 from burnish.algorithms.mask import masked_logprobs, top_p_set
-from burnish.algorithms.shaping import NORMALISERS, Moments, length_cost, overlong_penalty
+from burnish.algorithms.shaping import Moments, by_rank, by_running_moments, length_cost, overlong_penalty
 from burnish.policies.tabular import known_world
 
 
@@ -113,25 +113,15 @@ class TestShaping:
         assert found.deviation == pytest.approx(float(both.std()))
         assert Moments().deviation == Moments().after(tensor(3, 3)).deviation == 1.0
 
-    def test_normalisers(self):
-        total, weights = tensor([1, 3, 3]), tensor(1.0)
-        parts = total[None]
-        close(NORMALISERS["none"](total, parts, weights, Moments()), total)
+    def test_running_moments_are_those_of_earlier_rewards(self):
         # Earlier rewards 1 and 5: mean 3, std sqrt((4 + 4) / 1) = sqrt 8.
-        moments = Moments().after(tensor(1, 5))
-        close(NORMALISERS["running"](total, parts, weights, moments), [[-2 / math.sqrt(8), 0, 0]])
-        # 1 is below two: -1; each 3 is above one and level with one: 1/2.
-        close(NORMALISERS["rank"](total, parts, weights, Moments()), [[-1, 0.5, 0.5]])
-        # Mean 7/3, deviations -4/3, 2/3, 2/3; squares 24/9, divisor 2: std sqrt(4/3).
-        scale = 1 / (math.sqrt(4 / 3) + 1e-4)
-        close(NORMALISERS["group"](total, parts, weights, Moments()), [[-4 / 3 * scale, 2 / 3 * scale, 2 / 3 * scale]])
+        close(by_running_moments(tensor([1, 3, 3]), Moments().after(tensor(1, 5))), [[-2 / math.sqrt(8), 0, 0]])
+        close(by_running_moments(tensor(1, 3), Moments()), [1, 3])
 
-    def test_each_part_is_heard(self):
-        # Parts 0, 1 and 1000, 0: alone each is -+1/2 over std sqrt(1/2); the second has weight 2 whatever its scale is.
-        parts = tensor([[0, 1]], [[1000, 0]])
-        one, other = 0.5 / (math.sqrt(0.5) + 1e-4), 500 / (500 * math.sqrt(2) + 1e-4)
-        found = NORMALISERS["parts"](parts.sum(0), parts, tensor(1, 2), Moments())
-        close(found, [[-one + 2 * other, one - 2 * other]])
+    def test_ranks(self):
+        # 1 is below two: -1; each 3 is above one and level with one: 1/2. Groups are apart; one alone has no rank.
+        close(by_rank(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
+        close(by_rank(tensor([7])), [[0]])
 
 
 def test_adapted_coefficient():
