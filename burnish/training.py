@@ -29,6 +29,7 @@ from burnish.batching import TokenBudget, asked_of, collate, microbatches, train
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.draw import Draw
 from burnish.errors import BurnishError
+from burnish.gradients import adding_to_grad
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
 from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
@@ -202,7 +203,8 @@ def train_step(learner: Learner) -> StepReport:
         if critic is not None:
             critic.begin()
         for batch in batches:
-            stats = policy.logprobs(batch.completions, sampling, entropy_gradient=settings.entropy > 0)
+            with adding_to_grad():
+                stats = policy.logprobs(batch.completions, sampling, entropy_gradient=settings.entropy > 0)
             logprobs = stats.logprobs.double()
             # With one update the samples are the policy's own: pi_old is what pi is now, and no extra pass computes it.
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from burnish.generation.sampling import kept_tokens, truncates
+from burnish.gradients import adds_to_grad, grad_of
 from burnish.policies.products import product
 from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22
 """Logits in one chunk, 48 MB in float32: 256 rows of 49,152. Fewer rows make slower products, more make slower passes."""
+
+CACHED_ELEMENTS = 3 << 19
+"""Logits that are worked on at one time, 6 MB in float32: 32 rows of 49,152."""
+
+COLUMNS = 4096
+"""Of the vocabulary, in one product of the backward pass."""
 
 KEPT_ELEMENTS = 3 << 24
 """Probabilities that wait for the backward pass, 192 MB in float32, however many tokens there are."""
@@ -68,21 +75,16 @@ class _FusedLogprobs(torch.autograd.Function):
         room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
             logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
-            top = logits.amax(-1, keepdim=True)
             chosen = logits.gather(-1, tokens[rows, None]).squeeze(-1)
-            masses = (logits - top).exp_()
-            total = masses.sum(-1)
-            # H = log Z - sum p l; where a token is cut away, 0 * -inf stands for 0.
-            finite = logits if kept is None else logits.masked_fill_(~kept, 0.0)
-            weighted = (masses.unsqueeze(1) @ finite.unsqueeze(2)).flatten()
-            room -= masses.numel()
+            top, total, weighted = _exponentiate(logits, kept)
+            room -= logits.numel()
             if room >= 0:
-                ctx.waiting.append((masses, total))
-            normaliser[rows] = total.log() + top.squeeze(-1)
+                ctx.waiting.append((logits, total))
+            normaliser[rows] = total.log() + top
             logprobs[rows] = chosen - normaliser[rows]
-            entropy[rows] = normaliser[rows] - weighted / total
+            entropy[rows] = total.log() - weighted / total
         ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy)
-        ctx.sampling = sampling
+        ctx.sampling, ctx.adds = sampling, adds_to_grad(weight)
         return logprobs, entropy
 
     @staticmethod
@@ -92,7 +94,9 @@ class _FusedLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
-        weight_grad = torch.zeros_like(weight) if for_weight else None
+        weight_grad = None
+        if for_weight:
+            weight_grad = grad_of(weight) if ctx.adds else torch.zeros_like(weight)
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
         waiting, ctx.waiting = deque(ctx.waiting or ()), None
@@ -116,18 +120,43 @@ class _FusedLogprobs(torch.autograd.Function):
             if ctx.sampling.temperature != 1:
                 grad.div_(ctx.sampling.temperature)
             grad = grad.to(weight.dtype)
+            # Some columns at a time: they stay in the caches for both products, and oneDNN, which lays out weights anew,
+            # never does so with all of them.
             if hidden_grad is not None:
-                hidden_grad[rows] = grad @ weight  # oneDNN would lay out the whole weight anew beside it
-            if weight_grad is not None:
-                weight_grad.addmm_(grad.T, hidden[rows])
+                hidden_grad[rows] = 0
+            for columns in _slices(len(weight), COLUMNS):
+                part = grad[:, columns]
+                if hidden_grad is not None:
+                    hidden_grad[rows] += product(part, weight[columns].t())
+                if weight_grad is not None:
+                    weight_grad[columns] += product(part.t(), hidden[rows].t())
             if bias_grad is not None:
                 bias_grad += grad.sum(0)
-        return hidden_grad, weight_grad, bias_grad, None, None, None
+        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None
+
+
+def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Makes exp(l - top) of logits [S, V] in place, some rows at a time, so that all passes over them but one meet the
+    caches. Returns top [S], the rows' sums [S], and the sums of each exp(l - top) times its l - top [S]."""
+    top, total, weighted = (logits.new_empty(len(logits)) for _ in range(3))
+    for rows in _slices(len(logits), max(1, CACHED_ELEMENTS // logits.shape[-1])):
+        part = logits[rows]
+        top[rows] = part.amax(-1)
+        masses = part.sub_(top[rows, None]).exp()
+        total[rows] = masses.sum(-1)
+        # Where a token is cut away, 0 * -inf stands for 0.
+        finite = part if kept is None else part.masked_fill_(~kept[rows], 0.0)
+        weighted[rows] = (masses.unsqueeze(1) @ finite.unsqueeze(2)).flatten()
+        part.copy_(masses)
+    return top, total, weighted
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return _slices(rows, max(1, CHUNK_ELEMENTS // vocabulary))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _logits(

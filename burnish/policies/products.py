@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from burnish.gradients import embedding
 from burnish.policies.again import again_of, elementwise
 from burnish.policies.recorded import Find
 
@@ -65,7 +66,7 @@ def _fits(rows: Tensor, weight: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x W' + b; the product with the transposed gradient, which MKL does as well, is left to it."""
+    """x W' + b."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, found: Tensor | None) -> Tensor:
@@ -82,7 +83,7 @@ class _Linear(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
         by_rows = product(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        by_weight = flat.t() @ ctx.again(*parts).flatten(0, -2) if ctx.needs_input_grad[1] else None
+        by_weight = product(flat.t(), ctx.again(*parts).flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
         by_bias = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
         return by_rows, by_weight, by_bias, None
 
@@ -104,6 +105,8 @@ class _Products(TorchFunctionMode):
                 found = None if self.find is None or rows.dim() < 2 else self.find(weight, rows.flatten(0, -2))
             if found is not None or _fits(rows, weight) or again_of(rows) is not None:
                 return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
+        if func is torch.nn.functional.embedding:
+            return embedding(*args, **options)
         return elementwise(func, args, options)
 
 

@@ -18,6 +18,7 @@ from burnish.algorithms.preference import dpo_loss, ipo_loss
 from burnish.batching import TokenBudget, microbatches
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
+from burnish.gradients import adding_to_grad
 from burnish.protocols import LanguageModel, Policy
 from burnish.supervised.encoding import Encoded, Encoder
 from burnish.supervised.measurement import Metric, Seen
@@ -100,7 +101,8 @@ class FineTuning(NoFindings):
         tokens = sum(sum(text.learnt) for text in texts)
         total = 0.0
         for places in microbatches(completions, range(len(completions)), budget):
-            logprobs = policy.logprobs([completions[place] for place in places], PLAIN).logprobs.double()
+            with adding_to_grad():
+                logprobs = policy.logprobs([completions[place] for place in places], PLAIN).logprobs.double()
             loss = -logprobs[learnt_tokens([texts[place] for place in places])].sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -149,7 +151,8 @@ class Preferring(NoFindings):
         for part in whole_examples(examples, budget):
             texts, completions = flat(part)
             reference = policy_reference(policy, completions)
-            ratios = policy.logprobs(completions, PLAIN).logprobs.double() - reference
+            with adding_to_grad():
+                ratios = policy.logprobs(completions, PLAIN).logprobs.double() - reference
             chosen, rejected = sum_by_sequence(ratios, lengths_of(texts)).view(-1, 2).unbind(1)
             loss = self.loss(chosen, rejected, self.beta).sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,115 @@
+"""Gradients of tables that go straight to ``grad`` are the ones that autograd makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from burnish.generation.sampling import sampling_logprobs
+from burnish.gradients import adding_to_grad, embedding
+from burnish.policies import head, products
+from burnish.policies.head import fused_logprobs
+from burnish.policies.loading import load_policy
+from burnish.types import Completion, Prompt, SamplingParams
+
+COMPLETIONS = [
+    Completion(Prompt("a", "x"), (5, 6, 7), (8, 9, 5, 1), "", (), "length"),
+    Completion(Prompt("a", "x"), (5, 6, 7), (4, 8), "", (), "stop"),
+    Completion(Prompt("b", "y"), (3, 3), (6, 6, 2), "", (), "stop"),
+]
+
+
+def close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        scale = float(expected.abs().max()) or 1.0
+        assert float((found - expected).abs().max()) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mamba"])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_two_microbatches_add_up_to_what_autograd_finds(tiny, kind, onednn, monkeypatch) -> None:
+    # One way or the other of multiplying, whatever this machine is.
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.can_multiply())
+    policy = load_policy(tiny(kind))
+    sampling, slopes = SamplingParams(4, temperature=0.7), torch.linspace(-1, 2, 9)
+    parameters = policy.trainable()
+    expected = torch.autograd.grad(
+        (policy.logprobs(COMPLETIONS, sampling).logprobs * slopes).sum(), parameters.values()
+    )
+    for some, part in ((COMPLETIONS[:2], slopes[:6]), (COMPLETIONS[2:], slopes[6:])):
+        with adding_to_grad():
+            stats = policy.logprobs(some, sampling)
+        (stats.logprobs * part).sum().backward()
+    for parameter, wanted in zip(parameters.values(), expected, strict=True):
+        close(parameter.grad, wanted)
+
+
+@pytest.mark.parametrize("padding", [None, 2, -1])
+def test_rows_by_number(padding) -> None:
+    ids, slopes = torch.tensor([[0, 2, 2, 4], [4, 1, 0, 0]]), torch.randn(2, 4, 3)
+    table, other = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
+    (expected,) = torch.autograd.grad((torch.nn.functional.embedding(ids, table, padding) * slopes).sum(), table)
+    table.grad = other.clone()
+    with adding_to_grad():
+        rows = embedding(ids, table, padding)
+    (rows * slopes).sum().backward()
+    close(table.grad, other + expected)
+
+
+def test_outside_and_for_what_is_no_leaf_autograd_has_the_gradient() -> None:
+    table = torch.randn(5, 3, requires_grad=True)
+    assert torch.autograd.grad(embedding(torch.tensor([1]), table).sum(), table)[0].sum() == 3
+    with adding_to_grad():
+        moved = table * 2
+        found = embedding(torch.tensor([1]), moved)
+        logprobs, _ = fused_logprobs(torch.randn(2, 3), moved, None, torch.tensor([0, 1]), SamplingParams(1))
+    (grad,) = torch.autograd.grad(found.sum() + logprobs.sum(), table)
+    assert table.grad is None
+    assert grad[1].abs().sum() > 0
+
+
+def test_a_frozen_table_gets_none() -> None:
+    table, hidden = torch.randn(5, 3), torch.randn(2, 3, requires_grad=True)
+    with adding_to_grad():
+        logprobs, _ = fused_logprobs(hidden, table, None, torch.tensor([0, 1]), SamplingParams(1))
+    logprobs.sum().backward()
+    assert table.grad is None
+    assert hidden.grad is not None
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(1), SamplingParams(1, temperature=0.5, top_k=7), SamplingParams(1, top_p=0.6)]
+)
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
+    # 23 columns in pieces of 5, 70 rows in chunks of 8 that are worked on three at a time; the first two chunks wait.
+    for name, value in {
+        "CHUNK_ELEMENTS": 8 * 23,
+        "CACHED_ELEMENTS": 3 * 23,
+        "COLUMNS": 5,
+        "KEPT_ELEMENTS": 16 * 23,
+    }.items():
+        monkeypatch.setattr(head, name, value)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.can_multiply())
+    monkeypatch.setattr(products, "FEWEST_ROWS", 4)
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight, bias = (
+        torch.randn(*size, generator=generator).requires_grad_() for size in ((70, 6), (23, 6), (23,))
+    )
+    tokens = torch.randint(23, (70,), generator=generator)
+    by_logprob, by_entropy = torch.randn(2, 70, generator=generator)
+    every = sampling_logprobs(torch.nn.functional.linear(hidden, weight, bias), sampling, always=tokens)
+    entropy = -(every.exp() * torch.where(every.isfinite(), every, 0.0)).sum(-1)
+    chosen = every.gather(-1, tokens[:, None]).squeeze(-1)
+    for share in (0.0, 1.0):
+        found = fused_logprobs(hidden, weight, bias, tokens, sampling, entropy_gradient=True)
+        close(found[0].detach(), chosen.detach())
+        close(found[1].detach(), entropy.detach())
+        leaves = (hidden, weight, bias)
+        expected = torch.autograd.grad(
+            (chosen * by_logprob + share * entropy * by_entropy).sum(), leaves, retain_graph=True
+        )
+        grads = torch.autograd.grad((found[0] * by_logprob + share * found[1] * by_entropy).sum(), leaves)
+        for one, wanted in zip(grads, expected, strict=True):
+            close(one, wanted)
