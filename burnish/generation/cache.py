@@ -113,6 +113,7 @@ class _Plan:
         self.prompt, self.answer = max(prompt_lengths), max(lengths) + 1
         self.even = min(lengths) == max(lengths)
         self.lengths = torch.tensor(lengths)
+        self.all = torch.arange(self.rows)
         members: list[list[int]] = [[] for _ in prompt_lengths]
         for row, group in enumerate(group_of):
             members[group].append(row)
@@ -139,7 +140,7 @@ class _Plan:
             if self.even:
                 tensor[: self.rows, :, self.answer - 1] = new.transpose(0, 1)
             else:
-                tensor[torch.arange(self.rows), :, self.lengths] = new.transpose(0, 1)
+                tensor[self.all, :, self.lengths] = new.transpose(0, 1)
         queries = (query.permute(2, 0, 1, 3) * scale).contiguous()  # [B, K, g, D]
         own_keys, own_values = (
             tensor[: self.rows].flatten(0, 1)[:, : self.answer] for tensor in held.answers

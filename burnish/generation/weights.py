@@ -8,13 +8,14 @@ the reordered weights, so that a LoRA policy samples as fast as its base.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from burnish.generation.fused import PRODUCTS, FusedLayer, known
 from burnish.policies.layout import inner
 from burnish.policies.products import can_multiply
 from burnish.policies.recorded import Recorded, Results
@@ -23,37 +24,52 @@ ROWS = 64
 """Rows that a reordered weight is meant for; other numbers work as well."""
 
 
+Source = Callable[[], tuple[Tensor, Tensor | None]]
+"""A weight [out, in] and a bias as they are now."""
+
+
 class PackedLinear(nn.Module):
     """x W' + b with a weight that ``pack`` has reordered; holds nothing until then.
 
     Args:
-        source: gives weight [out, in] and bias as they are now.
+        sources: one, or several whose outputs come side by side.
         dtype: of the product's inputs; its result has the input's.
     """
 
-    def __init__(self, source: Callable[[], tuple[Tensor, Tensor | None]], dtype: torch.dtype) -> None:
+    def __init__(self, sources: Sequence[Source], dtype: torch.dtype) -> None:
         super().__init__()
-        self.source = source
+        self.sources = sources
         self.dtype = dtype
         self.packed: Any = None
-        self.results: Results | None = None
-        """Takes what is computed, where somebody wants it again."""
+        self.results: list[Results] = []
+        """Take what is computed, each its source's part, where somebody wants it again."""
         self.offset: Tensor | None = None
 
     def pack(self) -> None:
-        weight, bias = self.source()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype).contiguous(), ROWS)
-        self.offset = None if bias is None else bias.detach().to(self.dtype)
+        weights, biases = zip(*(source() for source in self.sources), strict=True)
+        weight = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), ROWS)
+        self.offset = None
+        if any(bias is not None for bias in biases):
+            parts = [
+                weight.new_zeros(len(weight)) if bias is None else bias.detach()
+                for weight, bias in zip(weights, biases, strict=True)
+            ]
+            self.offset = torch.cat(parts).to(self.dtype)
 
     def release(self) -> None:
-        self.packed = self.offset = self.results = None
+        self.packed = self.offset = None
+        self.results = []
 
     def forward(self, rows: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows.to(self.dtype), self.packed, self.offset, "none", [], ""
         )
-        if self.results is not None:
-            self.results.add(found)
+        if self.results:
+            begin = 0
+            for results in self.results:
+                results.add(found[..., begin : begin + results.width])
+                begin += results.width
         return found.to(rows.dtype)
 
 
@@ -67,21 +83,48 @@ class SamplingCopy:
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         trained = inner(model)
-        kind = dtype or trained.dtype
-        self._layers: dict[PackedLinear, nn.Module] = {}
+        self.kind = dtype or trained.dtype
+        self._layers: dict[PackedLinear, list[nn.Module]] = {}
+        """Each with the trained modules whose products it makes."""
         self._head = trained.get_output_embeddings()
-        if trained.device.type != "cpu" or kind not in (torch.float32, torch.bfloat16) or not can_multiply():
+        if trained.device.type != "cpu" or self.kind not in (torch.float32, torch.bfloat16) or not can_multiply():
             self.model = trained
             return
         shared = {id(tensor): tensor for tensor in [*trained.parameters(), *trained.buffers()]}
         self.model = copy.deepcopy(trained, shared)
+        done: tuple[str, ...] = ()
         for name, module in list(trained.named_modules()):
-            source = _source(module)
-            if source is not None and not _inside_another(name, trained):
-                layer = PackedLinear(source, kind)
-                self._layers[layer] = module
-                parent, _, own = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), own, layer)
+            if name.startswith(done):
+                continue
+            fused = self._fused(name, module)
+            if fused is not None:
+                self._put(name, fused)
+                done += (name + ".",)
+            elif _source(module) is not None:
+                self._put(name, self._packed(module))
+            if _source(module) is not None or _adapter(module):
+                done += (name + ".",)  # the base of an adapter is packed with it, or runs as it is
+
+    def _packed(self, *modules: nn.Module) -> PackedLinear:
+        sources = [source for module in modules if (source := _source(module)) is not None]
+        layer = PackedLinear(sources, self.kind)
+        self._layers[layer] = list(modules)
+        return layer
+
+    def _fused(self, name: str, module: nn.Module) -> FusedLayer | None:
+        """A decoder layer in few operations, where it is of a kind that is known."""
+        if not known(module):
+            return None
+        parts = [module.get_submodule(part) for part in PRODUCTS]
+        if any(_source(part) is None for part in parts):
+            return None
+        query, key, value, out, gate, up, down = parts
+        products = [self._packed(query, key, value), self._packed(out), self._packed(gate, up), self._packed(down)]
+        return FusedLayer(self.model.get_submodule(name), products)
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        parent, _, own = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, layer)
 
     @contextmanager
     def ready(self, recorded: Recorded | None = None) -> Iterator[Any]:
@@ -90,9 +133,11 @@ class SamplingCopy:
         Args:
             recorded: takes the results of its products, but for the head's.
         """
-        for layer, module in self._layers.items():
+        for layer, modules in self._layers.items():
             layer.pack()
-            layer.results = None if recorded is None or module is self._head else _results(module, recorded)
+            if recorded is not None and self._head not in modules:
+                found = [_results(module, recorded) for module in modules]
+                layer.results = [] if None in found else [results for results in found if results is not None]
         try:
             yield self.model
         finally:
@@ -100,13 +145,7 @@ class SamplingCopy:
                 layer.release()
 
 
-def _inside_another(name: str, model: Any) -> bool:
-    """Whether a module lies within one that is packed as a whole, as the base of an adapter does."""
-    parts = name.split(".")
-    return any(_source(model.get_submodule(".".join(parts[:depth]))) is not None for depth in range(1, len(parts)))
-
-
-def _source(module: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]] | None:
+def _source(module: nn.Module) -> Source | None:
     """How to get a module's weight [out, in] and bias, where it is a product with a weight and nothing more."""
     from transformers.pytorch_utils import Conv1D
 
@@ -114,9 +153,11 @@ def _source(module: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]] | N
         return lambda: (module.weight, module.bias)
     if type(module) is Conv1D:
         return lambda: (module.weight.T, module.bias)
-    if type(module).__module__.startswith("peft."):
-        return _merged(module)
-    return None
+    return _merged(module) if _adapter(module) else None
+
+
+def _adapter(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("peft.")
 
 
 def _results(module: Any, recorded: Recorded) -> Results | None:
@@ -139,12 +180,13 @@ def _results(module: Any, recorded: Recorded) -> Results | None:
     return recorded.results(base.weight, adapters, parts)
 
 
-def _merged(module: Any) -> Callable[[], tuple[Tensor, Tensor | None]] | None:
+def _merged(module: Any) -> Source | None:
     """Weight and bias of an adapted product with its adapters added."""
     from peft.tuners.lora import Linear
 
-    if not isinstance(module, Linear) or getattr(module, "lora_bias", {}).get(module.active_adapters[0]):
-        return None
+    named = module.active_adapters if isinstance(module, Linear) else ()
+    if not named or any(module.lora_bias.get(name) or name in module.lora_variant for name in named):
+        return None  # another kind of adapter, or one that does more than add a product (DoRA)
 
     def merged() -> tuple[Tensor, Tensor | None]:
         base: Any = module.get_base_layer()

@@ -95,9 +95,7 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' contract: query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]."""
-    found = _ATTENDING.get()
-    assert found is not None, "the implementation is chosen by attending() alone"
-    how = found[1]
+    how = _who()
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise Unsupported(f"its attention has {name}")
@@ -112,6 +110,17 @@ def _attention(
     queries = query[0].view(keys.shape[0], -1, *query.shape[2:])
     attended = how.attend(module.layer_idx, queries, keys, values, scale)
     return attended.flatten(1, 2).unsqueeze(0), None
+
+
+def attend_packed(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Asks what is ``attending``: queries [K, g, T, D], keys and values [K, T, D]; returns [T, K, g, D]."""
+    return _who().attend(layer, queries, keys, values, scale)
+
+
+def _who() -> Attending:
+    found = _ATTENDING.get()
+    assert found is not None, "the implementation is chosen by attending() alone"
+    return found[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,120 @@
+"""Layers in few operations give what the layers themselves give."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from burnish.generation.fused import FusedLayer
+from burnish.generation.weights import PackedLinear, SamplingCopy
+from burnish.policies.attention import PackedTexts, Span, attending
+from burnish.policies.layout import body
+from burnish.policies.loading import load_policy
+from burnish.policies.pretrained import quiet
+from burnish.policies.products import can_multiply
+from burnish.recipe import LoRA
+
+pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+
+
+def states(model, ids: torch.Tensor) -> torch.Tensor:
+    """Two prompts in one row: the fused layers and the layers themselves see the same."""
+    texts = PackedTexts((Span(0, 4, ()), Span(4, 9, ())))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad(), attending(model, texts, nullcontext):
+        return body(model)(input_ids=ids, position_ids=positions, use_cache=False)[0]
+
+
+def moved(model: nn.Module) -> None:
+    """No weight, norm or bias is 0 or 1 any more."""
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.1)
+
+
+def built(kind: str, **options):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(kind, **(sizes | heads | options))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    moved(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 10, "hidden_act": "gelu"}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}}),
+        ("qwen2", {}),
+    ],
+)
+def test_gives_what_the_layers_give(kind, options) -> None:
+    model = built(kind, **options)
+    fast = SamplingCopy(model)
+    assert sum(isinstance(module, FusedLayer) for module in fast.model.modules()) == 2
+    ids = torch.tensor([[1, 2, 3, 4, 40, 41, 5, 6, 49]])
+    for _ in range(2):  # the weights as they are at each ``ready``
+        expected = states(model, ids)
+        with fast.ready() as copy:
+            found = states(copy, ids)
+        assert float((found - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+        moved(model)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "neox", "qwen3_moe"])
+def test_other_layers_are_left_as_they_are(tiny, kind) -> None:
+    fast = SamplingCopy(load_policy(tiny(kind)).model)
+    assert not any(isinstance(module, FusedLayer) for module in fast.model.modules())
+    assert any(isinstance(module, PackedLinear) for module in fast.model.modules())
+
+
+def test_layers_of_ones_own_are_left_as_they_are() -> None:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    class Mine(LlamaDecoderLayer):
+        pass
+
+    model = built("llama")
+    model.model.layers[1].__class__ = Mine
+    fused = [isinstance(layer, FusedLayer) for layer in SamplingCopy(model).model.model.layers]
+    assert fused == [True, False]
+
+
+def test_adapters_are_merged(tiny) -> None:
+    policy = load_policy(tiny("llama"), lora=LoRA(rank=2, targets=["q_proj", "v_proj", "up_proj"]))
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) / 5)
+    fast = SamplingCopy(policy.model)
+    assert sum(isinstance(module, FusedLayer) for module in fast.model.modules()) == 2
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
+    expected = states(policy.model.get_base_model(), ids)
+    with fast.ready() as copy:
+        found = states(copy, ids)
+    assert float((found - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
+
+
+def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
+    # DoRA scales the weight by norms that move with the adapter: nothing to merge by adding.
+    from peft import LoraConfig, get_peft_model
+
+    base = load_policy(tiny("llama")).model
+    config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0], use_dora=True)
+    with quiet():
+        model = get_peft_model(base, config).eval()
+    moved(model)
+    fused = [isinstance(layer, FusedLayer) for layer in SamplingCopy(model).model.model.layers]
+    assert fused == [False, True]
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
+    expected = states(model.get_base_model(), ids)
+    with SamplingCopy(model).ready() as copy:
+        assert float((states(copy, ids) - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
