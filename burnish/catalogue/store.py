@@ -79,6 +79,18 @@ def require_room(what: str, needed: int) -> None:
         raise no_room(what, needed)
 
 
+def accept(terms: str) -> None:
+    """Notes that this user has accepted the terms of that name. Raises as ``explained`` does."""
+    with explained("noting that terms were accepted"):
+        (home() / "licences").mkdir(parents=True, exist_ok=True)
+        (home() / "licences" / terms).write_text("accepted\n", encoding="utf-8")
+
+
+def accepted(terms: str) -> bool:
+    """Whether they were, on this machine, or there are none."""
+    return not terms or (home() / "licences" / terms).is_file()
+
+
 def megabytes(size: int) -> str:
     """Bytes for a reader: "98 MB", "385 kB"."""
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"

@@ -122,8 +122,9 @@ def leftovers() -> list[str]:
 
 
 def test_shipped_entries_are_sound() -> None:
-    assert names() == ["chatterbot", "fables", "hsk-sentences", "human-eval", "lee-news", "smollm2-135m"]
-    assert names("model") == ["smollm2-135m"] and {*names("data")} == {*names()} - {"smollm2-135m"}
+    assert names() == ["chatterbot", "fables", "gemma3-270m", "hsk-sentences", "human-eval", "lee-news", "smollm2-135m"]
+    assert names("model") == ["gemma3-270m", "smollm2-135m"]
+    assert {*names("data")} == {*names()} - {*names("model")}
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
     for entry in ENTRIES:
         assert entry.files and entry.licence and entry.notice
@@ -134,7 +135,9 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, hsk-sentences"):
+    with pytest.raises(
+        InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, gemma3-270m, hsk"
+    ):
         fetch("x")
 
 

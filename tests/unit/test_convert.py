@@ -65,7 +65,7 @@ def test_local_folder_and_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("runs/gone", "there is no such folder"),  # "runs" is a folder here, so this is no hub id
         ("file.gguf", r"is a file: name the folder"),
         ("smolm2-135m", r"did you mean 'smollm2-135m'"),
-        ("lee-news", "is a data set, not a model; models in the catalogue: smollm2-135m"),
+        ("lee-news", "is a data set, not a model; models in the catalogue: gemma3-270m, smollm2-135m"),
         ("no model", "no hub id"),
         ("", "no hub id"),
     ],
