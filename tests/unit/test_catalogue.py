@@ -135,9 +135,7 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(
-        InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, gemma3-270m, hsk"
-    ):
+    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, gemma3-270m, hsk"):
         fetch("x")
 
 
