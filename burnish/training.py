@@ -279,6 +279,8 @@ def train_step(learner: Learner) -> StepReport:
             else {"critic/explained_variance": explained_variance(values, returns)}
         ),
         "trained": sum(map(len, trained)) / sum(map(len, places)),
+        # Steps that the weights had gone on since they sampled: 0 where sampling and training take turns.
+        "staleness": sum(step - 1 - completion.policy_version for completion in completions) / len(completions),
         "learning_rate": rate,
         **length_metrics(completions),
         **text_diversity([completion.text for completion in completions]),

@@ -123,6 +123,16 @@ class TestStep:
         assert torch.equal(learner.policy.parameter.detach(), before)
         assert (learner.step, learner.baseline) == (0, 0.0)
 
+    def test_samples_of_earlier_weights_are_stale(self):
+        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 2.0, 3.0, 2.0])
+        given = learner.sampler.sample(
+            learner.prompts[:1], samples_per_prompt=4, sampling=learner.recipe.sampling.params, seed=(0, 1)
+        )
+        assert train_step(learner).metrics["staleness"] == 0
+        learner.sampler = Given([], given)
+        # Sampled by the weights of step 0, trained in steps 2 and 3.
+        assert [train_step(learner).metrics["staleness"] for _ in range(2)] == [1, 2]
+
     def test_refuse_non_finite(self):
         refuse_non_finite(3, 1e300, 0.0)
         with pytest.raises(BurnishError, match="gradient norm is inf"):
