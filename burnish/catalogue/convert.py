@@ -104,6 +104,11 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
     if model and path.exists():
         raise InputError(f"model '{model}' is a file: name the folder that holds config.json and *.safetensors")
     parts = model.split("/")
+    if len(parts) == 2 and parts[0] == "runs":  # where run folders go
+        raise InputError(
+            f"model '{model}': there is no such folder. It is meant to be an earlier run: make it first (a recipe that "
+            "starts from one says how at its top), or name another model: --set policy.model=..."
+        )
     # A hub id has at most one slash; "runs/model" is meant as a path where there is a folder "runs".
     if (
         model.startswith((".", "/", "~"))

@@ -62,7 +62,8 @@ def test_local_folder_and_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("/nowhere/at/all", "there is no such folder"),
         ("~/nowhere", "there is no such folder"),
         ("a/b/c", "there is no such folder"),
-        ("runs/gone", "there is no such folder"),  # "runs" is a folder here, so this is no hub id
+        ("runs/gone", "there is no such folder. It is meant to be an earlier run: make it first"),
+        ("work/gone", "there is no such folder"),  # "work" is a folder here, so this is no hub id
         ("file.gguf", r"is a file: name the folder"),
         ("smolm2-135m", r"did you mean 'smollm2-135m'"),
         ("lee-news", "is a data set, not a model; models in the catalogue: gemma3-270m, smollm2-135m"),
@@ -72,7 +73,7 @@ def test_local_folder_and_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_name_that_means_nothing(model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "work").mkdir()
     (tmp_path / "file.gguf").touch()
     with pytest.raises(InputError, match=message):
         resolve_model(model)
