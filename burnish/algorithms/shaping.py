@@ -65,6 +65,7 @@ def by_rank(rewards: Tensor) -> Tensor:
     Args:
         rewards: [..., G].
     """
-    below = (rewards[..., :, None] > rewards[..., None, :]).sum(-1)
-    above = (rewards[..., :, None] < rewards[..., None, :]).sum(-1)
-    return (below - above).to(rewards.dtype) / max(1, rewards.shape[-1] - 1)
+    size, ordered = rewards.shape[-1], rewards.sort(-1).values
+    below = torch.searchsorted(ordered, rewards.contiguous())
+    above = size - torch.searchsorted(ordered, rewards.contiguous(), right=True)
+    return (below - above).to(rewards.dtype) / max(1, size - 1)

@@ -45,14 +45,18 @@ def fetch(name: str, *, offline: bool = False, observer: Observer | None = None)
         observer: hears what was fetched, its size and its licence, and how far a download is in bytes.
 
     Raises:
-        InputError: no such name; offline and absent; the cache folder cannot be written; there is no pip.
+        InputError: no such name; terms that nobody has accepted; offline and absent; the
+            cache folder cannot be written; there is no pip.
         BurnishError: the download failed, its hash is wrong, or the disk is full.
     """
     entry = lookup(name)
-    found = _cached(entry) or _installed(entry)
+    found = _cached(entry)
     if found:
         return found
-    require_accepted(entry)
+    require_accepted(entry)  # of installed packages too: pip asks nobody
+    found = _installed(entry)
+    if found:
+        return found
     if offline:
         raise InputError(f"'{name}' is not on this machine and offline is on: run `burnish fetch {name}` once, online")
     doing = f"downloading {name}"

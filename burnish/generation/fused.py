@@ -62,6 +62,9 @@ class FusedLayer(nn.Module):
 
 
 def _norm(norm: Any, states: Tensor) -> Tensor:
+    if states.dtype != torch.float32:  # the layer's own rounds before it multiplies by the weight
+        found: Tensor = norm(states)
+        return found
     return torch.nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

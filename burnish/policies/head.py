@@ -122,14 +122,16 @@ class _FusedLogprobs(torch.autograd.Function):
             grad = grad.to(weight.dtype)
             # Some columns at a time: they stay in the caches for both products, and oneDNN, which lays out weights anew,
             # never does so with all of them.
-            if hidden_grad is not None:
-                hidden_grad[rows] = 0
+            # Sums of many pieces have no room for rounding in a narrow type.
+            sums = None if hidden_grad is None else hidden.new_zeros(len(grad), hidden.shape[1], dtype=by_logprob.dtype)
             for columns in _slices(len(weight), COLUMNS):
                 part = grad[:, columns]
-                if hidden_grad is not None:
-                    hidden_grad[rows] += product(part, weight[columns].t())
+                if sums is not None:
+                    sums += product(part, weight[columns].t())
                 if weight_grad is not None:
                     weight_grad[columns] += product(part.t(), hidden[rows].t())
+            if hidden_grad is not None and sums is not None:
+                hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
                 bias_grad += grad.sum(0)
         return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None

@@ -122,6 +122,11 @@ class TestShaping:
         # 1 is below two: -1; each 3 is above one and level with one: 1/2. Groups are apart; one alone has no rank.
         close(by_rank(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
         close(by_rank(tensor([7])), [[0]])
+        # Against the definition, pair by pair, with ties; and a group for which a table of pairs would not fit.
+        rewards = torch.randint(5, (3, 40), generator=torch.Generator().manual_seed(0)).double()
+        pairs = (rewards[..., :, None] - rewards[..., None, :]).sign().sum(-1) / 39
+        close(by_rank(rewards), pairs)
+        assert by_rank(torch.arange(300_000.0)).tolist()[::299_999] == [-1, 1]
 
 
 def test_adapted_coefficient():
