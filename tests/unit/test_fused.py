@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from burnish.generation import fused
 from burnish.generation.fused import FusedLayer
 from burnish.generation.weights import PackedLinear, SamplingCopy
 from burnish.policies.attention import PackedTexts, Span, attending
@@ -118,3 +119,11 @@ def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
     expected = states(model.get_base_model(), ids)
     with SamplingCopy(model).ready() as copy:
         assert float((states(copy, ids) - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_norm_rounds_as_the_layers_own(dtype) -> None:
+    norm = built("llama").model.layers[0].input_layernorm.to(dtype)
+    rows = torch.randn(1, 40, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(fused._norm(norm, rows), norm(rows))

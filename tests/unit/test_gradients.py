@@ -113,3 +113,16 @@ def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
         grads = torch.autograd.grad((found[0] * by_logprob + share * found[1] * by_entropy).sum(), leaves)
         for one, wanted in zip(grads, expected, strict=True):
             close(one, wanted)
+
+
+def test_many_pieces_of_a_narrow_type_add_up_as_one(monkeypatch) -> None:
+    # 600 columns one by one: in bfloat16 the sum itself would lose a hundredth.
+    monkeypatch.setattr(head, "COLUMNS", 1)
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(*size, generator=generator).bfloat16() for size in ((8, 16), (600, 16)))
+    tokens = torch.randint(600, (8,), generator=generator)
+    found, expected = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
+    fused_logprobs(found, weight, None, tokens, SamplingParams(1))[0].sum().backward()
+    torch.nn.functional.linear(expected, weight.float()).log_softmax(-1).gather(-1, tokens[:, None]).sum().backward()
+    assert found.grad is not None and expected.grad is not None
+    assert float((found.grad.float() - expected.grad).abs().max()) <= 0.006 * float(expected.grad.abs().max())
