@@ -169,7 +169,11 @@ class Combination:
 
     @memory.setter
     def memory(self, kept: Mapping[str, Sequence[float]]) -> None:
-        self.moments = {name: Moments(*map(float, kept[name])) for name in self.moments}
+        found = {name: [float(number) for number in kept[name]] for name in self.moments}
+        for name, numbers in found.items():
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or numbers[0] < 0 or numbers[2] < 0:
+                raise InputError(f"what reward '{name}' was in earlier steps is {numbers}: no count, mean and squares")
+        self.moments = {name: Moments(*numbers) for name, numbers in found.items()}
 
     def _normalised(self, part: Part, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
         if part.normalise is None:

@@ -113,6 +113,16 @@ def test_running_moments_by_hand() -> None:
     assert other.score(texts("4"), step=3).total.tolist() == scorer.score(texts("4"), step=3).total.tolist()
 
 
+@pytest.mark.parametrize(
+    "kept", [[1.0], [2.0, math.nan, 1.0], [-1.0, 0.0, 1.0], [2.0, 0.0, -1.0], [1.0, 2.0, 3.0, 4.0]]
+)
+def test_moments_that_are_none_are_refused(kept) -> None:
+    scorer = Combination([number("a", 0, normalise="running")])
+    with pytest.raises(InputError, match="what reward 'a' was in earlier steps"):
+        scorer.memory = {"a": kept}
+    assert scorer.memory == {"a": [0.0, 0.0, 0.0]}
+
+
 def test_a_resumed_run_remembers_the_rewards_of_before(tmp_path) -> None:
     def state(run: Path) -> tuple[bytes, bytes]:
         newest = run / "checkpoints" / "step-6"
