@@ -14,23 +14,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
-from burnish.algorithms.shaping import Moments, by_rank, by_running_moments
+from burnish.algorithms.shaping import Moments, by_running_moments
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.finer import Credit, Decode, earned
+from burnish.rewards.normalise import Among, among_companions
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
 from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
     from burnish.sections import MetricSection, RewardSection, Schedule
-
-Among = Literal["group", "batch", "rank", "running"]
-"""What a part is compared with in training: see ``Part.normalise``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +178,7 @@ class Combination:
             return values
         if part.normalise == "running":
             return by_running_moments(torch.from_numpy(values), self.moments[part.name]).numpy()
-        return _among(part.normalise, values, completions)
+        return among_companions(part.normalise, values, completions)
 
     def _dealt(
         self,
@@ -302,23 +300,6 @@ def _check_credit(part: Part, parts: Sequence[Part]) -> None:
 def _cut(part: Part, values: np.ndarray) -> np.ndarray:
     """Values [N] within the part's clip."""
     return values if part.clip is None else np.clip(values, *part.clip)
-
-
-def _among(among: Among, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
-    """Values [N] as their ranks among the completions of each prompt, or of mean 0 and standard deviation 1 among those or
-    among all."""
-    groups: dict[str, list[int]] = {}
-    for place, completion in enumerate(completions):
-        groups.setdefault("" if among == "batch" else completion.prompt.id, []).append(place)
-    result = np.zeros_like(values)
-    for places in groups.values():
-        found = values[places]
-        if among == "rank":
-            result[places] = by_rank(torch.from_numpy(found)).numpy()
-        # Equal values are left at 0: their mean may miss them by a rounding error, which the division would blow up.
-        elif found.min() < found.max():
-            result[places] = (found - found.mean()) / found.std()
-    return result
 
 
 def _values(
