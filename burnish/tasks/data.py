@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.errors import InputError
 from burnish.paths import expanded
 from burnish.registry import nearest
-from burnish.tasks import tables
+from burnish.tasks import hub, tables
 from burnish.tasks.sides import Example, TwoSided, example
 from burnish.types import Message
 
@@ -31,7 +31,8 @@ class Data(TwoSided):
 
     Args:
         path: the file; a relative path is meant from the folder the command runs in.
-        dataset: instead of a file, the hub's name of a data set, with ``config`` and ``side`` ("train", ...).
+        dataset: instead of a file, the hub's name of a data set, with ``config``, ``side`` ("train", ...) and ``revision``
+            (a commit, tag or branch; the newest, which may change, where it is empty).
         format: "jsonl", "csv" or "parquet" where the file's name does not say it.
         delimiter: of CSV.
         prompt: the column that is asked.
@@ -61,6 +62,7 @@ class Data(TwoSided):
         dataset: str = "",
         config: str = "",
         side: str = "train",
+        revision: str = "",
         format: str = "",
         delimiter: str = "",
         prompt: str = "prompt",
@@ -91,6 +93,7 @@ class Data(TwoSided):
         if not all(isinstance(column, str) for column in metadata):
             raise InputError("metadata must be a list of columns' names")
         self.path, self.dataset, self.config, self.side = expanded(path), dataset, config, side
+        self.revision = revision
         self.format = "" if dataset else tables.format_of(self.path, format)
         self.delimiter, self.template, self.messages, self.reference = delimiter, template, messages, reference
         self.group, self.metadata, self.system, self.chat = group, list(metadata), system, chat
@@ -126,7 +129,7 @@ class Data(TwoSided):
 
     def _rows(self, offline: bool) -> Iterator[tables.Row]:
         if self.dataset:
-            return tables.hub(self.dataset, config=self.config, side=self.side, offline=offline)
+            return hub.rows(self.dataset, config=self.config, side=self.side, revision=self.revision, offline=offline)
         return tables.read(self.path, self.format, delimiter=self.delimiter)
 
     def _example(self, row: Mapping[str, Any]) -> Example:

@@ -1,4 +1,4 @@
-"""Rows out of files: JSON lines, CSV and Parquet, or out of a data set of the Hugging Face hub.
+"""Rows out of files: JSON lines, CSV and Parquet.
 
 A reader gives every row with its place, and a reason instead of the row where it cannot be read: nothing is left out in
 silence. It raises InputError where the whole file cannot be read.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,24 +164,3 @@ def parquet(path: Path) -> Iterator[Row]:
                 yield Row(f"row {number}", values)
     except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
         raise InputError(f"path = '{path}': not a whole Parquet file ({' '.join(str(error).split())[:120]})") from error
-
-
-def hub(name: str, *, config: str, side: str, offline: bool) -> Iterator[Row]:
-    """The rows of a data set of the hub; code that comes with a data set is not run.
-
-    Raises:
-        InputError: the package ``datasets`` is missing, or it cannot bring this data set.
-    """
-    library = needed("datasets", "hub", f"dataset = '{name}'")
-    options = {"download_mode": "reuse_dataset_if_exists"} if not offline else {}
-    try:
-        if offline:
-            library.config.HF_DATASETS_OFFLINE = True
-        rows: Iterable[Mapping[str, Any]] = library.load_dataset(name, config or None, split=side, **options)
-    except Exception as error:  # the package raises what its many parts raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"dataset = '{name}': {type(error).__name__}: {reason}; check its name, config and side"
-        ) from error
-    for number, values in enumerate(rows, start=1):
-        yield Row(f"row {number}", dict(values))

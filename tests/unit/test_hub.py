@@ -1,0 +1,174 @@
+"""Data sets of the hub, by its own library, against a server here that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None, reason="datasets is not installed: pip install 'burnish[hub]'"
+)
+
+NAME = "some/questions"
+COMMIT = "a" * 40
+ROWS = [{"question": f"{number} 加 1 等于多少？", "answer": str(number + 1)} for number in range(40)]
+FILES = {
+    "README.md": b"---\nlicense: mit\n---\n",
+    "data/train.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode(),
+    "data/test.jsonl": b'{"question": "another", "answer": "1"}\n{"question": null, "answer": "2"}\n',
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the library asks of the hub about one data set: its commit, its files and their contents."""
+
+    asked: list[str]
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.asked.append(path)
+        tree = f"/api/datasets/{NAME}/tree/{COMMIT}"
+        if path.startswith(tree):
+            self.answer(json.dumps(listing(path.removeprefix(tree).strip("/"))).encode())
+        elif path in (f"/api/datasets/{NAME}", f"/api/datasets/{NAME}/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in FILES]
+            self.answer(json.dumps({"_id": "1", "id": NAME, "sha": COMMIT, "tags": [], "siblings": siblings}).encode())
+        elif path.startswith(f"/datasets/{NAME}/resolve/{COMMIT}/") or path.startswith(
+            f"/datasets/{NAME}/resolve/main/"
+        ):
+            name = path.split("/resolve/")[1].partition("/")[2]
+            if name in FILES:
+                self.answer(FILES[name], ETag=f'"{hashlib.sha1(FILES[name]).hexdigest()}"')
+            else:
+                self.answer(b"Entry not found", 404, **{"X-Error-Code": "EntryNotFound"})
+        else:
+            self.answer(b"Repository not found", 404, **{"X-Error-Code": "RepoNotFound"})
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def listing(folder: str) -> list[dict[str, Any]]:
+    below = f"{folder}/" if folder else ""
+    files = [
+        {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        for name, content in FILES.items()
+        if name.startswith(below)
+    ]
+    return files if folder else [*files, {"type": "directory", "path": "data", "size": 0, "oid": COMMIT}]
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def address(asked: list[str]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), {"asked": asked}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import json, sys
+from burnish.errors import InputError
+from burnish.tasks.data import Data
+for options, offline in json.loads(sys.argv[1]):
+    try:
+        found = Data(prompt="question", reference="answer", **options).examples(offline=offline, observer=None)
+        print(json.dumps([[each.prompt.text, each.prompt.reference] for each in found]))
+    except InputError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def loaded(address: str, home: Path, *asked: tuple[dict[str, Any], bool]) -> list[Any]:
+    """What the data task makes of options, each with whether it is offline; in one process of its own, since the library
+    reads the hub's address when it is imported."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(asked)],
+        env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_UPDATE_DOWNLOAD_COUNTS": "0"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "examples" not in ended.stderr, "the library's bars are not between this program's lines"
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+EXPECTED = [[row["question"], row["answer"]] for row in ROWS]
+
+
+def test_a_data_set_is_loaded_and_then_found_offline(address: str, asked: list[str], tmp_path: Path) -> None:
+    first, again, newest = loaded(
+        address, tmp_path, ({"dataset": NAME}, False), ({"dataset": NAME}, True), ({"dataset": NAME}, False)
+    )
+    assert first == again == newest == EXPECTED
+    assert any("train.jsonl" in path for path in asked)
+
+
+def test_offline_asks_for_nothing(address: str, asked: list[str], tmp_path: Path) -> None:
+    loaded(address, tmp_path, ({"dataset": NAME}, False))
+    asked.clear()
+    found, missing, this, another = loaded(
+        address, tmp_path,
+        ({"dataset": NAME}, True),
+        ({"dataset": "some/other"}, True),
+        ({"dataset": NAME, "revision": COMMIT}, True),
+        ({"dataset": NAME, "revision": "b" * 40}, True),
+    )  # fmt: skip
+    assert found == this == EXPECTED
+    assert f"no revision '{'b' * 40}' can be had; what is kept here is {COMMIT}" in another
+    assert "some/other" in missing and "offline, only what was fetched before is there" in missing
+    # The library may ask who uses it; of data sets it asks nothing.
+    assert not [path for path in asked if "datasets" in path]
+
+
+def test_sides_revisions_and_broken_rows(address: str, tmp_path: Path) -> None:
+    side, tolerant, revision, wrong, gone, unknown = loaded(
+        address, tmp_path,
+        ({"dataset": NAME, "side": "test"}, False),
+        ({"dataset": NAME, "side": "test", "max_broken": 0.5}, False),
+        ({"dataset": NAME, "revision": COMMIT}, False),
+        ({"dataset": NAME, "side": "nope"}, False),
+        ({"dataset": "some/gone"}, False),
+        ({"dataset": NAME, "revision": "b" * 40}, False),
+    )  # fmt: skip
+    assert side == (
+        f"1 of 2 rows of '{NAME}' cannot be used: row 2: 'question' is null; mend them, or raise max_broken (now 0.01)"
+    )
+    assert tolerant == [["another", "1"]] and revision == EXPECTED
+    assert "nope" in wrong and "train" in wrong and "some/gone" in gone and "b" * 40 in unknown
+    for message in (wrong, gone, unknown):
+        assert message.endswith("; check its name, config, side and revision") and ".;" not in message
