@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import FARTHEST
+from burnish.machine import peak_memory
 from burnish.types import Batch, Completion, Scores
 
 
@@ -164,6 +165,7 @@ class Clock:
             self._laps[name] = self._laps.get(name, 0.0) + time.perf_counter() - begin
 
     def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds and rates of a step, and MB of memory that the process had at most until now."""
         total = time.perf_counter() - self._begin
         laps = {**self._laps, "update": total - sum(self._laps.values())}
         return {
@@ -171,4 +173,5 @@ class Clock:
             "tokens_per_second": tokens / total,
             **{f"time/{name}": seconds for name, seconds in laps.items()},
             "time/step": total,
+            "memory/peak": peak_memory() / 1e6,
         }

@@ -79,16 +79,24 @@ class Order:
         return result
 
     def conclude(self, result: Any, **paths: Path) -> None:
-        """Prints the evaluation and where things lie."""
+        """Prints the evaluation, what the steps cost, and where things lie."""
+        from burnish.reports.wording import duration, gigabytes, spent
+        from burnish.run import read_lines
+
+        seconds, memory = spent(read_lines(result.run_dir / "metrics.jsonl"))
         if self.json:
             named = {name: str(path) for name, path in paths.items()}
-            event = {"event": "result", "evaluation": result.evaluation, "run_dir": str(result.run_dir), **named}
+            cost = {"seconds": seconds, "peak_memory_mb": memory}
+            event = {"event": "result", "evaluation": result.evaluation, "cost": cost, "run_dir": str(result.run_dir)}
+            event |= named
             print(json_module.dumps(event, ensure_ascii=False))
             return
         from burnish.reports.tables import print_evaluation
 
         print_evaluation(result.evaluation)
         print()
+        most = f", peak memory {gigabytes(memory)}" if memory else ""
+        print(f"{'cost':8}{duration(seconds)} for the steps{most}")
         for name, path in sorted(paths.items()):
             print(f"{name:8}{path}")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 START = "start"
 """Folder of what training started from, where that was made by the run and not loaded."""
-TIMINGS = ("time/", "tokens_per_second")
+TIMINGS = ("time/", "tokens_per_second", "memory/")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
 

@@ -9,10 +9,10 @@ from burnish.benchmark.protocol import (
     Stage,
     Step,
     order_of_this_process,
-    peak_memory,
     refuse_other_prompts,
     versions,
 )
+from burnish.machine import peak_memory
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, peak_memory, versions
+from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, versions
+from burnish.machine import peak_memory
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from burnish.benchmark.protocol import (
     Stage,
     Step,
     order_of_this_process,
-    peak_memory,
     refuse_other_prompts,
     versions,
 )
+from burnish.machine import peak_memory
 
 
 def trainer_for(order: Order, folder: Path):

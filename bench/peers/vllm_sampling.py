@@ -6,7 +6,8 @@ import os
 import resource
 import time
 
-from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, peak_memory, versions
+from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, versions
+from burnish.machine import peak_memory
 
 
 def main() -> None:

@@ -156,15 +156,6 @@ def refuse_other_prompts(order: Order, encoded: Sequence[Sequence[int]]) -> None
         sys.exit(f"the prompts of {order.workload} are encoded to other tokens here than by the model's tokenizer")
 
 
-def peak_memory() -> int:
-    """Bytes: the largest resident set this process ever had; 0 where the system does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Of installed packages; those that are not there are left out."""
     found = {}

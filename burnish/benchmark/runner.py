@@ -12,10 +12,10 @@ from burnish.benchmark.protocol import (
     Stage,
     Step,
     order_of_this_process,
-    peak_memory,
     refuse_other_prompts,
     versions,
 )
+from burnish.machine import peak_memory
 from burnish.recipe import Recipe, load_recipe
 from burnish.training import Learner, train_step
 

@@ -158,6 +158,7 @@ def _cost(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
         yield Chart("Seconds a step", _figure(bars, layout=layout, legend=True))
     yield from _simple(rows, "tokens_per_second", "Tokens per second", used, layout=_FROM_ZERO)
     yield from _simple(rows, "tokens", "Tokens a step", used, layout=_FROM_ZERO)
+    yield from _simple(rows, "memory/peak", "Peak memory in MB", used, layout=_FROM_ZERO)
 
 
 def _simple(

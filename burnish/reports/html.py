@@ -134,13 +134,14 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         return "" if value is None else samples.visible(value)
 
     steps = f"{run.steps_done} of {run.steps_wanted}" if run.steps_wanted else str(run.steps_done)
-    seconds = sum(number(row.get("time/step")) or 0.0 for row in run.rows)
+    seconds, memory = wording.spent(run.rows)
     facts = [
         ("model", _model(of("policy", "use"), of("policy", "model"), of("policy", "module"))),
         ("task", of("task", "use")),
         ("algorithm", of("algorithm", "use")),
         ("steps", steps),
         ("training time", wording.duration(seconds) if seconds else ""),
+        ("peak memory", wording.gigabytes(memory) if memory else ""),
         ("seed", of("seed")),
     ]
     return [(name, value) for name, value in facts if value]

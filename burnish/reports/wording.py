@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DASH = "–"
@@ -177,6 +177,17 @@ def reading(entry: Mapping[str, Any]) -> str:
     if wanted is None:
         return "higher" if moved == "up" else "lower"
     return "better" if moved == wanted else "worse"
+
+
+def spent(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """Seconds of all steps, and MB of the most memory that one of them had; 0 where the rows do not say."""
+    kept = list(rows)
+    seconds = sum(number(row.get("time/step")) or 0.0 for row in kept)
+    return seconds, max((number(row.get("memory/peak")) or 0.0 for row in kept), default=0.0)
+
+
+def gigabytes(megabytes: float) -> str:
+    return f"{megabytes / 1000:.1f} GB"
 
 
 def duration(seconds: float | None) -> str:

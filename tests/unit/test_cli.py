@@ -128,6 +128,11 @@ class TestTrain:
         assert events[-1]["event"] == "result"
         assert events[-1]["evaluation"] == json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         assert events[-1]["report"] == str(folder / "report.html")
+        steps = [event["metrics"] for event in events if event["event"] == "step"]
+        # A process with torch in it has at least a tenth of a GB.
+        assert events[-1]["cost"]["peak_memory_mb"] == max(step["memory/peak"] for step in steps) > 100
+        assert events[-1]["cost"]["seconds"] == sum(step["time/step"] for step in steps)
+        assert "peak memory" in (folder / "report.html").read_text(encoding="utf-8")
 
     def test_quiet_prints_the_result_alone(self, monkeypatch, capsys, tmp_path):
         folder = tmp_path / "run"
