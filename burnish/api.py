@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build, check_references, environment, say_walls, task_prompts
+from burnish.backends.local import build, check_companions, check_references, environment, say_walls, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
@@ -165,6 +165,7 @@ def evaluate(
         judge = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_references(chosen, [], prompts)
+        check_companions(chosen)
         say_walls(chosen, watcher)
 
         def measured(name: str) -> Measurement:

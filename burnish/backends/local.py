@@ -101,6 +101,7 @@ def build(
         torch.set_num_threads(recipe.threads)
     train, held_out = task_prompts(recipe, offline=offline, observer=observer)
     check_references(recipe, train, held_out)
+    check_companions(recipe)
     say_walls(recipe, observer)
     policy: Policy
     sampler: Sampler
@@ -212,6 +213,22 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
                     f"'{recipe.task.use}' has none: leave this {key.rpartition('.')[2].removesuffix('s')} out, or give "
                     "the task's prompts references"
                 )
+
+
+def check_companions(recipe: Recipe) -> None:
+    """Raises InputError where a reward or a metric compares the samples of one prompt (``function.needs_companions``) and
+    there is one: it would have the same value for any text."""
+    trained, held_out = recipe.sampling.samples_per_prompt, recipe.evaluation.samples_per_prompt
+    for section, samples in (
+        *((section, {"sampling": trained, "evaluation": held_out}) for section in recipe.reward),
+        *((section, {"evaluation": held_out}) for section in recipe.evaluation.metrics),
+    ):
+        alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
+        if alone and getattr(REWARDS.get(section.use).function, "needs_companions", False):
+            raise InputError(
+                f"'{section.use}' compares the samples of one prompt, and there is one: {' and '.join(alone)} must be at "
+                "least 2"
+            )
 
 
 def say_walls(recipe: Recipe, observer: Observer | None = None) -> None:

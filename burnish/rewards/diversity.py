@@ -129,9 +129,9 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
 
     The mean, over the different n-grams of words that the completion has, of the share of the G - 1 others that do not
     have that n-gram. 0 where all say the same, and for a text of fewer than n words: silence is not diverse. A text
-    alone has nobody to differ from and scores 1, so a held-out measurement with ``evaluation.samples_per_prompt = 1``
-    says nothing. Fails by: paying for difference of any kind, nonsense most of all: give it a small weight beside a
-    reward for what is wanted.
+    alone has nobody to differ from and scores 1: a recipe with one sample a prompt, in training or held out, is refused.
+    Fails by: paying for difference of any kind, nonsense most of all: give it a small weight beside a reward for what is
+    wanted.
 
     Args:
         completions: those of one prompt are one group, wherever they stand.
@@ -156,6 +156,7 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
 
 
 group_diversity.needs_whole = "it compares whole completions with one another"  # type: ignore[attr-defined]
+group_diversity.needs_companions = True  # type: ignore[attr-defined]
 
 
 def _number(keys: Iterable[Hashable]) -> list[int]:

@@ -140,6 +140,31 @@ def test_a_measurement_is_kept_to_the_last_bit_and_one_of_before_metrics_can_be_
     assert "metric/loops" not in summary(Measurement.from_json(json.dumps(old)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward": [{"use": "exact"}, {"use": "group_diversity", "weight": 0.0}]}, "evaluation.samples_per_prompt must"),
+        ({"reward": [{"use": "group_diversity"}], "sampling": {"samples_per_prompt": 1}, "algorithm": {"use": "reinforce"}},
+         "sampling.samples_per_prompt and evaluation.samples_per_prompt must"),
+        ({"evaluation": {"metrics": ["group_diversity"]}}, "evaluation.samples_per_prompt must"),
+    ],
+)  # fmt: skip
+def test_what_compares_samples_is_refused_one(changes: dict, said: str, tmp_path) -> None:
+    plain = {
+        "name": "alone",
+        "task": {"use": "toy"},
+        "policy": {"use": "tabular"},
+        "reward": [{"use": "exact"}],
+        "steps": 1,
+    }
+    recipe = load_recipe({**plain, **changes})
+    with pytest.raises(
+        InputError, match=f"'group_diversity' compares the samples of one prompt, and there is one: {said}"
+    ):
+        train(recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_measures_shows_and_reports_them(tmp_path) -> None:
     result = train(
         "toy", overrides=['evaluation.metrics=["chrf", {use="length_band", name="four", low=4, high=4}]'],
