@@ -221,7 +221,8 @@ def guarded(guards: Guards, rewards: Sequence[RewardSection], evaluation: Evalua
     ways = {section.part: section.better for section in evaluation.metrics}
     parts = {section.part: section.counts for section in rewards}
     if guards.metrics is None:
-        return tuple(f"metric/{name}" for name, way in ways.items() if way != "neither")
+        watched = (f"reward/{part}" for part, counts in parts.items() if not counts)
+        return (*(f"metric/{name}" for name, way in ways.items() if way != "neither"), *watched)
     found = []
     for name in guards.metrics:
         if name in ways:

@@ -8,6 +8,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.recipe import Recipe, load_recipe
+from burnish.recipe_file import shipped
 from burnish.rewards.guards import (
     diversity_alarm,
     evaluation_alarms,
@@ -199,8 +200,8 @@ METRICS = {"metrics": ["chrf", {"use": "compression", "better": "neither"}], "ev
 
 
 def test_what_guards_watch() -> None:
-    assert toy().guarded == ()
-    assert toy(evaluation=METRICS).guarded == ("metric/chrf",)
+    assert toy().guarded == ("reward/repetition",)  # measured, and of weight 0
+    assert toy(evaluation=METRICS).guarded == ("metric/chrf", "reward/repetition")
     assert toy(evaluation=METRICS, guards={"metrics": []}).guarded == ()
     named = toy(evaluation={}, guards={"metrics": ["repetition", "bleu", "chrf"]})
     assert named.guarded == ("reward/repetition", "bleu", "chrf")
@@ -220,3 +221,9 @@ def test_what_guards_watch() -> None:
 def test_guards_that_cannot_watch_are_refused(sections, message: str) -> None:
     with pytest.raises(InputError, match=message):
         toy(**sections)
+
+
+def test_every_shipped_recipe_watches_something_that_it_does_not_train_on() -> None:
+    """But for the toy, whose reward is all that can be known of an answer."""
+    unwatched = {name for name in shipped() if not load_recipe(name).guarded}
+    assert unwatched == {"toy"}
