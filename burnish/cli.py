@@ -277,10 +277,12 @@ def sandbox(
     file: Annotated[Path, typer.Argument(help="A Python file; it has the standard library and nothing else.")],
     seconds: Annotated[float, typer.Option(help="Wall-clock time it may take.")] = 10.0,
     memory: Annotated[int, typer.Option(help="MB of address space it may use.")] = 256,
-    layer: Annotated[str, typer.Option(help="namespaces, landlock, the strongest of them, or none.")] = "strongest",
+    layer: Annotated[
+        str, typer.Option(help="namespaces, landlock, wasm, the strongest of them, or none.")
+    ] = "strongest",
     json: AsJson = False,
 ) -> None:
-    """Run a Python file without network, files, processes or much time and memory (Linux; docs/sandbox.md)."""
+    """Run a Python file without network, files, processes or much time and memory (docs/sandbox.md)."""
     from dataclasses import asdict
 
     from burnish.reports.wording import printable

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import BurnishError, InputError
+from burnish.paths import home as home
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
 MARKER = "burnish.json"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-
-
-def home() -> Path:
-    """The folder for models and data: ``BURNISH_HOME``, else ``burnish`` in the user's cache folder.
-
-    The cache folder is ``XDG_CACHE_HOME`` where that is an absolute path (the XDG specification ignores any other),
-    else ``~/.cache``. Nothing is created here. Raises InputError where the user has no home folder.
-    """
-    chosen = os.environ.get("BURNISH_HOME", "")
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        if chosen:
-            return Path(chosen).expanduser().absolute()
-        if os.path.isabs(cache):
-            return Path(cache) / "burnish"
-        return Path.home() / ".cache" / "burnish"
-    except RuntimeError as error:
-        raise InputError(f"no home folder ({error}): set BURNISH_HOME to a folder that can be written") from error
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import TypeAlias
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.registry import checked_by
 from burnish.sandbox.answers import Call, run_tests
-from burnish.sandbox.layers import STRONGEST, TITLES, Unavailable, checked, standing
-from burnish.sandbox.run import Limits
-from burnish.sandbox.server import NONE
+from burnish.sandbox.layers import checked, standing
+from burnish.sandbox.names import NONE, STRONGEST, TITLES
+from burnish.sandbox.verdict import Limits, Unavailable
 from burnish.types import Completion
 
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
@@ -63,8 +63,8 @@ def unit_tests(
         whole: 1 where every test is passed, else 0: the pass rate that others report.
         seconds: of wall-clock time for the program and all its tests.
         memory: MB of address space.
-        sandbox: "strongest" of the layers that hold here, "namespaces", "landlock", or "none": limits alone, for whoever
-            trusts the machine to be lost.
+        sandbox: "strongest" of the layers that hold here, "namespaces", "landlock", "wasm", or "none": limits alone, for
+            whoever trusts the machine to be lost.
 
     Raises:
         InputError: the tests are missing or not of that form.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.sandbox.layers import STRONGEST
+from burnish.sandbox.names import STRONGEST
 from burnish.sandbox.run import DEFAULT, Limits, Verdict, attend
 
 

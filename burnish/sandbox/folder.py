@@ -24,6 +24,15 @@ def own_folder(place: str | None = None) -> Iterator[str]:
         remove(folder)
 
 
+def environment(folder: str) -> dict[str, str]:
+    """All variables that a program sees."""
+    return {
+        "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1",
+        # The order of a set of words is the same in every run, so that a reward is.
+        "PYTHONHASHSEED": "0",
+    }  # fmt: skip
+
+
 def overfull(folder: str) -> str | None:
     """Why the folder's content is too much, or None. A folder that hides what is in it is too much as well."""
     entries, size = 0, 0
@@ -36,7 +45,7 @@ def overfull(folder: str) -> str | None:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
                     else:
-                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                        size += _on_disk(entry.path)
                     if entries > MOST_ENTRIES:
                         return f"made more than {MOST_ENTRIES} files"
         except (FileNotFoundError, NotADirectoryError):
@@ -44,6 +53,13 @@ def overfull(folder: str) -> str | None:
         except OSError as error:
             return f"made a folder that cannot be looked into ({error.strerror})"
     return f"wrote more than {MOST_BYTES >> 20} MB of files" if size > MOST_BYTES else None
+
+
+def _on_disk(path: str) -> int:
+    """Bytes that a file takes; its length where the system does not tell (Windows)."""
+    # Not the entry's own ``stat``, which on Windows is of the time when the file was opened.
+    found = os.stat(path, follow_symlinks=False)
+    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
 
 
 def remove(folder: str) -> None:

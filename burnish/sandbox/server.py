@@ -22,8 +22,8 @@ import struct
 from typing import NamedTuple, NoReturn
 
 from burnish.sandbox import namespaces, seccomp, walls
+from burnish.sandbox.names import NAMESPACES
 
-NAMESPACES, LANDLOCK, NONE = "namespaces", "landlock", "none"
 END = struct.Struct("=iq")
 """How a watcher says what became of its program: status as of wait(2), and the largest resident set as of getrusage(2)."""
 _MOST_DESCRIPTORS = 6
@@ -46,7 +46,7 @@ def serve(channel: socket.socket, layer: str, home: str, outside: int) -> Given:
     Returns in each program's process, and nowhere else.
 
     Args:
-        layer: NAMESPACES or LANDLOCK.
+        layer: "namespaces" or "landlock".
         home: a folder with the folders ``root``, which is empty, and ``programs``.
         outside: a process that must be out of reach in namespaces.
     """

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Callable
 
 from burnish.sandbox import kernel, landlock, seccomp
+from burnish.sandbox.program import FILE_BYTES
 
-FILE_BYTES = 8 << 20
-"""Size of the largest file that a program can write."""
 OPEN_FILES = 32
 _INSTALLED = ("site-packages", "dist-packages")
 _DATA = ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/urandom")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from burnish.sandbox import layers
+from burnish.sandbox import layers, wasm_files
 from burnish.sandbox import run as run_module
+from burnish.sandbox.names import LANDLOCK, NAMESPACES
 
 PACKAGE = Path(run_module.__file__).parents[1]
 
@@ -58,9 +59,15 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert not [path for path in ("/tmp", "/dev/shm", "/var/tmp") if os.path.lexists(f"{path}/burnish-breach")]
 
 
-@pytest.fixture(params=layers.STRONG)
+@pytest.fixture
+def no_wasm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages of the layer wasm are not installed, whether or not they are."""
+    monkeypatch.setattr(wasm_files.importlib.util, "find_spec", lambda _: None)
+
+
+@pytest.fixture(params=(NAMESPACES, LANDLOCK))
 def layer(request: pytest.FixtureRequest) -> str:
-    """Each strong layer; one that does not stand here is skipped."""
+    """Each of Linux's strong layers; one that does not stand here is skipped."""
     try:
         layers.standing(request.param)
     except layers.Unavailable as error:

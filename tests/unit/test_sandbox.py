@@ -10,7 +10,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.sandbox import folder as folder_module
-from burnish.sandbox import run as run_module
+from burnish.sandbox import watch
 from burnish.sandbox.folder import overfull, own_folder
 from burnish.sandbox.layers import unavailable
 from burnish.sandbox.run import Limits, Verdict, run
@@ -159,7 +159,7 @@ class TestVerdict:
         def stop(_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_module, "overfull", stop)
+        monkeypatch.setattr(watch, "overfull", stop)
         with pytest.raises(KeyboardInterrupt):
             run("while True: pass")
 

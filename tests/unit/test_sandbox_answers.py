@@ -12,7 +12,8 @@ from burnish.errors import BurnishError, InputError
 from burnish.rewards import code as code_rewards
 from burnish.rewards.code import program_in
 from burnish.sandbox.answers import Call, run_tests, same
-from burnish.sandbox.layers import TITLES, standing, unavailable
+from burnish.sandbox.layers import standing, unavailable
+from burnish.sandbox.names import TITLES
 from burnish.sandbox.run import Limits
 from burnish.types import Completion, Prompt
 
@@ -125,6 +126,7 @@ class TestReward:
         with pytest.raises(InputError, match="prompt 'p'"):
             unit_tests(completion(ADD, reference))
 
+    @pytest.mark.usefixtures("no_wasm")
     def test_without_a_sandbox_there_is_no_score(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "win32")
         with pytest.raises(BurnishError, match="'unit_tests': the sandbox needs Linux"):
@@ -166,6 +168,7 @@ class TestCommand:
             assert self.call(monkeypatch, *arguments) == 2
             assert capsys.readouterr().err.count("\n") == 1
 
+    @pytest.mark.usefixtures("no_wasm")
     def test_a_refusal_is_one_line(self, monkeypatch, capsys, tmp_path: Path) -> None:
         (tmp_path / "program.py").write_text("print(1)", encoding="utf-8")
         monkeypatch.setattr(sys, "platform", "darwin")

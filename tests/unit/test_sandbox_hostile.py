@@ -19,8 +19,8 @@ import pytest
 
 from burnish.sandbox import run as run_module
 from burnish.sandbox.layers import unavailable
+from burnish.sandbox.names import NAMESPACES
 from burnish.sandbox.run import Limits, run
-from burnish.sandbox.server import NAMESPACES
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]

@@ -91,7 +91,7 @@ class TestChoice:
 
     def test_a_layer_of_no_name_is_bad_input(self) -> None:
         with pytest.raises(
-            InputError, match="sandbox = 'docker': must be one of strongest, namespaces, landlock, none"
+            InputError, match="sandbox = 'docker': must be one of strongest, namespaces, landlock, wasm, none"
         ):
             run("print(1)", layer="docker")
 
@@ -206,6 +206,7 @@ class TestNone:
         assert run("while True: print('x' * 999)", layer="none", limits=Limits(output=5000)).status == "killed"
         assert run("import sys; sys.exit('no')", layer="none").status == "error"
 
+    @pytest.mark.usefixtures("no_wasm")
     def test_it_is_all_there_is_on_other_systems_and_never_taken_by_itself(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -267,6 +268,7 @@ class TestReward:
         say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": layer}]}), listener)
         assert listener.heard == [("info", f"sandbox: {layers.TITLES[layer]}")]
 
+    @pytest.mark.usefixtures("no_wasm")
     def test_none_must_be_said_and_is_warned_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers.sys, "platform", "freebsd14")
         listener = Listener()

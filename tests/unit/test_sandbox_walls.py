@@ -42,7 +42,10 @@ class TestWalls:
         assert wall in text
         # The third lets sockets through although the filter stands.
         changed.write_text(text.replace(wall, "" if open_to else wall + '"socket", '), encoding="utf-8")
-        code = "import burnish.sandbox.run as r; v = r.run('print(1)'); print(v.status, v.reason, repr(v.stdout))"
+        code = (
+            "import burnish.sandbox.wasm_files as w; w.missing = lambda: 'no wasm'\n"
+            "import burnish.sandbox.run as r; v = r.run('print(1)'); print(v.status, v.reason, repr(v.stdout))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "copy")}, check=True,
             capture_output=True, text=True,
@@ -57,6 +60,7 @@ class TestWalls:
         code = "from burnish.sandbox.walls import ATTACKS, holes; assert holes() == [f'{n} succeeded' for n in ATTACKS]"
         subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PACKAGE.parent)}, check=True)
 
+    @pytest.mark.usefixtures("no_wasm")
     def test_other_systems_get_a_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from burnish.sandbox import kernel, landlock
 
