@@ -204,7 +204,7 @@ def evaluation_alarms(
         alarms["bleu"] = (
             f"held-out corpus BLEU fell from {bleu['before']:.2f} to {bleu['after']:.2f} (95% interval of the "
             f"difference {bleu['interval'][0]:.2f} to {bleu['interval'][1]:.2f}): the policy moved away from the true "
-            "answers; raise the weight of 'bleu' or algorithm.kl.coefficient"
+            "answers; raise algorithm.kl.coefficient, or reward what is true of them (such as 'bleu')"
         )
     return list(alarms.values())
 

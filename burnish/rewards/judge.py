@@ -33,6 +33,10 @@ Reply with the number alone."""
 PLACES = ("prompt", "reference", "text", "low", "high")
 _PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_OUT_OF = re.compile(
+    rf"({_NUMBER.pattern})\s*(?:/|out of|分?\s*[，,（(]?\s*[满总]分(?:为|是)?)\s*({_NUMBER.pattern})", re.IGNORECASE
+)
+"""A mark out of the highest: "8/10", "8 out of 10", "8分（满分10分）"."""
 
 
 def _check_judge(**options: Any) -> None:
@@ -114,7 +118,8 @@ def judge(
         key_env: name of the environment variable that holds the key; empty sends none.
         template: what is asked; {prompt}, {reference}, {text}, {low} and {high} are filled in.
         low, high: of the number that it is asked for; one outside is no answer.
-        strict: the answer must be a number alone, or JSON with a number as "score"; else its last number counts.
+        strict: the answer must be a number alone, or JSON with a number as "score"; else its last number counts, or
+            8 where it says "8/10" and ``high`` is 10.
         fallback: the reward where no answer could be had; left out, that ends the run.
         timeout: seconds for one whole answer.
         retries: how often a question is asked again.
@@ -161,6 +166,10 @@ def number_in(text: str, low: float, high: float, *, strict: bool) -> float | No
             return None
     elif _NUMBER.fullmatch(bare):
         found = bare
+    elif not strict and (marks := _OUT_OF.findall(bare)):
+        found, highest = marks[-1]
+        if float(highest) != high:  # another scale than was asked for
+            return None
     elif not strict and (every := _NUMBER.findall(bare)):
         found = every[-1]
     if found is None:

@@ -131,6 +131,9 @@ def test_a_number_is_put_on_the_scale_and_the_question_is_what_the_template_says
         ("seven", False, None), ('{"score": "7"}', True, None), ('{"score": true}', True, None), ("{", True, None),
         ("nan", True, None), ("1e9", True, None), ("七", False, None), ('{"score": 1e999}', True, None),
         (f'{{"score": {"9" * 400}}}', True, None),
+        # A mark out of the highest is the mark; out of another highest it is on a scale that nobody asked for.
+        ("8/10", False, 8.0), ("I say 8 out of 10.", False, 8.0), ("7分（满分10分）", False, 7.0), ("4/5", False, None),
+        ("First 9/10, then 6 / 10", False, 6.0), ("12/10", False, None), ("7分", False, 7.0),
     ],
 )  # fmt: skip
 def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> None:
