@@ -120,7 +120,7 @@ def judge(
         low, high: of the number that it is asked for; one outside is no answer.
         strict: the answer must be a number alone, or JSON with a number as "score"; else its last number counts, or
             8 where it says "8/10" and ``high`` is 10.
-        fallback: the reward where no answer could be had; left out, that ends the run.
+        fallback: the reward where no answer could be had; left out, that ends the run, as does a step without any answer.
         timeout: seconds for one whole answer.
         retries: how often a question is asked again.
         backoff: seconds before the first of these.
@@ -147,6 +147,12 @@ def judge(
     )  # fmt: skip
     bodies = [_body(_filled(template, completion, low, high), model, answer_tokens) for completion in completions]
     answers = asked.answers(bodies, lambda text: number_in(text, low, high, strict=strict) is not None)
+    if fallback is not None and len(answers) > 1 and all(answer.text is None for answer in answers):
+        # Rewards that are all the fallback teach nothing, and nobody would see that the server is gone.
+        raise BurnishError(
+            f"reward 'judge': none of {len(answers)} questions was answered by {url}: {answers[0].problem}; fallback is for "
+            "some of them"
+        )
     return [_reward(answer, low, high, strict, fallback, url) for answer in answers]
 
 

@@ -180,6 +180,13 @@ def test_what_does_not_end_well_is_one_line(server, tmp_path, bad, options, aske
     assert ask(server, tmp_path, said("x"), **options, fallback=0.25) == [0.25]
 
 
+def test_a_server_that_answers_nothing_ends_the_run_in_spite_of_a_fallback(server: Server, tmp_path: Path) -> None:
+    server.script = [*[status(500, b"out of order")] * 3, says("8")]
+    with pytest.raises(BurnishError, match=r"none of 2 questions was answered.*HTTP 500.*fallback is for some"):
+        ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)
+    assert sorted(ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)) == [0.5, 0.8]
+
+
 def test_nobody_there(server: Server, tmp_path: Path) -> None:
     options = {"model": "m", "cache": str(tmp_path / "c"), "retries": 1, "backoff": 0.0}
     with pytest.raises(BurnishError, match=r"cannot be reached .*asked 2 times"):
