@@ -168,7 +168,8 @@ def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: in
     randomization, the default of its ``PairedTest``: before and after are swapped unit by unit at random. Not its
     paired bootstrap ("bs"), whose p-value is in effect one-sided: two equal systems differ "significantly" (p < 0.05)
     in about 10% of trials, where randomization keeps to 5%. So that a handful of units cannot be significant, p is at
-    least 2^(1 - n), the smallest that n swaps allow; sacrebleu does not count ties.
+    least 2^(1 - m), the smallest that swaps of the m units that differ allow: where nearly all are the same before and
+    after, most swaps change nothing, and sacrebleu does not count ties.
 
     Raises:
         InputError: shapes differ, or there are fewer than two units.
@@ -195,7 +196,8 @@ def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: in
     test._seed = seed + 1
     _, results = test()
     outcome: Any = next(rows for name, rows in results.items() if name != "System")[1]
-    return replace(comparison, p_value=max(float(outcome.p_value), 2.0 ** (1 - comparison.n)))
+    differing = int((before != after).any(axis=1).sum())
+    return replace(comparison, p_value=max(float(outcome.p_value), 2.0 ** (1 - differing)))
 
 
 def corpus_score(metric: Metric, sums: Array) -> float:

@@ -128,7 +128,8 @@ def split(examples: Sequence[Example], held_out_percent: int) -> tuple[list[Prom
 
 
 def families_of(examples: Sequence[Example]) -> dict[str, str]:
-    """Each digest -> the smallest digest among the examples that near-copies join it to (union-find)."""
+    """Each digest -> the smallest digest among the examples that near-copies, or one and the same prompt, join it
+    to (union-find)."""
     parent = {example.digest: example.digest for example in examples}
 
     def root(digest: str) -> str:
@@ -141,6 +142,8 @@ def families_of(examples: Sequence[Example]) -> dict[str, str]:
     for one in examples:
         for mark in {mark for text in one.texts for mark in _marks(text)}:
             holders[mark].append(one.digest)
+        # One question about two contents (fables with one moral) is one question: it may not be held out and trained on.
+        holders[one.prompt.text, one.prompt.messages].append(one.digest)
     for together in holders.values():
         for other in together[1:]:
             first, second = sorted((root(together[0]), root(other)))

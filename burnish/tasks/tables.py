@@ -114,6 +114,10 @@ def comma_separated(path: Path, delimiter: str = "") -> Iterator[Row]:
             names = next(reader, [])
         except csv.Error as error:
             raise InputError(f"path = '{path}', line 1: {error}") from error
+        if any("\ud800" <= letter <= "\udfff" for letter in "".join(names)):
+            raise InputError(
+                f"path = '{path}', line 1: not UTF-8 text: save the file as 'CSV UTF-8' (Chinese spreadsheets write GBK)"
+            )
         if len(set(names)) < len(names) or not any(names):
             raise InputError(f"path = '{path}': line 1 must give each column a name of its own, and gives {names[:8]}")
         while True:

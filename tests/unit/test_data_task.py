@@ -247,6 +247,12 @@ def test_bad_options_are_one_line(options: dict[str, Any], message: str) -> None
     check_task_options(TASKS.get("data"), options)
 
 
+def test_a_file_in_gbk_is_said_to_be_no_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("问题,答案\n一加一？,二\n".encode("gbk"))
+    with pytest.raises(InputError, match="line 1: not UTF-8 text: save the file as 'CSV UTF-8'"):
+        Data(path=str(tmp_path / "a.csv"), prompt="问题").train()
+
+
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     for content in (b"PAR1", b"not at all", b"PAR1" + bytes(100) + b"PAR1"):

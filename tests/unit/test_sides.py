@@ -83,3 +83,17 @@ def test_messages() -> None:
     assert asked("hi", chat=True, system="be kind", history=past) == (
         Message("system", "be kind"), *past, Message("user", "hi"),
     )  # fmt: skip
+
+
+def test_one_prompt_about_different_contents_lies_on_one_side() -> None:
+    """As fables with one moral are: what is asked on the held-out side has not been trained on."""
+    rows = [example("t", f"content {number} alone", f"moral {number % 40}", None) for number in range(400)]
+    train, held_out = split(rows, 30)
+    assert train and held_out
+    assert {prompt.text for prompt in train}.isdisjoint(prompt.text for prompt in held_out)
+    # What came before makes another prompt of the same last words.
+    first, second = (
+        example("t", name, "And then?", None, messages=asked("And then?", chat=True, history=[Message("user", name)]))
+        for name in ("once", "twice")
+    )
+    assert len(set(families_of([first, second]).values())) == 2

@@ -161,6 +161,18 @@ def test_seed_zero_is_a_seed() -> None:
     assert results[0].interval != results[2].interval
 
 
+@pytest.mark.parametrize(("changed", "least"), [(1, 1.0), (2, 0.5), (4, 0.125)])
+def test_where_nearly_all_texts_are_the_same_few_changes_prove_nothing(changed: int, least: float) -> None:
+    # 2^(1 - m): of the swaps of m texts, these and none at all change as much as what was seen.
+    metric = BLEU()
+    references = [f"the cat {number} sat on the mat" for number in range(87)]
+    texts = [f"the cat {number} lay on a mat" for number in range(87)]
+    better = [*references[:changed], *texts[changed:]]
+    rows = [np.array(metric._extract_corpus_statistics(each, [references]), dtype=float) for each in (texts, better)]
+    result = compare_corpus(metric, *rows, resamples=200)
+    assert result.difference > 0 and result.p_value >= least
+
+
 def test_corpus_score_leaves_the_statistics_alone() -> None:
     metric = BLEU()
     sums = np.array(metric._extract_corpus_statistics(WORSE, [REFERENCES]), dtype=float).sum(axis=0)

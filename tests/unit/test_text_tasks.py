@@ -69,12 +69,12 @@ class TestStories:
         assert len(prompts) == 91  # each fable once, and the forty x; "Short." is too short
 
     def test_words_are_in_the_story_and_the_reward_reads_them(self) -> None:
-        for prompt in both(Story(given="words", words=3, chat=True))[:20]:
+        for prompt in both(Story(given="words", words=6, chat=True))[:20]:
             chosen = prompt.metadata["keywords"]
-            assert len(set(chosen)) == 3 and prompt.text.endswith(f"with these words: {', '.join(chosen)}.")
+            assert len(set(chosen)) == 6 and prompt.text.endswith(f"with these words: {', '.join(chosen)}.")
             told = Completion(prompt, (1,), (2,), prompt.reference or "", (0.0,), "stop")
             assert keywords(told) == 1.0 and prompt.messages[-1].content == prompt.text
-        assert both(Story(given="words")) == both(Story(given="words"))
+        assert both(Story(given="words", words=6)) == both(Story(given="words", words=6))
 
     def test_a_moral_is_the_choice_that_is_right(self) -> None:
         prompts = both(Story(given="moral"))
@@ -156,7 +156,7 @@ class TestDialogues:
 
 def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
     body = " ".join(f"word{n}" for n in range(60))
-    texts = [f'The minister of {n} said "no." He spoke for U.S. troops. {body}' for n in range(60)]
+    texts = [f'The minister of {n} said "no." He spoke for U.S. troops, {n}. {body}' for n in range(60)]
     monkeypatch.setattr(
         headlines, "articles",
         lambda **_: ([Article(t, f"{n:064d}", f"{(n // 2) * 7919:08x}") for n, t in enumerate([*texts, "No sentence"])], 0),
@@ -166,7 +166,7 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
     assert len(prompts) == 60
     first = next(p for p in prompts if "of 0 said" in (p.reference or ""))
     assert first.reference == 'The minister of 0 said "no."'
-    assert first.text.endswith("\n\nHe spoke for U.S. troops. " + " ".join(f"word{n}" for n in range(15)))
+    assert first.text.endswith("\n\nHe spoke for U.S. troops, 0. " + " ".join(f"word{n}" for n in range(14)))
     assert "minister" not in first.text
     numbers = [{int((p.reference or "").split()[3]) // 2 for p in side} for side in (task.train(), task.evaluation())]
     assert not numbers[0] & numbers[1]  # versions of one report stay together
@@ -187,16 +187,16 @@ def test_headlines_of_the_real_articles_are_held_out_where_the_articles_are() ->
 def test_chinese_news_is_read_without_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "199801.txt"
     lines = [
-        f"19980101-01-{n:03d}/m  [中国/ns  政府/n]nt  第{n}/m  １/２/m  次/q  说/v  ：/w  “/w  好/a  ”/w"
+        f"19980101-01-{n:03d}/m  第{n}/m  [中国/ns  政府/n]nt  １/２/m  次/q  说/v  ：/w  “/w  好/a  ”/w"
         for n in range(60)
     ]
     path.write_text("\n".join(["", "  ", "短/a", *lines, lines[0]]), encoding="utf-8")
     found = paragraphs_of(path)
-    assert found[0] == "短" and found[1].startswith("中国政府第0") and "/v" not in found[1] and "[" not in found[1]
+    assert found[0] == "短" and found[1].startswith("第0中国政府") and "/v" not in found[1] and "[" not in found[1]
     monkeypatch.setattr(news_zh, "_file", lambda: path)
     task = ChineseNews(prompt_characters=4, reference_characters=8)
     prompts = both(task)
-    assert len(prompts) == 60 and {p.text for p in prompts} == {"中国政府"}
+    assert len(prompts) == 60 and {p.text for p in prompts} == {f"第{n}中国政府"[:4] for n in range(60)}
     assert all(len(p.reference or "") == 8 for p in prompts)
     assert len(ChineseNews(prompt_characters=4, paragraphs=20).train()) < 20
     with pytest.raises(InputError, match="paragraphs = 9"):
