@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from burnish import cli
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
 from burnish.recipe import load_recipe, shipped
 from burnish.recipe_file import VERBS as KINDS
+from burnish.session import Interrupted
 
 VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 
@@ -178,3 +181,27 @@ def test_an_error_is_one_line_with_its_exit_status(monkeypatch, capsys):
     monkeypatch.setattr("burnish.api.listing", fails)
     assert run(monkeypatch, "list", "rewards") == 1
     assert capsys.readouterr().err == "burnish: the sky fell: hold it up\n"
+
+
+def test_a_second_ctrl_c_does_not_cut_off_how_to_go_on(monkeypatch, capsys):
+    """It came between the first one's error and its being told, about once in twenty."""
+    pressed = typer.Typer(pretty_exceptions_enable=False)
+
+    @pressed.command()
+    def twice() -> None:
+        try:
+            raise Interrupted("stopped, saved after step 3; go on with: burnish train --resume run")
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", pressed)
+    monkeypatch.setattr("sys.argv", ["burnish"])
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130
+    said = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
+    assert capsys.readouterr().err == said
