@@ -7,11 +7,10 @@ Results go to standard output, progress and errors to standard error. Exit statu
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -23,9 +22,11 @@ from burnish.options import (
     Order,
     Overrides,
     Quiet,
+    cut_off,
     plain,
     print_json,
     reward_options,
+    tell,
     trains_by_recipe,
 )
 
@@ -51,11 +52,11 @@ def main() -> None:
             # Here, where a closed pipe can still be caught, and not when Python ends.
             sys.stdout.flush()
     except BurnishError as error:
-        _tell(error)
+        tell(error)
     except SystemExit as end:
         # typer ends so where a second Ctrl-C cuts off the first one's word of how to go on.
-        if end.code == 130 and (told := _cut_off(end)):
-            _tell(told)
+        if told := cut_off(end):
+            tell(told)
         raise
     except OSError as error:
         if error.filename is not None:
@@ -71,20 +72,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _tell(error: BurnishError) -> NoReturn:
-    # A second Ctrl-C has nothing left to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("\n".join(f"burnish: {plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
-    sys.exit(error.exit_status)
-
-
-def _cut_off(error: BaseException | None) -> BurnishError | None:
-    """The error of ours that was on its way when this one took its place."""
-    while error is not None and not isinstance(error, BurnishError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _version(wanted: bool) -> None:

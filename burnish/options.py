@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json as json_module
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from burnish.supervised.recipe import SupervisedRecipe
     from burnish.supervised.verbs import SupervisedResult
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; say what is missing instead.")]
@@ -148,3 +152,22 @@ def reward_options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
 def plain(text: str) -> str:
     """Without control characters: an error may quote what a model wrote."""
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def tell(error: BurnishError) -> NoReturn:
+    """Says what went wrong in one line or two, and ends with the error's own status."""
+    # A second Ctrl-C has nothing left to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("\n".join(f"burnish: {plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
+    sys.exit(error.exit_status)
+
+
+def cut_off(end: SystemExit) -> BurnishError | None:
+    """What a first Ctrl-C had to say when a second one took its place; None where this end has nothing to do with one."""
+    error: BaseException | None = end if end.code == INTERRUPTED else None
+    while error is not None:
+        # Of all errors that lie behind this one, handled ones too, only such a one was still on its way.
+        if isinstance(error, BurnishError) and error.exit_status == INTERRUPTED:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,17 @@ def copy_of_the_package() -> Callable[[Path], Path]:
         return place / "burnish" / "sandbox"
 
     return copied
+
+
+@pytest.fixture
+def outlives_nobody() -> Callable[[Iterable[int]], None]:
+    """Fails where one of the processes, whose parent was killed, is still there after ten seconds."""
+
+    def ended(processes: Iterable[int]) -> None:
+        for _ in range(500):
+            if not any(os.path.exists(f"/proc/{process}") for process in processes):
+                return
+            time.sleep(0.02)
+        pytest.fail("it outlives its parent")
+
+    return ended

@@ -13,6 +13,7 @@ import typer
 from burnish import cli
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
+from burnish.options import cut_off
 from burnish.recipe import load_recipe, shipped
 from burnish.recipe_file import VERBS as KINDS
 from burnish.session import Interrupted
@@ -203,5 +204,6 @@ def test_a_second_ctrl_c_does_not_cut_off_how_to_go_on(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
+    assert cut_off(SystemExit(2)) is None  # of another error than Ctrl-C there is nothing to be told
     said = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
     assert capsys.readouterr().err == said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import struct
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +75,7 @@ class TestWalls:
 
     @pytest.mark.slow
     def test_a_program_does_not_outlive_a_killed_parent(
-        self, layer: str, tmp_path: Path, children_of: Callable[[int], set[int]]
+        self, layer: str, tmp_path: Path, children_of: Callable[[int], set[int]], outlives_nobody: Callable[[Any], None]
     ) -> None:
         code = f"from burnish.sandbox.run import *; run('while True: pass', limits=Limits(seconds=60), layer={layer!r})"
         environment = {"PYTHONPATH": str(PACKAGE.parent), "TMPDIR": str(tmp_path)}
@@ -87,12 +87,7 @@ class TestWalls:
                 inside = descendants(parent.pid, children_of)
             assert len(inside) == 3
             parent.send_signal(signal.SIGKILL)
-        for _ in range(500):
-            if not any(os.path.exists(f"/proc/{process}") for process in inside):
-                break
-            time.sleep(0.02)
-        else:
-            pytest.fail("it outlives its parent")
+        outlives_nobody(inside)
 
 
 def descendants(of: int, children_of: Callable[[int], set[int]]) -> list[int]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from burnish.paths import home
-from burnish.sandbox import layers, wasm, wasm_files
-from burnish.sandbox.answers import Call
+from burnish.sandbox import wasm, wasm_files
 from burnish.sandbox.verdict import Limits, Verdict
 
 MISSING = wasm_files.missing()
@@ -23,20 +22,12 @@ if MISSING is None and not list((home() / "sandbox").glob("*.module")):
     pytestmark = [pytestmark, pytest.mark.slow]
 QUICK = Limits(seconds=0.5)
 PACKAGE = Path(wasm.__file__).parents[1]
-ADD = "def add(a, b):\n    return a + b\n"
-CALLS = [Call("add", (1, 2), 3), Call("add", ("a", "b"), "ab"), Call("add", ([1], [2]), [1, 2])]
 
 
 def run(source: str, limits: Limits | None = None) -> Verdict:
     from burnish.sandbox.run import run
 
     return run(source, limits=limits or Limits(), layer="wasm")
-
-
-def workers() -> wasm.Workers:
-    found = layers.standing("wasm")
-    assert isinstance(found, wasm.Workers)
-    return found
 
 
 ATTEMPT = """

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.xdist_group("wasm")
 if MISSING is None and not list((home() / "sandbox").glob("*.module")):
     pytestmark = [pytestmark, pytest.mark.slow]
 QUICK = Limits(seconds=0.5)
-PACKAGE = Path(wasm.__file__).parents[1]
 ADD = "def add(a, b):\n    return a + b\n"
 CALLS = [Call("add", (1, 2), 3), Call("add", ("a", "b"), "ab"), Call("add", ([1], [2]), [1, 2])]
 
@@ -137,7 +136,7 @@ class TestWorkers:
     @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_a_program_does_not_outlive_a_killed_parent(
-        self, tmp_path: Path, children_of: Callable[[int], set[int]]
+        self, tmp_path: Path, children_of: Callable[[int], set[int]], outlives_nobody: Callable[[Any], None]
     ) -> None:
         code = "from burnish.sandbox.run import *; run('while True: pass', limits=Limits(seconds=60), layer='wasm')"
         with subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}) as parent:
@@ -147,12 +146,7 @@ class TestWorkers:
                 inside = children_of(parent.pid)
             time.sleep(1)
             parent.send_signal(signal.SIGKILL)
-        for _ in range(500):
-            if not any(os.path.exists(f"/proc/{process}") for process in inside):
-                break
-            time.sleep(0.02)
-        else:
-            pytest.fail("it outlives its parent")
+        outlives_nobody(inside)
 
 
 def processes() -> list[subprocess.Popen[bytes]]:
