@@ -104,7 +104,7 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
     notes = [
         f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. "
-        "A reading other than 'no clear change' means that the 95% interval excludes zero."
+        "A reading other than 'no clear change' means that the 95% interval excludes zero and p < 0.05."
     ]
     notes += [
         f"{wording.title(metric)}: {text}."

@@ -54,6 +54,13 @@ def test_the_reading_follows_from_interval_and_direction(difference, ends, bette
     assert wording.reading({"difference": difference, "interval": ends, "better": better}) == word
 
 
+def test_a_claim_needs_the_interval_and_the_p_value() -> None:
+    entry = {"difference": 0.09, "interval": [0.01, 0.21], "better": "higher"}
+    assert wording.reading({**entry, "p_value": 0.088}) == "no clear change"
+    assert wording.reading({**entry, "p_value": 0.049}) == wording.reading(entry) == "better"
+    assert wording.reading({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "no clear change"
+
+
 def test_without_an_interval_the_p_value_decides_and_without_both_nothing_is_claimed():
     assert wording.reading({"difference": 1.0, "p_value": 0.04, "better": "higher"}) == "better"
     assert wording.reading({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "no clear change"
