@@ -104,7 +104,9 @@ def packed(model: Any, completions: Sequence[Completion], recorded: Recorded | N
     find = recorded.finder(row.recorded) if recorded is not None and row.recorded else None
     with attending(inner(model), row.texts, partial(fast_products, find)):
         states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0]
-    return states[0, row.sources], row.tokens
+    # Not states[0, row.sources], whose backward pass adds with atomics: a prompt's last token, which all its samples follow,
+    # would get another sum with another race of threads, and a run other bits.
+    return states[0].index_select(0, row.sources), row.tokens
 
 
 def plain(model: Any, completions: Sequence[Completion], recorded: Recorded | None = None) -> tuple[Tensor, Tensor]:

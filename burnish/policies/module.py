@@ -183,9 +183,10 @@ class ModuleModel:
         last, state = self.read_prompts(list(place))
         owner = torch.tensor([place[c.prompt_ids] for c in completions], device=self.device)
         answers, drawn = padded([c.token_ids for c in completions], self.device)
-        logits = last[owner, None]
+        # Not last[owner], whose backward pass adds with atomics, in whatever order threads come.
+        logits = last.index_select(0, owner).unsqueeze(1)
         if answers.shape[1] > 1:
-            rest, _ = self.advance(answers[:, :-1], tuple(part[owner] for part in state))
+            rest, _ = self.advance(answers[:, :-1], tuple(part.index_select(0, owner) for part in state))
             logits = torch.cat([logits, rest], 1)
         return logits[drawn], answers[drawn]
 

@@ -104,7 +104,7 @@ class Tabular(Table):
         """Log-probabilities [T] with gradient and entropies [T], nats."""
         rows, tokens = self.states(completions)
         lagged = None if self.lagged is None else self.lagged[rows]
-        full = sampling_logprobs(self.parameter[rows], sampling, always=tokens, lagged=lagged)
+        full = sampling_logprobs(self.parameter.index_select(0, rows), sampling, always=tokens, lagged=lagged)
         # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
         seen = full if entropy_gradient else full.detach()

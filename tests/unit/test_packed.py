@@ -127,3 +127,31 @@ def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     whole, adapted = (load_policy(tiny("llama"), lora=lora) for lora in (None, LoRA(rank=1, targets=["q_proj"])))
     assert 0 < activation_bytes(adapted.model) < activation_bytes(whole.model)
     assert whole.fitting_tokens > 1024
+
+
+def test_no_race_of_threads_decides_about_a_gradient(tiny):
+    """The backward pass of tensor[places] adds with atomics, so that a place taken more than twice has another sum each
+    time: a run of one seed took other samples than its twin on a busy machine."""
+    policy = load_policy(tiny("llama"))
+    group = [one((1, 2, 3), (number, 5)) for number in range(8)]
+    waiting, found = [policy.logprobs(group, SamplingParams(2)).logprobs.sum().grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    names = {node.name() for node in found}
+    assert "IndexSelectBackward0" in names and not any(name.startswith("IndexBackward") for name in names)
+
+
+def test_two_threads_sum_what_many_samples_say_of_one_state_the_same_way_each_time():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        states = torch.randn(400, 576, requires_grad=True)
+        places = torch.arange(400).repeat_interleave(6)
+        slope = torch.randn(2400, 576)
+        first, *others = (torch.autograd.grad(states.index_select(0, places), states, slope)[0] for _ in range(100))
+        assert all(torch.equal(first, other) for other in others)
+    finally:
+        torch.set_num_threads(threads)
