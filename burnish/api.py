@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build, check_companions, check_references, environment, say_walls, task_prompts
+from burnish.backends.local import build, check_companions, check_prompts, environment, say_walls, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
-from burnish.launch import discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
+from burnish.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.loop import HELD_OUT_SEED, Session
 from burnish.paths import expanded
 from burnish.policies.causal_lm import CausalModel
@@ -30,6 +30,7 @@ from burnish.registry import nearest
 from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
+from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
 from burnish.sections import RewardSection
@@ -104,8 +105,10 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     read = load_recipe(run.folder / "recipe.toml")
     if not fresh:
         warn_of_changes(run, environment(read), observer)
+    noted = Noting(observer)
     with discarded_on_failure(run, fresh=fresh):
-        learner, held_out = build(read, offline=offline, observer=observer, folder=run.folder)
+        learner, held_out = build(read, offline=offline, observer=noted, folder=run.folder)
+    noted.write(run)
     evaluation = Session(learner, run, observer, held_out).work()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
@@ -164,7 +167,7 @@ def evaluate(
     with _watching(observer) as watcher:
         judge = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
-        check_references(chosen, [], prompts)
+        check_prompts(chosen, [], prompts, watcher)
         check_companions(chosen)
         say_walls(chosen, watcher)
 
@@ -257,7 +260,7 @@ def score(
             )
     for name in rewards:
         # Before the model is loaded.
-        REWARDS.get(name).check_options((options or {}).get(name, {}), beside=())
+        _check_scorable(name, (options or {}).get(name, {}), texts, reference)
     needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
     judge = None
     if needed:
@@ -274,6 +277,20 @@ def score(
         {"text": text, "parts": {name: float(values[place]) for name, values in found.parts.items()}}
         for place, text in enumerate(texts)
     ]
+
+
+def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
+    """Raises InputError where a reward cannot judge these texts."""
+    chosen = REWARDS.get(name)
+    chosen.check_options(options, beside=())
+    if getattr(chosen.function, "needs_reference", False) and not (reference and reference.strip()):
+        raise InputError(f"'{name}' needs a reference, the true answer: give it with --reference TEXT or reference=...")
+    if not chosen.english_only(options):
+        return
+    for place, text in enumerate([*texts, reference or ""], start=1):
+        if mostly_unspaced(text):
+            which = "the reference" if place > len(texts) else f"text {place}"
+            raise InputError(f"'{name}' knows English only, and {which} is Chinese or Japanese: leave one of them out")
 
 
 def listing(what: str) -> list[dict[str, str]]:

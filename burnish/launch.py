@@ -21,6 +21,8 @@ from burnish.sections import OpenSection
 from burnish.session import Interrupted
 
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
+FILES_OF: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}
+"""Reward or source of rows -> its option that is the path of a file."""
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=OpenSection)
@@ -85,6 +87,38 @@ def discarded_on_failure(run: Run, *, fresh: bool) -> Iterator[None]:
         raise
 
 
+class Noting:
+    """An observer that hands everything on, and notes what is a warning: what was said before the first step belongs to
+    the run as much as what the steps say."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.warnings: list[str] = []
+
+    def write(self, run: Run) -> None:
+        """Adds to warnings.jsonl, under step 0, what does not stand there."""
+        known = {row.get("text") for row in run.rows("warnings.jsonl")}
+        if new := [text for text in dict.fromkeys(self.warnings) if text not in known]:
+            run.append("warnings.jsonl", [{"step": 0, "kind": "start", "text": text} for text in new])
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        if level == "warning":
+            self.warnings.append(text)
+        self.observer.message(text, level=level)
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None:
+        self.observer.start(name=name, steps=steps, first_step=first_step)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self.observer.step(metrics)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        self.observer.progress(phase, done, total)
+
+    def finish(self) -> None:
+        self.observer.finish()
+
+
 def warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
     """Says which of the things that a run's bits hang on are no longer what they were."""
     path = run.folder / "environment.json"
@@ -105,8 +139,8 @@ def with_absolute_model(recipe: J) -> J:
     if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
     if isinstance(recipe, Recipe):
-        rewards = [with_absolute_path(section, "reward_model") for section in recipe.reward]
-        metrics = [with_absolute_path(section, "reward_model") for section in recipe.evaluation.metrics]
+        rewards = [with_absolute_path(section) for section in recipe.reward]
+        metrics = [with_absolute_path(section) for section in recipe.evaluation.metrics]
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
         recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
@@ -117,9 +151,10 @@ def with_absolute_model(recipe: J) -> J:
     return recipe.model_copy(update={"policy": policy})
 
 
-def with_absolute_path(section: S, use: str) -> S:
-    """A section that means the same file wherever the run is taken up again, if it is of that kind."""
-    path = section.options.get("path")
-    if section.use != use or not isinstance(path, str):
+def with_absolute_path(section: S) -> S:
+    """A section that means the same file wherever the run is taken up again, if it names one."""
+    option = FILES_OF.get(section.use, "")
+    path = section.options.get(option)
+    if not isinstance(path, str) or not path:
         return section
-    return type(section).model_validate({**section.model_dump(), "path": str(expanded(path).absolute())})
+    return type(section).model_validate({**section.model_dump(), option: str(expanded(path).absolute())})

@@ -104,10 +104,13 @@ class Totals:
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """reward/mean, reward/std and the mean of each part; the mean of a normalised total would be 0 at every step."""
+    """reward/mean, reward/std and the mean of each part, since the mean of a normalised total would be 0 at every step;
+    gate/<part>, the share of completions that reached its gate; weight/<part>, where that follows a schedule."""
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
     plain = scores.total if scores.plain is None else scores.plain
-    return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts}
+    gates = {f"gate/{name}": float(reached.mean()) for name, reached in scores.passed.items()}
+    weights = {f"weight/{name}": scores.weights[name] for name in scores.scheduled}
+    return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts, **gates, **weights}
 
 
 def pair_metrics(margins: Tensor) -> dict[str, float]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from burnish.recipe import Job
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
+BROKEN_ROWS = "broken_rows.jsonl"
+"""The rows of somebody's data that cannot be used, with their places and reasons; there where there are any."""
 START = "start"
 """Folder of what training started from, where that was made by the run and not loaded."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
@@ -228,7 +230,7 @@ class Run:
         """Takes away what ``create`` made, of a run that never began; other files in the folder stay."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", ".lock"):
+            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):

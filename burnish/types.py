@@ -119,6 +119,8 @@ class Scores:
         weights: name -> the part's weight.
         plain: [N], the total without normalisation, which can be compared between steps; None: the same as the total.
         tokens: where some part's credit is finer than the completion, in training, which token earned what.
+        passed: of each part with a gate, name -> [N], whether the completion reached it.
+        scheduled: names of the parts whose weight follows a schedule.
     """
 
     total: np.ndarray
@@ -126,6 +128,8 @@ class Scores:
     weights: Mapping[str, float]
     plain: np.ndarray | None = None
     tokens: TokenRewards | None = None
+    passed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scheduled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,10 +17,13 @@ from burnish.algorithm_section import critic_of, preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
 from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
+from burnish.policies.vocabulary import check_plain
 from burnish.protocols import Lagging, LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
 from burnish.recipe import Job, PolicySection, Recipe
 from burnish.rewards.combine import Combination
+from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
+from burnish.run import BROKEN_ROWS, explained, write_text
 from burnish.session import optimizer_for
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
@@ -99,8 +103,8 @@ def build(
     keep_freed_memory()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    train, held_out = task_prompts(recipe, offline=offline, observer=observer)
-    check_references(recipe, train, held_out)
+    train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
+    check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
     say_walls(recipe, observer)
     policy: Policy
@@ -146,12 +150,21 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
 
 
 def task_prompts(
-    recipe: Recipe, *, offline: bool = False, observer: Observer | None = None
+    recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts of the recipe's task, its data fetched where that is needed."""
+    """Training and held-out prompts of the recipe's task, its data fetched where that is needed.
+
+    Args:
+        folder: the run folder, where rows that cannot be used are listed.
+    """
     task = prepared_task(recipe, offline=offline, observer=observer)
     with task_errors(recipe.task.use):
         sides = list(task.train()), list(task.evaluation())
+    broken = getattr(task, "broken", ())
+    if broken and folder is not None:
+        lines = [json.dumps({"place": row.place, "reason": row.reason}, ensure_ascii=False) for row in broken]
+        with explained(f"cannot write {folder / BROKEN_ROWS}"):
+            write_text(folder / BROKEN_ROWS, "\n".join(lines) + "\n")
     train, held_out = checked_prompts(*sides, recipe.task.use)
     return train, held_out[: recipe.evaluation.prompts]
 
@@ -195,6 +208,36 @@ def checked_prompts(train: list[Prompt], held_out: list[Prompt], name: str) -> t
             f"task '{name}' has prompt '{min(both)}' on both sides: held-out prompts must not be trained on"
         )
     return train, held_out
+
+
+def check_prompts(
+    recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = (), observer: Observer | None = None
+) -> None:
+    """Raises InputError where a prompt is nothing for the policy or for a reward: before a model is loaded, or made."""
+    check_references(recipe, train, held_out)
+    check_languages(recipe, [*train, *held_out], observer)
+    if recipe.policy.use in ("lstm", "module"):
+        for prompt in (*train, *held_out):
+            check_plain(prompt)
+
+
+def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:
+    """Raises InputError where a reward or a metric knows English only (``function.english_only``) and most references are
+    Chinese or Japanese. Where prompts are and references are not there, a warning: the answers may be English."""
+    references = [prompt.reference for prompt in prompts if prompt.reference is not None]
+    texts = references or [prompt.text for prompt in prompts]
+    if 2 * sum(map(mostly_unspaced, texts)) <= len(texts):
+        return
+    for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
+        for index, section in enumerate(sections):
+            if not REWARDS.get(section.use).english_only(section.options):
+                continue
+            what = "references" if references else "prompts"
+            said = f"{key}.{index}: '{section.use}' knows English only, and most {what} of task '{recipe.task.use}' are not"
+            if references:
+                raise InputError(f"{said}: leave it out")
+            if observer is not None:
+                observer.message(f"{said}: answers that are not English score about 0", level="warning")
 
 
 def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> None:

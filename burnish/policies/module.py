@@ -22,7 +22,7 @@ from burnish.errors import InputError
 from burnish.generation.sampling import sampling_logprobs
 from burnish.policies.contract import check_module
 from burnish.policies.layout import memory_bytes
-from burnish.policies.vocabulary import FILE, Vocabulary, read_vocabulary, write_vocabulary
+from burnish.policies.vocabulary import FILE, Vocabulary, check_plain, read_vocabulary, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -100,11 +100,7 @@ class ModuleModel:
             InputError: a character has no token, the prompt is empty and there is no token to begin with, or it is a
                 conversation, for which a bare vocabulary has no template.
         """
-        if prompt.messages:
-            raise InputError(
-                f"prompt '{prompt.id}' is a conversation, and this policy has no chat template: set task.chat = false, or "
-                "give the task's prompts no messages"
-            )
+        check_plain(prompt)
         begin = () if self.vocabulary.begin is None else (self.vocabulary.begin,)
         try:
             ids = (*begin, *self.vocabulary.encode(prompt.text))

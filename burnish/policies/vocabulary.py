@@ -17,10 +17,21 @@ from burnish.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from burnish.types import Prompt
+
 FILE = "vocabulary.json"
 KINDS = ("character", "byte", "bpe")
 END, UNKNOWN = "<end>", "<unknown>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def check_plain(prompt: Prompt) -> None:
+    """Raises InputError where a prompt is a conversation, for which a bare vocabulary has no template."""
+    if prompt.messages:
+        raise InputError(
+            f"prompt '{prompt.id}' is a conversation, and this policy has no chat template: set task.chat = false, or "
+            "give the task's prompts no messages"
+        )
 
 
 class Vocabulary(Protocol):

@@ -106,6 +106,12 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
         used |= {key, f"held_out/{key}"}
         if _has(rows, key):
             yield Chart(f"Part: {printable(part)}", _figure(traces), "Before its weight.")
+    keys = sorted({key for row in rows for key in row})
+    for key in (key for key in keys if key.startswith("gate/")):
+        note = "Share of completions that reached it; the others had no credit from other parts."
+        yield from _simple(rows, key, f"Gate: {key.removeprefix('gate/')}", used, note, layout=_SHARE)
+    for key in (key for key in keys if key.startswith("weight/")):
+        yield from _simple(rows, key, f"Weight: {key.removeprefix('weight/')}", used, "By its schedule.")
     for key in sorted({key for row in rows for key in row if key.startswith("held_out/")} - used):
         used.add(key)
         metric = key.removeprefix("held_out/")

@@ -164,6 +164,8 @@ def _warnings(run: RunData) -> list[tuple[str, str]]:
 def _when(steps: list[int]) -> str:
     if not steps:
         return ""
+    if steps == [0]:
+        return "at the start"
     if len(steps) <= 3:
         return f"step{'s' if len(steps) > 1 else ''} " + ", ".join(map(str, steps))
     return f"{len(steps)} steps from {steps[0]} to {steps[-1]}"

@@ -66,7 +66,10 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     prompt = completion.prompt
     name, entry = prompt.metadata.get("generator"), prompt.metadata.get("entry")
     if not isinstance(name, str) or entry is None:
-        raise InputError(f"reward 'verifier' judges the task \"reasoning\", and prompt '{prompt.id}' is of another one")
+        raise InputError(
+            f"reward 'verifier' judges the task \"reasoning\", and prompt '{prompt.id}' is of another one: use 'numeric' or "
+            "'exact' here, or measure a model by it (burnish evaluate MODEL --recipe reasoning)"
+        )
     given = answer_in(completion.text, answer)
     if not given or len(given) > LONGEST_ANSWER:
         return 0.0
@@ -91,6 +94,8 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
 
     Raises:
         InputError: the reference holds no number, or an option is out of range.
+
+    Source: how answers to GSM8K are judged (Cobbe et al. 2021, arXiv 2110.14168); the tolerance is our own.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError(f"numeric: tolerance = {tolerance} must be a number of at least 0")

@@ -69,6 +69,9 @@ def unit_tests(
     Raises:
         InputError: the tests are missing or not of that form.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
+
+    Source: functional correctness as of HumanEval (Chen et al. 2021, arXiv 2107.03374) and the share of tests as of APPS
+    (Hendrycks et al. 2021, arXiv 2105.09938).
     """
     asked: list[_Question] = []
     for completion in completions:

@@ -144,14 +144,16 @@ class Combination:
         weights = {part.name: part.weight_at(step) for part in self.parts}
         clipped = {part.name: _cut(part, parts[part.name]) for part in self.parts}
         plain = self._gated_sum(clipped, parts, weights)
+        passed = {part.name: parts[part.name] >= part.gate for part in self.parts if part.gate is not None}
+        scheduled = tuple(part.name for part in self.parts if part.schedule is not None)
+        found = Scores(plain, parts, weights, passed=passed, scheduled=scheduled)
         if step is None:
-            return Scores(total=plain, parts=parts, weights=weights)
+            return found
         if all(part.normalise is None for part in self.parts):
-            tokens = self._dealt(completions, clipped, own, weights)
-            return Scores(total=plain, parts=parts, weights=weights, tokens=tokens)
+            return replace(found, tokens=self._dealt(completions, clipped, own, weights))
         normalised = {part.name: self._normalised(part, clipped[part.name], completions) for part in self.parts}
         tokens = self._dealt(completions, normalised, own, weights)
-        return Scores(self._gated_sum(normalised, parts, weights), parts, weights, plain, tokens)
+        return replace(found, total=self._gated_sum(normalised, parts, weights), plain=plain, tokens=tokens)
 
     def remember(self, scores: Scores) -> None:
         """Takes a step's rewards into what later steps' are normalised by; before, they were compared with earlier ones."""

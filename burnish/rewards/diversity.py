@@ -94,6 +94,8 @@ def repetition(text: str, *, n: int = 2) -> float:
 
     Raises:
         InputError: n below 1.
+
+    Source: the share of repeated n-grams (seq-rep-n) of Welleck et al. 2019, arXiv 1908.04319; the second part is our own.
     """
     tokens = words(text)
     grams = list(ngrams(tokens, n))
@@ -139,6 +141,8 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
 
     Raises:
         InputError: n below 1.
+
+    Source: the idea of Self-BLEU (Zhu et al. 2018, Texygen, arXiv 1802.01886), with the share of common n-grams.
     """
     grams = [set(ngrams(words(completion.text), n)) for completion in completions]
     groups: dict[str, list[int]] = {}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.rewards.diversity import words
+from burnish.rewards.patterns import MOST_WAYS, ways
 from burnish.rewards.registry import checked_by
+from burnish.rewards.schema import errors_of
 
 UNITS = ("words", "characters")
-MOST_WAYS = 10_000_000
-"""Ways of matching that a pattern may have on the longest text. A million take some hundredths of a second."""
-
 KINDS: Mapping[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
@@ -57,6 +54,8 @@ def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words"
 
     Raises:
         InputError: no such unit, or no such band.
+
+    Source: our own, after the soft limits on length of RL recipes (such as DAPO's, arXiv 2503.14476, section 3.4).
     """
     _check_length_band(low=low, high=high, unit=unit)
     if unit == "words":
@@ -91,6 +90,8 @@ def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
 
     Raises:
         InputError: the pattern is missing, is none, or could take too long.
+
+    Source: the format rewards of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2) are such patterns.
     """
     compiled = _compiled(pattern, longest)
     bare = text.strip()
@@ -116,51 +117,18 @@ def _compiled(pattern: str, longest: int) -> re.Pattern[str]:
     return compiled
 
 
-def ways(pattern: str, longest: int) -> float:
-    """A bound on how many ways the pattern can be tried on a text of so many characters, from one place on.
-
-    A sequence has the product of its parts' ways, an alternative their sum, and a repeat the sum, over the times that it
-    may repeat, of its body's ways to that power.
-
-    Raises:
-        re.error: no pattern.
-        InputError: something in it that this count does not know.
-    """
-    # What `re` itself reads patterns with; it has no public name since Python 3.11.
-    return _ways_of(importlib.import_module("re._parser").parse(pattern), longest)
-
-
-def _ways_of(parsed: Iterable[tuple[Any, Any]], longest: int) -> float:
-    total = 1.0
-    for operation, given in parsed:
-        name = str(operation)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            least, most, body = given
-            total *= _repeated(_ways_of(body, longest), min(int(least), longest), min(int(most), longest))
-        elif name == "SUBPATTERN":
-            total *= _ways_of(given[-1], longest)
-        elif name in ("ASSERT", "ASSERT_NOT"):
-            total *= _ways_of(given[1], longest)
-        elif name == "ATOMIC_GROUP":
-            total *= _ways_of(given, longest)
-        elif name == "BRANCH":
-            total *= sum(_ways_of(branch, longest) for branch in given[1])
-        elif name not in ("LITERAL", "NOT_LITERAL", "ANY", "IN", "AT", "CATEGORY", "GROUPREF"):
-            raise InputError(f"regex: a pattern with {name} is not supported: write it without")
-    return total
-
-
-def _repeated(once: float, least: int, most: int) -> float:
-    if once == 1.0:
-        return float(most - least + 1)
-    # The last addend alone decides whether it is too many; more than that is not needed, and would overflow.
-    return math.inf if most * math.log(once) > 300 else sum(once**times for times in range(least, most + 1))
-
-
 # JSON ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_json_format(*, required: Mapping[str, Any], extra: bool, fenced: bool) -> None:
+def _check_json_format(
+    *, required: Mapping[str, Any], extra: bool, fenced: bool, schema: Mapping[str, Any], schema_file: str
+) -> None:
+    if bool(required) + bool(schema) + bool(schema_file) > 1:
+        raise InputError("json_format: required, schema and schema_file each say what is wanted: give one of them")
+    if not extra and (schema or schema_file):
+        raise InputError("json_format: extra belongs to required: write additionalProperties = false into the schema")
+    if schema or schema_file:
+        errors_of(schema, schema_file)
     for key, kind in required.items():
         if not isinstance(kind, str) or kind not in KINDS:
             near = nearest(kind, KINDS) if isinstance(kind, str) else ""
@@ -174,12 +142,16 @@ def json_format(
     required: dict[str, str] = {},  # noqa: B006 - read, never changed; a default is how an option's kind is known
     extra: bool = True,
     fenced: bool = False,
+    schema: dict[str, Any] = {},  # noqa: B006 - as above
+    schema_file: str = "",
 ) -> float:
-    """How far a text is a JSON object with the required keys, in [0, 1]: 0 where it is none.
+    """How far a text is JSON of the wanted form, in [0, 1]: 0 where it is no JSON.
 
-    With k required keys, r of them present with a value of the right type, ``(1 + r) / (1 + k)``. Strict: no text around
-    it, no NaN, no key twice. Fails by: not looking at values, so that empty texts and zeros under the right keys score
-    in full, and by paying ``1 / (1 + k)`` for ``{}``.
+    With ``required``, it is an object with those k keys: r of them present with a value of the right type score
+    ``(1 + r) / (1 + k)``. With a JSON Schema, ``1 / (1 + e)`` for e errors under it, as a validator lists them. With none,
+    any object scores 1. Strict: no text around it, no NaN, no key twice. Fails by: looking at the form alone, so that empty
+    texts and zeros under the right keys score in full, by paying ``1 / (1 + k)`` for ``{}``, and by counting a wrong list
+    of ten items, or a wrong choice of ``anyOf``, as one error.
 
     Args:
         text: what was sampled; white space at either end is left out.
@@ -187,11 +159,18 @@ def json_format(
             or "any".
         extra: whether other keys may stand beside them; where not, an object with one scores 0.
         fenced: whether the text may also be a Markdown code block that holds the JSON and nothing else.
+        schema: a JSON Schema, as a table. ``format`` is not checked, and nothing outside of it is read. If it has patterns,
+            a text of more than 2,000 characters scores 0.
+        schema_file: the path of a JSON file with one, instead.
 
     Raises:
-        InputError: an unknown type.
+        InputError: an unknown type, more than one of ``required``, ``schema`` and ``schema_file``, no JSON Schema, or the
+            package is not installed (``pip install 'burnish[schema]'``).
+
+    Source: RFC 8259; JSON Schema, draft 2020-12 or the one that ``$schema`` names, by the package jsonschema. The share of
+    right keys and the falling score are our own.
     """
-    _check_json_format(required=required, extra=extra, fenced=fenced)
+    _check_json_format(required=required, extra=extra, fenced=fenced, schema=schema, schema_file=schema_file)
     bare = text.strip()
     if fenced and (inside := _FENCE.fullmatch(bare)):
         bare = inside[1]
@@ -200,6 +179,9 @@ def json_format(
     except (ValueError, RecursionError):
         # Also for a number of thousands of digits, and brackets nested thousands deep.
         return 0.0
+    if schema or schema_file:
+        errors = errors_of(schema, schema_file)(bare, found)
+        return 0.0 if errors is None else 1.0 / (1 + errors)
     if not isinstance(found, dict) or (not extra and found.keys() - required.keys()):
         return 0.0
     right = sum(key in found and KINDS[kind](found[key]) for key, kind in required.items())

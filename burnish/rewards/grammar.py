@@ -35,9 +35,9 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
     ``1 - min(1, errors / words / worst)``. Harper, a checker of rules without a network, reads the text behind the end of
     its prompt, so that a continuation may begin within a sentence; errors that begin in the prompt are not counted,
     nor one in the last word of a text that was cut off. Spelling counts in words of small letters, since a name is in no
-    list. A text without an English word, Chinese among it, scores 0. Fails by: finding few of a fluent text's errors,
-    and none of sense: "The moon ate Tuesday." is flawless; favouring short plain sentences, which have nowhere to err;
-    calling dialect and verse wrong.
+    list. A text without an English word scores 0; where references are Chinese, a recipe with it is refused. Fails by:
+    finding few of a fluent text's errors, and none of sense: "The moon ate Tuesday." is flawless; favouring short plain
+    sentences, which have nowhere to err; calling dialect and verse wrong.
 
     Args:
         completion: what was sampled.
@@ -68,6 +68,9 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
         if 0 <= start < end and not (misspelt and (not spelling or not lint.problem_text[:1].islower())):
             errors += 1
     return 1.0 - min(1.0, errors / len(words) / worst)
+
+
+grammar.english_only = lambda **_: True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=len(DIALECTS))

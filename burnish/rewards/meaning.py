@@ -27,9 +27,9 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
 
     The cosine between two embeddings, each the mean of a text's token vectors. The built-in model is all-MiniLM-L6-v2 (23 M
     parameters), which knows English: Chinese characters that are not in its vocabulary look alike to it, so for Chinese
-    name a model that knows it. A text without a word has nothing to compare and scores 0. Fails by: calling texts on one
-    subject alike whatever they claim of it ("rose" and "fell" are near), paying for words of the subject in any order,
-    and reading the first 256 tokens alone.
+    references it is refused: name a model that knows Chinese. A text without a word has nothing to compare and scores 0.
+    Fails by: calling texts on one subject alike whatever they claim of it ("rose" and "fell" are near), paying for words of
+    the subject in any order, and reading the first 256 tokens alone.
 
     Args:
         completions: what was sampled; their prompts must have references.
@@ -54,6 +54,7 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
 
 
 similarity.needs_reference = True  # type: ignore[attr-defined]
+similarity.english_only = lambda *, model: not model  # type: ignore[attr-defined]
 
 
 def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:

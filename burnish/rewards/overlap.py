@@ -106,6 +106,8 @@ def exact(completion: Completion) -> float:
 
     Raises:
         InputError: the prompt has no reference.
+
+    Source: the exact match of question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
     """
     return float(completion.text.strip() == reference_of(completion, "exact").strip())
 

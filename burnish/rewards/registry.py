@@ -88,6 +88,12 @@ class RewardFunction:
                 f"credit = \"{credit}\": '{self.name}' needs the whole completion: {reason}: leave credit out"
             )
 
+    def english_only(self, options: Mapping[str, Any]) -> bool:
+        """Whether, with these options, it makes nothing of a text in another language (``function.english_only``, a
+        function of all options)."""
+        rule = getattr(self.function, "english_only", None)
+        return bool(rule is not None and rule(**{**self.options, **options}))
+
     def __call__(
         self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
     ) -> list[Any]:

@@ -135,7 +135,7 @@ class Verb(Generic[R, T]):
 
         def chosen(source: str | Path | Mapping[str, Any]) -> R:
             read = with_absolute_model(load_supervised(self.kind, source, overrides, changes=changes))
-            return read.model_copy(update={"data": with_absolute_path(read.data, "jsonl")})
+            return read.model_copy(update={"data": with_absolute_path(read.data)})
 
         return in_run(
             lambda: run_of(

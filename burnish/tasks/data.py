@@ -27,7 +27,8 @@ class Data(TwoSided):
     """Prompts out of a JSONL, CSV or Parquet file, or a data set of the hub.
 
     The side of a prompt hangs on a hash of its text (white space aside), or of the column ``group``. A prompt that was there
-    before is left out and counted. Rows that cannot be used are counted, and the first ones listed with their reasons.
+    before is left out and counted. Rows that cannot be used are counted, the first ones are listed with their reasons, and a
+    run lists all of them in its ``broken_rows.jsonl``.
 
     Args:
         path: the file; a relative path is meant from the folder the command runs in.
@@ -51,6 +52,9 @@ class Data(TwoSided):
     Raises:
         InputError: options that cannot be meant, a file that cannot be read, a column that no row has, or too many broken
             rows.
+
+    Attributes:
+        broken: once the data are read, the rows that cannot be used, with their places and reasons.
     """
 
     name = "data"
@@ -101,10 +105,11 @@ class Data(TwoSided):
         self.prompt = "" if template or messages else prompt
         self.fields = _fields(template)
         self.origin = dataset or str(self.path)
+        self.broken: tuple[tables.Row, ...] = ()
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
         found: list[Example] = []
-        broken: list[str] = []
+        broken: list[tables.Row] = []
         total = 0
         for row in self._rows(offline):
             total += 1
@@ -113,18 +118,18 @@ class Data(TwoSided):
                     raise ValueError(row.reason)
                 found.append(self._example(row.values))
             except ValueError as error:
-                broken.append(f"{row.place}: {error}")
+                broken.append(tables.Row(row.place, None, str(error)))
         if not total:
             raise InputError(f"'{self.origin}' has no rows: nothing to ask")
         if broken:
+            listed = "; ".join(f"{row.place}: {row.reason}" for row in broken[:LISTED])
             more = "; ..." if len(broken) > LISTED else ""
-            said = (
-                f"{len(broken)} of {total} rows of '{self.origin}' cannot be used: {'; '.join(broken[:LISTED])}{more}"
-            )
+            said = f"{len(broken)} of {total} rows of '{self.origin}' cannot be used: {listed}{more}"
             if len(broken) > self.max_broken * total:
                 raise InputError(f"{said}; mend them, or raise max_broken (now {self.max_broken})")
             if observer:
                 observer.message(f"data: {said}", level="warning")
+        self.broken = tuple(broken)
         return found
 
     def _rows(self, offline: bool) -> Iterator[tables.Row]:

@@ -153,3 +153,18 @@ def test_a_first_use_is_not_silent(
 def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
     (row,) = api.score([""], rewards=["perplexity"], model=str(tiny("llama")))
     assert row == {"text": "", "parts": {"perplexity": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("use", "text", "reference", "message"),
+    [
+        ("bleu", "a", None, "'bleu' needs a reference, the true answer: give it with --reference TEXT"),
+        ("bleu", "a", " ", "'bleu' needs a reference"),
+        ("grammar", "你好吗", None, "'grammar' knows English only, and text 1 is Chinese or Japanese"),
+        ("similarity", "hello", "你好吗", "'similarity' knows English only, and the reference is Chinese"),
+        ("verifier", "7", "7", "use 'numeric' or 'exact' here"),
+    ],
+)
+def test_a_score_that_cannot_be_had_says_how(use: str, text: str, reference: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        api.score([text], rewards=[use], reference=reference)

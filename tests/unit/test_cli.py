@@ -160,7 +160,7 @@ class TestScore:
 
     def test_without_a_reference(self, monkeypatch, capsys):
         assert run(monkeypatch, "score", "x", "--use", "bleu") == 2
-        assert "needs a reference" in capsys.readouterr().err
+        assert "needs a reference, the true answer: give it with --reference TEXT" in capsys.readouterr().err
 
 
 class TestGenerate:

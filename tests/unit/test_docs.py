@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tomllib
 from collections.abc import Iterator
@@ -64,8 +65,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", f"`{shown}`"
 
 
-def test_every_key_of_a_recipe_is_explained_with_its_default() -> None:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read("docs/recipe.md"), re.M)
+RECIPE_PAGES = ("docs/recipe.md", "docs/recipe.zh-CN.md")
+
+
+@pytest.mark.parametrize("page", RECIPE_PAGES)
+def test_every_key_of_a_recipe_is_explained_with_its_default(page: str) -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
     assert sorted(rows) == sorted(keys(Recipe))
 
 
@@ -78,7 +83,14 @@ def test_every_key_of_the_recipes_for_rows_is_explained_with_its_default(page: s
 @pytest.mark.parametrize("name", REWARDS.names())
 def test_the_options_of_rewards_are_explained(name: str) -> None:
     for option in REWARDS.get(name).options:
-        assert f"`{option}`" in read("docs/recipe.md")
+        assert all(f"`{option}`" in read(page) for page in RECIPE_PAGES), option
+
+
+@pytest.mark.parametrize("name", REWARDS.names())
+def test_a_reward_says_its_range_its_failures_and_its_source(name: str) -> None:
+    text = " ".join((inspect.getdoc(REWARDS.get(name).function) or "").split())
+    assert re.search(r"Fails by:? ", text) and "Source: " in text
+    assert re.search(r"in \[-?\d+, (\d+|inf)\]|, else 0\.0|[Ii]n \(0, 1\]|1 where|any number", text), "its range"
 
 
 @pytest.mark.parametrize("page", PAGES)

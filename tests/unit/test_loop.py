@@ -12,7 +12,7 @@ import pytest
 import burnish.loop
 import burnish.training
 from burnish.api import train
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, InputError
 from burnish.recipe import RECIPES
 from burnish.run import comparable, read_lines
 from burnish.session import Interrupted
@@ -119,6 +119,45 @@ def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatc
     assert "gamed" in observer.warnings and observer.warnings.count("gamed") == 1
     assert [row["step"] for row in rows if row["kind"] == "diversity"] == [6]
     assert json.dumps(rows).count("same reward") <= 1
+
+
+def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
+    gated = [
+        {"use": "exact"},
+        {"use": "repetition", "name": "shut", "weight": 0.0, "gate": 2.0},
+        {"use": "length_band", "name": "open", "weight": 0.0, "gate": -1.0},
+        {"use": "repetition", "name": "fading", "schedule": {"start": 1.0, "end": 0.0, "steps": 3}},
+    ]
+    observer = Silent()
+    done = toy(tmp_path / "run", "steps=6", observer=observer, reward=gated)
+    rows = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert [row["gate/shut"] for row in rows] == [0.0] * 6 and [row["gate/open"] for row in rows] == [1.0] * 6
+    assert [row["weight/fading"] for row in rows] == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0] and "weight/exact" not in rows[0]
+    (text,) = [text for text in observer.warnings if "gate" in text]
+    assert text.startswith("no sample of the last 5 steps reached the gate of 'shut'") and "lower gate" in text
+    assert "Gate: shut" in done.report.read_text(encoding="utf-8")
+
+
+def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    # Words of their own: texts with long runs in common would lie on one side.
+    rows = [f"word{i} and word{i + 500},answer{i}" for i in range(200)]
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n,empty\n", encoding="utf-8")
+    task = {"use": "data", "path": str(data), "reference": "answer", "chat": False}
+    small = ["policy.use=lstm", "policy.lstm={embedding=4, hidden=4}", "steps=2"]
+    observer = Silent()
+    with pytest.raises(InputError, match="2 of 202 rows"):
+        toy(tmp_path / "refused", *small, "task.max_broken=0.001", task=task)
+    assert not (tmp_path / "refused").exists()
+    done = toy(tmp_path / "run", *small, observer=observer, task=task)
+    broken = list(read_lines(tmp_path / "run" / "broken_rows.jsonl"))
+    assert [row["place"] for row in broken] == ["line 202", "line 203"] and "1 fields where" in broken[0]["reason"]
+    (warning,) = [row for row in read_lines(tmp_path / "run" / "warnings.jsonl") if row["kind"] == "start"]
+    assert warning["step"] == 0 and warning["text"] in observer.warnings and "2 of 202 rows" in warning["text"]
+    page = done.report.read_text(encoding="utf-8")
+    assert "2 of 202 rows" in page and "at the start" in page
+    train(resume=tmp_path / "run", observer=Silent())
+    assert sum(row["kind"] == "start" for row in read_lines(tmp_path / "run" / "warnings.jsonl")) == 1
 
 
 def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:

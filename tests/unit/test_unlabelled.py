@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from burnish.backends.local import build, check_references, task_prompts
+from burnish.backends.local import build, check_languages, check_prompts, check_references, task_prompts
 from burnish.errors import InputError
 from burnish.recipe import load_recipe
 from burnish.rewards.combine import combine
-from burnish.types import Completion, Prompt
+from burnish.types import Completion, Message, Prompt
 
 
 class Unlabelled:
@@ -56,3 +56,43 @@ def test_the_shipped_recipe_withholds_them_all():
     assert all(prompt.reference is None for prompt in [*train, *held_out])
     labelled, _ = task_prompts(load_recipe("news"), offline=True)
     assert [prompt.text for prompt in labelled] == [prompt.text for prompt in train]
+
+
+CHINESE = [Prompt("a", "从前有一只狐狸", "它想吃葡萄。"), Prompt("b", "山里", "老虎 came")]
+
+
+@pytest.mark.parametrize("use", ["grammar", "similarity"])
+@pytest.mark.parametrize("where", ["reward", "metric"])
+def test_a_reward_that_knows_english_only_is_refused_chinese_references(use, where):
+    reward = [{"use": "repetition"}, {"use": use}] if where == "reward" else [{"use": "repetition"}]
+    metrics = [use] if where == "metric" else []
+    recipe = load_recipe({"name": "x", "reward": reward, "evaluation": {"metrics": metrics}})
+    with pytest.raises(InputError, match=f"'{use}' knows English only, and most references of task 'news' are not"):
+        check_languages(recipe, CHINESE)
+    check_languages(recipe, [Prompt("a", "把这句话译成英文：你好", "Hello.")])
+
+
+def test_chinese_prompts_without_references_are_a_warning():
+    said = []
+
+    class Heard:
+        def message(self, text, *, level="info"):
+            said.append((level, text))
+
+    recipe = load_recipe({"name": "x", "reward": [{"use": "grammar"}]})
+    check_languages(recipe, [Prompt("a", "从前有一只狐狸")], Heard())
+    ((level, text),) = said
+    assert level == "warning" and "answers that are not English score about 0" in text
+
+
+def test_another_model_of_meaning_may_know_chinese():
+    recipe = load_recipe({"name": "x", "reward": [{"use": "similarity", "model": "/models/chinese"}]})
+    check_languages(recipe, CHINESE)
+
+
+def test_conversations_are_refused_to_a_policy_without_a_template_before_it_is_made():
+    talk = Prompt("talk", "hello", messages=(Message("user", "hello"),))
+    recipe = load_recipe({"name": "x", "policy": {"use": "lstm"}, "reward": [{"use": "repetition"}]})
+    with pytest.raises(InputError, match=r"'talk' is a conversation, .* set task.chat = false"):
+        check_prompts(recipe, [Prompt("a", "b"), talk])
+    check_prompts(load_recipe({"name": "x", "reward": [{"use": "repetition"}]}), [talk])
