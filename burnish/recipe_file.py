@@ -164,15 +164,66 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], model)
         return f"unknown key '{path}'{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(known)}{more}"
+    if first["type"] == "missing" and path.rpartition(".")[2].isdigit():
+        # A place in a list of fixed length, and all of those are pairs.
+        return f"{path.rpartition('.')[0]} needs two values, in brackets{more}"
     if first["type"] == "missing":
         hint = ': add a [[reward]] table, for instance use = "bleu"' if path == "reward" else ""
         return f"'{path}' is missing{hint}{more}"
+    if path == "reward" and first["type"] == "too_short":
+        return f'there is no reward: add a [[reward]] table, for instance use = "bleu"{more}'
     if path == "reward" and first["type"] == "list_type":
         return f"reward must be a list of tables: write [[reward]] with two brackets{more}"
-    message = re.sub(r"^Value error, ", "", first["msg"])
     if first["type"] == "value_error":
+        message = re.sub(r"^Value error, ", "", first["msg"])
         return f"{path + ': ' if path else ''}{message}{more}"
-    return f"{path} = {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+    return f"{path} = {_shown(first['input'])}: {_wanted(first)}{more}"
+
+
+_KINDS: Mapping[str, str] = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text, in quotes",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list, in brackets",
+    "tuple_type": "must be a list, in brackets",
+    "too_short": "must not be empty",
+    "too_long": "must have at most {max_length} values",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "must be of a-z, A-Z, digits, '.', '_' and '-', a letter or digit first: it names a folder",
+    "string_too_long": "must have at most {max_length} characters",
+}
+"""What a user did wrong, by pydantic's kind of error, in the words of a recipe."""
+
+
+def _wanted(error: Mapping[str, Any]) -> str:
+    """What a value must be, instead of what it is."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        name = str(error["loc"][-1])
+        return f"must be a table, as in {name if not name.isdigit() else error['loc'][-2]} = {{ key = value }}"
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"must be {context['expected']}{nearest(str(error['input']), known)}"
+    if kind in _KINDS:
+        return _KINDS[kind].format(**{name: _limit(value) for name, value in context.items()})
+    message = str(error["msg"])
+    return message[0].lower() + message[1:]
+
+
+def _limit(value: Any) -> str:
+    return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe would write it, cut where it is long."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:

@@ -275,8 +275,8 @@ def check_companions(recipe: Recipe) -> None:
 
 
 def say_walls(recipe: Recipe, observer: Observer | None = None) -> None:
-    """Has rewards that run what a model writes (``function.stand``) put their walls up before a model is loaded, and says
-    which these are. Raises BurnishError where they do not stand."""
+    """Has rewards that hang on something outside (``function.stand``: a sandbox, another model's address) look for it before
+    a model is loaded, and says what they found. Raises BurnishError where they cannot work."""
     said = set()
     for section in (*recipe.reward, *recipe.evaluation.metrics):
         reward = REWARDS.get(section.use)

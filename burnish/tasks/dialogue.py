@@ -27,7 +27,7 @@ class Dialogue(TwoSided):
     A conversation of several turns gives a prompt for each reply in it, and all of them lie on one side.
 
     Args:
-        language: "en" (about 720 prompts) or "zh" (about 430; translated by a machine, and poor).
+        language: "en" (683 prompts) or "zh" (392; translated by a machine, and poor).
         topics: only these of the data's topics ("emotion", "trivia", ...); none named takes all.
         system: a system message that begins each conversation.
         history: at most so many messages before the last one.

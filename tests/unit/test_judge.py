@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from burnish.backends.local import say_walls
 from burnish.errors import BurnishError, InputError
+from burnish.recipe import load_recipe
 from burnish.rewards import judge as judges
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.judge import judge, number_in
@@ -191,6 +193,27 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
     options = {"model": "m", "cache": str(tmp_path / "c"), "retries": 1, "backoff": 0.0}
     with pytest.raises(BurnishError, match=r"cannot be reached .*asked 2 times"):
         judge(said("x"), url="http://127.0.0.1:9/v1", **options)
+
+
+def test_it_knocks_before_a_model_is_loaded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Heard:
+        def message(self, text: str, *, level: str = "info") -> None:
+            heard.append((level, text))
+
+    def knock(url: str, **options: Any) -> None:
+        reward = {"use": "judge", "model": "wise", "url": url, **options}
+        say_walls(load_recipe({"name": "x", "reward": [reward]}), Heard())  # type: ignore[arg-type]
+
+    here = f"http://127.0.0.1:{server.server_port}/v1"
+    knock(here)
+    knock("http://127.0.0.1:1/v1")
+    assert [level for level, _ in heard] == ["info", "warning"] and not server.seen
+    assert "nobody answers at http://127.0.0.1:1/v1 (Connection refused)" in heard[1][1]
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(InputError, match=r"NO_SUCH_KEY.*holds no key"):
+        knock(here, key_env="NO_SUCH_KEY")
 
 
 def test_pauses_double_and_a_server_may_ask_for_longer_ones(server, tmp_path, monkeypatch) -> None:

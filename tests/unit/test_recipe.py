@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tomllib
 from typing import Any
 
@@ -126,24 +127,24 @@ class TestRefusals:
             (with_("sampling.temprature", 1.0), r"sampling\.temprature.*did you mean 'temperature'"),
             (with_("algorithm.kl.coeficient", 0.1), r"algorithm\.kl\.coeficient.*did you mean 'coefficient'"),
             (with_("policy.lora.rnk", 4), r"policy\.lora\.rnk.*did you mean 'rank'"),
-            (with_("sampling.temperature", 0.0), r"sampling\.temperature = 0\.0: .*greater than or equal to 0\.000001"),
+            (with_("sampling.temperature", 0.0), r"sampling\.temperature = 0\.0: .*at least 0\.000001"),
             (with_("sampling.temperature", float("nan")), r"sampling\.temperature = nan"),
             (
                 with_("sampling.temperature", 1e-320),
-                r"sampling\.temperature = 1e-320: .*greater than or equal to 0\.000001",
+                r"sampling\.temperature = 1e-320: .*at least 0\.000001",
             ),
             (
                 with_("sampling.samples_per_prompt", 10**20),
-                r"samples_per_prompt = 10+: .*less than or equal to 1048576",
+                r"samples_per_prompt = 10+: .*at most 1048576",
             ),
-            (with_("sampling.max_new_tokens", 10**20), r"max_new_tokens = 10+: .*less than or equal to 1048576"),
-            (with_("evaluation.resamples", 10**20), r"resamples = 10+: .*less than or equal to 1000000"),
-            (with_("algorithm.epochs", 10**9), r"epochs = 10+: .*less than or equal to 1000"),
-            (with_("threads", 100_000), r"threads = 100000: .*less than or equal to 1024"),
-            (with_("steps", 10**24), r"steps = 10+: .*less than or equal to 1000000000"),
+            (with_("sampling.max_new_tokens", 10**20), r"max_new_tokens = 10+: .*at most 1048576"),
+            (with_("evaluation.resamples", 10**20), r"resamples = 10+: .*at most 1000000"),
+            (with_("algorithm.epochs", 10**9), r"epochs = 10+: .*at most 1000"),
+            (with_("threads", 100_000), r"threads = 100000: .*at most 1024"),
+            (with_("steps", 10**24), r"steps = 10+: .*at most 1000000000"),
             (with_("name", "a" * 400), "name = 'a+"),
-            (with_("sampling.top_p", 1.5), r"sampling\.top_p = 1\.5: .*less than or equal to 1"),
-            (with_("steps", 2.0), r"steps = 2\.0: .*integer"),
+            (with_("sampling.top_p", 1.5), r"sampling\.top_p = 1\.5: .*at most 1"),
+            (with_("steps", 2.0), r"steps = 2\.0: .*whole number"),
             (with_("steps", "2"), "steps = '2'"),
             (with_("optimizer.betas", [0.9, 1.0]), r"optimizer\.betas: each beta"),
             (with_("optimizer.schedule", "cosine"), r"optimizer\.schedule = 'cosine': .*'constant' or 'linear'"),
@@ -169,7 +170,7 @@ class TestRefusals:
             ("cispo", ["dual_clip=3.0"], r"algorithm\.dual_clip: the loss of 'cispo' is not PPO's"),
             ("grpo", ["dual_clip=1.15"], r"dual_clip = 1\.15: must be above 1 \+ clip_high = 1\.2"),
             ("grpo", ["dual_clip=1.5", "clip_high=0.5"], r"must be above 1 \+ clip_high = 1\.5"),
-            ("grpo", ["clip_low=1.5"], r"algorithm\.clip_low = 1\.5: .*less than or equal to 1"),
+            ("grpo", ["clip_low=1.5"], r"algorithm\.clip_low = 1\.5: .*at most 1"),
             ("grpo", ["entropy=-0.1"], r"algorithm\.entropy = -0\.1"),
             ("rloo", ["epochs=2"], r"algorithm\.epochs = 2: the loss of 'rloo' has no ratio.*cispo"),
             ("reinforce", ["minibatches=2"], r"algorithm\.minibatches = 2: the loss of 'reinforce' has no ratio"),
@@ -178,7 +179,7 @@ class TestRefusals:
             ("grpo", ["kl.reset_every=5"], r"algorithm\.kl: reset_every is of no use without a KL term"),
             ("grpo", ["kl.coefficient=0.1", "kl.horizon=100.0"], r"horizon .* give target too"),
             ("grpo", ["kl={coefficient=0.1, target=1.0, horizon=9.0}"], r"horizon = 9: a step alone has 32 samples"),
-            ("grpo", ["overlong.share=0.0"], r"algorithm\.overlong\.share = 0\.0: .*greater than 0"),
+            ("grpo", ["overlong.share=0.0"], r"algorithm\.overlong\.share = 0\.0: .*above 0"),
             ("grpo", ["importance.form=cut"], r"algorithm\.importance\.form = 'cut': .*'none', 'truncate' or 'mask'"),
             ("grpo", ["minibatches=33"], r"algorithm\.minibatches = 33: a step has 32 samples"),
         ],
@@ -216,3 +217,32 @@ class TestRefusals:
             assert str(error)
         else:
             assert isinstance(found, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "试验"}, "name = '试验': must be of a-z, A-Z, digits"),
+        ({"steps": "5"}, "steps = '5': must be a whole number"),
+        ({"steps": 1.5}, "steps = 1.5: must be a whole number"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"optimizer": {"learning_rate": True}}, "optimizer.learning_rate = true: must be a number"),
+        ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate = -1: must be above 0"),
+        ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate = inf: must be a finite number"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas needs two values, in brackets"),
+        ({"optimizer": {"betas": 3}}, "optimizer.betas = 3: must be a list, in brackets"),
+        ({"policy": 3}, "policy = 3: must be a table, as in policy = { key = value }"),
+        ({"policy": {"lora": 3}}, "policy.lora = 3: must be a table, as in lora = { key = value }"),
+        ({"policy": {"dtype": "float61"}}, r"policy.dtype = 'float61': must be .*\(did you mean 'float64'\?\)"),
+        ({"guards": {"metrics": "chrf"}}, "guards.metrics = 'chrf': must be a list, in brackets"),
+        ({"reward": []}, r"there is no reward: add a \[\[reward\]\] table"),
+        ({"reward": [3]}, "reward.0 = 3: must be a table, as in reward = { key = value }"),
+        ({"reward": [{"use": 3}]}, "reward.0.use = 3: must be text, in quotes"),
+        ({"reward": [{"use": "bleu", "clip": [0, 1, 2]}]}, "reward.0.clip = .*: must have at most 2 values"),
+        ({"reward": [{"use": "bleu", "normalise": "grp"}]}, r"must be .*\(did you mean 'group'\?\)"),
+    ],
+)
+def test_a_wrong_value_is_told_in_the_words_of_a_recipe(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load_recipe({"name": "x", "reward": [{"use": "repetition"}], **changes})
+    assert "pydantic" not in str(error.value) and " should " not in str(error.value)
