@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.reports import charts, samples, verdict, wording
 from burnish.reports.read import RunData, read_run
 from burnish.reports.wording import number
+from burnish.rewards.diversity import mostly_unspaced
 from burnish.run import explained, write_text
 
 if TYPE_CHECKING:
@@ -108,10 +109,19 @@ def _environment() -> Environment:
         short=wording.short,
         signed=lambda value: wording.short(value) if (number(value) or 0) <= 0 else f"+{wording.short(value)}",
         visible=samples.visible,
+        language=lambda text: Markup(_language(text)),
         # Only for what this package wrote itself: its script, and JSON out of script_json.
         trusted=Markup,
     )
     return environment
+
+
+def _language(text: str) -> str:
+    """The attribute that lets a browser choose the glyphs, and a screen reader the voice, of a text in another language
+    than the page's."""
+    if not mostly_unspaced(text):
+        return ""
+    return ' lang="ja"' if re.search("[\u3040-\u30ff]", text) else ' lang="zh"'
 
 
 def _plotly() -> str:

@@ -176,6 +176,31 @@ def test_the_page_fits_its_window(browser, tmp_path, width, scheme):
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
+def test_chinese_is_set_in_a_font_that_has_it(browser, tmp_path):
+    fonts = subprocess.run(["fc-list", ":lang=zh-cn", "family"], capture_output=True, text=True, check=False).stdout
+    if not fonts.strip():
+        pytest.skip("NO CHINESE FONT: install fonts-noto-cjk to look at Chinese in the report")
+    page = write_report(synthetic_run.write_run(tmp_path))
+    looked_at(browser, page)
+    browser.send("DOM.enable")
+    browser.send("CSS.enable")
+    root = browser.send("DOM.getDocument")["root"]["nodeId"]
+    nodes = browser.send("DOM.querySelectorAll", nodeId=root, selector='.text[lang="zh"]')["nodeIds"]
+    assert nodes and browser.evaluate("document.querySelectorAll('.text:not([lang])').length") > 0
+    looked = 0
+    for node in nodes:
+        used = browser.send("CSS.getPlatformFontsForNode", nodeId=node)["fonts"]
+        text = browser.send("DOM.getOuterHTML", nodeId=node)["outerHTML"]
+        wanted = sum("\u4e00" <= letter <= "\u9fff" for letter in text)
+        if not used:
+            continue  # folded away
+        looked += 1
+        # The font that set the Chinese characters is one of those that the system has for it.
+        most = max(used, key=lambda font: font["glyphCount"])
+        assert most["glyphCount"] >= wanted and most["familyName"] in fonts, used
+    assert looked > 2
+
+
 def test_hostile_text_stays_text(browser, tmp_path):
     folder = synthetic_run.write_run(tmp_path, steps=3, prompts=4)
     spread_hostile_text(folder)
