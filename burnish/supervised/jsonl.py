@@ -13,6 +13,7 @@ from burnish.paths import expanded
 from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.supervised.rows import Broken, Dialogue, Judged, Pair, Row, Rows, Text, Turn, digest, unrepeated
+from burnish.tasks.tables import kind_of
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),
@@ -88,7 +89,7 @@ class JsonLines:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({' '.join(str(error).split())[:80]})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"a {type(row).__name__}, not an object with columns")
+            raise ValueError(f"{kind_of(row)}, not an object with columns")
         for name in COLUMNS[self.format]:
             if self.columns[name] not in row:
                 listed = ", ".join(list(map(str, row))[:8])
@@ -139,7 +140,7 @@ class JsonLines:
     def _string(self, values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
         value = values[name]
         if not isinstance(value, str):
-            raise ValueError(f"'{self.columns[name]}' is a {type(value).__name__}, not text")
+            raise ValueError(f"'{self.columns[name]}' is {kind_of(value)}, not text")
         if not empty and not value.strip():
             raise ValueError(f"'{self.columns[name]}' is empty")
         return value

@@ -176,7 +176,7 @@ class Data(TwoSided):
 
     def _checked(self, value: Any, column: str) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"'{column}' is {'null' if value is None else f'a {type(value).__name__}, not text'}")
+            raise ValueError(f"'{column}' is {tables.kind_of(value)}, not text")
         if not value.strip():
             raise ValueError(f"'{column}' is empty")
         if len(value) > self.max_characters:
@@ -195,7 +195,7 @@ class Data(TwoSided):
             try:
                 value = json.dumps(value, ensure_ascii=False, allow_nan=False)
             except (TypeError, ValueError):
-                raise ValueError(f"'{self.reference}' is a {type(value).__name__} that JSON does not have") from None
+                raise ValueError(f"'{self.reference}' is {tables.kind_of(value)} that JSON does not have") from None
         return self._checked(value, self.reference)
 
     def _conversation(self, value: Any) -> tuple[tuple[Message, ...], str | None]:

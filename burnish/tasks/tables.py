@@ -42,6 +42,12 @@ class Row:
     reason: str = ""
 
 
+def kind_of(value: Any) -> str:
+    """What JSON calls a value: "a number", "an object"; another type by its own name."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
+
+
 def format_of(path: Path, chosen: str = "") -> str:
     """The format of a file by what was chosen or by its name. Raises InputError where neither says it."""
     known = sorted(set(FORMATS.values()))
@@ -92,7 +98,7 @@ def _json_row(place: str, line: bytes) -> Row:
     except (ValueError, RecursionError) as error:
         return Row(place, None, f"not JSON ({' '.join(str(error).split())[:80]})")
     if not isinstance(row, dict):
-        return Row(place, None, f"a {type(row).__name__}, not an object with columns")
+        return Row(place, None, f"{kind_of(row)}, not an object with columns")
     return Row(place, row)
 
 

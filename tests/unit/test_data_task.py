@@ -92,18 +92,18 @@ BROKEN: list[tuple[Any, str]] = [
     (b'{"prompt": "x"', "not JSON"),
     (b"[" * 100_000, "not JSON"),
     (b'["prompt"]', "a list, not an object"),
-    (b"null", "a NoneType, not an object"),
+    (b"null", "null, not an object"),
     ({"promt": "x"}, "no column 'prompt' (did you mean 'promt'?)"),
     ({"prompt": None}, "'prompt' is null"),
-    ({"prompt": 7}, "'prompt' is a int, not text"),
-    ({"prompt": {"text": "x"}}, "'prompt' is a dict, not text"),
+    ({"prompt": 7}, "'prompt' is a number, not text"),
+    ({"prompt": {"text": "x"}}, "'prompt' is an object, not text"),
     ({"prompt": " \n"}, "'prompt' is empty"),
     ({"prompt": "x" * 100_001}, "100,001 characters"),
     (b'{"prompt": "\\ud800"}', "not UTF-8 text"),
     ({"prompt": "no answer"}, "no column 'reference'"),
     ({"prompt": "x", "reference": None}, "'reference' is null"),
     ({"prompt": "x", "reference": ""}, "'reference' is empty"),
-    (b'{"prompt": "x", "reference": NaN}', "'reference' is a float that JSON does not have"),
+    (b'{"prompt": "x", "reference": NaN}', "'reference' is a number that JSON does not have"),
 ]
 
 

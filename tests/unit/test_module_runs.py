@@ -85,7 +85,7 @@ class TestRecipes:
             (["policy.use=lstm", "policy.vocabulary_size=300"], 'belongs to policy.vocabulary = "bpe"'),
             (["policy.use=lstm", "policy.weights=x", "policy.vocabulary=byte"], "brings its own"),
             (["policy.use=lstm", "policy.lstm={hiden=3}"], "did you mean 'hidden'"),
-            (["policy.use=lstm", "policy.vocabulary_size=12", "policy.vocabulary=bpe"], "greater than or equal to 257"),
+            (["policy.use=lstm", "policy.vocabulary_size=12", "policy.vocabulary=bpe"], "must be at least 257"),
         ],
     )
     def test_refusals(self, overrides, message):

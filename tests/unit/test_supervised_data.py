@@ -174,7 +174,7 @@ class TestRecipes:
             (SFTRecipe, SFT, "policy.use=tabular", "only a causal_lm"),
             (SFTRecipe, SFT, "preference.use=dpo", "unknown key 'preference'"),
             (PreferRecipe, PREFER, "preference.use=simpo", "'dpo', 'ipo' or 'kto'"),
-            (PreferRecipe, PREFER, "preference.beta=0", "greater than 0"),
+            (PreferRecipe, PREFER, "preference.beta=0", "preference.beta = 0: must be above 0"),
             (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
         ],
     )
