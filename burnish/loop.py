@@ -219,7 +219,7 @@ class Session(BaseSession[Learner, Measurement]):
             text = f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
             self._warn(step, "equal rewards", text)
         for gate in (key.removeprefix("gate/") for key in recent[-1] if key.startswith("gate/")):
-            if len(recent) == EQUAL_REWARDS and all(row[f"gate/{gate}"] == 0 for row in recent):
+            if len(recent) == EQUAL_REWARDS and all(row.get(f"gate/{gate}") == 0 for row in recent):
                 text = (
                     f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward gave "
                     f"credit; its mean in the last of them was {recent[-1][f'reward/{gate}']:.3g}: lower gate, or fine-tune "

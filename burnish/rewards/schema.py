@@ -16,6 +16,8 @@ from burnish.rewards.patterns import MOST_WAYS, ways
 
 LONGEST = 2000
 """Characters of a text that a schema with patterns is held against; a longer one scores 0."""
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+"""Keywords whose value is a table of schemas by name."""
 MOST_ERRORS = 1000
 """Errors that are counted; a text with more scores as one with so many."""
 
@@ -90,7 +92,11 @@ def _checked(schema: Any, where: str) -> Iterator[str]:
             yield _fast(value, where)
         if key == "patternProperties" and isinstance(value, dict):
             yield from (_fast(pattern, where) for pattern in value)
-        if key not in ("const", "enum", "default", "examples"):
+        if key in _BY_NAME and isinstance(value, dict):
+            # Its keys are names of somebody's own, "default" and "pattern" among them.
+            for below in value.values():
+                yield from _checked(below, where)
+        elif key not in ("const", "enum", "default", "examples"):
             yield from _checked(value, where)
 
 

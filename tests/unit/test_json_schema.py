@@ -49,6 +49,12 @@ def test_what_is_no_json_scores_nothing(text: str) -> None:
     assert json_format(text, schema=PERSON) == 0.0
 
 
+def test_a_property_may_be_called_like_a_keyword() -> None:
+    schema = {"properties": {"pattern": {"const": "("}, "$ref": {"type": "integer"}, "enum": {"enum": ["(a+)+"]}}}
+    assert json_format('{"pattern": "(", "$ref": 1, "enum": "(a+)+"}', schema=schema) == 1.0
+    assert json_format('{"pattern": ")", "$ref": "1", "enum": "a"}', schema=schema) == 0.25
+
+
 def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"enum": [None, 7]}), encoding="utf-8")
@@ -66,6 +72,8 @@ def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
         ({"schema": {"properties": {"a": {"pattern": "^(a+)+$"}}}}, r"'\^\(a\+\)\+\$' has more than"),
         ({"schema": {"properties": {"a": {"pattern": "a+b+c+"}}}}, "begin it with \\^"),
         ({"schema": {"patternProperties": {"^(a|a)*$": {}}}}, "has more than"),
+        ({"schema": {"properties": {"default": {"pattern": "^(a+)+$"}}}}, "has more than"),
+        ({"schema": {"$defs": {"enum": {"$ref": "other.json"}}}}, "is another document"),
         ({"schema_file": "nowhere.json"}, "cannot be read: No such file"),
     ],
 )
