@@ -176,7 +176,8 @@ class Data(TwoSided):
 
     def _checked(self, value: Any, column: str) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"'{column}' is {tables.kind_of(value)}, not text")
+            wrong = "" if value is None else ", not text"
+            raise ValueError(f"'{column}' is {tables.kind_of(value)}{wrong}")
         if not value.strip():
             raise ValueError(f"'{column}' is empty")
         if len(value) > self.max_characters:
