@@ -99,6 +99,8 @@ class Noting:
         """Adds to warnings.jsonl, under step 0, what does not stand there."""
         known = {row.get("text") for row in run.rows("warnings.jsonl")}
         if new := [text for text in dict.fromkeys(self.warnings) if text not in known]:
+            # A kill may have left half a line, which nothing may be written behind.
+            run.cut_back(next(reversed(run.checkpoints()), None))
             run.append("warnings.jsonl", [{"step": 0, "kind": "start", "text": text} for text in new])
 
     def message(self, text: str, *, level: str = "info") -> None:

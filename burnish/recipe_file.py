@@ -206,7 +206,9 @@ def _wanted(error: Mapping[str, Any]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         name = str(error["loc"][-1])
-        return f"must be a table, as in {name if not name.isdigit() else error['loc'][-2]} = {{ key = value }}"
+        if name.isdigit():
+            return f"must be a table: write [[{error['loc'][-2]}]] and its keys below it"
+        return f"must be a table, as in {name} = {{ key = value }}"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
         return f"must be {context['expected']}{nearest(str(error['input']), known)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,7 +115,9 @@ def _swapped(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swap
             taken = fresh.tokens.gained[source * fresh_size : (source + 1) * fresh_size]
             gained[place * size : (place + 1) * size] = taken
         tokens = TokenRewards(of(scores.tokens.whole, fresh.tokens.whole), tuple(gained))
-    return Scores(of(scores.total, fresh.total), parts, scores.weights, plain, tokens)
+    passed = {name: of(reached, fresh.passed[name]) for name, reached in scores.passed.items()}
+    total = of(scores.total, fresh.total)
+    return replace(scores, total=total, parts=parts, plain=plain, tokens=tokens, passed=passed)
 
 
 def _completions(groups: Sequence[Group]) -> list[Completion]:

@@ -165,6 +165,9 @@ def task_prompts(
         lines = [json.dumps({"place": row.place, "reason": row.reason}, ensure_ascii=False) for row in broken]
         with explained(f"cannot write {folder / BROKEN_ROWS}"):
             write_text(folder / BROKEN_ROWS, "\n".join(lines) + "\n")
+    elif folder is not None:
+        # Of a file that was mended since.
+        (folder / BROKEN_ROWS).unlink(missing_ok=True)
     train, held_out = checked_prompts(*sides, recipe.task.use)
     return train, held_out[: recipe.evaluation.prompts]
 

@@ -47,6 +47,7 @@ def _check_judge(**options: Any) -> None:
     low, high = options["low"], options["high"]
     try:
         url = urlsplit(options["url"])
+        (url.hostname or "").encode("idna")
         known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # brackets that do not close, or a port beyond 65535
         known = False

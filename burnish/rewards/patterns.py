@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,15 @@ from burnish.errors import InputError
 
 MOST_WAYS = 10_000_000
 """Ways of matching that a pattern may have on the longest text. A million take some hundredths of a second."""
+
+
+def anchored(pattern: str) -> bool:
+    """Whether every way of matching begins at a text's beginning. Raises re.error where it is no pattern."""
+    parsed = importlib.import_module("re._parser").parse(pattern)
+    first = parsed[0] if len(parsed) else None
+    return (
+        first is not None and str(first[1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING") and not parsed.state.flags & re.M
+    )
 
 
 def ways(pattern: str, longest: int) -> float:

@@ -74,6 +74,10 @@ def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
         ({"schema": {"patternProperties": {"^(a|a)*$": {}}}}, "has more than"),
         ({"schema": {"properties": {"default": {"pattern": "^(a+)+$"}}}}, "has more than"),
         ({"schema": {"$defs": {"enum": {"$ref": "other.json"}}}}, "is another document"),
+        ({"schema": {"pattern": "^x|[ab]*[ac]*[de]"}}, "has more than"),
+        ({"schema": {"$ref": "#/$defs/A"}}, "leads to no schema"),
+        ({"schema": {"patternProperties": {"^a": {}, "(?i)^b": {}}}}, "is no pattern"),
+        ({"schema": {"$schema": 7}}, "json_format: schema"),
         ({"schema_file": "nowhere.json"}, "cannot be read: No such file"),
     ],
 )
@@ -105,3 +109,12 @@ def test_hostile_texts_are_judged_at_once() -> None:
     assert values[0] == 1.0 and values[1] == values[2] == 0.0
     assert all(0 <= value <= 1 for value in values)
     assert json_format(nested, schema={"type": "object", "properties": {"friends": {"items": {"$ref": "#"}}}}) == 0.0
+
+
+def test_a_schema_that_branches_at_each_level_has_a_budget() -> None:
+    branch = [
+        {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}, "k": {"const": k}}} for k in (1, 2, 3)
+    ]
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*branch, {"type": "null"}]}
+    assert json_format('{"a":' * 3 + "null" + "}" * 3, schema=schema) == 1.0
+    assert json_format('{"a":' * 40 + "1" + "}" * 40, schema=schema) == 0.0

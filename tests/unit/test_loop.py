@@ -138,6 +138,17 @@ def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
     assert "Gate: shut" in done.report.read_text(encoding="utf-8")
 
 
+def test_gates_and_weights_are_counted_where_groups_are_drawn_anew(tmp_path: Path) -> None:
+    parts = [
+        {"use": "exact"},
+        {"use": "length_band", "name": "g", "weight": 0.0, "gate": 0.5, "low": 1, "high": 3},
+        {"use": "repetition", "name": "fading", "schedule": {"start": 1.0, "end": 0.0, "steps": 3}},
+    ]
+    toy(tmp_path / "run", "steps=6", "algorithm.use=dapo", reward=parts)
+    rows = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert len(rows) == 6 and all("gate/g" in row and "weight/fading" in row for row in rows)
+
+
 def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     # Words of their own: texts with long runs in common would lie on one side.

@@ -236,7 +236,7 @@ class TestRefusals:
         ({"policy": {"dtype": "float61"}}, r"policy.dtype = 'float61': must be .*\(did you mean 'float64'\?\)"),
         ({"guards": {"metrics": "chrf"}}, "guards.metrics = 'chrf': must be a list, in brackets"),
         ({"reward": []}, r"there is no reward: add a \[\[reward\]\] table"),
-        ({"reward": [3]}, "reward.0 = 3: must be a table, as in reward = { key = value }"),
+        ({"reward": [3]}, r"reward.0 = 3: must be a table: write \[\[reward\]\] and its keys"),
         ({"reward": [{"use": 3}]}, "reward.0.use = 3: must be text, in quotes"),
         ({"reward": [{"use": "bleu", "clip": [0, 1, 2]}]}, "reward.0.clip = .*: must have at most 2 values"),
         ({"reward": [{"use": "bleu", "normalise": "grp"}]}, r"must be .*\(did you mean 'group'\?\)"),
