@@ -161,13 +161,13 @@ def task_prompts(
     with task_errors(recipe.task.use):
         sides = list(task.train()), list(task.evaluation())
     broken = getattr(task, "broken", ())
-    if broken and folder is not None:
-        lines = [json.dumps({"place": row.place, "reason": row.reason}, ensure_ascii=False) for row in broken]
+    if folder is not None:
+        lines = [json.dumps({"place": row.place, "reason": row.reason}, ensure_ascii=False) + "\n" for row in broken]
         with explained(f"cannot write {folder / BROKEN_ROWS}"):
-            write_text(folder / BROKEN_ROWS, "\n".join(lines) + "\n")
-    elif folder is not None:
-        # Of a file that was mended since.
-        (folder / BROKEN_ROWS).unlink(missing_ok=True)
+            if lines:
+                write_text(folder / BROKEN_ROWS, "".join(lines))
+            else:  # one of before is of data that were mended since
+                (folder / BROKEN_ROWS).unlink(missing_ok=True)
     train, held_out = checked_prompts(*sides, recipe.task.use)
     return train, held_out[: recipe.evaluation.prompts]
 

@@ -1,4 +1,4 @@
-"""JSON Schema for the reward ``json_format``: read once, checked before anything is loaded, and never slow on a text."""
+"""JSON Schema for the reward ``json_format``: checked before anything is loaded, and held against a text within a budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from burnish.extras import needed
 from burnish.paths import expanded
 from burnish.rewards.patterns import MOST_WAYS, anchored, ways
 
+LONGEST = 2000
+"""Characters of a text that a schema with patterns is held against; a longer one scores 0."""
 LONGEST_WITHOUT = 10_000
 """The same for a schema without patterns."""
 MOST_RULES = 20_000
 """Keywords that are applied to one text: a schema that refers to itself may double them with each level of the text."""
-LONGEST = 2000
-"""Characters of a text that a schema with patterns is held against; a longer one scores 0."""
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 """Keywords whose value is a table of schemas by name."""
 MOST_ERRORS = 1000
@@ -32,8 +32,8 @@ class _TooMuchError(Exception):
 
 
 def errors_of(schema: Mapping[str, Any], file: str) -> Callable[[str, Any], int | None]:
-    """What counts a value's errors under a schema; None where it cannot be judged (nested too deep, too long for the
-    patterns, numbers beyond the floats).
+    """What counts a value's errors under a schema; None where it cannot be judged (nested too deep, too long, numbers
+    beyond the floats, or more rules to apply than the budget has).
 
     Args:
         schema: as a table; or
@@ -72,12 +72,12 @@ def _compiled(text: str, where: str) -> Callable[[str, Any], int | None]:
     try:
         kind = library.validators.validator_for(schema, default=library.Draft202012Validator)
         kind.check_schema(schema)
+        patterns = list(_checked(schema, where, schema))
     except (RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"json_format: {where} is no JSON Schema ({type(error).__name__}: {error})") from error
     except library.SchemaError as error:
         place = "/".join(map(str, error.absolute_path))
         raise InputError(f"json_format: {where}{' at ' + place if place else ''}: {error.message[:200]}") from error
-    patterns = list(_checked(schema, where, schema))
     # Chosen by it already; below a reference to the whole it would choose again, and without the budget.
     schema.pop("$schema", None)
     left = 0
@@ -160,6 +160,6 @@ def _fast(pattern: str, where: str) -> str:
     if found > MOST_WAYS:
         raise InputError(
             f"json_format: {where}: the pattern {pattern!r} has more than {MOST_WAYS:,} ways to match a text of {LONGEST} "
-            "characters, which could take for ever: begin it with ^, and bound its repeats, as in {{1,20}}"
+            "characters, which could take for ever: begin it with ^, and bound its repeats, as in {1,20}"
         )
     return pattern

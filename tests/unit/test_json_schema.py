@@ -70,7 +70,10 @@ def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
         ({"schema": {"type": "object"}, "extra": False}, "additionalProperties = false"),
         ({"schema": {"$ref": "https://example.org/a.json"}}, "is another document"),
         ({"schema": {"properties": {"a": {"pattern": "^(a+)+$"}}}}, r"'\^\(a\+\)\+\$' has more than"),
-        ({"schema": {"properties": {"a": {"pattern": "a+b+c+"}}}}, "begin it with \\^"),
+        (
+            {"schema": {"properties": {"a": {"pattern": "a+b+c+"}}}},
+            r"begin it with \^, and bound its repeats, as in \{1,20\}",
+        ),
         ({"schema": {"patternProperties": {"^(a|a)*$": {}}}}, "has more than"),
         ({"schema": {"properties": {"default": {"pattern": "^(a+)+$"}}}}, "has more than"),
         ({"schema": {"$defs": {"enum": {"$ref": "other.json"}}}}, "is another document"),
@@ -78,6 +81,7 @@ def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
         ({"schema": {"$ref": "#/$defs/A"}}, "leads to no schema"),
         ({"schema": {"patternProperties": {"^a": {}, "(?i)^b": {}}}}, "is no pattern"),
         ({"schema": {"$schema": 7}}, "json_format: schema"),
+        ({"schema": json.loads('{"not": ' * 300 + "{}" + "}" * 300)}, "is no JSON Schema .RecursionError"),
         ({"schema_file": "nowhere.json"}, "cannot be read: No such file"),
     ],
 )
@@ -118,3 +122,9 @@ def test_a_schema_that_branches_at_each_level_has_a_budget() -> None:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*branch, {"type": "null"}]}
     assert json_format('{"a":' * 3 + "null" + "}" * 3, schema=schema) == 1.0
     assert json_format('{"a":' * 40 + "1" + "}" * 40, schema=schema) == 0.0
+
+
+def test_a_reference_to_a_name_that_nobody_has_is_one_line() -> None:
+    assert json_format("no json", schema={"properties": {"a": {"$ref": "#nobody"}}}) == 0.0
+    with pytest.raises(InputError, match=r"cannot be followed .*: mend its references"):
+        json_format('{"a": 1}', schema={"properties": {"a": {"$ref": "#nobody"}}})

@@ -168,7 +168,18 @@ def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) ->
     page = done.report.read_text(encoding="utf-8")
     assert "2 of 202 rows" in page and "at the start" in page
     train(resume=tmp_path / "run", observer=Silent())
-    assert sum(row["kind"] == "start" for row in read_lines(tmp_path / "run" / "warnings.jsonl")) == 1
+    warnings = tmp_path / "run" / "warnings.jsonl"
+    assert sum(row["kind"] == "start" for row in read_lines(warnings)) == 1
+    # A kill in the middle of a line, and other data when the run is taken up again.
+    with open(warnings, "a", encoding="utf-8") as file:
+        file.write('{"step": 2, "kind": "cut o')
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n", encoding="utf-8")
+    train(resume=tmp_path / "run", observer=Silent())
+    assert [row["kind"] for row in read_lines(warnings)].count("start") == 2
+    assert [row["place"] for row in read_lines(tmp_path / "run" / "broken_rows.jsonl")] == ["line 202"]
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    train(resume=tmp_path / "run", observer=Silent())
+    assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
 
 
 def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:
