@@ -233,12 +233,14 @@ def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observe
         return
     for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
         for index, section in enumerate(sections):
-            if not REWARDS.get(section.use).english_only(section.options):
+            reward = REWARDS.get(section.use)
+            if not reward.english_only(section.options):
                 continue
             what = "references" if references else "prompts"
             said = f"{key}.{index}: '{section.use}' knows English only, and most {what} of task '{recipe.task.use}' are not"
             if references:
-                raise InputError(f"{said}: leave it out")
+                other = ", or name a model that knows their language" if "model" in reward.options else ""
+                raise InputError(f"{said}: leave it out{other}")
             if observer is not None:
                 observer.message(f"{said}: answers that are not English score about 0", level="warning")
 

@@ -67,8 +67,11 @@ def test_a_reward_that_knows_english_only_is_refused_chinese_references(use, whe
     reward = [{"use": "repetition"}, {"use": use}] if where == "reward" else [{"use": "repetition"}]
     metrics = [use] if where == "metric" else []
     recipe = load_recipe({"name": "x", "reward": reward, "evaluation": {"metrics": metrics}})
-    with pytest.raises(InputError, match=f"'{use}' knows English only, and most references of task 'news' are not"):
+    with pytest.raises(
+        InputError, match=f"'{use}' knows English only, and most references of task 'news' are not"
+    ) as error:
         check_languages(recipe, CHINESE)
+    assert ("name a model that knows their language" in str(error.value)) == (use == "similarity")
     check_languages(recipe, [Prompt("a", "把这句话译成英文：你好", "Hello.")])
 
 
