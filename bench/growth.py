@@ -10,7 +10,7 @@ from pathlib import Path
 
 from burnish.benchmark.harness import run_order, tokenizer_tools
 from burnish.benchmark.workloads import Workload, prompts_for
-from burnish.machine import cores, processor
+from burnish.system.machine import cores, processor
 
 OUT = Path(__file__).parent / "results"
 BASE = Workload("growth", "grpo", "", prompts=4, samples=8, max_new_tokens=32, prompt_tokens=64, steps=1)

@@ -20,7 +20,6 @@ from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
 from burnish.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.loop import HELD_OUT_SEED, Session
-from burnish.paths import expanded
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
@@ -34,6 +33,7 @@ from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
 from burnish.run import Run
 from burnish.sections import RewardSection
+from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
 

@@ -387,8 +387,8 @@ def bench(
     """Measure burnish against its peers and against the machine's own limit. A peer may take minutes a step."""
     from burnish.benchmark.harness import PEERS, python_of, run_benchmark
     from burnish.benchmark.workloads import WORKLOADS
-    from burnish.machine import cores
     from burnish.reports.progress import make_observer
+    from burnish.system.machine import cores
 
     found = run_benchmark(
         workloads or [work.name for work in WORKLOADS],

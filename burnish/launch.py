@@ -13,12 +13,12 @@ from burnish.backends.local import environment
 from burnish.catalogue import entries
 from burnish.errors import BurnishError, InputError
 from burnish.interrupts import Interrupts
-from burnish.paths import expanded
 from burnish.protocols import Observer
 from burnish.recipe import Job, Recipe
 from burnish.run import Run
 from burnish.sections import OpenSection
 from burnish.session import Interrupted
+from burnish.system.paths import expanded
 
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
 FILES_OF: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import FARTHEST
-from burnish.machine import peak_memory
+from burnish.system.machine import peak_memory
 from burnish.types import Batch, Completion, Scores
 
 

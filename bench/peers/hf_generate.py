@@ -12,7 +12,7 @@ from burnish.benchmark.protocol import (
     refuse_other_prompts,
     versions,
 )
-from burnish.machine import peak_memory
+from burnish.system.machine import peak_memory
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import resource
 import time
 
 from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, versions
-from burnish.machine import peak_memory
+from burnish.system.machine import peak_memory
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ from burnish.backends.local import prepared_task, task_errors
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import continuation
 from burnish.generation.stepwise import ModuleSampler
-from burnish.paths import expanded
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
 from burnish.policies.pretraining import pretrain
@@ -34,6 +33,7 @@ from burnish.protocols import Observer
 from burnish.recipe import LSTMShape, PolicySection, Recipe
 from burnish.registry import import_object, nearest
 from burnish.run import START, explained, sync_folder, sync_tree
+from burnish.system.paths import expanded
 from burnish.types import Prompt
 
 

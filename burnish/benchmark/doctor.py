@@ -9,7 +9,7 @@ from typing import Any
 from burnish.benchmark import floor
 from burnish.benchmark.harness import PARAMETERS
 from burnish.catalogue import entries, store
-from burnish.machine import best, cores, load_average, memory, processor, products
+from burnish.system.machine import best, cores, load_average, memory, processor, products
 
 PACKAGES = (
     "burnish",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.machine import Product, best
+from burnish.system.machine import Product, best
 
 LARGE_ROWS = 2048
 """Rows at which training and reading prompts are measured."""

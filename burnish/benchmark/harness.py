@@ -22,8 +22,8 @@ from burnish.benchmark.protocol import Answer, Order
 from burnish.benchmark.quiet import look
 from burnish.benchmark.workloads import Decode, Encode, Render, Workload, prompts_for, workload
 from burnish.errors import BurnishError, InputError
-from burnish.machine import memory, processor, products
 from burnish.protocols import Observer
+from burnish.system.machine import memory, processor, products
 
 CHECKOUT = Path(__file__).parents[2]
 PEERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from burnish.machine import cores, load_average, spin
+from burnish.system.machine import cores, load_average, spin
 
 MOST_LOAD = 0.3
 """Of each core, in the last minute, by others."""

@@ -15,8 +15,8 @@ from burnish.benchmark.protocol import (
     refuse_other_prompts,
     versions,
 )
-from burnish.machine import peak_memory
 from burnish.recipe import Recipe, load_recipe
+from burnish.system.machine import peak_memory
 from burnish.training import Learner, train_step
 
 

@@ -21,8 +21,8 @@ from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, sha256_of
 from burnish.errors import BurnishError, InputError
-from burnish.paths import expanded
 from burnish.registry import nearest
+from burnish.system.paths import expanded
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import BurnishError, InputError
-from burnish.paths import home as home
+from burnish.system.paths import home as home
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.extras import needed
 from burnish.registry import nearest
 from burnish.rewards.registry import checked_by
+from burnish.system.optional_packages import needed
 from burnish.types import Completion
 
 DIALECTS = ("american", "british", "australian", "canadian", "indian")

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
-from burnish.paths import expanded
 from burnish.rewards.judging import Answer, Cap, Judge
 from burnish.rewards.registry import checked_by
+from burnish.system.paths import expanded
 from burnish.types import Completion
 
 TEMPLATE = """Judge the text below as an answer to the task. Give one number from {low} (worthless) to {high} (excellent).

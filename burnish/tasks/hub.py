@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.extras import needed
+from burnish.system.optional_packages import needed
 from burnish.tasks.tables import Row
 
 _OFFLINE = "offline, only what was fetched before is there"

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
-from burnish.extras import needed
 from burnish.registry import nearest
+from burnish.system.optional_packages import needed
 from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from burnish.errors import InputError
-from burnish.extras import needed
 from burnish.registry import nearest
+from burnish.system.optional_packages import needed
 
 FORMATS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
 from burnish.errors import InputError
-from burnish.paths import expanded
 from burnish.registry import nearest
 from burnish.rewards.diversity import words
+from burnish.system.paths import expanded
 from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from burnish import extras
 from burnish.errors import InputError
+from burnish.system import optional_packages as extras
 from burnish.tasks.data import Data
 from burnish.tasks.registry import TASKS, check_task_options
 

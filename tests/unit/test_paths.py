@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from burnish.errors import InputError
-from burnish.paths import expanded
 from burnish.rewards.registry import REWARDS
 from burnish.supervised.jsonl import JsonLines
+from burnish.system.paths import expanded
 from burnish.tasks.data import Data
 from burnish.types import Completion, Prompt
 

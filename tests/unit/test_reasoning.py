@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from burnish import extras
 from burnish.errors import InputError
 from burnish.rewards.answers import answer_in, numeric, verifier
 from burnish.rewards.registry import REWARDS
+from burnish.system import optional_packages as extras
 from burnish.tasks.reasoning import EASY, Reasoning, generator_of
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Completion, Prompt

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from burnish.paths import home
 from burnish.sandbox import wasm, wasm_files
 from burnish.sandbox.verdict import Limits, Verdict
+from burnish.system.paths import home
 
 MISSING = wasm_files.missing()
 here_only = pytest.mark.skipif(MISSING is not None, reason=f"NO WASM HERE: {MISSING}")

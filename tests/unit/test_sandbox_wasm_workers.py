@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from burnish.backends.local import say_walls
-from burnish.paths import home
 from burnish.recipe import load_recipe
 from burnish.rewards.code import unit_tests
 from burnish.sandbox import layers, wasm, wasm_files
 from burnish.sandbox.answers import Call, run_tests
 from burnish.sandbox.verdict import Limits, Unavailable, Verdict
+from burnish.system.paths import home
 from burnish.types import Completion, Prompt
 
 MISSING = wasm_files.missing()
