@@ -222,8 +222,8 @@ def verify(
     json: AsJson = False,
 ) -> None:
     """Hold every gradient estimator against the exact gradient of a world small enough to enumerate."""
-    from burnish.algorithms.verify import verify as run_verification
     from burnish.api import train_toy
+    from burnish.exactness.verify import verify as run_verification
     from burnish.policies.tabular import known_world
     from burnish.reports.exactness import draw_curve, findings_json, show_findings
 

@@ -24,12 +24,12 @@ from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
 from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
 from burnish.algorithms.shaping import length_cost, overlong_penalty
+from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.anchor import Anchor
 from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.draw import Draw
 from burnish.errors import BurnishError
-from burnish.gradients import adding_to_grad
 from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
 from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer

@@ -7,7 +7,8 @@ verify``, where 我爱你。 has probability 0.5 * 0.8 * 0.6 * 1.0 = 0.24, and i
 import torch
 from torch import Tensor
 
-from burnish.algorithms import advantages, exact, kl, losses, ops
+from burnish.algorithms import advantages, kl, losses, ops
+from burnish.exactness import world as exact
 
 WANTED = "我爱你。"  # also the vocabulary; the full stop ends a text
 START, END, LONGEST = 4, 3, 4

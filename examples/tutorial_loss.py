@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from burnish.algorithms.exact import Sequences, all_sequences, expected_reward, logits_of, probabilities
+from burnish.exactness.world import Sequences, all_sequences, expected_reward, logits_of, probabilities
 
 CHARACTERS = "我爱你。"
 START = {4: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 0.97}}

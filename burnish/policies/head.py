@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.algorithms.table_gradients import adds_to_grad, grad_of
 from burnish.generation.sampling import kept_tokens, truncates
-from burnish.gradients import adds_to_grad, grad_of
 from burnish.policies.products import product
 from burnish.types import SamplingParams
 

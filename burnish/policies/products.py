@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from burnish.gradients import embedding
+from burnish.algorithms.table_gradients import embedding
 from burnish.policies.again import again_of, elementwise
 from burnish.policies.recorded import Find
 

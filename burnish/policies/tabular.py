@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from burnish.algorithms.exact import all_sequences, logits_of
-from burnish.algorithms.verify import World
 from burnish.errors import InputError
+from burnish.exactness.verify import World
+from burnish.exactness.world import all_sequences, logits_of
 from burnish.generation.sampling import draw, sampling_logprobs, streams
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats

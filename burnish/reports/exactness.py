@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from burnish.algorithms.verify import Finding, World
+    from burnish.exactness.verify import Finding, World
 
 ROWS = 8
 
@@ -41,7 +41,7 @@ def show_findings(findings: Sequence[Finding], world: World, *, samples: int, gr
 
 def findings_json(findings: Sequence[Finding], world: World, *, samples: int, group: int, seed: int) -> dict[str, Any]:
     """The same for a program."""
-    from burnish.algorithms.verify import as_rows
+    from burnish.exactness.verify import as_rows
 
     return {
         "samples": samples, "group": group, "seed": seed,

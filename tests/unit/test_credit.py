@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from burnish.algorithms import exact
 from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import adapted_coefficient
 from burnish.algorithms.mask import masked_logprobs, top_p_set
 from burnish.algorithms.shaping import Moments, by_rank, by_running_moments, length_cost, overlong_penalty
+from burnish.exactness import world as exact
 from burnish.policies.tabular import known_world
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from burnish import cli
-from burnish.algorithms import exact, losses
-from burnish.algorithms import verify as verification
+from burnish.algorithms import losses
 from burnish.algorithms.advantages import reinforce
-from burnish.algorithms.estimators import by_token
 from burnish.algorithms.presets import PRESETS
-from burnish.algorithms.verify import Estimator, estimators, targets, verify
+from burnish.exactness import verify as verification
+from burnish.exactness import world as exact
+from burnish.exactness.estimators import by_token
+from burnish.exactness.verify import Estimator, estimators, targets, verify
 from burnish.policies.tabular import VOCABULARY, known_world
 
 pytestmark = pytest.mark.xdist_group("exact")  # what is sampled for all of them is sampled once

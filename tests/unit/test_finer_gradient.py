@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from burnish.algorithm_section import CriticSection
-from burnish.algorithms import exact
 from burnish.algorithms.credit import increments
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.presets import PRESETS
@@ -21,6 +20,7 @@ from burnish.backends.local import build
 from burnish.credit import split, token_advantages
 from burnish.critic import token_credit
 from burnish.errors import BurnishError
+from burnish.exactness import world as exact
 from burnish.policies.tabular import Tabular, known_world
 from burnish.recipe import load_recipe
 from burnish.rewards.combine import Combination, Part

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from burnish.algorithms.table_gradients import adding_to_grad, embedding
 from burnish.generation.sampling import sampling_logprobs
-from burnish.gradients import adding_to_grad, embedding
 from burnish.policies import head, products
 from burnish.policies.head import fused_logprobs
 from burnish.policies.loading import load_policy

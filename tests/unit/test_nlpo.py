@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import burnish
-from burnish.algorithms.exact import all_sequences
 from burnish.errors import InputError
+from burnish.exactness.world import all_sequences
 from burnish.generation.engine import sampler_for
 from burnish.generation.stepwise import ModuleSampler
 from burnish.policies.loading import load_model

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import burnish
-from burnish.algorithms import exact
 from burnish.algorithms.advantages import best_and_worst, paired_strength
-from burnish.algorithms.estimators import Estimator, Groups
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss
 from burnish.algorithms.presets import PRESETS
-from burnish.algorithms.verify import expectation
 from burnish.backends.local import build
 from burnish.errors import InputError
+from burnish.exactness import world as exact
+from burnish.exactness.estimators import Estimator, Groups
+from burnish.exactness.verify import expectation
 from burnish.policies.tabular import known_world
 from burnish.training import train_step
 from burnish.types import Scores

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from burnish.algorithms import exact, losses
+from burnish.algorithms import losses
 from burnish.algorithms.advantages import decoupled
 from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
 from burnish.algorithms.importance import Correction, Level, importance_weights
@@ -19,6 +19,7 @@ from burnish.algorithms.kl import ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS, Preset
 from burnish.algorithms.shaping import Moments, by_rank, by_running_moments
+from burnish.exactness import world as exact
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.algorithms import exact
-from burnish.algorithms.estimators import Estimator, World, estimates, estimators
+from burnish.exactness import world as exact
+from burnish.exactness.estimators import Estimator, World, estimates, estimators
 
 __all__ = ["Estimator", "Finding", "World", "as_rows", "estimates", "estimators", "targets", "verify"]
 
