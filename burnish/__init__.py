@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from burnish.api import train as train
     from burnish.errors import BurnishError as BurnishError
     from burnish.errors import InputError as InputError
-    from burnish.recipe import Recipe as Recipe
-    from burnish.recipe import load_recipe as load_recipe
+    from burnish.recipe.schema import Recipe as Recipe
+    from burnish.recipe.schema import load_recipe as load_recipe
     from burnish.rewards.combine import combine as combine
     from burnish.rewards.registry import reward as reward
     from burnish.supervised.verbs import SupervisedResult as SupervisedResult
@@ -34,11 +34,11 @@ _HOMES = {
     "Group": "burnish.types",
     "InputError": "burnish.errors",
     "Prompt": "burnish.types",
-    "Recipe": "burnish.recipe",
+    "Recipe": "burnish.recipe.schema",
     "Result": "burnish.api",
     "SupervisedResult": "burnish.supervised.verbs",
     "combine": "burnish.rewards.combine",
-    "load_recipe": "burnish.recipe",
+    "load_recipe": "burnish.recipe.schema",
     "prefer": "burnish.supervised.verbs",
     "reward": "burnish.rewards.registry",
     "reward_model": "burnish.supervised.verbs",

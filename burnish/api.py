@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build, check_companions, check_prompts, environment, say_walls, task_prompts
+from burnish.backends.local import build, check_companions, check_prompts, say_walls, task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
-from burnish.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.loop import HELD_OUT_SEED, Session
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
-from burnish.recipe import Recipe, load_recipe, shipped
-from burnish.recipe_file import VERBS
+from burnish.recipe.reading import VERBS
+from burnish.recipe.schema import Recipe, load_recipe, shipped
+from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
 from burnish.reports.html import write_report
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
-from burnish.run import Run
-from burnish.sections import RewardSection
+from burnish.run.folder import Run
+from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
+from burnish.system.environment import environment
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
 from burnish.types import Completion, Prompt, SamplingParams
@@ -104,7 +105,7 @@ def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resu
     """Builds what the run's recipe names, and trains to the end."""
     read = load_recipe(run.folder / "recipe.toml")
     if not fresh:
-        warn_of_changes(run, environment(read), observer)
+        warn_of_changes(run, environment(threads=read.threads, seed=read.seed), observer)
     noted = Noting(observer)
     with discarded_on_failure(run, fresh=fresh):
         learner, held_out = build(read, offline=offline, observer=noted, folder=run.folder)

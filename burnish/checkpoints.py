@@ -12,7 +12,7 @@ from burnish.anchor import Anchor
 from burnish.critic import Critic
 from burnish.errors import InputError
 from burnish.protocols import Remembering
-from burnish.run import Checkpoint
+from burnish.run.folder import Checkpoint
 from burnish.session import readable, restore_optimizer, write_optimizer
 from burnish.session import restore as restore_weights
 from burnish.session import write_learner as write_weights

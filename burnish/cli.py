@@ -93,7 +93,7 @@ def _top(
 def train(order: Order) -> None:
     """Train by a recipe; ends with the held-out evaluation and the report's path."""
     if order.dry_run:
-        from burnish.recipe import load_recipe
+        from burnish.recipe.schema import load_recipe
 
         order.show(load_recipe(order.source, order.overrides).resolved())
         return

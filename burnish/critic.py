@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.algorithm_section import CriticSection
 from burnish.algorithms.credit import generalised_advantages, whitened
 from burnish.algorithms.losses import value_loss
 from burnish.algorithms.ops import padded
 from burnish.protocols import ValueModel
+from burnish.recipe.algorithm import CriticSection
 from burnish.types import Batch
 
 

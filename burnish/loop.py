@@ -11,8 +11,9 @@ from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Releasable
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
-from burnish.run import Checkpoint, Run, json_text
+from burnish.run.folder import Checkpoint, Run
 from burnish.session import BaseSession
+from burnish.system.files import json_text
 from burnish.training import Learner, train_step
 from burnish.types import Prompt
 

@@ -16,7 +16,7 @@ from burnish.errors import BurnishError, InputError
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
-    from burnish.recipe import Job
+    from burnish.recipe.schema import Job
     from burnish.supervised.recipe import SupervisedRecipe
     from burnish.supervised.verbs import SupervisedResult
 
@@ -85,7 +85,7 @@ class Order:
     def conclude(self, result: Any, **paths: Path) -> None:
         """Prints the evaluation, what the steps cost, and where things lie."""
         from burnish.reports.wording import duration, gigabytes, spent
-        from burnish.run import read_lines
+        from burnish.run.folder import read_lines
 
         seconds, memory = spent(read_lines(result.run_dir / "metrics.jsonl"))
         if self.json:
@@ -136,7 +136,7 @@ def print_json(value: Any) -> None:
 
 def reward_options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Reward -> its options, out of ``REWARD.OPTION=VALUE`` texts. Raises InputError where one is written otherwise."""
-    from burnish.recipe_file import read_override
+    from burnish.recipe.reading import read_override
 
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:

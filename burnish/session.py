@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from burnish.errors import BurnishError, InputError
-from burnish.interrupts import Interrupts
 from burnish.protocols import Observer, Trainable, ValueModel
-from burnish.run import Checkpoint, Run
+from burnish.run.folder import Checkpoint, Run
+from burnish.run.interrupts import Interrupts
 
 
 class Interrupted(BurnishError):

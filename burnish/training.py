@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from burnish import baselines, credit
-from burnish.algorithm_section import KL, beta_of
 from burnish.algorithms.advantages import Baseline, paired_strength
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
@@ -30,12 +29,13 @@ from burnish.batching import TokenBudget, asked_of, collate, microbatches, train
 from burnish.critic import Critic, explained_variance, token_credit
 from burnish.draw import Draw
 from burnish.errors import BurnishError
-from burnish.interrupts import Interrupts
 from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
 from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
-from burnish.recipe import Job, Recipe
+from burnish.recipe.algorithm import KL, beta_of
+from burnish.recipe.schema import Job, Recipe
 from burnish.rewards.guards import text_diversity
 from burnish.rollouts import collect
+from burnish.run.interrupts import Interrupts
 from burnish.types import Completion, Group, Prompt, Scores
 
 UPDATE_SEED = 2

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from burnish.algorithm_section import critic_of, preset_of, scored_by
 from burnish.catalogue.convert import resolve_model
 from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
 from burnish.policies.vocabulary import check_plain
 from burnish.protocols import Lagging, LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
-from burnish.recipe import Job, PolicySection, Recipe
+from burnish.recipe.algorithm import critic_of, preset_of, scored_by
+from burnish.recipe.schema import PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
-from burnish.run import BROKEN_ROWS, explained, write_text
+from burnish.run.folder import BROKEN_ROWS
 from burnish.session import optimizer_for
+from burnish.system.files import explained, write_text
 from burnish.tasks.registry import TASKS
 from burnish.training import Learner
 from burnish.types import Completion, Prompt
@@ -322,46 +323,3 @@ def build_language_model(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
         gradient_checkpointing=section.gradient_checkpointing,
     )  # fmt: skip
-
-
-def environment(recipe: Job) -> Mapping[str, Any]:
-    """What besides the recipe a result may depend on."""
-    import os
-    import platform
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for package in ("burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    checkout = Path(__file__).parents[2]
-    commit = "unknown"
-    # An installed burnish may lie inside somebody else's repository, whose commit says nothing.
-    if (checkout / ".git").exists():
-        with suppress(OSError, subprocess.CalledProcessError):
-            command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": recipe.threads or torch.get_num_threads(),
-        "git_commit": commit,
-        "seed": recipe.seed,
-    }
-
-
-def _processor() -> str:
-    import platform
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()

@@ -30,9 +30,10 @@ from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
 from burnish.policies.pretraining import pretrain
 from burnish.policies.vocabulary import FILE, KINDS, Vocabulary, build_vocabulary, read_vocabulary
 from burnish.protocols import Observer
-from burnish.recipe import LSTMShape, PolicySection, Recipe
+from burnish.recipe.schema import LSTMShape, PolicySection, Recipe
 from burnish.registry import import_object, nearest
-from burnish.run import START, explained, sync_folder, sync_tree
+from burnish.run.folder import START
+from burnish.system.files import explained, sync_folder, sync_tree
 from burnish.system.paths import expanded
 from burnish.types import Prompt
 

@@ -15,7 +15,7 @@ from burnish.benchmark.protocol import (
     refuse_other_prompts,
     versions,
 )
-from burnish.recipe import Recipe, load_recipe
+from burnish.recipe.schema import Recipe, load_recipe
 from burnish.system.machine import peak_memory
 from burnish.training import Learner, train_step
 

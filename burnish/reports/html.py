@@ -20,7 +20,7 @@ from burnish.reports import charts, samples, verdict, wording
 from burnish.reports.read import RunData, read_run
 from burnish.reports.wording import number
 from burnish.rewards.diversity import mostly_unspaced
-from burnish.run import explained, write_text
+from burnish.system.files import explained, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

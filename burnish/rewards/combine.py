@@ -28,7 +28,7 @@ from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
-    from burnish.sections import MetricSection, RewardSection, Schedule
+    from burnish.recipe.sections import MetricSection, RewardSection, Schedule
 
 
 @dataclass(frozen=True, slots=True)

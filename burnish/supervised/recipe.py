@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from burnish.errors import InputError
-from burnish.recipe import Job
-from burnish.recipe_file import read_data, validated
-from burnish.sections import MOST, OpenSection, Section
+from burnish.recipe.reading import read_data, validated
+from burnish.recipe.schema import Job
+from burnish.recipe.sections import MOST, OpenSection, Section
 from burnish.supervised.sources import SOURCES
 from burnish.tasks.registry import check_task_options
 

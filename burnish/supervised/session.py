@@ -13,15 +13,16 @@ import torch
 from burnish.batching import TokenBudget
 from burnish.draw import Draw
 from burnish.errors import InputError
-from burnish.interrupts import Interrupts
 from burnish.metrics import Clock
 from burnish.protocols import Trainable
-from burnish.run import Checkpoint, json_text
+from burnish.run.folder import Checkpoint
+from burnish.run.interrupts import Interrupts
 from burnish.session import BaseSession
 from burnish.supervised.dataset import Dataset
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import Objective
 from burnish.supervised.recipe import SupervisedRecipe
+from burnish.system.files import json_text
 from burnish.training import learning_rate, refuse_non_finite
 
 MEASURED_AT_ONCE = 32

@@ -10,8 +10,13 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.backends.local import build_language_model, environment, keep_freed_memory
-from burnish.launch import (
+from burnish.backends.local import build_language_model, keep_freed_memory
+from burnish.policies.causal_lm import CausalLM
+from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
+from burnish.protocols import Observer, Policy, Trainable
+from burnish.reports.progress import make_observer
+from burnish.run.folder import Run
+from burnish.run.launch import (
     discarded_on_failure,
     in_run,
     run_of,
@@ -19,11 +24,6 @@ from burnish.launch import (
     with_absolute_model,
     with_absolute_path,
 )
-from burnish.policies.causal_lm import CausalLM
-from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
-from burnish.protocols import Observer, Policy, Trainable
-from burnish.reports.progress import make_observer
-from burnish.run import Run
 from burnish.session import optimizer_for
 from burnish.supervised.comparing import Comparing
 from burnish.supervised.dataset import dataset, read_rows
@@ -39,6 +39,7 @@ from burnish.supervised.recipe import (
     load_supervised,
 )
 from burnish.supervised.session import Learner, Session
+from burnish.system.environment import environment
 
 R = TypeVar("R", bound=SupervisedRecipe)
 T = TypeVar("T", bound=Trainable)
@@ -149,7 +150,7 @@ class Verb(Generic[R, T]):
         """Builds what the run's recipe names, and trains to the end."""
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
-            warn_of_changes(run, environment(recipe), observer)
+            warn_of_changes(run, environment(threads=recipe.threads, seed=recipe.seed), observer)
         with discarded_on_failure(run, fresh=fresh):
             learner = self._learner(recipe, observer, offline=offline)
         evaluation = Session(learner, run, observer).work()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from burnish.run import comparable
+from burnish.run.folder import comparable
 
 JOBS = '''
 """A task and rewards as a user would write them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import burnish
-from burnish.recipe import RECIPES
+from burnish.recipe.schema import RECIPES
 from burnish.reports.progress import make_observer
 
 TOY_STEPS = 40

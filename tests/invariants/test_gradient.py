@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.algorithm_section import preset_of
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM
 from burnish.policies.layout import packed, plain
 from burnish.policies.loading import load_policy
-from burnish.recipe import LoRA, Recipe
+from burnish.recipe.algorithm import preset_of
+from burnish.recipe.schema import LoRA, Recipe
 from burnish.training import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from burnish.api import train
 from burnish.reports.progress import make_observer
-from burnish.run import comparable, read_lines
+from burnish.run.folder import comparable, read_lines
 from burnish.types import Completion
 
 SEEDS = range(5)

@@ -10,10 +10,10 @@ import pytest
 from burnish import api
 from burnish.errors import InputError
 from burnish.protocols import Observer
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.reports.progress import QuietProgress, make_observer
 from burnish.rewards.registry import REWARDS
-from burnish.run import Run
+from burnish.run.folder import Run
 from burnish.types import SamplingParams
 
 

@@ -12,7 +12,7 @@ import torch
 import burnish
 from burnish.baselines import of_prompts, remember
 from burnish.errors import InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.reports.progress import make_observer
 from burnish.types import Group, Prompt
 

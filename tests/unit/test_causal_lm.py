@@ -13,7 +13,7 @@ from burnish.backends.local import Remembering
 from burnish.errors import InputError
 from burnish.policies.layout import packed, plain
 from burnish.policies.loading import load_model, load_policy
-from burnish.recipe import LoRA
+from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
 KINDS = ["llama", "gpt2", "qwen2", "neox", "qwen3_moe"]

@@ -14,8 +14,8 @@ from burnish import cli
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
 from burnish.options import cut_off
-from burnish.recipe import load_recipe, shipped
-from burnish.recipe_file import VERBS as KINDS
+from burnish.recipe.reading import VERBS as KINDS
+from burnish.recipe.schema import load_recipe, shipped
 from burnish.session import Interrupted
 
 VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)

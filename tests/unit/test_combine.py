@@ -15,12 +15,12 @@ import pytest
 from burnish.api import train
 from burnish.errors import InputError
 from burnish.metrics import reward_metrics
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
+from burnish.recipe.sections import RewardSection, Schedule
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
-from burnish.run import Run
-from burnish.sections import RewardSection, Schedule
+from burnish.run.folder import Run
 from burnish.types import Completion, Prompt
 
 

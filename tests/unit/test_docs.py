@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import task_prompts
 from burnish.cli import app
-from burnish.recipe import Job, Recipe, load_recipe
+from burnish.recipe.schema import Job, Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
 

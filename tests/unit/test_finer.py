@@ -12,11 +12,11 @@ import torch
 
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError, InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
+from burnish.recipe.sections import Schedule
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.finer import beginnings, earned
 from burnish.rewards.registry import reward_function
-from burnish.sections import Schedule
 from burnish.types import Completion, Prompt, Scores
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.algorithm_section import CriticSection
 from burnish.algorithms.credit import increments
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.presets import PRESETS
@@ -22,7 +21,8 @@ from burnish.critic import token_credit
 from burnish.errors import BurnishError
 from burnish.exactness import world as exact
 from burnish.policies.tabular import Tabular, known_world
-from burnish.recipe import load_recipe
+from burnish.recipe.algorithm import CriticSection
+from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
 from burnish.rollouts import collect

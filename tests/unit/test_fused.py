@@ -16,7 +16,7 @@ from burnish.policies.layout import body
 from burnish.policies.loading import load_policy
 from burnish.policies.pretrained import quiet
 from burnish.policies.products import can_multiply
-from burnish.recipe import LoRA
+from burnish.recipe.schema import LoRA
 
 pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
 

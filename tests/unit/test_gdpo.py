@@ -8,10 +8,10 @@ import tomllib
 import pytest
 import torch
 
-from burnish.algorithm_section import scored_by
 from burnish.algorithms.advantages import batch_normalised, decoupled, group_normalised
 from burnish.errors import InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.algorithm import scored_by
+from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
 from burnish.types import Completion, Prompt

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from burnish.errors import InputError
-from burnish.recipe import Recipe, load_recipe
-from burnish.recipe_file import shipped
+from burnish.recipe.reading import shipped
+from burnish.recipe.schema import Recipe, load_recipe
 from burnish.rewards.guards import (
     diversity_alarm,
     evaluation_alarms,

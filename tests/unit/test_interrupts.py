@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from burnish.interrupts import Interrupts
+from burnish.run.interrupts import Interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 
 from burnish.backends.local import say_walls
 from burnish.errors import BurnishError, InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.rewards import judge as judges
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.judge import judge, number_in

@@ -14,8 +14,8 @@ from burnish.errors import InputError
 from burnish.generation.stepwise import ModuleSampler
 from burnish.policies.module import ModulePolicy, is_keras
 from burnish.policies.vocabulary import Characters
-from burnish.recipe import load_recipe
-from burnish.run import Checkpoint
+from burnish.recipe.schema import load_recipe
+from burnish.run.folder import Checkpoint
 from burnish.training import train_step
 from burnish.types import Prompt, SamplingParams
 

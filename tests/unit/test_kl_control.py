@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.algorithm_section import KL
 from burnish.anchor import Anchor
 from burnish.backends.local import build
 from burnish.checkpoints import restore, state_of, write_learner
 from burnish.policies.loading import load_policy
 from burnish.policies.tabular import Tabular
-from burnish.recipe import LoRA, load_recipe
-from burnish.run import Run
+from burnish.recipe.algorithm import KL
+from burnish.recipe.schema import LoRA, load_recipe
+from burnish.run.folder import Run
 from burnish.training import next_coefficient, train_step
 from burnish.types import Completion, Prompt, Scores
 

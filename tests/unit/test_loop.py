@@ -13,8 +13,8 @@ import burnish.loop
 import burnish.training
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
-from burnish.recipe import RECIPES
-from burnish.run import comparable, read_lines
+from burnish.recipe.schema import RECIPES
+from burnish.run.folder import comparable, read_lines
 from burnish.session import Interrupted
 
 SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]

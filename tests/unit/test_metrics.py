@@ -15,11 +15,11 @@ from burnish.backends.local import check_references
 from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
-from burnish.recipe import RECIPES, load_recipe
+from burnish.recipe.schema import RECIPES, load_recipe
+from burnish.recipe.sections import MetricSection
 from burnish.reports.progress import make_observer
 from burnish.reports.tables import plain_text
 from burnish.rewards.combine import Combination, combine
-from burnish.sections import MetricSection
 from burnish.types import Completion, Group, Prompt, SamplingParams
 
 TWO = [MetricSection(use="length_band", low=1, high=2), MetricSection(use="repetition", name="loops", better="lower")]

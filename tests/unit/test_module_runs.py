@@ -16,9 +16,9 @@ from burnish.backends.modules import build_module_policy
 from burnish.errors import InputError
 from burnish.policies.pretraining import rate, token_stream, windows
 from burnish.policies.vocabulary import Characters
-from burnish.recipe import Pretrain, load_recipe
+from burnish.recipe.schema import Pretrain, load_recipe
 from burnish.reports.progress import make_observer
-from burnish.run import comparable
+from burnish.run.folder import comparable
 from burnish.training import train_step
 from burnish.types import Completion, Prompt, SamplingParams
 

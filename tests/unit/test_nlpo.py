@@ -23,7 +23,7 @@ from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import VOCABULARY, Tabular
 from burnish.policies.vocabulary import build_vocabulary
 from burnish.reports.progress import QuietProgress
-from burnish.run import comparable
+from burnish.run.folder import comparable
 from burnish.session import Interrupted
 from burnish.types import Completion, Prompt, SamplingParams
 

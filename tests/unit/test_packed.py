@@ -18,7 +18,7 @@ from burnish.policies.attention import (
 from burnish.policies.head import fused_logprobs
 from burnish.policies.layout import activation_bytes, pack
 from burnish.policies.loading import load_policy
-from burnish.recipe import LoRA
+from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
 

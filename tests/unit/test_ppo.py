@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import burnish
-from burnish.algorithm_section import CriticSection, preset_of
 from burnish.algorithms.credit import whitened
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
@@ -25,9 +24,10 @@ from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import Tabular
 from burnish.policies.values import ModuleValues, TableValues, TrunkValues
 from burnish.policies.vocabulary import build_vocabulary
-from burnish.recipe import LoRA, Recipe, load_recipe
+from burnish.recipe.algorithm import CriticSection, preset_of
+from burnish.recipe.schema import LoRA, Recipe, load_recipe
 from burnish.reports.progress import make_observer
-from burnish.run import Checkpoint
+from burnish.run.folder import Checkpoint
 from burnish.training import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.algorithm_section import preset_of
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import InputError
-from burnish.recipe import Recipe, load_recipe, shipped
+from burnish.recipe.algorithm import preset_of
+from burnish.recipe.schema import Recipe, load_recipe, shipped
 
 SMALL: dict[str, Any] = {"name": "small", "reward": [{"use": "exact"}], "task": {"use": "toy"}}
 

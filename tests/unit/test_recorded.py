@@ -10,7 +10,7 @@ from burnish.policies.causal_lm import CausalLM
 from burnish.policies.loading import load_policy
 from burnish.policies.products import can_multiply
 from burnish.policies.recorded import Recorded
-from burnish.recipe import LoRA
+from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
 PROMPTS = [Prompt("a", "the cat sat"), Prompt("b", "a dog"), Prompt("c", "the")]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from burnish.errors import BurnishError, InputError
+from burnish.recipe.sections import RewardSection
 from burnish.rewards.combine import Combination, Part, combine
 from burnish.rewards.diversity import distinct_n, longest_repeat, ngrams, repeat_share, repetition, words
 from burnish.rewards.fluency import COMPLETIONS_AT_ONCE, negative_log_likelihoods, perplexity
 from burnish.rewards.overlap import bleu, exact
 from burnish.rewards.registry import REWARDS, reward_function
-from burnish.sections import RewardSection
 from burnish.types import Completion, Prompt
 
 ODD_TEXTS = ["", " \n\t", "½ ² ①", "\x00\ufffd", "naïve café"]

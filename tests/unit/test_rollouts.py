@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from burnish.backends.local import build
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.rollouts import collect, refill_prompts, without_spread
 from burnish.training import train_step
 from burnish.types import Completion, Group, Prompt, Scores

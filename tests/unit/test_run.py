@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import BurnishError, InputError
-from burnish.recipe import load_recipe
-from burnish.run import Run, comparable, explained, read_lines, write_text
+from burnish.recipe.schema import load_recipe
+from burnish.run.folder import Run, comparable, read_lines
+from burnish.system.files import explained, write_text
 
 RECIPE = load_recipe("toy")
 

@@ -17,7 +17,7 @@ import pytest
 
 from burnish.backends.local import say_walls
 from burnish.errors import BurnishError, InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.rewards.code import unit_tests
 from burnish.sandbox import layers
 from burnish.sandbox import run as run_module

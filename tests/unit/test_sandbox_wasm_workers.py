@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from burnish.backends.local import say_walls
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.rewards.code import unit_tests
 from burnish.sandbox import layers, wasm, wasm_files
 from burnish.sandbox.answers import Call, run_tests

@@ -23,7 +23,7 @@ from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
 from burnish.policies.loading import load_policy
 from burnish.reports.progress import PlainProgress, QuietProgress
-from burnish.run import comparable
+from burnish.run.folder import comparable
 from burnish.session import Interrupted
 from burnish.supervised.dataset import chosen_units
 from burnish.supervised.encoding import Encoder

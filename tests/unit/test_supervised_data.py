@@ -18,8 +18,8 @@ from burnish.algorithms.preference import (
 )
 from burnish.draw import Draw
 from burnish.errors import InputError
-from burnish.recipe import load_recipe, shipped
-from burnish.run import Checkpoint
+from burnish.recipe.schema import load_recipe, shipped
+from burnish.run.folder import Checkpoint
 from burnish.supervised.jsonl import JsonLines
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.rows import Pair, Text, digest, split

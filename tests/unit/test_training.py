@@ -14,7 +14,7 @@ from burnish.backends.local import build
 from burnish.batching import collate
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
-from burnish.recipe import Recipe, load_recipe
+from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 

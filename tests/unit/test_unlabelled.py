@@ -6,7 +6,7 @@ import pytest
 
 from burnish.backends.local import build, check_languages, check_prompts, check_references, task_prompts
 from burnish.errors import InputError
-from burnish.recipe import load_recipe
+from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import combine
 from burnish.types import Completion, Message, Prompt
 

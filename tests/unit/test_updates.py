@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.algorithm_section import preset_of
 from burnish.backends.local import build
 from burnish.batching import trained_places, update_places
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
-from burnish.recipe import Recipe, load_recipe
+from burnish.recipe.algorithm import preset_of
+from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 

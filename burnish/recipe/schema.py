@@ -13,12 +13,21 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from burnish.algorithm_section import Algorithm, check_algorithm, check_credit, check_normalised, resolved, scored_by
 from burnish.errors import InputError
-from burnish.recipe_file import RECIPES as RECIPES
-from burnish.recipe_file import read_data, validated
-from burnish.recipe_file import shipped as shipped
-from burnish.sections import MOST, Evaluation, Guards, OpenSection, RewardSection, Section, check_rewards, guarded
+from burnish.recipe.algorithm import Algorithm, check_algorithm, check_credit, check_normalised, resolved, scored_by
+from burnish.recipe.reading import RECIPES as RECIPES
+from burnish.recipe.reading import read_data, validated
+from burnish.recipe.reading import shipped as shipped
+from burnish.recipe.sections import (
+    MOST,
+    Evaluation,
+    Guards,
+    OpenSection,
+    RewardSection,
+    Section,
+    check_rewards,
+    guarded,
+)
 from burnish.types import SamplingParams
 
 

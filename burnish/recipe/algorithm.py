@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from burnish.errors import InputError
+from burnish.recipe.sections import RewardSection, Section
 from burnish.registry import nearest
-from burnish.sections import RewardSection, Section
 
 if TYPE_CHECKING:
     from burnish.algorithms.presets import Preset

@@ -7,14 +7,13 @@ that are done again come out with the same bits.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from burnish.errors import BurnishError, InputError
+from burnish.system.files import explained, sync_file, sync_folder, sync_tree, write_json, write_text
 
 if TYPE_CHECKING:
-    from burnish.recipe import Job
+    from burnish.recipe.schema import Job
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"
@@ -267,76 +267,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
     """A metrics row without its timings: what must be equal between two runs of one recipe and seed."""
     return {key: value for key, value in row.items() if not key.startswith(TIMINGS)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one piece: written beside it, on disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of indented JSON."""
-    write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """Indented JSON with a line's end."""
-    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Makes a file's content durable, where there is one."""
-    if path.exists():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def sync_tree(folder: Path) -> None:
-    """Makes all files below a folder durable, then the folders."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync_file(Path(place) / name)
-        sync_folder(Path(place))
-
-
-@contextmanager
-def explained(what: str, then: str = "") -> Iterator[None]:
-    """Turns an operating-system error into one line that names the fix."""
-    try:
-        yield
-    except OSError as error:
-        fixes = {
-            errno.ENOSPC: then or "the disk is full: make room and try again",
-            errno.EDQUOT: then or "the quota is used up: make room and try again",
-            errno.EACCES: "choose a folder you may write to",
-            errno.EPERM: "choose a folder you may write to",
-            errno.EROFS: "choose a folder on a disk that can be written to",
-            errno.ENOTDIR: "part of that path is a file: choose another folder",
-            errno.EEXIST: "a file of that name is in the way: choose another folder",
-        }
-        fix = fixes.get(error.errno or 0, then)
-        raise BurnishError(f"{what}: {error.strerror or error}{': ' + fix if fix else ''}") from error
-    except Exception as error:
-        # safetensors reports a full disk as an error of its own kind.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise BurnishError(f"{what}: {error}{': ' + then if then else ''}") from error

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from burnish.backends.local import environment
 from burnish.catalogue import entries
 from burnish.errors import BurnishError, InputError
-from burnish.interrupts import Interrupts
 from burnish.protocols import Observer
-from burnish.recipe import Job, Recipe
-from burnish.run import Run
-from burnish.sections import OpenSection
+from burnish.recipe.schema import Job, Recipe
+from burnish.recipe.sections import OpenSection
+from burnish.run.folder import Run
+from burnish.run.interrupts import Interrupts
 from burnish.session import Interrupted
+from burnish.system.environment import environment
 from burnish.system.paths import expanded
 
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
@@ -72,7 +72,9 @@ def run_of(
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
     job = chosen(recipe)
-    return Run.create(job, Path(run_dir) if run_dir else None, environment(job), verb=verb)
+    return Run.create(
+        job, Path(run_dir) if run_dir else None, environment(threads=job.threads, seed=job.seed), verb=verb
+    )
 
 
 @contextmanager

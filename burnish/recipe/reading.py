@@ -18,7 +18,9 @@ R = TypeVar("R", bound=BaseModel)
 
 # In a wheel the recipes lie inside the package, in a checkout beside it.
 RECIPES = next(
-    folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
+    folder
+    for folder in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
+    if folder.is_dir()
 )
 
 VERBS = ("sft", "prefer", "reward-model")

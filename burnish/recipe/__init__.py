@@ -1,0 +1,1 @@
+"""The recipe: everything a run depends on, in one TOML file."""

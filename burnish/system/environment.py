@@ -1,0 +1,50 @@
+"""The record of everything besides the recipe that a run's result may depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def environment(*, threads: int | None, seed: int) -> Mapping[str, Any]:
+    """What besides the recipe a result may depend on."""
+    import torch
+
+    versions = {}
+    for package in ("burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    checkout = Path(__file__).parents[2]
+    commit = "unknown"
+    # An installed burnish may lie inside somebody else's repository, whose commit says nothing.
+    if (checkout / ".git").exists():
+        with suppress(OSError, subprocess.CalledProcessError):
+            command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "git_commit": commit,
+        "seed": seed,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
