@@ -18,7 +18,6 @@ from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.generation.engine import sampler_for
-from burnish.loop import HELD_OUT_SEED, Session
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
@@ -36,6 +35,7 @@ from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, war
 from burnish.system.environment import environment
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
+from burnish.training.reinforcement import HELD_OUT_SEED, Session
 from burnish.types import Completion, Prompt, SamplingParams
 
 RewardName = str | Callable[..., Any]
@@ -222,7 +222,7 @@ def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
         if written.get("policy", {}).get("use") in ("lstm", "module"):
             section = load_recipe(run / "recipe.toml").policy
             from burnish.backends.modules import load_trained
-            from burnish.generation.stepwise import ModuleSampler
+            from burnish.generation.modules import ModuleSampler
 
             return ModuleSampler(load_trained(section, run / "model"))
     return sampler_for(load_model(resolve_model(name, offline=offline, observer=observer), offline=offline))

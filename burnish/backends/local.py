@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from burnish.catalogue.convert import resolve_model
-from burnish.critic import Critic
 from burnish.errors import BurnishError, InputError
 from burnish.policies.vocabulary import check_plain
 from burnish.protocols import Lagging, LanguageModel, Observer, Policy, Releasable, Sampler, Task, ValueModel
@@ -24,10 +23,11 @@ from burnish.rewards.combine import Combination
 from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import BROKEN_ROWS
-from burnish.session import optimizer_for
 from burnish.system.files import explained, write_text
 from burnish.tasks.registry import TASKS
-from burnish.training import Learner
+from burnish.training.critic import Critic
+from burnish.training.step import Learner
+from burnish.training.trainer import optimizer_for
 from burnish.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
     from burnish.policies.causal_lm import CausalLM
     from burnish.policies.module import ModulePolicy
     from burnish.policies.tabular import Tabular
-    from burnish.policies.values import ModuleValues, TableValues, TrunkValues
+    from burnish.policies.value_models import ModuleValues, TableValues, TrunkValues
 
     model: ValueModel
     if isinstance(policy, CausalLM):

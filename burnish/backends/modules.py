@@ -24,7 +24,7 @@ from torch import nn
 from burnish.backends.local import prepared_task, task_errors
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import continuation
-from burnish.generation.stepwise import ModuleSampler
+from burnish.generation.modules import ModuleSampler
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
 from burnish.policies.pretraining import pretrain

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.generation.cache import SampleCache
-from burnish.generation.plain import PlainSampler, Row, begun, grouped
-from burnish.generation.sampling import draw_tokens
-from burnish.generation.weights import SamplingCopy
-from burnish.policies.attention import Unsupported, attending
+from burnish.generation.kv_cache import SampleCache
+from burnish.generation.padded import PlainSampler, Row, begun, grouped
+from burnish.generation.repacked_model import SamplingCopy
 from burnish.policies.causal_lm import CausalModel
-from burnish.policies.layout import body, packed
+from burnish.policies.kernels.attention import Unsupported, attending
+from burnish.policies.kernels.packing import body, packed
+from burnish.policies.sampling_distribution import draw_tokens
 from burnish.protocols import Sampler
 from burnish.types import Completion, Group, Prompt, SamplingParams
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from burnish.errors import InputError
-from burnish.generation.sampling import sampling_logprobs
-from burnish.policies.attention import Unsupported
-from burnish.policies.chat import chat_ids
-from burnish.policies.head import fused_logprobs
-from burnish.policies.layout import (
+from burnish.policies.chat_template import chat_ids
+from burnish.policies.kernels.attention import Unsupported
+from burnish.policies.kernels.forward_cache import Recorded
+from burnish.policies.kernels.fused_head import fused_logprobs
+from burnish.policies.kernels.packing import (
     Layout,
     activation_bytes,
     fitting_layout,
@@ -31,7 +31,7 @@ from burnish.policies.layout import (
     plain_logits,
 )
 from burnish.policies.pretrained import ADAPTER_WEIGHTS, loading_errors, quiet, whole_model
-from burnish.policies.recorded import Recorded
+from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 

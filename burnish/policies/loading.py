@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.policies.causal_lm import CausalLM, CausalModel
-from burnish.policies.checkpointing import enable_checkpointing
+from burnish.policies.kernels.activation_checkpointing import enable_checkpointing
 from burnish.policies.pretrained import loading_errors, merged_model, quiet, with_adapter
 
 if TYPE_CHECKING:

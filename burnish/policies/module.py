@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError
-from burnish.generation.sampling import sampling_logprobs
-from burnish.policies.contract import check_module
-from burnish.policies.layout import memory_bytes
+from burnish.policies.kernels.packing import memory_bytes
+from burnish.policies.module_contract import check_module
+from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.policies.vocabulary import FILE, Vocabulary, check_plain, read_vocabulary, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError
-from burnish.policies.attention import Unsupported
 from burnish.policies.causal_lm import CausalLM, CausalModel
-from burnish.policies.layout import FILLER, inner, plain
+from burnish.policies.kernels.attention import Unsupported
+from burnish.policies.kernels.packing import FILLER, inner, plain
 from burnish.policies.loading import load_model
 from burnish.system.paths import expanded
 from burnish.types import Completion

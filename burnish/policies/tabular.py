@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.exactness.verify import World
 from burnish.exactness.world import all_sequences, logits_of
-from burnish.generation.sampling import draw, sampling_logprobs, streams
+from burnish.policies.sampling_distribution import draw, sampling_logprobs, streams
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.preference import bradley_terry_loss
-from burnish.batching import TokenBudget
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration
 from burnish.evaluation.statistics import mean_of_units
@@ -19,6 +18,7 @@ from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import Metric, Seen
 from burnish.supervised.objectives import Example, flat, right, two_answers, whole_examples
 from burnish.supervised.rows import Pair, Row
+from burnish.training.batching import TokenBudget
 
 
 class Comparing:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import kto_loss, kto_reference_point
-from burnish.batching import TokenBudget, microbatches
 from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, mean_of_units
 from burnish.protocols import Policy
@@ -28,6 +27,7 @@ from burnish.supervised.objectives import (
     two_answers,
 )
 from burnish.supervised.rows import Judged, Pair, Row
+from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion
 
 

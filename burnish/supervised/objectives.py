@@ -16,13 +16,13 @@ from torch import Tensor
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss, ipo_loss
 from burnish.algorithms.table_gradients import adding_to_grad
-from burnish.batching import TokenBudget, microbatches
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
 from burnish.protocols import LanguageModel, Policy
 from burnish.supervised.encoding import Encoded, Encoder
 from burnish.supervised.measurement import Metric, Seen
 from burnish.supervised.rows import Dialogue, Pair, Row, Text
+from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion, SamplingParams
 
 PLAIN = SamplingParams(max_new_tokens=1)

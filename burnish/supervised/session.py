@@ -10,20 +10,20 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.batching import TokenBudget
-from burnish.draw import Draw
 from burnish.errors import InputError
-from burnish.metrics import Clock
 from burnish.protocols import Trainable
 from burnish.run.folder import Checkpoint
 from burnish.run.interrupts import Interrupts
-from burnish.session import BaseSession
 from burnish.supervised.dataset import Dataset
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import Objective
 from burnish.supervised.recipe import SupervisedRecipe
 from burnish.system.files import json_text
-from burnish.training import learning_rate, refuse_non_finite
+from burnish.training.batching import TokenBudget
+from burnish.training.metrics import Clock
+from burnish.training.prompt_order import Draw
+from burnish.training.step import learning_rate, refuse_non_finite
+from burnish.training.trainer import BaseSession
 
 MEASURED_AT_ONCE = 32
 """Examples between two signs of progress."""

@@ -24,7 +24,6 @@ from burnish.run.launch import (
     with_absolute_model,
     with_absolute_path,
 )
-from burnish.session import optimizer_for
 from burnish.supervised.comparing import Comparing
 from burnish.supervised.dataset import dataset, read_rows
 from burnish.supervised.encoding import Encoder
@@ -40,6 +39,7 @@ from burnish.supervised.recipe import (
 )
 from burnish.supervised.session import Learner, Session
 from burnish.system.environment import environment
+from burnish.training.trainer import optimizer_for
 
 R = TypeVar("R", bound=SupervisedRecipe)
 T = TypeVar("T", bound=Trainable)

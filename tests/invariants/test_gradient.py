@@ -17,11 +17,11 @@ from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM
-from burnish.policies.layout import packed, plain
+from burnish.policies.kernels.packing import packed, plain
 from burnish.policies.loading import load_policy
 from burnish.recipe.algorithm import preset_of
 from burnish.recipe.schema import LoRA, Recipe
-from burnish.training import Learner, train_step
+from burnish.training.step import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 TOLERANCE = 1e-10
@@ -250,7 +250,7 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     )
     fewer = gradient(policy, groups, chosen)
     assert sum(seen) == 3 * G - 1
-    monkeypatch.setattr("burnish.training.trained_places", lambda advantages, places, every: list(places))
+    monkeypatch.setattr("burnish.training.step.trained_places", lambda advantages, places, every: list(places))
     assert_same(fewer, gradient(policy, groups, chosen))
     assert sum(seen) == 3 * G - 1 + 4 * G
 

@@ -14,7 +14,7 @@ from burnish.backends.local import build
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
-from burnish.training import train_step
+from burnish.training.step import train_step
 
 STEPS = 40
 SEEDS = range(5)

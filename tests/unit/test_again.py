@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.policies import products
-from burnish.policies.again import MOST_PARTS, again_of, elementwise
+from burnish.policies.kernels import linear as products
+from burnish.policies.kernels.linear import can_multiply, fast_products
+from burnish.policies.kernels.recompute import MOST_PARTS, again_of, elementwise
 from burnish.policies.loading import load_policy
-from burnish.policies.products import can_multiply, fast_products
 from burnish.types import Completion, Prompt, SamplingParams
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import burnish
-from burnish.baselines import of_prompts, remember
 from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe
 from burnish.reports.progress import make_observer
+from burnish.training.baselines import of_prompts, remember
 from burnish.types import Group, Prompt
 
 P, Q = Group(Prompt("p", ""), ()), Group(Prompt("q", ""), ())

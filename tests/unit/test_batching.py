@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.batching import TokenBudget, microbatches
+from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion, Prompt
 
 

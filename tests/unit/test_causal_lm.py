@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from burnish.backends.local import Remembering
 from burnish.errors import InputError
-from burnish.policies.layout import packed, plain
+from burnish.policies.kernels.packing import packed, plain
 from burnish.policies.loading import load_model, load_policy
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
@@ -117,7 +117,7 @@ class TestLogprobs:
         model = load_model(tiny(kind), dtype="float64")
         found = []
         for filler in (0, 250):
-            monkeypatch.setattr("burnish.policies.layout.FILLER", filler)
+            monkeypatch.setattr("burnish.policies.kernels.packing.FILLER", filler)
             with torch.no_grad():
                 found.append(plain(model.model, several(model))[0])
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)

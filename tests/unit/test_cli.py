@@ -16,7 +16,7 @@ from burnish.errors import BurnishError
 from burnish.options import cut_off
 from burnish.recipe.reading import VERBS as KINDS
 from burnish.recipe.schema import load_recipe, shipped
-from burnish.session import Interrupted
+from burnish.training.trainer import Interrupted
 
 VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 

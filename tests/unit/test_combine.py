@@ -14,13 +14,13 @@ import pytest
 
 from burnish.api import train
 from burnish.errors import InputError
-from burnish.metrics import reward_metrics
 from burnish.recipe.schema import load_recipe
 from burnish.recipe.sections import RewardSection, Schedule
 from burnish.reports.progress import make_observer
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
 from burnish.run.folder import Run
+from burnish.training.metrics import reward_metrics
 from burnish.types import Completion, Prompt
 
 

@@ -16,8 +16,6 @@ from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.presets import PRESETS
 from burnish.algorithms.tokenwise import as_it_comes, less_baseline, less_mean, less_others, mean_to_come, over_spread
 from burnish.backends.local import build
-from burnish.credit import split, token_advantages
-from burnish.critic import token_credit
 from burnish.errors import BurnishError
 from burnish.exactness import world as exact
 from burnish.policies.tabular import Tabular, known_world
@@ -25,8 +23,10 @@ from burnish.recipe.algorithm import CriticSection
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
-from burnish.rollouts import collect
-from burnish.training import train_step
+from burnish.training.critic import token_credit
+from burnish.training.rollouts import collect
+from burnish.training.step import train_step
+from burnish.training.token_advantages import split, token_advantages
 from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from burnish.generation import fused
-from burnish.generation.fused import FusedLayer
-from burnish.generation.weights import PackedLinear, SamplingCopy
-from burnish.policies.attention import PackedTexts, Span, attending
-from burnish.policies.layout import body
+from burnish.generation.repacked_model import PackedLinear, SamplingCopy
+from burnish.policies.kernels import fused_layer as fused
+from burnish.policies.kernels.attention import PackedTexts, Span, attending
+from burnish.policies.kernels.fused_layer import FusedLayer
+from burnish.policies.kernels.linear import can_multiply
+from burnish.policies.kernels.packing import body
 from burnish.policies.loading import load_policy
 from burnish.policies.pretrained import quiet
-from burnish.policies.products import can_multiply
 from burnish.recipe.schema import LoRA
 
 pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")

@@ -8,9 +8,9 @@ import torch
 from burnish.catalogue import model_folder
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalLM
-from burnish.policies.layout import packed, plain
+from burnish.policies.kernels.linear import can_multiply
+from burnish.policies.kernels.packing import packed, plain
 from burnish.policies.loading import load_policy
-from burnish.policies.products import can_multiply
 from burnish.types import Completion, Prompt, SamplingParams
 
 SAMPLING = SamplingParams(12)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from burnish.algorithms.table_gradients import adding_to_grad, embedding
-from burnish.generation.sampling import sampling_logprobs
-from burnish.policies import head, products
-from burnish.policies.head import fused_logprobs
+from burnish.policies.kernels import fused_head as head
+from burnish.policies.kernels import linear as products
+from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.loading import load_policy
+from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.types import Completion, Prompt, SamplingParams
 
 COMPLETIONS = [

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import burnish
-from burnish.batching import TokenBudget
 from burnish.errors import InputError
 from burnish.policies.loading import load_policy
 from burnish.reports.progress import QuietProgress
@@ -22,6 +21,7 @@ from burnish.supervised.measurement import summary
 from burnish.supervised.objectives import PLAIN, Example, FineTuning
 from burnish.supervised.recipe import PreferRecipe, load_supervised
 from burnish.supervised.rows import Judged, Pair, Text, digest, held_out
+from burnish.training.batching import TokenBudget
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 ROWS = [

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from burnish.backends.local import build
-from burnish.checkpoints import restore, write_learner
 from burnish.errors import InputError
-from burnish.generation.stepwise import ModuleSampler
+from burnish.generation.modules import ModuleSampler
 from burnish.policies.module import ModulePolicy, is_keras
 from burnish.policies.vocabulary import Characters
 from burnish.recipe.schema import load_recipe
 from burnish.run.folder import Checkpoint
-from burnish.training import train_step
+from burnish.training.learner_state import restore, write_learner
+from burnish.training.step import train_step
 from burnish.types import Prompt, SamplingParams
 
 pytestmark = [

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.anchor import Anchor
 from burnish.backends.local import build
-from burnish.checkpoints import restore, state_of, write_learner
 from burnish.policies.loading import load_policy
 from burnish.policies.tabular import Tabular
 from burnish.recipe.algorithm import KL
 from burnish.recipe.schema import LoRA, load_recipe
 from burnish.run.folder import Run
-from burnish.training import next_coefficient, train_step
+from burnish.training.kl_reference import Anchor
+from burnish.training.learner_state import restore, state_of, write_learner
+from burnish.training.step import next_coefficient, train_step
 from burnish.types import Completion, Prompt, Scores
 
 SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4"]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-import burnish.loop
-import burnish.training
+import burnish.training.reinforcement
+import burnish.training.step
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import RECIPES
 from burnish.run.folder import comparable, read_lines
-from burnish.session import Interrupted
+from burnish.training.trainer import Interrupted
 
 SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]
 
@@ -72,12 +72,12 @@ def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
 def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=2", "algorithm.use=grpo", "algorithm.epochs=2"]
     whole = toy(tmp_path / "whole", *options)
-    refuse = burnish.training.refuse_non_finite
+    refuse = burnish.training.step.refuse_non_finite
 
     def fails(step: int, loss: float, norm: float, *, update: int) -> None:
         refuse(step, float("nan") if (step, update) == (4, 2) else loss, norm, update=update)
 
-    monkeypatch.setattr(burnish.training, "refuse_non_finite", fails)
+    monkeypatch.setattr(burnish.training.step, "refuse_non_finite", fails)
     with pytest.raises(BurnishError, match=r"step 4, update 2: the loss is nan[^\n]*\nsaved after step 2; go on with"):
         toy(tmp_path / "run", *options)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
@@ -89,7 +89,7 @@ def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monk
 def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=100", "evaluation.every=2"]
     whole = toy(tmp_path / "whole", *options)
-    measure, calls = burnish.loop.measure, []
+    measure, calls = burnish.training.reinforcement.measure, []
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         calls.append(named["policy_version"])
@@ -97,7 +97,7 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
             raise KeyboardInterrupt
         return measure(*arguments, **named)
 
-    monkeypatch.setattr(burnish.loop, "measure", interrupted)
+    monkeypatch.setattr(burnish.training.reinforcement, "measure", interrupted)
     with pytest.raises(Interrupted, match="saved after step 4"):
         toy(tmp_path / "run", *options)
     done = train(resume=tmp_path / "run", observer=Silent())
@@ -111,8 +111,12 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = Silent()
-    monkeypatch.setattr(burnish.loop, "EQUAL_REWARDS", 1)
-    monkeypatch.setattr(burnish.loop, "diversity_alarm", lambda history, **named: "gamed" if len(history) > 5 else None)
+    monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(
+        burnish.training.reinforcement,
+        "diversity_alarm",
+        lambda history, **named: "gamed" if len(history) > 5 else None,
+    )
     toy(tmp_path / "run", "steps=8", observer=observer, rewards={"repetition": 0.0, "exact": 1e-9})
     monkeypatch.undo()
     rows = list(read_lines(tmp_path / "run" / "warnings.jsonl"))

@@ -10,7 +10,7 @@ from torch import nn
 
 from burnish.backends.modules import seeded
 from burnish.errors import InputError
-from burnish.generation.stepwise import ModuleSampler
+from burnish.generation.modules import ModuleSampler
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy, as_logits
 from burnish.policies.vocabulary import Characters

@@ -19,7 +19,7 @@ from burnish.policies.vocabulary import Characters
 from burnish.recipe.schema import Pretrain, load_recipe
 from burnish.reports.progress import make_observer
 from burnish.run.folder import comparable
-from burnish.training import train_step
+from burnish.training.step import train_step
 from burnish.types import Completion, Prompt, SamplingParams
 
 WORLD = Characters(tuple("我爱你。"), begin=3, end=3)

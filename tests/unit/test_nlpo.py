@@ -16,7 +16,7 @@ import burnish
 from burnish.errors import InputError
 from burnish.exactness.world import all_sequences
 from burnish.generation.engine import sampler_for
-from burnish.generation.stepwise import ModuleSampler
+from burnish.generation.modules import ModuleSampler
 from burnish.policies.loading import load_model
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
@@ -24,7 +24,7 @@ from burnish.policies.tabular import VOCABULARY, Tabular
 from burnish.policies.vocabulary import build_vocabulary
 from burnish.reports.progress import QuietProgress
 from burnish.run.folder import comparable
-from burnish.session import Interrupted
+from burnish.training.trainer import Interrupted
 from burnish.types import Completion, Prompt, SamplingParams
 
 MASKED = SamplingParams(max_new_tokens=3, temperature=0.8, lagged_top_p=0.8)

@@ -20,7 +20,7 @@ from burnish.exactness import world as exact
 from burnish.exactness.estimators import Estimator, Groups
 from burnish.exactness.verify import expectation
 from burnish.policies.tabular import known_world
-from burnish.training import train_step
+from burnish.training.step import train_step
 from burnish.types import Scores
 
 

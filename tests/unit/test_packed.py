@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from burnish.generation.sampling import sampling_logprobs
-from burnish.policies import head
-from burnish.policies.attention import (
+from burnish.policies.kernels import fused_head as head
+from burnish.policies.kernels.attention import (
     PackedTexts,
     Span,
     _attend,
@@ -15,9 +14,10 @@ from burnish.policies.attention import (
     attend_by_hand,
     attend_by_hand_backward,
 )
-from burnish.policies.head import fused_logprobs
-from burnish.policies.layout import activation_bytes, pack
+from burnish.policies.kernels.fused_head import fused_logprobs
+from burnish.policies.kernels.packing import activation_bytes, pack
 from burnish.policies.loading import load_policy
+from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 

@@ -14,21 +14,21 @@ import burnish
 from burnish.algorithms.credit import whitened
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
-from burnish.checkpoints import restore, write_learner
-from burnish.critic import Critic, explained_variance, token_credit
 from burnish.errors import BurnishError, InputError
-from burnish.policies.layout import packed, plain
+from burnish.policies.kernels.packing import packed, plain
 from burnish.policies.loading import load_policy
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import Tabular
-from burnish.policies.values import ModuleValues, TableValues, TrunkValues
+from burnish.policies.value_models import ModuleValues, TableValues, TrunkValues
 from burnish.policies.vocabulary import build_vocabulary
 from burnish.recipe.algorithm import CriticSection, preset_of
 from burnish.recipe.schema import LoRA, Recipe, load_recipe
 from burnish.reports.progress import make_observer
 from burnish.run.folder import Checkpoint
-from burnish.training import Learner, train_step
+from burnish.training.critic import Critic, explained_variance, token_credit
+from burnish.training.learner_state import restore, write_learner
+from burnish.training.step import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 

@@ -7,9 +7,9 @@ import torch
 
 from burnish.generation.engine import Engine, sampler_for
 from burnish.policies.causal_lm import CausalLM
+from burnish.policies.kernels.forward_cache import Recorded
+from burnish.policies.kernels.linear import can_multiply
 from burnish.policies.loading import load_policy
-from burnish.policies.products import can_multiply
-from burnish.policies.recorded import Recorded
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 

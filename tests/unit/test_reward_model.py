@@ -15,11 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 import burnish
-from burnish.batching import TokenBudget
 from burnish.cli import app
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
-from burnish.policies.layout import body, packed, plain
+from burnish.policies.kernels.packing import body, packed, plain
 from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD, RewardModel, load_reward_model
 from burnish.reports.progress import QuietProgress
@@ -29,6 +28,7 @@ from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import summary
 from burnish.supervised.objectives import Example, flat
 from burnish.supervised.rows import Pair, digest
+from burnish.training.batching import TokenBudget
 from burnish.types import Completion, Prompt
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)

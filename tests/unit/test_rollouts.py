@@ -9,8 +9,8 @@ import pytest
 
 from burnish.backends.local import build
 from burnish.recipe.schema import load_recipe
-from burnish.rollouts import collect, refill_prompts, without_spread
-from burnish.training import train_step
+from burnish.training.rollouts import collect, refill_prompts, without_spread
+from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 POOL = [Prompt(f"p{place}", "") for place in range(6)]

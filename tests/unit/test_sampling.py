@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from burnish.algorithms.kl import k3
 from burnish.errors import InputError
 from burnish.generation.engine import Engine, sampler_for
-from burnish.generation.plain import PlainSampler
-from burnish.generation.sampling import draw, sampling_logprobs, streams, truncates
+from burnish.generation.padded import PlainSampler
 from burnish.policies.loading import load_model, load_policy
+from burnish.policies.sampling_distribution import draw, sampling_logprobs, streams, truncates
 from burnish.policies.tabular import Tabular
 from burnish.types import Prompt, SamplingParams
 

@@ -16,7 +16,6 @@ import torch
 from typer.testing import CliRunner
 
 import burnish
-from burnish.batching import TokenBudget
 from burnish.catalogue.convert import resolve_model
 from burnish.cli import app
 from burnish.errors import InputError
@@ -24,12 +23,13 @@ from burnish.evaluation.statistics import mean_of_units
 from burnish.policies.loading import load_policy
 from burnish.reports.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
-from burnish.session import Interrupted
 from burnish.supervised.dataset import chosen_units
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json
 from burnish.supervised.objectives import PAIR_LOSSES, PLAIN, Example, FineTuning, Preferring
 from burnish.supervised.rows import Dialogue, Pair, Text, Turn, digest
+from burnish.training.batching import TokenBudget
+from burnish.training.trainer import Interrupted
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 TEXTS = [

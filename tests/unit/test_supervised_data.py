@@ -16,7 +16,6 @@ from burnish.algorithms.preference import (
     kto_loss,
     kto_reference_point,
 )
-from burnish.draw import Draw
 from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe, shipped
 from burnish.run.folder import Checkpoint
@@ -25,6 +24,7 @@ from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
 from burnish.supervised.rows import Pair, Text, digest, split
 from burnish.supervised.session import Session
 from burnish.supervised.sources import _exchanged
+from burnish.training.prompt_order import Draw
 
 
 def close(found: torch.Tensor, wanted: list[float]) -> None:

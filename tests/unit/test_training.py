@@ -11,11 +11,11 @@ import torch
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build
-from burnish.batching import collate
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
 from burnish.recipe.schema import Recipe, load_recipe
-from burnish.training import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
+from burnish.training.batching import collate
+from burnish.training.step import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 PROMPTS = [Prompt(f"p{place}", "") for place in range(5)]

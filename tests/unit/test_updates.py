@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from burnish.backends.local import build
-from burnish.batching import trained_places, update_places
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
 from burnish.recipe.algorithm import preset_of
 from burnish.recipe.schema import Recipe, load_recipe
-from burnish.training import Learner, train_step
+from burnish.training.batching import trained_places, update_places
+from burnish.training.step import Learner, train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
 SEED = (3, 2, 1)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.table_gradients import adds_to_grad, grad_of
-from burnish.generation.sampling import kept_tokens, truncates
-from burnish.policies.products import product
+from burnish.policies.kernels.linear import product
+from burnish.policies.sampling_distribution import kept_tokens, truncates
 from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.generation.plain import Row, begun, grouped
-from burnish.generation.sampling import draw_tokens
+from burnish.generation.padded import Row, begun, grouped
 from burnish.policies.module import ModuleModel, State, padded
+from burnish.policies.sampling_distribution import draw_tokens
 from burnish.types import Group, Prompt, SamplingParams
 
 

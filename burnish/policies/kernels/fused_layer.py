@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.attention import attend_packed
+from burnish.policies.kernels.attention import attend_packed
 
 KNOWN = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
 """Architectures whose layers this is, by transformers' names: RMSNorm before attention and before a gated MLP; queries and

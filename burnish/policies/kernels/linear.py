@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from burnish.algorithms.table_gradients import embedding
-from burnish.policies.again import again_of, elementwise
-from burnish.policies.recorded import Find
+from burnish.policies.kernels.forward_cache import Find
+from burnish.policies.kernels.recompute import again_of, elementwise
 
 FEWEST_ROWS = 64
 """Below, laying out the weight anew for each product eats the gain."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from burnish.errors import InputError
-from burnish.generation.sampling import draw_tokens, streams
 from burnish.policies.causal_lm import CausalModel
-from burnish.policies.layout import inner, keep_logits
+from burnish.policies.kernels.packing import inner, keep_logits
+from burnish.policies.sampling_distribution import draw_tokens, streams
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.policies.attention import PackedTexts, Span, Unsupported, attending
-from burnish.policies.products import fast_products
-from burnish.policies.recorded import Recorded
+from burnish.policies.kernels.attention import PackedTexts, Span, Unsupported, attending
+from burnish.policies.kernels.forward_cache import Recorded
+from burnish.policies.kernels.linear import fast_products
 from burnish.types import Completion, Prompt
 
 Layout = Callable[[Any, Sequence[Completion], Recorded | None], tuple[Tensor, Tensor]]

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import restore, state_of, write_learner
 from burnish.errors import InputError
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Releasable
 from burnish.rewards.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.run.folder import Checkpoint, Run
-from burnish.session import BaseSession
 from burnish.system.files import json_text
-from burnish.training import Learner, train_step
+from burnish.training.learner_state import restore, state_of, write_learner
+from burnish.training.step import Learner, train_step
+from burnish.training.trainer import BaseSession
 from burnish.types import Prompt
 
 HELD_OUT_SEED = 1

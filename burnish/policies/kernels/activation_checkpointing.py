@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from burnish.errors import InputError
-from burnish.policies.attention import attending_now
+from burnish.policies.kernels.attention import attending_now
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from burnish.anchor import Anchor
-from burnish.critic import Critic
 from burnish.errors import InputError
 from burnish.protocols import Remembering
 from burnish.run.folder import Checkpoint
-from burnish.session import readable, restore_optimizer, write_optimizer
-from burnish.session import restore as restore_weights
-from burnish.session import write_learner as write_weights
-from burnish.training import Learner
+from burnish.training.critic import Critic
+from burnish.training.kl_reference import Anchor
+from burnish.training.step import Learner
+from burnish.training.trainer import readable, restore_optimizer, write_optimizer
+from burnish.training.trainer import restore as restore_weights
+from burnish.training.trainer import write_learner as write_weights
 
 ANCHOR = "anchor.safetensors"
 """The weights that the KL term pulls towards, in a checkpoint."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.attention import Unsupported
 from burnish.policies.causal_lm import CausalLM
-from burnish.policies.layout import body, head, plain
+from burnish.policies.kernels.attention import Unsupported
+from burnish.policies.kernels.packing import body, head, plain
 from burnish.policies.module import ModuleModel, ModulePolicy, frozen_copy, named_weights
 from burnish.policies.tabular import Tabular
 from burnish.types import Completion

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from burnish.policies.attention import PackedTexts, Span
+from burnish.policies.kernels.attention import PackedTexts, Span
 
 
 class _Layer:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.generation.fused import PRODUCTS, FusedLayer, known
-from burnish.policies.layout import inner
-from burnish.policies.products import can_multiply
-from burnish.policies.recorded import Recorded, Results
+from burnish.policies.kernels.forward_cache import Recorded, Results
+from burnish.policies.kernels.fused_layer import PRODUCTS, FusedLayer, known
+from burnish.policies.kernels.linear import can_multiply
+from burnish.policies.kernels.packing import inner
 
 ROWS = 64
 """Rows that a reordered weight is meant for; other numbers work as well."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from burnish import baselines, credit
 from burnish.algorithms.advantages import Baseline, paired_strength
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient, k1
@@ -24,18 +23,20 @@ from burnish.algorithms.ops import log_ratio, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import Preset
 from burnish.algorithms.shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
-from burnish.anchor import Anchor
-from burnish.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
-from burnish.critic import Critic, explained_variance, token_credit
-from burnish.draw import Draw
 from burnish.errors import BurnishError
-from burnish.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
 from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
 from burnish.recipe.algorithm import KL, beta_of
 from burnish.recipe.schema import Job, Recipe
 from burnish.rewards.guards import text_diversity
-from burnish.rollouts import collect
 from burnish.run.interrupts import Interrupts
+from burnish.training import baselines
+from burnish.training import token_advantages as credit
+from burnish.training.batching import TokenBudget, asked_of, collate, microbatches, trained_places, update_places
+from burnish.training.critic import Critic, explained_variance, token_credit
+from burnish.training.kl_reference import Anchor
+from burnish.training.metrics import Clock, Totals, length_metrics, pair_metrics, reward_metrics, sample_rows
+from burnish.training.prompt_order import Draw
+from burnish.training.rollouts import collect
 from burnish.types import Completion, Group, Prompt, Scores
 
 UPDATE_SEED = 2

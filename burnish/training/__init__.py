@@ -1,0 +1,1 @@
+"""One step of learning, and the loop around it."""
