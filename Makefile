@@ -33,7 +33,7 @@ test: install
 
 # The quick tier, under a minute.
 unit: install
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not model" tests/unit $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not model" $(addprefix --ignore=tests/,end_to_end invariants learning) $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from burnish.reports.read import RunData, read_run
-from burnish.reports.samples import pairs
+from burnish.reports.page.samples import pairs
+from burnish.reports.run_data import RunData, read_run
 from burnish.reports.wording import duration, gigabytes, spent
 
 PROMPTS = 3

@@ -1,6 +1,6 @@
 """``python -m burnish``: the command line."""
 
-from burnish.cli import main
+from burnish.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build, check_companions, check_prompts, say_walls, task_prompts
+from burnish.backends.local import build
+from burnish.backends.preflight import check_companions, check_prompts, say_walls
+from burnish.backends.prompts import task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
@@ -25,16 +27,16 @@ from burnish.recipe.reading import VERBS
 from burnish.recipe.schema import Recipe, load_recipe, shipped
 from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
-from burnish.reports.html import write_report
-from burnish.reports.progress import make_observer
+from burnish.reports.page.html import write_report
+from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.combine import Combination
-from burnish.rewards.diversity import mostly_unspaced
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
 from burnish.system.environment import environment
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
+from burnish.text import mostly_unspaced
 from burnish.training.reinforcement import HELD_OUT_SEED, Session
 from burnish.types import Completion, Prompt, SamplingParams
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from burnish.backends.local import prepared_task, task_errors
+from burnish.backends.prompts import prepared_task, task_errors
 from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import continuation
 from burnish.generation.modules import ModuleSampler

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError
 from burnish.evaluation.metrics import metrics_of
-from burnish.rewards.diversity import WITHOUT_SPACES
-from burnish.rewards.fluency import negative_log_likelihoods
+from burnish.rewards.library.fluency import negative_log_likelihoods
+from burnish.text import WITHOUT_SPACES
 from burnish.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:

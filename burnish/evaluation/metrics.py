@@ -19,8 +19,9 @@ from burnish.evaluation.statistics import (
     paired_bootstrap,
     perplexity_of_units,
 )
-from burnish.rewards.diversity import distinct_n, ngrams, words
-from burnish.rewards.overlap import load_bleu, tokenizer_for
+from burnish.rewards.library.diversity import distinct_n
+from burnish.rewards.library.overlap import load_bleu, tokenizer_for
+from burnish.text import ngrams, words
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as CorpusMetric

@@ -4,7 +4,7 @@ What a part's number r of a completion becomes, in this order: cut to ``clip``; 
 or the step's completions; times the weight, which may be on a schedule. Then gates: where another part has a ``gate`` and
 its own number, as the function returned it, is below that, this part's credit counts only if it is negative. So a closed
 gate never raises a reward. The sum over the parts is R(tau). In training a part whose ``credit`` is finer than the
-completion is dealt out to tokens besides: see ``burnish.rewards.finer``. What a part was in earlier steps is all that a
+completion is dealt out to tokens besides: see ``rewards.token_credit``. What a part was in earlier steps is all that a
 combination remembers, and only where a part is normalised by it.
 """
 
@@ -21,9 +21,9 @@ import torch
 
 from burnish.algorithms.shaping import Moments, by_running_moments
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.finer import Credit, Decode, earned
 from burnish.rewards.normalise import Among, among_companions
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
+from burnish.rewards.token_credit import Credit, Decode, earned
 from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from burnish.errors import BurnishError
+
 
 class Interrupts:
     """Within the block, SIGINT raises KeyboardInterrupt as ever, but for the time between ``hold`` and ``release``.
@@ -49,3 +51,9 @@ class Interrupts:
             self._pending = True
         else:
             raise KeyboardInterrupt
+
+
+class Interrupted(BurnishError):
+    """Somebody pressed Ctrl-C; the run folder is whole and says how to go on."""
+
+    exit_status = 130

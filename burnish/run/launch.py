@@ -15,10 +15,9 @@ from burnish.protocols import Observer
 from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import OpenSection
 from burnish.run.folder import Run
-from burnish.run.interrupts import Interrupts
+from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.environment import environment
 from burnish.system.paths import expanded
-from burnish.training.trainer import Interrupted
 
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
 FILES_OF: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}

@@ -71,13 +71,13 @@ def unavailable(layer: str | None = None) -> str | None:
         layer: which; left out, one of those that are Linux's own walls.
     """
     if layer == WASM:
-        from burnish.sandbox import wasm_files
+        from burnish.sandbox.wasm import files as wasm_files
 
         return wasm_files.missing()
     if sys.platform != "linux":
         return f"the sandbox needs Linux with Landlock and seccomp; this is {platform.system() or sys.platform}"
     # walls is imported for its compiled form to be kept: the child writes none.
-    from burnish.sandbox import kernel, landlock, walls  # noqa: F401
+    from burnish.sandbox.linux import kernel, landlock
 
     if kernel.machine() not in kernel.ARCHITECTURES or struct.calcsize("P") != 8:
         known = " or ".join(kernel.ARCHITECTURES)
@@ -133,12 +133,12 @@ def _standing(layer: str) -> Walls:
 
 def _put_up(layer: str) -> Walls:
     if layer == WASM:
-        from burnish.sandbox.wasm import Workers
+        from burnish.sandbox.wasm.layer import Workers
 
         return Workers()
     if os.name != "posix":
         raise Unavailable(f"programs can be run on Linux and other POSIX systems only; this is {platform.system()}")
-    from burnish.sandbox.forked import NoWalls, Server
+    from burnish.sandbox.linux.forked import NoWalls, Server
 
     return NoWalls() if layer == NONE else Server(layer)
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.data.rows import Broken, Rows, digest, split
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.supervised.encoding import Encoder, each
-from burnish.supervised.objectives import Example, Objective
+from burnish.supervised.objective import Example, Objective
 from burnish.supervised.recipe import Data, SupervisedRecipe
-from burnish.supervised.rows import Broken, Rows, digest, split
 from burnish.supervised.sources import SOURCES
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.data.rows import Broken, Dialogue, Text
 from burnish.errors import InputError
 from burnish.policies.causal_lm import CausalModel
-from burnish.supervised.rows import Broken, Dialogue, Text
 from burnish.types import Completion, FinishReason, Prompt
 
 

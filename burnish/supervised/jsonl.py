@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from burnish.data.files import kind_of
+from burnish.data.rows import Broken, Dialogue, Judged, Pair, Row, Rows, Text, Turn, digest, unrepeated
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
-from burnish.supervised.rows import Broken, Dialogue, Judged, Pair, Row, Rows, Text, Turn, digest, unrepeated
 from burnish.system.paths import expanded
-from burnish.tasks.tables import kind_of
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),

@@ -16,7 +16,7 @@ from burnish.run.folder import Checkpoint
 from burnish.run.interrupts import Interrupts
 from burnish.supervised.dataset import Dataset
 from burnish.supervised.measurement import Seen, compare, from_json, summary, to_json
-from burnish.supervised.objectives import Objective
+from burnish.supervised.objective import Objective
 from burnish.supervised.recipe import SupervisedRecipe
 from burnish.system.files import json_text
 from burnish.training.batching import TokenBudget

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
+from burnish.data.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, held_out, unrepeated
+from burnish.data.splits import Example, families_of
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
 from burnish.protocols import Observer
 from burnish.registry import Registry, factory, nearest
-from burnish.supervised.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, held_out, unrepeated
 from burnish.tasks.news import Article, articles
-from burnish.tasks.sides import Example, families_of
 from burnish.tasks.translation import HSK as TRANSLATION
 from burnish.tasks.translation import Sentences
 

@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.backends.local import build_language_model, keep_freed_memory
+from burnish.backends.local import build_language_model
 from burnish.policies.causal_lm import CausalLM
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
-from burnish.reports.progress import make_observer
+from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.launch import (
     discarded_on_failure,
@@ -24,11 +24,11 @@ from burnish.run.launch import (
     with_absolute_model,
     with_absolute_path,
 )
-from burnish.supervised.comparing import Comparing
+from burnish.supervised.bradley_terry import Comparing
 from burnish.supervised.dataset import dataset, read_rows
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.judging import Judging
-from burnish.supervised.objectives import PAIR_LOSSES, FineTuning, Objective, Preferring
+from burnish.supervised.kto import Judging
+from burnish.supervised.objective import PAIR_LOSSES, FineTuning, Objective, Preferring
 from burnish.supervised.recipe import (
     PreferRecipe,
     RewardModelRecipe,
@@ -39,6 +39,7 @@ from burnish.supervised.recipe import (
 )
 from burnish.supervised.session import Learner, Session
 from burnish.system.environment import environment
+from burnish.system.memory import keep_freed_memory
 from burnish.training.trainer import optimizer_for
 
 R = TypeVar("R", bound=SupervisedRecipe)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
+from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.tasks.programs import Problem, problems
-from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

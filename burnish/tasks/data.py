@@ -8,11 +8,12 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from burnish.data import files as tables
+from burnish.data import hub
+from burnish.data.splits import Example, TwoSided, example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.system.paths import expanded
-from burnish.tasks import hub, tables
-from burnish.tasks.sides import Example, TwoSided, example
 from burnish.types import Message
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
+from burnish.data.splits import Example, TwoSided, example
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.tasks.sides import Example, TwoSided, example
 from burnish.types import Message
 
 if TYPE_CHECKING:

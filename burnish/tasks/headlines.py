@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.tasks.news import DATA, Article, articles
-from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from burnish.data.splits import Example, TwoSided, example
 from burnish.errors import InputError
-from burnish.tasks.sides import Example, TwoSided, example
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

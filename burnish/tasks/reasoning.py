@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.system.optional_packages import needed
-from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

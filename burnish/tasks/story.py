@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
+from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.tasks.sides import Example, TwoSided, asked, example
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
+from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.rewards.diversity import words
 from burnish.system.paths import expanded
-from burnish.tasks.sides import Example, TwoSided, asked, example
+from burnish.text import words
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
+from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.evaluation.held_out import Measurement, compare, measure, summary
 from burnish.protocols import Observer, Releasable
-from burnish.rewards.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.run.folder import Checkpoint, Run
 from burnish.system.files import json_text
 from burnish.training.learner_state import restore, state_of, write_learner

@@ -24,10 +24,10 @@ from burnish.algorithms.presets import Preset
 from burnish.algorithms.shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.errors import BurnishError
+from burnish.evaluation.guards import text_diversity
 from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
 from burnish.recipe.algorithm import KL, beta_of
 from burnish.recipe.schema import Job, Recipe
-from burnish.rewards.guards import text_diversity
 from burnish.run.interrupts import Interrupts
 from burnish.training import baselines
 from burnish.training import token_advantages as credit

@@ -16,13 +16,7 @@ from torch import nn
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer, Trainable, ValueModel
 from burnish.run.folder import Checkpoint, Run
-from burnish.run.interrupts import Interrupts
-
-
-class Interrupted(BurnishError):
-    """Somebody pressed Ctrl-C; the run folder is whole and says how to go on."""
-
-    exit_status = 130
+from burnish.run.interrupts import Interrupted, Interrupts
 
 
 class Learning(Protocol):

@@ -133,7 +133,7 @@ every = 2
 SERVER = """
 import json, os, sys, traceback
 
-import burnish.api, burnish.cli, burnish.reports.tables, burnish.reports.exactness
+import burnish.api, burnish.cli.app, burnish.reports.terminal.tables, burnish.reports.terminal.exactness
 import jinja2, plotly.offline, rich.console, rich.table, sacrebleu.metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -150,7 +150,7 @@ for line in sys.stdin:
         sys.argv = ["burnish", *job["arguments"]]
         try:
             exec(job["first"])
-            burnish.cli.main()
+            burnish.cli.app.main()
             status = 0
         except SystemExit as left:
             status = left.code or 0
@@ -213,7 +213,7 @@ class Workplace:
     def start(self, *arguments: object, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         process = subprocess.Popen(
-            [sys.executable, "-m", "burnish.cli", *map(str, arguments)],
+            [sys.executable, "-m", "burnish.cli.app", *map(str, arguments)],
             cwd=self.folder, env={**os.environ, **(environment or {})}, preexec_fn=hears_ctrl_c, **options,
         )  # fmt: skip
         self.started.append(process)

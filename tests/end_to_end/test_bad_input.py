@@ -411,7 +411,7 @@ class TestOutput:
 
     def test_head(self, place):
         """Results that are longer than a pipe holds."""
-        command = '"$0" -m burnish.cli verify --samples 1000 --json | head -1'
+        command = '"$0" -m burnish.cli.app verify --samples 1000 --json | head -1'
         found = subprocess.run(
             ["bash", "-c", command, sys.executable], cwd=place.folder, capture_output=True, text=True
         )

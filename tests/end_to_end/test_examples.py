@@ -106,7 +106,7 @@ def test_the_readmes_own_task_trains_an_own_model(tiny: Path, tmp_path: Path, ad
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
     overrides = [part for setting in [f"policy.model={tiny}", *SMALL] for part in ("--set", setting)]
-    printed = run(tmp_path, "-m", "burnish.cli", "train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
+    printed = run(tmp_path, "-m", "burnish.cli.app", "train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
     assert "Held-out evaluation" in printed
     model = tmp_path / "run" / "model"
     assert (model / "adapter_model.safetensors").is_file() == adapter

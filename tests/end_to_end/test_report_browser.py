@@ -7,7 +7,6 @@ no port and no package.
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import select
@@ -20,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from burnish.reports.html import write_report
+from burnish.reports.page.html import write_report
+from tests.reports import synthetic_run
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
@@ -32,10 +32,6 @@ pytestmark = [
     ),
 ]
 
-_spec = importlib.util.spec_from_file_location("synthetic_run", Path(__file__).parents[1] / "unit" / "synthetic_run.py")
-assert _spec and _spec.loader
-synthetic_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(synthetic_run)
 
 HOSTILE = (
     '<script>window.pwned=1</script></script><img src=x onerror="window.pwned=2">\'"><svg onload=window.pwned=3>'

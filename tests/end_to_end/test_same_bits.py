@@ -13,7 +13,7 @@ import pytest
 
 import burnish
 from burnish.recipe.schema import RECIPES
-from burnish.reports.progress import make_observer
+from burnish.reports.terminal.progress import make_observer
 
 TOY_STEPS = 40
 LORA = "\n[policy.lora]\nrank = 4\n"
@@ -64,7 +64,7 @@ class TestTwice:
         monkeypatch.chdir(place.folder)
         path = place.write("tiny.toml", tiny_recipe(steps=6))
         whole = traces(train(path, place / "whole").run_dir)
-        from burnish.rewards import diversity
+        from burnish.rewards.library import diversity
 
         true, calls = diversity.repeat_share, []
 
@@ -74,7 +74,7 @@ class TestTwice:
                 raise burnish.BurnishError("stopped on purpose")
             return true(tokens)
 
-        monkeypatch.setattr("burnish.rewards.guards.repeat_share", breaks)
+        monkeypatch.setattr("burnish.evaluation.guards.repeat_share", breaks)
         stopped = 0
         try:
             train(path, place / "part")

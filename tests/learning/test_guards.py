@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from burnish.api import train
-from burnish.reports.progress import make_observer
+from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import comparable, read_lines
 from burnish.types import Completion
 

@@ -1,0 +1,228 @@
+"""Alarms: the reward rises while something that it does not measure gets worse.
+
+Of the steps, on training prompts, the first ``window`` are compared with the last, and a change counts where the two means
+differ by more than 2 standard errors. That error comes from the spread of the metric from step to step within either
+window, which holds the sampling noise and also the draw of other prompts at every step. (A window of one step has no
+spread: there any change counts.) Of a held-out evaluation, a change counts where its 95% interval excludes zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+from typing import Any
+
+from burnish.rewards.library.diversity import distinct_n, repeat_share
+from burnish.text import words
+
+REMEDY = "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
+LENGTH_REMEDY = "length by itself moves many rewards; read the samples, add 'length_band', or raise guards.length_drift"
+
+
+def text_diversity(texts: Sequence[str]) -> dict[str, float]:
+    """A step's texts, as metrics: distinct-1 and distinct-2 over all of them, and the mean share of the longest repeat.
+
+    Keys ``diversity/distinct_1``, ``diversity/distinct_2`` (1: no word or pair of words occurs twice in all texts) and
+    ``diversity/longest_repeat`` (0: no text repeats a word of its own, 1: every text is one word over and over).
+    """
+    tokens = [words(text) for text in texts]
+    return {
+        "diversity/distinct_1": distinct_n(tokens, 1),
+        "diversity/distinct_2": distinct_n(tokens, 2),
+        "diversity/longest_repeat": fmean(map(repeat_share, tokens)) if tokens else 0.0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """A metric at the beginning and now.
+
+    Attributes:
+        before, after: means over the first and the last window.
+        error: standard error of their difference; 0 for a window of one step.
+    """
+
+    before: float
+    after: float
+    error: float
+
+    @property
+    def rose(self) -> bool:
+        return self.after - self.before > 2 * self.error
+
+    @property
+    def fell(self) -> bool:
+        return self.before - self.after > 2 * self.error
+
+    @property
+    def share(self) -> str:
+        """The change as a share of where it began, such as "(-50%)"."""
+        return f" ({self.after / self.before - 1:+.0%})" if self.before > 0 else ""
+
+
+def ends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Ends] | None:
+    """The ends of each metric over the rows that have all of them; None with fewer than two windows of rows."""
+    rows = [[float(row[key]) for key in keys] for row in history if all(key in row for key in keys)]
+    if window < 1 or len(rows) < 2 * window:
+        return None
+    found = []
+    for column in range(len(keys)):
+        first, last = ([row[column] for row in part] for part in (rows[:window], rows[-window:]))
+        error = math.sqrt((variance(first) + variance(last)) / window) if window > 1 else 0.0
+        found.append(Ends(fmean(first), fmean(last), error))
+    return found
+
+
+def diversity_alarm(history: Sequence[Mapping[str, Any]], *, drop: float, window: int) -> str | None:
+    """The warning that the reward has risen while distinct-2 has collapsed, or None.
+
+    Args:
+        history: rows of metrics, oldest first, with ``reward/mean`` and ``diversity/distinct_2``; rows that lack
+            either are passed over.
+        drop: share of the first distinct-2 that it must have lost, between 0 and 1.
+        window: steps averaged at either end. With fewer than twice as many rows there is no alarm.
+    """
+    found = ends(history, ("reward/mean", "diversity/distinct_2"), window)
+    if found is None:
+        return None
+    reward, variety = found
+    if not (reward.rose and variety.before > 0 and variety.after < variety.before * (1 - drop)):
+        return None
+    return (
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from {variety.before:.3f} to "
+        f"{variety.after:.3f}{variety.share}: the policy may be gaming the reward by repeating itself; {REMEDY}"
+    )
+
+
+def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: int) -> str | None:
+    """The warning that the reward has risen while texts became 1 + ``drift`` times as long, or as short; or None.
+
+    Length moves many rewards by itself, and an answer that grows without end is the oldest way of gaming one. Where
+    another length is wanted (bare answers, say), raise ``drift`` or set it to 0, which never warns.
+    """
+    found = ends(history, ("reward/mean", "length/mean"), window)
+    if found is None or drift <= 0:
+        return None
+    reward, length = found
+    if not (reward.rose and (length.rose or length.fell) and _drifted(length.before, length.after, drift)):
+        return None
+    return (
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while the mean length went from "
+        f"{length.before:.1f} to {length.after:.1f} tokens{length.share}: {LENGTH_REMEDY}"
+    )
+
+
+def part_alarm(history: Sequence[Mapping[str, Any]], part: str, *, drop: float, window: int) -> str | None:
+    """The warning that the reward has risen while a part of weight 0 has fallen, or None.
+
+    Args:
+        part: its name; rows have ``reward/<part>``.
+        drop: share of the part's first value that it must have lost besides.
+    """
+    found = ends(history, ("reward/mean", f"reward/{part}"), window)
+    if found is None:
+        return None
+    reward, guard = found
+    if not (reward.rose and guard.fell and guard.before - guard.after > drop * abs(guard.before)):
+        return None
+    return (
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while '{part}', which is not trained on, fell from "
+        f"{guard.before:.3g} to {guard.after:.3g}{guard.share}: the policy may be gaming the reward; {REMEDY}"
+    )
+
+
+def guard_alarms(
+    evaluation: Mapping[str, Mapping[str, Any]],
+    *,
+    guards: Sequence[str] = (),
+    drop: float = 0.1,
+    metric_drop: float = 0.0,
+    length_drift: float = 0.0,
+) -> dict[str, str]:
+    """What got worse while the held-out reward rose (its interval lies above zero); empty is the good case.
+
+    Args:
+        evaluation: of ``evaluation.held_out.compare``.
+        guards: keys of it that may not get worse.
+        drop: share that distinct-2 may lose.
+        metric_drop: share that a guard may lose, if its interval lies on the bad side of zero.
+        length_drift: as of ``length_alarm``.
+
+    Returns:
+        Key of the evaluation -> warning.
+    """
+    reward = evaluation.get("reward")
+    if not reward or not reward["interval"][0] > 0:
+        return {}
+    alarms: dict[str, str] = {}
+    rose = f"held-out reward rose by {reward['difference']:.3g} while"
+    variety = evaluation.get("distinct_2")
+    if variety and variety["after"] < variety["before"] * (1 - drop):
+        alarms["distinct_2"] = (
+            f"{rose} held-out distinct-2 fell from {variety['before']:.3f} to {variety['after']:.3f} "
+            f"({variety['after'] / variety['before'] - 1:+.0%}): part of the gain is repetition; {REMEDY}"
+        )
+    for key in guards:
+        if (entry := evaluation.get(key)) and key not in alarms and _worse(entry, metric_drop):
+            low, high = entry["interval"]
+            name = key.removeprefix("metric/").removeprefix("reward/")
+            alarms[key] = (
+                f"{rose} held-out '{name}', which is not trained on, got worse: from {entry['before']:.3g} to "
+                f"{entry['after']:.3g} (95% interval of the difference {low:.3g} to {high:.3g}): the policy may be gaming "
+                f"the reward; {REMEDY}"
+            )
+    length = evaluation.get("length")
+    if (
+        length
+        and length_drift > 0
+        and _excludes_zero(length)
+        and _drifted(length["before"], length["after"], length_drift)
+    ):
+        alarms["length"] = (
+            f"{rose} the mean length of held-out texts went from {length['before']:.1f} to {length['after']:.1f} tokens: "
+            f"{LENGTH_REMEDY}"
+        )
+    return alarms
+
+
+def evaluation_alarms(
+    evaluation: Mapping[str, Mapping[str, Any]],
+    *,
+    guards: Sequence[str] = (),
+    drop: float = 0.1,
+    metric_drop: float = 0.0,
+    length_drift: float = 0.0,
+) -> list[str]:
+    """Warnings drawn from the last held-out comparison: those of ``guard_alarms``, and where corpus BLEU fell (its interval
+    lies below zero), whatever the reward did."""
+    alarms = guard_alarms(
+        evaluation, guards=guards, drop=drop, metric_drop=metric_drop, length_drift=length_drift
+    )  # fmt: skip
+    bleu = evaluation.get("bleu")
+    if bleu and bleu["interval"][1] < 0:
+        alarms["bleu"] = (
+            f"held-out corpus BLEU fell from {bleu['before']:.2f} to {bleu['after']:.2f} (95% interval of the "
+            f"difference {bleu['interval'][0]:.2f} to {bleu['interval'][1]:.2f}): the policy moved away from the true "
+            "answers; raise algorithm.kl.coefficient, or reward what is true of them (such as 'bleu')"
+        )
+    return list(alarms.values())
+
+
+def _worse(entry: Mapping[str, Any], drop: float) -> bool:
+    """Whether a held-out metric went the wrong way beyond chance, and by more than a share of where it began."""
+    low, high = entry["interval"]
+    lost = entry["before"] - entry["after"]
+    if entry.get("better") == "lower":
+        low, high, lost = -high, -low, -lost
+    return bool(high < 0 and lost > drop * abs(entry["before"]))
+
+
+def _excludes_zero(entry: Mapping[str, Any]) -> bool:
+    low, high = entry["interval"]
+    return bool(low > 0 or high < 0)
+
+
+def _drifted(before: float, after: float, drift: float) -> bool:
+    return max(before, after) > min(before, after) * (1 + drift)

@@ -1,0 +1,226 @@
+"""The report of a run: one HTML file that needs nothing else and asks nothing of any network.
+
+Text from models and data is material, never markup: the template escapes everything, JSON is written so that no string
+can end its script element, and a content security policy lets only the page's own two scripts run, by their hashes, so
+that even a mistake in the escaping would leave hostile text inert.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.reports import conclusions as verdict
+from burnish.reports import wording
+from burnish.reports.page import charts, samples
+from burnish.reports.run_data import RunData, read_run
+from burnish.reports.wording import number
+from burnish.system.files import explained, write_text
+from burnish.text import mostly_unspaced
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_COLUMNS = (
+    ("reward/mean", "reward"),
+    ("reward/std", "std"),
+    ("held_out/reward", "held-out"),
+    ("kl", "KL"),
+    ("entropy", "entropy"),
+    ("length/mean", "length"),
+    ("truncated", "truncated"),
+    ("diversity/distinct_2", "distinct-2"),
+    ("grad_norm", "grad norm"),
+    ("tokens_per_second", "tokens/s"),
+)
+_TABLE_ROWS = 200
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes ``report.html`` into a run folder, in one piece, from whatever the run has left there.
+
+    Raises:
+        InputError: the folder holds no run.
+        BurnishError: the report cannot be written, for instance on a full disk.
+    """
+    target = run_folder / "report.html"
+    page = render(read_run(run_folder))
+    with explained(f"cannot write {target}"):
+        write_text(target, page)
+    return target
+
+
+def render(run: RunData) -> str:
+    """The page for what a run folder holds."""
+    environment = _environment()
+    kept = next((int(step) for row in run.warnings if (step := number(row.get("kept"))) is not None), None)
+    sections = charts.sections(run.rows, run.evaluation, kept)
+    figures = [chart.figure for section in sections for chart in section.charts]
+    source = _plotly() if figures else ""
+    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8").strip()
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        facts=_facts(run),
+        verdict=verdict.verdict(run),
+        others=verdict.other_outcomes(run.evaluation),
+        blandness=verdict.blandness(run),
+        warnings=_warnings(run),
+        measurements=_measurements(run.evaluation),
+        explanations=wording.explanations(run.evaluation),
+        sections=sections,
+        figures=script_json(figures),
+        columns=[(key, title) for key, title in _COLUMNS if any(number(row.get(key)) is not None for row in run.rows)],
+        table=charts.thinned(run.rows, _TABLE_ROWS),
+        compared=samples.compared(samples.pairs(run.before, run.after)),
+        trained=samples.trained(run.samples),
+        trained_step=number(run.samples[0].get("step")) if run.samples else None,
+        environment=sorted(_flat(run.environment)),
+        script=script,
+        plotly=base64.b64encode(gzip.compress(source.encode("utf-8"), 9, mtime=0)).decode("ascii") if source else "",
+        hashes=[_hash(text) for text in (script, source) if text],
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON for a script element: no string in it can end the element or a line, nor open a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        # Numbers are set with a true minus; terminals and logs keep the ASCII one.
+        minus=lambda text: str(text).replace("-", "−"),
+        typeset=lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", text),
+        short=wording.short,
+        signed=lambda value: wording.short(value) if (number(value) or 0) <= 0 else f"+{wording.short(value)}",
+        visible=samples.visible,
+        language=lambda text: Markup(_language(text)),
+        # Only for what this package wrote itself: its script, and JSON out of script_json.
+        trusted=Markup,
+    )
+    return environment
+
+
+def _language(text: str) -> str:
+    """The attribute that lets a browser choose the glyphs, and a screen reader the voice, of a text in another language
+    than the page's."""
+    if not mostly_unspaced(text):
+        return ""
+    return ' lang="ja"' if re.search("[\u3040-\u30ff]", text) else ' lang="zh"'
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    """The line under the title: what was trained, on what, how, for how long."""
+
+    def of(*path: str) -> str:
+        value: Any = run.recipe
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return "" if value is None else samples.visible(value)
+
+    steps = f"{run.steps_done} of {run.steps_wanted}" if run.steps_wanted else str(run.steps_done)
+    seconds, memory = wording.spent(run.rows)
+    facts = [
+        ("model", _model(of("policy", "use"), of("policy", "model"), of("policy", "module"))),
+        ("task", of("task", "use")),
+        ("algorithm", of("algorithm", "use")),
+        ("steps", steps),
+        ("training time", wording.duration(seconds) if seconds else ""),
+        ("peak memory", wording.gigabytes(memory) if memory else ""),
+        ("seed", of("seed")),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _model(use: str, model: str, module: str) -> str:
+    """What a policy is called: by where its weights come from, where they come from anywhere."""
+    return module if use == "module" else use if use in ("lstm", "tabular") else model
+
+
+def _warnings(run: RunData) -> list[tuple[str, str]]:
+    """(when, what), with warnings of one wording told once."""
+    steps: dict[str, list[int]] = {}
+    for row in run.warnings:
+        step = number(row.get("step"))
+        steps.setdefault(samples.visible(row.get("text")), []).extend([] if step is None else [int(step)])
+    return [(_when(sorted(set(at))), text) for text, at in steps.items()]
+
+
+def _when(steps: list[int]) -> str:
+    if not steps:
+        return ""
+    if steps == [0]:
+        return "at the start"
+    if len(steps) <= 3:
+        return f"step{'s' if len(steps) > 1 else ''} " + ", ".join(map(str, steps))
+    return f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+
+
+def _measurements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One dict a metric for the evaluation table and its interval plot."""
+    found = []
+    for metric in wording.ordered(evaluation):
+        entry = evaluation[metric]
+        places = wording.decimals(entry)
+        word = wording.reading(entry)
+        found.append(
+            {
+                "title": wording.title(metric),
+                "arrow": wording.ARROWS.get(str(entry.get("better")), ""),
+                "before": wording.fixed(entry.get("before"), places),
+                "after": wording.fixed(entry.get("after"), places),
+                "difference": wording.fixed(entry.get("difference"), places, sign=True),
+                "interval": wording.interval_text(entry),
+                "p": wording.p_text(entry),
+                "reading": word,
+                "tone": word if word in ("better", "worse") else "plain",
+                "plot": _forest(entry),
+            }
+        )
+    return found
+
+
+def _forest(entry: Mapping[str, Any]) -> dict[str, float] | None:
+    """Places in percent of the plot's width: zero in the middle, the row's farthest end near the edge."""
+    ends, difference = wording.interval(entry), number(entry.get("difference"))
+    if ends is None or difference is None:
+        return None
+    reach = max(abs(ends[0]), abs(ends[1]), abs(difference)) or 1.0
+    low, high, middle = (round(50 + 46 * value / reach, 2) for value in (*ends, difference))
+    return {"low": low, "width": round(high - low, 2), "high": high, "middle": middle}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{name}.")
+        else:
+            yield samples.visible(name), samples.visible(item if item is not None else wording.DASH)

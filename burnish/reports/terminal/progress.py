@@ -1,0 +1,236 @@
+"""Observers that tell the person or the program at the terminal how a run is getting on.
+
+All of them implement ``burnish.protocols.Observer``. Progress goes to standard error, so that standard output carries
+results alone; only ``JsonProgress`` writes to standard output, because there its lines are the result.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from burnish.protocols import Observer
+from burnish.reports.terminal.run_state import RunState, in_bytes
+from burnish.reports.wording import amount, duration, number, printable, short
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+_PHASE_LINES = 10
+
+
+def make_observer(*, quiet: bool = False, json: bool = False, console: Console | None = None) -> Observer:
+    """The observer that fits the options and the output.
+
+    ``quiet`` goes before ``json``: together they leave standard output to what the verb itself prints at its end.
+    """
+    if quiet:
+        return QuietProgress()
+    if json:
+        return JsonProgress()
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveProgress(console)
+    return PlainProgress(console.file)
+
+
+class _Lines:
+    """Writes whole lines and never stops a run: a closed pipe or a full disk only ends the output."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream: IO[str] | None = stream
+
+    def write(self, line: str) -> None:
+        if self._stream is None:
+            return
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            self._stream.write(line.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream has been closed
+            self._stream = None
+
+
+class QuietProgress:
+    """Says nothing but warnings, on standard error."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._lines = _Lines(stream or sys.stderr)
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        if level == "warning":
+            self._lines.write(f"warning: {printable(text)}")
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class PlainProgress:
+    """One line a step and at most ten lines a phase: for logs, pipes and terminals that cannot move the cursor."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._lines = _Lines(stream or sys.stderr)
+        self._state = RunState()
+        self._phase, self._done, self._shown = "", 0, -1
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self._lines.write(("warning: " if level == "warning" else "") + printable(text))
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None:
+        self._state.start(name, steps, first_step)
+        resumed = f", from step {first_step}" if first_step > 1 else ""
+        self._lines.write(f"{self._state.name}: {steps} steps{resumed}")
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        state = self._state
+        state.update(metrics)
+        parts = [f"step {state.done:>{len(str(state.steps))}}/{state.steps}"]
+        word, metric = state.aim
+        parts.append(f"{word} {short(metrics.get(metric))}")
+        parts += [f"{word} {short(metrics[key])}" for key, word in _SHOWN if number(metrics.get(key)) is not None]
+        if number(metrics.get("tokens_per_second")) is not None:
+            parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
+        if number(metrics.get("held_out/reward")) is not None:
+            parts.append(f"held-out reward {short(metrics['held_out/reward'])}")
+        if state.done < state.steps:
+            parts.append(f"{duration(state.time_left)} left")
+        self._lines.write("  ".join(parts))
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        if phase != self._phase or done < self._done:
+            self._phase, self._shown = phase, 0 if total > 0 else -1
+        self._done = done
+        share = min(_PHASE_LINES, done * _PHASE_LINES // total) if total > 0 else 0
+        if share > self._shown:
+            self._shown = share
+            self._lines.write(f"{printable(phase)} {amount(done, total, in_bytes=in_bytes(phase))}")
+
+    def finish(self) -> None: ...
+
+
+class JsonProgress:
+    """One JSON object a line on standard output: {"event": "message" | "start" | "step" | "progress" | "finish", ...}.
+
+    Numbers that are not finite become null, since JSON knows none of them.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._lines = _Lines(stream or sys.stdout)
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self._write("message", level=level, text=str(text))
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None:
+        self._write("start", name=name, steps=steps, first_step=first_step)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self._write("step", metrics=dict(metrics))
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        self._write("progress", phase=phase, done=done, total=total)
+
+    def finish(self) -> None:
+        self._write("finish")
+
+    def _write(self, event: str, **fields: Any) -> None:
+        # ASCII: nothing then depends on the encoding of the pipe, and a lone surrogate in model text stays an escape.
+        self._lines.write(json_module.dumps({"event": event, **_finite(fields)}, allow_nan=False, default=str))
+
+
+class LiveProgress:
+    """A panel that is redrawn in place; messages scroll by above it.
+
+    Whoever drives it calls ``finish`` however the run ends, since that gives the cursor back.
+    """
+
+    def __init__(self, console: Console | None = None, *, auto_refresh: bool = True) -> None:
+        from rich.console import Console
+
+        self.console = console or Console(stderr=True)
+        self._auto_refresh = auto_refresh
+        self._live: Live | None = None
+        self._state = RunState()
+        self._phase: tuple[str, int, int] | None = None
+        self._warning, self._warnings = "", 0
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        from rich.text import Text
+
+        if level == "warning":
+            self._warning, self._warnings = printable(text), self._warnings + 1
+            self.console.print(Text.assemble(("warning: ", "bold yellow"), printable(text)))
+        else:
+            self.console.print(Text(printable(text)))
+        self._refresh()
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None:
+        self._state.start(name, steps, first_step)
+        self._phase = None
+        self._show()
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self._state.update(metrics)
+        self._phase = None
+        self._show()
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        self._phase = (phase, done, total)
+        self._show()
+
+    def finish(self) -> None:
+        self._phase = None
+        if self._live is not None:
+            self._refresh()
+            self._live.stop()
+            self._live = None
+
+    def _show(self) -> None:
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(
+                console=self.console,
+                get_renderable=self.render,
+                auto_refresh=self._auto_refresh,
+                refresh_per_second=4,
+                # Before the run has begun there is only a download or a start to watch: nothing worth keeping.
+                transient=not self._state.steps,
+            )
+            self._live.start()
+        if self._state.steps:
+            self._live.transient = False
+        self._refresh()
+
+    def _refresh(self) -> None:
+        # With a refreshing thread the next frame comes by itself; drawing here too would only slow short steps down.
+        if self._live is not None and not self._auto_refresh:
+            self._live.refresh()
+
+    def render(self) -> RenderableType:
+        """The panel as it stands."""
+        from burnish.reports.terminal.panel import panel
+
+        return panel(self._state, self._phase, self._warning, self._warnings)
+
+
+_SHOWN = (("kl", "kl"), ("entropy", "entropy"), ("length/mean", "length"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return number(value)
+    return value

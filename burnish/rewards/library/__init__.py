@@ -1,0 +1,1 @@
+"""The rewards that come with burnish, one file for each family."""

@@ -1,0 +1,199 @@
+"""Rewards for the form of a text, whatever it says: its length, a pattern, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.rewards.library.patterns import MOST_WAYS, ways
+from burnish.rewards.library.schema import errors_of
+from burnish.rewards.registry import checked_by
+from burnish.text import words
+
+UNITS = ("words", "characters")
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+    "null": lambda value: value is None,
+    "any": lambda value: True,
+}
+_FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.S | re.I)
+
+
+# Length -------------------------------------------------------------------------------------------------------------
+
+
+def _check_length_band(*, low: int, high: int, unit: str) -> None:
+    if unit not in UNITS:
+        raise InputError(f"length_band: unknown unit = '{unit}'{nearest(unit, UNITS)}; known: {', '.join(UNITS)}")
+    if not (0 <= low <= high and high >= 1):
+        raise InputError(f"length_band: low = {low}, high = {high}: must be 0 <= low <= high, and high at least 1")
+
+
+@checked_by(_check_length_band)
+def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words") -> float:
+    """1 for a length from low to high, falling in a straight line to 0 at no length and at twice high; in [0, 1].
+
+    Words are runs of letters and digits, and every Chinese or Japanese character is one; characters are counted without
+    white space. An empty text scores 0 where low is above 0. Fails by: caring about nothing but length, so that filler
+    scores in full.
+
+    Args:
+        text: what was sampled.
+        low, high: the band, both ends within.
+        unit: "words" or "characters".
+
+    Raises:
+        InputError: no such unit, or no such band.
+
+    Source: our own, after the soft limits on length of RL recipes (such as DAPO's, arXiv 2503.14476, section 3.4).
+    """
+    _check_length_band(low=low, high=high, unit=unit)
+    if unit == "words":
+        length = sum(word[0].isalnum() for word in words(text))
+    else:
+        length = sum(not character.isspace() for character in text)
+    if length < low:
+        return length / low
+    return 1.0 if length <= high else max(0.0, (2 * high - length) / high)
+
+
+# Patterns -----------------------------------------------------------------------------------------------------------
+
+
+def _check_regex(*, pattern: str, longest: int) -> None:
+    _compiled(pattern, longest)
+
+
+@checked_by(_check_regex)
+def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
+    """1.0 where the whole text, white space at either end aside, matches the pattern, else 0.0.
+
+    The pattern is one of Python's. Matching tries one way after another, so a pattern with too many ways on a text of
+    ``longest`` characters is refused: nearly every repeat within a repeat, as in ``(a+)+``, and three or more ``.*`` on
+    long texts. This count is a bound, so it refuses some patterns that would be fast; and the speed of a pattern that it
+    lets pass is not measured. Fails by: saying nothing of what is nearly right, and nothing of meaning.
+
+    Args:
+        text: what was sampled.
+        pattern: required; write ``(?s)`` before it where ``.`` shall match a line's end too.
+        longest: characters; a longer text scores 0.
+
+    Raises:
+        InputError: the pattern is missing, is none, or could take too long.
+
+    Source: the format rewards of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2) are such patterns.
+    """
+    compiled = _compiled(pattern, longest)
+    bare = text.strip()
+    return float(len(bare) <= longest and compiled.fullmatch(bare) is not None)
+
+
+@lru_cache(maxsize=32)
+def _compiled(pattern: str, longest: int) -> re.Pattern[str]:
+    if not pattern:
+        raise InputError("regex: give it a pattern, for instance pattern = '[0-9]+'")
+    if longest < 1:
+        raise InputError(f"regex: longest = {longest}: must be at least 1")
+    try:
+        compiled = re.compile(pattern)
+        found = ways(pattern, longest)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"regex: pattern = {pattern!r} is no pattern: {error}") from error
+    if found > MOST_WAYS:
+        raise InputError(
+            f"regex: pattern = {pattern!r} has more than {MOST_WAYS:,} ways to match a text of {longest} characters, which "
+            "could take for ever: take repeats out of repeats, make them fewer, or lower longest"
+        )
+    return compiled
+
+
+# JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_json_format(
+    *, required: Mapping[str, Any], extra: bool, fenced: bool, schema: Mapping[str, Any], schema_file: str
+) -> None:
+    if bool(required) + bool(schema) + bool(schema_file) > 1:
+        raise InputError("json_format: required, schema and schema_file each say what is wanted: give one of them")
+    if not extra and (schema or schema_file):
+        raise InputError("json_format: extra belongs to required: write additionalProperties = false into the schema")
+    if schema or schema_file:
+        errors_of(schema, schema_file)
+    for key, kind in required.items():
+        if not isinstance(kind, str) or kind not in KINDS:
+            near = nearest(kind, KINDS) if isinstance(kind, str) else ""
+            raise InputError(f"json_format: required.{key} = {kind!r}{near}: known types are {', '.join(KINDS)}")
+
+
+@checked_by(_check_json_format)
+def json_format(
+    text: str,
+    *,
+    required: dict[str, str] = {},  # noqa: B006 - read, never changed; a default is how an option's kind is known
+    extra: bool = True,
+    fenced: bool = False,
+    schema: dict[str, Any] = {},  # noqa: B006 - as above
+    schema_file: str = "",
+) -> float:
+    """How far a text is JSON of the wanted form, in [0, 1]: 0 where it is no JSON.
+
+    With ``required``, it is an object with those k keys: r of them present with a value of the right type score
+    ``(1 + r) / (1 + k)``. With a JSON Schema, ``1 / (1 + e)`` for e errors under it, as a validator lists them. With none,
+    any object scores 1. Strict: no text around it, no NaN, no key twice. Fails by: looking at the form alone, so that empty
+    texts and zeros under the right keys score in full, by paying ``1 / (1 + k)`` for ``{}``, and by counting a wrong list
+    of ten items, or a wrong choice of ``anyOf``, as one error.
+
+    Args:
+        text: what was sampled; white space at either end is left out.
+        required: key -> "string", "integer" (written without a fraction), "number", "boolean", "array", "object", "null"
+            or "any".
+        extra: whether other keys may stand beside them; where not, an object with one scores 0.
+        fenced: whether the text may also be a Markdown code block that holds the JSON and nothing else.
+        schema: a JSON Schema, as a table. ``format`` is not checked, and nothing outside of it is read. If it has patterns,
+            a text of more than 2,000 characters scores 0, without of more than 10,000, and so does one that would take long.
+        schema_file: the path of a JSON file with one, instead.
+
+    Raises:
+        InputError: an unknown type, more than one of ``required``, ``schema`` and ``schema_file``, no JSON Schema, or the
+            package is not installed (``pip install 'burnish[schema]'``).
+
+    Source: RFC 8259; JSON Schema, draft 2020-12 or the one that ``$schema`` names, by the package jsonschema. The share of
+    right keys and the falling score are our own.
+    """
+    _check_json_format(required=required, extra=extra, fenced=fenced, schema=schema, schema_file=schema_file)
+    bare = text.strip()
+    if fenced and (inside := _FENCE.fullmatch(bare)):
+        bare = inside[1]
+    try:
+        found = json.loads(bare, parse_constant=_refuse, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        # Also for a number of thousands of digits, and brackets nested thousands deep.
+        return 0.0
+    if schema or schema_file:
+        errors = errors_of(schema, schema_file)(bare, found)
+        return 0.0 if errors is None else 1.0 / (1 + errors)
+    if not isinstance(found, dict) or (not extra and found.keys() - required.keys()):
+        return 0.0
+    right = sum(key in found and KINDS[kind](found[key]) for key, kind in required.items())
+    return (1 + right) / (1 + len(required))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found

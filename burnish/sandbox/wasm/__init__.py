@@ -1,0 +1,1 @@
+"""The sandbox's layer for any system: CPython inside WebAssembly."""

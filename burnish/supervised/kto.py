@@ -1,0 +1,152 @@
+"""What is learnt from answers that were judged one by one: Kahneman-Tversky optimisation (KTO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.algorithms.ops import sum_by_sequence
+from burnish.algorithms.preference import kto_loss, kto_reference_point
+from burnish.data.rows import Judged, Pair, Row
+from burnish.errors import InputError
+from burnish.evaluation.statistics import Array, mean_of_units
+from burnish.protocols import Policy
+from burnish.supervised.encoding import Encoded, Encoder
+from burnish.supervised.measurement import Metric, Seen
+from burnish.supervised.objective import (
+    PLAIN,
+    Example,
+    NoFindings,
+    flat,
+    lengths_of,
+    policy_reference,
+    right,
+    two_answers,
+)
+from burnish.training.batching import TokenBudget, microbatches
+from burnish.types import Completion
+
+
+def gap_of_units(sums: Array) -> Array:
+    """The mean of what is desirable less that of what is not: sums [..., 4] of total, count, total, count -> [...].
+
+    A resample may hold none of one kind, whose mean then counts 0."""
+    return _mean(sums[..., 0], sums[..., 1]) - _mean(sums[..., 2], sums[..., 3])
+
+
+def perplexity_or_one(sums: Array) -> Array:
+    """Corpus perplexity [..., 2] -> [...]; 1 where a resample holds no token."""
+    return np.exp(_mean(sums[..., 0], sums[..., 1]))
+
+
+def _mean(total: Array, count: Array) -> Array:
+    return np.asarray(np.where(count > 0, total, 0.0) / np.where(count > 0, count, 1.0))
+
+
+class Judging(NoFindings):
+    """KTO (arXiv 2402.01306, equation 8): desirable answers gain and undesirable ones lose, measured against a reference
+    point z0, the policy's KL from its start. The loss is the mean over the step's answers.
+
+    z0 is estimated as in the paper's section 4.2, from each prompt of the step with the answer to another one; over the
+    whole step, where the paper's code takes a microbatch. Pairs count as two answers, one of each kind.
+
+    Args:
+        beta: the paper's; the implicit reward is ``beta (log pi - log pi_ref)``, summed over an answer's tokens.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U.
+    """
+
+    metrics: tuple[Metric, ...] = (
+        Metric("label_accuracy", "higher", "right", "answers", mean_of_units),
+        Metric("reward_gap", "higher", "good_reward", "good", gap_of_units, ("bad_reward", "bad")),
+        Metric("desirable_perplexity", "lower", "good_nll", "good_tokens", perplexity_or_one),
+    )
+
+    def __init__(self, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
+        self.beta = beta
+        self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
+
+    def examples(self, encoder: Encoder, row: Row) -> list[Example]:
+        if isinstance(row, Pair):
+            chosen, rejected = two_answers(encoder, row)
+            return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]
+        if not isinstance(row, Judged):
+            raise InputError("these rows are texts without a label: KTO learns from labelled answers or from pairs")
+        text = encoder.text(row.unit, row.prompt, row.completion)
+        return [Example(row.unit, (text,), desirable=row.desirable)]
+
+    def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
+        texts, completions = flat(examples)
+        desirable = desirable_of(examples)
+        point = self.reference_point(policy, texts)
+        total = 0.0
+        found = torch.zeros(len(examples), dtype=torch.float64)
+        for places in microbatches(completions, range(len(completions)), budget):
+            part = [completions[place] for place in places]
+            ratios = policy.logprobs(part, PLAIN).logprobs.double() - policy_reference(policy, part)
+            sums = sum_by_sequence(ratios, lengths_of([texts[place] for place in places]))
+            losses = kto_loss(
+                sums, desirable[places], point, self.beta, self.desirable_weight, self.undesirable_weight
+            )  # fmt: skip
+            loss = losses.sum() / len(examples)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            found[places] = self.beta * sums.detach()
+        return {
+            "loss": total,
+            "preference/accuracy": float(right(torch.where(desirable, found, -found)).mean()),
+            "preference/reference_point": float(point),
+            "preference/desirable": float(desirable.double().mean()),
+            "tokens": sum(len(text.token_ids) for text in texts),
+        }
+
+    def seen(self, policy: Policy, examples: Sequence[Example]) -> list[Seen]:
+        texts, completions = flat(examples)
+        lengths = lengths_of(texts)
+        logprobs = policy.token_logprobs(completions).double()
+        likelihoods = sum_by_sequence(logprobs, lengths)
+        rewards = self.beta * sum_by_sequence(logprobs - policy_reference(policy, completions), lengths)
+        found = []
+        for example, reward, likelihood in zip(examples, rewards, likelihoods, strict=True):
+            good = 1 if example.desirable else 0
+            sign = 2 * good - 1
+            numbers = {
+                "right": float(right(sign * reward)), "answers": 1,
+                "good_reward": good * float(reward), "good": good,
+                "bad_reward": (1 - good) * float(reward), "bad": 1 - good,
+                "good_nll": -good * float(likelihood), "good_tokens": good * len(example.texts[0].token_ids),
+            }  # fmt: skip
+            found.append(Seen(example.unit, numbers))
+        return found
+
+    def reference_point(self, policy: Policy, texts: Sequence[Encoded]) -> Tensor:
+        """z0 of a step, a scalar without gradient; 0 where the step has one answer alone."""
+        strangers = mismatched(texts)
+        if not strangers:
+            return torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            logprobs = policy.token_logprobs(strangers).double()
+            ratios = logprobs - policy_reference(policy, strangers)
+        return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in strangers])))
+
+
+def mismatched(texts: Sequence[Encoded]) -> list[Completion]:
+    """Each prompt with the answer of the next text that has another prompt, or, where all have the same, of the next one.
+    None is longer than the longest text of the step."""
+    longest = max(text.size for text in texts)
+    found = []
+    for place, text in enumerate(texts):
+        others = [texts[(place + step) % len(texts)] for step in range(1, len(texts))]
+        if others:
+            other = next((one for one in others if one.prompt_ids != text.prompt_ids), others[0])
+            tokens = other.token_ids[: longest - len(text.prompt_ids)]
+            found.append(replace(text.completion(), token_ids=tokens, sampler_logprobs=(0.0,) * len(tokens)))
+    return found
+
+
+def desirable_of(examples: Sequence[Example]) -> Tensor:
+    """[M] bool."""
+    return torch.tensor([bool(example.desirable) for example in examples])

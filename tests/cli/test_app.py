@@ -1,0 +1,209 @@
+"""The command line: quick help, light imports, JSON that parses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from burnish.algorithms.presets import PRESETS
+from burnish.cli import app as cli
+from burnish.cli.options import cut_off
+from burnish.errors import BurnishError
+from burnish.recipe.reading import VERBS as KINDS
+from burnish.recipe.schema import load_recipe, shipped
+from burnish.run.interrupts import Interrupted
+
+VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["burnish", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return left.value.code or 0
+
+
+def fresh(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def loaded(code: str) -> set[str]:
+    """The heavy modules that a new Python has loaded after ``code``."""
+    heavy = ("torch", "transformers", "peft", "sacrebleu", "ray", "numpy", "plotly")
+    found = fresh(f"{code}\nimport sys\nprint('|'.join(m for m in {heavy!r} if m in sys.modules))")
+    return set(found.splitlines()[-1].split("|")) - {""}
+
+
+class TestLight:
+    def test_import_burnish_loads_nothing_heavy(self):
+        assert loaded("import burnish") == set()
+        assert loaded("import burnish\nburnish.Prompt, burnish.InputError, dir(burnish)") == set()
+
+    def test_help_loads_nothing_heavy(self):
+        code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', '--help']\n"
+        assert loaded(code + "try: cli.main()\nexcept SystemExit: pass") == set()
+
+    def test_a_dry_run_loads_no_model(self):
+        code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', 'news', '--dry-run']\n"
+        assert "transformers" not in loaded(code + "try: cli.main()\nexcept SystemExit: pass")
+
+    def test_every_public_name_is_there(self):
+        import burnish
+
+        assert all(getattr(burnish, name) is not None for name in burnish.__all__)
+        with pytest.raises(AttributeError, match="no attribute 'trian'"):
+            _ = burnish.trian
+
+
+class TestHelp:
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_of_each_verb(self, verb, monkeypatch, capsys):
+        assert run(monkeypatch, verb, "--help") == 0
+        out = capsys.readouterr().out
+        assert f"burnish {verb}" in out
+        assert "--help" in out
+
+    def test_of_all(self, monkeypatch, capsys):
+        assert run(monkeypatch, "--help") == 0
+        out = capsys.readouterr().out
+        assert all(verb in out for verb in VERBS)
+
+    def test_version(self, monkeypatch, capsys):
+        from burnish import __version__
+
+        assert run(monkeypatch, "--version") == 0
+        assert capsys.readouterr().out == f"burnish {__version__}\n"
+
+    @pytest.mark.parametrize("arguments", [["trian"], ["train", "--stpes", "3"], ["generate", "m", "--samples", "0"]])
+    def test_wrong_usage_is_bad_input(self, arguments, monkeypatch, capsys):
+        assert run(monkeypatch, *arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+class TestList:
+    @pytest.mark.parametrize("what", ["algorithms", "rewards", "tasks", "models", "data", "recipes"])
+    def test_each_kind_and_its_json(self, what, monkeypatch, capsys):
+        assert run(monkeypatch, "list", what) == 0
+        text = capsys.readouterr().out
+        assert run(monkeypatch, "list", what, "--json") == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert rows
+        for row, line in zip(rows, text.splitlines(), strict=True):
+            assert line.split()[0] == row["name"]
+            assert len(row["summary"]) > 10, f"{row['name']} says nothing about itself"
+
+    def test_what_is_in_them(self, monkeypatch, capsys):
+        def names(what: str) -> set[str]:
+            run(monkeypatch, "list", what, "--json")
+            return {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+        assert names("algorithms") == set(PRESETS)
+        assert {"bleu", "exact", "perplexity", "repetition"} <= names("rewards")
+        assert {"news", "toy"} <= names("tasks")
+        assert "smollm2-135m" in names("models")
+        assert names("recipes") == set().union(*(shipped(kind) for kind in (None, *KINDS)))
+
+    def test_another_kind(self, monkeypatch, capsys):
+        assert run(monkeypatch, "list", "reward") == 2
+        assert capsys.readouterr().err.startswith("burnish: cannot list 'reward' (did you mean 'rewards'?)")
+
+
+class TestTrain:
+    def test_dry_run_prints_the_recipe_in_full(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert run(monkeypatch, "train", "toy", "--dry-run", "--set", "steps=7") == 0
+        path = tmp_path / "again.toml"
+        path.write_text(capsys.readouterr().out, encoding="utf-8")
+        assert load_recipe(path) == load_recipe("toy", ["steps=7"]).resolved()
+        assert run(monkeypatch, "train", "toy", "--dry-run", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == load_recipe("toy").steps
+        assert [path.name for path in tmp_path.iterdir()] == ["again.toml"]
+
+    def test_json_is_one_object_a_line(self, monkeypatch, capsys, tmp_path):
+        folder = tmp_path / "run"
+        assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--json") == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [event["metrics"]["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
+        assert events[-1]["event"] == "result"
+        assert events[-1]["evaluation"] == json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        assert events[-1]["report"] == str(folder / "report.html")
+        steps = [event["metrics"] for event in events if event["event"] == "step"]
+        # A process with torch in it has at least a tenth of a GB.
+        assert events[-1]["cost"]["peak_memory_mb"] == max(step["memory/peak"] for step in steps) > 100
+        assert events[-1]["cost"]["seconds"] == sum(step["time/step"] for step in steps)
+        assert "peak memory" in (folder / "report.html").read_text(encoding="utf-8")
+
+    def test_quiet_prints_the_result_alone(self, monkeypatch, capsys, tmp_path):
+        folder = tmp_path / "run"
+        assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--quiet") == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        assert str(folder / "report.html") in captured.out
+
+
+class TestScore:
+    def test_json(self, monkeypatch, capsys):
+        assert run(monkeypatch, "score", "a b a b a b", "我爱你。", "--use", "repetition", "--json") == 0
+        rows = json.loads(capsys.readouterr().out)
+        # a b a b a b: 5 pairs, 2 differ: 1 - 3/4 = 1/4; longest repeat a b a b of 5 possible: 1 - 4/5 = 1/5.
+        assert rows[0]["parts"]["repetition"] == pytest.approx(0.05)
+        assert rows[1] == {"text": "我爱你。", "parts": {"repetition": 1.0}}
+
+    def test_against_a_reference(self, monkeypatch, capsys):
+        assert run(monkeypatch, "score", " yes ", "no", "--use", "exact", "--reference", "yes", "--json") == 0
+        assert [row["parts"]["exact"] for row in json.loads(capsys.readouterr().out)] == [1.0, 0.0]
+
+    def test_without_a_reference(self, monkeypatch, capsys):
+        assert run(monkeypatch, "score", "x", "--use", "bleu") == 2
+        assert "needs a reference, the true answer: give it with --reference TEXT" in capsys.readouterr().err
+
+
+class TestGenerate:
+    def test_json_and_seed(self, monkeypatch, capsys, tiny):
+        def texts(seed: str) -> list[dict]:
+            arguments = ["generate", str(tiny("llama")), "The home team", "--samples", "3", "--max-new-tokens", "6"]
+            assert run(monkeypatch, *arguments, "--seed", seed, "--json") == 0
+            return json.loads(capsys.readouterr().out)
+
+        first, again, other = texts("1"), texts("1"), texts("2")
+        assert first == again != other
+        assert all(1 <= row["tokens"] <= 6 and row["finish_reason"] in ("stop", "length") for row in first)
+
+
+def test_an_error_is_one_line_with_its_exit_status(monkeypatch, capsys):
+    def fails(*arguments, **options):
+        raise BurnishError("the sky fell: hold it up")
+
+    monkeypatch.setattr("burnish.api.listing", fails)
+    assert run(monkeypatch, "list", "rewards") == 1
+    assert capsys.readouterr().err == "burnish: the sky fell: hold it up\n"
+
+
+def test_a_second_ctrl_c_does_not_cut_off_how_to_go_on(monkeypatch, capsys):
+    """It came between the first one's error and its being told, about once in twenty."""
+    pressed = typer.Typer(pretty_exceptions_enable=False)
+
+    @pressed.command()
+    def twice() -> None:
+        try:
+            raise Interrupted("stopped, saved after step 3; go on with: burnish train --resume run")
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", pressed)
+    monkeypatch.setattr("sys.argv", ["burnish"])
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130
+    assert cut_off(SystemExit(2)) is None  # of another error than Ctrl-C there is nothing to be told
+    said = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
+    assert capsys.readouterr().err == said

@@ -1,0 +1,179 @@
+"""Rewards as held-out metrics: read from a recipe, measured beside the reward, compared, shown, and refused where they
+cannot work."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.api import train
+from burnish.backends.preflight import check_references
+from burnish.errors import InputError
+from burnish.evaluation.held_out import Measurement, compare, measure, summary
+from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
+from burnish.recipe.schema import RECIPES, load_recipe
+from burnish.recipe.sections import MetricSection
+from burnish.reports.terminal.progress import make_observer
+from burnish.reports.terminal.tables import plain_text
+from burnish.rewards.combine import Combination, combine
+from burnish.types import Completion, Group, Prompt, SamplingParams
+
+TWO = [MetricSection(use="length_band", low=1, high=2), MetricSection(use="repetition", name="loops", better="lower")]
+
+
+def recipe(metrics: object, **evaluation: object):
+    data = tomllib.loads((RECIPES / "toy.toml").read_text(encoding="utf-8"))
+    return load_recipe({**data, "evaluation": {"metrics": metrics, **evaluation}})
+
+
+def test_a_name_stands_for_a_table_and_the_recipe_reads_itself_again() -> None:
+    found = recipe(["rouge_l", {"use": "chrf", "name": "chrf++", "word_order": 2, "better": "neither"}])
+    assert [(m.use, m.part, m.better, m.options) for m in found.evaluation.metrics] == [
+        ("rouge_l", "rouge_l", "higher", {}),
+        ("chrf", "chrf++", "neither", {"word_order": 2}),
+    ]
+    assert load_recipe(tomllib.loads(found.toml())) == found
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["rouge"], r"evaluation.metrics.0: .*rouge_l"),
+        ([{"use": "chrf", "word_ordr": 2}], r"evaluation.metrics.0: 'chrf' has no option 'word_ordr' .did you mean"),
+        ([{"use": "chrf", "x": 1}], r"known: use, name, better, word_order$"),
+        ([{"use": "chrf", "weight": 2.0}], "not trained on, so it has no weight"),
+        (["chrf", "chrf"], "two metrics are called 'chrf'"),
+        ([{"use": "chrf", "better": "more"}], "better"),
+        ("chrf", "evaluation.metrics"),
+        ([{"name": "x"}], "evaluation.metrics"),
+    ],
+)
+def test_what_is_no_metric_is_refused_before_anything_is_loaded(metrics: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recipe(metrics)
+
+
+def test_overrides_reach_into_the_list() -> None:
+    data = tomllib.loads((RECIPES / "toy.toml").read_text(encoding="utf-8"))
+    found = load_recipe(data, ['evaluation.metrics=[{use="chrf"}]', "evaluation.metrics.0.word_order=1"])
+    assert found.evaluation.metrics[0].options == {"word_order": 1}
+    with pytest.raises(InputError, match="set the whole list"):
+        load_recipe(data, ['evaluation.metrics=["chrf"]', "evaluation.metrics.0.word_order=1"])
+
+
+def test_a_metric_that_needs_a_reference_asks_the_held_out_side_alone() -> None:
+    found = recipe(["rouge_l"])
+    with_reference, without = Prompt("a", "", "x"), Prompt("b", "")
+    found = found.model_copy(update={"reward": []})
+    check_references(found, [without], [with_reference])
+    with pytest.raises(InputError, match=r"evaluation.metrics.0: 'rouge_l' needs a reference.*leave this metric out"):
+        check_references(found, [with_reference], [without])
+
+
+class Judge:
+    """Tokens are characters, each of one nat."""
+
+    @property
+    def reference(self) -> Judge:
+        return self
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    def token_logprobs(self, completions, temperature=1.0) -> torch.Tensor:
+        return -torch.ones(sum(len(completion.token_ids) for completion in completions), dtype=torch.float64)
+
+
+class Says:
+    """A sampler that says of each prompt what it was told to."""
+
+    def __init__(self, texts: dict[str, list[str]]) -> None:
+        self.texts = texts
+
+    def sample(self, prompts, **_):
+        return [Group(prompt, tuple(said(prompt, text) for text in self.texts[prompt.id])) for prompt in prompts]
+
+
+def said(prompt: Prompt, text: str) -> Completion:
+    tokens = (*map(ord, text), 0)
+    return Completion(prompt, (7,), tokens, text, tuple(0.0 for _ in tokens), "stop")
+
+
+def measured(texts: dict[str, list[str]]) -> Measurement:
+    prompts = [Prompt(name, name, "down") for name in texts]
+    return measure(
+        Judge(), Says(texts), combine({"exact": 1.0}), prompts, sampling=SamplingParams(20),
+        samples_per_prompt=2, seed=0, metrics=Combination.of_metrics(TWO), better={"loops": "lower"},
+    )  # fmt: skip
+
+
+def test_before_and_after_by_hand() -> None:
+    before = measured({"a": ["one two three", "one two"], "b": ["one", "one two three four"]})
+    after = measured({"a": ["one", "one two"], "b": ["one", "one two"]})
+    # Band of 1 to 2 words: 3 words score (2 * 2 - 3) / 2 = 0.5, 4 words 0: the mean of 0.5, 1, 1, 0.
+    assert summary(before)["metric/length_band"] == pytest.approx(0.625)
+    assert summary(before)["metric/loops"] == 1.0
+    table = compare(before, after)
+    entry = table["metric/length_band"]
+    assert (entry["before"], entry["after"], entry["n"], entry["better"]) == (0.625, 1.0, 2, "higher")
+    # Sums and counts by prompt, compared as the reward's are: in pairs.
+    sums = [np.array([[a, 2.0], [b, 2.0]]) for a, b in ((1.5, 1.0), (2.0, 2.0))]
+    same = paired_bootstrap(*sums, statistic=mean_of_units, resamples=1000, seed=0)
+    assert entry["difference"] == pytest.approx(0.375)
+    assert (entry["interval"], entry["p_value"]) == (list(same.interval), same.p_value)
+    assert table["metric/loops"]["better"] == "lower"
+    # The reward is as it would be without metrics, and neither total counts the other's parts.
+    assert summary(before)["reward"] == 0.0 and before.weights == {"exact": 1.0}
+
+
+def test_a_measurement_is_kept_to_the_last_bit_and_one_of_before_metrics_can_be_read() -> None:
+    found = measured({"a": ["one two three", "one"], "b": ["one", "two"]})
+    assert Measurement.from_json(found.to_json()) == found
+    old = json.loads(found.to_json())
+    del old["metrics"]
+    for sample in old["samples"]:
+        del sample["metrics"]
+    assert "metric/loops" not in summary(Measurement.from_json(json.dumps(old)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward": [{"use": "exact"}, {"use": "group_diversity", "weight": 0.0}]}, "evaluation.samples_per_prompt must"),
+        ({"reward": [{"use": "group_diversity"}], "sampling": {"samples_per_prompt": 1}, "algorithm": {"use": "reinforce"}},
+         "sampling.samples_per_prompt and evaluation.samples_per_prompt must"),
+        ({"evaluation": {"metrics": ["group_diversity"]}}, "evaluation.samples_per_prompt must"),
+    ],
+)  # fmt: skip
+def test_what_compares_samples_is_refused_one(changes: dict, said: str, tmp_path) -> None:
+    plain = {
+        "name": "alone",
+        "task": {"use": "toy"},
+        "policy": {"use": "tabular"},
+        "reward": [{"use": "exact"}],
+        "steps": 1,
+    }
+    recipe = load_recipe({**plain, **changes})
+    with pytest.raises(
+        InputError, match=f"'group_diversity' compares the samples of one prompt, and there is one: {said}"
+    ):
+        train(recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_measures_shows_and_reports_them(tmp_path) -> None:
+    result = train(
+        "toy", overrides=['evaluation.metrics=["chrf", {use="length_band", name="four", low=4, high=4}]'],
+        steps=3, run_dir=tmp_path / "run", observer=make_observer(quiet=True),
+    )  # fmt: skip
+    assert {"metric/chrf", "metric/four"} <= result.evaluation.keys()
+    # The reward alone is trained on: no metric among the rows of a step.
+    assert not any("four" in key or "chrf" in key for row in result.metrics for key in row)
+    text = " ".join(plain_text(result.evaluation).split())
+    assert "metric: four ↑" in text and "does not train on" in text
+    page = result.report.read_text(encoding="utf-8")
+    assert "metric: four" in page and "metric: a reward that the recipe measures" in page

@@ -1,0 +1,135 @@
+"""The evaluation table: digits, words and what is missing."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from burnish.reports import wording
+from burnish.reports.terminal.tables import evaluation_table, plain_text, print_evaluation
+
+EVALUATION = {
+    "bleu": {"before": 0.44, "after": 0.85, "difference": 0.41, "interval": [0.08, 0.71], "p_value": 0.012, "n": 70},
+    "distinct_2": {
+        "before": 0.947,
+        "after": 0.918,
+        "difference": -0.029,
+        "interval": [-0.04, -0.018],
+        "p_value": 0.0004,
+        "n": 70,
+        "better": "higher",
+    },
+    "reward/a_part_with_a_name_that_is_long_enough_to_need_more_than_one_line": {"before": 1.0, "after": 1.0},
+    "reward": {
+        "before": -3.54,
+        "after": -3.0,
+        "difference": 0.54,
+        "interval": [0.36, 0.71],
+        "p_value": 0.001,
+        "n": 70,
+        "better": "higher",
+    },
+    "length": {"before": math.nan, "after": 44, "difference": None, "interval": [1], "p_value": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("difference", "ends", "better", "word"),
+    [
+        (0.5, [0.1, 0.9], "higher", "better"),
+        (0.5, [0.1, 0.9], "lower", "worse"),
+        (-0.5, [-0.9, -0.1], "lower", "better"),
+        (-0.5, [-0.9, -0.1], "higher", "worse"),
+        (-0.5, [-0.9, -0.1], None, "lower"),
+        (0.5, [0.1, 0.9], None, "higher"),
+        (0.5, [-0.1, 1.1], "higher", "no clear change"),
+        (0.0, [0.0, 0.0], "higher", "no clear change"),
+    ],
+)
+def test_the_reading_follows_from_interval_and_direction(difference, ends, better, word):
+    assert wording.reading({"difference": difference, "interval": ends, "better": better}) == word
+
+
+def test_a_claim_needs_the_interval_and_the_p_value() -> None:
+    entry = {"difference": 0.09, "interval": [0.01, 0.21], "better": "higher"}
+    assert wording.reading({**entry, "p_value": 0.088}) == "no clear change"
+    assert wording.reading({**entry, "p_value": 0.049}) == wording.reading(entry) == "better"
+    assert wording.reading({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "no clear change"
+
+
+def test_without_an_interval_the_p_value_decides_and_without_both_nothing_is_claimed():
+    assert wording.reading({"difference": 1.0, "p_value": 0.04, "better": "higher"}) == "better"
+    assert wording.reading({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "no clear change"
+    assert wording.reading({"difference": 1.0, "better": "higher"}) == wording.DASH
+
+
+@pytest.mark.parametrize(
+    ("ends", "places"),
+    [([0.36, 0.71], 2), ([-0.04, -0.018], 3), ([-19.0, -11.2], 1), ([-30.0, -5.0], 0), ([0.001, 0.0041], 4)],
+)
+def test_decimals_are_two_digits_of_the_interval(ends, places):
+    assert wording.decimals({"interval": ends}) == places
+
+
+def test_numbers_keep_their_sign_only_where_they_show_digits():
+    assert wording.fixed(-0.001, 2) == "0.00"
+    assert wording.fixed(0.5, 1, sign=True) == "+0.5"
+    assert wording.fixed(math.inf, 1) == wording.fixed(None, 1) == wording.fixed(True, 1) == wording.DASH
+    assert [wording.short(x) for x in (0, 3.14159, 12345.6, 0.00012, -0.0123)] == [
+        "0",
+        "3.142",
+        "12,346",
+        "1.20e-04",
+        "-0.0123",
+    ]
+
+
+def test_plain_text_holds_every_number_within_its_width_and_cuts_nothing():
+    text = plain_text(EVALUATION)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["reward"][1:] == ["↑", "-3.54", "-3.00", "+0.54", "[+0.36,", "+0.71]", "0.001", "better"]
+    assert rows["distinct-2"][-3:] == ["<", "0.001", "worse"]
+    assert rows["BLEU"][-1] == "higher"
+    assert "70 prompts" in text
+    wrapped = "".join(re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines())
+    assert "a_part_with_a_name_that_is_long_enough_to_need_more_than_one_line" in wrapped
+
+
+def test_the_reward_comes_first_whatever_the_order_in_the_file():
+    assert wording.ordered(EVALUATION)[0] == "reward"
+    assert wording.ordered(EVALUATION)[1].startswith("reward/")
+    assert wording.ordered({"odd": {}, "length": {}, "bleu": {}, "note": "text"}) == ["bleu", "length", "odd"]
+
+
+def test_names_from_outside_are_not_markup_and_do_not_steer_the_terminal():
+    text = plain_text({"reward/[red]x[/nope]\x1b[2J": {"before": 1}})
+    assert "[red]x[/nope]" in text and "\x1b" not in text
+
+
+def test_a_terminal_gets_colours_and_a_pipe_gets_none():
+    terminal = Console(
+        file=io.StringIO(), force_terminal=True, color_system="standard", width=120, legacy_windows=False
+    )
+    print_evaluation(EVALUATION, terminal)
+    assert "\x1b[31mworse" in terminal.file.getvalue()
+    pipe = Console(file=io.StringIO(), force_terminal=False)
+    print_evaluation(EVALUATION, pipe)
+    assert "\x1b" not in pipe.file.getvalue() and "worse" in pipe.file.getvalue()
+
+
+def test_an_output_without_unicode_gets_words_for_arrows():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    print_evaluation(EVALUATION, Console(file=stream, force_terminal=False))
+    assert "(up)" in raw.getvalue().decode("ascii") and "?" not in raw.getvalue().decode("ascii")
+
+
+def test_an_empty_evaluation_is_a_table_without_rows():
+    assert evaluation_table({}).row_count == 0
+    assert "Held-out" in plain_text({})

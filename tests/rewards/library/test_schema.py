@@ -1,0 +1,130 @@
+"""JSON Schema as a reward: what a validator calls an error counts, and nothing in a schema reaches out or takes for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.rewards.library.format import json_format
+from burnish.rewards.registry import REWARDS
+
+pytest.importorskip("jsonschema", reason="needs the extra schema")
+
+PERSON = {
+    "type": "object",
+    "required": ["name", "age"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "pattern": "^[A-Z\u4e00-\u9fff]"},
+        "age": {"type": "integer", "minimum": 0},
+        "friends": {"type": "array", "items": {"$ref": "#"}},
+    },
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        ('{"name": "Li", "age": 7}', 0),
+        ('{"name": "李", "age": 7, "friends": [{"name": "An", "age": 3}]}', 0),
+        ('{"name": "", "age": 7}', 2),  # too short, and no capital
+        ('{"name": "Li", "age": -1}', 1),
+        ('{"name": "Li"}', 1),
+        ("{}", 2),
+        ('{"name": "Li", "age": 7, "pet": "cat"}', 1),
+        ('{"name": "Li", "age": 7, "friends": [{"name": "An"}, {}]}', 3),
+        ("[1]", 1),
+    ],
+)
+def test_the_reward_falls_with_each_error(text: str, errors: int) -> None:
+    assert json_format(text, schema=PERSON) == 1 / (1 + errors)
+
+
+@pytest.mark.parametrize("text", ["", "no", '{"name": NaN}', '{"name": 1} and more', "[" * 100_000])
+def test_what_is_no_json_scores_nothing(text: str) -> None:
+    assert json_format(text, schema=PERSON) == 0.0
+
+
+def test_a_property_may_be_called_like_a_keyword() -> None:
+    schema = {"properties": {"pattern": {"const": "("}, "$ref": {"type": "integer"}, "enum": {"enum": ["(a+)+"]}}}
+    assert json_format('{"pattern": "(", "$ref": 1, "enum": "(a+)+"}', schema=schema) == 1.0
+    assert json_format('{"pattern": ")", "$ref": "1", "enum": "a"}', schema=schema) == 0.25
+
+
+def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"enum": [None, 7]}), encoding="utf-8")
+    values = [json_format(text, schema_file=str(file)) for text in ("null", "7", "8")]
+    assert values == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schema": {"type": "objekt"}}, r"schema at type: 'objekt' is not valid"),
+        ({"schema": {"type": "object"}, "required": {"a": "string"}}, "give one of them"),
+        ({"schema": {"type": "object"}, "extra": False}, "additionalProperties = false"),
+        ({"schema": {"$ref": "https://example.org/a.json"}}, "is another document"),
+        ({"schema": {"properties": {"a": {"pattern": "^(a+)+$"}}}}, r"'\^\(a\+\)\+\$' has more than"),
+        (
+            {"schema": {"properties": {"a": {"pattern": "a+b+c+"}}}},
+            r"begin it with \^, and bound its repeats, as in \{1,20\}",
+        ),
+        ({"schema": {"patternProperties": {"^(a|a)*$": {}}}}, "has more than"),
+        ({"schema": {"properties": {"default": {"pattern": "^(a+)+$"}}}}, "has more than"),
+        ({"schema": {"$defs": {"enum": {"$ref": "other.json"}}}}, "is another document"),
+        ({"schema": {"pattern": "^x|[ab]*[ac]*[de]"}}, "has more than"),
+        ({"schema": {"$ref": "#/$defs/A"}}, "leads to no schema"),
+        ({"schema": {"patternProperties": {"^a": {}, "(?i)^b": {}}}}, "is no pattern"),
+        ({"schema": {"$schema": 7}}, "json_format: schema"),
+        ({"schema": json.loads('{"not": ' * 300 + "{}" + "}" * 300)}, "is no JSON Schema .RecursionError"),
+        ({"schema_file": "nowhere.json"}, "cannot be read: No such file"),
+    ],
+)
+def test_a_schema_that_cannot_work_is_refused_with_the_recipe(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        REWARDS.get("json_format").check_options(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "must be a JSON object"), ("{", "is not JSON"), ("\xff", "not UTF-8 text")]
+)
+def test_a_file_that_is_no_schema_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "schema.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        json_format("{}", schema_file=str(file))
+
+
+def test_hostile_texts_are_judged_at_once() -> None:
+    nested = '{"name": "A", "age": 1, "friends": [' * 400 + "]}" * 400
+    texts = [
+        '{"name": "' + "A" * 1900 + '", "age": 1}',
+        '{"name": "' + "A" * 5000 + '", "age": 1}',  # too long for a pattern
+        nested,
+        '{"a": 1e400}',
+        "{" + ", ".join(f'"k{i}": {i}' for i in range(150)) + "}",
+    ]
+    values = [json_format(text, schema=PERSON) for text in texts]
+    assert values[0] == 1.0 and values[1] == values[2] == 0.0
+    assert all(0 <= value <= 1 for value in values)
+    assert json_format(nested, schema={"type": "object", "properties": {"friends": {"items": {"$ref": "#"}}}}) == 0.0
+
+
+def test_a_schema_that_branches_at_each_level_has_a_budget() -> None:
+    branch = [
+        {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}, "k": {"const": k}}} for k in (1, 2, 3)
+    ]
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*branch, {"type": "null"}]}
+    assert json_format('{"a":' * 3 + "null" + "}" * 3, schema=schema) == 1.0
+    assert json_format('{"a":' * 40 + "1" + "}" * 40, schema=schema) == 0.0
+
+
+def test_a_reference_to_a_name_that_nobody_has_is_one_line() -> None:
+    assert json_format("no json", schema={"properties": {"a": {"$ref": "#nobody"}}}) == 0.0
+    with pytest.raises(InputError, match=r"cannot be followed .*: mend its references"):
+        json_format('{"a": 1}', schema={"properties": {"a": {"$ref": "#nobody"}}})

@@ -1,0 +1,262 @@
+"""Rewards that come with tokens: what a text's beginnings are worth, and who earned it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.algorithms.presets import PRESETS
+from burnish.errors import BurnishError, InputError
+from burnish.recipe.schema import load_recipe
+from burnish.recipe.sections import Schedule
+from burnish.rewards.combine import Combination, Part
+from burnish.rewards.registry import reward_function
+from burnish.rewards.token_credit import beginnings, earned
+from burnish.types import Completion, Prompt, Scores
+
+
+def said(*tokens: str, id: str = "p", end: bool = False) -> Completion:
+    """A completion of tokens that are pieces of text, numbered as ``TOKENS`` has them."""
+    text = "".join(tokens)
+    ids = tuple(number(token) for token in tokens) + ((0,) if end else ())
+    return Completion(Prompt(id, "?"), (), ids, text, (-1.0,) * len(ids), "stop" if end else "length")
+
+
+TOKENS: list[str] = [""]
+
+
+def number(token: str) -> int:
+    if token not in TOKENS:
+        TOKENS.append(token)
+    return TOKENS.index(token)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(TOKENS[token] for token in ids)
+
+
+class TestBeginnings:
+    def test_after_every_token_but_the_last(self):
+        assert beginnings(said("a", "b", "c"), "token", decode) == {1: "a", 2: "ab"}
+        assert beginnings(said("a"), "token", decode) == {}
+        assert beginnings(said("a", end=True), "token", decode) == {1: "a"}
+
+    @pytest.mark.parametrize(
+        ("tokens", "expected"),
+        [
+            (["A", " b", ".", " C", "?", " d"], {3: "A b.", 5: "A b. C?"}),
+            (["我", "爱", "你", "。", "你", "呢", "？", "好"], {4: "我爱你。", 7: "我爱你。你呢？"}),
+            # Marks in a row are one end, made by the first; a new line is an end, too.
+            (["A", ".", ".", ".", "\n", "B", "\n", "C"], {2: "A.", 7: "A...\nB\n"}),
+            # Nobody knows yet whether 3. goes on.
+            (["3", ".", "14", "!", "x"], {2: "3.", 4: "3.14!"}),
+            # An end inside a token ends the sentence after that token.
+            (["A", ". B", " c"], {2: "A. B"}),
+            # A quotation mark behind the end belongs to the next one.
+            (['"', "A", ".", '"', " B"], {3: '"A.'}),
+            (["no", " end"], {}),
+            # The end of the text is the whole, which is no proper beginning.
+            (["A", "."], {}),
+        ],
+    )
+    def test_sentences(self, tokens, expected):
+        assert beginnings(said(*tokens), "sentence", decode) == expected
+
+    def test_a_character_of_which_bytes_are_missing_is_not_written_yet(self):
+        raw = "爱!".encode()
+        completion = Completion(Prompt("p", ""), (), tuple(raw), "爱!", (-1.0,) * 4, "length")
+        found = beginnings(completion, "token", lambda ids: bytes(ids).decode("utf-8", "replace"))
+        assert found == {1: "", 2: "", 3: "爱"}
+
+    def test_no_beginning_depends_on_what_comes_after_it(self):
+        # Whatever follows the first six tokens, what is said of them is the same: else the gradient would be biased.
+        start = ["A", ".", " ", "B", ".", "5"]
+        ways = [beginnings(said(*start, *rest), "sentence", decode) for rest in (["."], ["x"], ['"', "!"], [".", "\n"])]
+        assert all({length: text for length, text in way.items() if length <= 6} == ways[0] for way in ways)
+
+
+def hearts(text: str) -> float:
+    """What is wanted in these tests: 1 for each 爱, a tenth off for every character, and 5 for nothing at all."""
+    return text.count("爱") - 0.1 * len(text) + 5.0
+
+
+class TestEarned:
+    def test_by_hand(self):
+        completions = [said("我", "爱", "。", "爱", end=True), said("爱")]
+        asked: list[list[str]] = []
+
+        def ask(some):
+            asked.append([one.text for one in some])
+            return np.array([hearts(one.text) for one in some])
+
+        values = np.array([hearts(one.text) for one in completions])
+        first, second = earned(completions, values, "token", decode, ask)
+        np.testing.assert_allclose(first, [-0.1, 0.9, -0.1, 0.9, 0.0], atol=1e-12)
+        np.testing.assert_allclose(second, [0.9], atol=1e-12)
+        # One question for the whole step, and each beginning once: the empty text, and four of the first completion.
+        assert asked == [["", "我", "我爱", "我爱。", "我爱。爱"]]
+        first, _ = earned(completions, values, "sentence", decode, ask)
+        np.testing.assert_allclose(first, [0.0, 0.0, 0.7, 0.0, 0.9], atol=1e-12)
+
+    def test_beginnings_of_other_prompts_are_asked_about_anew(self):
+        counted = []
+
+        def ask(some):
+            counted.append([(one.prompt.id, one.text, one.finish_reason, len(one.sampler_logprobs)) for one in some])
+            return np.zeros(len(some))
+
+        earned([said("a", "b"), said("a", "b", id="q"), said("a", "c")], np.zeros(3), "token", decode, ask)
+        assert counted == [
+            [("p", "", "length", 0), ("p", "a", "length", 1), ("q", "", "length", 0), ("q", "a", "length", 1)]
+        ]
+
+
+def part(function: Any, credit: str = "token", **treatment: Any) -> Part:
+    name = treatment.pop("name", "mine")
+    return Part(name, reward_function(name, function), credit=credit, **treatment)  # type: ignore[arg-type]
+
+
+class TestCombination:
+    TEXTS = (said("我", "爱", "爱", end=True), said("爱", "。", "我"))
+
+    def dealt(self, *parts: Part, step: int | None = 1) -> Scores:
+        return Combination(parts, decode=decode).score(self.TEXTS, step=step)
+
+    def test_parts_add_up_to_the_total_less_what_no_text_is_worth(self):
+        length = part(lambda text: float(len(text)), "completion", name="length", weight=0.5)
+        scores = self.dealt(part(hearts, weight=2.0), length)
+        assert scores.tokens is not None
+        np.testing.assert_allclose(scores.tokens.whole, [1.5, 1.5])
+        np.testing.assert_allclose(scores.tokens.gained[0], [-0.2, 1.8, 1.8, 0.0], atol=1e-12)
+        np.testing.assert_allclose(scores.tokens.gained[1], [1.8, -0.2, -0.2], atol=1e-12)
+        sums = scores.tokens.whole + [row.sum() for row in scores.tokens.gained]
+        np.testing.assert_allclose(sums + 2.0 * hearts(""), scores.total)
+
+    def test_a_held_out_measurement_deals_nothing_out(self):
+        assert self.dealt(part(hearts), step=None).tokens is None
+        assert self.dealt(part(hearts, "completion")).tokens is None
+        assert self.dealt(part(hearts, weight=0.0), part(hearts, "completion", name="b")).tokens is None
+
+    def test_clip_is_a_function_of_the_text_too(self):
+        # Cut at 5.5: of no text 5; 4.9, 5.8, 6.7 become 4.9, 5.5, 5.5.
+        scores = self.dealt(part(hearts, clip=(0.0, 5.5)))
+        assert scores.tokens is not None
+        np.testing.assert_allclose(scores.tokens.gained[0], [-0.1, 0.6, 0.0, 0.0], atol=1e-12)
+
+    def test_a_schedule_weighs_what_is_dealt_out(self):
+        chosen = part(hearts, schedule=Schedule(start=0.0, end=4.0, steps=3))
+        assert self.dealt(chosen, step=1).tokens is None
+        scores = self.dealt(chosen, step=2)
+        assert scores.tokens is not None
+        np.testing.assert_allclose(scores.tokens.gained[1], [1.8, -0.2, -0.2], atol=1e-12)
+
+    def test_another_part_may_be_normalised(self):
+        other = part(lambda text: float(text.startswith("爱")), "completion", name="b", normalise="batch")
+        scores = self.dealt(part(hearts), other)
+        assert scores.tokens is not None
+        np.testing.assert_allclose(scores.tokens.whole, [-1.0, 1.0])
+
+    @pytest.mark.parametrize("batch", [False, True])
+    @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+    def test_a_function_may_say_itself_what_tokens_earned(self, kind, batch):
+        own = {self.TEXTS[0].text: [0.5, 1.0, -1.0, 0.25], self.TEXTS[1].text: [0.0, 2.0, 1.0]}
+        function = (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
+        scores = self.dealt(part(function, weight=2.0))
+        assert scores.tokens is not None
+        assert [row.tolist() for row in scores.tokens.gained] == [[1.0, 2.0, -2.0, 0.5], [0.0, 4.0, 2.0]]
+        assert scores.parts["mine"].tolist() == [0.75, 3.0]
+        assert scores.total.tolist() == [1.5, 6.0]
+        # As a measurement their sum is the completion's number.
+        assert self.dealt(part(function, "completion"), step=None).total.tolist() == [0.75, 3.0]
+
+    @pytest.mark.parametrize(
+        ("function", "treatment", "message"),
+        [
+            (
+                lambda completion: [1.0] * 3,
+                {},
+                r"'mine' returned \[1.0, 1.0, 1.0\] \(list\) for prompt 'p': 3 values for 4",
+            ),
+            (
+                lambda completion: [],
+                {},
+                r"0 values for 4 tokens; a sequence has one number for each of completion.token_ids",
+            ),
+            (lambda completion: [[1.0]] * len(completion.token_ids), {}, "a sequence has one number for each"),
+            (lambda completion: [math.nan] * len(completion.token_ids), {}, r"returned nan \(float\) for prompt 'p'"),
+            (lambda completion: ["a"] * len(completion.token_ids), {}, r"returned 'a' \(str\) for prompt 'p'"),
+            (lambda text: 1.0 if text[0] == "爱" else [0.0] * 4, {}, "returned a sequence for prompt 'p' and none"),
+            (lambda completion: [1.0] * len(completion.token_ids), {"credit": "completion"}, 'set credit = "token"'),
+            (lambda completion: [1.0] * len(completion.token_ids), {"credit": "sentence"}, 'set credit = "token"'),
+            (lambda completion: [1.0] * len(completion.token_ids), {"clip": (0.0, 1.0)}, "leave clip out"),
+            (lambda text: 1.0 / len(text), {}, r"raised ZeroDivisionError.*about no text, for credit = \"token\"\)"),
+            (lambda text: 1.0 if text else math.nan, {}, r"a finite number; .*about no text, for credit = \"token\"\)"),
+        ],
+    )
+    def test_what_is_wrong_is_said_in_one_line(self, function, treatment, message):
+        with pytest.raises(BurnishError, match=message) as found:
+            self.dealt(part(function, **treatment))
+        assert "\n" not in str(found.value)
+
+    def test_without_a_way_to_read_tokens(self):
+        with pytest.raises(InputError, match="pass decode="):
+            Combination([part(hearts)]).score(self.TEXTS, step=1)
+
+    def test_gates_and_its_own_normalisation_are_refused(self):
+        with pytest.raises(InputError, match="neither with its own normalise nor with a gate"):
+            Combination([part(hearts, normalise="group")])
+        with pytest.raises(InputError, match="nor with a gate"):
+            Combination([part(hearts), part(hearts, "completion", name="b", gate=0.5)])
+        with pytest.raises(InputError, match='must be "completion", "sentence" or "token"'):
+            Combination([part(hearts, "word")])
+
+
+TOY = {"name": "finer", "policy": {"use": "tabular"}, "task": {"use": "toy"}, "algorithm": {"use": "rloo"}}
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("use", "options"),
+        [
+            ("unit_tests", {}), ("verifier", {}), ("numeric", {}), ("judge", {"model": "m"}), ("group_diversity", {}),
+        ],
+    )  # fmt: skip
+    def test_rewards_that_need_the_whole_refuse_it(self, use, options):
+        with pytest.raises(
+            InputError, match=rf"reward\.0: credit = \"token\": '{use}' needs the whole completion"
+        ) as found:
+            load_recipe({**TOY, "reward": [{"use": use, "credit": "token", **options}]})
+        assert "\n" not in str(found.value)
+
+    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if not preset.takes_tokens])
+    def test_algorithms_that_cannot_tell_tokens_apart_refuse_it(self, use):
+        with pytest.raises(
+            InputError, match=rf"reward\.0\.credit = \"sentence\": '{use}' cannot tell tokens apart"
+        ) as found:
+            load_recipe({**TOY, "algorithm": {"use": use}, "reward": [{"use": "chrf", "credit": "sentence"}]})
+        assert "\n" not in str(found.value)
+
+    def test_who_refuses_it(self):
+        assert {name for name, preset in PRESETS.items() if not preset.takes_tokens} == {"gdpo", "gspo", "online_dpo"}
+
+    def test_what_compares_or_judges_wholes_refuses_it(self):
+        with pytest.raises(InputError, match=r"normalise = \"group\" compares whole completions"):
+            load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token", "normalise": "group"}]})
+        with pytest.raises(InputError, match="the gate of 'regex' decides over whole completions"):
+            gate = {"use": "regex", "pattern": "a", "gate": 1.0}
+            load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token"}, gate]})
+        with pytest.raises(InputError, match="so it has no credit"):
+            metrics = {"metrics": [{"use": "chrf", "credit": "token"}]}
+            load_recipe({**TOY, "reward": [{"use": "exact"}], "evaluation": metrics})
+        with pytest.raises(InputError, match="credit"):
+            load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "word"}]})
+
+    def test_it_is_read_and_written(self):
+        recipe = load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token"}]})
+        assert recipe.reward[0].credit == "token"
+        assert 'credit = "token"' in recipe.resolved().toml()

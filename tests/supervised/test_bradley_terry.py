@@ -1,0 +1,332 @@
+"""Reward models: the gradient, what is learnt and what is not, and the score as a reward."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import burnish
+from burnish.cli.app import app
+from burnish.data.rows import Pair, digest
+from burnish.errors import InputError
+from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
+from burnish.policies.kernels.packing import body, packed, plain
+from burnish.policies.loading import load_policy
+from burnish.policies.reward_model import HEAD, RewardModel, load_reward_model
+from burnish.reports.terminal.progress import QuietProgress
+from burnish.rewards.registry import REWARDS
+from burnish.supervised.bradley_terry import Comparing
+from burnish.supervised.encoding import Encoder
+from burnish.supervised.measurement import summary
+from burnish.supervised.objective import Example, flat
+from burnish.training.batching import TokenBudget
+from burnish.types import Completion, Prompt
+
+SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
+PAIRS = [
+    Pair("The minister said", " on Monday", " one thousand jobs", digest("1")),
+    Pair("The minister said", " that the new law", " won", digest("1"), margin=0.5),
+    Pair("Shares", " fell after", " sang on the way home", digest("2")),
+]
+
+
+def scorer(folder: Path, **options: Any) -> RewardModel:
+    """A reward model whose head is no longer zero."""
+    found = RewardModel(load_policy(folder, dtype="float64", **options), 64)
+    with torch.no_grad():
+        found.head.copy_(torch.linspace(-1, 1, len(found.head)))
+    return found
+
+
+def examples(model: RewardModel, objective: Comparing) -> list[Example]:
+    encoder = Encoder(model.backbone, 24)
+    return [example for row in PAIRS for example in objective.examples(encoder, row)]
+
+
+def gradients(model: RewardModel) -> dict[str, torch.Tensor]:
+    found = {name: tensor.grad.clone() for name, tensor in model.trainable().items() if tensor.grad is not None}
+    for parameter in model.trainable().values():
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "lfm2"])
+def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
+    model = scorer(tiny(kind))
+    texts = flat(examples(model, Comparing()))[1]
+    expected = []
+    for text in texts:
+        ids = torch.tensor([[*text.prompt_ids, *text.token_ids]])
+        states = body(model.backbone.model)(input_ids=ids, use_cache=False)[0]
+        expected.append(states[0, -1] @ model.head)
+    # Llama-like norms compute in float32.
+    torch.testing.assert_close(model.scores(texts), torch.stack(expected), rtol=1e-6, atol=1e-6)
+
+
+class TestGradient:
+    def test_it_is_that_of_the_padded_path_and_of_differences(self, tiny):
+        model = scorer(tiny("gpt2"))
+        assert model.backbone.layout is packed
+        objective = Comparing(margin=0.2, centre=0.05)
+        drawn = examples(model, objective)
+        numbers, found = [], []
+        for layout, budget in ((packed, LARGE), (packed, SMALL), (plain, LARGE)):
+            model.backbone.layout = layout
+            numbers.append(objective.backward(model, drawn, budget)["loss"])
+            found.append(gradients(model))
+        for other, slopes in zip(numbers[1:], found[1:], strict=True):
+            assert other == pytest.approx(numbers[0], abs=1e-12)
+            torch.testing.assert_close(slopes, found[0], rtol=0, atol=1e-10)
+        # Central differences of the loss along a direction through all weights: their error is of second order.
+        model.backbone.layout = packed
+        generator = torch.Generator().manual_seed(1)
+        direction = {
+            name: torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            for name, tensor in model.trainable().items()
+        }
+        step, losses = 1e-6, []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for name, tensor in model.trainable().items():
+                    tensor += sign * step * direction[name]
+            losses.append(objective.backward(model, drawn, LARGE)["loss"])
+        slope = sum(float((found[0][name] * direction[name]).sum()) for name in found[0])
+        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-5)
+
+    def test_the_loss_by_hand(self, tiny):
+        model = scorer(tiny("gpt2"))
+        scores = torch.tensor([[1.0, 0.0], [2.0, 2.0], [-1.0, 1.0]], dtype=torch.float64).flatten()
+        model.scores = lambda texts: scores.clone().requires_grad_()  # type: ignore[method-assign]
+        found = Comparing(margin=0.25, centre=0.1).backward(model, examples(model, Comparing()), LARGE)
+        # Differences less margins: 1 - 0.25, 0 - 0.5 (the row's own), -2 - 0.25; squared sums 1, 16, 0.
+        losses = [math.log1p(math.exp(-x)) for x in (0.75, -0.5, -2.25)]
+        assert found["loss"] == pytest.approx((sum(losses) + 0.1 * 17) / 3, abs=1e-12)
+        # One right, one tie, one wrong.
+        assert found["preference/accuracy"] == pytest.approx(0.5)
+
+    def test_the_unused_head_of_the_backbone_is_not_trained(self, tiny):
+        untied, tied = scorer(tiny("llama")), scorer(tiny("qwen2"))
+        assert not any("lm_head" in name for name in untied.trainable())
+        assert any("embed_tokens" in name for name in tied.trainable())
+
+
+def test_before_training_all_pairs_are_even(tiny):
+    model = RewardModel(load_policy(tiny("gpt2"), dtype="float64"), 64)
+    objective = Comparing()
+    numbers = summary(objective.seen(model, examples(model, objective)), objective.metrics)
+    assert numbers == {"preference_accuracy": 0.5, "preference_nll": pytest.approx(math.log(2)), "preference_margin": 0}
+
+
+class TestCalibration:
+    def test_by_hand(self):
+        confidence = np.array([0.52, 0.54, 0.91, 0.93, 1.0])
+        right = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+        # Bins of a twentieth: [0.50, 0.55): |1/2 - 0.53| * 2; [0.90, 0.95): |1 - 0.92| * 2; [0.95, 1]: |0 - 1|.
+        assert calibration_error(confidence, right) == pytest.approx((0.06 + 0.16 + 1.0) / 5)
+        rows = reliability(confidence, right)
+        assert [row["pairs"] for row in rows] == [2, 2, 1]
+        assert rows[1] == pytest.approx(
+            {"low": 0.9, "high": 0.95, "pairs": 2, "confidence": 0.92, "accuracy": 1.0}
+        )  # fmt: skip
+
+    def test_few_pairs_have_an_error_by_chance(self):
+        few = error_by_chance(np.full(20, 0.7))
+        many = error_by_chance(np.full(2000, 0.7))
+        # One bin: |mean - 0.7| of n draws, whose mean is sqrt(2 / pi) * sqrt(0.21 / n): 0.082 and 0.0082.
+        assert few[0] == pytest.approx(0.082, abs=0.006)
+        assert many[0] == pytest.approx(0.0082, abs=0.0006)
+        assert few[0] < few[1] < 0.25
+
+
+NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
+SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
+
+
+def recipe(model: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "kind": "reward-model", "name": "small", "steps": 8, "policy": {"model": str(model)},
+        "data": {"use": "jsonl", "path": "pairs.jsonl", "format": "pairs"},
+        "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 1e-3},
+        "reward_model": {"head_learning_rate": 0.03}, "evaluation": {"resamples": 200}, **changes,
+    }  # fmt: skip
+
+
+def pairs(*, shuffled: bool = False) -> list[dict[str, Any]]:
+    """Fifty prompts whose preferred answer follows a rule, or a coin."""
+    coin = random.Random(3)
+    found = []
+    for subject in SUBJECTS:
+        answers = [" sang", " fell"]
+        if shuffled and coin.random() < 0.5:
+            answers.reverse()
+        found.append({"prompt": subject, "chosen": answers[0], "rejected": answers[1]})
+    return found
+
+
+def trained(tiny: Any, **changes: Any) -> burnish.SupervisedResult:
+    return burnish.reward_model(recipe(tiny("llama"), pairs(), **changes), run_dir="run", observer=QuietProgress())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("here")
+class TestRuns:
+    def test_a_rule_is_learnt_and_a_coin_is_not(self, tiny):
+        found = trained(tiny)
+        entry = found.evaluation["preference_accuracy"]
+        assert (entry["before"], entry["after"]) == (0.5, 1.0)
+        assert found.evaluation["preference_nll"]["after"] < 0.4
+        assert found.calibration is not None
+        assert sum(row["pairs"] for row in found.calibration["table"]) == found.calibration["pairs"]
+        coin = burnish.reward_model(
+            recipe(tiny("llama"), pairs(shuffled=True), data={**recipe_data(), "held_out_percent": 50}),
+            run_dir="coin", observer=QuietProgress(),
+        )  # fmt: skip
+        # Some 25 pairs: a coin's share of right answers stays within three standard deviations of a half.
+        assert abs(coin.evaluation["preference_accuracy"]["after"] - 0.5) < 0.3
+        assert coin.evaluation["preference_nll"]["after"] > 0.6
+
+    @pytest.mark.parametrize("lora", [None, {"rank": 4}])
+    def test_the_saved_model_scores_as_the_trained_one_and_resumes(self, tiny, lora):
+        policy = {"model": str(tiny("llama")), **({"lora": lora} if lora else {})}
+        found = trained(tiny, steps=2, policy=policy)
+        judge = load_reward_model(str(found.run_dir))
+        assert judge.max_tokens == 64 and float(judge.head.abs().max()) > 0
+        prompt = Prompt("p", "Anna in town")
+        texts = [Completion(prompt, (), (), text, (), "stop") for text in (" sang", " fell")]
+        scores = judge.judge(texts)
+        assert scores[0] > scores[1]
+        held = json.loads((found.run_dir / "evaluation" / "after.json").read_text())["examples"]
+        assert {round(one["margin"], 4) for one in held} != {0.0}
+        longer = burnish.reward_model(
+            recipe(tiny("llama"), pairs(), steps=4, policy=policy), run_dir="whole", observer=QuietProgress()
+        )  # fmt: skip
+        # The same recipe stopped after two of four steps and taken up again.
+        text = (longer.run_dir / "recipe.toml").read_text()
+        shutil.copytree(found.run_dir, "again", symlinks=True)
+        Path("again/recipe.toml").write_text(text)
+        for name in ("evaluation/after.json", "evaluation.json"):
+            Path("again", name).unlink()
+        burnish.reward_model(resume="again", observer=QuietProgress())
+        for name in (HEAD, "adapter_model.safetensors" if lora else "model.safetensors"):
+            assert Path("again/model", name).read_bytes() == (longer.run_dir / "model" / name).read_bytes()
+
+    def test_the_command(self, tiny):
+        import tomli_w
+
+        Path("small.toml").write_text(tomli_w.dumps(recipe(tiny("llama"), pairs(), steps=1)))
+        done = CliRunner().invoke(app, ["reward-model", "small.toml", "--run-dir", "run", "--quiet"])
+        assert done.exit_code == 0, done.output
+        assert "preference accuracy" in done.stdout and "stated confidence" in done.stdout
+
+    def test_rows_that_are_no_pairs_are_refused(self, tiny):
+        rows = [{"prompt": one["prompt"], "completion": one["chosen"]} for one in pairs()]
+        changed = recipe(tiny("llama"), rows, data={**recipe_data(), "format": "completion"})
+        with pytest.raises(InputError, match="learns from pairs"):
+            burnish.reward_model(changed, run_dir="run", observer=QuietProgress())
+
+    def test_a_margin_that_is_no_number_is_listed(self, tiny):
+        rows = [{**row, "margin": "much"} for row in pairs()]
+        with pytest.raises(InputError, match="'margin' is much, not a finite number"):
+            burnish.reward_model(recipe(tiny("llama"), rows), run_dir="run", observer=QuietProgress())
+
+
+def recipe_data() -> dict[str, Any]:
+    return {"use": "jsonl", "path": "pairs.jsonl", "format": "pairs"}
+
+
+@pytest.fixture(scope="module")
+def judge(tiny, tmp_path_factory) -> Path:
+    """A saved reward model whose scores differ from text to text."""
+    folder = tmp_path_factory.mktemp("judge")
+    model = RewardModel(load_policy(tiny("qwen2")), 32)
+    with torch.no_grad():
+        model.head.copy_(torch.linspace(-1, 1, len(model.head)))
+    model.save(folder)
+    return folder
+
+
+class TestReward:
+    def test_it_scores_as_the_model_in_any_company(self, judge):
+        model = load_reward_model(str(judge))
+        prompts = [Prompt("a", "Shares fell"), Prompt("b", "The minister said"), Prompt("a", "Shares fell")]
+        texts = [" after", " that the law", " 我爱你。"]
+        completions = [Completion(p, (), (), t, (), "stop") for p, t in zip(prompts, texts, strict=True)]
+        together = REWARDS.get("reward_model")(completions, path=str(judge))
+        alone = [score for one in completions for score in model.judge([one])]
+        assert together == pytest.approx(alone, abs=1e-5)
+        # By hand: prompt, text and end-of-text token through the whole model.
+        ids = [*model.backbone.encode("The minister said"), *model.backbone.encode(" that the law"), 1]
+        states = body(model.backbone.model)(input_ids=torch.tensor([ids]), use_cache=False)[0]
+        assert together[1] == pytest.approx(float(states[0, -1] @ model.head), abs=1e-5)
+
+    def test_a_text_that_was_cut_has_no_end_and_a_long_one_is_cut(self, judge):
+        model = load_reward_model(str(judge))
+        prompt = Prompt("a", "Shares fell")
+        stopped, cut = (Completion(prompt, (), (), " after", (), reason) for reason in ("stop", "length"))
+        assert model.judge([stopped]) != model.judge([cut])
+        long, longer = (Completion(prompt, (), (), " won" * times, (), "stop") for times in (200, 300))
+        assert model.judge([long]) == model.judge([longer])
+        with pytest.raises(InputError, match="this reward model reads 32 with the answer"):
+            model.judge([Completion(Prompt("a", "Shares fell " * 40), (), (), "x", (), "stop")])
+
+    def test_burnish_score(self, judge):
+        arguments = ["score", " after", " won", "--use", "reward_model", "--set", f"reward_model.path={judge}"]
+        done = CliRunner().invoke(app, [*arguments, "--prompt", "Shares fell", "--json"])
+        assert done.exit_code == 0, done.output
+        rows = json.loads(done.stdout)
+        assert rows[0]["parts"]["reward_model"] != rows[1]["parts"]["reward_model"]
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [("", "there is no such folder"), ("nowhere", "there is no such folder"), ("other", f"it has no {HEAD}"),
+         ("early", "no checkpoint yet"), ("broken", "cannot be read")],
+    )  # fmt: skip
+    def test_what_is_no_reward_model_is_refused_in_one_line(self, here, tiny, judge, path, message):
+        shutil.copytree(tiny("llama"), "other")
+        Path("early").mkdir()
+        Path("early/recipe.toml").write_text('kind = "reward-model"\n')
+        shutil.copytree(judge, "broken")
+        Path("broken", HEAD).write_bytes(b"nonsense")
+        with pytest.raises(InputError, match=message) as caught:
+            REWARDS.get("reward_model")([Completion(Prompt("a", "b"), (), (), "c", (), "stop")], path=path)
+        assert "\n" not in str(caught.value)
+
+    def test_a_recipe_names_it_before_anything_is_loaded(self, here):
+        reward = [{"use": "reward_model", "path": "nowhere"}]
+        with pytest.raises(InputError, match=r"reward\.0: reward model 'nowhere'"):
+            burnish.load_recipe({"name": "x", "reward": reward})
+
+    def test_it_trains_a_policy(self, here, tiny, judge):
+        shutil.copytree(judge, "judge")
+        recipe_ = {
+            "name": "x", "steps": 2, "policy": {"model": str(tiny("llama"))}, "task": {"use": f"{__name__}:Heads"},
+            "sampling": {"max_new_tokens": 4, "samples_per_prompt": 4, "prompts_per_step": 2},
+            "reward": [{"use": "reward_model", "path": "judge"}], "evaluation": {"resamples": 100},
+        }  # fmt: skip
+        found = burnish.train(recipe_, run_dir="run", observer=QuietProgress())
+        assert found.metrics[-1]["reward/std"] > 0
+        assert f'path = "{Path("judge").absolute()}"' in (found.run_dir / "recipe.toml").read_text()
+
+
+class Heads:
+    """A task of a few prompts."""
+
+    def train(self) -> list[Prompt]:
+        return [Prompt(text, text) for text in ("Shares fell", "The minister said")]
+
+    def evaluation(self) -> list[Prompt]:
+        return [Prompt(text, text) for text in ("The home team", "won the match")]

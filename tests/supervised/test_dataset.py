@@ -1,0 +1,198 @@
+"""Losses on preferences by hand, rows out of files, the split, the draw and the recipes."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections import Counter
+
+import pytest
+import torch
+
+from burnish.algorithms.preference import (
+    bradley_terry_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+)
+from burnish.data.rows import Pair, Text, digest, split
+from burnish.errors import InputError
+from burnish.recipe.schema import load_recipe, shipped
+from burnish.run.folder import Checkpoint
+from burnish.supervised.jsonl import JsonLines
+from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
+from burnish.supervised.session import Session
+from burnish.supervised.sources import _exchanged
+from burnish.training.prompt_order import Draw
+
+
+def close(found: torch.Tensor, wanted: list[float]) -> None:
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class TestLosses:
+    """sigmoid(log 3) = 3/4, so -log sigmoid(log 3) = log(4/3); sigmoid(-log 3) = 1/4."""
+
+    LOG3 = math.log(3)
+
+    def test_bradley_terry(self):
+        # Gap log 3; with a margin of log 3 the gap is 0, and -log sigmoid(0) = log 2.
+        close(bradley_terry_loss(tensor(self.LOG3 + 1), tensor(1.0)), [math.log(4 / 3)])
+        close(bradley_terry_loss(tensor(self.LOG3 + 1), tensor(1.0), tensor(self.LOG3)), [math.log(2)])
+        # Centre: 0.5 (2 + (-1))^2 = 0.5 besides -log sigmoid(3).
+        close(bradley_terry_loss(tensor(2.0), tensor(-1.0), 0.0, 0.5), [math.log1p(math.exp(-3)) + 0.5])
+
+    def test_dpo(self):
+        # beta 0.5 times a gap of 2 log 3 is log 3.
+        close(dpo_loss(tensor(self.LOG3), tensor(-self.LOG3), 0.5), [math.log(4 / 3)])
+
+    def test_ipo(self):
+        # The target gap at tau 0.1 is 5: a gap of 5 costs 0, one of 3 costs 4, one of 7 costs 4 too.
+        close(ipo_loss(tensor(5.0, 3.0, 7.0), tensor(0.0, 0.0, 0.0), 0.1), [0.0, 4.0, 4.0])
+
+    def test_kto(self):
+        # z0 = max(0, mean(1, 3)) = 2. beta 0.5: gains (2 + 2 log 3 - 2) / 2 = log 3 and the same for the undesirable,
+        # so 2 (1 - 3/4) and 3 (1 - 1/4).
+        point = kto_reference_point(tensor(1.0, 3.0).requires_grad_())
+        assert point.item() == 2 and not point.requires_grad
+        ratios = tensor(2 + 2 * self.LOG3, 2 + 2 * self.LOG3)
+        close(kto_loss(ratios, torch.tensor([True, False]), point, 0.5, 2.0, 3.0), [0.5, 2.25])
+        assert kto_reference_point(tensor(-1.0, -3.0)).item() == 0
+
+    def test_gradients(self):
+        chosen, rejected = (torch.randn(5, dtype=torch.float64).requires_grad_() for _ in range(2))
+        desirable = torch.tensor([True, False, True, False, False])
+        for loss in (
+            lambda c, r: bradley_terry_loss(c, r, 0.3, 0.1),
+            lambda c, r: dpo_loss(c, r, 0.3),
+            lambda c, r: ipo_loss(c, r, 0.3),
+            lambda c, r: kto_loss(c - r, desirable, 0.2, 0.3, 1.5, 0.5),
+        ):
+            assert torch.autograd.gradcheck(loss, (chosen, rejected))
+
+
+class TestJsonLines:
+    def rows(self, tmp_path, text: str, **options):
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(text.encode())
+        return JsonLines(path=str(path), **options).rows()
+
+    def test_every_line_is_a_row_or_listed(self, tmp_path):
+        lines = [
+            '{"question": "a", "chosen": "b", "rejected": "c", "more": 2}',
+            "{not json",
+            "",
+            '{"question": "a", "chosen": "b"}',
+            '{"question": 1, "chosen": "b", "rejected": "c"}',
+            '{"question": "a", "chosen": "b", "rejected": "b"}',
+            '{"question": "a", "chosen": " ", "rejected": "b"}',
+            '{"question": "a", "chosen": "b", "rejected": "c"}',
+            "[1]",
+        ]
+        found = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
+        assert found.rows == (Pair("a", "b", "c", digest("a")),)
+        assert found.repeats == 1
+        assert [broken.place for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
+        assert "no column 'rejected'" in found.broken[1].reason
+
+    def test_chat(self, tmp_path):
+        chat = (
+            '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+            '{"messages": [{"role": "user", "content": "q"}]}\n{"messages": [{"role": "tool", "content": "q"}]}'
+        )
+        found = self.rows(tmp_path, chat, format="chat")
+        assert found.rows[0].unit == digest("q")
+        assert len(found.broken) == 2
+
+    def test_options_that_cannot_be_meant(self, tmp_path):
+        for options, message in (
+            ({}, "path is missing"),
+            ({"path": "x", "format": "pair"}, "did you mean 'pairs'"),
+            ({"path": "x", "format": "text", "columns": {"prompt": "p"}}, "name text"),
+        ):
+            with pytest.raises(InputError, match=message):
+                JsonLines(**options)
+        with pytest.raises(InputError, match="cannot be read"):
+            JsonLines(path=str(tmp_path / "none"), format="text").rows()
+
+
+def test_the_split_hangs_on_the_prompt_alone():
+    rows = [Text(f"prompt {n % 40}", f"answer {n}", digest(f"prompt {n % 40}")) for n in range(200)]
+    train, held = split(rows, 25)
+    assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
+    assert len(train) + len(held) == 200
+    assert set(split(rows[::-1], 25)[1]) == set(held)
+    with pytest.raises(InputError, match="choose a larger"):
+        split(rows[:1] * 2 + [next(row for row in rows if row in train)], 1)
+
+
+def test_false_continuations_are_others_of_the_same_side_each_once():
+    passages = [(f"family {n // 3:02}", f"text {n}") for n in range(60)]
+    sides = [(n // 3) % 4 == 0 for n in range(60)]
+    false = _exchanged(passages, sides)
+    place = {text: n for n, (_, text) in enumerate(passages)}
+    assert Counter(false) == Counter(text for _, text in passages)
+    for n, text in enumerate(false):
+        assert sides[place[text]] == sides[n]
+        assert passages[place[text]][0] != passages[n][0]
+
+
+def test_each_epoch_sees_each_example_once_and_any_step_can_be_drawn_first():
+    draw = Draw(10, 4, seed=3)
+    seen = [place for step in range(1, 6) for place in draw.step(step)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert Draw(10, 4, seed=3).step(4) == seen[12:16]
+
+
+SFT = {"kind": "sft", "name": "small", "data": {"use": "news"}}
+
+
+PREFER = {"kind": "prefer", "name": "small", "data": {"use": "news-pairs"}}
+
+
+class TestRecipes:
+    def test_the_verbs_do_not_take_each_others_recipes(self):
+        with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish train`"):
+            load_recipe(SFT)
+        with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish prefer`"):
+            load_supervised(PreferRecipe, SFT)
+        with pytest.raises(InputError, match=r"without a kind is for `burnish train`"):
+            load_supervised(SFTRecipe, "news")
+
+    @pytest.mark.parametrize(
+        ("kind", "data", "override", "message"),
+        [
+            (SFTRecipe, SFT, "data.use=new", "did you mean 'news'"),
+            (SFTRecipe, SFT, "data.words=3", "unknown key 'words'"),
+            (SFTRecipe, SFT, "batch.max_token=3", "did you mean 'max_tokens'"),
+            (SFTRecipe, SFT, "policy.use=tabular", "only a causal_lm"),
+            (SFTRecipe, SFT, "preference.use=dpo", "unknown key 'preference'"),
+            (PreferRecipe, PREFER, "preference.use=simpo", "'dpo', 'ipo' or 'kto'"),
+            (PreferRecipe, PREFER, "preference.beta=0", "preference.beta = 0: must be above 0"),
+            (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
+        ],
+    )
+    def test_what_cannot_work_is_refused(self, kind, data, override, message):
+        with pytest.raises(InputError, match=message):
+            load_supervised(kind, data, [override])
+
+    @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe, RewardModelRecipe])
+    def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
+        names = shipped(kind_of(kind))
+        assert names
+        for name in names:
+            recipe = load_supervised(kind, name)
+            assert recipe.name == name
+            assert load_supervised(kind, tomllib.loads(recipe.toml())) == recipe
+
+
+def test_a_checkpoint_that_says_another_step_is_not_taken_up(tmp_path):
+    (tmp_path / "state.json").write_text('{"step": 1}')
+    with pytest.raises(InputError, match=r"state\.json is of another step; delete the folder"):
+        Session(None, None, None).restore(Checkpoint(2, tmp_path))

@@ -1,0 +1,211 @@
+"""KTO: its loss, gradient and reference point, and what it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import burnish
+from burnish.data.rows import Judged, Pair, Text, digest, held_out
+from burnish.errors import InputError
+from burnish.policies.loading import load_policy
+from burnish.reports.terminal.progress import QuietProgress
+from burnish.supervised.encoding import Encoder
+from burnish.supervised.kto import Judging, gap_of_units, mismatched
+from burnish.supervised.measurement import summary
+from burnish.supervised.objective import PLAIN, Example, FineTuning
+from burnish.supervised.recipe import PreferRecipe, load_supervised
+from burnish.training.batching import TokenBudget
+
+SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
+ROWS = [
+    Judged("The minister said", " on Monday", True, digest("1")),
+    Judged("Shares", " fell after", False, digest("2")),
+    Judged("The home team", " won the match in the last minute", True, digest("3")),
+]
+
+
+@pytest.fixture
+def policy(tiny):
+    return load_policy(tiny("gpt2"), dtype="float64")
+
+
+def moved(policy: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def examples(policy: Any, objective: Judging) -> list[Example]:
+    encoder = Encoder(policy, 24)
+    return [example for row in ROWS for example in objective.examples(encoder, row)]
+
+
+def gradients(policy: Any) -> list[torch.Tensor]:
+    found = [parameter.grad.clone() for parameter in policy.trainable().values()]
+    for parameter in policy.trainable().values():
+        parameter.grad = None
+    return found
+
+
+def ratio(policy: Any, completion: Any) -> torch.Tensor:
+    found = policy.logprobs([completion], PLAIN).logprobs - policy.reference.token_logprobs([completion])
+    return found.double().sum()
+
+
+class TestLoss:
+    def test_at_the_start_by_hand(self, policy):
+        # pi = pi_ref: all h = 0 and z0 = 0, so that each loss is lambda (1 - sigmoid(0)) = lambda / 2: two desirable
+        # answers of weight 1.5 and one undesirable of weight 0.5 give (0.75 + 0.75 + 0.25) / 3.
+        objective = Judging(0.3, 1.5, 0.5)
+        drawn = examples(policy, objective)
+        found = objective.backward(policy, drawn, LARGE)
+        assert found["loss"] == pytest.approx(1.75 / 3, abs=1e-9)
+        assert found["preference/reference_point"] == 0
+        assert found["preference/accuracy"] == 0.5
+        # d/dh lambda_D (1 - sigmoid(beta h)) at 0 is -lambda_D beta / 4, and plus lambda_U beta / 4 for the undesirable.
+        slopes = gradients(policy)
+        total = torch.zeros((), dtype=torch.float64)
+        for example, slope in zip(drawn, (-1.5, 0.5, -1.5), strict=True):
+            total = total + slope * 0.3 / 4 / 3 * ratio(policy, example.texts[0].completion())
+        total.backward()
+        torch.testing.assert_close(slopes, gradients(policy), rtol=0, atol=1e-10)
+
+    def test_away_from_the_start_it_is_the_papers_equation(self, policy):
+        moved(policy)
+        objective = Judging(0.3, 1.5, 0.5)
+        drawn = examples(policy, objective)
+        found = objective.backward(policy, drawn, LARGE)
+        slopes = gradients(policy)
+        texts = [example.texts[0] for example in drawn]
+        # z0: each prompt with the next answer, and the last with the first.
+        strangers = [
+            replace(texts[place].completion(), token_ids=texts[(place + 1) % 3].token_ids) for place in range(3)
+        ]
+        point = max(0.0, sum(float(ratio(policy, one).detach()) for one in strangers) / 3)
+        assert found["preference/reference_point"] == pytest.approx(point, abs=1e-9)
+        total = torch.zeros((), dtype=torch.float64)
+        for text, row in zip(texts, ROWS, strict=True):
+            gain = 0.3 * (ratio(policy, text.completion()) - point)
+            total = total + (1.5 * (1 - gain.sigmoid()) if row.desirable else 0.5 * (1 - (-gain).sigmoid())) / 3
+        assert found["loss"] == pytest.approx(float(total.detach()), abs=1e-9)
+        total.backward()
+        torch.testing.assert_close(slopes, gradients(policy), rtol=0, atol=1e-9)
+
+    def test_the_split_into_microbatches_changes_nothing(self, policy):
+        moved(policy)
+        objective = Judging(0.3)
+        drawn = examples(policy, objective)
+        found = [(objective.backward(policy, drawn, budget), gradients(policy)) for budget in (SMALL, LARGE)]
+        assert found[0][0] == pytest.approx(found[1][0], abs=1e-10)
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-10)
+
+    def test_strangers_have_another_prompt_where_there_is_one(self, policy):
+        encoder = Encoder(policy, 24)
+        pair = Pair("Shares", " fell", " sang on the way home", digest("2"))
+        drawn = [e for row in (pair, ROWS[0]) for e in Judging(0.1).examples(encoder, row)]
+        assert [example.desirable for example in drawn] == [True, False, True]
+        texts = [example.texts[0] for example in drawn]
+        found = mismatched(texts)
+        longest = max(text.size for text in texts)
+        for one, answer in zip(found, (texts[2], texts[2], texts[0]), strict=True):
+            assert one.token_ids == answer.token_ids[: longest - len(one.prompt_ids)]
+        assert mismatched(texts[:1]) == []
+        assert mismatched(texts[:2])[0].token_ids == texts[1].token_ids
+
+
+def test_measured_by_hand(policy):
+    objective = Judging(0.3)
+    numbers = summary(objective.seen(policy, examples(policy, objective)), objective.metrics)
+    assert (numbers["label_accuracy"], numbers["reward_gap"]) == (0.5, 0.0)
+    # Means 6 / 2 and -4 / 1; without an undesirable answer, its mean counts 0.
+    sums = torch.tensor([[6.0, 2.0, -4.0, 1.0], [6.0, 2.0, 0.0, 0.0]]).numpy()
+    assert gap_of_units(sums).tolist() == [7.0, 3.0]
+
+
+NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
+SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
+
+
+def recipe(model: Path, **changes: Any) -> dict[str, Any]:
+    rows = [
+        {"prompt": subject, "completion": " sang" if place % 2 else " fell", "label": bool(place % 2)}
+        for place, subject in enumerate(SUBJECTS)
+    ]
+    Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "kind": "prefer", "name": "small", "steps": 6, "policy": {"model": str(model)},
+        "data": {"use": "jsonl", "path": "labelled.jsonl", "format": "labelled"},
+        "preference": {"use": "kto", "beta": 0.3}, "batch": {"examples_per_step": 8, "max_tokens": 64},
+        "optimizer": {"learning_rate": 3e-3}, "evaluation": {"resamples": 200}, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class TestRuns:
+    def test_what_is_desirable_gains_on_what_is_not(self, tiny):
+        found = burnish.prefer(recipe(tiny("llama")), run_dir="run", observer=QuietProgress())
+        entry = found.evaluation["reward_gap"]
+        assert entry["before"] == 0 and entry["difference"] > 0 and entry["p_value"] < 0.05
+        assert found.evaluation["label_accuracy"]["after"] > 0.8
+        assert found.metrics[-1]["loss"] < found.metrics[0]["loss"]
+        assert math.isclose(found.metrics[0]["loss"], 0.5, abs_tol=1e-5)
+
+    def test_a_label_is_true_or_false(self, tiny):
+        chosen = recipe(tiny("llama"))
+        Path("labelled.jsonl").write_text('{"prompt": "a", "completion": "b", "label": "yes"}\n')
+        with pytest.raises(InputError, match="'label' is yes, not true or false"):
+            burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
+
+    @pytest.mark.parametrize(("label", "other"), [(True, "false"), (False, "true")])
+    def test_one_label_alone_is_refused_and_leaves_no_folder(self, tiny, label, other):
+        chosen = recipe(tiny("llama"))
+        rows = [{"prompt": subject, "completion": " sang", "label": label} for subject in SUBJECTS]
+        Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        kept = (
+            f"have the label {str(label).lower()}, and KTO compares both kinds: give rows with the label {other} too$"
+        )
+        with pytest.raises(InputError, match=rf"^data: all \d+ training answers {kept}"):
+            burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
+        assert not Path("run").exists()
+
+    def test_one_label_alone_among_the_held_out_is_refused(self, tiny):
+        chosen = recipe(tiny("llama"))
+        lines = [json.loads(line) for line in Path("labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+        percent = load_supervised(PreferRecipe, chosen).data.held_out_percent
+        for line in lines:
+            line["label"] = line["label"] or held_out(digest(line["prompt"]), percent)
+        Path("labelled.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        with pytest.raises(InputError, match=r"held-out answers have the label true.*or raise data\.held_out_percent$"):
+            burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": {"examples_per_step": 1}}, "must be at least 2"),
+        ({"preference": {"use": "dpo", "desirable_weight": 2.0}}, 'desirable_weight belongs to use = "kto"'),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        load_supervised(PreferRecipe, recipe(Path("x"), **changes))
+
+
+def test_rows_of_another_kind_are_refused(policy):
+    encoder = Encoder(policy, 24)
+    with pytest.raises(InputError, match="without a label"):
+        Judging(0.1).examples(encoder, Text("a", "b", digest("a")))
+    with pytest.raises(InputError, match="pairs or judged answers"):
+        FineTuning().examples(encoder, ROWS[0])

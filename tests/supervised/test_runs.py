@@ -1,0 +1,399 @@
+"""Fine-tuning and preference optimisation: the gradients, what is learnt of a row, and whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from typer.testing import CliRunner
+
+import burnish
+from burnish.catalogue.convert import resolve_model
+from burnish.cli.app import app
+from burnish.data.rows import Dialogue, Pair, Text, Turn, digest
+from burnish.errors import InputError
+from burnish.evaluation.statistics import mean_of_units
+from burnish.policies.loading import load_policy
+from burnish.reports.terminal.progress import PlainProgress, QuietProgress
+from burnish.run.folder import comparable
+from burnish.run.interrupts import Interrupted
+from burnish.supervised.dataset import chosen_units
+from burnish.supervised.encoding import Encoder
+from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json
+from burnish.supervised.objective import PAIR_LOSSES, PLAIN, Example, FineTuning, Preferring
+from burnish.training.batching import TokenBudget
+
+SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
+TEXTS = [
+    Text("The minister said", " on Monday that", digest("1")),
+    Text("The minister said", " that the law", digest("1")),
+    Text("Shares fell", " after", digest("2")),
+    Text("", "The home team won the match in the last minute", digest("3")),
+]
+PAIRS = [
+    Pair("The minister said", " on Monday", " one thousand jobs", digest("1")),
+    Pair("The minister said", " that the new law", " won", digest("1")),
+    Pair("Shares", " fell after", " sang on the way home", digest("2")),
+]
+
+
+@pytest.fixture
+def policy(tiny):
+    # Its layers keep to float64, where Llama's norms compute in float32.
+    return load_policy(tiny("gpt2"), dtype="float64")
+
+
+def gradients(policy: Any) -> list[torch.Tensor]:
+    found = [parameter.grad.clone() for parameter in policy.trainable().values()]
+    for parameter in policy.trainable().values():
+        parameter.grad = None
+    return found
+
+
+def moved(policy: Any) -> None:
+    """Makes the policy another one than its reference."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def examples(objective: Any, policy: Any, rows: Any, max_tokens: int = 24) -> list[Example]:
+    encoder = Encoder(policy, max_tokens)
+    return [example for row in rows for example in objective.examples(encoder, row)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows"),
+    [(FineTuning(), TEXTS), (Preferring(PAIR_LOSSES["dpo"], 0.3), PAIRS), (Preferring(PAIR_LOSSES["ipo"], 0.3), PAIRS)],
+    ids=["sft", "dpo", "ipo"],
+)
+def test_the_split_into_microbatches_changes_nothing(policy, objective, rows):
+    moved(policy)
+    drawn = examples(objective, policy, rows)
+    found = []
+    for budget in (SMALL, LARGE):
+        numbers = objective.backward(policy, drawn, budget)
+        found.append((numbers, gradients(policy)))
+    (first, first_slopes), (second, second_slopes) = found
+    assert first == pytest.approx(second, abs=1e-10)
+    assert max(float(slope.abs().max()) for slope in first_slopes) > 1e-3
+    torch.testing.assert_close(first_slopes, second_slopes, rtol=0, atol=1e-10)
+
+
+class TestFineTuning:
+    def test_the_loss_is_the_mean_over_the_steps_learnt_tokens(self, policy):
+        drawn = examples(FineTuning(), policy, TEXTS)
+        texts = [text for example in drawn for text in example.texts]
+        logprobs = policy.token_logprobs([text.completion() for text in texts])
+        found = FineTuning().backward(policy, drawn, LARGE)
+        # All tokens of these rows are learnt; a mean of means over rows would be another number.
+        assert found["tokens"] == len(logprobs) == sum(len(text.token_ids) for text in texts)
+        assert found["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-10)
+        rows = FineTuning().seen(policy, drawn)
+        assert summary(rows, FineTuning.metrics)["truth_perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-9)
+
+    def test_only_the_assistants_turns_are_learnt(self, policy):
+        policy.tokenizer.chat_template = (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}"
+        )
+        turns = [("user", "won the match"), ("assistant", "the law"), ("user", "jobs"), ("assistant", "on Monday")]
+        row = Dialogue(tuple(Turn(*turn) for turn in turns), digest("d"))
+        (example,) = examples(FineTuning(), policy, [row], 200)
+        (text,) = example.texts
+        learnt = [token for token, flag in zip(text.token_ids, text.learnt, strict=True) if flag]
+        assert policy.decode(text.prompt_ids) == "[user]won the match[assistant]"
+        assert policy.decode(text.token_ids) == "the law[user]jobs[assistant]on Monday"
+        assert policy.decode(learnt) == "the lawon Monday"
+        # What is not learnt has no part in the loss.
+        logprobs = policy.token_logprobs([text.completion()])[torch.tensor(text.learnt)]
+        assert FineTuning().backward(policy, [example], LARGE)["loss"] == pytest.approx(
+            -float(logprobs.mean()), abs=1e-10
+        )
+
+    def test_a_long_text_becomes_windows_that_hold_every_token_once(self, policy):
+        row = TEXTS[3]
+        found = examples(FineTuning(), policy, [row], 8)
+        assert len(found) > 2
+        tokens = [token for example in found for token in example.texts[0].token_ids]
+        assert tokens == [*policy.encode(row.completion), policy.tokenizer.eos_token_id]
+        assert max(example.texts[0].size for example in found) <= 8
+
+    def test_a_text_that_spells_a_control_token_is_refused(self, policy):
+        with pytest.raises(ValueError, match="control token"):
+            FineTuning().examples(Encoder(policy, 64), Text("a", "b<|end|>c", digest("a")))
+
+
+class TestPreferring:
+    @pytest.mark.parametrize(("name", "loss"), [("dpo", math.log(2)), ("ipo", (1 / 0.6) ** 2)])
+    def test_before_training_nothing_is_preferred(self, policy, name, loss):
+        # pi = pi_ref: every log-ratio is 0, so -log sigmoid(0) = log 2, and (0 - 1 / (2 * 0.3))^2.
+        objective = Preferring(PAIR_LOSSES[name], 0.3)
+        drawn = examples(objective, policy, PAIRS)
+        found = objective.backward(policy, drawn, LARGE)
+        assert found["loss"] == pytest.approx(loss, abs=1e-9)
+        numbers = summary(objective.seen(policy, drawn), objective.metrics)
+        assert numbers["preference_accuracy"] == 0.5
+        assert numbers["preference_margin"] == 0.0
+
+    def test_the_first_gradient_of_dpo_is_that_of_the_likelihoods_difference(self, policy):
+        # d/dx -log sigmoid(beta x) at 0 is -beta/2: the gradient is -(beta/2) times the mean over pairs of that of
+        # log pi(chosen) - log pi(rejected).
+        objective = Preferring(PAIR_LOSSES["dpo"], 0.3)
+        drawn = examples(objective, policy, PAIRS)
+        objective.backward(policy, drawn, LARGE)
+        found = gradients(policy)
+        total = torch.zeros((), dtype=torch.float64)
+        for example in drawn:
+            chosen, rejected = (policy.logprobs([text.completion()], PLAIN).logprobs.sum() for text in example.texts)
+            total = total - 0.15 * (chosen - rejected) / len(drawn)
+        total.backward()
+        torch.testing.assert_close(found, gradients(policy), rtol=0, atol=1e-10)
+
+    def test_answers_that_are_alike_once_cut_are_refused(self, policy):
+        row = Pair("Shares", " fell after the company", " fell after the match", digest("1"))
+        (example,) = Preferring(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
+        ids = example.texts[0].token_ids, example.texts[1].token_ids
+        same = next(place for place, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+        room = len(example.texts[0].prompt_ids) + same
+        with pytest.raises(ValueError, match="the same up to"):
+            Preferring(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, room), row)
+
+
+class TestMeasurement:
+    METRIC = Metric("mean", "lower", "total", "count", mean_of_units)
+
+    def test_a_units_examples_are_summed(self):
+        before = [
+            Seen("a", {"total": 6, "count": 2}),
+            Seen("b", {"total": 1, "count": 1}),
+            Seen("a", {"total": 2, "count": 1}),
+        ]
+        after = [
+            Seen(one.unit, {**one.numbers, "total": one.numbers["total"] - one.numbers["count"]}) for one in before
+        ]
+        found = compare(before, after, [self.METRIC], resamples=100, seed=0)["mean"]
+        # (6 + 1 + 2) / 4, and one less for each count; two units, not three rows.
+        assert (found["before"], found["after"], found["n"], found["better"]) == (2.25, 1.25, 2, "lower")
+        assert found["interval"] == pytest.approx([-1, -1])
+        assert from_json(to_json(before)) == before
+
+    def test_other_rows_are_refused(self):
+        seen = [Seen("a", {"total": 1, "count": 1}), Seen("b", {"total": 1, "count": 1})]
+        with pytest.raises(InputError, match="not those that were measured before"):
+            compare(seen, seen[::-1], [self.METRIC], resamples=100, seed=0)
+        with pytest.raises(InputError, match="start a new run"):
+            from_json("[1]")
+
+    def test_fewer_units_are_the_same_whatever_the_order(self):
+        everything = [Example(digest(str(n // 2)), ()) for n in range(40)]
+        found = chosen_units(everything, 5)
+        assert len(found) == 10
+        assert set(found) == set(chosen_units(everything[::-1], 5))
+
+
+class Stops(QuietProgress):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def step(self, metrics: Any) -> None:
+        if metrics["step"] == self.at:
+            raise KeyboardInterrupt
+
+
+NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
+SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
+
+
+def lines(rows: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def job(tiny, tmp_path, monkeypatch):
+    """Recipes of both verbs over fifty rows each, whose answers follow a rule, and the folder they are run in."""
+    monkeypatch.chdir(tmp_path)
+    Path("texts.jsonl").write_text(lines([{"prompt": s, "completion": " sang"} for s in SUBJECTS]), encoding="utf-8")
+    pairs = [{"prompt": s, "chosen": " sang", "rejected": " fell"} for s in SUBJECTS]
+    Path("pairs.jsonl").write_text(lines(pairs), encoding="utf-8")
+
+    def recipe(verb: str, **changes: Any) -> dict[str, Any]:
+        data = {"use": "jsonl", "path": "texts.jsonl" if verb == "sft" else "pairs.jsonl"}
+        data["format"] = "completion" if verb == "sft" else "pairs"
+        return {
+            "kind": verb, "name": "small", "steps": 6, "policy": {"model": str(tiny("llama"))}, "data": data,
+            "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 3e-3},
+            "evaluation": {"every": 2, "resamples": 200}, "checkpoint": {"every": 2}, **changes,
+        }  # fmt: skip
+
+    return recipe
+
+
+VERBS = {"sft": burnish.sft, "prefer": burnish.prefer}
+
+
+def traces(run: Path) -> dict[str, Any]:
+    """What two runs of one recipe and seed share to the bit."""
+    found: dict[str, Any] = {
+        "metrics": [comparable(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    }
+    for name in ("held_out.jsonl", "evaluation.json", "evaluation/before.json", "evaluation/after.json", "data.json"):
+        found[name] = (run / name).read_text()
+    for path in sorted((run / "checkpoints").rglob("*.safetensors")):
+        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "metric", "better"), [("sft", "truth_perplexity", -1), ("prefer", "preference_margin", 1)]
+)
+class TestRuns:
+    def test_held_out_rows_are_learnt_and_a_rate_of_nearly_nothing_learns_nothing(self, job, verb, metric, better):
+        found = VERBS[verb](job(verb), run_dir="run", observer=QuietProgress())
+        entry = found.evaluation[metric]
+        assert better * entry["difference"] > 0 and entry["p_value"] < 0.05
+        assert found.metrics[-1]["loss"] < 0.7 * found.metrics[0]["loss"]
+        if verb == "prefer":
+            assert found.evaluation["preference_accuracy"]["before"] == 0.5
+            assert found.evaluation["preference_accuracy"]["after"] == 1.0
+        control = VERBS[verb](
+            job(verb, optimizer={"learning_rate": 1e-9}, evaluation={"resamples": 200}), run_dir="control",
+            observer=QuietProgress(),
+        )  # fmt: skip
+        assert abs(control.evaluation[metric]["difference"]) < 0.01 * abs(entry["difference"])
+
+    def test_the_same_bits_twice_and_over_a_stop(self, job, verb, metric, better):
+        run = VERBS[verb]
+        for name in ("first", "second"):
+            run(job(verb), run_dir=name, observer=QuietProgress())
+        with pytest.raises(Interrupted, match=f"saved after step 3; go on with: burnish {verb} --resume stopped"):
+            run(job(verb), run_dir="stopped", observer=Stops(3))
+        run(resume="stopped", observer=QuietProgress())
+        first = traces(Path("first"))
+        assert traces(Path("second")) == first
+        stopped = traces(Path("stopped"))
+        # The stop left a checkpoint of its own, which may still be there.
+        assert {name: stopped[name] for name in first if name in stopped} == {
+            name: first[name] for name in first if name in stopped
+        }
+        assert "checkpoints/step-6/model/model.safetensors" in stopped
+        run(job(verb, seed=1), run_dir="other", observer=QuietProgress())
+        assert traces(Path("other"))["metrics"] != first["metrics"]
+
+
+class TestRunFolders:
+    def test_a_run_is_a_model(self, job):
+        with pytest.raises(Interrupted):
+            burnish.sft(job("sft"), run_dir="early", observer=Stops(2))
+        assert resolve_model("early") == Path("early/model")
+        first = load_policy(resolve_model("early"))
+        found = burnish.prefer(
+            job("prefer", policy={"model": "early"}, steps=1), run_dir="next", observer=QuietProgress()
+        )
+        assert all(f'{key} = "/' in (found.run_dir / "recipe.toml").read_text() for key in ("model", "path"))
+        assert dict(load_policy(found.model).trainable()).keys() == dict(first.trainable()).keys()
+
+    def test_a_run_without_a_checkpoint_names_its_own_verb(self, job):
+        Path("early").mkdir()
+        Path("early/recipe.toml").write_text('kind = "sft"\n')
+        with pytest.raises(InputError, match="no checkpoint yet; go on with: burnish sft --resume early"):
+            resolve_model("early")
+
+    def test_the_data_may_not_change_under_a_run(self, job):
+        with pytest.raises(Interrupted):
+            burnish.sft(job("sft"), run_dir="run", observer=Stops(2))
+        with open("texts.jsonl", "a", encoding="utf-8") as file:
+            file.write(lines([{"prompt": "new", "completion": " new"}]))
+        with pytest.raises(InputError, match=r"texts\.jsonl has changed since run began"):
+            burnish.sft(resume="run", observer=QuietProgress())
+
+    def test_another_verb_does_not_take_it_up(self, job):
+        burnish.sft(job("sft", steps=1), run_dir="run", observer=QuietProgress())
+        with pytest.raises(InputError, match="for `burnish sft`, not for `burnish prefer`"):
+            burnish.prefer(resume="run", observer=QuietProgress())
+        with pytest.raises(InputError, match="for `burnish sft`, not for `burnish train`"):
+            burnish.train(resume="run", observer=QuietProgress())
+
+    def test_a_low_rank_adapter_has_its_base_for_a_reference(self, job, tiny):
+        policy = {"model": str(tiny("llama")), "lora": {"rank": 4}}
+        found = burnish.prefer(
+            job("prefer", policy=policy, optimizer={"learning_rate": 3e-2}), run_dir="run", observer=QuietProgress()
+        )  # fmt: skip
+        assert found.evaluation["preference_accuracy"]["before"] == 0.5
+        assert found.evaluation["preference_margin"]["difference"] > 0
+        assert (found.model / "adapter_model.safetensors").is_file()
+
+
+class TestCommands:
+    @pytest.mark.parametrize(("verb", "shown"), [("sft", "true-text perplexity"), ("prefer", "preference accuracy")])
+    def test_a_recipe_in_a_file(self, job, verb, shown):
+        Path("small.toml").write_text(tomli_w.dumps(job(verb)))
+        checked = CliRunner().invoke(app, [verb, "small.toml", "--dry-run"])
+        assert tomllib.loads(checked.stdout)["batch"]["max_tokens"] == 64
+        done = CliRunner().invoke(app, [verb, "small.toml", "--run-dir", "run", "--quiet", "--set", "steps=1"])
+        assert done.exit_code == 0
+        assert shown in done.stdout and "model   run/model" in done.stdout
+        with pytest.raises(InputError, match="learnt from rows"):
+            CliRunner().invoke(app, ["report", "run"], catch_exceptions=False)
+
+    def test_progress_shows_the_loss(self, job):
+        stream = io.StringIO()
+        burnish.sft(job("sft", steps=1), run_dir="run", observer=PlainProgress(stream))
+        assert "step 1/1  loss " in stream.getvalue()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("verb", "data", "message"),
+        [
+            ("sft", {"path": "pairs.jsonl", "format": "pairs"}, "these rows are pairs"),
+            ("prefer", {"path": "texts.jsonl", "format": "completion"}, "these rows are texts"),
+            ("sft", {"path": "none.jsonl", "format": "text"}, "cannot be read: No such file"),
+            ("sft", {"path": "texts.jsonl", "format": "text"}, "50 of 50 rows cannot be used, the first is line 1"),
+            ("sft", {"path": "empty.jsonl", "format": "text"}, "has no rows"),
+            ("sft", {"path": "one.jsonl", "format": "text"}, "held_out_percent = 25 leaves"),
+        ],
+    )
+    def test_it_is_refused_in_one_line_and_leaves_no_folder(self, job, verb, data, message):
+        Path("empty.jsonl").write_text("\n")
+        Path("one.jsonl").write_text('{"text": "a"}\n')
+        with pytest.raises(InputError, match=message) as caught:
+            VERBS[verb](job(verb, data={"use": "jsonl", **data}), run_dir="run", observer=QuietProgress())
+        assert "\n" not in str(caught.value)
+        assert not Path("run/recipe.toml").exists()
+
+    def test_prompts_that_leave_no_room_are_counted_as_broken(self, job):
+        with pytest.raises(InputError, match=r"rows cannot be used, the first is training .* no room for an answer"):
+            burnish.sft(
+                job("sft", batch={"max_tokens": 3}), run_dir="run", observer=QuietProgress()
+            )  # fmt: skip
+
+    def test_rows_left_out_are_listed(self, job):
+        with open("texts.jsonl", "a", encoding="utf-8") as file:
+            file.write("{broken\n")
+        recipe = job("sft", steps=1)
+        recipe["data"]["max_broken"] = 0.05
+        found = burnish.sft(recipe, run_dir="run", observer=QuietProgress())
+        listed = json.loads((found.run_dir / "data.json").read_text())
+        assert [one["place"] for one in listed["broken"]] == ["line 51"]
+        assert listed["training_examples"] + listed["held_out_examples"] == 50
+
+    def test_a_step_that_is_not_finite_leaves_the_weights(self, job):
+        with pytest.raises(burnish.BurnishError, match=r"start again with a lower optimizer\.learning_rate"):
+            burnish.sft(
+                job("sft", optimizer={"learning_rate": 1e30, "max_grad_norm": None}), run_dir="run",
+                observer=QuietProgress(),
+            )  # fmt: skip

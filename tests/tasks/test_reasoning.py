@@ -1,0 +1,155 @@
+"""Reasoning: real questions, their generator's own verdict, and no credit for nonsense."""
+
+from __future__ import annotations
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.rewards.library.answers import answer_in, numeric, verifier
+from burnish.rewards.registry import REWARDS
+from burnish.system import optional_packages as extras
+from burnish.tasks.reasoning import EASY, Reasoning, generator_of
+from burnish.tasks.registry import TASKS, check_task_options
+from burnish.types import Completion, Prompt
+
+pytest.importorskip("reasoning_gym", reason="pip install 'burnish[reasoning]'")
+
+
+def said(prompt: Prompt, text: str) -> Completion:
+    return Completion(prompt, (1,), (2,), text, (0.0,), "stop")
+
+
+def told(text: str, reference: str = "7") -> Completion:
+    return said(Prompt("p", "?", reference), text)
+
+
+@pytest.mark.parametrize("generator", list(EASY))
+def test_every_generator_makes_questions_it_judges_itself(generator: str) -> None:
+    task = Reasoning(generator=generator, size=120, held_out_percent=30)
+    train, held_out = task.train(), task.evaluation()
+    assert len(train) > len(held_out) > 0
+    assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
+    for prompt in [*train[:10], *held_out[:10]]:
+        assert prompt.reference
+        assert verifier(said(prompt, f" {prompt.reference}\n"), answer="whole") == 1.0
+        assert verifier(said(prompt, f"{prompt.reference} or so"), answer="whole") == 0.0
+        assert verifier(said(prompt, ""), answer="whole") == 0.0
+        assert prompt.messages[-1].content == prompt.text
+
+
+def test_the_same_seed_gives_the_same_prompts_and_another_does_not() -> None:
+    assert Reasoning(size=50).train() == Reasoning(size=50).train()
+    assert Reasoning(size=50).train() != Reasoning(size=50, seed=1).train()
+
+
+def test_without_a_template_the_answer_is_asked_for() -> None:
+    prompt = Reasoning(size=20, chat=False, held_out_percent=50).train()[0]
+    assert prompt.messages == () and prompt.text.endswith("\nGive the answer only.\nAnswer:")
+
+
+def test_a_verifier_pays_nonsense_only_where_it_is_asked_to() -> None:
+    prompt = Reasoning(generator="spell_backward", size=40).train()[0]
+    nonsense = (prompt.reference or "")[:-1] + "#"
+    # The generator pays (a share of) the letters that are in place.
+    assert verifier(said(prompt, nonsense), answer="whole", partial=True) > 0
+    assert verifier(said(prompt, nonsense), answer="whole") == 0.0
+    # And a text which only contains the sum.
+    prompt = Reasoning(size=40).train()[0]
+    assert 0 < verifier(said(prompt, f"x{prompt.reference}"), answer="whole", partial=True) < 1
+    assert verifier(said(prompt, f"x{prompt.reference}"), answer="whole") == 0.0
+
+
+def test_the_verifiers_are_those_that_the_task_speaks_of() -> None:
+    from reasoning_gym.factory import ProceduralDataset
+
+    own = {name for name in EASY if type(generator_of(name)).score_answer is not ProceduralDataset.score_answer}
+    assert own == {"chain_sum", "products", "decimal_arithmetic", "spell_backward"}
+
+
+@pytest.mark.parametrize("word", ["abcdef", "abcdefghi"])
+def test_a_right_word_with_something_behind_it_is_wrong(word: str) -> None:
+    # In floating point 6 times 1/6 is below 1 and 9 times 1/9 above it, so the verifier does not see the end of it.
+    entry = {"question": "?", "answer": word, "metadata": {}}
+    prompt = Prompt("p", "?", word, {"generator": "spell_backward", "entry": entry})
+    assert generator_of("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
+    assert verifier(said(prompt, word + "!"), answer="whole") == 0.0
+    assert verifier(said(prompt, word), answer="whole") == 1.0
+    assert verifier(said(prompt, word + "!"), answer="whole", partial=True) <= 1.0
+
+
+def test_listing_guesses_wins_nothing() -> None:
+    prompt = Prompt(
+        "p", "?", "7", {"generator": "chain_sum", "entry": {"question": "?", "answer": "7", "metadata": {}}}
+    )
+    assert verifier(said(prompt, " ".join(map(str, range(20))))) == 0.0  # the last one is 19
+    assert verifier(said(prompt, "3 + 4 = 7.")) == 1.0
+    assert verifier(said(prompt, "7" * 5000)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reading", "expected"),
+    [
+        ("so 3 + 4 = 7.", "last_number", "7"),
+        ("it is -7", "last_number", "-7"),
+        ("it is \u22127", "last_number", "-7"),  # a minus as typeset
+        ("5\u22123", "last_number", "3"),
+        ("5-3", "last_number", "3"),  # a difference, not minus three
+        ("(2)-3", "last_number", "3"),
+        ("1,234.50!", "last_number", "1234.50"),
+        ("1, 2", "last_number", "2"),
+        ("٣", "last_number", "٣"),  # other scripts' digits are digits
+        ("none", "last_number", ""),
+        ("", "last_number", ""),
+        ("a\n\n b \n", "last_line", "b"),
+        ("\n a\nb", "first_line", "a"),
+        ("", "last_line", ""),
+        ("<answer>1</answer> no <answer> 2 </answer>", "tag", "2"),
+        ("no tag", "tag", ""),
+        ("  all of\nit ", "whole", "all of\nit"),
+        ("答案是七，即7。", "last_number", "7"),
+    ],
+)
+def test_answers_are_read(text: str, reading: str, expected: str) -> None:
+    assert answer_in(text, reading) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "tolerance", "expected"),
+    [
+        ("7", "7", 0.0, 1.0), ("7.0", "7", 0.0, 1.0), ("it is 07", "7", 0.0, 1.0), ("8", "7", 0.0, 0.0),
+        ("7.7", "7", 0.1, 1.0), ("7.71", "7", 0.1, 0.0),  # 7 * 0.1 = 0.7 on either side
+        ("0.05", "0", 0.1, 1.0), ("", "7", 0.0, 0.0), ("1e999999999", "7", 0.0, 0.0), ("seven", "7", 0.0, 0.0),
+        ("1,000", "1000", 0.0, 1.0), ("-7", "7", 0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_numbers_by_hand(text: str, reference: str, tolerance: float, expected: float) -> None:
+    assert numeric(told(text, reference), tolerance=tolerance) == expected
+
+
+def test_what_cannot_be_judged_is_said() -> None:
+    with pytest.raises(InputError, match="holds no number"):
+        numeric(told("7", "seven"))
+    with pytest.raises(InputError, match="tolerance = -1"):
+        numeric(told("7"), tolerance=-1.0)
+    with pytest.raises(InputError, match="prompt 'p' is of another"):
+        verifier(told("7"))
+    with pytest.raises(InputError, match=r"unknown answer = 'hole' \(did you mean 'whole'"):
+        verifier(said(Reasoning(size=20).train()[0], "7"), answer="hole")
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(InputError, match=r"generator = 'chain_sun' \(did you mean 'chain_sum'"):
+        Reasoning(generator="chain_sun")
+    with pytest.raises(InputError, match="size = 9"):
+        Reasoning(size=9)
+    with pytest.raises(InputError, match=r"generator 'gcd' refuses its settings: .*max_valu"):
+        Reasoning(generator="gcd", settings={"max_valu": 3}).train()
+    with pytest.raises(InputError, match="refuses its settings"):
+        Reasoning(generator="gcd", settings={"max_value": -3}).train()
+    check_task_options(TASKS.get("reasoning"), {"generator": "gcd", "settings": {"max_value": 9}})
+    REWARDS.get("verifier").check_options({"answer": "tag", "partial": True})
+
+
+def test_a_missing_package_is_one_command() -> None:
+    with pytest.raises(InputError, match=r"it needs a package that is not installed: pip install 'burnish\[x\]'$"):
+        extras.needed("no_such_package_at_all", "x", "it")

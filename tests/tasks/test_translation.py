@@ -1,0 +1,100 @@
+"""Translation: both directions and fine-tuning share one split; help pages are aligned by file and id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from burnish.data.rows import Dialogue, Text, split
+from burnish.errors import InputError
+from burnish.supervised import sources
+from burnish.tasks import translation
+from burnish.tasks.translation import Translation, help_pairs, paragraphs
+
+
+@pytest.fixture
+def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty sentences in the catalogue's form; every tenth has the same English as the one before."""
+    import json
+
+    rows = [
+        {"chinese": f" 第{n}句话。", "translation": {"en": f"This is sentence {n - (n % 10 == 9)}."}} for n in range(60)
+    ]
+    path = tmp_path / "sentences.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    monkeypatch.setattr(translation, "fetch", lambda name, **_: {"sentences.json": path})
+
+
+@pytest.mark.usefixtures("sentences")
+def test_both_directions_and_fine_tuning_hold_out_the_same() -> None:
+    there, back = Translation(), Translation(source="en", target="zh")
+    held = {prompt.metadata["source"] for prompt in there.evaluation()}
+    assert held == {prompt.reference for prompt in back.evaluation()}
+    # One English for two Chinese sentences: both on one side.
+    english = [{p.reference for p in side} for side in (there.train(), there.evaluation())]
+    assert english[0] and english[1] and not english[0] & english[1]
+    _, rows = split(sources.Translation().rows().rows, 25)
+    assert {row.prompt for row in rows if isinstance(row, Text)} == {prompt.text for prompt in there.evaluation()}
+    assert there.train()[0].text.endswith("。\nEnglish:") and there.train()[0].messages == ()
+
+
+@pytest.mark.usefixtures("sentences")
+def test_a_chat_is_learnt_as_a_chat() -> None:
+    (row, *_), task = sources.Translation(chat=True).rows().rows, Translation(chat=True)
+    assert isinstance(row, Dialogue) and [turn.role for turn in row.turns] == ["user", "assistant"]
+    assert task.train()[0].messages[0].content == task.train()[0].text
+
+
+def page(folder: Path, language: str, name: str, body: str) -> None:
+    place = folder / language / "text" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+
+
+def test_help_pages_are_aligned_by_file_and_id(tmp_path: Path) -> None:
+    page(
+        tmp_path, "en-US", "a.html",
+        '<p id="par_1">Save &amp; <span class="x">close</span>\n now.</p><p id="par_2">Same</p><p id="par_3">Only here</p>'
+        '<p id="bm_1">No paragraph</p><p id="par_4">Save &amp; close now.</p><p>none</p>',
+    )  # fmt: skip
+    page(
+        tmp_path, "de", "a.html",
+        '<p id="par_4">Noch einmal</p><p id="par_1">Jetzt speichern.</p><p id="par_2">Same</p><p id="bm_1">Kein Absatz</p>',
+    )  # fmt: skip
+    page(tmp_path, "en-US", "b.html", '<p id="par_1">Alone</p>')
+    # The fourth repeats the first's English, the second is not translated, b.html has no German page.
+    assert help_pairs(tmp_path, "en", "de") == [("Save & close now.", "Jetzt speichern.")]
+    with pytest.raises(InputError, match=r"no help in French.*libreoffice-help-fr"):
+        help_pairs(tmp_path, "en", "fr")
+    (tmp_path / "de" / "text" / "a.html").write_bytes(b"<p id='par_1'>\xff</p>")
+    with pytest.raises(InputError, match=r"a\.html cannot be read"):
+        help_pairs(tmp_path, "en", "de")
+
+
+def test_an_unclosed_page_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    page(tmp_path, "de", "a.html", '<p id="par_1">ganz</p><p id="par_2">halb')
+    assert paragraphs(tmp_path / "de" / "text" / "a.html") == {"par_1": "ganz"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "hks"}, r"data = 'hks' \(did you mean 'hsk'"),
+        ({"target": "de"}, "'hsk' has en, zh; name two"),
+        ({"target": "zh"}, "name two of them"),
+        ({"template": "Translate."}, "must hold {text}"),
+        ({"template": "{text} {langauge}"}, "only {text}, {source} and {target}"),
+        ({"template": "{text} {text.x}"}, "only {text}"),
+        ({"min_words": 9, "max_words": 3}, "min_words = 9, max_words = 3"),
+        (
+            {"data": "libreoffice", "source": "en", "target": "de", "folder": "/nowhere"},
+            "apt-get install libreoffice-help",
+        ),
+    ],
+)
+def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Translation(**options).train()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        sources.Translation(**options).rows()  # type: ignore[arg-type]

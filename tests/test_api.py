@@ -1,0 +1,170 @@
+"""The library's verbs: what they make of names and functions before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from burnish import api
+from burnish.errors import InputError
+from burnish.protocols import Observer
+from burnish.recipe.schema import load_recipe
+from burnish.reports.terminal.progress import QuietProgress, make_observer
+from burnish.rewards.registry import REWARDS
+from burnish.run.folder import Run
+from burnish.types import SamplingParams
+
+
+@pytest.fixture
+def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder as it is before the first checkpoint; the working folder is the one around it."""
+    monkeypatch.chdir(tmp_path)
+    Run.create(load_recipe("news"), Path("early")).close()
+    return Path("early")
+
+
+@pytest.mark.parametrize("name", ["early", "./early", "absolute"])
+def test_a_run_without_a_checkpoint_is_no_hub_id(early: Path, name: str) -> None:
+    model = str(early.absolute()) if name == "absolute" else name
+    with pytest.raises(
+        InputError, match=f"{model}: this run has no checkpoint yet; go on with: burnish train --resume"
+    ):
+        api.generate(model, "a", sampling=SamplingParams(1))
+
+
+def test_a_runs_model_is_checked_as_any_folder_is(early: Path) -> None:
+    (early / "model").mkdir()
+    with pytest.raises(InputError, match=r"model folder early/model has no config\.json"):
+        api.generate("early", "a", sampling=SamplingParams(1))
+
+
+def test_a_run_that_trained_no_language_model_is_not_taken_for_one(early: Path) -> None:
+    Run.create(load_recipe("toy"), Path("table")).close()
+    Path("table/model").mkdir()
+    with pytest.raises(InputError, match=r'table: this run trained policy\.use = "tabular", which is no'):
+        api.generate("table", "a", sampling=SamplingParams(1))
+
+
+def recipe_with(model: str) -> dict[str, object]:
+    return {
+        "name": "small",
+        "steps": 1,
+        "policy": {"model": model},
+        "task": {"use": "news"},
+        "reward": [{"use": "repetition"}],
+    }
+
+
+class Stop(Exception):
+    """Raised where the model would be loaded: what comes before is all that is asked about."""
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        ("models/mine", "{here}/models/mine"),
+        ("~/models/mine", "{here}/models/mine"),
+        ("{here}/models/mine", "{here}/models/mine"),
+        ("somebody/model", "somebody/model"),
+        ("smollm2-135m", "smollm2-135m"),
+    ],
+)
+def test_a_model_folder_is_written_down_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, written: str
+) -> None:
+    # A run that is taken up from another folder would look for a relative one there, and then on the hub.
+    def build(*_: object, **__: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(api, "build", build)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "smollm2-135m").mkdir()  # the catalogue's name goes before
+    with pytest.raises(Stop):
+        api.train(recipe_with(model.format(here=tmp_path)), run_dir="run", observer=make_observer(quiet=True))
+    assert load_recipe("run/recipe.toml").policy.model == written.format(here=tmp_path)
+
+
+class Judge:
+    """A reward with a state of its own."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self, text: str) -> float:
+        return float(self.word in text)
+
+
+def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REWARDS, "_entries", {})  # what is registered here is forgotten again
+    result = api.train(
+        "toy", rewards={Judge("爱"): 1.0}, run_dir=tmp_path / "run", steps=1, observer=make_observer(quiet=True)
+    )  # fmt: skip
+    (part,) = load_recipe(tmp_path / "run" / "recipe.toml").reward
+    assert (part.use, part.weight) == ("Judge", 1.0)
+    assert "reward/Judge" in result.metrics[0]
+
+
+class Watcher(QuietProgress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self.calls.append(text)
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("verb", ["generate", "score"])
+def test_a_first_use_is_not_silent(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, verb: str, broken: bool
+) -> None:
+    def resolve(model: str, *, offline: bool, observer: Observer) -> Path:
+        observer.message(f"fetching {model}")
+        if broken:
+            raise InputError("no such model")
+        return tiny("llama")
+
+    def use() -> None:
+        if verb == "generate":
+            (one,) = api.generate("theirs", "a", sampling=SamplingParams(2))
+            assert len(one.token_ids) in (1, 2)
+        else:
+            (row,) = api.score(["b"], rewards=["perplexity"], model="theirs")
+            assert row["text"] == "b"
+
+    watcher = Watcher()
+    monkeypatch.setattr(api, "make_observer", lambda: watcher)
+    monkeypatch.setattr(api, "resolve_model", resolve)
+    if broken:
+        with pytest.raises(InputError, match="no such model"):
+            use()
+    else:
+        use()
+    assert watcher.calls == ["fetching theirs", "finish"]
+
+
+def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
+    (row,) = api.score([""], rewards=["perplexity"], model=str(tiny("llama")))
+    assert row == {"text": "", "parts": {"perplexity": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("use", "text", "reference", "message"),
+    [
+        ("bleu", "a", None, "'bleu' needs a reference, the true answer: give it with --reference TEXT"),
+        ("bleu", "a", " ", "'bleu' needs a reference"),
+        ("grammar", "你好吗", None, "'grammar' knows English only, and text 1 is Chinese or Japanese"),
+        ("similarity", "hello", "你好吗", "'similarity' knows English only, and the reference is Chinese"),
+        ("verifier", "7", "7", "use 'numeric' or 'exact' here"),
+    ],
+)
+def test_a_score_that_cannot_be_had_says_how(use: str, text: str, reference: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        api.score([text], rewards=[use], reference=reference)

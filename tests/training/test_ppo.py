@@ -1,0 +1,292 @@
+"""PPO: advantages by token from a critic, its own updates, and that both are the same however they are cut or taken up."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import burnish
+from burnish.algorithms.credit import whitened
+from burnish.algorithms.presets import PRESETS
+from burnish.backends.local import critic_for
+from burnish.errors import BurnishError, InputError
+from burnish.policies.kernels.packing import packed, plain
+from burnish.policies.loading import load_policy
+from burnish.policies.lstm import LSTM
+from burnish.policies.module import ModulePolicy
+from burnish.policies.tabular import Tabular
+from burnish.policies.value_models import ModuleValues, TableValues, TrunkValues
+from burnish.policies.vocabulary import build_vocabulary
+from burnish.recipe.algorithm import CriticSection, preset_of
+from burnish.recipe.schema import LoRA, Recipe, load_recipe
+from burnish.reports.terminal.progress import make_observer
+from burnish.run.folder import Checkpoint
+from burnish.training.critic import Critic, explained_variance, token_credit
+from burnish.training.learner_state import restore, write_learner
+from burnish.training.step import Learner, train_step
+from burnish.types import Completion, Group, Prompt, Scores
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(found: torch.Tensor, expected: list[float], tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, tensor(*expected), rtol=0, atol=tolerance)
+
+
+class TestTokenCredit:
+    LENGTHS = torch.tensor([2, 1])
+
+    def test_by_hand(self):
+        settings = CriticSection(discount=0.5, trace=0.8)
+        # Text 1, reward 2, values 0.5 and 1, 0.1 taken from its first token: d_1 = -0.1 + 0.5*1 - 0.5 = -0.1, d_2 = 2 - 1
+        # = 1, A_2 = 1, A_1 = -0.1 + 0.4*1 = 0.3. Text 2, reward -1, value 0.25, 0.2 taken: A = -1 - 0.2 - 0.25 = -1.45.
+        advantages, returns = token_credit(
+            tensor(2, -1), tensor(0.1, 0, 0.2), tensor(0.5, 1, 0.25), self.LENGTHS, settings
+        )
+        raw = [0.3, 1.0, -1.45]
+        close(returns, [0.3 + 0.5, 1.0 + 1.0, -1.45 + 0.25])
+        # Whitened: the mean is -0.05; 0.35^2 + 1.05^2 + 1.4^2 = 3.185, over 2.
+        close(advantages, [(value + 0.05) / math.sqrt(3.185 / 2 + 1e-8) for value in raw])
+
+    def test_without_a_discount_and_a_trace_returns_are_the_reward(self):
+        settings = CriticSection(discount=1.0, trace=1.0)
+        _, returns = token_credit(tensor(2, -1), tensor(0, 0, 0), tensor(0.5, 1, 0.25), self.LENGTHS, settings)
+        close(returns, [2, 2, -1])
+
+    def test_what_was_handed_in_is_left_alone(self):
+        rewards, penalties = tensor(2, -1), tensor(0.1, 0, 0.2)
+        token_credit(rewards, penalties, tensor(0.5, 1, 0.25), self.LENGTHS, CriticSection())
+        assert (rewards.tolist(), penalties.tolist()) == ([2, -1], [0.1, 0, 0.2])
+
+    def test_whitened_row_by_row(self):
+        values = torch.tensor([[1.0, 2, 3, 99], [5, 5, 0, 0], [7, 0, 0, 0]], dtype=torch.float64)
+        mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+        expected = torch.tensor([[-1.0, 0, 1, 0], [0] * 4, [0] * 4], dtype=torch.float64)
+        torch.testing.assert_close(whitened(values, mask), expected, rtol=0, atol=1e-7)
+
+    def test_explained_variance(self):
+        assert explained_variance(tensor(1, 2), tensor(1, 2)) == 1
+        assert explained_variance(tensor(5, 5), tensor(1, 2)) == 0
+        # Errors 0 and 2 of variance 1 against returns 0 and 1 of variance 1/4.
+        assert explained_variance(tensor(0, -1), tensor(0, 1)) == pytest.approx(1 - 4)
+        assert explained_variance(tensor(0, 1), tensor(3, 3)) == 0
+
+
+class Given:
+    def __init__(self, groups: list[Group], rewards: list[float]) -> None:
+        self.groups, self.rewards = groups, np.array(rewards)
+
+    def sample(self, prompts, **options) -> list[Group]:
+        return self.groups
+
+    def score(self, completions, *, step=None) -> Scores:
+        return Scores(self.rewards, {"given": self.rewards}, {"given": 1.0})
+
+
+def said(*tokens: int) -> Completion:
+    return Completion(Prompt("p", ""), (), tokens, "x", (-math.log(4),) * len(tokens), "length")
+
+
+def recipe(**keys) -> Recipe:
+    return load_recipe({
+        "name": "ppo", "policy": {"use": "tabular"}, "task": {"use": "toy"}, "reward": [{"use": "exact"}],
+        "sampling": {"prompts_per_step": 1, "samples_per_prompt": 2, "max_new_tokens": 4},
+        "algorithm": {"use": "ppo", **keys}, "optimizer": {"learning_rate": 0.5, "max_grad_norm": None},
+    })  # fmt: skip
+
+
+def learner(chosen: Recipe, rewards=(1.0, 0.0)) -> Learner:
+    policy = Tabular(torch.zeros(5, 4, dtype=torch.float64))
+    given = Given([Group(Prompt("p", ""), (said(0, 1), said(2)))], list(rewards))
+    model = TableValues(policy)
+    critic = Critic(
+        model, torch.optim.SGD(model.trainable().values(), lr=1.0), chosen.algorithm.critic or CriticSection()
+    )
+    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
+    return Learner(
+        chosen, policy, given, given, [Prompt("p", "")], preset_of(chosen.algorithm), optimizer, critic=critic
+    )  # fmt: skip
+
+
+class TestStep:
+    def test_by_hand(self):
+        one = learner(recipe(critic={"rate": 2.0, "clip": 0.0, "trace": 1.0}))
+        report = train_step(one)
+        # V = 0, so returns are the rewards: 1 1 of the first text, 0 of the second. Loss: the mean over 3 tokens of R^2/2.
+        assert report.metrics["critic/loss"] == pytest.approx(2 / 6)
+        assert report.metrics["critic/explained_variance"] == 0
+        # d/dV(start) = (-1 - 0) / 3, d/dV(after 0) = -1/3; the rate is 2 * 0.5 = 1.
+        close(one.critic.model.parameter.detach(), [1 / 3, 0, 0, 0, 1 / 3])
+        assert report.metrics["critic/grad_norm"] == pytest.approx(math.sqrt(2) / 3)
+        # Advantages 1 1 0 whitened: mean 2/3, variance (1/9 + 1/9 + 4/9) / 2 = 1/3, so 1/sqrt 3 twice and -2/sqrt 3.
+        root = math.sqrt(1 / 3 + 1e-8)
+        high, low = (1 / 3) / root, (-2 / 3) / root
+        assert [row["advantage"] for row in report.samples] == pytest.approx([high, low])
+        # Each logit moves by 0.5 / 3 of the sum of A ([v = a] - 1/4): at the start of tokens 0 and 2, after 0 of token 1.
+        start = torch.tensor([high, 0, low, 0], dtype=torch.float64) - (high + low) / 4
+        after = torch.tensor([0, high, 0, 0], dtype=torch.float64) - high / 4
+        expected = torch.zeros(5, 4, dtype=torch.float64)
+        expected[4], expected[0] = start / 6, after / 6
+        torch.testing.assert_close(one.policy.parameter.detach(), expected, rtol=0, atol=1e-9)
+
+    def test_values_move_no_further_than_the_clip(self):
+        """From the second update on a value beyond the clip has no gradient; the first may step over it."""
+        chosen = recipe(critic={"rate": 2.0, "clip": 0.1, "trace": 1.0}, epochs=5)
+        one = learner(chosen)
+        train_step(one)
+        # At V = 0 both branches agree: V(start), of tokens that should be 1 and 0, goes to 1/3, and so does the other, of a
+        # token that should be 1. Beyond 0.1 the clipped error of what should be 1 is the larger, and flat. What should be 0
+        # pulls back: 1/3, 2/9, 4/27, 8/81; now below 0.1 both count again: 8/81 + (1 - 16/81) / 3 = 89/243.
+        after_start, after_zero = one.critic.model.parameter.detach()[[4, 0]].tolist()
+        assert after_zero == pytest.approx(1 / 3)
+        assert after_start == pytest.approx(89 / 243)
+
+    def test_a_kl_in_the_reward_is_taken_token_by_token(self):
+        kl = {"coefficient": 0.5, "estimator": "k1", "where": "reward"}
+        one = learner(recipe(kl=kl, critic={"trace": 1.0, "clip": 0.0}))
+        with torch.no_grad():
+            one.policy._reference.logits[4, 0] = 3.0
+        report = train_step(one)
+        table = torch.zeros(5, 4, dtype=torch.float64)
+        table[4, 0] = 3.0
+        drawn = table.log_softmax(-1)[[4, 0, 4], [0, 1, 2]]
+        first, second, third = (0.5 * (-math.log(4) - drawn)).tolist()
+        # Returns: what is left from each token on.
+        returns = [1 - first - second, 1 - second, -third]
+        assert report.metrics["critic/loss"] == pytest.approx(sum(value**2 for value in returns) / 6)
+
+    def test_what_is_not_finite_stops_before_either_moves(self):
+        one = learner(recipe(), rewards=(1e200, 0.0))
+        with pytest.raises(BurnishError, match=r"step 1: the critic's (loss|gradient norm) is"):
+            train_step(one)
+        assert one.critic.model.parameter.tolist() == [0] * 5
+        assert one.policy.parameter.detach().abs().max() == 0
+        assert one.step == 0
+
+    def test_a_learner_has_one_where_its_algorithm_does(self):
+        one = learner(recipe())
+        with pytest.raises(ValueError, match="critic"):
+            Learner(one.recipe, one.policy, one.sampler, one.scorer, one.prompts, PRESETS["grpo"], one.optimizer,
+                    critic=one.critic)  # fmt: skip
+        with pytest.raises(ValueError, match="critic"):
+            Learner(one.recipe, one.policy, one.sampler, one.scorer, one.prompts, PRESETS["ppo"], one.optimizer)
+
+
+PROMPTS = [(2, 3, 4), (2, 3, 4), (5, 6)]
+ANSWERS = [(5, 6, 7), (8,), (3, 9)]
+TEXTS = [
+    Completion(Prompt("p", ""), prompt, answer, "", (0.0,) * len(answer), "length")
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
+]
+
+
+def shaken(model) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.trainable().values():
+            weight.add_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype), alpha=0.1)
+
+
+class TestValues:
+    @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+    @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+    def test_of_a_language_model(self, tiny, kind, lora):
+        policy = load_policy(tiny(kind), dtype="float64", lora=lora)
+        before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
+        model = TrunkValues(policy)
+        assert model.values(TEXTS).tolist() == [0.0] * 6, "nothing is expected before anything is learnt"
+        shaken(model)
+        together = model.values(TEXTS)
+        alone = torch.cat([model.values([text]) for text in TEXTS])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+        policy.layout = plain if policy.layout is packed else packed
+        torch.testing.assert_close(together, model.values(TEXTS), rtol=0, atol=1e-6)
+        # A value is of what stands before its token: the last one of a text does not matter to it.
+        changed = [
+            Completion(t.prompt, t.prompt_ids, (*t.token_ids[:-1], 1), "", t.sampler_logprobs, "stop") for t in TEXTS
+        ]
+        torch.testing.assert_close(model.values(changed), model.values(TEXTS), rtol=0, atol=1e-12)
+        together.sum().backward()
+        assert {name for name, weight in model.trainable().items() if weight.grad is not None} == set(model.trainable())
+        assert all(torch.equal(weight, before[name]) for name, weight in policy.trainable().items())
+        assert all(weight.grad is None for weight in policy.trainable().values())
+
+    def test_of_a_module(self):
+        vocabulary = build_vocabulary("character", ["abcdefgh"], None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = LSTM(vocabulary.size, embedding=4, hidden=8, layers=1, dropout=0.0)
+        policy = ModulePolicy(module, vocabulary, scores="logits")
+        model = ModuleValues(policy)
+        texts = [
+            Completion(t.prompt, tuple(i % vocabulary.size for i in t.prompt_ids),
+                       tuple(i % vocabulary.size for i in t.token_ids), "", t.sampler_logprobs, "length")
+            for t in TEXTS
+        ]  # fmt: skip
+        assert model.values(texts).tolist() == [0.0] * 6
+        shaken(model)
+        alone = torch.cat([model.values([text]) for text in texts])
+        torch.testing.assert_close(model.values(texts), alone, rtol=0, atol=1e-6)
+        model.values(texts).sum().backward()
+        assert all(weight.grad is not None for weight in model.trainable().values())
+        assert all(weight.grad is None for weight in policy.trainable().values())
+
+
+KEYS = ["algorithm.use=ppo", "algorithm.epochs=2", "algorithm.minibatches=2", "checkpoint.every=3", "checkpoint.keep=9"]
+
+
+class TestTakenUp:
+    def test_a_resumed_run_is_one_never_stopped(self, tmp_path):
+        def files(run: Path) -> dict[str, bytes]:
+            found = {str(p.relative_to(run)): p.read_bytes() for p in sorted((run / "checkpoints/step-6").rglob("*.*"))}
+            return {**found, "samples": (run / "samples.jsonl").read_bytes()}
+
+        run = burnish.train("toy", run_dir=tmp_path / "a", steps=6, overrides=KEYS, observer=make_observer(quiet=True))
+        whole = files(run.run_dir)
+        assert {"checkpoints/step-6/critic/model.safetensors", "checkpoints/step-6/critic/optimizer.safetensors"} < set(
+            whole
+        )
+        shutil.rmtree(run.run_dir / "checkpoints" / "step-6")
+        burnish.train(resume=run.run_dir, observer=make_observer(quiet=True))
+        assert files(run.run_dir) == whole
+
+    def test_the_critic_of_another_policy_is_refused(self, tmp_path):
+        chosen = load_recipe("toy", ["algorithm.use=ppo"])
+        from burnish.backends.local import build
+
+        one, _ = build(chosen)
+        train_step(one)
+        (tmp_path / "model").mkdir()
+        write_learner(one, tmp_path)
+        (tmp_path / "state.json").write_text('{"step": 1, "baseline": 0.0, "kl_coefficient": 0.0}')
+        one.critic.model.parameter = torch.nn.Parameter(torch.zeros(7, dtype=torch.float64))
+        with pytest.raises(InputError, match="holds the critic of another policy"):
+            restore(one, Checkpoint(1, tmp_path))
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                "algorithm.use=grpo algorithm.critic.rate=1.0",
+                r"algorithm\.critic: 'grpo' reckons advantages without one",
+            ),
+            ("algorithm.critic.trace=1.5", r"algorithm\.critic\.trace = 1\.5"),
+            ("algorithm.critic.clip=-1.0", r"algorithm\.critic\.clip = -1\.0"),
+            ("algorithm.refills=2", r"algorithm\.refills = 2: 'ppo' does not compare"),
+        ],
+    )
+    def test_what_cannot_work(self, change, message):
+        with pytest.raises(InputError, match=message):
+            load_recipe("toy", ["algorithm.use=ppo", *change.split()])
+
+    def test_no_critic_is_made_where_none_is_asked_for(self):
+        assert critic_for(Tabular(), load_recipe("toy")) is None

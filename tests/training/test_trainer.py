@@ -1,0 +1,205 @@
+"""The loop: what is saved and said when a step fails, an alarm rings, or Ctrl-C comes while something is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import burnish.training.reinforcement
+import burnish.training.step
+from burnish.api import train
+from burnish.errors import BurnishError, InputError
+from burnish.recipe.schema import RECIPES
+from burnish.run.folder import comparable, read_lines
+from burnish.run.interrupts import Interrupted
+
+SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]
+
+
+class Silent:
+    """An observer that keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        if level == "warning":
+            self.warnings.append(text)
+
+    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def toy(folder: Path, *overrides: str, **options: Any) -> Any:
+    observer = options.pop("observer", Silent())
+    return train(RECIPES / "toy.toml", overrides=[*SMALL, *overrides], run_dir=folder, observer=observer, **options)
+
+
+CALLS = {"count": 0}
+
+
+def breaks_at_the_seventh(text: str) -> float:
+    """Held-out prompts are scored once before training, then once a step."""
+    CALLS["count"] += 1
+    if CALLS["count"] == 32 + 8 * 6 + 1:
+        raise ValueError("out of luck")
+    return float(text.count("我"))
+
+
+def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
+    CALLS["count"] = 0
+    with pytest.raises(
+        BurnishError, match=r"out of luck[^\n]*\nsaved after step 6; go on with: burnish train --resume"
+    ):
+        toy(tmp_path / "run", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
+    assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").exists()
+    # The seventh step works the second time, and the run ends as one that never failed.
+    done = train(resume=tmp_path / "run", observer=Silent())
+    CALLS["count"] = 10**6
+    whole = toy(tmp_path / "whole", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+
+
+def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["steps=6", "checkpoint.every=2", "algorithm.use=grpo", "algorithm.epochs=2"]
+    whole = toy(tmp_path / "whole", *options)
+    refuse = burnish.training.step.refuse_non_finite
+
+    def fails(step: int, loss: float, norm: float, *, update: int) -> None:
+        refuse(step, float("nan") if (step, update) == (4, 2) else loss, norm, update=update)
+
+    monkeypatch.setattr(burnish.training.step, "refuse_non_finite", fails)
+    with pytest.raises(BurnishError, match=r"step 4, update 2: the loss is nan[^\n]*\nsaved after step 2; go on with"):
+        toy(tmp_path / "run", *options)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    monkeypatch.undo()
+    done = train(resume=tmp_path / "run", observer=Silent())
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+
+
+def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["steps=6", "checkpoint.every=100", "evaluation.every=2"]
+    whole = toy(tmp_path / "whole", *options)
+    measure, calls = burnish.training.reinforcement.measure, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        calls.append(named["policy_version"])
+        if calls == [0, 2, 4]:
+            raise KeyboardInterrupt
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(burnish.training.reinforcement, "measure", interrupted)
+    with pytest.raises(Interrupted, match="saved after step 4"):
+        toy(tmp_path / "run", *options)
+    done = train(resume=tmp_path / "run", observer=Silent())
+    # Step 4 is measured by the process that goes on; the last step only once, as "after".
+    assert calls == [0, 2, 4, 4, 6]
+    held_out = [list(read_lines(tmp_path / name / "held_out.jsonl")) for name in ("run", "whole")]
+    assert held_out[0] == held_out[1] and [row["step"] for row in held_out[0]] == [2, 4]
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+    assert done.evaluation == whole.evaluation
+
+
+def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = Silent()
+    monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(
+        burnish.training.reinforcement,
+        "diversity_alarm",
+        lambda history, **named: "gamed" if len(history) > 5 else None,
+    )
+    toy(tmp_path / "run", "steps=8", observer=observer, rewards={"repetition": 0.0, "exact": 1e-9})
+    monkeypatch.undo()
+    rows = list(read_lines(tmp_path / "run" / "warnings.jsonl"))
+    assert "gamed" in observer.warnings and observer.warnings.count("gamed") == 1
+    assert [row["step"] for row in rows if row["kind"] == "diversity"] == [6]
+    assert json.dumps(rows).count("same reward") <= 1
+
+
+def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
+    gated = [
+        {"use": "exact"},
+        {"use": "repetition", "name": "shut", "weight": 0.0, "gate": 2.0},
+        {"use": "length_band", "name": "open", "weight": 0.0, "gate": -1.0},
+        {"use": "repetition", "name": "fading", "schedule": {"start": 1.0, "end": 0.0, "steps": 3}},
+    ]
+    observer = Silent()
+    done = toy(tmp_path / "run", "steps=6", observer=observer, reward=gated)
+    rows = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert [row["gate/shut"] for row in rows] == [0.0] * 6 and [row["gate/open"] for row in rows] == [1.0] * 6
+    assert [row["weight/fading"] for row in rows] == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0] and "weight/exact" not in rows[0]
+    (text,) = [text for text in observer.warnings if "gate" in text]
+    assert text.startswith("no sample of the last 5 steps reached the gate of 'shut'") and "lower gate" in text
+    assert "Gate: shut" in done.report.read_text(encoding="utf-8")
+
+
+def test_gates_and_weights_are_counted_where_groups_are_drawn_anew(tmp_path: Path) -> None:
+    parts = [
+        {"use": "exact"},
+        {"use": "length_band", "name": "g", "weight": 0.0, "gate": 0.5, "low": 1, "high": 3},
+        {"use": "repetition", "name": "fading", "schedule": {"start": 1.0, "end": 0.0, "steps": 3}},
+    ]
+    toy(tmp_path / "run", "steps=6", "algorithm.use=dapo", reward=parts)
+    rows = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert len(rows) == 6 and all("gate/g" in row and "weight/fading" in row for row in rows)
+
+
+def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    # Words of their own: texts with long runs in common would lie on one side.
+    rows = [f"word{i} and word{i + 500},answer{i}" for i in range(200)]
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n,empty\n", encoding="utf-8")
+    task = {"use": "data", "path": str(data), "reference": "answer", "chat": False}
+    small = ["policy.use=lstm", "policy.lstm={embedding=4, hidden=4}", "steps=2"]
+    observer = Silent()
+    with pytest.raises(InputError, match="2 of 202 rows"):
+        toy(tmp_path / "refused", *small, "task.max_broken=0.001", task=task)
+    assert not (tmp_path / "refused").exists()
+    done = toy(tmp_path / "run", *small, observer=observer, task=task)
+    broken = list(read_lines(tmp_path / "run" / "broken_rows.jsonl"))
+    assert [row["place"] for row in broken] == ["line 202", "line 203"] and "1 fields where" in broken[0]["reason"]
+    (warning,) = [row for row in read_lines(tmp_path / "run" / "warnings.jsonl") if row["kind"] == "start"]
+    assert warning["step"] == 0 and warning["text"] in observer.warnings and "2 of 202 rows" in warning["text"]
+    page = done.report.read_text(encoding="utf-8")
+    assert "2 of 202 rows" in page and "at the start" in page
+    train(resume=tmp_path / "run", observer=Silent())
+    warnings = tmp_path / "run" / "warnings.jsonl"
+    assert sum(row["kind"] == "start" for row in read_lines(warnings)) == 1
+    # A kill in the middle of a line, and other data when the run is taken up again.
+    with open(warnings, "a", encoding="utf-8") as file:
+        file.write('{"step": 2, "kind": "cut o')
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n", encoding="utf-8")
+    train(resume=tmp_path / "run", observer=Silent())
+    assert [row["kind"] for row in read_lines(warnings)].count("start") == 2
+    assert [row["place"] for row in read_lines(tmp_path / "run" / "broken_rows.jsonl")] == ["line 202"]
+    data.write_text("prompt,answer\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    train(resume=tmp_path / "run", observer=Silent())
+    assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
+
+
+def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=2")
+    same = Silent()
+    train(resume=tmp_path / "run", observer=same)
+    assert not any("resumed elsewhere" in text for text in same.warnings)
+    path = tmp_path / "run" / "environment.json"
+    then = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**then, "threads": then["threads"] + 1, "torch": "1.0"}), encoding="utf-8")
+    other = Silent()
+    train(resume=tmp_path / "run", observer=other)
+    (text,) = [text for text in other.warnings if "resumed elsewhere" in text]
+    assert f"threads {then['threads'] + 1} -> {then['threads']}" in text and "torch 1.0 -> " in text
+    assert "numpy" not in text
+    path.write_text("[", encoding="utf-8")
+    broken = Silent()
+    train(resume=tmp_path / "run", observer=broken)
+    assert any("cannot be read" in text for text in broken.warnings)
