@@ -1,7 +1,7 @@
-"""What runs of one recipe measured, a column a run, for the recipe's comment; and what they wrote, for docs/samples.md.
+"""What runs of one recipe measured, a column a run, for the recipe's comment; and what they wrote, for docs/en/samples.md.
 
 python bench/recipes.py runs/code-0 runs/code-1 runs/code-2
-python bench/recipes.py --samples runs/code-0 runs/dialogue-0 ... > docs/samples.md
+python bench/recipes.py --samples runs/code-0 runs/dialogue-0 ... > docs/en/samples.md
 """
 
 from __future__ import annotations

@@ -23,7 +23,12 @@ from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-PAGES = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    *READMES,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(str(path.relative_to(ROOT)) for room in ("docs", "recipes") for path in sorted((ROOT / room).rglob("*.md"))),
+)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
 
@@ -65,7 +70,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", f"`{shown}`"
 
 
-RECIPE_PAGES = ("docs/recipe.md", "docs/recipe.zh-CN.md")
+RECIPE_PAGES = ("docs/en/recipe.md", "docs/zh/recipe.md")
 
 
 @pytest.mark.parametrize("page", RECIPE_PAGES)
@@ -74,7 +79,7 @@ def test_every_key_of_a_recipe_is_explained_with_its_default(page: str) -> None:
     assert sorted(rows) == sorted(keys(Recipe))
 
 
-@pytest.mark.parametrize("page", ["docs/supervised.md", "docs/supervised.zh-CN.md"])
+@pytest.mark.parametrize("page", ["docs/en/supervised.md", "docs/zh/supervised.md"])
 def test_every_key_of_the_recipes_for_rows_is_explained_with_its_default(page: str) -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
     assert sorted(rows) == sorted({*keys(SFTRecipe), *keys(PreferRecipe), *keys(RewardModelRecipe)} - {*keys(Job)})
@@ -126,7 +131,7 @@ def test_every_command_stands_in_the_readme(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "biased", "unbiased"), [("docs/algorithms.md", "yes", "no"), ("docs/algorithms.zh-CN.md", "是", "否")]
+    ("page", "biased", "unbiased"), [("docs/en/algorithms.md", "yes", "no"), ("docs/zh/algorithms.md", "是", "否")]
 )
 def test_every_algorithm_is_explained_and_its_bias_said(page: str, biased: str, unbiased: str) -> None:
     text = read(page)

@@ -285,7 +285,7 @@ def sandbox(
     ] = "strongest",
     json: AsJson = False,
 ) -> None:
-    """Run a Python file without network, files, processes or much time and memory (docs/sandbox.md)."""
+    """Run a Python file without network, files, processes or much time and memory (docs/en/sandbox.md)."""
     from dataclasses import asdict
 
     from burnish.reports.wording import printable

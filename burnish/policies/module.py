@@ -226,7 +226,7 @@ class ModulePolicy(ModuleModel):
 
         Of each row of scores only the sampled token's log-probability is taken: its gradient times the reward is the
         policy gradient. The mean over all tokens of the row, as some tutorials have it, is another quantity
-        (docs/policies.md).
+        (docs/en/policies.md).
         """
         logits, tokens = self.completion_logits(completions)
         lagged = None

@@ -27,7 +27,7 @@ _KNOWN: dict[_Question, float] = {}
 """What was asked -> share; the oldest go first."""
 _UNLESS = (
     f'what a model writes is not run without walls unless the [[reward]] says sandbox = "{NONE}", in so many words '
-    "(docs/sandbox.md)"
+    "(docs/en/sandbox.md)"
 )
 
 
