@@ -13,3 +13,8 @@ class InputError(BurnishError):
     """The input (recipe, option, file, plug-in) cannot work. The message names the place, the value and the fix."""
 
     exit_status = 2
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line, with runs of white space replaced by single spaces."""
+    return " ".join(str(error).split())

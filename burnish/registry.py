@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def import_object(path: str, kind: str = "object") -> object:
         ) from error
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {reason} "
             f"({place.filename}, line {place.lineno})"

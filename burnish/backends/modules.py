@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from burnish.backends.prompts import prepared_task, task_errors
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, InputError, one_line
 from burnish.evaluation.held_out import continuation
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.lstm import LSTM
@@ -153,7 +153,7 @@ def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module
     except BurnishError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"module '{path}' raised {type(error).__name__}: {reason[:200]}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"module '{path}' makes no torch module: {_kind(module)}")
@@ -173,7 +173,7 @@ def saved_shape(folder: Path) -> LSTMShape:
         embedding = tensors["embedding.weight"].shape[1]
         hidden = tensors["recurrent.weight_hh_l0"].shape[1]
     except Exception as error:  # safetensors has an error of its own kind
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{folder} holds no LSTM ({type(error).__name__}: {reason[:200]})") from error
     layers = sum(name.startswith("recurrent.weight_hh_l") for name in tensors)
     return LSTMShape(embedding=embedding, hidden=hidden, layers=layers)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, InputError, one_line
 from burnish.protocols import Observer, Task
 from burnish.recipe.schema import Recipe
 from burnish.run.folder import BROKEN_ROWS
@@ -61,7 +61,7 @@ def task_errors(name: str) -> Iterator[None]:
     except BurnishError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"task '{name}' raised {type(error).__name__}: {reason}") from error
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from burnish.data.files import Row
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.system.optional_packages import needed
 
 _OFFLINE = "offline, only what was fetched before is there"
@@ -34,7 +34,7 @@ def rows(name: str, *, config: str, side: str, revision: str, offline: bool) -> 
             builder.download_and_prepare()
             found: Iterable[Mapping[str, Any]] = builder.as_dataset(split=side)
     except Exception as error:  # the package raises what its many parts raise
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error)[:200].rstrip(".")
         hint = _OFFLINE if offline else "check its name, config, side and revision"
         raise InputError(f"dataset = '{name}': {type(error).__name__}: {reason}; {hint}") from error
     for number, values in enumerate(found, start=1):

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.policies.kernels.packing import memory_bytes
 from burnish.policies.module_contract import check_module
 from burnish.policies.sampling_distribution import sampling_logprobs
@@ -283,7 +283,7 @@ def _take_weights(module: nn.Module, path: Path, device: torch.device) -> None:
     try:
         saved = load_file(path, device=str(device))
     except Exception as error:  # safetensors has an error of its own kind
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{path} cannot be read: {reason[:200]}") from error
     weights = named_weights(module)
     for name in weights.keys() | saved.keys():
@@ -308,7 +308,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     except (
         Exception
     ) as error:  # Keras copies by writing the model down and reading it again, which may fail in many ways
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"module {type(module).__name__} cannot be copied, and the reference is a frozen copy of it "
             f"({type(error).__name__}: {reason[:200]}); give it a __deepcopy__, and register a Keras layer of your own"

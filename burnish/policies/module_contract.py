@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 
 LENGTH = 6
 """Tokens of the text that a module is tried on."""
@@ -58,7 +58,7 @@ def _scores(module: nn.Module, ids: Tensor, vocabulary: int, where: str) -> Tens
     try:
         found: Any = module(ids)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{where} raised {type(error).__name__} for token ids {list(ids.shape)}: {reason[:200]}"
         ) from error
@@ -113,7 +113,7 @@ def _check_advance(module: Any, rows: Tensor, scores: Tensor, tolerance: float, 
         first, state = module.advance(rows[:, :half], None)
         second, _ = module.advance(rows[order, half:], tuple(part[order] for part in state))
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{where}: its advance() raised {type(error).__name__}: {reason[:200]}") from error
     moved = float((torch.cat([first, second[order]], 1) - scores).abs().max())
     if not moved <= tolerance:

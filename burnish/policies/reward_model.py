@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.policies.causal_lm import CausalLM, CausalModel
 from burnish.policies.kernels.attention import Unsupported
 from burnish.policies.kernels.packing import FILLER, inner, plain
@@ -158,7 +158,7 @@ def read_head(folder: Path) -> tuple[Tensor, int]:
         with safe_open(folder / HEAD, framework="pt") as file:
             return file.get_tensor(HEAD_WEIGHT), int((file.metadata() or {})["max_tokens"])
     except Exception as error:  # safetensors has an error of its own kind
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{folder / HEAD} cannot be read ({reason[:120]}): copy it again, or train anew") from error
 
 

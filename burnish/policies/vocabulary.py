@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -223,5 +223,5 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except OSError as error:
         raise InputError(f"{path}: no vocabulary can be read here: {error.strerror}") from error
     except Exception as error:  # tokenizers raises Exception itself
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{path}: not a vocabulary ({type(error).__name__}: {reason[:200]})") from error

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from burnish.system.machine import processor
+
 
 def environment(*, threads: int | None, seed: int) -> Mapping[str, Any]:
     """What besides the recipe a result may depend on."""
@@ -33,18 +35,9 @@ def environment(*, threads: int | None, seed: int) -> Mapping[str, Any]:
         **versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "git_commit": commit,
         "seed": seed,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()

@@ -118,7 +118,7 @@ def spin(seconds: float = 0.5, workers: int | None = None) -> float:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    count = workers or cores()
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         shares = list(pool.map(_busy, [seconds] * count))
     return sum(shares) / count

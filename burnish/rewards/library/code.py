@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from burnish.sandbox.answers import Call, run_tests
 from burnish.sandbox.layers import checked, standing
 from burnish.sandbox.names import NONE, STRONGEST, TITLES
 from burnish.sandbox.verdict import Limits, Unavailable
+from burnish.system.machine import cores
 from burnish.types import Completion
 
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
@@ -134,7 +134,7 @@ def _shares(asked: Sequence[_Question]) -> dict[_Question, float]:
     if not missing:
         return found
     # A thread only waits for a program, which is a process.
-    with ThreadPoolExecutor(min(len(missing), _cores())) as pool:
+    with ThreadPoolExecutor(min(len(missing), cores())) as pool:
         for question, (share, lasting) in zip(missing, pool.map(_share, missing), strict=True):
             found[question] = share
             if lasting:
@@ -142,10 +142,6 @@ def _shares(asked: Sequence[_Question]) -> dict[_Question, float]:
                     del _KNOWN[next(iter(_KNOWN))]
                 _KNOWN[question] = share
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(question: _Question) -> tuple[float, bool]:

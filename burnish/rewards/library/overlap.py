@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.registry import nearest
 from burnish.text import mostly_unspaced
 from burnish.types import Completion
@@ -162,7 +162,7 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
         # force: no warning on standard error where many texts end in " ."; model text does what it likes.
         return BLEU(tokenize=tokenize, effective_order=effective_order, force=True)
     except (RuntimeError, ImportError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"bleu: tokenize = '{tokenize}' cannot be loaded ({reason}); '13a', 'zh' and 'char' need nothing further"
         ) from error

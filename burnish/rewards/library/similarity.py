@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.rewards.library.overlap import reference_of
 from burnish.system.paths import expanded
 from burnish.types import Completion
@@ -93,7 +93,7 @@ def _model(name: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().float()
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise InputError(f"similarity: the model in {folder} cannot be loaded: {reason}") from error
     finally:
         if bar:
