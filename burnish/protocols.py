@@ -1,6 +1,7 @@
-"""What the step needs of a policy, a sampler, a task and a scorer: nothing more than these few methods.
+"""Interfaces between a training step and the objects it is given: policies, samplers, tasks, scorers and observers.
 
-``training.py`` sees these protocols and no implementation; ``backends`` joins the two.
+``training`` depends on these protocols and on no implementation; ``backends`` passes the implementations in. Shape
+letters are those of ``burnish.types``.
 """
 
 from __future__ import annotations
@@ -15,114 +16,133 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Frozen(Protocol):
-    """Anything that can say how probable a given completion is."""
+class LogprobModel(Protocol):
+    """A model that scores completions without a gradient."""
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """Log-probabilities [T] of the completions' tokens under the whole softmax at a temperature; no gradient."""
+        """Return the log-probability of each token.
+
+        Args:
+            completions: N completions with T tokens in total.
+            temperature: divides the logits before the softmax over the whole vocabulary.
+
+        Returns:
+            [T], nats, without gradient; completion after completion.
+        """
         ...
 
 
-class LanguageModel(Frozen, Protocol):
-    """One that knows its own tokens, too."""
+class LanguageModel(LogprobModel, Protocol):
+    """A model that also tokenizes text."""
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, without an end-of-text token."""
+        """Return the token ids of a text, without special tokens."""
         ...
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a prompt, with whatever the model begins a text with."""
+        """Return the token ids of a prompt, including the tokens that the model expects at the start of a text."""
         ...
 
 
 @runtime_checkable
 class Releasable(Protocol):
-    """A frozen language model that can do without its weights until it is asked again."""
+    """A frozen language model that loads its weights on demand and can drop them in between."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Free the weights; the next call that needs them loads them again."""
+        ...
 
 
-class Judged(LanguageModel, Protocol):
-    """A language model with one that its texts are judged by."""
+class HasReference(LanguageModel, Protocol):
+    """A language model with a reference model: the KL reference, and the model that fluency is measured with."""
 
     @property
     def reference(self) -> LanguageModel:
-        """Frozen; of a trained policy, the policy that training started from."""
+        """The frozen reference model; for a trained policy, the policy before training."""
         ...
 
 
 class Trainable(Protocol):
-    """Weights that an optimizer moves and a checkpoint keeps."""
+    """A model whose weights an optimizer updates and a checkpoint stores."""
 
     @property
-    def fitting_tokens(self) -> int:
-        """Tokens whose forward and backward pass fit into this machine's memory; the same at each start."""
+    def max_microbatch_tokens(self) -> int:
+        """Number of tokens whose forward and backward pass fit into this machine's memory; constant between runs."""
         ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """The parameters that the optimizer moves, by stable names."""
+        """Return the parameters that the optimizer updates, by stable names."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes the weights (safetensors) and whatever is needed to load them again into an existing, empty folder."""
+        """Write the weights (safetensors), and all files needed to load them, into an existing empty folder."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Takes over the weights that ``save`` wrote, bit for bit."""
+        """Load weights that ``save`` wrote, in place and bit for bit."""
         ...
 
 
-class Policy(Judged, Trainable, Protocol):
-    """What is trained to write."""
+class Policy(HasReference, Trainable, Protocol):
+    """A trainable language model."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without an end-of-text token."""
+        """Return the text of token ids, without the end-of-text token."""
         ...
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
-        """Log-probabilities with gradient, and entropies, under the distribution that ``sampling`` describes.
+        """Return log-probabilities and entropies, each [T], under the distribution that ``sampling`` defines.
 
-        Entropies have a gradient only where ``entropy_gradient`` asks for it.
+        Args:
+            completions: N completions with T tokens in total.
+            sampling: temperature and truncation (top-k, top-p).
+            entropy_gradient: whether the entropies have a gradient; the log-probabilities always do.
         """
         ...
 
 
 @runtime_checkable
-class Recording(Protocol):
-    """A policy that can keep what sampling computes, so that the gradient need not compute it again."""
+class CachesForward(Protocol):
+    """A policy that can reuse results of the sampling forward pass in the training forward pass."""
 
-    def record(self, share: float = 1.0) -> None:
-        """From now on, until ``forget``, in that part of the memory at most."""
+    def start_forward_cache(self, memory_share: float = 1.0) -> None:
+        """Start to store results while sampling.
+
+        Args:
+            memory_share: the largest fraction of the device's memory that the cache may use.
+        """
         ...
 
-    def forget(self) -> None: ...
+    def stop_forward_cache(self) -> None:
+        """Stop storing and reusing results. Call this before the weights change."""
+        ...
 
 
 class ValueModel(Protocol):
-    """What says how much reward is still to come."""
+    """A model of the expected return, V(s)."""
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
-        """V(s) before each token of the completions, [T], float64, with gradient."""
+        """Return V(s) before each token, [T], float64, with gradient."""
         ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """The parameters that its optimizer moves, by stable names; with them it can be made again from its start."""
+        """Return the parameters that the optimizer updates, by stable names; a checkpoint stores these alone."""
         ...
 
 
 @runtime_checkable
-class Lagging(Protocol):
-    """A policy that an earlier one of its own masks: ``sampling.nlpo_top_p``."""
+class HasLaggedPolicy(Protocol):
+    """A policy that masks its actions by an earlier copy of itself (NLPO; ``SamplingParams.lagged_top_p``)."""
 
-    def keep_up(self) -> None:
-        """Makes what it is now the earlier one."""
+    def update_lagged_policy(self) -> None:
+        """Replace the lagged copy by the current weights."""
         ...
 
 
 class Sampler(Protocol):
-    """The engine that turns prompts into groups of completions."""
+    """A sampling engine."""
 
     def sample(
         self,
@@ -133,53 +153,70 @@ class Sampler(Protocol):
         seed: Sequence[int],
         policy_version: int = 0,
     ) -> list[Group]:
-        """P groups of G completions. The draw depends on ``seed``, the prompt's id and the sample's index alone."""
+        """Return P groups of G completions.
+
+        The random numbers of a completion depend on ``seed``, the prompt's id and the completion's index only.
+        """
         ...
 
 
 class Task(Protocol):
-    """Where prompts come from. Both lists are in a fixed order, and no prompt is in both."""
+    """A source of prompts. Both lists have a fixed order and no prompt in common."""
 
-    def train(self) -> Sequence[Prompt]: ...
+    def train(self) -> Sequence[Prompt]:
+        """Return the training prompts."""
+        ...
 
-    def evaluation(self) -> Sequence[Prompt]: ...
+    def evaluation(self) -> Sequence[Prompt]:
+        """Return the held-out prompts."""
+        ...
 
 
 class Scorer(Protocol):
-    """The combined reward."""
+    """A combined reward."""
 
     def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
-        """Scores N completions: as training at a step (counted from 1) wants them, or, where it is None, as a held-out
-        measurement does: with the weights of the last step and nothing normalised, so that two can be compared."""
+        """Score N completions.
+
+        Args:
+            completions: the completions to score.
+            step: the training step, counted from 1. None scores for a held-out measurement: final weights and no
+                normalisation, so that measurements are comparable.
+        """
         ...
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """A scorer that compares rewards with those of earlier steps. What it remembers is JSON, and belongs to a checkpoint."""
+class StatefulScorer(Protocol):
+    """A scorer that normalises rewards by those of earlier steps."""
 
-    memory: dict[str, Any]
+    state: dict[str, Any]
+    """JSON-serialisable statistics of earlier steps; part of a checkpoint."""
 
-    def remember(self, scores: Scores) -> None:
-        """At the end of a step: takes in what it scored."""
+    def update_state(self, scores: Scores) -> None:
+        """Add a step's scores to the statistics; called at the end of the step."""
         ...
 
 
 class Observer(Protocol):
-    """Somebody who watches a run: the progress line, a tracker. All calls are made between the step's phases."""
+    """A listener to a run's progress, such as a progress line or a tracker. Calls happen between the step's phases."""
 
     def message(self, text: str, *, level: str = "info") -> None:
-        """One line for the reader; ``level`` is "info" or "warning"."""
+        """Report one line of text; ``level`` is "info" or "warning"."""
         ...
 
-    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
+    def start(self, *, name: str, steps: int, first_step: int) -> None:
+        """Report that a run of ``steps`` steps begins, or resumes, at ``first_step``."""
+        ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """After each step, with the row that went to metrics.jsonl."""
+        """Report a finished step with its row of metrics.jsonl."""
         ...
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """Within long phases (evaluation, a download): how far it is."""
+        """Report the progress of a long phase, such as an evaluation or a download."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Report that the run is over."""
+        ...

@@ -1,8 +1,8 @@
-"""The records that travel through a step: prompts in, scored completions out.
+"""Data records of a training step, from prompts to scored completions.
 
-Shape letters, here and everywhere: P prompts, G samples per prompt, N = P*G completions, T tokens, V vocabulary,
-K reward parts. Per-token tensors are flat, ``[T]``: the tokens of all completions one after the other and nothing
-else, so that no algorithm ever sees padding. How a policy lays the tokens out to compute them is its own business.
+Shape letters in the whole package: P prompts, G samples per prompt, N = P*G completions, T tokens, V vocabulary size,
+K reward parts. Per-token tensors are flat, ``[T]``: the completions' tokens are concatenated, without padding. How a
+policy arranges tokens for its forward pass is internal to the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -29,15 +29,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The state a completion starts from.
+    """A prompt: the initial state of a completion.
 
     Attributes:
-        id: stable and unique within its task; randomness and splits hang on it, never on a position in a list.
-        text: what the policy continues.
-        reference: a true answer, where the task has one.
-        metadata: anything a reward or a reader may want to know; never used by the step itself.
-        messages: the conversation so far, where the prompt goes through the model's chat template; the policy then
-            answers these and ``text`` is what readers and rewards see of them. Empty: the policy continues ``text``.
+        id: stable and unique within its task. Seeds and splits depend on the id, never on the position in a list.
+        text: the text that the policy continues.
+        reference: a correct answer, if the task has one.
+        metadata: additional data for rewards and reports; the step does not use it.
+        messages: a conversation that the policy answers through its chat template; ``text`` is then its plain form,
+            which rewards and reports use. If empty, the policy continues ``text``.
     """
 
     id: str
@@ -49,11 +49,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The distribution that is sampled from, which is also the policy that is trained.
+    """Parameters of the sampling distribution, which is also the policy that is trained.
 
-    Logits are divided by ``temperature``; then only the ``top_k`` most probable tokens are kept (0: all), then of these
-    the smallest set whose probability reaches ``top_p`` (1.0: all); what is kept is renormalised. Where ``lagged_top_p`` is
-    below 1, what is kept is the smallest set that reaches it under a lagged policy, at the same temperature, instead.
+    Logits are divided by ``temperature``. Then only the ``top_k`` most probable tokens are kept (0: all), and of these
+    the smallest set whose probability reaches ``top_p`` (1.0: all). The probabilities of the kept tokens are
+    renormalised. If ``lagged_top_p`` is below 1, the kept tokens are instead the smallest set whose probability under
+    the lagged policy, at the same temperature, reaches ``lagged_top_p``.
     """
 
     max_new_tokens: int
@@ -65,16 +66,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One trajectory: the sampled answer to a prompt.
+    """One sampled answer to a prompt: a trajectory.
 
     Attributes:
-        prompt_ids: the prompt as the policy encoded it.
-        token_ids: what was sampled, with the end-of-text token as its last where ``finish_reason`` is "stop".
+        prompt: the prompt.
+        prompt_ids: the token ids of the prompt.
+        token_ids: the sampled token ids; the last is the end-of-text token if ``finish_reason`` is "stop".
         text: the decoded answer, without the end-of-text token.
-        sampler_logprobs: one a token, nats, of the distribution really sampled from; recorded when it was sampled.
-        finish_reason: "stop" (the policy ended it) or "length" (it was cut at ``max_new_tokens``).
-        policy_version: the number of updates the sampling weights had seen.
-        index: which of its prompt's G samples this is.
+        sampler_logprobs: log-probability of each token, nats, under the sampling distribution at sampling time.
+        finish_reason: "stop" (the policy ended the text) or "length" (truncated at ``max_new_tokens``).
+        policy_version: number of updates of the weights before sampling.
+        index: index among the prompt's G samples.
     """
 
     prompt: Prompt
@@ -89,7 +91,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All G completions of one prompt."""
+    """The G completions of one prompt."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
@@ -97,48 +99,49 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TokenRewards:
-    """N completions' rewards, dealt out: parts whose ``credit`` is finer than the completion, and the others.
+    """Rewards of N completions, split by the granularity of their credit.
 
     Attributes:
-        whole: [N], what counts for the whole completion, the weighted sum of the other parts.
-        gained: N arrays [|o_i|], what came with each token, of the finer parts together. With ``whole`` they add up to the
-            total, less what these parts say of no text at all.
+        per_completion: [N], weighted sum of the parts whose credit is the whole completion.
+        per_token: N arrays [|o_i|], weighted sum of the finer parts' reward increments at each token. Together with
+            ``per_completion`` they sum to the total, except for the value that the finer parts give to empty text.
     """
 
-    whole: np.ndarray
-    gained: tuple[np.ndarray, ...]
+    per_completion: np.ndarray
+    per_token: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the rewards said of N completions.
+    """Rewards of N completions.
 
     Attributes:
-        total: [N], what is trained on: R(tau), the weighted sum of the parts, clipped, normalised and gated as asked.
-        parts: name -> [N], each part as its function returned it, before all that.
+        total: [N], the return R(tau) that training maximises: the weighted sum of the parts, clipped, normalised and
+            gated as configured.
+        parts: name -> [N], each part as its function returned it.
         weights: name -> the part's weight.
-        plain: [N], the total without normalisation, which can be compared between steps; None: the same as the total.
-        tokens: where some part's credit is finer than the completion, in training, which token earned what.
-        passed: of each part with a gate, name -> [N], whether the completion reached it.
+        unnormalised: [N], the total without normalisation, comparable between steps; None if equal to the total.
+        token_rewards: in training, the split by token; None if the credit of every part is the whole completion.
+        passed: name -> [N], for each part with a gate, whether the completion reached its threshold.
         scheduled: names of the parts whose weight follows a schedule.
     """
 
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
     weights: Mapping[str, float]
-    plain: np.ndarray | None = None
-    tokens: TokenRewards | None = None
+    unnormalised: np.ndarray | None = None
+    token_rewards: TokenRewards | None = None
     passed: Mapping[str, np.ndarray] = field(default_factory=dict)
     scheduled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """What the policy says of tokens that were sampled earlier.
+    """Log-probabilities and entropies of given tokens under a policy.
 
     Attributes:
-        logprobs: [T], with gradient, under the distribution of the ``SamplingParams``.
-        entropy: [T], nats, of that distribution at each token; without gradient.
+        logprobs: [T], nats, with gradient, under the distribution of the ``SamplingParams``.
+        entropy: [T], nats, of that distribution before each token; with gradient only on request.
     """
 
     logprobs: Tensor
@@ -146,18 +149,19 @@ class TokenStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One microbatch, ready for the loss. All tensors are flat over its tokens, [T].
+class Microbatch:
+    """Inputs of the loss for M completions. Tensors are flat over their tokens, [T].
 
     Attributes:
-        completions: the M completions whose tokens these are, in order.
-        advantages: each token's advantage.
-        weights: each token's share of the step's loss. The step's loss is the sum over all microbatches of
-            ``sum(weights * loss)``, so a split into microbatches changes nothing.
-        sampler_logprobs: as recorded when sampled.
-        reference_logprobs: under the frozen reference; None where no KL term asks for them.
-        old_logprobs: under the policy before the step's first update; None where there is only one.
-        old_values, returns: what the critic expected before each token, and what it should have; None without a critic.
+        completions: the M completions, in the order of their tokens.
+        advantages: [T], advantage of each token.
+        weights: [T], weight of each token in the step's loss. The step's loss is the sum of ``sum(weights * loss)`` over
+            all microbatches, so the split into microbatches does not change it.
+        sampler_logprobs: [T], as recorded by the sampler.
+        reference_logprobs: [T], under the frozen reference; None without a KL term.
+        old_logprobs: [T], under the policy before the step's first update; None if the step has one update.
+        old_values: [T], the critic's values before the step's first update; None without a critic.
+        returns: [T], the critic's targets; None without a critic.
     """
 
     completions: Sequence[Completion]

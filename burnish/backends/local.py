@@ -13,7 +13,7 @@ from burnish.backends.prompts import task_prompts
 from burnish.backends.reference_cache import CachedReference
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
-from burnish.protocols import Lagging, Observer, Policy, Sampler, ValueModel
+from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueModel
 from burnish.recipe.algorithm import critic_of, preset_of, scored_by
 from burnish.recipe.schema import PolicySection, Recipe
 from burnish.rewards.combine import Combination
@@ -54,8 +54,8 @@ def build(
         policy.reference = CachedReference(policy.reference)
     else:
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
-    if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, Lagging):
-        policy.keep_up()
+    if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
+        policy.update_lagged_policy()
     rewards = scored_by(recipe.algorithm, recipe.reward)
     scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(

@@ -19,7 +19,7 @@ from burnish.text import WITHOUT_SPACES
 from burnish.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:
-    from burnish.protocols import Judged, Observer, Sampler, Scorer
+    from burnish.protocols import HasReference, Observer, Sampler, Scorer
 
 LONGEST_TRUTH = 512
 """Tokens of a reference that truth_perplexity reads at most: a whole article would not fit in one pass."""
@@ -114,7 +114,7 @@ def continuation(prompt: str, reference: str) -> str:
 
 
 def measure(
-    policy: Judged,
+    policy: HasReference,
     sampler: Sampler,
     scorer: Scorer,
     prompts: Sequence[Prompt],
@@ -280,7 +280,7 @@ def _sample(
     )
 
 
-def _truths(policy: Judged, sampled: Sequence[Completion]) -> list[Truth]:
+def _truths(policy: HasReference, sampled: Sequence[Completion]) -> list[Truth]:
     """The true continuations, after the prompts as the sampler encoded them, as far as the policy's positions reach."""
     positions: int | None = getattr(policy, "max_positions", None)
     true: list[Completion] = []

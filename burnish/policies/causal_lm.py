@@ -242,24 +242,28 @@ class CausalLM(CausalModel):
         """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
         return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
 
-    def record(self, share: float = 1.0) -> None:
-        """What is sampled from now on leaves its products, in ``share`` of the memory at most, for the gradient of the
-        same tokens;
-        where the layers are to run again in the backward pass, memory is what is short, and nothing is kept."""
+    def start_forward_cache(self, memory_share: float = 1.0) -> None:
+        """Store products of the sampling forward pass, for the training forward pass of the same tokens.
+
+        Does nothing if the model cannot run packed, or if gradient checkpointing trades time for memory.
+
+        Args:
+            memory_share: the largest fraction of the device's memory that the cache may use.
+        """
         if self.layout is not packed or any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
             return
-        room = int(memory_bytes(self.device) * share)
+        room = int(memory_bytes(self.device) * memory_share)
         if self._record is None or self._record.room != room:
             self._record = Recorded(room)
         self._record.clear()
         self.recorded = self._record
 
-    def forget(self) -> None:
+    def stop_forward_cache(self) -> None:
         """Ends that; its memory is kept for the next step."""
         self.recorded = None
 
     @cached_property
-    def fitting_tokens(self) -> int:
+    def max_microbatch_tokens(self) -> int:
         """Tokens whose activations take a sixth of the memory; its size is asked for, not what is free of it just now, so
         that a run is cut into the same microbatches each time."""
         return max(1, memory_bytes(self.device) // 6 // max(1, activation_bytes(self.model)))

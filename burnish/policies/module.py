@@ -73,7 +73,7 @@ class ModuleModel:
         self.reference: LanguageModel = self
         """What the module's texts are judged by; itself, until somebody says otherwise."""
         self.lagged: ModuleModel | None = None
-        """An earlier policy, where it masks what is drawn; see ``keep_up``."""
+        """An earlier policy, where it masks what is drawn; see ``update_lagged_policy``."""
         self.advances = callable(getattr(module, "advance", None))
         if check:
             check_module(module, vocabulary.size, scores, name or type(module).__name__, self.device)
@@ -214,7 +214,7 @@ class ModulePolicy(ModuleModel):
         frozen = frozen_copy(self.module)
         self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
 
-    def keep_up(self) -> None:
+    def update_lagged_policy(self) -> None:
         """Makes a frozen copy of the module as it is now the lagged policy."""
         frozen = frozen_copy(self.module)
         self.lagged = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
@@ -241,7 +241,7 @@ class ModulePolicy(ModuleModel):
         return TokenStats(chosen.cpu(), entropy.cpu())
 
     @cached_property
-    def fitting_tokens(self) -> int:
+    def max_microbatch_tokens(self) -> int:
         """Tokens whose activations take a sixth of the memory, as far as the widths of the weights tell: each layer's
         output is taken to be kept four times over, and the scores eight times."""
         weights = [weight for weight in self.module.parameters() if weight.dim() > 1]

@@ -85,10 +85,10 @@ class RewardModel:
         return replace(completion, prompt_ids=prompt_ids, token_ids=token_ids, sampler_logprobs=())
 
     @property
-    def fitting_tokens(self) -> int:
+    def max_microbatch_tokens(self) -> int:
         """As of a policy."""
         assert isinstance(self.backbone, CausalLM), "only a trained model is asked"
-        return self.backbone.fitting_tokens
+        return self.backbone.max_microbatch_tokens
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The backbone's, without a head of its own, and the row of weights, which comes last."""

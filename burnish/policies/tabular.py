@@ -94,7 +94,7 @@ class Tabular(Table):
     def reference(self) -> LanguageModel:
         return self._reference
 
-    def keep_up(self) -> None:
+    def update_lagged_policy(self) -> None:
         """Makes the table as it is now the lagged policy."""
         self.lagged = self.parameter.detach().clone()
 
@@ -113,7 +113,7 @@ class Tabular(Table):
         return TokenStats(chosen, entropy)
 
     @property
-    def fitting_tokens(self) -> int:
+    def max_microbatch_tokens(self) -> int:
         return 1 << 20
 
     def trainable(self) -> Mapping[str, nn.Parameter]:

@@ -150,12 +150,14 @@ class Combination:
         if step is None:
             return found
         if all(part.normalise is None for part in self.parts):
-            return replace(found, tokens=self._dealt(completions, clipped, own, weights))
+            return replace(found, token_rewards=self._dealt(completions, clipped, own, weights))
         normalised = {part.name: self._normalised(part, clipped[part.name], completions) for part in self.parts}
         tokens = self._dealt(completions, normalised, own, weights)
-        return replace(found, total=self._gated_sum(normalised, parts, weights), plain=plain, tokens=tokens)
+        return replace(
+            found, total=self._gated_sum(normalised, parts, weights), unnormalised=plain, token_rewards=tokens
+        )
 
-    def remember(self, scores: Scores) -> None:
+    def update_state(self, scores: Scores) -> None:
         """Takes a step's rewards into what later steps' are normalised by; before, they were compared with earlier ones."""
         for part in self.parts:
             if part.name in self.moments:
@@ -163,12 +165,12 @@ class Combination:
                 self.moments[part.name] = self.moments[part.name].after(torch.from_numpy(values))
 
     @property
-    def memory(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, list[float]]:
         """What a checkpoint keeps: count, mean and squares of each part that is normalised by them."""
         return {name: [found.count, found.mean, found.squares] for name, found in self.moments.items()}
 
-    @memory.setter
-    def memory(self, kept: Mapping[str, Sequence[float]]) -> None:
+    @state.setter
+    def state(self, kept: Mapping[str, Sequence[float]]) -> None:
         found = {name: [float(number) for number in kept[name]] for name in self.moments}
         for name, numbers in found.items():
             if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or numbers[0] < 0 or numbers[2] < 0:

@@ -56,7 +56,7 @@ def train_step(learner: Learner[T]) -> dict[str, Any]:
     draw = Draw(len(learner.data.train), recipe.batch.examples_per_step, recipe.seed)
     examples = [learner.data.train[place] for place in draw.step(step)]
     tokens = settings.tokens_per_microbatch
-    budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
+    budget = TokenBudget.fitting(policy.max_microbatch_tokens) if tokens is None else TokenBudget(tokens, tokens)
 
     learner.optimizer.zero_grad(set_to_none=True)
     found = learner.objective.backward(policy, examples, budget)

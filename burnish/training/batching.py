@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.types import Batch, Completion
+from burnish.types import Completion, Microbatch
 
 ENOUGH_TOKENS = 1152
 """Larger microbatches make the products no faster, and take memory."""
@@ -133,7 +133,7 @@ def collate(
     *,
     old_values: Tensor | None = None,
     returns: Tensor | None = None,
-) -> list[Batch]:
+) -> list[Microbatch]:
     """One batch for each microbatch of ``cut``, which lists places among the completions; ``weights`` [N] become per-token
     ones, as all else is [T]."""
     sizes = lengths.tolist()
@@ -150,7 +150,7 @@ def collate(
         chosen = torch.tensor(places)
         repeats = lengths[chosen]
         batches.append(
-            Batch(
+            Microbatch(
                 completions=[completions[place] for place in places],
                 advantages=chosen_of(advantages, places),
                 weights=weights[chosen].repeat_interleave(repeats),

@@ -13,7 +13,7 @@ from burnish.algorithms.losses import value_loss
 from burnish.algorithms.ops import padded
 from burnish.protocols import ValueModel
 from burnish.recipe.algorithm import CriticSection
-from burnish.types import Batch
+from burnish.types import Microbatch
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Critic:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = 0.0
 
-    def backward(self, batch: Batch) -> None:
+    def backward(self, batch: Microbatch) -> None:
         """Adds the gradient of one microbatch; token losses are weighted as the policy's are."""
         assert batch.old_values is not None
         assert batch.returns is not None

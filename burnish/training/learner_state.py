@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from burnish.errors import InputError
-from burnish.protocols import Remembering
+from burnish.protocols import StatefulScorer
 from burnish.run.folder import Checkpoint
 from burnish.training.critic import Critic
 from burnish.training.kl_reference import Anchor
@@ -30,8 +30,8 @@ def state_of(learner: Learner) -> dict[str, Any]:
     state: dict[str, Any] = {"baseline": learner.baseline, "kl_coefficient": learner.kl_coefficient}
     if learner.prompt_baselines:
         state["prompt_baselines"] = learner.prompt_baselines
-    if isinstance(learner.scorer, Remembering) and learner.scorer.memory:
-        state["scorer"] = learner.scorer.memory
+    if isinstance(learner.scorer, StatefulScorer) and learner.scorer.state:
+        state["scorer"] = learner.scorer.state
     return state
 
 
@@ -62,8 +62,8 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
         by_prompt = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
         reset = learner.recipe.algorithm.kl.reset_every
         anchor = load_file(checkpoint.folder / ANCHOR) if reset is not None and checkpoint.step >= reset else None
-        if isinstance(learner.scorer, Remembering) and learner.scorer.memory:
-            learner.scorer.memory = state["scorer"]
+        if isinstance(learner.scorer, StatefulScorer) and learner.scorer.state:
+            learner.scorer.state = state["scorer"]
         if learner.critic is not None:
             _restore_critic(learner.critic, checkpoint.folder / CRITIC)
         restore_weights(learner, checkpoint)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import FARTHEST
 from burnish.system.machine import peak_memory
-from burnish.types import Batch, Completion, Scores
+from burnish.types import Completion, Microbatch, Scores
 
 
 class Totals:
@@ -41,7 +41,7 @@ class Totals:
         entropy: Tensor,
         clipped: tuple[Tensor, Tensor],
         factor: Tensor,
-        batch: Batch,
+        batch: Microbatch,
     ) -> None:
         """One microbatch, everything without gradient.
 
@@ -107,7 +107,7 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     """reward/mean, reward/std and the mean of each part, since the mean of a normalised total would be 0 at every step;
     gate/<part>, the share of completions that reached its gate; weight/<part>, where that follows a schedule."""
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
-    plain = scores.total if scores.plain is None else scores.plain
+    plain = scores.total if scores.unnormalised is None else scores.unnormalised
     gates = {f"gate/{name}": float(reached.mean()) for name, reached in scores.passed.items()}
     weights = {f"weight/{name}": scores.weights[name] for name in scores.scheduled}
     return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts, **gates, **weights}

@@ -106,18 +106,24 @@ def _swapped(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swap
         return rows.reshape(-1)
 
     parts = {name: of(values, fresh.parts[name]) for name, values in scores.parts.items()}
-    plain = None if scores.plain is None or fresh.plain is None else of(scores.plain, fresh.plain)
+    plain = (
+        None
+        if scores.unnormalised is None or fresh.unnormalised is None
+        else of(scores.unnormalised, fresh.unnormalised)
+    )
     tokens = None
-    if scores.tokens is not None and fresh.tokens is not None:
-        gained = list(scores.tokens.gained)
-        size, fresh_size = len(gained) // groups, len(fresh.tokens.gained) // fresh_groups
+    if scores.token_rewards is not None and fresh.token_rewards is not None:
+        gained = list(scores.token_rewards.per_token)
+        size, fresh_size = len(gained) // groups, len(fresh.token_rewards.per_token) // fresh_groups
         for place, source in swaps:
-            taken = fresh.tokens.gained[source * fresh_size : (source + 1) * fresh_size]
+            taken = fresh.token_rewards.per_token[source * fresh_size : (source + 1) * fresh_size]
             gained[place * size : (place + 1) * size] = taken
-        tokens = TokenRewards(of(scores.tokens.whole, fresh.tokens.whole), tuple(gained))
+        tokens = TokenRewards(
+            of(scores.token_rewards.per_completion, fresh.token_rewards.per_completion), tuple(gained)
+        )
     passed = {name: of(reached, fresh.passed[name]) for name, reached in scores.passed.items()}
     total = of(scores.total, fresh.total)
-    return replace(scores, total=total, parts=parts, plain=plain, tokens=tokens, passed=passed)
+    return replace(scores, total=total, parts=parts, unnormalised=plain, token_rewards=tokens, passed=passed)
 
 
 def _completions(groups: Sequence[Group]) -> list[Completion]:

@@ -25,7 +25,7 @@ from burnish.algorithms.shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.errors import BurnishError
 from burnish.evaluation.guards import text_diversity
-from burnish.protocols import Frozen, Lagging, Policy, Recording, Remembering, Sampler, Scorer
+from burnish.protocols import CachesForward, HasLaggedPolicy, LogprobModel, Policy, Sampler, Scorer, StatefulScorer
 from burnish.recipe.algorithm import KL, beta_of
 from burnish.recipe.schema import Job, Recipe
 from burnish.run.interrupts import Interrupts
@@ -79,7 +79,7 @@ class Learner:
         return self.baseline
 
     @property
-    def kl_reference(self) -> Frozen:
+    def kl_reference(self) -> LogprobModel:
         """What the KL term pulls towards."""
         return self.anchor or self.policy.reference
 
@@ -112,8 +112,8 @@ def train_step(learner: Learner) -> StepReport:
 
     # 2. Sample G completions of each from the current policy, and score them. Where the preset says so, groups whose rewards
     #    are all equal give way to others.
-    if recipe.optimizer.reuse_sampling and isinstance(policy, Recording):
-        policy.record(recipe.optimizer.reuse_memory)  # what sampling computes, the gradient needs again
+    if recipe.optimizer.reuse_sampling and isinstance(policy, CachesForward):
+        policy.start_forward_cache(recipe.optimizer.reuse_memory)  # what sampling computes, the gradient needs again
 
     def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
         with clock.lap("generate"):
@@ -154,7 +154,7 @@ def train_step(learner: Learner) -> StepReport:
     # 5. Advantages, [T]: from rewards [P, G], one for all tokens of a completion; from what came with tokens, and was still
     #    to come at each; or from what a critic expected there.
     tokens = recipe.optimizer.tokens_per_microbatch
-    budget = TokenBudget.fitting(policy.fitting_tokens) if tokens is None else TokenBudget(tokens, tokens)
+    budget = TokenBudget.fitting(policy.max_microbatch_tokens) if tokens is None else TokenBudget(tokens, tokens)
     values = returns = None
     pairs: dict[str, float] = {}
     if critic is not None:
@@ -248,8 +248,8 @@ def train_step(learner: Learner) -> StepReport:
         learner.interrupts.hold()  # until the loop has written this step down: half a step is no state to save
         learner.step = step
         learner.optimizer.step()
-        if isinstance(policy, Recording):
-            policy.forget()
+        if isinstance(policy, CachesForward):
+            policy.stop_forward_cache()
         if critic is not None:
             critic.move(rate)
     learner.optimizer.zero_grad(set_to_none=True)
@@ -257,14 +257,14 @@ def train_step(learner: Learner) -> StepReport:
     learner.baseline = kept * learner.baseline + (1 - kept) * float(grouped.mean())
     if settings.baseline == "prompt":
         baselines.remember(learner.prompt_baselines, rollouts.groups, grouped)
-    if isinstance(learner.scorer, Remembering):
-        learner.scorer.remember(scores)
+    if isinstance(learner.scorer, StatefulScorer):
+        learner.scorer.update_state(scores)
     metrics_of_kl = {"kl/coefficient": learner.kl_coefficient, "kl/completion": distance} if pulled else {}
     learner.kl_coefficient = next_coefficient(kl, learner.kl_coefficient, distance, samples=len(completions))
     if kl.reset_every is not None and step % kl.reset_every == 0:
         learner.anchor = Anchor.of(policy)
-    if sampling.lagged_top_p < 1 and step % recipe.sampling.nlpo_every == 0 and isinstance(policy, Lagging):
-        policy.keep_up()
+    if sampling.lagged_top_p < 1 and step % recipe.sampling.nlpo_every == 0 and isinstance(policy, HasLaggedPolicy):
+        policy.update_lagged_policy()
 
     # 9. One flat dict of metrics.
     metrics = {

@@ -17,9 +17,11 @@ from burnish.types import Scores
 
 def split(scores: Scores) -> tuple[Tensor, Tensor | None]:
     """What whole completions earned [N], and what came with their tokens [T]; None where all came with the whole."""
-    if scores.tokens is None:
+    if scores.token_rewards is None:
         return torch.from_numpy(scores.total), None
-    return torch.from_numpy(scores.tokens.whole), torch.from_numpy(np.concatenate(scores.tokens.gained))
+    return torch.from_numpy(scores.token_rewards.per_completion), torch.from_numpy(
+        np.concatenate(scores.token_rewards.per_token)
+    )
 
 
 def token_advantages(

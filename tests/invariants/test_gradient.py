@@ -265,7 +265,7 @@ def test_gradient_checkpointing(tiny, kind, layout, lora):
     groups = sampler_for(kept).sample(PROMPTS, samples_per_prompt=G, sampling=recipe().sampling.params, seed=(2, 1))
     chosen = recipe("reinforce")
     assert_same(gradient(kept, groups, chosen, layout), gradient(again, groups, chosen, layout))
-    assert again.fitting_tokens > kept.fitting_tokens
+    assert again.max_microbatch_tokens > kept.max_microbatch_tokens
 
 
 REWARDS = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 5.0, 2.0])

@@ -31,11 +31,11 @@ def test_packed_and_reused_equal_the_plain_way_to_1e_4():
     policy = load_policy(model_folder("smollm2-135m", offline=True))
     assert policy.layout is packed
     prompts = [Prompt("a", "The minister said on Monday that"), Prompt("b", "Shares fell after the company")]
-    policy.record()
+    policy.start_forward_cache()
     groups = sampler_for(policy).sample(prompts, samples_per_prompt=3, sampling=SAMPLING, seed=(1,))
     completions = [completion for group in groups for completion in group.completions]
     reused = gradient(policy, completions)
-    policy.forget()
+    policy.stop_forward_cache()
     by_pack = gradient(policy, completions)
     policy.layout = plain
     expected = gradient(policy, completions)

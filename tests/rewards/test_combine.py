@@ -91,8 +91,8 @@ def test_ranks_by_hand() -> None:
     found = texts("1", "7", "3", "7", "900", prompts="xyxyx")
     ranked = Combination([number("a", 0, 2.0, normalise="rank")]).score(found, step=1)
     assert ranked.total.tolist() == [-2.0, 0.0, 0.0, 0.0, 2.0]
-    assert ranked.plain is not None
-    assert ranked.plain.tolist() == [2.0, 14.0, 6.0, 14.0, 1800.0]
+    assert ranked.unnormalised is not None
+    assert ranked.unnormalised.tolist() == [2.0, 14.0, 6.0, 14.0, 1800.0]
 
 
 def test_running_moments_by_hand() -> None:
@@ -100,16 +100,16 @@ def test_running_moments_by_hand() -> None:
     first = scorer.score(texts("1", "9"), step=1)
     # Nothing came before, and what is scored is not compared with itself.
     assert first.total.tolist() == scorer.score(texts("1", "9"), step=1).total.tolist() == [3.0, 15.0]
-    scorer.remember(first)
+    scorer.update_state(first)
     # 1 and 5 (9, cut): mean 3, deviation sqrt 8.
     second = scorer.score(texts("3", "7", "-1"), step=2)
     assert second.total.tolist() == pytest.approx([0.0, 3 * 2 / math.sqrt(8), -3 * 3 / math.sqrt(8)])
-    scorer.remember(second)
-    assert scorer.memory == {"a": [5.0, pytest.approx((1 + 5 + 3 + 5 + 0) / 5), pytest.approx(60 - 14 * 14 / 5)]}
+    scorer.update_state(second)
+    assert scorer.state == {"a": [5.0, pytest.approx((1 + 5 + 3 + 5 + 0) / 5), pytest.approx(60 - 14 * 14 / 5)]}
     # A held-out measurement neither sees nor changes it; another combination goes on from what was kept.
     assert scorer.score(texts("1", "9")).total.tolist() == [3.0, 15.0]
     other = Combination(scorer.parts)
-    other.memory = json.loads(json.dumps(scorer.memory))
+    other.state = json.loads(json.dumps(scorer.state))
     assert other.score(texts("4"), step=3).total.tolist() == scorer.score(texts("4"), step=3).total.tolist()
 
 
@@ -119,8 +119,8 @@ def test_running_moments_by_hand() -> None:
 def test_moments_that_are_none_are_refused(kept) -> None:
     scorer = Combination([number("a", 0, normalise="running")])
     with pytest.raises(InputError, match="what reward 'a' was in earlier steps"):
-        scorer.memory = {"a": kept}
-    assert scorer.memory == {"a": [0.0, 0.0, 0.0]}
+        scorer.state = {"a": kept}
+    assert scorer.state == {"a": [0.0, 0.0, 0.0]}
 
 
 def test_a_resumed_run_remembers_the_rewards_of_before(tmp_path) -> None:

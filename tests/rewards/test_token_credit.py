@@ -130,36 +130,36 @@ class TestCombination:
     def test_parts_add_up_to_the_total_less_what_no_text_is_worth(self):
         length = part(lambda text: float(len(text)), "completion", name="length", weight=0.5)
         scores = self.dealt(part(hearts, weight=2.0), length)
-        assert scores.tokens is not None
-        np.testing.assert_allclose(scores.tokens.whole, [1.5, 1.5])
-        np.testing.assert_allclose(scores.tokens.gained[0], [-0.2, 1.8, 1.8, 0.0], atol=1e-12)
-        np.testing.assert_allclose(scores.tokens.gained[1], [1.8, -0.2, -0.2], atol=1e-12)
-        sums = scores.tokens.whole + [row.sum() for row in scores.tokens.gained]
+        assert scores.token_rewards is not None
+        np.testing.assert_allclose(scores.token_rewards.per_completion, [1.5, 1.5])
+        np.testing.assert_allclose(scores.token_rewards.per_token[0], [-0.2, 1.8, 1.8, 0.0], atol=1e-12)
+        np.testing.assert_allclose(scores.token_rewards.per_token[1], [1.8, -0.2, -0.2], atol=1e-12)
+        sums = scores.token_rewards.per_completion + [row.sum() for row in scores.token_rewards.per_token]
         np.testing.assert_allclose(sums + 2.0 * hearts(""), scores.total)
 
     def test_a_held_out_measurement_deals_nothing_out(self):
-        assert self.dealt(part(hearts), step=None).tokens is None
-        assert self.dealt(part(hearts, "completion")).tokens is None
-        assert self.dealt(part(hearts, weight=0.0), part(hearts, "completion", name="b")).tokens is None
+        assert self.dealt(part(hearts), step=None).token_rewards is None
+        assert self.dealt(part(hearts, "completion")).token_rewards is None
+        assert self.dealt(part(hearts, weight=0.0), part(hearts, "completion", name="b")).token_rewards is None
 
     def test_clip_is_a_function_of_the_text_too(self):
         # Cut at 5.5: of no text 5; 4.9, 5.8, 6.7 become 4.9, 5.5, 5.5.
         scores = self.dealt(part(hearts, clip=(0.0, 5.5)))
-        assert scores.tokens is not None
-        np.testing.assert_allclose(scores.tokens.gained[0], [-0.1, 0.6, 0.0, 0.0], atol=1e-12)
+        assert scores.token_rewards is not None
+        np.testing.assert_allclose(scores.token_rewards.per_token[0], [-0.1, 0.6, 0.0, 0.0], atol=1e-12)
 
     def test_a_schedule_weighs_what_is_dealt_out(self):
         chosen = part(hearts, schedule=Schedule(start=0.0, end=4.0, steps=3))
-        assert self.dealt(chosen, step=1).tokens is None
+        assert self.dealt(chosen, step=1).token_rewards is None
         scores = self.dealt(chosen, step=2)
-        assert scores.tokens is not None
-        np.testing.assert_allclose(scores.tokens.gained[1], [1.8, -0.2, -0.2], atol=1e-12)
+        assert scores.token_rewards is not None
+        np.testing.assert_allclose(scores.token_rewards.per_token[1], [1.8, -0.2, -0.2], atol=1e-12)
 
     def test_another_part_may_be_normalised(self):
         other = part(lambda text: float(text.startswith("爱")), "completion", name="b", normalise="batch")
         scores = self.dealt(part(hearts), other)
-        assert scores.tokens is not None
-        np.testing.assert_allclose(scores.tokens.whole, [-1.0, 1.0])
+        assert scores.token_rewards is not None
+        np.testing.assert_allclose(scores.token_rewards.per_completion, [-1.0, 1.0])
 
     @pytest.mark.parametrize("batch", [False, True])
     @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
@@ -167,8 +167,8 @@ class TestCombination:
         own = {self.TEXTS[0].text: [0.5, 1.0, -1.0, 0.25], self.TEXTS[1].text: [0.0, 2.0, 1.0]}
         function = (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
         scores = self.dealt(part(function, weight=2.0))
-        assert scores.tokens is not None
-        assert [row.tolist() for row in scores.tokens.gained] == [[1.0, 2.0, -2.0, 0.5], [0.0, 4.0, 2.0]]
+        assert scores.token_rewards is not None
+        assert [row.tolist() for row in scores.token_rewards.per_token] == [[1.0, 2.0, -2.0, 0.5], [0.0, 4.0, 2.0]]
         assert scores.parts["mine"].tolist() == [0.75, 3.0]
         assert scores.total.tolist() == [1.5, 6.0]
         # As a measurement their sum is the completion's number.

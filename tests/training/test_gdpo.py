@@ -76,8 +76,8 @@ def test_the_scorer_and_the_preset_come_to_the_same():
     found = batch_normalised(torch.from_numpy(scores.total).view(2, 2))
     torch.testing.assert_close(found, EXPECTED, rtol=0, atol=1e-12)
     # Steps are compared by what was earned: 1 + 0/2, 3 + 50, 7 + 100, 7 + 50.
-    assert scores.plain is not None
-    assert scores.plain.tolist() == [1.0, 53.0, 107.0, 57.0]
+    assert scores.unnormalised is not None
+    assert scores.unnormalised.tolist() == [1.0, 53.0, 107.0, 57.0]
 
 
 def test_it_is_written_out():

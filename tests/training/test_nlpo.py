@@ -144,7 +144,7 @@ class TestSampling:
         with torch.no_grad():
             for parameter in policy.module.parameters():
                 parameter.mul_(3)
-        policy.keep_up()
+        policy.update_lagged_policy()
         with torch.no_grad():
             for parameter in policy.module.parameters():
                 parameter += 0.3 * torch.randn_like(parameter)

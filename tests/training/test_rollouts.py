@@ -75,10 +75,10 @@ def test_flat_groups_give_way_in_their_places():
 def test_totals_without_normalisation_go_with_their_groups():
     script = Script([[1, 1], [0, 1]], [[5, 6]])
     inner = script.score
-    script.score = lambda completions: replace(inner(completions), plain=inner(completions).total + 100)
+    script.score = lambda completions: replace(inner(completions), unnormalised=inner(completions).total + 100)
     found = script.collect(2, 1)
     assert rows(found) == [[5, 6], [0, 1]]
-    assert found.scores.plain.tolist() == [105, 106, 100, 101]
+    assert found.scores.unnormalised.tolist() == [105, 106, 100, 101]
 
 
 def test_no_more_rounds_than_are_needed_or_allowed():

@@ -190,7 +190,7 @@ class Dealt:
         self.groups = groups
 
     def score(self, completions, *, step=None) -> Scores:
-        return Scores(self.total, {"given": self.total}, {"given": 1.0}, tokens=self.tokens)
+        return Scores(self.total, {"given": self.total}, {"given": 1.0}, token_rewards=self.tokens)
 
     def sample(self, prompts, **options) -> list[Group]:
         return self.groups
@@ -275,7 +275,7 @@ class TestStep:
         # Of both texts the tokens' advantages add up to nothing: 1 and -1.
         scorer = Dealt([0.0, 0.0], [[0.0, 1.0], [0.0, -1.0]], [group("我爱", "你。")])
         learner = step_of("reinforce", scorer)
-        scorer.tokens = replace(scorer.tokens, gained=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
+        scorer.tokens = replace(scorer.tokens, per_token=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
         assert train_step(learner).metrics["trained"] == 1.0
 
     def test_an_algorithm_without_tokens_says_so(self):
@@ -292,6 +292,6 @@ class TestStep:
         answers = [Scores(total, {}, {}, tokens=flat), Scores(np.array([1.0, 2.0]), {}, {}, tokens=fresh)]
         draws = [[first, second], [second]]
         found = collect(lambda chosen, seed: draws.pop(0), lambda some: answers.pop(0), prompts, prompts, (0, 1), 1)
-        assert found.scores.tokens is not None
-        assert found.scores.tokens.whole.tolist() == [5.0, 6.0, 0.0, 0.0]
-        assert [row[0] for row in found.scores.tokens.gained] == [7.0, 8.0, 2.0, 3.0]
+        assert found.scores.token_rewards is not None
+        assert found.scores.token_rewards.per_completion.tolist() == [5.0, 6.0, 0.0, 0.0]
+        assert [row[0] for row in found.scores.token_rewards.per_token] == [7.0, 8.0, 2.0, 3.0]

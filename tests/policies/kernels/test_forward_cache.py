@@ -52,7 +52,7 @@ class TestGradient:
             policy = adapted(load_policy(tiny("llama"), lora=lora))
         else:
             policy = load_policy(tiny(kind))
-        policy.record()
+        policy.start_forward_cache()
         completions = sampled(policy, rows=rows)
         looked_up = []
         find = Recorded._find
@@ -65,7 +65,7 @@ class TestGradient:
         monkeypatch.setattr(Recorded, "_find", spy)
         logprobs, parts = gradient(policy, completions)
         assert sum(looked_up) == (0 if kind == "gpt2" else 14)  # seven products in each of two layers
-        policy.forget()
+        policy.stop_forward_cache()
         expected_logprobs, expected = gradient(policy, completions)
         torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-5)
         assert parts.keys() == expected.keys()
@@ -76,12 +76,12 @@ class TestGradient:
     def test_what_is_looked_up_is_used(self, tiny):
         # A record that is wrong on purpose moves the log-probabilities: the comparison above is not one with itself.
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         completions = sampled(policy)
         for results in policy.recorded._results.values():
             results.kept.mul_(1.5)
         wrong, _ = gradient(policy, completions)
-        policy.forget()
+        policy.stop_forward_cache()
         right, _ = gradient(policy, completions)
         assert (wrong - right).abs().max() > 1e-2
 
@@ -93,7 +93,7 @@ class TestWhenItMayBeUsed:
 
     def test_not_after_an_update(self, tiny):
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         completions = sampled(policy)
         assert self.finder(policy, completions[0]) is not None
         optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6, fused=True)
@@ -101,12 +101,12 @@ class TestWhenItMayBeUsed:
         optimizer.step()
         assert self.finder(policy, completions[0]) is None
         found, _ = gradient(policy, completions)
-        policy.forget()
+        policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=0)
 
     def test_not_after_an_adapter_has_moved(self, tiny):
         policy = adapted(load_policy(tiny("llama"), lora=LoRA(rank=2, targets=["q_proj"])))
-        policy.record()
+        policy.start_forward_cache()
         completions = sampled(policy)
         assert self.finder(policy, completions[0]) is not None
         with torch.no_grad():
@@ -115,23 +115,23 @@ class TestWhenItMayBeUsed:
 
     def test_not_for_another_completion_of_the_same_tokens(self, tiny):
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         first = sampled(policy)[0]
         copied = Completion(first.prompt, first.prompt_ids, first.token_ids, first.text, (), first.finish_reason)
         assert policy.recorded.places(copied) is None
 
     def test_two_rollouts_of_one_step_are_one_record(self, tiny):
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         completions = [*sampled(policy), *sampled(policy, seed=1)]
         found, _ = gradient(policy, completions)
         assert self.finder(policy, completions[0]) is not None and self.finder(policy, completions[-1]) is not None
-        policy.forget()
+        policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
     def test_what_saves_most_comes_first(self, tiny):
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         sampled(policy)
         widest = policy.model.config.intermediate_size
         assert widest > policy.model.config.hidden_size
@@ -149,7 +149,7 @@ class TestWhenItMayBeUsed:
 
     def test_what_has_no_room_is_computed_anew(self, tiny):
         policy = load_policy(tiny("llama"))
-        policy.record()
+        policy.start_forward_cache()
         sampled(policy)
         one = max(policy.recorded._results.values(), key=lambda results: results.saved)
         needed = one.bytes * policy.recorded._tokens
@@ -159,7 +159,7 @@ class TestWhenItMayBeUsed:
         assert any(known) and not all(known)
         assert 0 < policy.recorded.size <= needed // 2
         found, _ = gradient(policy, completions)
-        policy.forget()
+        policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
     def test_nothing_is_kept_unless_asked_or_where_memory_is_short(self, tiny):
@@ -167,7 +167,7 @@ class TestWhenItMayBeUsed:
         sampled(policy)
         assert policy.recorded is None
         short = load_policy(tiny("llama"), gradient_checkpointing=True)
-        short.record()
+        short.start_forward_cache()
         assert short.recorded is None
 
 

@@ -126,7 +126,7 @@ class TestFusedHead:
 def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     whole, adapted = (load_policy(tiny("llama"), lora=lora) for lora in (None, LoRA(rank=1, targets=["q_proj"])))
     assert 0 < activation_bytes(adapted.model) < activation_bytes(whole.model)
-    assert whole.fitting_tokens > 1024
+    assert whole.max_microbatch_tokens > 1024
 
 
 def test_no_race_of_threads_decides_about_a_gradient(tiny):
