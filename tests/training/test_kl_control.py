@@ -6,27 +6,24 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from burnish.backends.local import build
 from burnish.policies.loading import load_policy
 from burnish.policies.tabular import Tabular
 from burnish.recipe.algorithm import KL
-from burnish.recipe.schema import LoRA, load_recipe
+from burnish.recipe.schema import LoRA
 from burnish.run.folder import Run
 from burnish.training.kl_reference import Anchor
 from burnish.training.learner_state import restore, state_of, write_learner
 from burnish.training.step import next_coefficient, train_step
-from burnish.types import Completion, Prompt, Scores
-
-SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4"]
+from burnish.types import Completion, Prompt
+from tests.fakes import FixedScorer, toy_learner
 
 
 def learner(*keys: str):
-    found, _ = build(load_recipe("toy", [*SMALL, *(f"algorithm.{key}" for key in keys)]))
-    return found
+    small = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4"]
+    return toy_learner(*small, *(f"algorithm.{key}" for key in keys))
 
 
 class TestCoefficient:
@@ -140,19 +137,12 @@ class Stale:
         return replace(one, sampler_logprobs=(first - math.log(2), *rest))
 
 
-class Countdown:
-    """A scorer that gives no two completions the same reward, and none 0."""
-
-    def score(self, completions, step=None) -> Scores:
-        total = np.arange(len(completions), 0, -1.0)
-        return Scores(total, {"countdown": total}, {"countdown": 1.0})
-
-
 class TestImportance:
     @staticmethod
     def metrics(key: str) -> dict:
         one = learner("use=reinforce", f"importance={{{key}}}")
-        one.sampler, one.scorer = Stale(one.sampler), Countdown()
+        # No two completions have the same reward, and none has 0.
+        one.sampler, one.scorer = Stale(one.sampler), FixedScorer(range(8, 0, -1))
         return train_step(one).metrics
 
     def test_weights_by_hand(self):

@@ -14,14 +14,13 @@ from burnish.algorithms.advantages import best_and_worst, paired_strength
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build
 from burnish.errors import InputError
 from burnish.exactness import world as exact
 from burnish.exactness.estimators import Estimator, Groups
 from burnish.exactness.verify import expectation
 from burnish.policies.tabular import known_world
 from burnish.training.step import train_step
-from burnish.types import Scores
+from tests.fakes import FixedSampler, RecordingOptimizer, toy_learner
 
 
 def tensor(*values: object) -> torch.Tensor:
@@ -72,57 +71,25 @@ def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-class Fixed:
-    """Rewards that do not depend on anything but the sample's place."""
-
-    def score(self, completions, *, step=None):
-        total = np.random.default_rng(7).normal(size=len(completions))
-        return Scores(total, {"fixed": total}, {"fixed": 1.0})
-
-
-class Recorder:
-    """Keeps the gradient and moves nothing."""
-
-    param_groups: list[dict[str, object]]
-
-    def __init__(self, parameter: torch.nn.Parameter) -> None:
-        self.parameter, self.param_groups = parameter, []
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.parameter.grad = None
-
-    def step(self) -> None:
-        assert self.parameter.grad is not None
-        self.found = self.parameter.grad.clone()
-
-
 @pytest.mark.parametrize("samples", [2, 5])
 def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
-    recipe = burnish.load_recipe(
-        "toy", ["algorithm.use=online_dpo", "algorithm.beta=0.4", "optimizer.max_grad_norm=1e9",
-                "sampling.prompts_per_step=12", f"sampling.samples_per_prompt={samples}"],
+    rewards = np.random.default_rng(7).normal(size=(12, samples))
+    learner = toy_learner(
+        "algorithm.use=online_dpo", "algorithm.beta=0.4", "optimizer.max_grad_norm=1e9",
+        "sampling.prompts_per_step=12", f"sampling.samples_per_prompt={samples}", rewards=rewards.flatten(),
     )  # fmt: skip
-    learner, _ = build(recipe)
+    sampling = learner.recipe.sampling.params
     with torch.no_grad():
         # Another policy than its reference, so that margins are not all 0; every token stays possible.
         noise = 0.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         learner.policy.parameter += noise
-    learner.scorer, learner.optimizer = Fixed(), Recorder(learner.policy.parameter)
-    sampled = []
-    inner = learner.sampler.sample
-
-    class Kept:
-        def sample(self, *arguments, **options):
-            sampled.extend(inner(*arguments, **options))
-            return sampled
-
-    learner.sampler = Kept()
+    groups = learner.sampler.sample(learner.prompts[:12], samples_per_prompt=samples, sampling=sampling, seed=(0, 1))
+    learner.sampler, learner.optimizer = FixedSampler(groups), RecordingOptimizer(learner.policy)
     report = train_step(learner)
-    completions = [one for group in sampled for one in group.completions]
-    rewards = Fixed().score(completions).total.reshape(-1, samples)
+    completions = [one for group in groups for one in group.completions]
     lengths = torch.tensor([len(one.token_ids) for one in completions])
     learner.policy.parameter.grad = None
-    logprobs = learner.policy.logprobs(completions, recipe.sampling.params).logprobs
+    logprobs = learner.policy.logprobs(completions, sampling).logprobs
     ratios = sum_by_sequence(logprobs - learner.policy.reference.token_logprobs(completions), lengths).view(-1, samples)
     place = torch.arange(len(rewards))
     best, worst = (ratios[place, torch.from_numpy(index)] for index in (rewards.argmax(1), rewards.argmin(1)))
@@ -131,7 +98,7 @@ def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
     loss = loss.detach()
     assert float(loss) != pytest.approx(math.log(2), abs=1e-3)
     assert report.metrics["preference/loss"] == pytest.approx(float(loss), abs=1e-9)
-    torch.testing.assert_close(learner.optimizer.found, learner.policy.parameter.grad, rtol=0, atol=1e-10)
+    torch.testing.assert_close(learner.optimizer.gradient["logits"], learner.policy.parameter.grad, rtol=0, atol=1e-10)
 
 
 def test_beta_belongs_to_it():

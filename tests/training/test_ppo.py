@@ -6,7 +6,6 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,16 +19,17 @@ from burnish.policies.loading import load_policy
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
 from burnish.policies.tabular import Tabular
-from burnish.policies.value_models import ModuleValues, TableValues, TrunkValues
+from burnish.policies.value_models import ModuleValues, TrunkValues
 from burnish.policies.vocabulary import build_vocabulary
-from burnish.recipe.algorithm import CriticSection, preset_of
-from burnish.recipe.schema import LoRA, Recipe, load_recipe
+from burnish.recipe.algorithm import CriticSection
+from burnish.recipe.schema import LoRA, load_recipe
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Checkpoint
-from burnish.training.critic import Critic, explained_variance, token_credit
+from burnish.training.critic import explained_variance, token_credit
 from burnish.training.learner_state import restore, write_learner
 from burnish.training.step import Learner, train_step
-from burnish.types import Completion, Group, Prompt, Scores
+from burnish.types import Completion, Group, Prompt
+from tests.fakes import toy_recipe, uniform_learner
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -79,45 +79,23 @@ class TestTokenCredit:
         assert explained_variance(tensor(0, 1), tensor(3, 3)) == 0
 
 
-class Given:
-    def __init__(self, groups: list[Group], rewards: list[float]) -> None:
-        self.groups, self.rewards = groups, np.array(rewards)
-
-    def sample(self, prompts, **options) -> list[Group]:
-        return self.groups
-
-    def score(self, completions, *, step=None) -> Scores:
-        return Scores(self.rewards, {"given": self.rewards}, {"given": 1.0})
-
-
 def said(*tokens: int) -> Completion:
     return Completion(Prompt("p", ""), (), tokens, "x", (-math.log(4),) * len(tokens), "length")
 
 
-def recipe(**keys) -> Recipe:
-    return load_recipe({
-        "name": "ppo", "policy": {"use": "tabular"}, "task": {"use": "toy"}, "reward": [{"use": "exact"}],
-        "sampling": {"prompts_per_step": 1, "samples_per_prompt": 2, "max_new_tokens": 4},
-        "algorithm": {"use": "ppo", **keys}, "optimizer": {"learning_rate": 0.5, "max_grad_norm": None},
-    })  # fmt: skip
+GROUP = Group(Prompt("p", ""), (said(0, 1), said(2)))
 
 
-def learner(chosen: Recipe, rewards=(1.0, 0.0)) -> Learner:
-    policy = Tabular(torch.zeros(5, 4, dtype=torch.float64))
-    given = Given([Group(Prompt("p", ""), (said(0, 1), said(2)))], list(rewards))
-    model = TableValues(policy)
-    critic = Critic(
-        model, torch.optim.SGD(model.trainable().values(), lr=1.0), chosen.algorithm.critic or CriticSection()
-    )
-    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
-    return Learner(
-        chosen, policy, given, given, [Prompt("p", "")], preset_of(chosen.algorithm), optimizer, critic=critic
-    )  # fmt: skip
+def learner(rewards=(1.0, 0.0), **algorithm) -> Learner:
+    sampling = {"prompts_per_step": 1, "samples_per_prompt": 2, "max_new_tokens": 4}
+    optimizer = {"learning_rate": 0.5, "max_grad_norm": None}
+    algorithm = {"use": "ppo", **algorithm}
+    return uniform_learner(toy_recipe(sampling=sampling, optimizer=optimizer, algorithm=algorithm), [GROUP], rewards)
 
 
 class TestStep:
     def test_by_hand(self):
-        one = learner(recipe(critic={"rate": 2.0, "clip": 0.0, "trace": 1.0}))
+        one = learner(critic={"rate": 2.0, "clip": 0.0, "trace": 1.0})
         report = train_step(one)
         # V = 0, so returns are the rewards: 1 1 of the first text, 0 of the second. Loss: the mean over 3 tokens of R^2/2.
         assert report.metrics["critic/loss"] == pytest.approx(2 / 6)
@@ -138,8 +116,7 @@ class TestStep:
 
     def test_values_move_no_further_than_the_clip(self):
         """From the second update on a value beyond the clip has no gradient; the first may step over it."""
-        chosen = recipe(critic={"rate": 2.0, "clip": 0.1, "trace": 1.0}, epochs=5)
-        one = learner(chosen)
+        one = learner(critic={"rate": 2.0, "clip": 0.1, "trace": 1.0}, epochs=5)
         train_step(one)
         # At V = 0 both branches agree: V(start), of tokens that should be 1 and 0, goes to 1/3, and so does the other, of a
         # token that should be 1. Beyond 0.1 the clipped error of what should be 1 is the larger, and flat. What should be 0
@@ -150,7 +127,7 @@ class TestStep:
 
     def test_a_kl_in_the_reward_is_taken_token_by_token(self):
         kl = {"coefficient": 0.5, "estimator": "k1", "where": "reward"}
-        one = learner(recipe(kl=kl, critic={"trace": 1.0, "clip": 0.0}))
+        one = learner(kl=kl, critic={"trace": 1.0, "clip": 0.0})
         with torch.no_grad():
             one.policy._reference.logits[4, 0] = 3.0
         report = train_step(one)
@@ -163,7 +140,7 @@ class TestStep:
         assert report.metrics["critic/loss"] == pytest.approx(sum(value**2 for value in returns) / 6)
 
     def test_what_is_not_finite_stops_before_either_moves(self):
-        one = learner(recipe(), rewards=(1e200, 0.0))
+        one = learner(rewards=(1e200, 0.0))
         with pytest.raises(BurnishError, match=r"step 1: the critic's (loss|gradient norm) is"):
             train_step(one)
         assert one.critic.model.parameter.tolist() == [0] * 5
@@ -171,7 +148,7 @@ class TestStep:
         assert one.step == 0
 
     def test_a_learner_has_one_where_its_algorithm_does(self):
-        one = learner(recipe())
+        one = learner()
         with pytest.raises(ValueError, match="critic"):
             Learner(one.recipe, one.policy, one.sampler, one.scorer, one.prompts, PRESETS["grpo"], one.optimizer,
                     critic=one.critic)  # fmt: skip

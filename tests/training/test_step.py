@@ -5,26 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import build
 from burnish.errors import BurnishError
 from burnish.policies.tabular import Tabular
-from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training.batching import collate
 from burnish.training.step import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
-from burnish.types import Completion, Group, Prompt, Scores
+from burnish.types import Completion, Group, Prompt
+from tests.fakes import FixedSampler, FixedScorer, toy_learner, toy_recipe
 
 PROMPTS = [Prompt(f"p{place}", "") for place in range(5)]
 MORE = [Prompt(f"p{place}", "") for place in range(10)]
-
-
-def recipe(**changes) -> Recipe:
-    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    return load_recipe("toy", overrides)
 
 
 class TestDrawPrompts:
@@ -49,16 +42,20 @@ class TestDrawPrompts:
 
 class TestLearningRate:
     def test_warm_up_then_constant(self):
-        chosen = recipe(optimizer__learning_rate=0.8, optimizer__warmup_steps=4, steps=6)
+        chosen = toy_recipe("optimizer.learning_rate=0.8", "optimizer.warmup_steps=4", steps=6)
         assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
     def test_warm_up_then_down_to_the_last_step(self):
-        chosen = recipe(optimizer__learning_rate=0.8, optimizer__warmup_steps=2, optimizer__schedule="linear", steps=6)
+        chosen = toy_recipe(
+            "optimizer.schedule=linear", "optimizer.learning_rate=0.8", "optimizer.warmup_steps=2", steps=6
+        )
         # After the warm-up 4 steps are left: 4/4, 3/4, 2/4, 1/4; zero would come after the last one.
         assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.4, 0.8, 0.8, 0.6, 0.4, 0.2])
 
     def test_a_warm_up_as_long_as_the_run(self):
-        chosen = recipe(optimizer__learning_rate=1.0, optimizer__warmup_steps=9, optimizer__schedule="linear", steps=3)
+        chosen = toy_recipe(
+            "optimizer.schedule=linear", "optimizer.learning_rate=1.0", "optimizer.warmup_steps=9", steps=3
+        )
         assert [learning_rate(chosen, step) for step in (1, 2, 3)] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
 
 
@@ -91,32 +88,13 @@ def test_screen():
     assert screen(completion(1, "", "length")) == ("empty", "truncated")
 
 
-class Given:
-    """A scorer that gives the numbers it was given, and a sampler that gives the completions."""
-
-    def __init__(self, values: list[float], groups: list[Group] | None = None) -> None:
-        self.values, self.groups = np.array(values), groups
-
-    def score(self, completions, *, step=None) -> Scores:
-        return Scores(self.values, {"given": self.values}, {"given": 1.0})
-
-    def sample(self, prompts, **options) -> list[Group]:
-        return self.groups
-
-
-def learner_of(chosen: Recipe, values: list[float]) -> Learner:
-    learner, _ = build(chosen)
-    learner.scorer = Given(values)
-    return learner
-
-
-SMALL = {"sampling__prompts_per_step": 1, "sampling__samples_per_prompt": 4}
+SMALL = ["algorithm.use=reinforce", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=4"]
 
 
 class TestStep:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_reward_that_is_no_number_leaves_the_weights(self, value):
-        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 0.0, value, 0.0])
+        learner = toy_learner(*SMALL, rewards=[1.0, 0.0, value, 0.0])
         before = learner.policy.parameter.detach().clone()
         with pytest.raises(BurnishError, match=r"step 1: the loss is .* the weights were left as they were"):
             train_step(learner)
@@ -124,12 +102,12 @@ class TestStep:
         assert (learner.step, learner.baseline) == (0, 0.0)
 
     def test_samples_of_earlier_weights_are_stale(self):
-        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 2.0, 3.0, 2.0])
+        learner = toy_learner(*SMALL, rewards=[1.0, 2.0, 3.0, 2.0])
         given = learner.sampler.sample(
             learner.prompts[:1], samples_per_prompt=4, sampling=learner.recipe.sampling.params, seed=(0, 1)
         )
         assert train_step(learner).metrics["staleness"] == 0
-        learner.sampler = Given([], given)
+        learner.sampler = FixedSampler(given)
         # Sampled by the weights of step 0, trained in steps 2 and 3.
         assert [train_step(learner).metrics["staleness"] for _ in range(2)] == [1, 2]
 
@@ -139,20 +117,20 @@ class TestStep:
             refuse_non_finite(3, 1.0, math.inf)
 
     def test_the_moving_baseline(self):
-        learner = learner_of(recipe(algorithm__use="reinforce_baseline", **SMALL), [1.0, 2.0, 3.0, 2.0])
+        learner = toy_learner(*SMALL, "algorithm.use=reinforce_baseline", rewards=[1.0, 2.0, 3.0, 2.0])
         first = train_step(learner)
         # Step 1 has no earlier reward: b = 0. Then b is its mean, then 0.9 b + 0.1 mean.
         assert [row["advantage"] for row in first.samples] == [1.0, 2.0, 3.0, 2.0]
         assert learner.baseline == pytest.approx(2.0)
-        learner.scorer = Given([0.0, 4.0, 8.0, 4.0])
+        learner.scorer = FixedScorer([0.0, 4.0, 8.0, 4.0])
         second = train_step(learner)
         assert [row["advantage"] for row in second.samples] == [-2.0, 2.0, 6.0, 2.0]
         assert learner.baseline == pytest.approx(0.9 * 2.0 + 0.1 * 4.0)
 
     def test_metrics_and_samples_by_hand(self):
-        learner = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0, 2.0, 3.0, 6.0])
+        learner = toy_learner(*SMALL, rewards=[1.0, 2.0, 3.0, 6.0])
         report = train_step(learner)
-        assert report.metrics["reward/mean"] == report.metrics["reward/given"] == 3.0
+        assert report.metrics["reward/mean"] == report.metrics["reward/fixed"] == 3.0
         assert report.metrics["reward/std"] == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 4))
         lengths = [row["tokens"] for row in report.samples]
         assert report.metrics["length/mean"] == sum(lengths) / 4
@@ -164,15 +142,14 @@ class TestStep:
 
     def test_the_loss_and_the_update_by_hand(self):
         # One completion 我爱你。 of reward 1, REINFORCE: loss = -log P = -log 0.24, and dlogP/dlogit(我|start) = 0.5.
-        chosen = recipe(algorithm__use="reinforce", sampling__prompts_per_step=1, sampling__samples_per_prompt=1,
-                        optimizer__max_grad_norm=100.0)  # fmt: skip
+        chosen = toy_recipe(*SMALL, "sampling.samples_per_prompt=1", "optimizer.max_grad_norm=100.0")
         policy = Tabular()
         one = Completion(
             Prompt("p", ""), (), (0, 1, 2, 3), "我爱你。", tuple(map(math.log, (0.5, 0.8, 0.6, 1.0))), "stop"
         )
-        given = Given([1.0], [Group(one.prompt, (one,))])
+        sampler, scorer = FixedSampler([Group(one.prompt, (one,))]), FixedScorer([1.0])
         optimizer = torch.optim.SGD([policy.parameter], lr=1.0)
-        learner = Learner(chosen, policy, given, given, PROMPTS, PRESETS["reinforce"], optimizer)
+        learner = Learner(chosen, policy, sampler, scorer, PROMPTS, PRESETS["reinforce"], optimizer)
         before = policy.parameter.detach().clone()
         report = train_step(learner)
         assert report.metrics["loss"] == pytest.approx(-math.log(0.24), abs=1e-12)
@@ -190,7 +167,7 @@ class TestStep:
         assert report.metrics["grad_norm"] == pytest.approx(float(expected.norm()), abs=1e-9)
 
     def test_the_gradient_is_clipped_to_the_limit(self):
-        learner = learner_of(recipe(algorithm__use="reinforce", optimizer__max_grad_norm=0.001, **SMALL), [9.0] * 4)
+        learner = toy_learner(*SMALL, "optimizer.max_grad_norm=0.001", rewards=[9.0] * 4)
         seen: list[float] = []
         learner.optimizer.register_step_pre_hook(
             lambda *arguments: seen.append(float(learner.policy.parameter.grad.norm()))
@@ -200,12 +177,9 @@ class TestStep:
         assert seen == [pytest.approx(0.001, rel=1e-3)]
 
     def test_kl_in_the_reward_is_taken_from_the_advantage(self):
-        plain = learner_of(recipe(algorithm__use="reinforce", **SMALL), [1.0] * 4)
+        plain = toy_learner(*SMALL, rewards=[1.0] * 4)
         kl = '{coefficient = 0.5, estimator = "k1", where = "reward"}'
-        pulled = learner_of(
-            recipe(algorithm__use="reinforce", algorithm__kl=kl, **SMALL),
-            [1.0] * 4,
-        )  # fmt: skip
+        pulled = toy_learner(*SMALL, f"algorithm.kl={kl}", rewards=[1.0] * 4)
         for learner in (plain, pulled):
             with torch.no_grad():
                 learner.policy.parameter[4, 0] += 1.0

@@ -15,19 +15,18 @@ from burnish.algorithms.credit import increments
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.presets import PRESETS
 from burnish.algorithms.tokenwise import as_it_comes, less_baseline, less_mean, less_others, mean_to_come, over_spread
-from burnish.backends.local import build
 from burnish.errors import BurnishError
 from burnish.exactness import world as exact
 from burnish.policies.tabular import Tabular, known_world
 from burnish.recipe.algorithm import CriticSection
-from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
 from burnish.training.critic import token_credit
 from burnish.training.rollouts import collect
-from burnish.training.step import train_step
+from burnish.training.step import Learner, train_step
 from burnish.training.token_advantages import split, token_advantages
 from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
+from tests.fakes import FixedSampler, FixedScorer, RecordingOptimizer, toy_learner
 
 
 def tensor(*values: Any) -> torch.Tensor:
@@ -181,21 +180,6 @@ def test_a_critic_takes_them_as_rewards_a_token():
     assert gained.tolist() == [0.5, 1.0, 0.25]
 
 
-class Dealt:
-    """A scorer that gives the numbers it was given, and a sampler that gives the completions."""
-
-    def __init__(self, whole: list[float], gained: list[list[float]], groups: list[Group]) -> None:
-        self.tokens = TokenRewards(np.array(whole), tuple(np.array(row) for row in gained))
-        self.total = np.array(whole) + [sum(row) for row in gained]
-        self.groups = groups
-
-    def score(self, completions, *, step=None) -> Scores:
-        return Scores(self.total, {"given": self.total}, {"given": 1.0}, token_rewards=self.tokens)
-
-    def sample(self, prompts, **options) -> list[Group]:
-        return self.groups
-
-
 def group(*texts: str) -> Group:
     table = Tabular()
     prompt = Prompt("p", "")
@@ -208,27 +192,25 @@ def group(*texts: str) -> Group:
     )
 
 
-def step_of(use: str, scorer: Dealt, **keys: Any):
-    options = [f"{key}={value}" for key, value in keys.items()]
-    recipe = load_recipe(
-        "toy",
-        [f"algorithm.use={use}", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=2", *options],
-    )
-    learner, _ = build(recipe)
+def step_of(use: str, scorer: FixedScorer, groups: Sequence[Group], **keys: Any) -> Learner:
+    learner = toy_learner(
+        f"algorithm.use={use}", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=2",
+        *(f"{key}={value}" for key, value in keys.items()),
+    )  # fmt: skip
     learner.policy.parameter.data = torch.zeros_like(learner.policy.parameter)
-    learner.scorer = learner.sampler = scorer
+    learner.scorer, learner.sampler = scorer, FixedSampler(groups)
     return learner
 
 
 class TestStep:
-    SCORER = Dealt([1.0, 3.0], [[1.0, 3.0, 1.0], [2.0]], [group("我爱你", "。")])
+    SCORER = FixedScorer([1.0, 3.0], [[1.0, 3.0, 1.0], [2.0]])
+    GROUPS = (group("我爱你", "。"),)
 
-    def gradient(self, use: str, scorer: Dealt, **keys: Any) -> torch.Tensor:
-        learner = step_of(use, scorer, **keys)
-        kept: list[torch.Tensor] = []
-        learner.optimizer.step = lambda: kept.append(learner.policy.parameter.grad.clone())  # type: ignore[method-assign]
+    def gradient(self, use: str, **keys: Any) -> torch.Tensor:
+        learner = step_of(use, self.SCORER, self.GROUPS, **keys)
+        learner.optimizer = RecordingOptimizer(learner.policy)
         train_step(learner)
-        return kept[0]
+        return learner.optimizer.gradient["logits"]
 
     def by_hand(self, advantages: list[float]) -> torch.Tensor:
         """-1/N sum of A (one-hot - 1/4), the table being uniform: 我 at first, 爱 after 我, 你 after 爱; 。 at once."""
@@ -249,22 +231,22 @@ class TestStep:
         ],
     )
     def test_the_gradient_by_hand(self, use, advantages):
-        close(self.gradient(use, self.SCORER, **{"optimizer.max_grad_norm": 1e9}), self.by_hand(advantages))
+        close(self.gradient(use, **{"optimizer.max_grad_norm": 1e9}), self.by_hand(advantages))
 
     def test_what_length_costs(self):
         # 2 at the longest length of 4: three tokens cost 1.5, one costs 0.5.
         keys = {"optimizer.max_grad_norm": 1e9, "algorithm.length_cost": 2.0}
-        close(self.gradient("reinforce", self.SCORER, **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
+        close(self.gradient("reinforce", **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
 
     @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.tokenwise])
     def test_microbatches_leave_it(self, use):
         keys = {"optimizer.max_grad_norm": 1e9}
-        whole = self.gradient(use, self.SCORER, **keys)
-        close(self.gradient(use, self.SCORER, **keys, **{"optimizer.tokens_per_microbatch": 1}), whole, 1e-10)
+        whole = self.gradient(use, **keys)
+        close(self.gradient(use, **keys, **{"optimizer.tokens_per_microbatch": 1}), whole, 1e-10)
         assert whole.abs().max() > 0
 
     def test_the_baseline_is_what_was_to_come(self):
-        learner = step_of("reinforce_baseline", self.SCORER)
+        learner = step_of("reinforce_baseline", self.SCORER, self.GROUPS)
         report = train_step(learner)
         # 1 + (5 + 4 + 1) / 3 and 3 + 2; the advantage in samples.jsonl is the mean over tokens.
         assert learner.baseline == pytest.approx((1 + 10 / 3 + 5) / 2)
@@ -273,13 +255,13 @@ class TestStep:
 
     def test_tokens_that_pull_apart_are_trained(self):
         # Of both texts the tokens' advantages add up to nothing: 1 and -1.
-        scorer = Dealt([0.0, 0.0], [[0.0, 1.0], [0.0, -1.0]], [group("我爱", "你。")])
-        learner = step_of("reinforce", scorer)
-        scorer.tokens = replace(scorer.tokens, per_token=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
+        scorer = FixedScorer([0.0, 0.0], [[0.0, 1.0], [0.0, -1.0]])
+        learner = step_of("reinforce", scorer, [group("我爱", "你。")])
+        scorer.token_rewards = replace(scorer.token_rewards, per_token=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
         assert train_step(learner).metrics["trained"] == 1.0
 
     def test_an_algorithm_without_tokens_says_so(self):
-        learner = step_of("gspo", self.SCORER)
+        learner = step_of("gspo", self.SCORER, self.GROUPS)
         with pytest.raises(BurnishError, match="cannot take that: its ratio is that of the whole text"):
             train_step(learner)
 

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from burnish.backends.local import build
 from burnish.errors import BurnishError
-from burnish.policies.tabular import Tabular
-from burnish.recipe.algorithm import preset_of
-from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training.batching import trained_places, update_places
 from burnish.training.step import Learner, train_step
-from burnish.types import Completion, Group, Prompt, Scores
+from burnish.types import Completion, Group, Prompt
+from tests.fakes import toy_learner, toy_recipe, uniform_learner
 
 SEED = (3, 2, 1)
-
-
-class Given:
-    """A sampler and a scorer that give what they were given."""
-
-    def __init__(self, groups: list[Group], rewards: list[float]) -> None:
-        self.groups, self.rewards = groups, np.array(rewards)
-
-    def sample(self, prompts, **options) -> list[Group]:
-        return self.groups
-
-    def score(self, completions, step=None) -> Scores:
-        return Scores(self.rewards, {"given": self.rewards}, {"given": 1.0})
-
-
-def uniform() -> Tabular:
-    return Tabular(torch.zeros(5, 4, dtype=torch.float64))
 
 
 def said(*tokens: int, prompt: str = "p") -> Completion:
@@ -48,18 +27,11 @@ GROUPS = [
 REWARDS = [1.0, 0.0, 3.0, 0.0, 2.0, 5.0]
 
 
-def recipe(**keys) -> Recipe:
+def learner(rewards=REWARDS, **algorithm) -> Learner:
     sampling = {"prompts_per_step": 2, "samples_per_prompt": 3, "max_new_tokens": 4}
-    return load_recipe({
-        "name": "updates", "policy": {"use": "tabular"}, "task": {"use": "toy"}, "reward": [{"use": "exact"}],
-        "sampling": sampling, "algorithm": keys, "optimizer": {"learning_rate": 0.5, "max_grad_norm": None},
-    })  # fmt: skip
-
-
-def learner(chosen: Recipe, rewards=REWARDS) -> Learner:
-    policy, given = uniform(), Given(GROUPS, rewards)
-    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
-    return Learner(chosen, policy, given, given, [Prompt("p", "")], preset_of(chosen.algorithm), optimizer)
+    optimizer = {"learning_rate": 0.5, "max_grad_norm": None}
+    algorithm = {"use": "grpo", **algorithm}
+    return uniform_learner(toy_recipe(sampling=sampling, optimizer=optimizer, algorithm=algorithm), GROUPS, rewards)
 
 
 def logprobs(table: torch.Tensor, completion: Completion) -> torch.Tensor:
@@ -88,14 +60,14 @@ def by_hand(places: list[list[int]], low: float, high: float, rate: float) -> to
 class TestUpdates:
     @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (1, 2), (2, 3), (2, 4)])
     def test_the_table_after_them_is_the_papers(self, epochs, minibatches):
-        one = learner(recipe(epochs=epochs, minibatches=minibatches, clip_low=0.1, clip_high=0.3))
+        one = learner(epochs=epochs, minibatches=minibatches, clip_low=0.1, clip_high=0.3)
         train_step(one)
         places = update_places(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
         assert len(places) == epochs * minibatches
         torch.testing.assert_close(one.policy.parameter.detach(), by_hand(places, 0.1, 0.3, 0.5), rtol=0, atol=1e-12)
 
     def test_the_clip_acts_and_its_width_matters(self):
-        wide, narrow = (learner(recipe(epochs=6, clip_low=width, clip_high=width)) for width in (1.0, 0.01))
+        wide, narrow = (learner(epochs=6, clip_low=width, clip_high=width) for width in (1.0, 0.01))
         reports = [train_step(one).metrics for one in (wide, narrow)]
         assert reports[0]["clip_fraction"] < reports[1]["clip_fraction"]
         assert reports[1]["clip_fraction/low"] > 0 and reports[1]["clip_fraction/high"] > 0
@@ -104,13 +76,13 @@ class TestUpdates:
 
     def test_the_two_sides_of_the_clip_are_told_apart(self):
         # A ratio is never below 0, and here never above 101.
-        above, below = (recipe(epochs=6, clip_low=low, clip_high=high) for low, high in ((1.0, 0.01), (0.01, 100.0)))
-        found = [train_step(learner(one)).metrics for one in (above, below)]
+        above, below = (learner(epochs=6, clip_low=low, clip_high=high) for low, high in ((1.0, 0.01), (0.01, 100.0)))
+        found = [train_step(one).metrics for one in (above, below)]
         assert found[0]["clip_fraction/low"] == 0 < found[0]["clip_fraction/high"] == found[0]["clip_fraction"]
         assert found[1]["clip_fraction/high"] == 0 < found[1]["clip_fraction/low"] == found[1]["clip_fraction"]
 
     def test_one_update_needs_no_second_pass(self):
-        one = learner(recipe())
+        one = learner()
         calls = []
         inner = one.policy.logprobs
         one.policy.logprobs = lambda *given, **named: (calls.append(1), inner(*given, **named))[1]
@@ -121,7 +93,7 @@ class TestUpdates:
         assert "update_kl" not in metrics
 
     def test_a_later_update_that_is_not_finite_says_so(self):
-        one = learner(recipe(epochs=2))
+        one = learner(epochs=2)
         step = one.optimizer.step
 
         def runs_away():
@@ -172,7 +144,7 @@ class TestPlaces:
 
 class TestEntropy:
     def test_its_gradient_by_hand_where_no_sample_has_an_advantage(self):
-        one = learner(recipe(aggregation="sequence_sum", entropy=0.25), rewards=[1.0] * 6)
+        one = learner([1.0] * 6, aggregation="sequence_sum", entropy=0.25)
         start = torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
         with torch.no_grad():
             one.policy.parameter[4] = start
@@ -189,13 +161,12 @@ class TestEntropy:
         assert float(moved[0]) < 0 < float(moved[1]), "towards the uniform"
 
     def test_without_it_such_a_step_moves_nothing(self):
-        one = learner(recipe(), rewards=[1.0] * 6)
+        one = learner([1.0] * 6)
         metrics = train_step(one).metrics
         assert metrics["grad_norm"] == 0.0
         assert metrics["trained"] < 1.0
 
     def test_of_a_table_with_impossible_tokens(self):
-        chosen = load_recipe("toy", ["algorithm.entropy=0.1", "steps=2"])
-        one, _ = build(chosen)
+        one = toy_learner("algorithm.entropy=0.1")
         assert one.policy.parameter.isinf().any()
         assert math.isfinite(train_step(one).metrics["grad_norm"])
