@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from scipy.special import stdtrit
+
 from burnish.algorithms.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "bench" / "results"
 CONTROL = "shuffled rewards"
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""The 97.5% point of t with n - 1 degrees of freedom, by n."""
 
 
 def recipe(algorithm: str, seed: int, steps: int, weights: Path | None) -> dict[str, Any]:
@@ -69,8 +69,10 @@ def run(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds and half the width of its 95% interval by Student's t."""
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return statistics.mean(values), STUDENT.get(len(values), 1.96) * spread / math.sqrt(len(values))
+    count = len(values)
+    if count < 2:
+        return statistics.mean(values), math.nan
+    return statistics.mean(values), float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
 
 
 def main() -> None:

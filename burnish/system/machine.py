@@ -145,27 +145,33 @@ def cores() -> int:
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes of memory in all and free for a new process; None where the system does not say."""
+    """Return the bytes of memory in all and available to a new process, or None where the system does not tell."""
+    import psutil
+
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        return sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
+        sizes = psutil.virtual_memory()
+    except (OSError, LookupError, ValueError, NotImplementedError):
         return None
+    return int(sizes.total), int(sizes.available)
 
 
 def peak_memory() -> int:
-    """Bytes: the largest resident set this process ever had; 0 where the system does not say."""
+    """Return the largest resident set this process has had, in bytes."""
+    # psutil has the peak on Windows only. Linux's own counter starts anew with each program; that of getrusage counts
+    # from the fork, so that a small program started by a large one seems as large as its parent.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    with suppress(ImportError):  # Windows has no such module
+    try:
         import resource
+    except ImportError:
+        import psutil
 
-        # In bytes on macOS, in KB elsewhere.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return 0
+        windows: Any = psutil.Process().memory_info()
+        return int(windows.peak_wset)
+    # In bytes on macOS, in KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def processor() -> str:

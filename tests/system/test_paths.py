@@ -1,4 +1,4 @@
-"""A path that begins with the home of nobody is refused in one line wherever one may be given."""
+"""Paths with ``~``, and the cache folder of systems other than Linux (that of Linux: tests/catalogue)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from burnish.errors import InputError
 from burnish.rewards.registry import REWARDS
 from burnish.supervised.jsonl import JsonLines
-from burnish.system.paths import expanded
+from burnish.system.paths import expanded, home
 from burnish.tasks.data import Data
 from burnish.types import Completion, Prompt
 
@@ -39,3 +39,18 @@ def test_others_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (expanded("~/a"), expanded("a/~b"), expanded(Path("/c"))) == (
         Path("/home/me/a"), Path("a/~b"), Path("/c"),
     )  # fmt: skip
+
+
+def test_an_earlier_cache_is_kept_where_the_system_has_a_folder_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library, earlier = tmp_path / "Library" / "Caches" / "burnish", tmp_path / ".cache" / "burnish"
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name, appauthor: library)
+    monkeypatch.delenv("BURNISH_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home() == library
+    earlier.mkdir(parents=True)
+    assert home() == earlier
+    library.mkdir(parents=True)
+    assert home() == library
