@@ -36,7 +36,7 @@ from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, war
 from burnish.system.environment import environment
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
-from burnish.text import mostly_unspaced
+from burnish.text import mostly_han_or_kana
 from burnish.training.reinforcement import HELD_OUT_SEED, Session
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -291,7 +291,7 @@ def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str],
     if not chosen.english_only(options):
         return
     for place, text in enumerate([*texts, reference or ""], start=1):
-        if mostly_unspaced(text):
+        if mostly_han_or_kana(text):
             which = "the reference" if place > len(texts) else f"text {place}"
             raise InputError(f"'{name}' knows English only, and {which} is Chinese or Japanese: leave one of them out")
 

@@ -1,35 +1,82 @@
-"""What a word, a sentence and an n-gram is.
+"""Words, sentences and n-grams of a text in any script.
 
-A word is a run of letters and digits, lower-cased; every Chinese or Japanese character and every punctuation mark
-or emoji is a word of its own, so that Chinese is not one endless word and "!!!!!!" counts as repetition.
+A word is a run of letters with their combining marks, digits and underscores, in lower case; a single apostrophe or an
+invisible joiner may stand inside it ("don't"). Chinese, Japanese, Thai, Lao, Khmer and Burmese put no space between words:
+there, every user-perceived character is a word. Every punctuation mark and every emoji is a word of its own, so that
+"!!!!!!" counts as repetition. Words are in the composed form NFC, so the two spellings of "é" are equal.
+
+These are the word boundaries of UAX #29 but for one rule: a full stop or comma always separates, also in "3.14" and "e.g".
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Hashable, Iterator, Sequence
+
+import regex
 
 from burnish.errors import InputError
 
-WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Kana and Han characters, as a range for a regular expression: scripts that put no space between words."""
-_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
-_WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+(?:['’][^\W{WITHOUT_SPACES}]+)*|[^\w\s]")
+HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+"""Chinese and Japanese characters, for a character class of the package ``regex``."""
+WITHOUT_SPACES = HAN_AND_KANA + r"\p{Line_Break=Complex_Context}"
+"""Scripts without spaces between words: Han, kana, and the South East Asian ones of UAX #14 (Thai, Lao, Khmer, Burmese)."""
 
+_LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{WITHOUT_SPACES}]]+"
+_JOINERS = "['’]|[\u00ad\u200c\u200d\u2060]+"  # soft hyphen, zero-width non-joiner (Persian) and joiner, word joiner
+_WORD = regex.compile(
+    rf"{_LETTERS}(?:(?:{_JOINERS}){_LETTERS})*|(?=[{WITHOUT_SPACES}])\X\p{{M}}*|(?!\s)\X", regex.VERSION1
+)
+_UNSPACED = regex.compile(f"[{WITHOUT_SPACES}]")
+_HAN_OR_KANA = regex.compile(f"[{HAN_AND_KANA}]")
 
-def mostly_unspaced(text: str) -> bool:
-    """Whether Chinese or Japanese characters are at least half of a text's words."""
-    unspaced = len(_UNSPACED.findall(text))
-    return unspaced > 0 and 2 * unspaced >= sum(word[0].isalpha() for word in words(text))
+SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…\n]+")
+"""The end of a sentence: full stops, question and exclamation marks of every script, an ellipsis, or the end of a line."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as this module counts them."""
-    return _WORD.findall(text.lower())
+    """Return the words of a text in order, punctuation and emoji included."""
+    tokens: list[str] = _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+    return tokens
+
+
+def lexical_words(text: str) -> list[str]:
+    """Return the words that begin with a letter or digit: no punctuation, no emoji."""
+    return [word for word in words(text) if word[0].isalnum()]
+
+
+def is_unspaced(word: str) -> bool:
+    """Return whether a word is a character of a script without spaces."""
+    return _UNSPACED.match(word) is not None
+
+
+def mostly_unspaced(text: str) -> bool:
+    """Return whether at least half of a text's words are characters of scripts without spaces."""
+    return _mostly(_UNSPACED, text)
+
+
+def mostly_han_or_kana(text: str) -> bool:
+    """Return whether at least half of a text's words are Chinese or Japanese characters."""
+    return _mostly(_HAN_OR_KANA, text)
+
+
+def _mostly(script: regex.Pattern[str], text: str) -> bool:
+    tokens = words(text)
+    matches = sum(script.match(word) is not None for word in tokens)
+    return matches > 0 and 2 * matches >= sum(word[0].isalpha() for word in tokens)
+
+
+def sentences(text: str) -> list[str]:
+    """Return the parts between sentence ends, without the marks that end them; parts of white space are left out."""
+    return [part for part in SENTENCE_END.split(text) if part.strip()]
 
 
 def ngrams(tokens: Sequence[Hashable], n: int) -> Iterator[tuple[Hashable, ...]]:
-    """The ``max(0, T - n + 1)`` runs of n neighbouring tokens, in order. Raises InputError for n below 1."""
+    """Return the ``max(0, T - n + 1)`` runs of n neighbouring tokens, in order.
+
+    Raises:
+        InputError: n is below 1.
+    """
     if n < 1:
         raise InputError(f"n = {n}: an n-gram has at least one token")
     return (tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))

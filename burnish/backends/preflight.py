@@ -10,7 +10,7 @@ from burnish.policies.vocabulary import check_plain
 from burnish.protocols import Observer
 from burnish.recipe.schema import Recipe
 from burnish.rewards.registry import REWARDS
-from burnish.text import mostly_unspaced
+from burnish.text import mostly_han_or_kana
 from burnish.types import Prompt
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observe
     Chinese or Japanese. Where prompts are and references are not there, a warning: the answers may be English."""
     references = [prompt.reference for prompt in prompts if prompt.reference is not None]
     texts = references or [prompt.text for prompt in prompts]
-    if 2 * sum(map(mostly_unspaced, texts)) <= len(texts):
+    if 2 * sum(map(mostly_han_or_kana, texts)) <= len(texts):
         return
     for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
         for index, section in enumerate(sections):

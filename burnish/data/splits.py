@@ -8,14 +8,13 @@ side of the smallest hash among them, so that nothing held out was seen in train
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError
-from burnish.text import WITHOUT_SPACES, words
+from burnish.text import is_unspaced, lexical_words
 from burnish.types import Message, Prompt
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 SHARED_WORDS = 13
 """Words of an overlap that counts as the same text (as the contamination check of GPT-3, arXiv 2005.14165, C)."""
 SHARED_CHARACTERS = 26
-"""The same for Chinese and Japanese, whose words are about two characters long."""
-_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
+"""The same in scripts without spaces (Chinese, Japanese, Thai), whose words are two characters or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +151,9 @@ def families_of(examples: Sequence[Example]) -> dict[str, str]:
 
 def _marks(text: str) -> Iterator[Hashable]:
     """What two versions of a text have in common: the bare text, and each long run of its words."""
-    bare = [word for word in words(text) if word.isalnum() or len(word) > 1]
+    bare = lexical_words(text)
     yield hash_of(bare)
-    run = SHARED_CHARACTERS if 2 * sum(map(len, map(_UNSPACED.findall, bare))) > len(bare) else SHARED_WORDS
+    run = SHARED_CHARACTERS if 2 * sum(map(is_unspaced, bare)) > len(bare) else SHARED_WORDS
     for start in range(len(bare) - run + 1):
         yield hash_of(bare[start : start + run])
 

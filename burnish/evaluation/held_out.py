@@ -12,6 +12,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from burnish.errors import InputError
 from burnish.evaluation.metrics import metrics_of
 from burnish.rewards.library.fluency import negative_log_likelihoods
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 LONGEST_TRUTH = 512
 """Tokens of a reference that truth_perplexity reads at most: a whole article would not fit in one pass."""
 # Han, kana, Thai, Lao, Burmese, Khmer and full-width punctuation: no space stands beside these.
-_NO_SPACE_BESIDE = re.compile(rf"[{WITHOUT_SPACES}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u303f\uff00-\uffef]")
+_NO_SPACE_BESIDE = regex.compile(
+    rf"[{WITHOUT_SPACES}\p{{Thai}}\p{{Lao}}\p{{Myanmar}}\p{{Khmer}}\u3000-\u303f\uff00-\uffef]"
+)
 _NO_SPACE_BEFORE = re.compile(r"[\s,.;:!?%)\]}’”…]")
 _NO_SPACE_AFTER = re.compile(r"[\s(\[{‘“]")
 

@@ -7,22 +7,19 @@ its own tokens, or the gradient would be biased.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from burnish.text import SENTENCE_END
 from burnish.types import Completion
 
 Credit = Literal["completion", "sentence", "token"]
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
-
-ENDS = re.compile("[.!?\u2026\u3002\uff01\uff1f\uff0e\uff61\n]+")
-"""What ends a sentence, in English and Chinese: full stops, question and exclamation marks, dots, or the line's end."""
 
 UNFINISHED = "\ufffd"
 """What is decoded of a character of which some bytes are still missing: not yet written."""
@@ -39,7 +36,7 @@ def beginnings(completion: Completion, credit: Credit, decode: Decode) -> dict[i
     for length in range(1, len(completion.token_ids)):
         text = decode(completion.token_ids[:length]).rstrip(UNFINISHED)
         if credit == "sentence":
-            before, ends = ends, len(ENDS.findall(text))
+            before, ends = ends, len(SENTENCE_END.findall(text))
             if ends <= before:
                 continue
         found[length] = text

@@ -19,7 +19,7 @@ from burnish.data.splits import Example, TwoSided, asked, example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.system.paths import expanded
-from burnish.text import words
+from burnish.text import lexical_words
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -216,4 +216,4 @@ def paragraphs(page: Path) -> dict[str, str]:
 
 
 def _length(text: str) -> int:
-    return sum(word[0].isalnum() for word in words(text))
+    return len(lexical_words(text))

@@ -22,7 +22,7 @@ from burnish.reports.page import charts, samples
 from burnish.reports.run_data import RunData, read_run
 from burnish.reports.wording import number
 from burnish.system.files import explained, write_text
-from burnish.text import mostly_unspaced
+from burnish.text import mostly_han_or_kana
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -121,7 +121,7 @@ def _environment() -> Environment:
 def _language(text: str) -> str:
     """The attribute that lets a browser choose the glyphs, and a screen reader the voice, of a text in another language
     than the page's."""
-    if not mostly_unspaced(text):
+    if not mostly_han_or_kana(text):
         return ""
     return ' lang="ja"' if re.search("[\u3040-\u30ff]", text) else ' lang="zh"'
 

@@ -13,7 +13,7 @@ from burnish.registry import nearest
 from burnish.rewards.library.patterns import MOST_WAYS, ways
 from burnish.rewards.library.schema import errors_of
 from burnish.rewards.registry import checked_by
-from burnish.text import words
+from burnish.text import lexical_words
 
 UNITS = ("words", "characters")
 KINDS: Mapping[str, Callable[[Any], bool]] = {
@@ -58,10 +58,7 @@ def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words"
     Source: our own, after the soft limits on length of RL recipes (such as DAPO's, arXiv 2503.14476, section 3.4).
     """
     _check_length_band(low=low, high=high, unit=unit)
-    if unit == "words":
-        length = sum(word[0].isalnum() for word in words(text))
-    else:
-        length = sum(not character.isspace() for character in text)
+    length = len(lexical_words(text) if unit == "words" else "".join(text.split()))
     if length < low:
         return length / low
     return 1.0 if length <= high else max(0.0, (2 * high - length) / high)

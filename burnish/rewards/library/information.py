@@ -7,21 +7,24 @@ import re
 import unicodedata
 from itertools import pairwise
 
+import regex
+
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.rewards.library.overlap import reference_of
 from burnish.rewards.registry import checked_by
-from burnish.text import WITHOUT_SPACES
+from burnish.text import SENTENCE_END, WITHOUT_SPACES, is_unspaced, sentences, words
 from burnish.types import Completion
 
 SOURCES = ("reference", "prompt")
 FORMS = ("reward", "grade")
 
-_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
-_TOKEN = re.compile(
-    rf"[{WITHOUT_SPACES}]|\d+(?:[.,]\d+)*|[^\W\d_{WITHOUT_SPACES}]+(?:['’-][^\W\d_{WITHOUT_SPACES}]+)*|[^\w\s]"
+_LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[\d{WITHOUT_SPACES}]]+"
+_TOKEN = regex.compile(
+    rf"(?=[{WITHOUT_SPACES}])\X\p{{M}}*|\d+(?:[.,]\d+)*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\s_]", regex.VERSION1
 )
-_SENTENCE_END = re.compile(r"[.!?…。！？；\n]+")
+_LETTERS_OR_DIGITS = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{WITHOUT_SPACES}]]+"
+_HYPHENATED = regex.compile(rf"{_LETTERS_OR_DIGITS}(?:['’-]{_LETTERS_OR_DIGITS})*", regex.VERSION1)
 _OPENING = "\"'“‘([{「『《"
 # Words that carry grammar and little else: a reader who has lost them loses nothing that a fact is made of.
 _FUNCTION_WORDS = frozenset(
@@ -91,9 +94,9 @@ def _content(text: str) -> tuple[set[str], set[str]]:
     words: set[str] = set()
     names: set[str] = {title.lower() for title in re.findall(r"《([^《》]{1,60})》", text)}
     tokens = _TOKEN.findall(text)
-    begins, chinese, shouted = True, _UNSPACED.search(text) is not None, text.isupper()
+    begins, chinese, shouted = True, any(map(is_unspaced, tokens)), text.isupper()
     for token in tokens:
-        if _UNSPACED.match(token):
+        if is_unspaced(token):
             begins = False
         elif token[0].isdigit():
             names.add(token.replace(",", ""))
@@ -105,12 +108,12 @@ def _content(text: str) -> tuple[set[str], set[str]]:
                 named = capitals or (token[0].isupper() and not begins) or chinese
                 (names if named else words).add(word)
             begins = False
-        elif _SENTENCE_END.match(token):
+        elif SENTENCE_END.match(token):
             begins = True
         elif token not in _OPENING:
             begins = False
     for first, second in pairwise(tokens):
-        if _UNSPACED.match(first) and _UNSPACED.match(second) and not {first, second} & _FUNCTION_CHARACTERS:
+        if is_unspaced(first) and is_unspaced(second) and not {first, second} & _FUNCTION_CHARACTERS:
             words.add(first + second)
     return words - names, names
 
@@ -152,23 +155,19 @@ def readability(
     Source: Senter and Smith 1967, Automated Readability Index, AMRL-TR-66-220.
     """
     _check_readability(grade=grade, spread=spread, characters=characters, form=form)
-    sentences = [part for part in _SENTENCE_END.split(_joined_numbers(text)) if any(map(str.isalnum, part))]
-    unspaced = len(_UNSPACED.findall(text))
-    words = [
-        word
-        for part in sentences
-        for word in re.findall(rf"[^\W_{WITHOUT_SPACES}]+(?:['’-][^\W_{WITHOUT_SPACES}]+)*", part)
-    ]
-    if not sentences or (not words and not unspaced):
+    parts = [part for part in sentences(_one_end(text)) if any(map(str.isalnum, part))]
+    unspaced = sum(map(is_unspaced, words(text)))
+    spaced = [word for part in parts for word in _HYPHENATED.findall(part)]
+    if not parts or (not spaced and not unspaced):
         return 0.0
-    if unspaced > len(words):
-        length = (unspaced + len(words)) / len(sentences)
+    if unspaced > len(spaced):
+        length = (unspaced + len(spaced)) / len(parts)
         return length if form == "grade" else min(1.0, max(0.0, (3 * characters - length) / (2 * characters)))
-    letters = sum(map(str.isalnum, "".join(words)))
-    index = 4.71 * letters / len(words) + 0.5 * len(words) / len(sentences) - 21.43
+    letters = sum(map(str.isalnum, "".join(spaced)))
+    index = 4.71 * letters / len(spaced) + 0.5 * len(spaced) / len(parts) - 21.43
     return index if form == "grade" else min(1.0, max(0.0, 1.0 - (index - grade) / spread))
 
 
-def _joined_numbers(text: str) -> str:
-    """The text with no full stop inside a number, where it ends no sentence."""
-    return re.sub(r"(?<=\d)\.(?=\d)", ",", text)
+def _one_end(text: str) -> str:
+    """Return the text without full stops inside numbers, which end no sentence, and with a full stop for each ；."""
+    return re.sub(r"(?<=\d)\.(?=\d)", ",", text).replace("；", "。")

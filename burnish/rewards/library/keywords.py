@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 from burnish.errors import InputError
 from burnish.rewards.library.overlap import reference_of
-from burnish.text import WITHOUT_SPACES, ngrams, words
+from burnish.text import is_unspaced, lexical_words, ngrams
 from burnish.types import Completion
-
-_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")
 
 
 def spoken(text: str) -> list[str]:
     """The words of a text without punctuation; each Chinese or Japanese character is one, and １２ is 12."""
-    return [word for word in words(unicodedata.normalize("NFKC", text)) if word[0].isalnum()]
+    return lexical_words(unicodedata.normalize("NFKC", text))
 
 
 def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
@@ -108,9 +105,9 @@ def _wanted(completion: Completion, min_letters: int) -> set[tuple[Hashable, ...
         return {tuple(keyword) for keyword in wanted}
     true = spoken(reference_of(completion, "keywords"))
     content: set[tuple[Hashable, ...]] = {
-        (word,) for word in true if len(word) >= min_letters and not _UNSPACED.match(word)
+        (word,) for word in true if len(word) >= min_letters and not is_unspaced(word)
     }
-    content |= {pair for pair in pairwise(true) if all(_UNSPACED.match(word) for word in pair)}
+    content |= {pair for pair in pairwise(true) if all(map(is_unspaced, pair))}
     if not content:
         raise InputError(
             f"reward 'keywords': the reference of prompt '{prompt.id}' has no word of {min_letters} letters: "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
-from burnish.text import mostly_unspaced
+from burnish.text import mostly_han_or_kana, mostly_unspaced, words
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     Args:
         completion: what was sampled; its prompt must have a reference.
         tokenize: sacrebleu's tokenizer: "13a" for languages with spaces, "zh" for Chinese, "char", "intl", "none", ...;
-            "auto" takes the one for the reference: "zh" where it is Chinese, "char" where Japanese, else "13a".
+            "auto" takes the one for the reference: "zh" where it is Chinese, "char" where Japanese or Thai, else "13a".
 
     Raises:
         InputError: the prompt has no reference, or the tokenizer is unknown or cannot be loaded.
@@ -82,20 +82,20 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
 
     Args:
         completion: what was sampled; its prompt must have a reference.
-        chinese: every Chinese or Japanese character is a word, and so is punctuation; else words lie between spaces. Where
-            the reference is mostly such characters that is so without saying.
+        chinese: count every Chinese or Japanese character and every punctuation mark as a word; else words lie between
+            spaces. On by default where the reference is mostly such characters. In a reference that is mostly Thai, Lao,
+            Khmer or Burmese, words are those of ``burnish.text``.
 
     Raises:
         InputError: the prompt has no reference.
 
     Source: Snover et al. 2006.
     """
-    reference = reference_of(completion, "ter")
-    score: float = (
-        _sentence_ter(chinese or mostly_unspaced(reference))
-        .sentence_score(completion.text[:LONGEST_TER], [reference])
-        .score
-    )
+    reference, text = reference_of(completion, "ter"), completion.text[:LONGEST_TER]
+    chinese = chinese or mostly_han_or_kana(reference)
+    if not chinese and mostly_unspaced(reference):
+        reference, text = " ".join(words(reference)), " ".join(words(text))
+    score: float = _sentence_ter(chinese).sentence_score(text, [reference]).score
     return min(1.0, max(0.0, 1.0 - score / 100.0))
 
 
@@ -132,11 +132,12 @@ for _reward in (bleu, chrf, ter, exact):
 
 
 def tokenizer_for(references: Sequence[str]) -> str:
-    """The tokenizer of BLEU that fits most of the references: "zh", "char" (Japanese, which has kana), or "13a"."""
+    """Return BLEU's tokenizer for most of the references: "13a", or without spaces "zh" (Chinese) or "char" (others)."""
     unspaced = [text for text in references if mostly_unspaced(text)]
     if 2 * len(unspaced) <= len(references):
         return "13a"
-    return "char" if 2 * sum(map(bool, map(_KANA.search, unspaced))) > len(unspaced) else "zh"
+    others = sum(not mostly_han_or_kana(text) or _KANA.search(text) is not None for text in unspaced)
+    return "char" if 2 * others > len(unspaced) else "zh"
 
 
 @lru_cache(maxsize=8)

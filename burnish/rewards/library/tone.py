@@ -10,9 +10,8 @@ from typing import Any
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.rewards.registry import checked_by
-from burnish.rewards.token_credit import ENDS
 from burnish.system.optional_packages import needed
-from burnish.text import mostly_unspaced, words
+from burnish.text import mostly_han_or_kana, sentences, words
 
 LANGUAGES = ("auto", "en", "zh")
 LONGEST = 4000
@@ -55,7 +54,7 @@ def sentiment(text: str, *, language: str = "auto") -> float:
     text = text[:LONGEST]
     if not text.strip():
         return 0.0
-    if language == "zh" or (language == "auto" and mostly_unspaced(text)):
+    if language == "zh" or (language == "auto" and mostly_han_or_kana(text)):
         return 2.0 * float(_snownlp()(text)) - 1.0
     return float(_vader()(text)["compound"])
 
@@ -91,9 +90,9 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
     """
     _check_attractiveness(language=language, strong=strong)
     text = text[:LONGEST]
-    if language == "zh" or (language == "auto" and mostly_unspaced(text)):
-        sentences = [sentence for sentence in ENDS.split(text) if sentence.strip()]
-        return sum(abs(2.0 * float(_snownlp()(sentence)) - 1.0) for sentence in sentences) / max(1, len(sentences))
+    if language == "zh" or (language == "auto" and mostly_han_or_kana(text)):
+        parts = sentences(text)
+        return sum(abs(2.0 * float(_snownlp()(part)) - 1.0) for part in parts) / max(1, len(parts))
     found = [word for word in words(text) if any(map(str.isalpha, word))]
     strengths = _strengths()
     return min(1.0, sum(abs(strengths.get(word, 0.0)) / 4 for word in set(found)) / max(1, len(found)) / strong)

@@ -141,21 +141,6 @@ def test_a_model_that_loses_tokens_is_caught() -> None:
 # Diversity ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The cat, THE cat", ["the", "cat", ",", "the", "cat"]),
-        ("Don't 'quote'", ["don't", "'", "quote", "'"]),
-        ("我爱你。GPT-2很好", ["我", "爱", "你", "。", "gpt", "-", "2", "很", "好"]),
-        ("!!😀😀", ["!", "!", "😀", "😀"]),
-        ("ひらカナ", ["ひ", "ら", "カ", "ナ"]),
-        (" \n", []),
-    ],
-)
-def test_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
-
-
 def test_distinct_n_by_hand() -> None:
     # Bigrams: ab, bc | ab: 2 of 3 differ; none crosses the border between the texts.
     assert distinct_n(["abc", "ab"], 2) == pytest.approx(2 / 3)
