@@ -18,7 +18,8 @@ from burnish.backends.prompts import task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
-from burnish.evaluation.held_out import Measurement, compare, measure, summary
+from burnish.evaluation.held_out import compare, measure, summary
+from burnish.evaluation.measurement import Measurement
 from burnish.generation.engine import sampler_for
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model

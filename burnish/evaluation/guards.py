@@ -1,9 +1,9 @@
-"""Alarms: the reward rises while something that it does not measure gets worse.
+"""Alarms for a reward that rises while something that it does not measure gets worse.
 
-Of the steps, on training prompts, the first ``window`` are compared with the last, and a change counts where the two means
-differ by more than 2 standard errors. That error comes from the spread of the metric from step to step within either
-window, which holds the sampling noise and also the draw of other prompts at every step. (A window of one step has no
-spread: there any change counts.) Of a held-out evaluation, a change counts where its 95% interval excludes zero.
+In training, the first ``window`` steps are compared with the last. A change counts if the two means differ by more than
+2 standard errors, computed from the spread of the metric from step to step within each window. That spread covers both
+the sampling noise and the draw of new prompts at each step. (A window of one step has no spread, so any change counts.)
+In a held-out evaluation, a change counts if its 95% interval excludes zero.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from burnish.rewards.library.diversity import distinct_n, repeat_share
 from burnish.text import words
 
 REMEDY = "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
-LENGTH_REMEDY = "length by itself moves many rewards; read the samples, add 'length_band', or raise guards.length_drift"
+LENGTH_REMEDY = "length alone moves many rewards; read the samples, add 'length_band', or raise guards.length_drift"
 
 
 def text_diversity(texts: Sequence[str]) -> dict[str, float]:
-    """A step's texts, as metrics: distinct-1 and distinct-2 over all of them, and the mean share of the longest repeat.
+    """Return the diversity metrics of a step's texts.
 
-    Keys ``diversity/distinct_1``, ``diversity/distinct_2`` (1: no word or pair of words occurs twice in all texts) and
-    ``diversity/longest_repeat`` (0: no text repeats a word of its own, 1: every text is one word over and over).
+    Keys: ``diversity/distinct_1`` and ``diversity/distinct_2``, over all texts (1: no word or pair of words occurs
+    twice), and ``diversity/longest_repeat``, the mean over texts (0: no text repeats a word, 1: every text is one word
+    repeated).
     """
     tokens = [words(text) for text in texts]
     return {
@@ -36,8 +37,8 @@ def text_diversity(texts: Sequence[str]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
-    """A metric at the beginning and now.
+class Trend:
+    """A metric at the beginning of training and now.
 
     Attributes:
         before, after: means over the first and the last window.
@@ -58,54 +59,54 @@ class Ends:
 
     @property
     def share(self) -> str:
-        """The change as a share of where it began, such as "(-50%)"."""
+        """The change relative to the beginning, such as "(-50%)"."""
         return f" ({self.after / self.before - 1:+.0%})" if self.before > 0 else ""
 
 
-def ends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Ends] | None:
-    """The ends of each metric over the rows that have all of them; None with fewer than two windows of rows."""
+def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Trend] | None:
+    """Return each metric's trend over the rows that have all of them, or None with fewer than two windows of rows."""
     rows = [[float(row[key]) for key in keys] for row in history if all(key in row for key in keys)]
     if window < 1 or len(rows) < 2 * window:
         return None
-    found = []
+    columns = []
     for column in range(len(keys)):
         first, last = ([row[column] for row in part] for part in (rows[:window], rows[-window:]))
         error = math.sqrt((variance(first) + variance(last)) / window) if window > 1 else 0.0
-        found.append(Ends(fmean(first), fmean(last), error))
-    return found
+        columns.append(Trend(fmean(first), fmean(last), error))
+    return columns
 
 
 def diversity_alarm(history: Sequence[Mapping[str, Any]], *, drop: float, window: int) -> str | None:
-    """The warning that the reward has risen while distinct-2 has collapsed, or None.
+    """Return a warning if the reward has risen while distinct-2 has collapsed, else None.
 
     Args:
-        history: rows of metrics, oldest first, with ``reward/mean`` and ``diversity/distinct_2``; rows that lack
-            either are passed over.
-        drop: share of the first distinct-2 that it must have lost, between 0 and 1.
-        window: steps averaged at either end. With fewer than twice as many rows there is no alarm.
+        history: rows of metrics, oldest first, with ``reward/mean`` and ``diversity/distinct_2``; rows without them are
+            skipped.
+        drop: share of the first distinct-2 that must be lost, between 0 and 1.
+        window: steps averaged at each end. With fewer than twice as many rows there is no alarm.
     """
-    found = ends(history, ("reward/mean", "diversity/distinct_2"), window)
-    if found is None:
+    pair = trends(history, ("reward/mean", "diversity/distinct_2"), window)
+    if pair is None:
         return None
-    reward, variety = found
+    reward, variety = pair
     if not (reward.rose and variety.before > 0 and variety.after < variety.before * (1 - drop)):
         return None
     return (
-        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from {variety.before:.3f} to "
-        f"{variety.after:.3f}{variety.share}: the policy may be gaming the reward by repeating itself; {REMEDY}"
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from {variety.before:.3f} "
+        f"to {variety.after:.3f}{variety.share}: the policy may be gaming the reward by repeating itself; {REMEDY}"
     )
 
 
 def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: int) -> str | None:
-    """The warning that the reward has risen while texts became 1 + ``drift`` times as long, or as short; or None.
+    """Return a warning if the reward has risen while texts became 1 + ``drift`` times as long or as short, else None.
 
-    Length moves many rewards by itself, and an answer that grows without end is the oldest way of gaming one. Where
-    another length is wanted (bare answers, say), raise ``drift`` or set it to 0, which never warns.
+    Length alone moves many rewards, and ever longer answers are the oldest way to game one. If the length is meant to
+    change, raise ``drift``, or set it to 0 to switch the alarm off.
     """
-    found = ends(history, ("reward/mean", "length/mean"), window)
-    if found is None or drift <= 0:
+    pair = trends(history, ("reward/mean", "length/mean"), window)
+    if pair is None or drift <= 0:
         return None
-    reward, length = found
+    reward, length = pair
     if not (reward.rose and (length.rose or length.fell) and _drifted(length.before, length.after, drift)):
         return None
     return (
@@ -115,21 +116,21 @@ def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: 
 
 
 def part_alarm(history: Sequence[Mapping[str, Any]], part: str, *, drop: float, window: int) -> str | None:
-    """The warning that the reward has risen while a part of weight 0 has fallen, or None.
+    """Return a warning if the reward has risen while a part of weight 0 has fallen, else None.
 
     Args:
         part: its name; rows have ``reward/<part>``.
-        drop: share of the part's first value that it must have lost besides.
+        drop: share of the part's first value that must be lost as well.
     """
-    found = ends(history, ("reward/mean", f"reward/{part}"), window)
-    if found is None:
+    pair = trends(history, ("reward/mean", f"reward/{part}"), window)
+    if pair is None:
         return None
-    reward, guard = found
+    reward, guard = pair
     if not (reward.rose and guard.fell and guard.before - guard.after > drop * abs(guard.before)):
         return None
     return (
-        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while '{part}', which is not trained on, fell from "
-        f"{guard.before:.3g} to {guard.after:.3g}{guard.share}: the policy may be gaming the reward; {REMEDY}"
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while '{part}', which is not trained on, fell "
+        f"from {guard.before:.3g} to {guard.after:.3g}{guard.share}: the policy may be gaming the reward; {REMEDY}"
     )
 
 
@@ -141,17 +142,17 @@ def guard_alarms(
     metric_drop: float = 0.0,
     length_drift: float = 0.0,
 ) -> dict[str, str]:
-    """What got worse while the held-out reward rose (its interval lies above zero); empty is the good case.
+    """Return warnings about what got worse while the held-out reward rose (its interval lies above zero).
 
     Args:
-        evaluation: of ``evaluation.held_out.compare``.
-        guards: keys of it that may not get worse.
+        evaluation: result of ``evaluation.held_out.compare``.
+        guards: its keys that must not get worse.
         drop: share that distinct-2 may lose.
-        metric_drop: share that a guard may lose, if its interval lies on the bad side of zero.
-        length_drift: as of ``length_alarm``.
+        metric_drop: share that a guard may lose even if its interval lies on the bad side of zero.
+        length_drift: as in ``length_alarm``.
 
     Returns:
-        Key of the evaluation -> warning.
+        Key of the evaluation -> warning; empty if nothing got worse.
     """
     reward = evaluation.get("reward")
     if not reward or not reward["interval"][0] > 0:
@@ -170,8 +171,8 @@ def guard_alarms(
             name = key.removeprefix("metric/").removeprefix("reward/")
             alarms[key] = (
                 f"{rose} held-out '{name}', which is not trained on, got worse: from {entry['before']:.3g} to "
-                f"{entry['after']:.3g} (95% interval of the difference {low:.3g} to {high:.3g}): the policy may be gaming "
-                f"the reward; {REMEDY}"
+                f"{entry['after']:.3g} (95% interval of the difference {low:.3g} to {high:.3g}): the policy may be "
+                f"gaming the reward; {REMEDY}"
             )
     length = evaluation.get("length")
     if (
@@ -181,8 +182,8 @@ def guard_alarms(
         and _drifted(length["before"], length["after"], length_drift)
     ):
         alarms["length"] = (
-            f"{rose} the mean length of held-out texts went from {length['before']:.1f} to {length['after']:.1f} tokens: "
-            f"{LENGTH_REMEDY}"
+            f"{rose} the mean length of held-out texts went from {length['before']:.1f} to {length['after']:.1f} "
+            f"tokens: {LENGTH_REMEDY}"
         )
     return alarms
 
@@ -195,8 +196,8 @@ def evaluation_alarms(
     metric_drop: float = 0.0,
     length_drift: float = 0.0,
 ) -> list[str]:
-    """Warnings drawn from the last held-out comparison: those of ``guard_alarms``, and where corpus BLEU fell (its interval
-    lies below zero), whatever the reward did."""
+    """Return the warnings of ``guard_alarms``, and one if corpus BLEU fell (its interval lies below zero), whatever the
+    reward did."""
     alarms = guard_alarms(
         evaluation, guards=guards, drop=drop, metric_drop=metric_drop, length_drift=length_drift
     )  # fmt: skip
@@ -205,13 +206,13 @@ def evaluation_alarms(
         alarms["bleu"] = (
             f"held-out corpus BLEU fell from {bleu['before']:.2f} to {bleu['after']:.2f} (95% interval of the "
             f"difference {bleu['interval'][0]:.2f} to {bleu['interval'][1]:.2f}): the policy moved away from the true "
-            "answers; raise algorithm.kl.coefficient, or reward what is true of them (such as 'bleu')"
+            "answers; raise algorithm.kl.coefficient, or reward agreement with them (such as 'bleu')"
         )
     return list(alarms.values())
 
 
 def _worse(entry: Mapping[str, Any], drop: float) -> bool:
-    """Whether a held-out metric went the wrong way beyond chance, and by more than a share of where it began."""
+    """Whether a held-out metric got worse beyond chance, and by more than the share ``drop`` of its first value."""
     low, high = entry["interval"]
     lost = entry["before"] - entry["after"]
     if entry.get("better") == "lower":

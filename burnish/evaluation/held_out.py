@@ -1,21 +1,21 @@
-"""What a policy does on prompts it was never trained on: measured, written down, compared.
+"""Held-out evaluation: measure a policy on prompts it was not trained on, and compare two measurements.
 
-``measure`` samples and scores and keeps every number a completion; ``summary`` and ``compare`` make metrics of them
-without a model, so a measurement that was written to a file can be compared again later.
+``measure`` samples, scores and records every number per completion. ``summary`` and ``compare`` compute metrics from
+the record without a model, so that a saved measurement can be compared again later.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import regex
 
 from burnish.errors import InputError
-from burnish.evaluation.metrics import metrics_of
+from burnish.evaluation.measurement import Measurement, Sample, Truth
+from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
 from burnish.text import WITHOUT_SPACES
 from burnish.types import Completion, Prompt, SamplingParams
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from burnish.protocols import HasReference, Observer, Sampler, Scorer
 
 LONGEST_TRUTH = 512
-"""Tokens of a reference that truth_perplexity reads at most: a whole article would not fit in one pass."""
-# Han, kana, Thai, Lao, Burmese, Khmer and full-width punctuation: no space stands beside these.
+"""Largest number of reference tokens that truth_perplexity reads: a whole article would not fit in one pass."""
+# Han, kana, Thai, Lao, Burmese, Khmer and full-width punctuation are written without spaces.
 _NO_SPACE_BESIDE = regex.compile(
     rf"[{WITHOUT_SPACES}\p{{Thai}}\p{{Lao}}\p{{Myanmar}}\p{{Khmer}}\u3000-\u303f\uff00-\uffef]"
 )
@@ -33,87 +33,17 @@ _NO_SPACE_BEFORE = re.compile(r"[\s,.;:!?%)\]}’”…]")
 _NO_SPACE_AFTER = re.compile(r"[\s(\[{‘“]")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One held-out completion and what was said of it.
-
-    Attributes:
-        prompt_id, prompt, reference: of its prompt.
-        index: which of its prompt's samples.
-        text: what was sampled.
-        reward: R(tau).
-        parts: name -> value before its weight.
-        tokens: how many, the end-of-text token included.
-        finish_reason: "stop" or "length".
-        nll: sum over the tokens of -log p under the reference policy, nats.
-        metrics: name -> value of what is measured besides and not trained on.
-    """
-
-    prompt_id: str
-    prompt: str
-    reference: str | None
-    index: int
-    text: str
-    reward: float
-    parts: Mapping[str, float]
-    tokens: int
-    finish_reason: str
-    nll: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """How probable a prompt's true continuation is under the measured policy: nll is a sum over its tokens, nats."""
-
-    prompt_id: str
-    nll: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Everything that was seen on the held-out prompts, number by number.
-
-    Attributes:
-        samples: P * G, a prompt's samples side by side.
-        truths: one for each prompt with a reference.
-        weights: of the reward's parts.
-        metrics: name -> which way is better ("higher", "lower" or "neither") of the samples' further metrics.
-    """
-
-    samples: tuple[Sample, ...]
-    truths: tuple[Truth, ...]
-    weights: Mapping[str, float]
-    metrics: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """JSON text that ``from_json`` turns back into an equal measurement, every float to the last bit."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Measurement:
-        """Reads what ``to_json`` wrote. Raises InputError where the text is something else."""
-        try:
-            data = json.loads(text)
-            samples = tuple(Sample(**sample) for sample in data["samples"])
-            truths = tuple(Truth(**truth) for truth in data["truths"])
-            return cls(samples, truths, dict(data["weights"]), dict(data.get("metrics", {})))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error
-
-
 def continuation(prompt: str, reference: str) -> str:
-    """The reference as it continues the prompt: with a space before it where the two would run together.
+    """Return the reference as a continuation of the prompt, with a space before it where the two would run together.
 
-    A language model learnt " word", not "word", to follow a finished word. No space is added where one is there
-    already, before closing and after opening punctuation, and beside scripts that are written without spaces.
+    After a complete word a language model expects " word", not "word". No space is added next to an existing one,
+    before closing or after opening punctuation, or next to a script that is written without spaces.
     """
     if not prompt or not reference:
         return reference
     last, first = prompt[-1], reference[0]
-    written_without = _NO_SPACE_BESIDE.match(last) or _NO_SPACE_BESIDE.match(first)
-    joined = written_without or _NO_SPACE_AFTER.match(last) or _NO_SPACE_BEFORE.match(first)
+    spaceless = _NO_SPACE_BESIDE.match(last) or _NO_SPACE_BESIDE.match(first)
+    joined = spaceless or _NO_SPACE_AFTER.match(last) or _NO_SPACE_BEFORE.match(first)
     return reference if joined else " " + reference
 
 
@@ -132,24 +62,24 @@ def measure(
     prompts_per_batch: int = 32,
     policy_version: int = 0,
 ) -> Measurement:
-    """Samples and scores the held-out prompts.
+    """Sample and score the held-out prompts.
 
     Args:
-        policy: what is measured; its ``reference`` says how natural the samples read.
+        policy: the measured policy; its ``reference`` gives the likelihoods behind ``perplexity``.
         sampler: draws from the policy.
         scorer: the run's reward.
-        prompts: P, with different ids.
-        sampling: the distribution that is drawn from.
+        prompts: P prompts with distinct ids.
+        sampling: the sampling distribution.
         samples_per_prompt: G.
-        seed: of the sampler; give before and after the same, so that they share their random numbers.
-        metrics: what is measured besides; each of its parts becomes a metric, and its total is not used.
-        better: name of such a metric -> "higher" (where it is left out), "lower" or "neither".
-        observer: told "evaluating", prompts done, prompts in all.
-        prompts_per_batch: prompts that are sampled at once; bounds the memory and changes no number's meaning.
-        policy_version: as recorded in the completions.
+        seed: of the sampler; use the same one before and after training, so that both share their random numbers.
+        metrics: scorer of metrics that are not trained on. Each of its parts becomes a metric; its total is not used.
+        better: direction of each such metric: "higher" (the default), "lower" or "neither".
+        observer: receives the progress "evaluating", in prompts.
+        prompts_per_batch: prompts sampled at once; bounds the memory.
+        policy_version: recorded in the completions.
 
     Raises:
-        InputError: no prompts, two of one id, or fewer than two completions in all, which no comparison could use.
+        InputError: there are no prompts, two share an id, or there are fewer than two completions in total.
         BurnishError: a reward failed.
     """
     _check_prompts(prompts, samples_per_prompt)
@@ -166,7 +96,7 @@ def measure(
             seed=seeds,
             policy_version=policy_version,
         )
-        # A sample's index is its place in its group: what before and after are paired by.
+        # A sample is identified by its index in its group: before and after are paired by it.
         indexed = [pair for group in groups for pair in enumerate(group.completions)]
         completions = [completion for _, completion in indexed]
         scores = scorer.score(completions)
@@ -175,8 +105,10 @@ def measure(
         further = metrics.score(completions).parts if metrics else {}
         ways = {name: (better or {}).get(name, "higher") for name in further}
         for row, (index, completion) in enumerate(indexed):
-            parts, found = ({name: float(value[row]) for name, value in of.items()} for of in (scores.parts, further))
-            samples.append(_sample(completion, index, float(scores.total[row]), parts, likelihoods[row], found))
+            parts, measured = (
+                {name: float(value[row]) for name, value in columns.items()} for columns in (scores.parts, further)
+            )
+            samples.append(_sample(completion, index, float(scores.total[row]), parts, likelihoods[row], measured))
         truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
@@ -184,36 +116,40 @@ def measure(
 
 
 def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[str, float]:
-    """The metrics of one measurement, under the names that ``compare`` uses.
+    """Return the metrics of one measurement, by the names that ``compare`` uses.
 
-    reward, reward/<part>, metric/<name>: means. perplexity: of the samples under the reference policy.
-    truth_perplexity: of the true continuations under the measured policy. bleu, chrf: corpus level, 0 to 100.
-    distinct_1, distinct_2: corpus level, of words, 0 to 1; they fall as texts get longer. length: mean tokens. Left out:
-    bleu, chrf and truth_perplexity where no prompt has a reference; a perplexity where some token has probability 0.
+    - reward, reward/<part>, metric/<name>: means.
+    - perplexity: of the samples under the reference policy; truth_perplexity: of the true continuations under the
+      measured policy. Omitted if some token has probability 0.
+    - bleu, chrf: corpus level, 0 to 100.
+    - distinct_1, distinct_2: corpus level, of words, 0 to 1; they fall as texts get longer.
+    - length: mean number of tokens.
+
+    bleu, chrf and truth_perplexity are omitted if no prompt has a reference.
     """
-    return {metric.name: metric.value(metric.data) for metric in metrics_of(measurement, bleu_tokenize)}
+    return {metric.name: metric.value(metric.data) for metric in held_out_metrics(measurement, bleu_tokenize)}
 
 
 def compare(
     before: Measurement, after: Measurement, *, resamples: int = 1000, seed: int = 0, bleu_tokenize: str = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Every metric of ``summary``, before and after, with the interval and p-value of the difference.
+    """Compare every metric of ``summary`` before and after, with the interval and p-value of the difference.
 
-    The units are the prompts, each with all its samples (with only one prompt, its samples, paired by index; the
-    answer then holds for that prompt alone). Left out besides what ``summary`` leaves out: metrics with fewer than two
-    units; parts that only one of the two has; and the reward, where the two weigh their parts differently.
+    The units are prompts, each with all its samples. With a single prompt they are its samples, paired by index, and
+    the result holds for that prompt alone. Omitted, besides what ``summary`` omits: metrics with fewer than two units,
+    parts that only one measurement has, and the reward if the two weigh their parts differently.
 
     Returns:
-        Metric -> ``{before, after, difference, interval: [lo, hi], p_value, n, better}``, in a fixed order; ``better``
-        is "higher", "lower" or None.
+        Metric -> ``{before, after, difference, interval: [low, high], p_value, n, better}``, in a fixed order;
+        ``better`` is "higher", "lower" or None.
 
     Raises:
-        InputError: the two are not measurements of the same prompts with as many samples.
+        InputError: the two do not measure the same prompts with the same number of samples.
     """
     after = _aligned(before, after)
-    second = {metric.name: metric for metric in metrics_of(after, bleu_tokenize)}
+    second = {metric.name: metric for metric in held_out_metrics(after, bleu_tokenize)}
     table: dict[str, dict[str, Any]] = {}
-    for metric in metrics_of(before, bleu_tokenize):
+    for metric in held_out_metrics(before, bleu_tokenize):
         if metric.name not in second or metric.n < 2:
             continue
         if metric.name == "reward" and before.weights != after.weights:
@@ -224,7 +160,7 @@ def compare(
 
 
 def _aligned(before: Measurement, after: Measurement) -> Measurement:
-    """``after`` in the order of ``before``. Raises InputError where they do not measure the same."""
+    """Return ``after`` in the order of ``before``. Raises InputError if they do not measure the same samples."""
 
     def by_key(samples: Sequence[Sample]) -> dict[Hashable, Sample]:
         return {(sample.prompt_id, sample.index, sample.prompt, sample.reference): sample for sample in samples}
@@ -235,7 +171,7 @@ def _aligned(before: Measurement, after: Measurement) -> Measurement:
         ids = sorted({sample.prompt_id for key, sample in (first | second).items() if key in odd})
         raise InputError(
             f"the two measurements differ in prompt '{ids[0]}' (and {len(ids) - 1} more), its text, reference or "
-            "samples: evaluate both on the same task with as many samples a prompt"
+            "samples: evaluate both on the same task with the same number of samples per prompt"
         )
     truths = {truth.prompt_id: truth for truth in after.truths}
     return Measurement(
@@ -248,7 +184,7 @@ def _aligned(before: Measurement, after: Measurement) -> Measurement:
 
 def _check_prompts(prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
     if not prompts:
-        raise InputError("there are no held-out prompts: give the task some, or leave evaluation out")
+        raise InputError("there are no held-out prompts: give the task some, or remove [evaluation]")
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
@@ -256,7 +192,7 @@ def _check_prompts(prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
         seen.add(prompt.id)
     if len(prompts) * samples_per_prompt < 2:
         raise InputError(
-            "one held-out completion proves nothing: raise evaluation.prompts or evaluation.samples_per_prompt"
+            "one held-out completion is too few to compare: raise evaluation.prompts or evaluation.samples_per_prompt"
         )
 
 
@@ -285,13 +221,13 @@ def _sample(
 
 
 def _truths(policy: HasReference, sampled: Sequence[Completion]) -> list[Truth]:
-    """The true continuations, after the prompts as the sampler encoded them, as far as the policy's positions reach."""
+    """Score the true continuations after the prompts as the sampler encoded them, within the policy's positions."""
     positions: int | None = getattr(policy, "max_positions", None)
     true: list[Completion] = []
     for completion in sampled:
         prompt = completion.prompt
         room = LONGEST_TRUTH if positions is None else max(0, positions - len(completion.prompt_ids))
-        # After a chat template the answer begins a line of its own.
+        # After a chat template the answer starts on a new line.
         before = "" if prompt.messages else prompt.text
         tokens = policy.encode(continuation(before, prompt.reference or ""))[: min(LONGEST_TRUTH, room)]
         if tokens:

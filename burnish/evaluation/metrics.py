@@ -1,4 +1,4 @@
-"""The metrics of a measurement: for each, its data by unit, its value, and the test that compares two of it."""
+"""Held-out metrics: the data of each by unit, its value, and its paired test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from burnish.evaluation.measurement import Measurement, Sample
 from burnish.evaluation.statistics import (
     Array,
     Comparison,
@@ -26,22 +27,20 @@ from burnish.text import ngrams, words
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as CorpusMetric
 
-    from burnish.evaluation.held_out import Measurement, Sample
-
 D = TypeVar("D")
 Better = Literal["higher", "lower"]
-_WAYS: Mapping[str, Better] = {"higher": "higher", "lower": "lower"}
+_DIRECTIONS: Mapping[str, Better] = {"higher": "higher", "lower": "lower"}
 
 
 @dataclass(frozen=True, slots=True)
-class Metric(Generic[D]):
-    """A metric of one measurement: its data by unit, and what makes a number or a comparison of them.
+class HeldOutMetric(Generic[D]):
+    """A metric of one measurement: its data by unit, with the functions that evaluate and compare it.
 
     Attributes:
         name: as in the evaluation table.
-        better: which way is an improvement; None where neither is.
-        data: what ``value`` and ``compare`` take.
-        n: the number of units.
+        better: which direction is an improvement; None if neither.
+        data: argument of ``value`` and ``compare``.
+        n: number of units.
         value: data -> the metric over all units.
         compare: data before, data after, resamples, seed -> their comparison.
     """
@@ -54,8 +53,8 @@ class Metric(Generic[D]):
     compare: Callable[[D, D, int, int], Comparison]
 
 
-def metrics_of(measurement: Measurement, bleu_tokenize: str) -> list[Metric[Any]]:
-    """Every metric that the measurement has data for, in the order of the evaluation table."""
+def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldOutMetric[Any]]:
+    """Return every metric that the measurement has data for, in the order of the evaluation table."""
     samples = measurement.samples
     unit = _units(samples)
     counts = [1.0] * len(samples)
@@ -64,16 +63,16 @@ def metrics_of(measurement: Measurement, bleu_tokenize: str) -> list[Metric[Any]
     def per_unit(numerator: Sequence[float], denominator: Sequence[float]) -> Array:
         return _pooled(np.array([numerator, denominator], dtype=np.float64).T, unit)
 
-    metrics: list[Metric[Any]] = [
+    metrics: list[HeldOutMetric[Any]] = [
         _ratio("reward", "higher", per_unit([sample.reward for sample in samples], counts), mean_of_units)
     ]
     for part, weight in measurement.weights.items():
         values = [sample.parts[part] for sample in samples]
         better: Better = "lower" if weight < 0 else "higher"
         metrics.append(_ratio(f"reward/{part}", better, per_unit(values, counts), mean_of_units))
-    for name, way in measurement.metrics.items():
-        found = per_unit([sample.metrics[name] for sample in samples], counts)
-        metrics.append(_ratio(f"metric/{name}", _WAYS.get(way), found, mean_of_units))
+    for name, direction in measurement.metrics.items():
+        sums = per_unit([sample.metrics[name] for sample in samples], counts)
+        metrics.append(_ratio(f"metric/{name}", _DIRECTIONS.get(direction), sums, mean_of_units))
     likelihoods = per_unit([sample.nll for sample in samples], lengths)
     truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)
     for name, sums in (("perplexity", likelihoods), ("truth_perplexity", truths)):
@@ -86,14 +85,14 @@ def metrics_of(measurement: Measurement, bleu_tokenize: str) -> list[Metric[Any]
     return metrics
 
 
-def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> Metric[Array]:
+def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> HeldOutMetric[Array]:
     def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
         return paired_bootstrap(before, after, statistic=statistic, resamples=resamples, seed=seed)
 
-    return Metric(name, better, sums, len(sums), lambda data: float(statistic(data.sum(axis=0))), compare)
+    return HeldOutMetric(name, better, sums, len(sums), lambda data: float(statistic(data.sum(axis=0))), compare)
 
 
-def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> Metric[list[list[Hashable]]]:
+def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> HeldOutMetric[list[list[Hashable]]]:
     grams: list[list[Hashable]] = [[] for _ in range(max(unit) + 1)]
     for text, position in zip(texts, unit, strict=True):
         grams[position].extend(ngrams(text, n))
@@ -101,11 +100,11 @@ def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> Me
     def compare(before: list[list[Hashable]], after: list[list[Hashable]], resamples: int, seed: int) -> Comparison:
         return compare_distinct(before, after, resamples=resamples, seed=seed)
 
-    return Metric(f"distinct_{n}", "higher", grams, len(grams), lambda _: distinct_n(texts, n), compare)
+    return HeldOutMetric(f"distinct_{n}", "higher", grams, len(grams), lambda _: distinct_n(texts, n), compare)
 
 
-def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[Metric[Array]]:
-    """Corpus BLEU and chrF over the samples whose prompt has a reference."""
+def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetric[Array]]:
+    """Return corpus BLEU and chrF over the samples whose prompt has a reference."""
     from sacrebleu.metrics.chrf import CHRF
 
     answered = [sample for sample in samples if sample.reference]
@@ -121,15 +120,15 @@ def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[Metric[Array
     return metrics
 
 
-def _corpus(name: str, corpus: CorpusMetric, sums: Array) -> Metric[Array]:
+def _corpus(name: str, corpus: CorpusMetric, sums: Array) -> HeldOutMetric[Array]:
     def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
         return compare_corpus(corpus, before, after, resamples=resamples, seed=seed)
 
-    return Metric(name, "higher", sums, len(sums), lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
+    return HeldOutMetric(name, "higher", sums, len(sums), lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
 
 
 def _units(samples: Sequence[Sample]) -> list[int]:
-    """Each sample's unit, numbered from 0 in order: its prompt; or itself, where there is one prompt only."""
+    """Return the unit of each sample, numbered from 0: its prompt, or the sample itself if there is only one prompt."""
     keys: list[Hashable] = [sample.prompt_id for sample in samples]
     if len(set(keys)) == 1:
         return list(range(len(samples)))
@@ -138,7 +137,7 @@ def _units(samples: Sequence[Sample]) -> list[int]:
 
 
 def _pooled(rows: Array, unit: Sequence[int]) -> Array:
-    """Rows [N, k] summed over each unit: [n, k]."""
+    """Sum rows [N, k] over each unit; [n, k]."""
     sums = np.zeros((max(unit) + 1, rows.shape[1]), dtype=np.float64)
     np.add.at(sums, np.asarray(unit), rows)
     return sums

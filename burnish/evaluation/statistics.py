@@ -1,9 +1,9 @@
-"""Is the difference more than chance? Paired tests over the units of a held-out set.
+"""Paired tests over the units of a held-out set: bootstrap intervals, p-values and randomization.
 
-A unit is what was drawn independently of the rest: a prompt, with all its samples. Everything here works on sufficient
-statistics, an array ``[n, k]`` of k sums for each of n units, and on a function that turns sums ``[..., k]`` into the
-metric ``[...]``. A resample is then a row of ``counts [B, n]``, how often it took each unit, and its sums are one
-matrix product: that is what makes the corpus metrics (ratios, BLEU, chrF) as cheap as means.
+A unit is drawn independently of the others: a prompt, with all its samples. The functions work on sufficient
+statistics, an array ``[n, k]`` of k sums per unit, and on a function that turns sums ``[..., k]`` into the metric
+``[...]``. A resample is a row of ``counts [B, n]``, the number of times it drew each unit, so that the sums of all
+resamples are one matrix product. This makes corpus metrics (ratios, BLEU, chrF) as cheap as means.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Comparison:
         before, after: the metric over all units.
         difference: after - before.
         interval: 95% bootstrap percentile interval of the difference, widened for few units.
-        p_value: two-sided, of no difference; never 0, for a resampling test cannot say that.
-        n: the number of units.
+        p_value: two-sided, for the hypothesis of no difference; never 0 in a resampling test.
+        n: number of units.
     """
 
     before: float
@@ -48,19 +48,19 @@ class Comparison:
 
 
 def mean_of_units(sums: Array) -> Array:
-    """The ratio of the first sum to the second, [..., 2] -> [...]: a mean where the second counts."""
+    """Return the ratio of the first sum to the second, [..., 2] -> [...]: a mean if the second is a count."""
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def perplexity_of_units(sums: Array) -> Array:
-    """exp(sum of NLL / number of tokens), [..., 2] -> [...]: corpus perplexity."""
+    """Return corpus perplexity, exp(sum of NLL / number of tokens); [..., 2] -> [...]."""
     return np.exp(mean_of_units(sums))
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> Array:
-    """How often each of n units is drawn when n are drawn with replacement, ``resamples`` times: [B, n].
+    """Return how often each of n units occurs in each of ``resamples`` draws of n units with replacement; [B, n].
 
-    The same n and seed give the same draws, so all metrics of a comparison see the same resamples.
+    The draws depend on n and the seed only, so that all metrics of a comparison see the same resamples.
     """
     draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
     flat = draws + n * np.arange(resamples)[:, None]
@@ -68,7 +68,7 @@ def resample_counts(n: int, resamples: int, seed: int) -> Array:
 
 
 def small_sample_factor(n: int) -> float:
-    """Return the factor by which resampled deviations are stretched so that the 95% interval of n units holds its level.
+    """Return the factor that stretches resampled deviations so that the 95% interval of n units holds its level.
 
     A plain percentile interval is too narrow for few units: it divides the variance by n instead of n - 1, and treats
     the variance as known. The factor is ``sqrt(n / (n - 1)) * t / z``, with the 97.5% quantiles of Student's t (n - 1
@@ -90,27 +90,26 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compares a metric on the same n units before and after: the paired bootstrap.
+    """Compare a metric on the same n units before and after by the paired bootstrap.
 
-    Each resample draws whole units, the same ones for before and after, so that what is hard about a prompt cancels and
-    the samples of one prompt are never taken for independent evidence.
+    Each resample draws whole units, the same ones before and after. The difficulty of a prompt then cancels, and the
+    samples of one prompt are not treated as independent evidence.
 
-    Deviations from the difference are stretched by ``small_sample_factor``; the interval is what lies between the 2.5%
-    and 97.5% quantiles. The p-value inverts it: ``2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (B + 1)``, at most 1, so that
-    p < 0.05 and an interval without zero say the same (up to one resample). The one added counts the data themselves
-    as a resample.
+    Deviations from the difference are stretched by ``small_sample_factor``; the interval lies between the 2.5% and
+    97.5% quantiles. The p-value inverts it: ``2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (B + 1)``, at most 1, so that p <
+    0.05 and an interval without zero agree (up to one resample). Adding one counts the data themselves as a resample.
 
     Args:
-        before, after: sums [n, k] a unit, or plain values [n] whose mean is the metric.
+        before, after: sums [n, k] per unit, or plain values [n] whose mean is the metric.
         statistic: sums [..., k] -> metric [...].
         resamples: B.
         seed: of the draws.
 
     Returns:
-        The comparison; where before and after are equal, difference 0, interval (0, 0) and p 1 exactly.
+        The comparison. If before and after are equal: difference 0, interval (0, 0) and p 1 exactly.
 
     Raises:
-        InputError: shapes differ, or there are fewer than two units.
+        InputError: the shapes differ, or there are fewer than two units.
 
     Source: Efron and Tibshirani 1993, chapters 13 and 15; Koehn 2004 (pairing); Davison and Hinkley 1997, section 4.2
     (the added one).
@@ -127,14 +126,14 @@ def paired_bootstrap(
 def compare_distinct(
     before: Sequence[Sequence[Hashable]], after: Sequence[Sequence[Hashable]], *, resamples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Compares corpus-level distinct-n, given each unit's n-grams.
+    """Compare corpus-level distinct-n, from the n-grams of each unit.
 
-    Distinct-n cannot be resampled as it is: a prompt drawn twice repeats all its n-grams, which would lower the metric
-    for no reason; counted once, a resample is a smaller corpus that varies too little (0.76 of the right width).
-    Instead the difference is made linear: unit i's influence is ``(n - 1) (mean of d(-j) - d(-i))``, where ``d(-i)`` is
-    the difference without unit i, exactly, and what is resampled is the mean influence, which has no duplicates to
-    suffer from. This jackknife errs on the safe side: its variance is too large on average, never too small (Efron and
-    Stein 1981), so the interval is, if anything, wide.
+    Distinct-n cannot be resampled directly. A prompt drawn twice repeats all its n-grams, which would lower the metric;
+    if it counted once, a resample would be a smaller corpus that varies too little (0.76 of the right width). Instead
+    the difference is linearised: the influence of unit i is ``(n - 1) (mean of d(-j) - d(-i))``, with ``d(-i)`` the
+    exact difference without unit i, and the mean influence is resampled, which duplicates do not distort. This
+    jackknife is conservative: its variance is too large on average (Efron and Stein 1981), so the interval may be too
+    wide.
 
     Args:
         before, after: n units, each the n-grams of its texts, duplicates included.
@@ -161,17 +160,17 @@ def compare_distinct(
 
 
 def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: int = 1000, seed: int = 0) -> Comparison:
-    """Compares corpus BLEU or chrF, given each unit's sacrebleu statistics: [n, k].
+    """Compare corpus BLEU or chrF, from the sacrebleu statistics of each unit, [n, k].
 
-    The interval is that of ``paired_bootstrap`` on those statistics. The p-value is sacrebleu's paired approximate
-    randomization, the default of its ``PairedTest``: before and after are swapped unit by unit at random. Not its
-    paired bootstrap ("bs"), whose p-value is in effect one-sided: two equal systems differ "significantly" (p < 0.05)
-    in about 10% of trials, where randomization keeps to 5%. So that a handful of units cannot be significant, p is at
-    least 2^(1 - m), the smallest that swaps of the m units that differ allow: where nearly all are the same before and
-    after, most swaps change nothing, and sacrebleu does not count ties.
+    The interval is that of ``paired_bootstrap`` on these statistics. The p-value is sacrebleu's paired approximate
+    randomization, the default of its ``PairedTest``, which swaps before and after at random unit by unit. Its paired
+    bootstrap ("bs") is not used: that p-value is in effect one-sided and calls two equal systems different (p < 0.05)
+    in about 10% of trials, where randomization keeps to 5%. p is at least 2^(1 - m), the smallest value that swaps of
+    the m differing units allow: if nearly all units are unchanged, most swaps change nothing, and sacrebleu does not
+    count ties.
 
     Raises:
-        InputError: shapes differ, or there are fewer than two units.
+        InputError: the shapes differ, or there are fewer than two units.
 
     Source: Riezler and Maxwell 2005 (randomization); Post 2018, arXiv 1804.08771 (sacrebleu).
     """
@@ -191,7 +190,7 @@ def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: in
         test_type="ar",
         n_samples=resamples,
     )
-    # Otherwise the seed would come from the environment; and sacrebleu takes a seed of 0 for none.
+    # Without this the seed would come from the environment, and sacrebleu treats a seed of 0 as none.
     test._seed = seed + 1
     _, results = test()
     outcome: Any = next(rows for name, rows in results.items() if name != "System")[1]
@@ -200,14 +199,14 @@ def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: in
 
 
 def corpus_score(metric: Metric, sums: Array) -> float:
-    """BLEU or chrF, 0 to 100, of summed sacrebleu statistics [k]."""
+    """Return BLEU or chrF, 0 to 100, of summed sacrebleu statistics [k]."""
     return float(metric._compute_score_from_stats(sums.tolist()).score)
 
 
 def _pooled(metric: Metric) -> Metric:
-    """A sacrebleu metric whose "hypotheses" are statistics already, one row a unit.
+    """Return a sacrebleu metric whose "hypotheses" are statistics, one row per unit.
 
-    sacrebleu's test takes each text for a unit of its own; rows summed over a prompt's samples make it test prompts.
+    sacrebleu's test treats each text as a unit; rows summed over the samples of a prompt make it test prompts.
     """
     from sacrebleu.metrics.base import Metric
 
@@ -238,13 +237,13 @@ def _pooled(metric: Metric) -> Metric:
 
 
 def _distinct_and_without(units: Sequence[Sequence[Hashable]]) -> tuple[float, Array]:
-    """Distinct-n of all units, and of all but each one: [n]. Where nothing is left the value is 0."""
+    """Return distinct-n of all units, and of all but each one, [n]; 0 if no n-grams are left."""
     sets = [set(unit) for unit in units]
     holders: dict[Hashable, int] = {}
     for grams in sets:
         for gram in grams:
             holders[gram] = holders.get(gram, 0) + 1
-    # Leaving a unit out loses those n-grams that no other unit has.
+    # Leaving a unit out loses the n-grams that no other unit has.
     own = np.array([sum(holders[gram] == 1 for gram in grams) for grams in sets], dtype=np.float64)
     sizes = np.array([len(unit) for unit in units], dtype=np.float64)
     total, distinct = float(sizes.sum()), float(len(holders))

@@ -8,7 +8,8 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
-from burnish.evaluation.held_out import Measurement, compare, measure, summary
+from burnish.evaluation.held_out import compare, measure, summary
+from burnish.evaluation.measurement import Measurement
 from burnish.protocols import Observer, Releasable
 from burnish.run.folder import Checkpoint, Run
 from burnish.system.files import json_text

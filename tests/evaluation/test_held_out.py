@@ -14,7 +14,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from burnish.errors import InputError
-from burnish.evaluation.held_out import LONGEST_TRUTH, Measurement, Truth, compare, continuation, measure, summary
+from burnish.evaluation.held_out import LONGEST_TRUTH, compare, continuation, measure, summary
+from burnish.evaluation.measurement import Measurement, Truth
 from burnish.rewards.combine import combine
 from burnish.types import Completion, Group, Prompt, SamplingParams
 
@@ -333,7 +334,7 @@ def test_other_prompts_are_refused() -> None:
     changed = [*PROMPTS[:2], Prompt("c", "Nobody", "cared")]
     with pytest.raises(InputError, match=r"differ in prompt 'c' \(and 0 more\)"):
         compare(measured(), measured(AFTER, changed))
-    with pytest.raises(InputError, match="as many samples a prompt"):
+    with pytest.raises(InputError, match="same number of samples per prompt"):
         compare(measured(), measured(AFTER, samples=1))
 
 

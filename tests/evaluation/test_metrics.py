@@ -13,7 +13,8 @@ import torch
 from burnish.api import train
 from burnish.backends.preflight import check_references
 from burnish.errors import InputError
-from burnish.evaluation.held_out import Measurement, compare, measure, summary
+from burnish.evaluation.held_out import compare, measure, summary
+from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
 from burnish.recipe.schema import RECIPES, load_recipe
 from burnish.recipe.sections import MetricSection
