@@ -241,20 +241,17 @@ def write_lines(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def supervised_recipe(
-    kind: str, model: Path, rows: Sequence[Mapping[str, Any]], *, format: str, **changes: Any
-) -> dict[str, Any]:
-    """Write rows to ``rows.jsonl`` in the working folder and return a six-step recipe that learns from them.
+def supervised_recipe(kind: str, model: Path, path: str, *, format: str, **changes: Any) -> dict[str, Any]:
+    """Return a six-step recipe that learns from a JSON lines file.
 
     Args:
         kind: "sft", "prefer" or "reward-model".
         format: what a row is: "completion", "pairs" or "labelled".
         changes: top-level keys to set.
     """
-    write_lines("rows.jsonl", rows)
     return {
         "kind": kind, "name": "small", "steps": 6, "policy": {"model": str(model)},
-        "data": {"use": "jsonl", "path": "rows.jsonl", "format": format},
+        "data": {"use": "jsonl", "path": path, "format": format},
         "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 3e-3},
         "evaluation": {"resamples": 200}, **changes,
     }  # fmt: skip

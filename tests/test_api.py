@@ -11,10 +11,11 @@ from burnish import api
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.recipe.schema import load_recipe
-from burnish.reports.terminal.progress import QuietProgress, make_observer
+from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.types import SamplingParams
+from tests.fakes import RecordingObserver
 
 
 @pytest.fixture
@@ -108,18 +109,6 @@ def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.Monke
     assert "reward/Judge" in result.metrics[0]
 
 
-class Watcher(QuietProgress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def message(self, text: str, *, level: str = "info") -> None:
-        self.calls.append(text)
-
-    def finish(self) -> None:
-        self.calls.append("finish")
-
-
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("verb", ["generate", "score"])
 def test_a_first_use_is_not_silent(
@@ -139,15 +128,15 @@ def test_a_first_use_is_not_silent(
             (row,) = api.score(["b"], rewards=["perplexity"], model="theirs")
             assert row["text"] == "b"
 
-    watcher = Watcher()
-    monkeypatch.setattr(api, "make_observer", lambda: watcher)
+    observer = RecordingObserver()
+    monkeypatch.setattr(api, "make_observer", lambda: observer)
     monkeypatch.setattr(api, "resolve_model", resolve)
     if broken:
         with pytest.raises(InputError, match="no such model"):
             use()
     else:
         use()
-    assert watcher.calls == ["fetching theirs", "finish"]
+    assert observer.calls == [("message", "info", "fetching theirs"), ("finish",)]
 
 
 def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:

@@ -11,6 +11,7 @@ from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import combine
 from burnish.types import Completion, Message, Prompt
+from tests.fakes import RecordingObserver
 
 
 class Unlabelled:
@@ -78,15 +79,10 @@ def test_a_reward_that_knows_english_only_is_refused_chinese_references(use, whe
 
 
 def test_chinese_prompts_without_references_are_a_warning():
-    said = []
-
-    class Heard:
-        def message(self, text, *, level="info"):
-            said.append((level, text))
-
+    observer = RecordingObserver()
     recipe = load_recipe({"name": "x", "reward": [{"use": "grammar"}]})
-    check_languages(recipe, [Prompt("a", "从前有一只狐狸")], Heard())
-    ((level, text),) = said
+    check_languages(recipe, [Prompt("a", "从前有一只狐狸")], observer)
+    ((level, text),) = observer.messages
     assert level == "warning" and "answers that are not English score about 0" in text
 
 

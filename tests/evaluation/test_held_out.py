@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -17,7 +15,8 @@ from burnish.errors import InputError
 from burnish.evaluation.held_out import LONGEST_TRUTH, compare, continuation, measure, summary
 from burnish.evaluation.measurement import Measurement, Truth
 from burnish.rewards.combine import combine
-from burnish.types import Completion, Group, Prompt, SamplingParams
+from burnish.types import Prompt, SamplingParams
+from tests.fakes import CharacterModel, RecordingObserver, TextSampler
 
 SAMPLING = SamplingParams(max_new_tokens=20)
 METRICS = [
@@ -33,52 +32,6 @@ METRICS = [
 ]
 
 
-class CharacterModel:
-    """Tokens are characters. A space has one NLL, any other character another; the reference has its own."""
-
-    def __init__(self, space: float = 1.0, other: float = 2.0, reference: CharacterModel | None = None) -> None:
-        self.space, self.other = space, other
-        self.reference = reference or self
-        self.seen: list[Completion] = []
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(map(ord, text))
-
-    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> torch.Tensor:
-        self.seen.extend(completions)
-        tokens = [token for completion in completions for token in completion.token_ids]
-        return -torch.tensor([self.space if token == 32 else self.other for token in tokens], dtype=torch.float64)
-
-
-class FixedSampler:
-    """Says of each prompt what it was told to, one text a sample, and ends each with an end-of-text token."""
-
-    def __init__(self, answers: Mapping[str, Sequence[str]]) -> None:
-        self.answers = answers
-        self.seeds: list[Sequence[int]] = []
-        self.batches: list[int] = []
-
-    def sample(self, prompts, *, samples_per_prompt, sampling, seed, policy_version=0):
-        self.seeds.append(seed)
-        self.batches.append(len(prompts))
-        return [
-            Group(prompt, tuple(self._one(prompt, index) for index in range(samples_per_prompt))) for prompt in prompts
-        ]
-
-    def _one(self, prompt: Prompt, index: int) -> Completion:
-        text = self.answers[prompt.id][index]
-        tokens = (*map(ord, text), 0)
-        return Completion(prompt, (7, 7), tokens, text, tuple(0.0 for _ in tokens), "stop", 0, index)
-
-
-class Progress:
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, int, int]] = []
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        self.calls.append((phase, done, total))
-
-
 PROMPTS = [Prompt("a", "The cat", "sat down"), Prompt("b", "It rained", "all day"), Prompt("c", "Nobody", "knew why")]
 BEFORE = {"a": ["sat up", "ran"], "b": ["all day", "a lot"], "c": ["came", "came"]}
 AFTER = {"a": ["sat down", "sat"], "b": ["all day", "all"], "c": ["knew why", "knew"]}
@@ -90,7 +43,7 @@ def measured(answers=None, prompts=PROMPTS, model=None, samples=2, **options) ->
     rewards = combine({"exact": 1.0} if all(p.reference for p in prompts) else {"repetition": 1.0})
     options = {"seed": 0, **options}
     return measure(
-        model, FixedSampler(answers), rewards, prompts, sampling=SAMPLING, samples_per_prompt=samples, **options
+        model, TextSampler(answers), rewards, prompts, sampling=SAMPLING, samples_per_prompt=samples, **options
     )
 
 
@@ -114,8 +67,8 @@ def test_every_number_of_a_sample() -> None:
 def test_the_truth_follows_the_prompt_as_the_sampler_encoded_it() -> None:
     model = CharacterModel(reference=CharacterModel())
     measured(model=model)
-    assert [completion.prompt_ids for completion in model.seen] == [(7, 7)] * 3
-    assert model.seen[0].token_ids == tuple(map(ord, " sat down"))
+    assert [completion.prompt_ids for completion in model.scored] == [(7, 7)] * 3
+    assert model.scored[0].token_ids == tuple(map(ord, " sat down"))
 
 
 def test_a_truth_is_cut_to_the_models_positions() -> None:
@@ -134,15 +87,15 @@ def test_a_very_long_truth_is_cut() -> None:
 
 
 def test_batches_change_nothing_and_are_told() -> None:
-    whole, progress = measured(), Progress()
+    whole, progress = measured(), RecordingObserver()
     assert measured(prompts_per_batch=1) == whole
     assert measured(prompts_per_batch=2, observer=progress) == whole
-    assert progress.calls == [("evaluating", 2, 3), ("evaluating", 3, 3)]
+    assert progress.phases == [("evaluating", 2, 3), ("evaluating", 3, 3)]
 
 
 @pytest.mark.parametrize(("seed", "passed"), [(5, (5,)), ([5, 6], (5, 6))])
 def test_the_seed_reaches_the_sampler(seed, passed) -> None:
-    sampler = FixedSampler(BEFORE)
+    sampler = TextSampler(BEFORE)
     measure(
         CharacterModel(),
         sampler,

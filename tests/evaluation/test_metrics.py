@@ -8,7 +8,6 @@ import tomllib
 
 import numpy as np
 import pytest
-import torch
 
 from burnish.api import train
 from burnish.backends.preflight import check_references
@@ -16,19 +15,19 @@ from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
-from burnish.recipe.schema import RECIPES, load_recipe
+from burnish.recipe.schema import RECIPES, Recipe, load_recipe
 from burnish.recipe.sections import MetricSection
 from burnish.reports.terminal.progress import make_observer
 from burnish.reports.terminal.tables import plain_text
 from burnish.rewards.combine import Combination, combine
-from burnish.types import Completion, Group, Prompt, SamplingParams
+from burnish.types import Prompt, SamplingParams
+from tests.fakes import CharacterModel, TextSampler, toy_recipe
 
 TWO = [MetricSection(use="length_band", low=1, high=2), MetricSection(use="repetition", name="loops", better="lower")]
 
 
-def recipe(metrics: object, **evaluation: object):
-    data = tomllib.loads((RECIPES / "toy.toml").read_text(encoding="utf-8"))
-    return load_recipe({**data, "evaluation": {"metrics": metrics, **evaluation}})
+def recipe(metrics: object) -> Recipe:
+    return toy_recipe(evaluation={"metrics": metrics})
 
 
 def test_a_name_stands_for_a_table_and_the_recipe_reads_itself_again() -> None:
@@ -75,39 +74,10 @@ def test_a_metric_that_needs_a_reference_asks_the_held_out_side_alone() -> None:
         check_references(found, [with_reference], [without])
 
 
-class Judge:
-    """Tokens are characters, each of one nat."""
-
-    @property
-    def reference(self) -> Judge:
-        return self
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(map(ord, text))
-
-    def token_logprobs(self, completions, temperature=1.0) -> torch.Tensor:
-        return -torch.ones(sum(len(completion.token_ids) for completion in completions), dtype=torch.float64)
-
-
-class Says:
-    """A sampler that says of each prompt what it was told to."""
-
-    def __init__(self, texts: dict[str, list[str]]) -> None:
-        self.texts = texts
-
-    def sample(self, prompts, **_):
-        return [Group(prompt, tuple(said(prompt, text) for text in self.texts[prompt.id])) for prompt in prompts]
-
-
-def said(prompt: Prompt, text: str) -> Completion:
-    tokens = (*map(ord, text), 0)
-    return Completion(prompt, (7,), tokens, text, tuple(0.0 for _ in tokens), "stop")
-
-
 def measured(texts: dict[str, list[str]]) -> Measurement:
     prompts = [Prompt(name, name, "down") for name in texts]
     return measure(
-        Judge(), Says(texts), combine({"exact": 1.0}), prompts, sampling=SamplingParams(20),
+        CharacterModel(), TextSampler(texts), combine({"exact": 1.0}), prompts, sampling=SamplingParams(20),
         samples_per_prompt=2, seed=0, metrics=Combination.of_metrics(TWO), better={"loops": "lower"},
     )  # fmt: skip
 

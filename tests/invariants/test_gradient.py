@@ -22,7 +22,8 @@ from burnish.policies.loading import load_policy
 from burnish.recipe.algorithm import preset_of
 from burnish.recipe.schema import LoRA, Recipe
 from burnish.training.step import Learner, train_step
-from burnish.types import Completion, Group, Prompt, Scores
+from burnish.types import Completion, Group, Prompt
+from tests.fakes import FixedSampler, FixedScorer, FunctionScorer, RecordingOptimizer
 
 TOLERANCE = 1e-10
 # Unequal lengths, a prompt of one token, and a long one, so that every batch of several has padding on both sides.
@@ -31,31 +32,7 @@ PROMPTS = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
 G = 3
 
 
-class Recorder(torch.optim.Optimizer):
-    """Keeps the gradient that a step computed and changes nothing."""
-
-    def __init__(self, policy: CausalLM) -> None:
-        self.names = list(policy.trainable())
-        super().__init__(list(policy.trainable().values()), {"lr": 0.0})
-        self.gradient: dict[str, torch.Tensor] = {}
-
-    def step(self, closure=None) -> None:
-        for name, parameter in zip(self.names, self.param_groups[0]["params"], strict=True):
-            self.gradient[name] = parameter.grad.clone()
-
-
-class Fixed:
-    """A sampler whose groups were drawn before, and a scorer that depends on the completion alone."""
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.groups = list(groups)
-
-    def sample(self, prompts, **options) -> list[Group]:
-        return self.groups
-
-    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
-        total = np.array([np.sin(sum(one.token_ids) + 3.0 * one.index) for one in completions])
-        return Scores(total, {"sine": total}, {"sine": 1.0})
+SINES = FunctionScorer(lambda one: np.sin(sum(one.token_ids) + 3.0 * one.index))
 
 
 def recipe(
@@ -107,12 +84,14 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
     return make
 
 
-def gradient(policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=packed) -> dict[str, torch.Tensor]:
+def gradient(
+    policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=packed, scorer=SINES
+) -> dict[str, torch.Tensor]:
     policy.layout = layout
     reference = policy.reference if policy.adapter else policy.reference.loaded
     reference.layout = layout
-    fixed, recorder = Fixed(groups), Recorder(policy)
-    learner = Learner(chosen, policy, fixed, fixed, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1,
+    sampler, recorder = FixedSampler(groups), RecordingOptimizer(policy)
+    learner = Learner(chosen, policy, sampler, scorer, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1,
                       critic=critic_for(policy, chosen))  # fmt: skip
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"
@@ -240,18 +219,16 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     """A group whose rewards are equal, and one sample whose reward is its group's mean, are not run."""
     policy, groups = made()
     chosen = recipe(algorithm)
-    monkeypatch.setattr(
-        Fixed, "score", lambda self, completions, step=None: Scores(REWARDS, {"given": REWARDS}, {"given": 1.0})
-    )
+    scorer = FixedScorer(REWARDS)
     seen: list[int] = []
     inner = policy.logprobs
     monkeypatch.setattr(
         policy, "logprobs", lambda batch, *rest, **named: (seen.append(len(batch)), inner(batch, *rest, **named))[1]
     )
-    fewer = gradient(policy, groups, chosen)
+    fewer = gradient(policy, groups, chosen, scorer=scorer)
     assert sum(seen) == 3 * G - 1
     monkeypatch.setattr("burnish.training.step.trained_places", lambda advantages, places, every: list(places))
-    assert_same(fewer, gradient(policy, groups, chosen))
+    assert_same(fewer, gradient(policy, groups, chosen, scorer=scorer))
     assert sum(seen) == 3 * G - 1 + 4 * G
 
 
@@ -295,7 +272,7 @@ def test_the_gradient_is_the_policy_gradient_written_out(made):
     policy, groups = made()
     found = gradient(policy, groups, recipe("reinforce", size=5))
     completions = [completion for group in groups for completion in group.completions]
-    rewards = Fixed(groups).score(completions).total
+    rewards = SINES.score(completions).total
     policy.model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
     for completion, reward in zip(completions, rewards, strict=True):

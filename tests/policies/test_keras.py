@@ -13,11 +13,11 @@ from burnish.errors import InputError
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.module import ModulePolicy, is_keras
 from burnish.policies.vocabulary import Characters
-from burnish.recipe.schema import load_recipe
 from burnish.run.folder import Checkpoint
 from burnish.training.learner_state import restore, write_learner
 from burnish.training.step import train_step
 from burnish.types import Prompt, SamplingParams
+from tests.fakes import toy_recipe
 
 pytestmark = [
     pytest.mark.keras,
@@ -56,10 +56,10 @@ def maker(tmp_path, monkeypatch):
 
 
 def recipe(*overrides, make="make", scores="probabilities"):
-    return load_recipe("toy", [
+    return toy_recipe(
         "policy.use=module", f"policy.module=tutorial_model:{make}", f"policy.scores={scores}",
         "policy.vocabulary=world.json", "sampling.samples_per_prompt=16", "optimizer.learning_rate=0.05", *overrides,
-    ])  # fmt: skip
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from burnish.supervised.measurement import summary
 from burnish.supervised.objective import Example, flat
 from burnish.training.batching import TokenBudget
 from burnish.types import Completion, Prompt
+from tests.fakes import SUBJECTS, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 PAIRS = [
@@ -147,18 +148,12 @@ class TestCalibration:
         assert few[0] < few[1] < 0.25
 
 
-NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
-SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
-
-
 def recipe(model: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {
-        "kind": "reward-model", "name": "small", "steps": 8, "policy": {"model": str(model)},
-        "data": {"use": "jsonl", "path": "pairs.jsonl", "format": "pairs"},
-        "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 1e-3},
-        "reward_model": {"head_learning_rate": 0.03}, "evaluation": {"resamples": 200}, **changes,
+    write_lines("pairs.jsonl", rows)
+    changes = {
+        "steps": 8, "optimizer": {"learning_rate": 1e-3}, "reward_model": {"head_learning_rate": 0.03}, **changes
     }  # fmt: skip
+    return supervised_recipe("reward-model", model, "pairs.jsonl", format="pairs", **changes)
 
 
 def pairs(*, shuffled: bool = False) -> list[dict[str, Any]]:

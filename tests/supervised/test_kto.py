@@ -22,6 +22,7 @@ from burnish.supervised.measurement import summary
 from burnish.supervised.objective import PLAIN, Example, FineTuning
 from burnish.supervised.recipe import PreferRecipe, load_supervised
 from burnish.training.batching import TokenBudget
+from tests.fakes import SUBJECTS, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 ROWS = [
@@ -130,22 +131,14 @@ def test_measured_by_hand(policy):
     assert gap_of_units(sums).tolist() == [7.0, 3.0]
 
 
-NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
-SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
-
-
 def recipe(model: Path, **changes: Any) -> dict[str, Any]:
     rows = [
-        {"prompt": subject, "completion": " sang" if place % 2 else " fell", "label": bool(place % 2)}
-        for place, subject in enumerate(SUBJECTS)
+        {"prompt": subject, "completion": " sang" if index % 2 else " fell", "label": bool(index % 2)}
+        for index, subject in enumerate(SUBJECTS)
     ]
-    Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {
-        "kind": "prefer", "name": "small", "steps": 6, "policy": {"model": str(model)},
-        "data": {"use": "jsonl", "path": "labelled.jsonl", "format": "labelled"},
-        "preference": {"use": "kto", "beta": 0.3}, "batch": {"examples_per_step": 8, "max_tokens": 64},
-        "optimizer": {"learning_rate": 3e-3}, "evaluation": {"resamples": 200}, **changes,
-    }  # fmt: skip
+    write_lines("labelled.jsonl", rows)
+    changes = {"preference": {"use": "kto", "beta": 0.3}, **changes}
+    return supervised_recipe("prefer", model, "labelled.jsonl", format="labelled", **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +165,7 @@ class TestRuns:
     def test_one_label_alone_is_refused_and_leaves_no_folder(self, tiny, label, other):
         chosen = recipe(tiny("llama"))
         rows = [{"prompt": subject, "completion": " sang", "label": label} for subject in SUBJECTS]
-        Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_lines("labelled.jsonl", rows)
         kept = (
             f"have the label {str(label).lower()}, and KTO compares both kinds: give rows with the label {other} too$"
         )
@@ -186,7 +179,7 @@ class TestRuns:
         percent = load_supervised(PreferRecipe, chosen).data.held_out_percent
         for line in lines:
             line["label"] = line["label"] or held_out(digest(line["prompt"]), percent)
-        Path("labelled.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_lines("labelled.jsonl", lines)
         with pytest.raises(InputError, match=r"held-out answers have the label true.*or raise data\.held_out_percent$"):
             burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
 

@@ -30,6 +30,7 @@ from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json
 from burnish.supervised.objective import PAIR_LOSSES, PLAIN, Example, FineTuning, Preferring
 from burnish.training.batching import TokenBudget
+from tests.fakes import SUBJECTS, InterruptingObserver, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 TEXTS = [
@@ -201,42 +202,17 @@ class TestMeasurement:
         assert set(found) == set(chosen_units(everything[::-1], 5))
 
 
-class Stops(QuietProgress):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.at = step
-
-    def step(self, metrics: Any) -> None:
-        if metrics["step"] == self.at:
-            raise KeyboardInterrupt
-
-
-NAMES = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fritz", "Greta", "Hugo", "Ida", "Jan"]
-SUBJECTS = [f"{name} {place}" for name in NAMES for place in ("in town", "at home", "on the way", "at sea", "outside")]
-
-
-def lines(rows: list[dict[str, str]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture
 def job(tiny, tmp_path, monkeypatch):
     """Recipes of both verbs over fifty rows each, whose answers follow a rule, and the folder they are run in."""
     monkeypatch.chdir(tmp_path)
-    Path("texts.jsonl").write_text(lines([{"prompt": s, "completion": " sang"} for s in SUBJECTS]), encoding="utf-8")
-    pairs = [{"prompt": s, "chosen": " sang", "rejected": " fell"} for s in SUBJECTS]
-    Path("pairs.jsonl").write_text(lines(pairs), encoding="utf-8")
+    write_lines("texts.jsonl", [{"prompt": subject, "completion": " sang"} for subject in SUBJECTS])
+    write_lines("pairs.jsonl", [{"prompt": subject, "chosen": " sang", "rejected": " fell"} for subject in SUBJECTS])
 
     def recipe(verb: str, **changes: Any) -> dict[str, Any]:
-        data = {"use": "jsonl", "path": "texts.jsonl" if verb == "sft" else "pairs.jsonl"}
-        data["format"] = "completion" if verb == "sft" else "pairs"
-        return {
-            "kind": verb, "name": "small", "steps": 6, "policy": {"model": str(tiny("llama"))}, "data": data,
-            "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 3e-3},
-            "evaluation": {"every": 2, "resamples": 200}, "checkpoint": {"every": 2}, **changes,
-        }  # fmt: skip
+        path, format = ("texts.jsonl", "completion") if verb == "sft" else ("pairs.jsonl", "pairs")
+        changes = {"evaluation": {"every": 2, "resamples": 200}, "checkpoint": {"every": 2}, **changes}
+        return supervised_recipe(verb, tiny("llama"), path, format=format, **changes)
 
     return recipe
 
@@ -280,7 +256,7 @@ class TestRuns:
         for name in ("first", "second"):
             run(job(verb), run_dir=name, observer=QuietProgress())
         with pytest.raises(Interrupted, match=f"saved after step 3; go on with: burnish {verb} --resume stopped"):
-            run(job(verb), run_dir="stopped", observer=Stops(3))
+            run(job(verb), run_dir="stopped", observer=InterruptingObserver(3))
         run(resume="stopped", observer=QuietProgress())
         first = traces(Path("first"))
         assert traces(Path("second")) == first
@@ -297,7 +273,7 @@ class TestRuns:
 class TestRunFolders:
     def test_a_run_is_a_model(self, job):
         with pytest.raises(Interrupted):
-            burnish.sft(job("sft"), run_dir="early", observer=Stops(2))
+            burnish.sft(job("sft"), run_dir="early", observer=InterruptingObserver(2))
         assert resolve_model("early") == Path("early/model")
         first = load_policy(resolve_model("early"))
         found = burnish.prefer(
@@ -314,9 +290,9 @@ class TestRunFolders:
 
     def test_the_data_may_not_change_under_a_run(self, job):
         with pytest.raises(Interrupted):
-            burnish.sft(job("sft"), run_dir="run", observer=Stops(2))
+            burnish.sft(job("sft"), run_dir="run", observer=InterruptingObserver(2))
         with open("texts.jsonl", "a", encoding="utf-8") as file:
-            file.write(lines([{"prompt": "new", "completion": " new"}]))
+            file.write('{"prompt": "new", "completion": " new"}\n')
         with pytest.raises(InputError, match=r"texts\.jsonl has changed since run began"):
             burnish.sft(resume="run", observer=QuietProgress())
 

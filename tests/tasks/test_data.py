@@ -13,16 +13,9 @@ from burnish.errors import InputError
 from burnish.system import optional_packages as extras
 from burnish.tasks.data import Data
 from burnish.tasks.registry import TASKS, check_task_options
+from tests.fakes import RecordingObserver
 
 GOOD = [{"prompt": f"Question {n}?", "reference": f"Answer {n}."} for n in range(200)]
-
-
-class Heard:
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-
-    def message(self, text: str, *, level: str = "info") -> None:
-        self.lines.append((level, text))
 
 
 def lines(path: Path, rows: list[Any]) -> Path:
@@ -110,11 +103,11 @@ BROKEN: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("row", "reason"), BROKEN, ids=[reason for _, reason in BROKEN])
 def test_a_broken_row_is_listed_with_its_line_and_the_others_are_kept(tmp_path: Path, row: Any, reason: str) -> None:
     path = lines(tmp_path / "a.jsonl", [*GOOD[:2], b"", row, *GOOD[2:]])
-    heard = Heard()
+    heard = RecordingObserver()
     task = Data(path=str(path), reference="reference")
     task.prepare(observer=heard)  # type: ignore[arg-type]
     assert {prompt.text for prompt in (*task.train(), *task.evaluation())} == set(WANTED)
-    (warning,) = [text for level, text in heard.lines if level == "warning"]
+    (warning,) = [text for level, text in heard.messages if level == "warning"]
     assert warning.startswith(f"data: 1 of 201 rows of '{path}' cannot be used: line 4: ") and reason in warning
     with pytest.raises(InputError, match=r"1 of 201 rows .*line 4: .*raise max_broken \(now 0.0\)"):
         Data(path=str(path), reference="reference", max_broken=0.0).train()
@@ -143,9 +136,9 @@ def test_rows_of_csv_that_are_broken(tmp_path: Path) -> None:
         (b",x\r\n", "'prompt' is empty"),
     ):
         path.write_bytes(whole.replace(b"Question 0?", bad + b"Question 0?", 1))
-        heard = Heard()
+        heard = RecordingObserver()
         Data(path=str(path), reference="reference", max_characters=300_000).prepare(observer=heard)  # type: ignore[arg-type]
-        assert "1 of 202 rows" in heard.lines[0][1] and f"line 2: {reason}" in heard.lines[0][1], heard.lines
+        assert "1 of 202 rows" in heard.messages[0][1] and f"line 2: {reason}" in heard.messages[0][1], heard.messages
     path.write_bytes(whole + b'"never closed,x\r\n')
     with pytest.raises(InputError, match="unexpected end of data"):
         Data(path=str(path), max_broken=0.0, max_characters=300_000).train()
@@ -169,11 +162,11 @@ def test_a_file_without_rows_is_said(tmp_path: Path, content: bytes, message: st
 
 def test_repeated_prompts_are_one_prompt_on_one_side(tmp_path: Path) -> None:
     again = [{"prompt": f" {row['prompt']}\n", "reference": "Another."} for row in GOOD]
-    heard = Heard()
+    heard = RecordingObserver()
     task = Data(path=str(lines(tmp_path / "a.jsonl", [*GOOD, *again])), reference="reference")
     task.prepare(observer=heard)  # type: ignore[arg-type]
     assert {p.text: p.reference for p in (*task.train(), *task.evaluation())} == WANTED
-    assert "left out: 200 repeated" in heard.lines[-1][1]
+    assert "left out: 200 repeated" in heard.messages[-1][1]
 
 
 def test_a_group_lies_on_one_side(tmp_path: Path) -> None:

@@ -13,17 +13,7 @@ from burnish.tasks import news
 from burnish.tasks.news import News, articles
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Prompt
-
-
-class Watcher:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str, *, level: str = "info") -> None:
-        self.messages.append(text)
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        pass
+from tests.fakes import RecordingObserver
 
 
 def words(start: int, count: int) -> str:
@@ -83,11 +73,11 @@ def test_what_is_left_out_is_counted(corpus: list[str]) -> None:
     corpus[3] = words(3, 39)  # 32 + 8 words are needed
     corpus[4] = words(4, 40)
     corpus[5] = " ".join(corpus[0].split()[:32]) + " " + words(5, 20)  # begins like the first
-    watcher = Watcher()
+    watcher = RecordingObserver()
     task = News()
     task.prepare(observer=watcher)  # type: ignore[arg-type]
     assert len(task.train()) + len(task.evaluation()) == 36
-    assert watcher.messages == [
+    assert watcher.texts == [
         f"news: {len(task.train())} training and {len(task.evaluation())} held-out prompts; left out: "
         "1 repeated articles, 1 that begin like another, 1 of fewer than 40 words"
     ]
@@ -163,12 +153,12 @@ def test_offline_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.model
 def test_the_real_corpus() -> None:
-    watcher = Watcher()
+    watcher = RecordingObserver()
     task = News()
     task.prepare(observer=watcher)  # type: ignore[arg-type]
     train, held_out = task.train(), task.evaluation()
     assert (len(train), len(held_out)) == (253, 87)
-    assert watcher.messages[-1].endswith("7 repeated articles, 3 that begin like another, 0 of fewer than 40 words")
+    assert watcher.texts[-1].endswith("7 repeated articles, 3 that begin like another, 0 of fewer than 40 words")
     every = [*train, *held_out]
     assert len({prompt.id for prompt in every}) == len({prompt.text for prompt in every}) == 340
     assert all(len(prompt.text.split(" ")) == 32 for prompt in every)

@@ -26,6 +26,7 @@ from burnish.reports.terminal.progress import QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
 from burnish.types import Completion, Prompt, SamplingParams
+from tests.fakes import InterruptingObserver
 
 MASKED = SamplingParams(max_new_tokens=3, temperature=0.8, lagged_top_p=0.8)
 START = Prompt("start", "")
@@ -167,12 +168,6 @@ class TestSampling:
         assert bool((found >= whole - 1e-12).all()) and float((found - whole).max()) > 0.1
 
 
-class Stops(QuietProgress):
-    def step(self, metrics: Any) -> None:
-        if metrics["step"] == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["tabular", "lstm"])
 def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, monkeypatch):
@@ -184,7 +179,7 @@ def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, mon
     overrides = ["sampling.nlpo_top_p=0.8", "sampling.nlpo_every=2"]
     whole = burnish.train("toy", run_dir="whole", observer=QuietProgress(), overrides=overrides, **changes)
     with pytest.raises(Interrupted):
-        burnish.train("toy", run_dir="stopped", observer=Stops(), overrides=overrides, **changes)
+        burnish.train("toy", run_dir="stopped", observer=InterruptingObserver(3), overrides=overrides, **changes)
     burnish.train(resume="stopped", observer=QuietProgress())
     rows = [json.loads(line) for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
     assert [comparable(row) for row in rows] == [comparable(row) for row in whole.metrics]

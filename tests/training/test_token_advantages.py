@@ -271,7 +271,7 @@ class TestStep:
         flat = TokenRewards(np.zeros(4), tuple(np.array([float(place), 0.0]) for place in range(4)))
         total = np.array([0.0, 0.0, 1.0, 2.0])  # the first group has no spread
         fresh = TokenRewards(np.array([5.0, 6.0]), (np.array([7.0, 0.0]), np.array([8.0, 0.0])))
-        answers = [Scores(total, {}, {}, tokens=flat), Scores(np.array([1.0, 2.0]), {}, {}, tokens=fresh)]
+        answers = [Scores(total, {}, {}, token_rewards=flat), Scores(np.array([1.0, 2.0]), {}, {}, token_rewards=fresh)]
         draws = [[first, second], [second]]
         found = collect(lambda chosen, seed: draws.pop(0), lambda some: answers.pop(0), prompts, prompts, (0, 1), 1)
         assert found.scores.token_rewards is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,13 @@ from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import RECIPES
 from burnish.run.folder import comparable, read_lines
 from burnish.run.interrupts import Interrupted
+from tests.fakes import RecordingObserver
 
 SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]
 
 
-class Silent:
-    """An observer that keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def message(self, text: str, *, level: str = "info") -> None:
-        if level == "warning":
-            self.warnings.append(text)
-
-    def start(self, *, name: str, steps: int, first_step: int) -> None: ...
-
-    def step(self, metrics: Mapping[str, Any]) -> None: ...
-
-    def progress(self, phase: str, done: int, total: int) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 def toy(folder: Path, *overrides: str, **options: Any) -> Any:
-    observer = options.pop("observer", Silent())
+    observer = options.pop("observer", RecordingObserver())
     return train(RECIPES / "toy.toml", overrides=[*SMALL, *overrides], run_dir=folder, observer=observer, **options)
 
 
@@ -63,7 +44,7 @@ def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
         toy(tmp_path / "run", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
     assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").exists()
     # The seventh step works the second time, and the run ends as one that never failed.
-    done = train(resume=tmp_path / "run", observer=Silent())
+    done = train(resume=tmp_path / "run", observer=RecordingObserver())
     CALLS["count"] = 10**6
     whole = toy(tmp_path / "whole", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
@@ -82,7 +63,7 @@ def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monk
         toy(tmp_path / "run", *options)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     monkeypatch.undo()
-    done = train(resume=tmp_path / "run", observer=Silent())
+    done = train(resume=tmp_path / "run", observer=RecordingObserver())
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 
@@ -100,7 +81,7 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
     monkeypatch.setattr(burnish.training.reinforcement, "measure", interrupted)
     with pytest.raises(Interrupted, match="saved after step 4"):
         toy(tmp_path / "run", *options)
-    done = train(resume=tmp_path / "run", observer=Silent())
+    done = train(resume=tmp_path / "run", observer=RecordingObserver())
     # Step 4 is measured by the process that goes on; the last step only once, as "after".
     assert calls == [0, 2, 4, 4, 6]
     held_out = [list(read_lines(tmp_path / name / "held_out.jsonl")) for name in ("run", "whole")]
@@ -110,7 +91,7 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
 
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    observer = Silent()
+    observer = RecordingObserver()
     monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
     monkeypatch.setattr(
         burnish.training.reinforcement,
@@ -132,7 +113,7 @@ def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
         {"use": "length_band", "name": "open", "weight": 0.0, "gate": -1.0},
         {"use": "repetition", "name": "fading", "schedule": {"start": 1.0, "end": 0.0, "steps": 3}},
     ]
-    observer = Silent()
+    observer = RecordingObserver()
     done = toy(tmp_path / "run", "steps=6", observer=observer, reward=gated)
     rows = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert [row["gate/shut"] for row in rows] == [0.0] * 6 and [row["gate/open"] for row in rows] == [1.0] * 6
@@ -160,7 +141,7 @@ def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) ->
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n,empty\n", encoding="utf-8")
     task = {"use": "data", "path": str(data), "reference": "answer", "chat": False}
     small = ["policy.use=lstm", "policy.lstm={embedding=4, hidden=4}", "steps=2"]
-    observer = Silent()
+    observer = RecordingObserver()
     with pytest.raises(InputError, match="2 of 202 rows"):
         toy(tmp_path / "refused", *small, "task.max_broken=0.001", task=task)
     assert not (tmp_path / "refused").exists()
@@ -171,35 +152,35 @@ def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) ->
     assert warning["step"] == 0 and warning["text"] in observer.warnings and "2 of 202 rows" in warning["text"]
     page = done.report.read_text(encoding="utf-8")
     assert "2 of 202 rows" in page and "at the start" in page
-    train(resume=tmp_path / "run", observer=Silent())
+    train(resume=tmp_path / "run", observer=RecordingObserver())
     warnings = tmp_path / "run" / "warnings.jsonl"
     assert sum(row["kind"] == "start" for row in read_lines(warnings)) == 1
     # A kill in the middle of a line, and other data when the run is taken up again.
     with open(warnings, "a", encoding="utf-8") as file:
         file.write('{"step": 2, "kind": "cut o')
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n", encoding="utf-8")
-    train(resume=tmp_path / "run", observer=Silent())
+    train(resume=tmp_path / "run", observer=RecordingObserver())
     assert [row["kind"] for row in read_lines(warnings)].count("start") == 2
     assert [row["place"] for row in read_lines(tmp_path / "run" / "broken_rows.jsonl")] == ["line 202"]
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    train(resume=tmp_path / "run", observer=Silent())
+    train(resume=tmp_path / "run", observer=RecordingObserver())
     assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
 
 
 def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:
     toy(tmp_path / "run", "steps=2")
-    same = Silent()
+    same = RecordingObserver()
     train(resume=tmp_path / "run", observer=same)
     assert not any("resumed elsewhere" in text for text in same.warnings)
     path = tmp_path / "run" / "environment.json"
     then = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**then, "threads": then["threads"] + 1, "torch": "1.0"}), encoding="utf-8")
-    other = Silent()
+    other = RecordingObserver()
     train(resume=tmp_path / "run", observer=other)
     (text,) = [text for text in other.warnings if "resumed elsewhere" in text]
     assert f"threads {then['threads'] + 1} -> {then['threads']}" in text and "torch 1.0 -> " in text
     assert "numpy" not in text
     path.write_text("[", encoding="utf-8")
-    broken = Silent()
+    broken = RecordingObserver()
     train(resume=tmp_path / "run", observer=broken)
     assert any("cannot be read" in text for text in broken.warnings)

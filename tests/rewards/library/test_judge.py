@@ -22,6 +22,7 @@ from burnish.rewards.library.chat_client import Judge
 from burnish.rewards.library.judge import judge, number_in
 from burnish.rewards.registry import REWARDS
 from burnish.types import Completion, Prompt
+from tests.fakes import RecordingObserver
 
 Reply = Callable[["Handler"], None]
 
@@ -196,21 +197,17 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
 
 
 def test_it_knocks_before_a_model_is_loaded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[str, str]] = []
-
-    class Heard:
-        def message(self, text: str, *, level: str = "info") -> None:
-            heard.append((level, text))
+    observer = RecordingObserver()
 
     def knock(url: str, **options: Any) -> None:
         reward = {"use": "judge", "model": "wise", "url": url, **options}
-        say_walls(load_recipe({"name": "x", "reward": [reward]}), Heard())  # type: ignore[arg-type]
+        say_walls(load_recipe({"name": "x", "reward": [reward]}), observer)
 
     here = f"http://127.0.0.1:{server.server_port}/v1"
     knock(here)
     knock("http://127.0.0.1:1/v1")
-    assert [level for level, _ in heard] == ["info", "warning"] and not server.seen
-    assert "nobody answers at http://127.0.0.1:1/v1 (Connection refused)" in heard[1][1]
+    assert [level for level, _ in observer.messages] == ["info", "warning"] and not server.seen
+    assert "nobody answers at http://127.0.0.1:1/v1 (Connection refused)" in observer.texts[1]
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(InputError, match=r"NO_SUCH_KEY.*holds no key"):
         knock(here, key_env="NO_SUCH_KEY")

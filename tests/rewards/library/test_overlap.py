@@ -19,19 +19,10 @@ from burnish.rewards.library.overlap import bleu, exact
 from burnish.rewards.registry import REWARDS, reward_function
 from burnish.text import ngrams, words
 from burnish.types import Completion, Prompt
+from tests.fakes import TokenValueModel
 
 ODD_TEXTS = ["", " \n\t", "½ ² ①", "\x00\ufffd", "naïve café"]
 ODD_TEXTS += ["😀👩‍👩‍👧🇨🇭", "?!...;;", "a" * 5000, "la " * 3000, "我爱你。" * 50]
-
-
-class FixedModel:
-    """Token t has log-probability -t, whatever stands before it."""
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(len(word) for word in text.split())
-
-    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> torch.Tensor:
-        return -torch.tensor([float(token) for c in completions for token in c.token_ids])
 
 
 def answer(
@@ -95,15 +86,15 @@ def test_exact(text: str, value: float) -> None:
 def test_perplexity_by_hand() -> None:
     # Mean NLL (1 + 2 + 3) / 3 = 2.
     completions = [answer(tokens=(1, 2, 3)), answer(tokens=(0, 0)), answer(tokens=(50,))]
-    assert perplexity(completions, FixedModel(), form="raw") == pytest.approx([-math.exp(2), -1.0, -math.exp(50)])
-    assert perplexity(completions, FixedModel()) == pytest.approx([1 - 2 / math.log(1000), 1.0, 0.0])
-    assert perplexity(completions, FixedModel(), worst=math.exp(4)) == pytest.approx([0.5, 1.0, 0.0])
+    assert perplexity(completions, TokenValueModel(), form="raw") == pytest.approx([-math.exp(2), -1.0, -math.exp(50)])
+    assert perplexity(completions, TokenValueModel()) == pytest.approx([1 - 2 / math.log(1000), 1.0, 0.0])
+    assert perplexity(completions, TokenValueModel(), worst=math.exp(4)) == pytest.approx([0.5, 1.0, 0.0])
 
 
 def test_no_token_counts_as_the_worst() -> None:
-    assert perplexity([answer("", tokens=())], FixedModel()) == [0.0]
-    assert perplexity([answer("", tokens=())], FixedModel(), form="raw", worst=20.0) == pytest.approx([-20.0])
-    assert perplexity([], FixedModel()) == []
+    assert perplexity([answer("", tokens=())], TokenValueModel()) == [0.0]
+    assert perplexity([answer("", tokens=())], TokenValueModel(), form="raw", worst=20.0) == pytest.approx([-20.0])
+    assert perplexity([], TokenValueModel()) == []
 
 
 def test_chunks_change_nothing_and_bound_the_batch() -> None:
@@ -111,7 +102,7 @@ def test_chunks_change_nothing_and_bound_the_batch() -> None:
     completions = [answer(tokens=tuple(rng.randrange(9) for _ in range(rng.randrange(7)))) for _ in range(50)]
     sizes: list[int] = []
 
-    class Watching(FixedModel):
+    class Watching(TokenValueModel):
         def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> torch.Tensor:
             sizes.append(len(completions))
             return super().token_logprobs(completions, temperature)
@@ -126,11 +117,11 @@ def test_chunks_change_nothing_and_bound_the_batch() -> None:
 )
 def test_perplexity_refuses(options, message) -> None:
     with pytest.raises(InputError, match=message):
-        perplexity([answer()], FixedModel(), **options)
+        perplexity([answer()], TokenValueModel(), **options)
 
 
 def test_a_model_that_loses_tokens_is_caught() -> None:
-    class Short(FixedModel):
+    class Short(TokenValueModel):
         def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> torch.Tensor:
             return super().token_logprobs(completions)[:-1]
 
@@ -244,14 +235,14 @@ def test_weighted_sum_by_hand() -> None:
 
 def test_scores_go_with_their_completions() -> None:
     completions = [answer(text, tokens=(position,)) for position, text in enumerate(["true", "x", "true x", "a a a"])]
-    scorer = combine({"exact": 1.0, "bleu": 1.0, "perplexity": 1.0, "repetition": 1.0}, FixedModel())
+    scorer = combine({"exact": 1.0, "bleu": 1.0, "perplexity": 1.0, "repetition": 1.0}, TokenValueModel())
     straight = scorer.score(completions).total
     assert scorer.score(completions[::-1]).total.tolist() == straight[::-1].tolist()
     assert scorer.score(completions * 2).total.tolist() == straight.tolist() * 2
 
 
 def test_no_completions() -> None:
-    scores = combine({"exact": 1.0, "perplexity": 1.0}, FixedModel()).score([])
+    scores = combine({"exact": 1.0, "perplexity": 1.0}, TokenValueModel()).score([])
     assert scores.total.shape == (0,) and scores.parts["perplexity"].shape == (0,)
 
 
@@ -260,7 +251,9 @@ def test_from_recipe_sections() -> None:
         RewardSection(use="bleu", weight=0.5, tokenize="zh"),
         RewardSection(use="perplexity", name="fluency", form="raw"),
     ]
-    scores = Combination.from_recipe(sections, FixedModel()).score([answer("我爱你", reference="我爱她", tokens=(2,))])
+    scores = Combination.from_recipe(sections, TokenValueModel()).score(
+        [answer("我爱你", reference="我爱她", tokens=(2,))]
+    )
     assert list(scores.parts) == ["bleu", "fluency"]
     assert scores.total[0] == pytest.approx(0.5 * (1 / 6) ** (1 / 3) - math.exp(2))
 
