@@ -116,7 +116,7 @@ class _Rollout:
         if self.recorded is not None:
             self.recorded.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
         self.recorded_prompts: dict[int, range] = {}
-        self.cache = SampleCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens)
+        self.cache = SampleCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens, model.device)
 
     def run(self) -> None:
         with attending(self.model, self.cache, nullcontext):

@@ -34,7 +34,10 @@ class SampleCache:
         longest_prompt, longest_answer: in tokens; the answer's last token needs no place, nothing is drawn after it.
     """
 
-    def __init__(self, groups: int, rows: int, longest_prompt: int, longest_answer: int) -> None:
+    def __init__(
+        self, groups: int, rows: int, longest_prompt: int, longest_answer: int, device: torch.device | None = None
+    ) -> None:
+        self._device = device
         self._sizes = groups, rows, longest_prompt, max(longest_answer - 1, 1)
         self._layers: dict[int, _Layer] = {}
         self.prompt_lengths: list[int] = []
@@ -59,7 +62,7 @@ class SampleCache:
     def decode(self) -> None:
         """What is run next is the newest token of every row."""
         self._incoming = None
-        self._plan = _Plan(self.group_of, self.lengths, self.prompt_lengths)
+        self._plan = _Plan(self.group_of, self.lengths, self.prompt_lengths, self._device)
 
     def decoded(self) -> None:
         """Every row has one token more."""
@@ -108,12 +111,18 @@ class SampleCache:
 class _Plan:
     """How one step's rows lie in the cache: made once a step, used in every layer."""
 
-    def __init__(self, group_of: Sequence[int], lengths: Sequence[int], prompt_lengths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        group_of: Sequence[int],
+        lengths: Sequence[int],
+        prompt_lengths: Sequence[int],
+        device: torch.device | None,
+    ) -> None:
         self.rows, self.groups = len(group_of), len(prompt_lengths)
         self.prompt, self.answer = max(prompt_lengths), max(lengths) + 1
         self.even = min(lengths) == max(lengths)
-        self.lengths = torch.tensor(lengths)
-        self.all = torch.arange(self.rows)
+        self.lengths = torch.tensor(lengths, device=device)
+        self.all = torch.arange(self.rows, device=device)
         members: list[list[int]] = [[] for _ in prompt_lengths]
         for row, group in enumerate(group_of):
             members[group].append(row)
@@ -122,16 +131,17 @@ class _Plan:
         self.places: Tensor | None = None
         if [row for rows in members for row in rows] != list(range(self.rows)) or self.rows != self.groups * self.size:
             filled = [rows + [0] * (self.size - len(rows)) for rows in members]
-            self.places = torch.tensor(filled).flatten()
+            self.places = torch.tensor(filled, device=device).flatten()
             back = [0] * self.rows
             for group, rows in enumerate(members):
                 for place, row in enumerate(rows):
                     back[row] = group * self.size + place
-            self.back = torch.tensor(back)
+            self.back = torch.tensor(back, device=device)
         self.mask: Tensor | None = None
         if not self.even or min(prompt_lengths) < self.prompt:
-            prompt = torch.arange(self.prompt) >= torch.tensor([prompt_lengths[group] for group in group_of])[:, None]
-            answer = torch.arange(self.answer) > self.lengths[:, None]
+            seen = torch.tensor([prompt_lengths[group] for group in group_of], device=device)
+            prompt = torch.arange(self.prompt, device=device) >= seen[:, None]
+            answer = torch.arange(self.answer, device=device) > self.lengths[:, None]
             self.mask = torch.cat([prompt, answer], 1)[:, None, None]
 
     def attend(self, held: _Layer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

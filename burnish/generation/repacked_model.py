@@ -87,7 +87,11 @@ class SamplingCopy:
         self._layers: dict[PackedLinear, list[nn.Module]] = {}
         """Each with the trained modules whose products it makes."""
         self._head = trained.get_output_embeddings()
-        if trained.device.type != "cpu" or self.kind not in (torch.float32, torch.bfloat16) or not can_multiply():
+        if (
+            trained.device.type != "cpu"
+            or self.kind not in (torch.float32, torch.bfloat16)
+            or not can_multiply(self.kind)
+        ):
             self.model = trained
             return
         shared = {id(tensor): tensor for tensor in [*trained.parameters(), *trained.buffers()]}

@@ -234,8 +234,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, 
         if name not in trainable:
             raise InputError(f"{folder}: optimizer state of '{name}', which this policy does not have")
         parameter = trainable[name]
-        # The step counter of AdamW stays on the CPU; the moments lie where their parameter does.
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        # Fused AdamW needs its step counter on the parameter's device too.
+        optimizer.state[parameter][kind] = value.to(parameter.device)
 
 
 def optimizer_for(

@@ -155,7 +155,7 @@ class PackedAttention(torch.autograd.Function):
         """query [K, g, T, D], key and value [K, T, D]; returns [T, K, g, D]."""
         heads, group, length, _ = query.shape
         out = query.new_empty(length, heads, group, value.shape[-1])
-        normaliser = query.new_empty(length, heads, group)
+        normaliser = query.new_empty(length, heads, group, dtype=_wide(query))
         for span in spans:
             for run in _runs(span):
                 own = run.place
@@ -255,7 +255,8 @@ def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Ten
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of [K, g, S, D] over [K, T, D]: output [K, g, S, D] and the logarithm of the normaliser [K, g, S]."""
+    """Attention of [K, g, S, D] over [K, T, D]: output [K, g, S, D] and the logarithm of the normaliser [K, g, S], at least
+    float32: in bfloat16 it would change the weights by percents."""
     if query.device.type == "cpu":
         # Strides of zero stand for the repeats over g, which the kernel takes.
         shape = (key.shape[0], query.shape[1], key.shape[1], key.shape[2])
@@ -263,7 +264,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: floa
             query, key.unsqueeze(1).expand(shape), value.unsqueeze(1).expand(*shape[:3], value.shape[-1]),
             0.0, causal, scale=scale,
         )  # fmt: skip
-        return out, normaliser.to(query.dtype)
+        return out, normaliser.to(_wide(query))
     return attend_by_hand(query, key, value, causal, scale)
 
 
@@ -282,20 +283,29 @@ def _attend_backward(
 
 
 def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """``_attend`` in plain tensor operations, for devices without the fused kernel (not run on a GPU yet)."""
-    scores = _scores(query, key, causal, scale)
+    """``_attend`` in plain tensor operations of at least float32, for devices without the fused kernel."""
+    wide = _wide(query)
+    scores = _scores(query.to(wide), key.to(wide), causal, scale)
     normaliser = scores.logsumexp(-1)
-    return (scores - normaliser.unsqueeze(-1)).exp() @ value.unsqueeze(1), normaliser
+    out = (scores - normaliser.unsqueeze(-1)).exp() @ value.to(wide).unsqueeze(1)
+    return out.to(value.dtype), normaliser
 
 
 def attend_by_hand_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P the attention weights and O the output: dV = P'dO, dS = P (dO V' - sum(dO O)), dQ = dS K, dK = dS'Q."""
+    narrow = query.dtype
+    grad, query, key, value, out = (tensor.to(_wide(query)) for tensor in (grad, query, key, value, out))
     weights = (_scores(query, key, causal, scale) - normaliser.unsqueeze(-1)).exp()
     by_score = weights * (grad @ value.unsqueeze(1).mT - (grad * out).sum(-1, keepdim=True)) * scale
     by_key = (by_score.mT @ query).sum(1)
-    return by_score @ key.unsqueeze(1), by_key, (weights.mT @ grad).sum(1)
+    by_query, by_value = by_score @ key.unsqueeze(1), (weights.mT @ grad).sum(1)
+    return by_query.to(narrow), by_key.to(narrow), by_value.to(narrow)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _scores(query: Tensor, key: Tensor, causal: bool, scale: float) -> Tensor:

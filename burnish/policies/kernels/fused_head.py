@@ -124,7 +124,7 @@ class _FusedLogprobs(torch.autograd.Function):
             # never does so with all of them.
             # Sums of many pieces have no room for rounding in a narrow type.
             sums = None if hidden_grad is None else hidden.new_zeros(len(grad), hidden.shape[1], dtype=by_logprob.dtype)
-            for columns in _slices(len(weight), COLUMNS):
+            for columns in _slices(len(weight), COLUMNS if weight.device.type == "cpu" else len(weight)):
                 part = grad[:, columns]
                 if sums is not None:
                     sums += product(part, weight[columns].t())

@@ -37,9 +37,9 @@ def onednn_is_faster() -> bool:
 
 
 @cache
-def can_multiply() -> bool:
-    """Whether torch's oneDNN operators are there and multiply."""
-    weight = torch.ones(2, 2)
+def can_multiply(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether torch's oneDNN operators multiply numbers of this type on this processor."""
+    weight = torch.ones(2, 2, dtype=dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         found = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
