@@ -287,7 +287,7 @@ def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str],
     """Raises InputError where a reward cannot judge these texts."""
     chosen = REWARDS.get(name)
     chosen.check_options(options, beside=())
-    if getattr(chosen.function, "needs_reference", False) and not (reference and reference.strip()):
+    if chosen.facts.needs_reference and not (reference and reference.strip()):
         raise InputError(f"'{name}' needs a reference, the true answer: give it with --reference TEXT or reference=...")
     if not chosen.english_only(options):
         return

@@ -52,8 +52,10 @@ class Registry(Generic[T]):
         Raises:
             InputError: the name is taken by something else.
         """
-        same = name in self._entries and _origin(self._entries[name]) == _origin(entry)
-        if (name in self._entries and not same) or name in self._builtin:
+        module, qualname = _origin(entry)
+        replaces = name not in self._entries or _origin(self._entries[name]) == (module, qualname)
+        # burnish's own module registers what it ships when it is imported.
+        if not replaces or self._builtin.get(name) not in (None, f"{module}:{qualname}"):
             raise InputError(f"a {self.kind} named '{name}' is registered already: choose another name")
         self._entries[name] = entry
         return entry

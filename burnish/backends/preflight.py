@@ -29,7 +29,7 @@ def check_prompts(
 
 
 def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:
-    """Raises InputError where a reward or a metric knows English only (``function.english_only``) and most references are
+    """Raises InputError where a reward or a metric knows English only and most references are
     Chinese or Japanese. Where prompts are and references are not there, a warning: the answers may be English."""
     references = [prompt.reference for prompt in prompts if prompt.reference is not None]
     texts = references or [prompt.text for prompt in prompts]
@@ -50,7 +50,7 @@ def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observe
 
 
 def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> None:
-    """Raises InputError where a reward or a metric says that it needs a reference (``function.needs_reference``) and a
+    """Raises InputError where a reward or a metric says that it needs a reference and a
     prompt that it shall judge has none: before a model is loaded, not when the first sample is scored."""
     for key, sections, prompts in (
         ("reward", recipe.reward, [*train, *held_out]),
@@ -58,7 +58,7 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
     ):
         without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
         for index, section in enumerate(sections):
-            if without and getattr(REWARDS.get(section.use).function, "needs_reference", False):
+            if without and REWARDS.get(section.use).facts.needs_reference:
                 more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
                 raise InputError(
                     f"{key}.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
@@ -68,7 +68,7 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
 
 
 def check_companions(recipe: Recipe) -> None:
-    """Raises InputError where a reward or a metric compares the samples of one prompt (``function.needs_companions``) and
+    """Raises InputError where a reward or a metric compares the samples of one prompt and
     there is one: it would have the same value for any text."""
     trained, held_out = recipe.sampling.samples_per_prompt, recipe.evaluation.samples_per_prompt
     for section, samples in (
@@ -76,7 +76,7 @@ def check_companions(recipe: Recipe) -> None:
         *((section, {"evaluation": held_out}) for section in recipe.evaluation.metrics),
     ):
         alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
-        if alone and getattr(REWARDS.get(section.use).function, "needs_companions", False):
+        if alone and REWARDS.get(section.use).facts.needs_companions:
             raise InputError(
                 f"'{section.use}' compares the samples of one prompt, and there is one: {' and '.join(alone)} must be at "
                 "least 2"
@@ -84,14 +84,13 @@ def check_companions(recipe: Recipe) -> None:
 
 
 def say_walls(recipe: Recipe, observer: Observer | None = None) -> None:
-    """Has rewards that hang on something outside (``function.stand``: a sandbox, another model's address) look for it before
+    """Has rewards that hang on something outside (a sandbox, another model's address) look for it before
     a model is loaded, and says what they found. Raises BurnishError where they cannot work."""
     said = set()
     for section in (*recipe.reward, *recipe.evaluation.metrics):
-        reward = REWARDS.get(section.use)
-        stand = getattr(reward.function, "stand", None)
-        if stand is not None:
-            said.add(stand(**{**reward.options, **section.options}))
+        message = REWARDS.get(section.use).preflight(section.options)
+        if message is not None:
+            said.add(message)
     if observer is not None:
         for text, level in sorted(said):
             observer.message(text, level=level)

@@ -1,10 +1,11 @@
-"""What a reward is: a plain function, called with the arguments it names.
+"""The reward contract: a plain function, called with the arguments that it names.
 
 A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A batch
-reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number each.
-In place of a number either may return a sequence of numbers, one for each of ``completion.token_ids``: what each earned.
-Either may also name ``reference_policy``, the frozen policy that training started from. Keyword-only arguments with
-defaults are the reward's options: keys of its ``[[reward]]`` table.
+reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number per
+completion. In place of a number, either kind may return a sequence with one number per token of
+``completion.token_ids``: what each token earned. Either kind may also name ``reference_policy``, the frozen policy that
+training started from. Keyword-only arguments with defaults are the reward's options: keys of its ``[[reward]]`` table.
+What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
 """
 
 from __future__ import annotations
@@ -23,31 +24,59 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ONE: Mapping[str, Callable[[Completion], Any]] = {
+SINGULAR: Mapping[str, Callable[[Completion], Any]] = {
     "completion": lambda completion: completion,
     "prompt": lambda completion: completion.prompt,
     "reference": lambda completion: completion.prompt.reference,
     "text": lambda completion: completion.text,
 }
-MANY: Mapping[str, str] = {f"{name}s": name for name in ONE}
+PLURAL: Mapping[str, str] = {f"{name}s": name for name in SINGULAR}
 SHARED = ("reference_policy",)
 TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule", "credit")
-"""Keys of a ``[[reward]]`` table that are no options of the reward."""
+"""Keys of a ``[[reward]]`` table that are not options of the reward."""
 METRIC = ("use", "name", "better")
-"""Keys of an entry of ``evaluation.metrics`` that are no options of the reward."""
-_CHECK = "_burnish_check"
+"""Keys of an entry of ``evaluation.metrics`` that are not options of the reward."""
+_FACTS = "__burnish_reward__"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFacts:
+    """What a reward declares in its decorator, beyond its signature.
+
+    Attributes:
+        needs_reference: every prompt must have a reference; checked before a model is loaded.
+        needs_whole: why the reward cannot score the beginning of a completion; empty if it can. With a reason,
+            ``credit`` must be "completion".
+        needs_companions: the reward compares the samples of one prompt, so there must be at least two.
+        english_only: whether the reward understands English only; a function of all options if that depends on them.
+        check_options: called with all options by name when a recipe is read; raises InputError if they cannot work.
+        preflight: called with all options by name before a model is loaded, for a reward that depends on something
+            outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises BurnishError.
+    """
+
+    needs_reference: bool = False
+    needs_whole: str = ""
+    needs_companions: bool = False
+    english_only: bool | Callable[..., bool] = False
+    check_options: Callable[..., None] | None = None
+    preflight: Callable[..., tuple[str, str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.needs_whole, str):
+            raise InputError(f"needs_whole = {self.needs_whole!r}: must be the reason, as text")
 
 
 @dataclass(frozen=True, slots=True)
 class RewardFunction:
-    """A reward with its contract read from its signature.
+    """A reward with the contract read from its signature and its decorator.
 
     Attributes:
         name: as registered.
-        function: what the user wrote.
+        function: the user's function.
         arguments: the names it is called with.
         batch: whether it takes all completions at once.
         options: keyword-only arguments and their defaults.
+        facts: what its decorator declares.
     """
 
     name: str
@@ -55,6 +84,7 @@ class RewardFunction:
     arguments: tuple[str, ...]
     batch: bool
     options: Mapping[str, Any]
+    facts: RewardFacts = RewardFacts()
 
     @property
     def summary(self) -> str:
@@ -62,10 +92,11 @@ class RewardFunction:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def check_options(self, options: Mapping[str, Any], beside: Sequence[str] = TABLE) -> None:
-        """Raises InputError where ``options`` holds what are not this reward's, or of another type.
+        """Raise InputError if an option is unknown, has the wrong type, or is refused by the reward's own check.
 
         Args:
-            beside: keys that may stand beside the options where these were written; the error names them too.
+            options: option -> value, as written in the recipe.
+            beside: other keys that are allowed where the options were written; the error lists them too.
         """
         for key, value in options.items():
             if key not in self.options:
@@ -74,88 +105,91 @@ class RewardFunction:
                 raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {names}")
             default = self.options[key]
             if not of_kind(value, default):
-                raise InputError(f"'{self.name}': {key} = {value!r} must be of the kind of its default {default!r}")
-        check = getattr(self.function, _CHECK, None)
-        if check is not None:
-            check(**{**self.options, **options})
+                raise InputError(
+                    f"'{self.name}': {key} = {value!r} must be of the same type as its default {default!r}"
+                )
+        if self.facts.check_options is not None:
+            self.facts.check_options(**{**self.options, **options})
 
     def check_credit(self, credit: str) -> None:
-        """Raises InputError where the reward must see the whole completion (``function.needs_whole``, a reason) and is
-        asked about its beginnings."""
-        reason = getattr(self.function, "needs_whole", "")
-        if credit != "completion" and reason:
+        """Raise InputError if ``credit`` would score beginnings of completions and the reward needs the whole."""
+        if credit != "completion" and self.facts.needs_whole:
             raise InputError(
-                f"credit = \"{credit}\": '{self.name}' needs the whole completion: {reason}: leave credit out"
+                f"credit = \"{credit}\": '{self.name}' needs the whole completion, because {self.facts.needs_whole}: "
+                "remove credit"
             )
 
     def english_only(self, options: Mapping[str, Any]) -> bool:
-        """Whether, with these options, it makes nothing of a text in another language (``function.english_only``, a
-        function of all options)."""
-        rule = getattr(self.function, "english_only", None)
-        return bool(rule is not None and rule(**{**self.options, **options}))
+        """Return whether, with these options, the reward understands English only."""
+        rule = self.facts.english_only
+        return rule(**{**self.options, **options}) if callable(rule) else rule
+
+    def preflight(self, options: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return the message and level of the reward's preflight check; None if it has no such check."""
+        check = self.facts.preflight
+        return None if check is None else check(**{**self.options, **options})
 
     def __call__(
         self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
     ) -> list[Any]:
-        """One number a completion, or one a token of it, as the function returned them; not yet checked."""
+        """Return one value per completion, as the function returned it and not yet checked."""
         shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
         names = [name for name in self.arguments if name not in SHARED]
         if self.batch:
-            columns = {name: [ONE[MANY[name]](completion) for completion in completions] for name in names}
+            columns = {name: [SINGULAR[PLURAL[name]](completion) for completion in completions] for name in names}
             return list(self.function(**columns, **shared, **options))
         return [
-            self.function(**{name: ONE[name](completion) for name in names}, **shared, **options)
+            self.function(**{name: SINGULAR[name](completion) for name in names}, **shared, **options)
             for completion in completions
         ]
 
 
-def checked_by(check: Callable[..., None]) -> Callable[[F], F]:
-    """Has a reward's options checked with the recipe, before anything is loaded: ``check`` gets all of them by name and
-    raises InputError where they cannot work."""
-
-    def mark(function: F) -> F:
-        setattr(function, _CHECK, check)
-        return function
-
-    return mark
-
-
 def reward_function(name: str, function: object) -> RewardFunction:
-    """Reads a function's contract. Raises InputError that says which argument cannot be filled."""
+    """Read the contract of a function.
+
+    Raises:
+        InputError: it is not callable, or one of its arguments cannot be filled.
+    """
     if isinstance(function, RewardFunction):
         return function
     if not callable(function):
-        raise InputError(f"reward '{name}' is no function but a {type(function).__name__}")
+        raise InputError(f"reward '{name}' is not a function: it is of type {type(function).__name__}")
     arguments: list[str] = []
     options: dict[str, Any] = {}
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError as error:
-        raise InputError(
-            f"reward '{name}': Python does not know its arguments; wrap it in a function of your own"
-        ) from error
-    for parameter in parameters:
+    for parameter in _parameters(name, function):
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
             if parameter.name in TABLE:
                 raise InputError(
-                    f"reward '{name}': option '{parameter.name}' is a key of every [[reward]] table: give it another name"
+                    f"reward '{name}': option '{parameter.name}' is a key of every [[reward]] table: rename it"
                 )
             options[parameter.name] = parameter.default
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise InputError(f"reward '{name}': '{parameter}' has no name to be filled by; name each argument")
-        elif parameter.name in (*ONE, *MANY, *SHARED):
+            raise InputError(f"reward '{name}': '{parameter}' cannot be filled by name; name each argument")
+        elif parameter.name in (*SINGULAR, *PLURAL, *SHARED):
             arguments.append(parameter.name)
         else:
-            known = [*ONE, *MANY, *SHARED]
+            known = [*SINGULAR, *PLURAL, *SHARED]
             raise InputError(
-                f"reward '{name}': nothing is called '{parameter.name}'{nearest(parameter.name, known)}; it may name "
+                f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may take "
                 f"{', '.join(known)}; options come after a * and have defaults"
             )
-    one, many = [a for a in arguments if a in ONE], [a for a in arguments if a in MANY]
-    if bool(one) == bool(many):
-        found = f"names both {one[0]} and {many[0]}" if one else "names neither a completion nor completions"
-        raise InputError(f"reward '{name}' {found}: take one completion, or all of them")
-    return RewardFunction(name, cast("Callable[..., Any]", function), tuple(arguments), bool(many), options)
+    singular, plural = [a for a in arguments if a in SINGULAR], [a for a in arguments if a in PLURAL]
+    if bool(singular) == bool(plural):
+        problem = (
+            f"takes both {singular[0]} and {plural[0]}" if singular else "takes neither a completion nor completions"
+        )
+        raise InputError(f"reward '{name}' {problem}: take one completion, or all of them")
+    facts = getattr(function, _FACTS, RewardFacts())
+    return RewardFunction(name, cast("Callable[..., Any]", function), tuple(arguments), bool(plural), options, facts)
+
+
+def _parameters(name: str, function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise InputError(
+            f"reward '{name}': Python cannot tell its arguments; wrap it in a function of your own"
+        ) from error
 
 
 REWARDS: Registry[RewardFunction] = Registry(
@@ -194,17 +228,36 @@ REWARDS: Registry[RewardFunction] = Registry(
 @overload
 def reward(function: F) -> F: ...
 @overload
-def reward(*, name: str | None = None) -> Callable[[F], F]: ...
-def reward(function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
-    """Registers a reward under its function's name, or another; the function itself stays as it is.
+def reward(
+    *,
+    name: str | None = None,
+    needs_reference: bool = False,
+    needs_whole: str = "",
+    needs_companions: bool = False,
+    english_only: bool | Callable[..., bool] = False,
+    check_options: Callable[..., None] | None = None,
+    preflight: Callable[..., tuple[str, str]] | None = None,
+) -> Callable[[F], F]: ...
+def reward(function: F | None = None, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
+    """Register a reward; usable as ``@burnish.reward`` and as ``@burnish.reward(needs_reference=True)``.
+
+    The decorator returns the function itself.
+
+    Args:
+        function: the reward.
+        name: what recipes call it; the function's own name if left out.
+        **facts: the fields of ``RewardFacts``, such as ``needs_reference``.
 
     Raises:
-        InputError: an argument cannot be filled, or the name is taken.
+        InputError: an argument of the function cannot be filled, or the name is taken.
     """
+    declared = RewardFacts(**facts)
 
     def register(function: F) -> F:
-        own = name or function.__name__
-        REWARDS.add(own, reward_function(own, function))
+        if facts:
+            setattr(function, _FACTS, declared)
+        registered_name = name or function.__name__
+        REWARDS.add(registered_name, reward_function(registered_name, function))
         return function
 
     return register(function) if function is not None else register

@@ -8,7 +8,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.registry import Registry
-from burnish.rewards.registry import REWARDS, reward, reward_function
+from burnish.rewards.registry import REWARDS, RewardFacts, reward, reward_function
 from burnish.types import Completion, Prompt
 
 
@@ -62,7 +62,7 @@ def test_keyword_only_arguments_are_options() -> None:
     assert made([answer("abc")], factor=3.0) == [9.0]
     made.check_options({"factor": 3, "mode": "words", "strict": True, "limit": 7})
     for wrong in ({"factor": "3"}, {"factor": True}, {"mode": 1}, {"strict": 1}):
-        with pytest.raises(InputError, match="must be of the kind of its default"):
+        with pytest.raises(InputError, match="must be of the same type as its default"):
             made.check_options(wrong)
     with pytest.raises(InputError, match=r"no option 'facto' \(did you mean 'factor'\?\); known: use, .*factor"):
         made.check_options({"facto": 3.0})
@@ -71,17 +71,17 @@ def test_keyword_only_arguments_are_options() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda txt: 0, r"nothing is called 'txt' \(did you mean 'text'\?\); it may name completion, prompt"),
-        (lambda text, factor=1: 0, r"nothing is called 'factor'.*options come after a \*"),
-        (lambda text, *, factor: 0, r"nothing is called 'factor'"),
-        (lambda text, texts: 0, "names both text and texts: take one completion, or all of them"),
-        (lambda reference_policy: 0, "names neither a completion nor completions"),
-        (lambda: 0, "names neither"),
-        (lambda *text: 0, r"'\*text' has no name to be filled by"),
-        (lambda text, **rest: 0, r"'\*\*rest' has no name to be filled by"),
-        (lambda text, /: 0, "has no name to be filled by"),
-        (len, "has no name to be filled by"),
-        ("bleu", "reward 'bad' is no function but a str"),
+        (lambda txt: 0, r"unknown argument 'txt' \(did you mean 'text'\?\); a reward may take completion, prompt"),
+        (lambda text, factor=1: 0, r"unknown argument 'factor'.*options come after a \*"),
+        (lambda text, *, factor: 0, r"unknown argument 'factor'"),
+        (lambda text, texts: 0, "takes both text and texts: take one completion, or all of them"),
+        (lambda reference_policy: 0, "takes neither a completion nor completions"),
+        (lambda: 0, "takes neither"),
+        (lambda *text: 0, r"'\*text' cannot be filled by name"),
+        (lambda text, **rest: 0, r"'\*\*rest' cannot be filled by name"),
+        (lambda text, /: 0, "cannot be filled by name"),
+        (len, "cannot be filled by name"),
+        ("bleu", "reward 'bad' is not a function: it is of type str"),
     ],
 )
 def test_signatures_that_cannot_be_filled(function, message: str) -> None:
@@ -127,6 +127,39 @@ def test_the_decorator_registers_and_gives_back_the_function(own_names: None) ->
     assert "other" not in REWARDS
 
 
+def test_facts_are_declared_in_the_decorator_and_travel_with_the_function(own_names: None) -> None:
+    @reward(needs_reference=True, needs_whole="it counts to the end", english_only=lambda *, model: not model)
+    def declared(text, *, model: str = ""):
+        return 1.0
+
+    for made in (REWARDS.get("declared"), reward_function("module:declared", declared)):
+        assert made.facts.needs_reference and not made.facts.needs_companions
+        assert made.english_only({}) and not made.english_only({"model": "x"})
+        made.check_credit("completion")
+        with pytest.raises(InputError, match="needs the whole completion, because it counts to the end: remove credit"):
+            made.check_credit("token")
+    assert reward_function("plain", lambda text: 0).facts == RewardFacts()
+    with pytest.raises(InputError, match="needs_whole = True: must be the reason, as text"):
+        reward(needs_whole=True)
+
+
+def test_options_are_checked_and_preflight_asked_with_every_option(own_names: None) -> None:
+    def check(**options):
+        if options["low"] > options["high"]:
+            raise InputError(f"low = {options['low']} above high = {options['high']}")
+
+    @reward(check_options=check, preflight=lambda *, low, high: (f"{low} to {high}", "info"))
+    def banded(text, *, low: int = 1, high: int = 2):
+        return 1.0
+
+    made = REWARDS.get("banded")
+    made.check_options({"high": 7})
+    with pytest.raises(InputError, match="low = 3 above high = 2"):
+        made.check_options({"low": 3})
+    assert made.preflight({"high": 7}) == ("1 to 7", "info")
+    assert reward_function("plain", lambda text: 0).preflight({}) is None
+
+
 @pytest.mark.parametrize("name", ["bleu", "mine_alone"])
 def test_a_taken_name_is_refused(own_names: None, name: str) -> None:
     reward(name="mine_alone")(lambda text: 1.0)
@@ -156,7 +189,7 @@ def test_a_dotted_path_reaches_a_file_beside_the_user(own_names, tmp_path, monke
         assert sys.path == path
         with pytest.raises(InputError, match=r"'rewards_of_mine' has no 'shor' \(did you mean 'short'\?\)"):
             REWARDS.get("rewards_of_mine:shor")
-        with pytest.raises(InputError, match="is no function but a int"):
+        with pytest.raises(InputError, match="is not a function: it is of type int"):
             REWARDS.get("rewards_of_mine:level")
         with pytest.raises(InputError, match=r"cannot import 'rewards_of_nobody'.*run from the folder that holds it"):
             REWARDS.get("rewards_of_nobody:short")

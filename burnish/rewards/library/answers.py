@@ -9,11 +9,13 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
+from burnish.rewards.registry import reward
 from burnish.types import Completion
 
 READINGS = ("whole", "first_line", "last_line", "last_number", "tag")
 LONGEST_ANSWER = 1000
 """Characters; a longer one is wrong. Some verifiers take time that grows with the square of the answer's length."""
+HALF_AN_ANSWER = "half an answer is neither right nor wrong"
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 
@@ -40,6 +42,7 @@ def answer_in(text: str, reading: str) -> str:
     raise InputError(f"unknown answer = '{reading}'{nearest(reading, READINGS)}; known: {', '.join(READINGS)}")
 
 
+@reward(needs_whole=HALF_AN_ANSWER)
 def verifier(completion: Completion, *, answer: str = "last_number", partial: bool = False) -> float:
     """1.0 where the generator's own verifier calls the answer right, else 0.0 (task "reasoning").
 
@@ -78,9 +81,7 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     return min(1.0, score) if partial else float(score == 1.0)
 
 
-verifier.needs_whole = "half an answer is neither right nor wrong"  # type: ignore[attr-defined]
-
-
+@reward(needs_whole=HALF_AN_ANSWER)
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
     """1.0 where the text's last number is the reference's, else 0.0.
 
@@ -107,9 +108,6 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
         return 0.0
     allowed = Decimal(repr(float(tolerance))) * (abs(wanted) if wanted else Decimal(1))
     return float(abs(given - wanted) <= allowed)
-
-
-numeric.needs_whole = "half an answer is neither right nor wrong"  # type: ignore[attr-defined]
 
 
 def _verdict(judge: Any, given: str, entry: Any) -> float:

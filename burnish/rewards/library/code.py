@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.sandbox.answers import Call, run_tests
 from burnish.sandbox.layers import checked, standing
 from burnish.sandbox.names import NONE, STRONGEST, TITLES
@@ -39,7 +39,22 @@ def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) ->
         raise InputError(f"'unit_tests': {error}") from error
 
 
-@checked_by(_check_options)
+def _preflight(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
+    """Puts the sandbox's walls up, and says which stand, with the level of the message.
+
+    Raises:
+        BurnishError: none do.
+    """
+    try:
+        layer = standing(sandbox).layer
+    except Unavailable as error:
+        raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
+    if layer == NONE:
+        return f'sandbox = "{NONE}": what the model writes is run with all that this user can do', "warning"
+    return f"sandbox: {TITLES[layer]}", "info"
+
+
+@reward(needs_whole="half a program passes no test", check_options=_check_options, preflight=_preflight)
 def unit_tests(
     completions: Sequence[Completion],
     *,
@@ -83,25 +98,6 @@ def unit_tests(
         asked.append((program, tests, seconds, memory, sandbox))
     shares = _shares(asked)
     return [float(shares[question] == 1.0) if whole else shares[question] for question in asked]
-
-
-def stand(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
-    """Puts the sandbox's walls up, and says which stand, with the level of the message.
-
-    Raises:
-        BurnishError: none do.
-    """
-    try:
-        layer = standing(sandbox).layer
-    except Unavailable as error:
-        raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
-    if layer == NONE:
-        return f'sandbox = "{NONE}": what the model writes is run with all that this user can do', "warning"
-    return f"sandbox: {TITLES[layer]}", "info"
-
-
-unit_tests.stand = stand  # type: ignore[attr-defined]
-unit_tests.needs_whole = "half a program passes no test"  # type: ignore[attr-defined]
 
 
 def program_in(text: str) -> str:

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
+from burnish.rewards.registry import reward
 from burnish.text import ngrams, words
 from burnish.types import Completion
 
@@ -53,6 +54,7 @@ def repeat_share(tokens: Sequence[Hashable]) -> float:
     return longest_repeat(tokens) / (len(tokens) - 1) if len(tokens) > 1 else 0.0
 
 
+@reward
 def repetition(text: str, *, n: int = 2) -> float:
     """How little a text repeats itself, in [0, 1]: 1 where no n-gram of words occurs twice, 0 where one word is all.
 
@@ -82,6 +84,7 @@ def repetition(text: str, *, n: int = 2) -> float:
     return (1.0 - repeated) * (1.0 - share)
 
 
+@reward
 def compression(text: str) -> float:
     """How little a text can be compressed, in [0, 1]: 1 where nothing is gained, near 0 for one phrase over and over.
 
@@ -101,6 +104,7 @@ def compression(text: str) -> float:
     return min(1.0, (packed - 2) / len(raw))
 
 
+@reward(needs_companions=True, needs_whole="it compares whole completions with one another")
 def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[float]:
     """How much a completion differs from the others of its prompt, in [0, 1]: 1 where it shares nothing with any.
 
@@ -132,10 +136,6 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
             if grams[place]:
                 values[place] = 1.0 - shared / (others * len(grams[place])) if others else 1.0
     return values
-
-
-group_diversity.needs_whole = "it compares whole completions with one another"  # type: ignore[attr-defined]
-group_diversity.needs_companions = True  # type: ignore[attr-defined]
 
 
 def _number(keys: Iterable[Hashable]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from burnish.errors import BurnishError, InputError
 from burnish.registry import nearest
+from burnish.rewards.registry import reward
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ COMPLETIONS_AT_ONCE = 16
 """Completions in one forward pass of the reference: what bounds the memory, whatever the step's N."""
 
 
+@reward
 def perplexity(
     completions: Sequence[Completion], reference_policy: LanguageModel, *, form: str = "log", worst: float = 1000.0
 ) -> list[float]:

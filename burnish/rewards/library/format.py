@@ -12,7 +12,7 @@ from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.rewards.library.patterns import MOST_WAYS, ways
 from burnish.rewards.library.schema import errors_of
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.text import lexical_words
 
 UNITS = ("words", "characters")
@@ -39,7 +39,7 @@ def _check_length_band(*, low: int, high: int, unit: str) -> None:
         raise InputError(f"length_band: low = {low}, high = {high}: must be 0 <= low <= high, and high at least 1")
 
 
-@checked_by(_check_length_band)
+@reward(check_options=_check_length_band)
 def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words") -> float:
     """1 for a length from low to high, falling in a straight line to 0 at no length and at twice high; in [0, 1].
 
@@ -71,7 +71,7 @@ def _check_regex(*, pattern: str, longest: int) -> None:
     _compiled(pattern, longest)
 
 
-@checked_by(_check_regex)
+@reward(check_options=_check_regex)
 def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
     """1.0 where the whole text, white space at either end aside, matches the pattern, else 0.0.
 
@@ -132,7 +132,7 @@ def _check_json_format(
             raise InputError(f"json_format: required.{key} = {kind!r}{near}: known types are {', '.join(KINDS)}")
 
 
-@checked_by(_check_json_format)
+@reward(check_options=_check_json_format)
 def json_format(
     text: str,
     *,

@@ -9,7 +9,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.system.optional_packages import needed
 from burnish.types import Completion
 
@@ -28,7 +28,7 @@ def _check_grammar(*, worst: float, dialect: str, spelling: bool) -> None:
         raise InputError(f"grammar: worst = {worst}: must be above 0")
 
 
-@checked_by(_check_grammar)
+@reward(english_only=True, check_options=_check_grammar)
 def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "american", spelling: bool = True) -> float:
     """How free of errors an English text is, in [0, 1]: 1 where the checker finds none, 0 from one in ten words on.
 
@@ -68,9 +68,6 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
         if 0 <= start < end and not (misspelt and (not spelling or not lint.problem_text[:1].islower())):
             errors += 1
     return 1.0 - min(1.0, errors / len(words) / worst)
-
-
-grammar.english_only = lambda **_: True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=len(DIALECTS))

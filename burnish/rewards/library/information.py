@@ -12,7 +12,7 @@ import regex
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.rewards.library.overlap import reference_of
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.text import SENTENCE_END, WITHOUT_SPACES, is_unspaced, sentences, words
 from burnish.types import Completion
 
@@ -47,7 +47,7 @@ def _check_informativeness(*, source: str) -> None:
         )
 
 
-@checked_by(_check_informativeness)
+@reward(check_options=_check_informativeness)
 def informativeness(completion: Completion, *, source: str = "reference") -> float:
     """How much of the true answer (or of the prompt) a text takes up: content words, names and numbers; in [0, 1].
 
@@ -128,7 +128,7 @@ def _check_readability(*, grade: float, spread: float, characters: int, form: st
         raise InputError("readability: grade must be a number, spread and characters above 0")
 
 
-@checked_by(_check_readability)
+@reward(check_options=_check_readability)
 def readability(
     text: str, *, grade: float = 9.0, spread: float = 8.0, characters: int = 30, form: str = "reward"
 ) -> float:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.library.chat_client import Answer, Cap, Judge
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.system.paths import expanded
 from burnish.types import Completion
 
@@ -83,7 +83,35 @@ def _check_judge(**options: Any) -> None:
         raise InputError(f"judge: fallback = {fallback!r}: must be a number from 0 to 1, or left out")
 
 
-@checked_by(_check_judge)
+def _preflight(**options: Any) -> tuple[str, str]:
+    """What is to be said of the judge before a model is loaded, and its level: a key that is missing ends the run here; an
+    address that nobody answers is a warning, since everything may have been answered before.
+
+    Raises:
+        InputError: an option, or a missing key.
+    """
+    _check_judge(**options)
+    _key(options["key_env"])
+    address = urlsplit(options["url"])
+    if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.hostname or ""):
+        return f"judge: {options['model']} at {options['url']}, through a proxy", "info"
+    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=min(KNOCK_SECONDS, options["timeout"])).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return (
+            f"judge: nobody answers at {options['url']} ({reason}): only what it was asked before can be judged",
+            "warning",
+        )
+    return f"judge: {options['model']} at {options['url']}", "info"
+
+
+@reward(
+    needs_whole="each beginning of a text would be a question to pay for",
+    check_options=_check_judge,
+    preflight=_preflight,
+)
 def judge(
     completions: Sequence[Completion],
     *,
@@ -159,34 +187,6 @@ def judge(
             "some of them"
         )
     return [_reward(answer, low, high, strict, fallback, url) for answer in answers]
-
-
-def stand(**options: Any) -> tuple[str, str]:
-    """What is to be said of the judge before a model is loaded, and its level: a key that is missing ends the run here; an
-    address that nobody answers is a warning, since everything may have been answered before.
-
-    Raises:
-        InputError: an option, or a missing key.
-    """
-    _check_judge(**options)
-    _key(options["key_env"])
-    address = urlsplit(options["url"])
-    if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.hostname or ""):
-        return f"judge: {options['model']} at {options['url']}, through a proxy", "info"
-    port = address.port or {"http": 80, "https": 443}[address.scheme]
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=min(KNOCK_SECONDS, options["timeout"])).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return (
-            f"judge: nobody answers at {options['url']} ({reason}): only what it was asked before can be judged",
-            "warning",
-        )
-    return f"judge: {options['model']} at {options['url']}", "info"
-
-
-judge.stand = stand  # type: ignore[attr-defined]
-judge.needs_whole = "each beginning of a text would be a question to pay for"  # type: ignore[attr-defined]
 
 
 def number_in(text: str, low: float, high: float, *, strict: bool) -> float | None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from burnish.errors import InputError
 from burnish.rewards.library.overlap import reference_of
+from burnish.rewards.registry import reward
 from burnish.text import is_unspaced, lexical_words, ngrams
 from burnish.types import Completion
 
@@ -18,6 +19,7 @@ def spoken(text: str) -> list[str]:
     return lexical_words(unicodedata.normalize("NFKC", text))
 
 
+@reward(needs_reference=True)
 def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
     """ROUGE-L against the prompt's reference, in [0, 1]: the longest run of words that both have in one order, gaps allowed.
 
@@ -45,9 +47,6 @@ def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
-rouge_l.needs_reference = True  # type: ignore[attr-defined]
-
-
 def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Length of the longest sequence that is within both, in order and with gaps.
 
@@ -65,6 +64,7 @@ def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) ->
     return len(first) - rows.bit_count()
 
 
+@reward
 def keywords(completion: Completion, *, min_letters: int = 4) -> float:
     """The share of the wanted keywords that the text holds, in [0, 1].
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from burnish.policies.reward_model import folder_of, load_reward_model
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def _check(*, path: str) -> None:
     folder_of(path)
 
 
-@checked_by(_check)
+@reward(check_options=_check)
 def reward_model(completions: Sequence[Completion], *, path: str = "") -> list[float]:
     """Score of a reward model that `burnish reward-model` trained; any number, and only differences mean something.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
+from burnish.rewards.registry import reward
 from burnish.text import mostly_han_or_kana, mostly_unspaced, words
 from burnish.types import Completion
 
@@ -22,6 +23,7 @@ LONGEST_TER = 2000
 """Characters of a text that ``ter`` reads. Its search for shifts grows faster than the square of the words."""
 
 
+@reward(needs_reference=True)
 def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     """Sentence BLEU against the prompt's reference, in [0, 1]: sacrebleu's score divided by 100.
 
@@ -49,6 +51,7 @@ def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     return min(1.0, max(0.0, score / 100.0))
 
 
+@reward(needs_reference=True)
 def chrf(completion: Completion, *, word_order: int = 0) -> float:
     """chrF against the prompt's reference, in [0, 1]: overlap of runs of one to six characters, order within them kept.
 
@@ -72,6 +75,7 @@ def chrf(completion: Completion, *, word_order: int = 0) -> float:
     return min(1.0, max(0.0, score / 100.0))
 
 
+@reward(needs_reference=True)
 def ter(completion: Completion, *, chinese: bool = False) -> float:
     """1 minus the translation edit rate against the prompt's reference, in [0, 1]: 1 where the words are the same.
 
@@ -99,6 +103,7 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
     return min(1.0, max(0.0, 1.0 - score / 100.0))
 
 
+@reward(needs_reference=True)
 def exact(completion: Completion) -> float:
     """1.0 where the text equals the prompt's reference, white space at either end aside, else 0.0.
 
@@ -124,11 +129,6 @@ def _sentence_ter(chinese: bool) -> TER:
     from sacrebleu.metrics.ter import TER
 
     return TER(normalized=chinese, asian_support=chinese)
-
-
-# Said before anything is loaded, where some prompt has none (burnish.backends.local.check_references).
-for _reward in (bleu, chrf, ter, exact):
-    _reward.needs_reference = True  # type: ignore[attr-defined]
 
 
 def tokenizer_for(references: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError, one_line
 from burnish.rewards.library.overlap import reference_of
+from burnish.rewards.registry import reward
 from burnish.system.paths import expanded
 from burnish.types import Completion
 
@@ -22,6 +23,7 @@ LONGEST = 256
 """Tokens of a text that are read; what the built-in model was trained on."""
 
 
+@reward(needs_reference=True, english_only=lambda *, model: not model)
 def similarity(completions: Sequence[Completion], *, model: str = "") -> list[float]:
     """How near a text's meaning is to its prompt's reference, by sentence embeddings, in [-1, 1]; in practice above 0.
 
@@ -51,10 +53,6 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
         float(vectors[text] @ vectors[reference]) if text.strip() else 0.0
         for text, reference in zip(texts, references, strict=True)
     ]
-
-
-similarity.needs_reference = True  # type: ignore[attr-defined]
-similarity.english_only = lambda *, model: not model  # type: ignore[attr-defined]
 
 
 def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.rewards.registry import checked_by
+from burnish.rewards.registry import reward
 from burnish.system.optional_packages import needed
 from burnish.text import mostly_han_or_kana, sentences, words
 
@@ -31,7 +31,7 @@ def _check_sentiment(*, language: str, name: str = "sentiment") -> None:
         )
 
 
-@checked_by(_check_sentiment)
+@reward(check_options=_check_sentiment)
 def sentiment(text: str, *, language: str = "auto") -> float:
     """How positive a text sounds, in [-1, 1]: 1 glad, -1 bitter, about 0 neither.
 
@@ -65,7 +65,7 @@ def _check_attractiveness(*, language: str, strong: float) -> None:
         raise InputError(f"attractiveness: strong = {strong}: must be above 0")
 
 
-@checked_by(_check_attractiveness)
+@reward(check_options=_check_attractiveness)
 def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) -> float:
     """How much a text stirs, glad or bitter, in [0, 1]: 0 an agenda, 1 as emotive as an appeal. No more than that.
 
@@ -119,6 +119,7 @@ def _snownlp() -> Callable[[str], Any]:
     return classify
 
 
+@reward
 def toxicity(text: str, *, ignore: list[str] = []) -> float:  # noqa: B006 - read, never changed; it says the option's kind
     """How clean a text is of swearing, slurs and smut, in (0, 1]: 1 where none is found, ``1 / (1 + n)`` for n such words.
 
