@@ -131,31 +131,40 @@ class Tabular(Table):
         """P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
-        numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-        done = [
-            self._one(prompts[place // samples_per_prompt], place % samples_per_prompt, table, stream, policy_version)
-            for place, stream in enumerate(numbers)
-        ]
+        uniforms = torch.from_numpy(np.array(streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)))
+        encoded = [self.encode_prompt(prompt) for prompt in prompts]
+        states = torch.tensor([ids[-1] if ids else len(self.vocabulary) for ids in encoded])
+        drawn = iter(self._draw(table, states.repeat_interleave(samples_per_prompt), uniforms))
         return [
-            Group(prompt, tuple(done[place * samples_per_prompt : (place + 1) * samples_per_prompt]))
-            for place, prompt in enumerate(prompts)
-        ]
+            Group(prompt, tuple(
+                self._completion(prompt, prompt_ids, next(drawn), policy_version, index)
+                for index in range(samples_per_prompt)
+            ))
+            for prompt, prompt_ids in zip(prompts, encoded, strict=True)
+        ]  # fmt: skip
 
-    def _one(self, prompt: Prompt, index: int, table: Tensor, stream: np.ndarray, version: int) -> Completion:
-        prompt_ids = self.encode_prompt(prompt)
-        state = prompt_ids[-1] if prompt_ids else len(self.vocabulary)
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        for uniform in torch.from_numpy(stream):
-            token = int(draw(table[state][None], uniform[None]))
-            tokens.append(token)
-            logprobs.append(float(table[state, token]))
-            state = token
-            if token == self.end:
+    def _draw(self, table: Tensor, states: Tensor, uniforms: Tensor) -> list[list[tuple[int, float]]]:
+        """Return the tokens of N samples with their log-probabilities; ``states`` [N] are the rows that they start from."""
+        drawn: list[list[tuple[int, float]]] = [[] for _ in states]
+        live = torch.arange(len(states))
+        for numbers in uniforms.T:
+            tokens = draw(table[states], numbers[live])
+            logprobs = table[states, tokens]
+            for row, token, logprob in zip(live.tolist(), tokens.tolist(), logprobs.tolist(), strict=True):
+                drawn[row].append((token, logprob))
+            unfinished = tokens != self.end
+            live, states = live[unfinished], tokens[unfinished]
+            if not len(live):
                 break
+        return drawn
+
+    def _completion(
+        self, prompt: Prompt, prompt_ids: tuple[int, ...], drawn: list[tuple[int, float]], version: int, index: int
+    ) -> Completion:
+        tokens, logprobs = zip(*drawn, strict=True)
         # The full stop ends the text and is part of it, unlike the end-of-text token of a language model.
         return Completion(
-            prompt, prompt_ids, tuple(tokens), self.decode(tokens), tuple(logprobs),
+            prompt, prompt_ids, tokens, self.decode(tokens), logprobs,
             "stop" if tokens[-1] == self.end else "length", version, index,
         )  # fmt: skip
 
