@@ -131,7 +131,7 @@ every = 2
 
 
 SERVER = """
-import json, os, sys, traceback
+import json, os, signal, sys, traceback
 
 import burnish.api, burnish.cli.app, burnish.reports.terminal.tables, burnish.reports.terminal.exactness
 import jinja2, plotly.offline, rich.console, rich.table, sacrebleu.metrics
@@ -139,8 +139,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 for line in sys.stdin:
     job = json.loads(line)
+    if "pid" in job:
+        pid, status = os.waitpid(job["pid"], job["options"])
+        print(os.waitstatus_to_exitcode(status) if pid else "running", flush=True)
+        continue
     child = os.fork()
     if child == 0:
+        # pytest-xdist's workers ignore SIGINT, and a child inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(job["folder"])
         os.environ.update(job["environment"])
         for descriptor in (1, 2):
@@ -160,7 +166,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child, flush=True)
 """
 """A process that has imported everything and makes a child of itself for each command: start-up is paid for once."""
 
@@ -189,6 +195,45 @@ class Finished:
         return [line for line in self.err.splitlines() if line.strip()]
 
 
+@dataclass
+class Command:
+    """A command in a child of the server, with what these tests use of ``subprocess.Popen``."""
+
+    server: subprocess.Popen
+    pid: int
+    output: list[Path]
+    returncode: int | None = None
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            status = reply(self.server, {"pid": self.pid, "options": options})
+            self.returncode = None if status == "running" else int(status)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._wait(0)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> list[bytes]:
+        self.wait()
+        return [path.read_bytes() if path.exists() else b"" for path in self.output]
+
+
+def reply(server: subprocess.Popen, request: dict[str, Any]) -> str:
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return server.stdout.readline().strip()
+
+
 def hears_ctrl_c() -> None:
     """pytest-xdist's workers ignore SIGINT, and a child would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -200,7 +245,7 @@ class Workplace:
 
     folder: Path
     server: subprocess.Popen
-    started: list[subprocess.Popen] = field(default_factory=list)
+    started: list[subprocess.Popen | Command] = field(default_factory=list)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -219,7 +264,17 @@ class Workplace:
         self.started.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen) -> Finished:
+    def fork(self, *arguments: object, first: str = "", **environment: str) -> Command:
+        """A command in a child of the server, which is quicker; ``first`` is Python that the child runs before it."""
+        stem = f"{self.folder.name}-{len(self.started)}"
+        output = [self.folder.parent / f"{stem}.{name}" for name in ("out", "err")]
+        job = {"folder": str(self.folder), "arguments": list(map(str, arguments)), "output": list(map(str, output)),
+               "first": first, "environment": environment}  # fmt: skip
+        command = Command(self.server, int(reply(self.server, job)), output)
+        self.started.append(command)
+        return command
+
+    def finish(self, process: subprocess.Popen | Command) -> Finished:
         out, err = process.communicate(timeout=300)
         return Finished(
             process.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace")
@@ -230,15 +285,8 @@ class Workplace:
         return self.finish(self.start(*arguments, **options))
 
     def ask(self, *arguments: object, first: str = "", **environment: str) -> Finished:
-        """A command in a child of the server, which is quicker; ``first`` is Python that the child runs before it."""
-        output = [str(self.folder.parent / f"{self.folder.name}.{name}") for name in ("out", "err")]
-        job = {"folder": str(self.folder), "arguments": [str(part) for part in arguments], "output": output,
-               "first": first, "environment": environment}  # fmt: skip
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        status = int(self.server.stdout.readline())
-        out, err = (Path(name).read_text(encoding="utf-8", errors="replace") for name in output)
-        return Finished(status, out, err)
+        """The same, to its end."""
+        return self.finish(self.fork(*arguments, first=first, **environment))
 
 
 @pytest.fixture

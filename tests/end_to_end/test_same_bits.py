@@ -133,7 +133,7 @@ class TestTwice:
 
 
 class Watch:
-    """Waits for moments in the life of a run that is going on in another process."""
+    """Waits for moments in the life of a run in another process."""
 
     def __init__(self, run: Path, process) -> None:
         self.run, self.process = run, process
@@ -171,7 +171,7 @@ def killed_and_resumed(place, recipe: str, steps: int, seed: int) -> Path:
     arguments = ["train", recipe, "--run-dir", run]
     kills = 0
     for name, reached in moments(steps, chance).items():
-        process = place.start(*arguments, "--quiet")
+        process = place.fork(*arguments, "--quiet")
         watch = Watch(run, process)
         if watch.until(lambda reached=reached, watch=watch: reached(watch)):
             time.sleep(chance.uniform(0, 0.02))
@@ -182,7 +182,7 @@ def killed_and_resumed(place, recipe: str, steps: int, seed: int) -> Path:
             arguments = ["train", "--resume", run]
         assert not (run / "report.html").exists(), f"{name}: it was finished already"
     assert kills == 5
-    finished = place.run("train", "--resume", run, "--quiet")
+    finished = place.ask("train", "--resume", run, "--quiet")
     assert (finished.status, finished.err) == (0, "")
     return run
 
@@ -216,7 +216,7 @@ class TestInterrupted:
         monkeypatch.chdir(place.folder)
         text = tiny_recipe(steps=16).replace("[checkpoint]\nevery = 2", "[checkpoint]\nevery = 100")
         path = place.write("tiny.toml", text)
-        process = place.start("train", "tiny.toml", "--run-dir", "run", "--quiet")
+        process = place.fork("train", "tiny.toml", "--run-dir", "run", "--quiet")
         watch = Watch(place / "run", process)
         assert watch.until(lambda: watch.lines() >= 3)
         process.send_signal(signal.SIGINT)
@@ -233,6 +233,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("delay", [0.0, 0.004, 0.03])
     def test_pressed_twice(self, place, traces, delay):
+        # A Python of its own: the second one may come while the interpreter ends.
         process = place.start("train", "toy", "--run-dir", "run", "--quiet")
         watch = Watch(place / "run", process)
         assert watch.until(lambda: watch.lines() >= 5)
