@@ -1,0 +1,175 @@
+"""Rules of the code base that no linter checks: sizes, unique names and docstrings."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "burnish").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+QUESTIONS = ("How ", "What ", "When ", "Where ", "Which ", "Who ", "Why ")
+ENTRY_POINTS = {"main"}
+
+# Temporary: what exceeds a rule and is being split or renamed. All four must become empty.
+LONG_FILES: set[str] = {
+    "burnish/cli/app.py",
+    "burnish/rewards/combine.py",
+    "tests/catalogue/test_fetch.py",
+    "tests/end_to_end/test_bad_input.py",
+}
+LONG_FUNCTIONS: set[str] = {
+    "burnish/evaluation/held_out.py:measure",
+    "burnish/rewards/library/judge.py:judge",
+    "burnish/training/step.py:train_step",
+}
+SAME_NAMES: set[str] = {
+    "Answer",
+    "Checkpoint",
+    "Data",
+    "Dialogue",
+    "Example",
+    "Learner",
+    "Limits",
+    "Order",
+    "Pair",
+    "Row",
+    "Run",
+    "Section",
+    "Session",
+    "Text",
+    "Translation",
+    "attend",
+    "call",
+    "compare",
+    "environment",
+    "explained",
+    "holes",
+    "kind_of",
+    "number",
+    "padded",
+    "plain",
+    "readable",
+    "restore",
+    "reward_model",
+    "split",
+    "summary",
+    "table",
+    "train",
+    "train_step",
+    "words",
+    "write_learner",
+}
+LOOSE_DOCSTRINGS: set[str] = {
+    "burnish/algorithms/credit.py",
+    "burnish/algorithms/shaping.py",
+    "burnish/backends/__init__.py",
+    "burnish/benchmark/__init__.py",
+    "burnish/benchmark/doctor.py",
+    "burnish/benchmark/protocol.py",
+    "burnish/catalogue/entries.py",
+    "burnish/catalogue/records.py",
+    "burnish/data/splits.py",
+    "burnish/generation/__init__.py",
+    "burnish/policies/__init__.py",
+    "burnish/policies/kernels/activation_checkpointing.py",
+    "burnish/policies/kernels/fused_head.py",
+    "burnish/policies/kernels/packing.py",
+    "burnish/policies/module_contract.py",
+    "burnish/policies/sampling_distribution.py",
+    "burnish/policies/value_models.py",
+    "burnish/recipe/reading.py",
+    "burnish/recipe/sections.py",
+    "burnish/reports/__init__.py",
+    "burnish/reports/conclusions.py",
+    "burnish/reports/page/samples.py",
+    "burnish/reports/terminal/__init__.py",
+    "burnish/reports/terminal/run_state.py",
+    "burnish/reports/wording.py",
+    "burnish/rewards/__init__.py",
+    "burnish/rewards/library/diversity.py",
+    "burnish/rewards/library/patterns.py",
+    "burnish/rewards/library/tone.py",
+    "burnish/rewards/normalise.py",
+    "burnish/run/launch.py",
+    "burnish/sandbox/layers.py",
+    "burnish/sandbox/linux/child.py",
+    "burnish/sandbox/program.py",
+    "burnish/sandbox/verdict.py",
+    "burnish/sandbox/wasm/files.py",
+    "burnish/sandbox/wasm/guest.py",
+    "burnish/supervised/__init__.py",
+    "burnish/supervised/bradley_terry.py",
+    "burnish/supervised/jsonl.py",
+    "burnish/supervised/kto.py",
+    "burnish/supervised/measurement.py",
+    "burnish/supervised/objective.py",
+    "burnish/supervised/recipe.py",
+    "burnish/supervised/sources.py",
+    "burnish/system/machine.py",
+    "burnish/tasks/__init__.py",
+    "burnish/training/baselines.py",
+    "burnish/training/batching.py",
+    "burnish/training/kl_reference.py",
+    "burnish/training/learner_state.py",
+    "burnish/training/metrics.py",
+    "burnish/training/prompt_order.py",
+    "burnish/training/trainer.py",
+}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def is_public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether a name is one to import: not private, not an entry point, and not a command, which is named for its verb."""
+    is_command = any(ast.unparse(decorator).startswith("app.command") for decorator in node.decorator_list)
+    return not (is_command or node.name.startswith("_") or node.name in ENTRY_POINTS)
+
+
+def first_line(path: Path) -> str:
+    return (ast.get_docstring(tree(path)) or "").partition("\n")[0]
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE + TESTS}
+    assert {path: lines for path, lines in lengths.items() if lines > 400 and path not in LONG_FILES} == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    lengths = {
+        f"{name(path)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in PACKAGE + TESTS
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {key: lines for key, lines in lengths.items() if lines > 60 and key not in LONG_FUNCTIONS} == {}
+
+
+def test_no_two_public_classes_or_functions_share_a_name() -> None:
+    places: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE:
+        for node in tree(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_public(node):
+                places[node.name].add(name(path))
+    assert {key: sorted(paths) for key, paths in places.items() if len(paths) > 1 and key not in SAME_NAMES} == {}
+
+
+def test_every_package_and_module_has_a_docstring() -> None:
+    folders = {path.parent for path in PACKAGE}
+    assert [name(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+    assert [name(path) for path in PACKAGE if not first_line(path)] == []
+
+
+def test_the_first_line_of_a_docstring_is_a_statement_that_ends_there() -> None:
+    lines = {name(path): first_line(path) for path in PACKAGE if name(path) not in LOOSE_DOCSTRINGS}
+    assert {path: line for path, line in lines.items() if not line.endswith((".", ":"))} == {}
+    assert {path: line for path, line in lines.items() if line.startswith(QUESTIONS)} == {}
