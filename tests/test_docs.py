@@ -1,10 +1,11 @@
-"""What the documents say is so: keys, defaults, links, commands, code, and the two READMEs beside each other."""
+"""The documents agree with the code and with each other: keys, defaults, links, commands, examples, translations."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
-import tomllib
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,29 @@ from burnish.cli.app import app
 from burnish.recipe.schema import Job, Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
+from burnish.tasks.registry import TASKS
+from burnish.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
+TWINS = (
+    READMES,
+    ("recipes/README.md", "recipes/README.zh-CN.md"),
+    *((f"docs/en/{path.name}", f"docs/zh/{path.name}") for path in sorted((ROOT / "docs" / "zh").glob("*.md"))),
+)
+ENGLISH_ONLY = {"samples.md"}
+TODO = {
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/lessons.md",
+    "recipes/README.md",
+    "docs/en/samples.md",
+    *(
+        f"docs/{l}/{n}.md"
+        for l in ("en", "zh")
+        for n in ("algorithms", "performance", "policies", "sandbox", "supervised")
+    ),
+}
 PAGES = (
     *READMES,
     "CONTRIBUTING.md",
@@ -64,16 +85,25 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
         elif field.default is None:
             yield f"{prefix}{name}", "*unset*"
         else:
-            value = field.default
-            shown = f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
-            shown = shown.lower() if isinstance(value, bool) else shown
-            yield f"{prefix}{name}", f"`{shown}`"
+            yield f"{prefix}{name}", default(field.default)
 
 
-RECIPE_PAGES = ("docs/en/recipe.md", "docs/zh/recipe.md")
+def default(value: Any) -> str:
+    """A default as the tables write it; a long text is named, not quoted."""
+    if value is None:
+        return "*unset*"
+    if isinstance(value, str):
+        return f'`"{value}"`' if len(value) <= 40 else "*text*"
+    shown = str(list(value) if isinstance(value, tuple) else value)
+    return f"`{shown.lower() if isinstance(value, bool) else shown}`"
 
 
-@pytest.mark.parametrize("page", RECIPE_PAGES)
+def option_rows(page: str) -> list[tuple[str, str]]:
+    """Option and default of each row of a page's option tables."""
+    return re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
+
+
+@pytest.mark.parametrize("page", ["docs/en/recipe.md", "docs/zh/recipe.md"])
 def test_every_key_of_a_recipe_is_explained_with_its_default(page: str) -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", read(page), re.M)
     assert sorted(rows) == sorted(keys(Recipe))
@@ -85,10 +115,25 @@ def test_every_key_of_the_recipes_for_rows_is_explained_with_its_default(page: s
     assert sorted(rows) == sorted({*keys(SFTRecipe), *keys(PreferRecipe), *keys(RewardModelRecipe)} - {*keys(Job)})
 
 
-@pytest.mark.parametrize("name", REWARDS.names())
-def test_the_options_of_rewards_are_explained(name: str) -> None:
-    for option in REWARDS.get(name).options:
-        assert all(f"`{option}`" in read(page) for page in RECIPE_PAGES), option
+@pytest.mark.parametrize("page", ["docs/en/rewards.md", "docs/zh/rewards.md"])
+def test_every_option_of_a_reward_is_explained_with_its_default(page: str) -> None:
+    options = [
+        (f"{name}.{option}", default(value))
+        for name in REWARDS.names()
+        for option, value in REWARDS.get(name).options.items()
+    ]
+    assert sorted(option_rows(page)) == sorted(options)
+    assert sorted(re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|[^|]* \|$", read(page), re.M)) == sorted(REWARDS.names())
+
+
+@pytest.mark.parametrize("page", ["docs/en/tasks.md", "docs/zh/tasks.md"])
+def test_every_option_of_a_task_is_explained_with_its_default(page: str) -> None:
+    options = [
+        (f"{name}.{option}", default(parameter.default))
+        for name in TASKS.names()
+        for option, parameter in inspect.signature(TASKS.get(name)).parameters.items()
+    ]
+    assert sorted(option_rows(page)) == sorted(options)
 
 
 @pytest.mark.parametrize("name", REWARDS.names())
@@ -98,18 +143,43 @@ def test_a_reward_says_its_range_its_failures_and_its_source(name: str) -> None:
     assert re.search(r"in \[-?\d+, (\d+|inf)\]|, else 0\.0|[Ii]n \(0, 1\]|1 where|any number", text), "its range"
 
 
+def anchors(name: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", FENCED.sub("", read(name)), re.M)
+    kept = ("".join(c for c in title.lower() if c in "-_ " or unicodedata.category(c)[0] in "LN") for title in titles)
+    return {title.replace(" ", "-") for title in kept}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", FENCED.sub("", read(page))):
-        assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", FENCED.sub("", read(page))):
+        path = (ROOT / page).parent.joinpath(target) if target else ROOT / page
+        assert target.startswith("https://") or path.exists(), target
+        assert not anchor or anchor in anchors(str(path)), f"{target}#{anchor}"
 
 
-def test_the_two_readmes_have_the_same_sections_and_code() -> None:
-    english, chinese = READMES
+def columns(name: str) -> list[int]:
+    """The number of cells of each row of each table."""
+    return [line.count(" | ") for line in FENCED.sub("", read(name)).splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("twins", [t for t in TWINS if not {*t} & TODO], ids=lambda twins: twins[0])
+def test_a_page_and_its_translation_have_the_same_sections_and_code(twins: tuple[str, str]) -> None:
+    english, chinese = twins
     assert headings(english) == headings(chinese)
     assert blocks(english) == blocks(chinese)
-    tables = [[line.count(" | ") for line in read(name).splitlines() if line.startswith("| ")] for name in READMES]
-    assert tables[0] == tables[1]
+    assert columns(english) == columns(chinese)
+
+
+def test_every_page_has_a_translation() -> None:
+    pages = {path.name for path in (ROOT / "docs" / "en").glob("*.md")}
+    assert pages - {path.name for path in (ROOT / "docs" / "zh").glob("*.md")} == ENGLISH_ONLY
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - TODO))
+def test_lines_are_short(page: str) -> None:
+    lines = (line for line in FENCED.sub("", read(page)).splitlines() if not line.startswith("|"))
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def verbs() -> set[str]:
@@ -125,8 +195,8 @@ def test_commands_in_the_documents_exist(page: str) -> None:
     assert found <= verbs()
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_command_stands_in_the_readme(name: str) -> None:
+@pytest.mark.parametrize("name", ["docs/en/commands.md", "docs/zh/commands.md"])
+def test_every_command_is_listed(name: str) -> None:
     assert set(re.findall(r"^\| `burnish ([a-z-]+)", read(name), re.M)) == verbs()
 
 
@@ -148,25 +218,37 @@ def test_the_readmes_reward_is_the_example() -> None:
     assert len(written) <= 10
 
 
-def test_the_readmes_task_keeps_its_sides_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (task,) = [body for _, body in blocks("README.md") if "class JsonLines" in body]
-    (recipe,) = [body for language, body in blocks("README.md") if language == "toml"]
+def prompts_of_the_recipe(
+    page: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts of the recipe that a page shows, on 100 rows."""
     # A name of its own: a module stays imported after the test.
-    (tmp_path / "task_of_the_readme.py").write_text(task, encoding="utf-8")
-    (tmp_path / "mine.toml").write_text(recipe.replace("my_task", "task_of_the_readme"), encoding="utf-8")
-    lines = "\n".join(f'{{"prompt": "number {number}", "reference": "{number}"}}' for number in range(100))
-    (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    read_recipe = load_recipe("mine.toml")
-    train, held_out = task_prompts(read_recipe)
+    for task in (body for _, body in blocks(page) if "class JsonLines" in body):
+        (folder / "task_of_the_docs.py").write_text(task, encoding="utf-8")
+    (recipe,) = [body for language, body in blocks(page) if language == "toml" and "name = " in body]
+    (folder / "mine.toml").write_text(recipe.replace("my_task", "task_of_the_docs"), encoding="utf-8")
+    rows = [
+        {"question": f"number {number}", "prompt": f"number {number}", "answer": str(number)} for number in range(100)
+    ]
+    lines = "\n".join(json.dumps({**row, "reference": row["answer"]}) for row in rows)
+    (folder / "data.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    train, held_out = task_prompts(load_recipe("mine.toml"))
+    return list(train), list(held_out)
+
+
+@pytest.mark.parametrize(("page", "least", "most"), [("README.md", 3, 20), ("docs/en/tasks.md", 10, 30)])
+def test_the_recipe_on_your_own_data_keeps_the_sides_apart(
+    page: str, least: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, held_out = prompts_of_the_recipe(page, tmp_path, monkeypatch)
     assert len(train) + len(held_out) == 100
-    assert 10 <= len(held_out) <= 30
+    assert least <= len(held_out) <= most
     assert {prompt.reference for prompt in train + held_out} == {str(number) for number in range(100)}
-    assert tomllib.loads(recipe)["policy"]["lora"] == {"rank": 16}
 
 
-def test_the_readmes_verification_is_real() -> None:
-    (shown,) = [body for language, body in blocks("README.md") if language == "text"]
+def test_the_verification_in_the_docs_is_real() -> None:
+    (shown,) = [body for language, body in blocks("docs/en/exactness.md") if language == "text"]
     command, *lines = shown.splitlines()
     assert command.startswith("$ burnish ")
     done = CliRunner().invoke(app, command.split()[2:])

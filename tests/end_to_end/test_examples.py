@@ -1,4 +1,4 @@
-"""The examples, and the code of the README, as a user runs them: in a process of their own, on a tiny random model."""
+"""The examples and the recipes of the docs as a user runs them: in a process of their own, on a tiny random model."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def rows(path: Path) -> list[dict[str, object]]:
+def samples(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def block(language: str, holding: str) -> str:
-    """The README's code block of that language that holds a given text."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (found,) = [code for code in re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M) if holding in code]
-    return found
+def block(page: str, language: str, holding: str) -> str:
+    """The code block of a page in that language that holds a given text."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (code,) = [code for code in re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M) if holding in code]
+    return code
 
 
 def test_custom_reward_trains_the_news_recipe(tiny: Path, tmp_path: Path) -> None:
     printed = run(tmp_path, str(ROOT / "examples" / "custom_reward.py"), f"policy.model={tiny}", *SMALL)
     report = tmp_path / printed.splitlines()[-1]
     assert report.name == "report.html" and report.is_file()
-    samples = rows(report.parent / "samples.jsonl")
-    assert len(samples) == 2 * 2 * 3
-    for sample in samples:
+    sampled = samples(report.parent / "samples.jsonl")
+    assert len(sampled) == 2 * 2 * 3
+    for sample in sampled:
         parts, words = sample["parts"], len(str(sample["completion"]).split())
         assert isinstance(parts, dict) and set(parts) == {"bleu", "brevity"}
         assert parts["brevity"] == pytest.approx(1 / (1 + words))
@@ -93,26 +93,24 @@ def test_grpo_minimal_learns_the_sentence(tmp_path: Path) -> None:
     assert min(rewards[-3:]) > 0.9
 
 
-@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "all weights"])
-def test_the_readmes_own_task_trains_an_own_model(tiny: Path, tmp_path: Path, adapter: bool) -> None:
-    (tmp_path / "my_task.py").write_text(block("python", "class JsonLines"), encoding="utf-8")
-    recipe = block("toml", "my_task:JsonLines")
-    if not adapter:
-        recipe = "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("lora"))
-    (tmp_path / "mine.toml").write_text(recipe, encoding="utf-8")
-    data = [
-        {"prompt": f"你好 number {number} is", "reference": f"the number {number} and no other"} for number in range(40)
-    ]
+@pytest.mark.parametrize(("page", "adapter"), [("README.md", True), ("docs/en/tasks.md", False)])
+def test_the_recipe_of_the_docs_trains_on_your_own_data(tiny: Path, tmp_path: Path, page: str, adapter: bool) -> None:
+    (tmp_path / "mine.toml").write_text(block(page, "toml", "name = "), encoding="utf-8")
+    (tmp_path / "my_task.py").write_text(block("docs/en/tasks.md", "python", "class JsonLines"), encoding="utf-8")
+    rows = [(f"你好 number {number} is", f"the number {number} and no other") for number in range(40)]
+    data = [{"prompt": asked, "question": asked, "reference": true, "answer": true} for asked, true in rows]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
-    overrides = [part for setting in [f"policy.model={tiny}", *SMALL] for part in ("--set", setting)]
-    printed = run(tmp_path, "-m", "burnish.cli.app", "train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
+    # The tiny model has no chat template.
+    settings = [f"policy.model={tiny}", *SMALL, *(["task.chat=false"] if page == "README.md" else [])]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    printed = run(tmp_path, "-m", "burnish", "train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
     assert "Held-out evaluation" in printed
     model = tmp_path / "run" / "model"
     assert (model / "adapter_model.safetensors").is_file() == adapter
     assert (model / "model.safetensors").is_file() != adapter
-    trained = {str(sample["prompt"]) for sample in rows(tmp_path / "run" / "samples.jsonl")}
+    trained = {str(sample["prompt"]) for sample in samples(tmp_path / "run" / "samples.jsonl")}
     measured = json.loads((tmp_path / "run" / "evaluation" / "after.json").read_text(encoding="utf-8"))["samples"]
     held_out = {sample["prompt"] for sample in measured}
     assert trained and held_out and not trained & held_out
-    assert trained | held_out <= {row["prompt"] for row in data}
+    assert trained | held_out <= {asked for asked, _ in rows}
