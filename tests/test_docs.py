@@ -38,11 +38,7 @@ TODO = {
     "docs/lessons.md",
     "recipes/README.md",
     "docs/en/samples.md",
-    *(
-        f"docs/{l}/{n}.md"
-        for l in ("en", "zh")
-        for n in ("algorithms", "performance", "policies", "sandbox", "supervised")
-    ),
+    *(f"docs/{language}/{name}.md" for language in ("en", "zh") for name in ("performance", "sandbox")),
 }
 PAGES = (
     *READMES,

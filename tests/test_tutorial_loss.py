@@ -51,13 +51,6 @@ def test_the_docs_show_what_it_prints(example, capsys, page):
     assert shown == printed
 
 
-def test_the_two_pages_have_the_same_code_and_headings():
-    fenced = re.compile(r"^```\w*\n.*?^```$", re.S | re.M)
-    pages = [(ROOT / f"docs/{language}/policies.md").read_text(encoding="utf-8") for language in ("en", "zh")]
-    assert fenced.findall(pages[0]) == fenced.findall(pages[1])
-    assert [len(re.findall(r"^#+ ", fenced.sub("", page), re.M)) for page in pages] == [3, 3]
-
-
 def test_a_batch_of_the_policy_agrees_with_the_example(example):
     """The product's own path on the same world: a table as a module, its ``logprobs``, and reward times their sum."""
     from burnish.policies.module import ModulePolicy
