@@ -6,19 +6,25 @@ BIN         := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ARGS        ?=
-# What is installed beside burnish. Tests of an optional package say so where it is not there: make -B install EXTRAS=dev,keras,parquet
-EXTRAS      ?= dev
+# Optional packages for `make install`, by the names in pyproject.toml: make install EXTRAS=keras,parquet
+EXTRAS      ?=
+INSTALL     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 
 .PHONY: install train test unit check format clean bench bench-peer
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(if $(EXTRAS),$(VENV)/.installed-$(EXTRAS))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "burnish needs Python 3.11 to 3.13: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "no virtual environment could be made: on Debian, apt install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS) --editable '.[$(EXTRAS)]'
+	$(INSTALL) --editable .
+	@touch $@
+
+# A stamp for each set of extras: `make train` needs none, `make test` adds every package that a test uses.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(INSTALL) --editable '.[$*]'
 	@touch $@
 
 # Runs the main job. More options: make train ARGS="--set steps=50"
@@ -26,16 +32,16 @@ train: install
 	$(BIN)/burnish train news $(ARGS)
 
 # The embedded model and data are the tests' real input. Two workers with one thread each fill two cores without spinning.
-test: install
+test: $(VENV)/.installed-dev
 	$(BIN)/burnish fetch smollm2-135m
 	$(BIN)/burnish fetch lee-news
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 10 $(ARGS)
 
 # The quick tier, under a minute.
-unit: install
+unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not model" $(addprefix --ignore=tests/,end_to_end invariants learning) $(ARGS)
 
-check: install
+check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -59,7 +65,7 @@ bench-peer:
 	@# vLLM's CPU build imports only without these, which it does not need for text.
 	@[ ! -d .venv-vllm ] || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
-format: install
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

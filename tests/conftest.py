@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what was skipped, by reason: pytest's own list has a line for each place in a file."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} skipped", sep="-")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5}  {reason}")
+
 
 BEGIN, END = "<|begin|>", "<|end|>"
 """Token 0 and token 1: the two that are easily lost by code that takes 0 for false."""
