@@ -1,0 +1,43 @@
+"""The table as its own sampler: known frequencies, exact log-probabilities, samples that do not depend on their company."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from burnish.policies.tabular import Tabular
+from burnish.types import Prompt, SamplingParams
+
+
+class TestSampling:
+    def test_a_sample_does_not_change_with_its_companions(self):
+        prompts = [Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "我")]
+        together = Tabular().sample(prompts, samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,))
+        for prompt, group in zip(prompts, together, strict=True):
+            assert Tabular().sample([prompt], samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,)) == [group]
+        lengths = {len(completion.token_ids) for group in together for completion in group.completions}
+        assert lengths == {1, 2, 3, 4}
+
+    def test_frequencies_are_the_known_probabilities(self):
+        policy = Tabular()
+        (group,) = policy.sample(
+            [Prompt("p", "")], samples_per_prompt=5000, sampling=SamplingParams(4), seed=(5,)
+        )  # fmt: skip
+        counts = Counter(completion.text for completion in group.completions)
+        # P = 0.24: 1200 expected, standard deviation sqrt(5000 0.24 0.76) = 30.2; four of them.
+        assert abs(counts["我爱你。"] - 1200) < 121
+        # P(。) = 1/6: 833, standard deviation 26.4.
+        assert abs(counts["。"] - 833.3) < 106
+        assert not any("你我" in text or "你爱" in text for text in counts), "after 你 comes 。 and nothing else"
+        for completion in group.completions:
+            assert ("。" in completion.text) == (completion.finish_reason == "stop")
+
+    def test_recorded_logprobs_are_exact(self):
+        policy = Tabular()
+        (group,) = policy.sample(
+            [Prompt("p", "我")], samples_per_prompt=50, sampling=SamplingParams(4, 0.7, 0.9), seed=(5,)
+        )
+        stats = policy.logprobs(group.completions, SamplingParams(4, 0.7, 0.9))
+        recorded = [logprob for completion in group.completions for logprob in completion.sampler_logprobs]
+        np.testing.assert_allclose(stats.logprobs.detach().numpy(), recorded, rtol=0, atol=1e-14)
