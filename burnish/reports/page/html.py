@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,15 @@ def render(run: RunData) -> str:
         trained_step=number(run.samples[0].get("step")) if run.samples else None,
         environment=sorted(_flat(run.environment)),
         script=script,
-        plotly=base64.b64encode(gzip.compress(source.encode("utf-8"), 9, mtime=0)).decode("ascii") if source else "",
+        plotly=_compressed(source) if source else "",
         hashes=[_hash(text) for text in (script, source) if text],
     )
+
+
+@cache
+def _compressed(source: str) -> str:
+    """Return a script as base64 of its gzip; a process that writes several reports compresses Plotly once."""
+    return base64.b64encode(gzip.compress(source.encode("utf-8"), 9, mtime=0)).decode("ascii")
 
 
 def script_json(value: Any) -> str:
