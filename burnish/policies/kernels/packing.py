@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,11 +103,13 @@ def packed(model: Any, completions: Sequence[Completion], recorded: Recorded | N
         return _no_states(model)
     row = pack(completions, model.device, recorded)
     find = recorded.finder(row.recorded) if recorded is not None and row.recorded else None
-    with attending(inner(model), row.texts, partial(fast_products, find)):
-        states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0]
-    # Not states[0, row.sources], whose backward pass adds with atomics: a prompt's last token, which all its samples follow,
-    # would get another sum with another race of threads, and a run other bits.
-    return states[0].index_select(0, row.sources), row.tokens
+    on_cpu = row.ids.device.type == "cpu"
+    # The products are the CPU's: a GPU's results must not depend on the name of the processor beside it.
+    with attending(inner(model), row.texts, partial(fast_products, find) if on_cpu else nullcontext):
+        states = body(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0][0]
+    # All samples of a prompt follow its last token. The backward pass of indexing on a CPU, and of index_select on a GPU,
+    # adds their gradients with atomics, so that the bits would depend on a race of threads.
+    return states.index_select(0, row.sources) if on_cpu else states[row.sources], row.tokens
 
 
 def plain(model: Any, completions: Sequence[Completion], recorded: Recorded | None = None) -> tuple[Tensor, Tensor]:
