@@ -341,13 +341,16 @@ def share_of_letters(text: str) -> float:
     return sum(one.isascii() and one.isalpha() for one in text) / len(text) if text else 0.0
 
 
-def learner_for(policy: CausalLM, *, prompts: Sequence[Prompt], group: int, tokens: int) -> Learner:
+def learner_for(
+    policy: CausalLM, *, prompts: Sequence[Prompt], group: int, tokens: int, microbatch: int | None = None
+) -> Learner:
     """A learner with GRPO, a KL term and the share of letters as its reward."""
     sampling = {"prompts_per_step": len(prompts), "samples_per_prompt": group, "max_new_tokens": tokens}
     recipe = load_recipe(
         {
             "name": "gpu-check", "task": {"use": "toy"}, "sampling": sampling, "reward": [{"use": "share_of_letters"}],
             "algorithm": {"use": "grpo", "kl": {"coefficient": 0.01}},
+            "optimizer": {} if microbatch is None else {"tokens_per_microbatch": microbatch},
         }
     )  # fmt: skip
     scorer = Combination.from_recipe(recipe.reward, policy.reference, decode=policy.decode)

@@ -122,14 +122,14 @@ def check_learning(source: Path, dtype: str, device: str, steps: int) -> Finding
     return Finding(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
 
 
-def check_speed(dtype: str, device: str, steps: int = 4) -> Finding:
+def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Finding:
     """Seconds per step of GRPO, 8 prompts of 40 tokens, 8 samples each of at most 64 tokens."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SMOLLM2)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device)
     policy = CausalLM(model, byte_tokenizer(SMOLLM2["vocab_size"]))
     prompts = [Prompt(str(place), f"{place:02d} is a number, and this is a sentence.") for place in range(8)]
-    learner = learner_for(policy, prompts=prompts, group=8, tokens=64)
+    learner = learner_for(policy, prompts=prompts, group=8, tokens=64, microbatch=microbatch)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rows = [train_step(learner).metrics for _ in range(steps)][1:]
@@ -199,7 +199,9 @@ def run(device: str, types: Sequence[str], *, seconds: float, small: bool) -> tu
             steps = 4 if small else 30
             board.check("a run learns", first.name, dtype, partial(check_learning, first, dtype, device, steps))
             if not small:
-                board.check("speed", "SmolLM2-135M's shape", dtype, partial(check_speed, dtype, device))
+                shape = "SmolLM2-135M's shape"
+                board.check("speed", shape, dtype, partial(check_speed, dtype, device))
+                board.check("speed, microbatch of 8192 tokens", shape, dtype, partial(check_speed, dtype, device, 8192))
     return machine(device), board, time.monotonic() - begin
 
 
