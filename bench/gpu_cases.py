@@ -15,10 +15,10 @@ from torch import Tensor
 
 import burnish
 from burnish.algorithms.presets import PRESETS
-from burnish.generation.engine import sampler_for
-from burnish.policies.causal_lm import CausalLM
+from burnish.generation.engine import make_sampler
+from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.loading import load_model, load_policy
-from burnish.policies.pretrained import quiet
+from burnish.policies.pretrained import quiet_transformers
 from burnish.recipe.schema import LoRA, Optimizer, load_recipe
 from burnish.rewards.combine import Combination
 from burnish.training.step import Learner, train_step
@@ -85,7 +85,7 @@ def build(kind: str, folder: Path) -> Path:
 
     tokenizer = byte_tokenizer()
     torch.manual_seed(7)
-    with quiet(), torch.no_grad():
+    with quiet_transformers(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config(kind, len(tokenizer)), dtype=torch.float32)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -138,7 +138,7 @@ class Case:
     def __init__(self, source: Path, dtype: str, device: str) -> None:
         self.source, self.dtype, self.device = source, dtype, device
 
-    def load(self, lora: LoRA | None = None) -> CausalLM:
+    def load(self, lora: LoRA | None = None) -> CausalPolicy:
         return load_policy(self.source, lora=lora, dtype=self.dtype, device=self.device, offline=True, seed=1)
 
     @cached_property
@@ -146,7 +146,7 @@ class Case:
         return LoRA(rank=4, targets=LORA_TARGETS.get(self.source.name, "all-linear"))
 
     @cached_property
-    def policy(self) -> CausalLM:
+    def policy(self) -> CausalPolicy:
         return self.load()
 
     @cached_property
@@ -182,16 +182,16 @@ class Case:
     def yardstick(self) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         return self.alone(self.dtype, self.device)
 
-    def logprobs(self, policy: CausalLM) -> Tensor:
+    def logprobs(self, policy: CausalPolicy) -> Tensor:
         with torch.no_grad():
             return policy.logprobs(self.completions, SamplingParams(1)).logprobs
 
     def check_logprobs(self) -> Finding:
         off = apart(self.logprobs(self.policy), self.expected[0], self.dtype)
         alone = apart(self.yardstick[0], self.expected[0], self.dtype)
-        return within(off, self.dtype, alone=alone, note=self.policy.plain_because)
+        return within(off, self.dtype, alone=alone, note=self.policy.padding_reason)
 
-    def functional(self, policy: CausalLM) -> None:
+    def functional(self, policy: CausalPolicy) -> None:
         """Leaves the gradient of the random functional."""
         policy.model.zero_grad(set_to_none=True)
         logprobs = policy.logprobs(self.completions, SamplingParams(1)).logprobs
@@ -205,7 +205,7 @@ class Case:
 
     def check_sampler(self, lora: bool = False) -> Finding:
         policy = self.adapted() if lora else self.policy
-        groups = sampler_for(policy).sample(
+        groups = make_sampler(policy).sample(
             PROMPTS, samples_per_prompt=6, sampling=SamplingParams(24, top_k=200), seed=(5,)
         )
         sampled = [one for group in groups for one in group.completions]
@@ -227,7 +227,7 @@ class Case:
         off = max(apart(one, before, "float32") for one in (again, self.logprobs(self.policy)))
         return within(off, self.dtype, tolerance=0.0)
 
-    def adapted(self) -> CausalLM:
+    def adapted(self) -> CausalPolicy:
         """With an adapter that does something."""
         policy = self.load(self.lora)
         generator = torch.Generator().manual_seed(9)
@@ -276,7 +276,7 @@ class Case:
 
     def check_same_samples(self) -> Finding:
         runs = [
-            sampler_for(self.policy).sample(PROMPTS, samples_per_prompt=32, sampling=SamplingParams(32), seed=(2,))
+            make_sampler(self.policy).sample(PROMPTS, samples_per_prompt=32, sampling=SamplingParams(32), seed=(2,))
             for _ in range(2)
         ]
         texts = [[one.token_ids for group in groups for one in group.completions] for groups in runs]
@@ -303,7 +303,7 @@ class Case:
         scores = []
         for top_k in (8, 0):
             sampling = SamplingParams(1, top_k=top_k)
-            groups = sampler_for(self.policy).sample(
+            groups = make_sampler(self.policy).sample(
                 PROMPTS[:1], samples_per_prompt=draws, sampling=sampling, seed=(4,)
             )
             kept = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf) if top_k else logits
@@ -312,14 +312,14 @@ class Case:
         return Finding(max(scores), max(scores) < 4, "4", note="(chi2 - df) / sqrt(2 df)")
 
     def check_greedy(self, tokens: int) -> Finding:
-        groups = sampler_for(self.policy).sample(
+        groups = make_sampler(self.policy).sample(
             PROMPTS, samples_per_prompt=1, sampling=SamplingParams(tokens, top_k=1), seed=(0,)
         )
         differing = 0
         for group in groups:
             ids = torch.tensor([group.completions[0].prompt_ids], device=self.policy.device)
             options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 1}
-            with quiet():
+            with quiet_transformers():
                 made = self.policy.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             differing += tuple(made[0, ids.shape[1] :].tolist()) != group.completions[0].token_ids
         return within(differing, self.dtype, tolerance=0.0, note=f"texts of {tokens} tokens differ")
@@ -342,7 +342,7 @@ def share_of_letters(text: str) -> float:
 
 
 def learner_for(
-    policy: CausalLM, *, prompts: Sequence[Prompt], group: int, tokens: int, microbatch: int | None = None
+    policy: CausalPolicy, *, prompts: Sequence[Prompt], group: int, tokens: int, microbatch: int | None = None
 ) -> Learner:
     """A learner with GRPO, a KL term and the share of letters as its reward."""
     sampling = {"prompts_per_step": len(prompts), "samples_per_prompt": group, "max_new_tokens": tokens}
@@ -355,4 +355,4 @@ def learner_for(
     )  # fmt: skip
     scorer = Combination.from_recipe(recipe.reward, policy.reference, decode=policy.decode)
     optimizer = optimizer_for(policy, recipe.optimizer)
-    return Learner(recipe, policy, sampler_for(policy), scorer, prompts, PRESETS["grpo"], optimizer)
+    return Learner(recipe, policy, make_sampler(policy), scorer, prompts, PRESETS["grpo"], optimizer)

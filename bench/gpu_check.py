@@ -31,7 +31,7 @@ import transformers
 
 import burnish
 from bench.gpu_cases import Case, Finding, build, byte_tokenizer, learner_for, share_of_letters
-from burnish.policies.causal_lm import CausalLM
+from burnish.policies.causal_lm import CausalPolicy
 from burnish.reports.terminal.progress import make_observer
 from burnish.system.machine import cores, peak_memory, processor
 from burnish.training.step import train_step
@@ -127,7 +127,7 @@ def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: i
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SMOLLM2)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device)
-    policy = CausalLM(model, byte_tokenizer(SMOLLM2["vocab_size"]))
+    policy = CausalPolicy(model, byte_tokenizer(SMOLLM2["vocab_size"]))
     prompts = [Prompt(str(place), f"{place:02d} is a number, and this is a sentence.") for place in range(8)]
     learner = learner_for(policy, prompts=prompts, group=8, tokens=64, microbatch=microbatch)
     if device == "cuda":

@@ -20,7 +20,7 @@ from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
-from burnish.generation.engine import sampler_for
+from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
@@ -181,7 +181,7 @@ def evaluate(
             scorer = Combination.from_recipe(chosen.reward, judge)
             further = Combination.of_metrics(settings.metrics, judge)
             return measure(
-                policy, sampler_for(policy), scorer, prompts, sampling=chosen.sampling.params,
+                policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
                 metrics=further, better={section.part: section.better for section in settings.metrics},
             )  # fmt: skip
@@ -228,7 +228,7 @@ def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
             from burnish.generation.modules import ModuleSampler
 
             return ModuleSampler(load_trained(section, run / "model"))
-    return sampler_for(load_model(resolve_model(name, offline=offline, observer=observer), offline=offline))
+    return make_sampler(load_model(resolve_model(name, offline=offline, observer=observer), offline=offline))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from burnish.backends.local import build
-from burnish.policies.tabular import Tabular
-from burnish.policies.value_models import TableValues
+from burnish.policies.tabular import TablePolicy
+from burnish.policies.value_models import TableValueModel
 from burnish.recipe.algorithm import critic_of, preset_of
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training.critic import Critic
@@ -217,11 +217,11 @@ def uniform_learner(recipe: Recipe, groups: Sequence[Group], rewards: Sequence[f
 
     The step sets the learning rate. An algorithm with a critic gets a table of values, all 0, and SGD for it.
     """
-    policy = Tabular(torch.zeros(5, 4, dtype=torch.float64))
+    policy = TablePolicy(torch.zeros(5, 4, dtype=torch.float64))
     preset = preset_of(recipe.algorithm)
     critic = None
     if preset.critic:
-        values = TableValues(policy)
+        values = TableValueModel(policy)
         critic = Critic(values, torch.optim.SGD(values.trainable().values(), lr=1.0), critic_of(recipe.algorithm))
     optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
     sampler, scorer = FixedSampler(groups), FixedScorer(rewards)

@@ -54,12 +54,12 @@ def test_the_docs_show_what_it_prints(example, capsys, page):
 def test_a_batch_of_the_policy_agrees_with_the_example(example):
     """The product's own path on the same world: a table as a module, its ``logprobs``, and reward times their sum."""
     from burnish.policies.module import ModulePolicy
-    from burnish.policies.vocabulary import Characters
+    from burnish.policies.vocabulary import CharacterVocabulary
     from burnish.types import Completion, Prompt, SamplingParams
 
     logits, sentences, rewards = example.world()
     # Row 4, the start, is a token of its own here, that comes with a probability of nearly nothing.
-    vocabulary = Characters((*example.CHARACTERS, "<begin>"), begin=4, end=3)
+    vocabulary = CharacterVocabulary((*example.CHARACTERS, "<begin>"), begin=4, end=3)
     table = torch.nn.Embedding(5, 5, dtype=torch.float64)
     with torch.no_grad():
         table.weight[:, :4] = logits

@@ -24,7 +24,7 @@ from burnish.training.trainer import optimizer_for
 from burnish.types import Prompt
 
 if TYPE_CHECKING:
-    from burnish.policies.causal_lm import CausalLM
+    from burnish.policies.causal_lm import CausalPolicy
 
 
 def build(
@@ -70,22 +70,22 @@ def build_policy(
 ) -> tuple[Policy, Sampler]:
     """The policy of a recipe that names a language model or the table, and the sampler that shares its weights."""
     if section.use == "tabular":
-        from burnish.policies.tabular import Tabular
+        from burnish.policies.tabular import TablePolicy
 
-        table = Tabular()
+        table = TablePolicy()
         return table, table
-    from burnish.generation.engine import sampler_for
+    from burnish.generation.engine import make_sampler
 
     policy = build_language_model(section, seed, offline=offline, observer=observer)
-    if policy.plain_because and observer is not None:
-        observer.message(f"prompts are not shared between samples, which is slower: {policy.plain_because}")
+    if policy.padding_reason and observer is not None:
+        observer.message(f"prompts are not shared between samples, which is slower: {policy.padding_reason}")
     policy.reference = CachedReference(policy.reference)
-    return policy, sampler_for(policy)
+    return policy, make_sampler(policy)
 
 
 def build_language_model(
     section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
-) -> CausalLM:
+) -> CausalPolicy:
     """The language model that a recipe names, to be trained. Raises InputError or BurnishError where it cannot be had."""
     from burnish.policies.loading import load_policy
 
@@ -100,18 +100,18 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
     """The critic of a recipe whose algorithm has one, a copy of the policy as it is now with a head of its own."""
     if not preset_of(recipe.algorithm).critic:
         return None
-    from burnish.policies.causal_lm import CausalLM
+    from burnish.policies.causal_lm import CausalPolicy
     from burnish.policies.module import ModulePolicy
-    from burnish.policies.tabular import Tabular
-    from burnish.policies.value_models import ModuleValues, TableValues, TrunkValues
+    from burnish.policies.tabular import TablePolicy
+    from burnish.policies.value_models import CausalValueModel, ModuleValueModel, TableValueModel
 
     model: ValueModel
-    if isinstance(policy, CausalLM):
-        model = TrunkValues(policy)
+    if isinstance(policy, CausalPolicy):
+        model = CausalValueModel(policy)
     elif isinstance(policy, ModulePolicy):
-        model = ModuleValues(policy)
-    elif isinstance(policy, Tabular):
-        model = TableValues(policy)
+        model = ModuleValueModel(policy)
+    elif isinstance(policy, TablePolicy):
+        model = TableValueModel(policy)
     else:
         raise InputError(f"algorithm.use = '{recipe.algorithm.use}': no critic is known for a {type(policy).__name__}")
     return Critic(model, optimizer_for(model, recipe.optimizer), critic_of(recipe.algorithm))

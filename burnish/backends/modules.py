@@ -65,7 +65,7 @@ def build_module_policy(
     policy = ModulePolicy(module, vocabulary, scores=section.scores or "logits", name=name)
     if source is not None:
         policy.load(source)
-        policy.start_here()
+        policy.reset_reference()
     if section.pretrain is not None and not made:
         if observer is not None:
             observer.message(f"pretraining {name} for {section.pretrain.steps} steps on the task's training texts")

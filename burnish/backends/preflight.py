@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError
-from burnish.policies.vocabulary import check_plain
+from burnish.policies.vocabulary import refuse_messages
 from burnish.protocols import Observer
 from burnish.recipe.schema import Recipe
 from burnish.rewards.registry import REWARDS
@@ -25,7 +25,7 @@ def check_prompts(
     check_languages(recipe, [*train, *held_out], observer)
     if recipe.policy.use in ("lstm", "module"):
         for prompt in (*train, *held_out):
-            check_plain(prompt)
+            refuse_messages(prompt)
 
 
 def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:

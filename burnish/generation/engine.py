@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.generation.kv_cache import SampleCache
-from burnish.generation.padded import PlainSampler, Row, begun, grouped
-from burnish.generation.repacked_model import SamplingCopy
+from burnish.generation.equal_length import EqualLengthSampler, Row, begun, grouped
+from burnish.generation.kv_cache import SharedPrefixCache
+from burnish.generation.repacked_model import RepackedModel
 from burnish.policies.causal_lm import CausalModel
-from burnish.policies.kernels.attention import Unsupported, attending
-from burnish.policies.kernels.packing import body, packed
+from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
+from burnish.policies.kernels.packing import get_backbone, packed_states
 from burnish.policies.sampling_distribution import draw_tokens
 from burnish.protocols import Sampler
 from burnish.types import Completion, Group, Prompt, SamplingParams
@@ -33,11 +33,11 @@ PREFILL_TOKENS = 2048
 """Tokens of prompts run at once, unless one prompt is longer."""
 
 
-def sampler_for(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> Sampler:
+def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> Sampler:
     """The engine where the model's layers take packed rows, else a sampler that asks nothing of an architecture."""
-    if language_model.layout is packed:
+    if language_model.layout is packed_states:
         return Engine(language_model, rows=rows, dtype=dtype)
-    return PlainSampler(language_model, rows=rows)
+    return EqualLengthSampler(language_model, rows=rows)
 
 
 class Engine:
@@ -52,8 +52,8 @@ class Engine:
     def __init__(self, language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> None:
         self.language_model = language_model
         self.rows = rows
-        self._copy = SamplingCopy(language_model.model, dtype)
-        self._plain = PlainSampler(language_model, rows=rows)
+        self._copy = RepackedModel(language_model.model, dtype)
+        self._plain = EqualLengthSampler(language_model, rows=rows)
 
     @torch.no_grad()
     def sample(
@@ -78,7 +78,7 @@ class Engine:
             with self._copy.ready(recorded) as model:
                 rollout = _Rollout(self, model, encoded, rows, sampling)
                 rollout.run()
-        except Unsupported:  # these texts are longer than the window that its attention sees
+        except UnsupportedAttention:  # these texts are longer than the window that its attention sees
             return self._plain.sample(
                 prompts, samples_per_prompt=samples_per_prompt, sampling=sampling, seed=seed,
                 policy_version=policy_version,
@@ -116,10 +116,10 @@ class _Rollout:
         if self.recorded is not None:
             self.recorded.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
         self.recorded_prompts: dict[int, range] = {}
-        self.cache = SampleCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens, model.device)
+        self.cache = SharedPrefixCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens, model.device)
 
     def run(self) -> None:
-        with attending(self.model, self.cache, nullcontext):
+        with use_attention(self.model, self.cache, nullcontext):
             while self.waiting or self.live:
                 while self.waiting and len(self.live) < self.room:
                     self._admit()
@@ -188,7 +188,7 @@ class _Rollout:
     def _run(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
         """The last layer's states [T, d] of a packed row."""
         device = self.model.device
-        found: Tensor = body(self.model)(
+        found: Tensor = get_backbone(self.model)(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([places], device=device),
             use_cache=False,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels.attention import PackedTexts, Span
+from burnish.policies.kernels.attention import GroupSpan, PackedAttention
 
 
 class _Layer:
@@ -26,7 +26,7 @@ class _Layer:
         self.answers = [tensor.new_zeros(rows, heads, longest_answer, tensor.shape[-1]) for tensor in (key, value)]
 
 
-class SampleCache:
+class SharedPrefixCache:
     """Attends for the engine: ``prefill`` takes prompts in, ``decode`` one more token of every row.
 
     Args:
@@ -45,7 +45,7 @@ class SampleCache:
         self.group_of: list[int] = []
         self.lengths: list[int] = []
         """Of each row: its group, and how many of its tokens the cache holds."""
-        self._incoming: PackedTexts | None = None
+        self._incoming: PackedAttention | None = None
         self._plan: _Plan | None = None
 
     @property
@@ -55,8 +55,8 @@ class SampleCache:
     def prefill(self, lengths: Sequence[int]) -> None:
         """What is run next are whole prompts of these lengths, one behind the other; they take the next groups."""
         starts = [sum(lengths[:place]) for place in range(len(lengths))]
-        spans = (Span(start, start + length, ()) for start, length in zip(starts, lengths, strict=True))
-        self._incoming = PackedTexts(tuple(spans))
+        spans = (GroupSpan(start, start + length, ()) for start, length in zip(starts, lengths, strict=True))
+        self._incoming = PackedAttention(tuple(spans))
         self.prompt_lengths += lengths
 
     def decode(self) -> None:

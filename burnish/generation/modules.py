@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.generation.padded import Row, begun, grouped
+from burnish.generation.equal_length import Row, begun, grouped
 from burnish.policies.module import ModuleModel, State, padded
 from burnish.policies.sampling_distribution import draw_tokens
 from burnish.types import Group, Prompt, SamplingParams

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.kernels.forward_cache import Recorded, Results
-from burnish.policies.kernels.fused_layer import PRODUCTS, FusedLayer, known
-from burnish.policies.kernels.linear import can_multiply
-from burnish.policies.kernels.packing import inner
+from burnish.policies.kernels.forward_cache import CachedOutputs, ForwardCache
+from burnish.policies.kernels.fused_layer import PRODUCTS, FusedDecoderLayer, known
+from burnish.policies.kernels.linear import has_onednn_linear
+from burnish.policies.kernels.packing import unwrap_peft
 
 ROWS = 64
 """Rows that a reordered weight is meant for; other numbers work as well."""
@@ -28,7 +28,7 @@ Source = Callable[[], tuple[Tensor, Tensor | None]]
 """A weight [out, in] and a bias as they are now."""
 
 
-class PackedLinear(nn.Module):
+class RepackedLinear(nn.Module):
     """x W' + b with a weight that ``pack`` has reordered; holds nothing until then.
 
     Args:
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
         self.sources = sources
         self.dtype = dtype
         self.packed: Any = None
-        self.results: list[Results] = []
+        self.results: list[CachedOutputs] = []
         """Take what is computed, each its source's part, where somebody wants it again."""
         self.offset: Tensor | None = None
 
@@ -73,7 +73,7 @@ class PackedLinear(nn.Module):
         return found.to(rows.dtype)
 
 
-class SamplingCopy:
+class RepackedModel:
     """A model to sample from, whose weights are those of the trained model at each ``ready``.
 
     Args:
@@ -82,15 +82,15 @@ class SamplingCopy:
     """
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
-        trained = inner(model)
+        trained = unwrap_peft(model)
         self.kind = dtype or trained.dtype
-        self._layers: dict[PackedLinear, list[nn.Module]] = {}
+        self._layers: dict[RepackedLinear, list[nn.Module]] = {}
         """Each with the trained modules whose products it makes."""
         self._head = trained.get_output_embeddings()
         if (
             trained.device.type != "cpu"
             or self.kind not in (torch.float32, torch.bfloat16)
-            or not can_multiply(self.kind)
+            or not has_onednn_linear(self.kind)
         ):
             self.model = trained
             return
@@ -109,13 +109,13 @@ class SamplingCopy:
             if _source(module) is not None or _adapter(module):
                 done += (name + ".",)  # the base of an adapter is packed with it, or runs as it is
 
-    def _packed(self, *modules: nn.Module) -> PackedLinear:
+    def _packed(self, *modules: nn.Module) -> RepackedLinear:
         sources = [source for module in modules if (source := _source(module)) is not None]
-        layer = PackedLinear(sources, self.kind)
+        layer = RepackedLinear(sources, self.kind)
         self._layers[layer] = list(modules)
         return layer
 
-    def _fused(self, name: str, module: nn.Module) -> FusedLayer | None:
+    def _fused(self, name: str, module: nn.Module) -> FusedDecoderLayer | None:
         """A decoder layer in few operations, where it is of a kind that is known."""
         if not known(module):
             return None
@@ -124,14 +124,14 @@ class SamplingCopy:
             return None
         query, key, value, out, gate, up, down = parts
         products = [self._packed(query, key, value), self._packed(out), self._packed(gate, up), self._packed(down)]
-        return FusedLayer(self.model.get_submodule(name), products)
+        return FusedDecoderLayer(self.model.get_submodule(name), products)
 
     def _put(self, name: str, layer: nn.Module) -> None:
         parent, _, own = name.rpartition(".")
         setattr(self.model.get_submodule(parent), own, layer)
 
     @contextmanager
-    def ready(self, recorded: Recorded | None = None) -> Iterator[Any]:
+    def ready(self, recorded: ForwardCache | None = None) -> Iterator[Any]:
         """The model, its products laid out from the weights as they are now; let go of at the end.
 
         Args:
@@ -164,7 +164,7 @@ def _adapter(module: nn.Module) -> bool:
     return type(module).__module__.startswith("peft.")
 
 
-def _results(module: Any, recorded: Recorded) -> Results | None:
+def _results(module: Any, recorded: ForwardCache) -> CachedOutputs | None:
     """Where the results of a module's product go, which training finds by the weight that it multiplies with."""
     base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     if type(base) is not nn.Linear or base.weight.dtype != torch.float32:

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.policies.chat_template import chat_ids
-from burnish.policies.kernels.attention import Unsupported
-from burnish.policies.kernels.forward_cache import Recorded
+from burnish.policies.kernels.attention import UnsupportedAttention
+from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.packing import (
     Layout,
-    activation_bytes,
-    fitting_layout,
-    head,
-    memory_bytes,
-    packed,
-    plain,
-    plain_logits,
+    activation_bytes_per_token,
+    choose_layout,
+    device_memory_bytes,
+    get_linear_head,
+    packed_states,
+    padded_logits,
+    padded_states,
 )
-from burnish.policies.pretrained import ADAPTER_WEIGHTS, loading_errors, quiet, whole_model
+from burnish.policies.pretrained import ADAPTER_WEIGHTS, load_full_model, loading_errors, quiet_transformers
 from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
@@ -61,15 +61,15 @@ class CausalModel:
         self.batch = batch
         self.reference: LanguageModel = self
         """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self.recorded: Recorded | None = None
+        self.recorded: ForwardCache | None = None
         """Where a sampler leaves what it computed of the policy's own samples."""
         self.layout: Layout | None
         """How completions are laid out; None where the model's own head must make the logits."""
-        self.plain_because: str
+        self.padding_reason: str
         if like is None:
-            self.layout, self.plain_because = fitting_layout(self.model)
+            self.layout, self.padding_reason = choose_layout(self.model)
         else:
-            self.layout, self.plain_because = like.layout, like.plain_because
+            self.layout, self.padding_reason = like.layout, like.padding_reason
 
     @property
     def device(self) -> torch.device:
@@ -142,13 +142,15 @@ class CausalModel:
             raise InputError(
                 f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
             )
-        product = head(self.model)
+        product = get_linear_head(self.model)
         if self.layout is None or product is None:
-            return _stats_of_logits(*plain_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient)
+            return _stats_of_logits(
+                *padded_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient
+            )
         try:
             states, tokens = self.layout(self.model, completions, self.recorded)
-        except Unsupported:  # texts longer than the window that its attention sees
-            states, tokens = plain(self.model, completions)
+        except UnsupportedAttention:  # texts longer than the window that its attention sees
+            states, tokens = padded_states(self.model, completions)
         found = fused_logprobs(states, *product, tokens, sampling, entropy_gradient=entropy_gradient)
         return TokenStats(*(tensor.cpu() for tensor in found))
 
@@ -172,7 +174,7 @@ class _AdapterOff(CausalModel):
             return super().token_logprobs(completions, temperature)
 
 
-class FrozenStart:
+class ReloadedReference:
     """The policy that training started from, read again from its files when it is asked, and let go of when told: while
     nobody asks, it takes no memory.
 
@@ -206,7 +208,7 @@ class FrozenStart:
         return self.loaded.token_logprobs(completions, temperature)
 
 
-class CausalLM(CausalModel):
+class CausalPolicy(CausalModel):
     """The trained policy.
 
     Args:
@@ -227,12 +229,12 @@ class CausalLM(CausalModel):
     ) -> None:
         super().__init__(model, tokenizer, like=like)
         self.base = base
-        self._record: Recorded | None = None
+        self._record: ForwardCache | None = None
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer, like=self)
         elif start is not None:
-            self.reference = FrozenStart(start, self)
+            self.reference = ReloadedReference(start, self)
         else:
             self.reference = CausalModel(copy.deepcopy(model).requires_grad_(False), tokenizer, like=self)
 
@@ -250,11 +252,13 @@ class CausalLM(CausalModel):
         Args:
             memory_share: the largest fraction of the device's memory that the cache may use.
         """
-        if self.layout is not packed or any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+        if self.layout is not packed_states or any(
+            getattr(m, "gradient_checkpointing", False) for m in self.model.modules()
+        ):
             return
-        room = int(memory_bytes(self.device) * memory_share)
+        room = int(device_memory_bytes(self.device) * memory_share)
         if self._record is None or self._record.room != room:
-            self._record = Recorded(room)
+            self._record = ForwardCache(room)
         self._record.clear()
         self.recorded = self._record
 
@@ -266,14 +270,14 @@ class CausalLM(CausalModel):
     def max_microbatch_tokens(self) -> int:
         """Tokens whose activations take a sixth of the memory; its size is asked for, not what is free of it just now, so
         that a run is cut into the same microbatches each time."""
-        return max(1, memory_bytes(self.device) // 6 // max(1, activation_bytes(self.model)))
+        return max(1, device_memory_bytes(self.device) // 6 // max(1, activation_bytes_per_token(self.model)))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
         """Hugging Face form: a whole model, or the adapter with the name of its base; the tokenizer beside either."""
-        with quiet():
+        with quiet_transformers():
             # peft would look on the hub whether the base's embedding has grown; it never does.
             options = {"save_embedding_layers": False} if self.adapter else {}
             self.model.save_pretrained(folder, safe_serialization=True, **options)
@@ -294,8 +298,8 @@ class CausalLM(CausalModel):
         if (folder / "adapter_config.json").exists():
             raise InputError(f"{folder} holds an adapter, and this policy has none: another model's folder")
         # Not the file's own names: transformers renames and regroups some weights (GPT-NeoX, experts) when it saves.
-        with loading_errors(folder), quiet():
-            saved = dict(whole_model(folder, self.model.dtype, offline=True).named_parameters())
+        with loading_errors(folder), quiet_transformers():
+            saved = dict(load_full_model(folder, self.model.dtype, offline=True).named_parameters())
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             if name not in saved or saved[name].shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""Policies from files: a local folder or a hub id becomes a ``CausalModel``, or a ``CausalLM`` to train."""
+"""Policies from files: a local folder or a hub id becomes a ``CausalModel``, or a ``CausalPolicy`` to train."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.policies.causal_lm import CausalLM, CausalModel
-from burnish.policies.kernels.activation_checkpointing import enable_checkpointing
-from burnish.policies.pretrained import loading_errors, merged_model, quiet, with_adapter
+from burnish.policies.causal_lm import CausalModel, CausalPolicy
+from burnish.policies.kernels.activation_checkpointing import enable_gradient_checkpointing
+from burnish.policies.pretrained import add_lora_adapter, load_merged_model, loading_errors, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +32,8 @@ def load_model(
     """
     from transformers import AutoTokenizer
 
-    with loading_errors(source), quiet():
-        model = merged_model(source, getattr(torch, dtype), offline=offline)
+    with loading_errors(source), quiet_transformers():
+        model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     moved: PreTrainedModel = model.to(place)
@@ -49,7 +49,7 @@ def load_policy(
     offline: bool = False,
     seed: int = 0,
     gradient_checkpointing: bool = False,
-) -> CausalLM:
+) -> CausalPolicy:
     """A policy to train, from a local folder or a hub id.
 
     Args:
@@ -69,11 +69,11 @@ def load_policy(
         def start() -> CausalModel:
             return load_model(source, dtype=dtype, device=device, offline=True, like=loaded)
 
-        policy = CausalLM(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
+        policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
     else:
-        policy = CausalLM(
-            with_adapter(loaded.model, lora, source, seed), loaded.tokenizer, base=str(source), like=loaded
+        policy = CausalPolicy(
+            add_lora_adapter(loaded.model, lora, source, seed), loaded.tokenizer, base=str(source), like=loaded
         )  # fmt: skip
     if gradient_checkpointing:
-        enable_checkpointing(policy.model)
+        enable_gradient_checkpointing(policy.model)
     return policy

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError, one_line
-from burnish.policies.kernels.packing import memory_bytes
+from burnish.policies.kernels.packing import device_memory_bytes
 from burnish.policies.module_contract import check_module
 from burnish.policies.sampling_distribution import sampling_logprobs
-from burnish.policies.vocabulary import FILE, Vocabulary, check_plain, read_vocabulary, write_vocabulary
+from burnish.policies.vocabulary import FILE, Vocabulary, read_vocabulary, refuse_messages, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -100,7 +100,7 @@ class ModuleModel:
             InputError: a character has no token, the prompt is empty and there is no token to begin with, or it is a
                 conversation, for which a bare vocabulary has no template.
         """
-        check_plain(prompt)
+        refuse_messages(prompt)
         begin = () if self.vocabulary.begin is None else (self.vocabulary.begin,)
         try:
             ids = (*begin, *self.vocabulary.encode(prompt.text))
@@ -207,9 +207,9 @@ class ModulePolicy(ModuleModel):
         super().__init__(module, vocabulary, scores=scores, batch=batch, name=name, check=check)
         if not self.trainable():
             raise InputError(f"module '{name or type(module).__name__}' has no parameter to train: see requires_grad")
-        self.start_here()
+        self.reset_reference()
 
-    def start_here(self) -> None:
+    def reset_reference(self) -> None:
         """Makes a frozen copy of the module as it is now the reference."""
         frozen = frozen_copy(self.module)
         self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
@@ -247,7 +247,7 @@ class ModulePolicy(ModuleModel):
         weights = [weight for weight in self.module.parameters() if weight.dim() > 1]
         width = 4 * sum(max(weight.shape[0], weight.shape[-1]) for weight in weights) + 8 * self.vocabulary.size
         bytes_a_number = max((weight.element_size() for weight in weights), default=4)
-        return max(1, memory_bytes(self.device) // 6 // (width * bytes_a_number))
+        return max(1, device_memory_bytes(self.device) // 6 // (width * bytes_a_number))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
     """A whole model; where the source is an adapter, its base with the adapter merged into it.
 
     The adapter is found here and not by transformers, which would take up one beside a base without a word, and would
@@ -29,7 +29,7 @@ def merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> An
 
     described = find_adapter_config_file(str(source), local_files_only=offline)
     if described is None:
-        return whole_model(source, dtype, offline=offline)
+        return load_full_model(source, dtype, offline=offline)
     weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
     base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if base == str(source):
@@ -37,10 +37,10 @@ def merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> An
     from peft import PeftModel
 
     # In the folder where adapter_model.safetensors lies, peft reads that and no other file.
-    return PeftModel.from_pretrained(merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
+    return PeftModel.from_pretrained(load_merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
 
 
-def whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
     """A transformers model with all of its weights. Raises ValueError where its files lack some."""
     from transformers import AutoModelForCausalLM
 
@@ -61,7 +61,7 @@ def whole_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any
     return model
 
 
-def with_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
+def add_lora_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
     """The model with an adapter that is still without effect."""
     from peft import LoraConfig, get_peft_model
 
@@ -69,7 +69,7 @@ def with_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: in
         r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
         target_modules=lora.targets, task_type="CAUSAL_LM",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
         # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
@@ -87,7 +87,7 @@ def loading_errors(source: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' own progress bars and advice, and without what the libraries deprecate of each other."""
     import warnings
 

@@ -89,7 +89,7 @@ def pretrain(
         finally:
             policy.module.eval()
             optimizer.zero_grad(set_to_none=True)
-    policy.start_here()
+    policy.reset_reference()
     return losses
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError, one_line
-from burnish.policies.causal_lm import CausalLM, CausalModel
-from burnish.policies.kernels.attention import Unsupported
-from burnish.policies.kernels.packing import FILLER, inner, plain
+from burnish.policies.causal_lm import CausalModel, CausalPolicy
+from burnish.policies.kernels.attention import UnsupportedAttention
+from burnish.policies.kernels.packing import PAD_ID, padded_states, unwrap_peft
 from burnish.policies.loading import load_model
 from burnish.system.paths import expanded
 from burnish.types import Completion
@@ -47,17 +47,17 @@ class RewardModel:
 
     def scores(self, completions: Sequence[Completion]) -> Tensor:
         """[N] with gradient, at least float32, on the CPU."""
-        longer = [replace(one, token_ids=(*one.token_ids, FILLER)) for one in completions]
+        longer = [replace(one, token_ids=(*one.token_ids, PAD_ID)) for one in completions]
         model = self.backbone.model
         try:
-            states, _ = (self.backbone.layout or plain)(model, longer, None)
-        except Unsupported:  # texts longer than the window that its attention sees
-            states, _ = plain(model, longer)
+            states, _ = (self.backbone.layout or padded_states)(model, longer, None)
+        except UnsupportedAttention:  # texts longer than the window that its attention sees
+            states, _ = padded_states(model, longer)
         ends = torch.tensor([len(one.token_ids) for one in longer], device=states.device).cumsum(0) - 1
         return (states[ends].to(self.head.dtype) @ self.head).cpu()
 
     @torch.no_grad()
-    def judge(self, completions: Sequence[Completion]) -> list[float]:
+    def score_texts(self, completions: Sequence[Completion]) -> list[float]:
         """Scores [N] of texts as they read, whoever wrote them: they are encoded by this model's own tokenizer.
 
         Texts longer than ``max_tokens`` are cut there, as in training. One that was stopped by its writer ends with the
@@ -87,13 +87,13 @@ class RewardModel:
     @property
     def max_microbatch_tokens(self) -> int:
         """As of a policy."""
-        assert isinstance(self.backbone, CausalLM), "only a trained model is asked"
+        assert isinstance(self.backbone, CausalPolicy), "only a trained model is asked"
         return self.backbone.max_microbatch_tokens
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The backbone's, without a head of its own, and the row of weights, which comes last."""
-        assert isinstance(self.backbone, CausalLM), "only a trained model is asked"
-        model = inner(self.backbone.model)
+        assert isinstance(self.backbone, CausalPolicy), "only a trained model is asked"
+        model = unwrap_peft(self.backbone.model)
         own = model.get_output_embeddings()
         unused = set() if own is None else {id(parameter) for parameter in own.parameters()}
         # Where embedding and head are one, it is the embedding that is trained.
@@ -105,18 +105,18 @@ class RewardModel:
 
     def save(self, folder: Path) -> None:
         """The backbone as any language model, and ``reward_head.safetensors`` beside it."""
-        assert isinstance(self.backbone, CausalLM), "only a trained model is saved"
+        assert isinstance(self.backbone, CausalPolicy), "only a trained model is saved"
         self.backbone.save(folder)
         save_file({HEAD_WEIGHT: self.head.detach()}, folder / HEAD, metadata={"max_tokens": str(self.max_tokens)})
 
     def load(self, folder: Path) -> None:
         """Takes over saved weights in place, bit for bit. Raises InputError where they belong to another model."""
-        assert isinstance(self.backbone, CausalLM), "only a trained model is resumed"
+        assert isinstance(self.backbone, CausalPolicy), "only a trained model is resumed"
         self.backbone.load(folder)
         self._take_head(folder)
 
     def _take_head(self, folder: Path) -> None:
-        weight, _ = read_head(folder)
+        weight, _ = read_reward_head(folder)
         if weight.shape != self.head.shape:
             raise InputError(f"{folder}: its reward head has {list(weight.shape)} weights, the model {len(self.head)}")
         with torch.no_grad():
@@ -125,7 +125,7 @@ class RewardModel:
 
 def _width(backbone: CausalModel) -> int:
     """Of the states: that of the model's own head, since some models project between embeddings and states."""
-    model = inner(backbone.model)
+    model = unwrap_peft(backbone.model)
     return int((model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[1])
 
 
@@ -133,7 +133,7 @@ def _wide(backbone: CausalModel) -> torch.dtype:
     return torch.promote_types(backbone.model.dtype, torch.float32)
 
 
-def folder_of(path: str) -> Path:
+def find_model_folder(path: str) -> Path:
     """The model folder of a reward model: of a run of ``burnish reward-model``, or the folder itself.
 
     Raises:
@@ -152,7 +152,7 @@ def folder_of(path: str) -> Path:
     return folder
 
 
-def read_head(folder: Path) -> tuple[Tensor, int]:
+def read_reward_head(folder: Path) -> tuple[Tensor, int]:
     """The row of weights, and the tokens that the model reads. Raises InputError where the file is damaged."""
     try:
         with safe_open(folder / HEAD, framework="pt") as file:
@@ -166,10 +166,10 @@ def load_reward_model(path: str, *, offline: bool = True) -> RewardModel:
     """A frozen reward model from a run or model folder, an adapter merged into its base.
 
     Raises:
-        InputError: as ``folder_of`` and ``load_model``.
+        InputError: as ``find_model_folder`` and ``load_model``.
     """
-    folder = folder_of(path).resolve()
-    _, max_tokens = read_head(folder)
+    folder = find_model_folder(path).resolve()
+    _, max_tokens = read_reward_head(folder)
     backbone = load_model(folder, offline=offline)
     backbone.model.requires_grad_(False)
     found = RewardModel(backbone, max_tokens)

@@ -21,7 +21,7 @@ BLOCK = 128
 """Tokens whose mass is summed before the search of a draw."""
 
 
-def truncates(sampling: SamplingParams) -> bool:
+def is_truncated(sampling: SamplingParams) -> bool:
     """Whether some tokens can never be drawn."""
     return sampling.top_p < 1 or sampling.top_k > 0
 
@@ -40,7 +40,7 @@ def sampling_logprobs(
         lagged: [..., V], the lagged policy's logits, where ``sampling`` asks for them.
     """
     scaled = logits / sampling.temperature if sampling.temperature != 1 else logits
-    if truncates(sampling):
+    if is_truncated(sampling):
         scaled = scaled.masked_fill(~kept_tokens(scaled.detach(), sampling, always), float("-inf"))
     if sampling.lagged_top_p < 1:
         return masked_logprobs(scaled, _lagged(lagged, sampling), sampling.lagged_top_p, always)
@@ -133,7 +133,7 @@ def draw_tokens(
     """
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
-    if truncates(sampling):
+    if is_truncated(sampling):
         logits = logits.masked_fill_(~kept_tokens(logits, sampling), float("-inf"))
     if sampling.lagged_top_p < 1:
         logits = logits.masked_fill_(~top_p_set(_lagged(lagged, sampling), sampling.lagged_top_p), float("-inf"))
@@ -165,7 +165,9 @@ def _first_above(cumulative: Tensor, wanted: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, torch.minimum(wanted, last.nextafter(torch.zeros_like(last))), right=True)
 
 
-def streams(prompts: Sequence[Prompt], samples_per_prompt: int, seed: Sequence[int], length: int) -> list[np.ndarray]:
+def random_streams(
+    prompts: Sequence[Prompt], samples_per_prompt: int, seed: Sequence[int], length: int
+) -> list[np.ndarray]:
     """The random numbers of P*G samples, prompt by prompt: [length] float64 in [0, 1) each.
 
     A sample's numbers depend on the seed, its prompt's id and its own index, not on who shares its batch. A prompt that

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.exactness.verify import World
 from burnish.exactness.world import all_sequences, logits_of
-from burnish.policies.sampling_distribution import draw, sampling_logprobs, streams
+from burnish.policies.sampling_distribution import draw, random_streams, sampling_logprobs
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 
@@ -74,7 +74,7 @@ class Table:
         return torch.tensor(rows, dtype=torch.long), torch.tensor(tokens, dtype=torch.long)
 
 
-class Tabular(Table):
+class TablePolicy(Table):
     """The table as a policy, and its own sampler.
 
     Args:
@@ -131,7 +131,9 @@ class Tabular(Table):
         """P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
-        uniforms = torch.from_numpy(np.array(streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)))
+        uniforms = torch.from_numpy(
+            np.array(random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens))
+        )
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         states = torch.tensor([ids[-1] if ids else len(self.vocabulary) for ids in encoded])
         drawn = iter(self._draw(table, states.repeat_interleave(samples_per_prompt), uniforms))

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.causal_lm import CausalLM
-from burnish.policies.kernels.attention import Unsupported
-from burnish.policies.kernels.packing import body, head, plain
+from burnish.policies.causal_lm import CausalPolicy
+from burnish.policies.kernels.attention import UnsupportedAttention
+from burnish.policies.kernels.packing import get_backbone, get_linear_head, padded_states
 from burnish.policies.module import ModuleModel, ModulePolicy, frozen_copy, named_weights
-from burnish.policies.tabular import Tabular
+from burnish.policies.tabular import TablePolicy
 from burnish.types import Completion
 
 
-class TableValues:
+class TableValueModel:
     """One number a state of a tabular policy."""
 
-    def __init__(self, policy: Tabular) -> None:
+    def __init__(self, policy: TablePolicy) -> None:
         self._policy = policy
         self.parameter = nn.Parameter(torch.zeros(len(policy.logits), dtype=torch.float64))
 
@@ -32,35 +32,35 @@ class TableValues:
         return {"values": self.parameter}
 
 
-class TrunkValues:
+class CausalValueModel:
     """A copy of a language model's trunk with a linear head on the state that each token was drawn from.
 
     What is trained of the policy is trained of the copy: all of it, or an adapter. Completions are laid out as the policy
     lays them out, each distinct prompt run once.
     """
 
-    def __init__(self, policy: CausalLM) -> None:
+    def __init__(self, policy: CausalPolicy) -> None:
         self._policy = policy
         self.model = copy.deepcopy(policy.model)
-        product = head(self.model)
+        product = get_linear_head(self.model)
         width = self.model.config.get_text_config().hidden_size if product is None else product[0].shape[1]
         self.head = _head(width, policy.model.dtype, policy.device)
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
         """[T], float64, with gradient, on the CPU."""
-        layout = self._policy.layout or plain
+        layout = self._policy.layout or padded_states
         try:
             states, _ = layout(self.model, completions, None)
-        except Unsupported:  # texts longer than the window that its attention sees
-            states, _ = plain(self.model, completions)
+        except UnsupportedAttention:  # texts longer than the window that its attention sees
+            states, _ = padded_states(self.model, completions)
         return self.head(states).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        trunk = {name: weight for name, weight in body(self.model).named_parameters() if weight.requires_grad}
+        trunk = {name: weight for name, weight in get_backbone(self.model).named_parameters() if weight.requires_grad}
         return {**{f"trunk.{name}": weight for name, weight in trunk.items()}, **_named(self.head)}
 
 
-class ModuleValues:
+class ModuleValueModel:
     """A copy of a module with a linear head on the scores of all tokens: what a module's states are, it does not say."""
 
     def __init__(self, policy: ModulePolicy) -> None:

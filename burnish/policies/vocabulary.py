@@ -25,7 +25,7 @@ END, UNKNOWN = "<end>", "<unknown>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def check_plain(prompt: Prompt) -> None:
+def refuse_messages(prompt: Prompt) -> None:
     """Raises InputError where a prompt is a conversation, for which a bare vocabulary has no template."""
     if prompt.messages:
         raise InputError(
@@ -64,7 +64,7 @@ class Vocabulary(Protocol):
 
 
 @dataclass(frozen=True)
-class Characters:
+class CharacterVocabulary:
     """One token a character.
 
     Args:
@@ -95,7 +95,7 @@ class Characters:
         self._ids.update({token: place for place, token in enumerate(self.tokens) if len(token) == 1})
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Characters:
+    def from_texts(cls, texts: Iterable[str]) -> CharacterVocabulary:
         """The characters of the texts in the order of their code points, after ``<end>``, which also stands before every
         text, and ``<unknown>``."""
         found = sorted({character for text in texts for character in text})
@@ -134,7 +134,7 @@ class Characters:
         }  # fmt: skip
 
 
-class Bytes:
+class ByteVocabulary:
     """Bytes, and pairs of them that occurred often (byte-level BPE, Sennrich et al. 2016, arXiv 1508.07909): any text has
     tokens. Token 0 begins and ends a text.
 
@@ -151,7 +151,7 @@ class Bytes:
         self.kind = kind
 
     @classmethod
-    def of(cls, texts: Iterable[str], size: int | None = None) -> Bytes:
+    def from_texts(cls, texts: Iterable[str], size: int | None = None) -> ByteVocabulary:
         """Byte pairs learnt from the texts until there are ``size`` tokens; None: the 256 bytes alone.
 
         Raises:
@@ -193,8 +193,8 @@ def build_vocabulary(kind: str, texts: Iterable[str], size: int | None = None) -
         size: tokens of a "bpe" vocabulary, at least 257; of that kind alone.
     """
     if kind == "character":
-        return Characters.of(texts)
-    return Bytes.of(texts, size if kind == "bpe" else None)
+        return CharacterVocabulary.from_texts(texts)
+    return ByteVocabulary.from_texts(texts, size if kind == "bpe" else None)
 
 
 def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
@@ -212,11 +212,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["kind"] == "character":
-            return Characters(tuple(data["tokens"]), data.get("begin"), data.get("end"), data.get("unknown"))
+            return CharacterVocabulary(tuple(data["tokens"]), data.get("begin"), data.get("end"), data.get("unknown"))
         if data["kind"] in ("byte", "bpe"):
             from tokenizers import Tokenizer
 
-            return Bytes(Tokenizer.from_str(json.dumps(data["tokenizer"])), data["kind"])
+            return ByteVocabulary(Tokenizer.from_str(json.dumps(data["tokenizer"])), data["kind"])
         raise ValueError(f"kind = {data['kind']!r}; known: {', '.join(KINDS)}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

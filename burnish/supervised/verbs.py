@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from burnish.backends.local import build_language_model
-from burnish.policies.causal_lm import CausalLM
+from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.terminal.progress import make_observer
@@ -82,11 +82,11 @@ class _Trained(Generic[T]):
     optimizer: torch.optim.Optimizer
 
 
-def _fine_tuning(recipe: SFTRecipe, model: CausalLM) -> _Trained[Policy]:
+def _fine_tuning(recipe: SFTRecipe, model: CausalPolicy) -> _Trained[Policy]:
     return _Trained(model, FineTuning(), optimizer_for(model, recipe.optimizer))
 
 
-def _preferring(recipe: PreferRecipe, model: CausalLM) -> _Trained[Policy]:
+def _preferring(recipe: PreferRecipe, model: CausalPolicy) -> _Trained[Policy]:
     settings = recipe.preference
     objective: Objective[Policy]
     if settings.use == "kto":
@@ -96,7 +96,7 @@ def _preferring(recipe: PreferRecipe, model: CausalLM) -> _Trained[Policy]:
     return _Trained(model, objective, optimizer_for(model, recipe.optimizer))
 
 
-def _scoring(recipe: RewardModelRecipe, model: CausalLM) -> _Trained[RewardModel]:
+def _scoring(recipe: RewardModelRecipe, model: CausalPolicy) -> _Trained[RewardModel]:
     settings = recipe.reward_model
     trained = RewardModel(model, recipe.batch.max_tokens)
     rates = {HEAD_WEIGHT: settings.head_learning_rate}
@@ -115,7 +115,7 @@ class Verb(Generic[R, T]):
     """
 
     kind: type[R]
-    trained: Callable[[R, CausalLM], _Trained[T]]
+    trained: Callable[[R, CausalPolicy], _Trained[T]]
     does: str
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ def close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
 @pytest.mark.parametrize("onednn", [True, False])
 def test_two_microbatches_add_up_to_what_autograd_finds(tiny, kind, onednn, monkeypatch) -> None:
     # One way or the other of multiplying, whatever this machine is.
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.can_multiply())
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.has_onednn_linear())
     policy = load_policy(tiny(kind))
     sampling, slopes = SamplingParams(4, temperature=0.7), torch.linspace(-1, 2, 9)
     parameters = policy.trainable()
@@ -92,8 +92,8 @@ def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
         "KEPT_ELEMENTS": 16 * 23,
     }.items():
         monkeypatch.setattr(head, name, value)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.can_multiply())
-    monkeypatch.setattr(products, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.has_onednn_linear())
+    monkeypatch.setattr(products, "MIN_ROWS", 4)
     generator = torch.Generator().manual_seed(1)
     hidden, weight, bias = (
         torch.randn(*size, generator=generator).requires_grad_() for size in ((70, 6), (23, 6), (23,))

@@ -15,14 +15,14 @@ from burnish.backends.local import build
 from burnish.backends.modules import build_module_policy
 from burnish.errors import InputError
 from burnish.policies.pretraining import rate, token_stream, windows
-from burnish.policies.vocabulary import Characters
+from burnish.policies.vocabulary import CharacterVocabulary
 from burnish.recipe.schema import Pretrain, load_recipe
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import comparable
 from burnish.training.step import train_step
 from burnish.types import Completion, Prompt, SamplingParams
 
-WORLD = Characters(tuple("我爱你。"), begin=3, end=3)
+WORLD = CharacterVocabulary(tuple("我爱你。"), begin=3, end=3)
 """The four characters of the toy; the full stop also stands before the text, as an end-of-text token does."""
 TEXTS = ["the cat sat on the mat.", "a dog sat on the cat.", "我爱你。"]
 
@@ -33,12 +33,12 @@ def completion(prompt_ids, token_ids) -> Completion:
 
 class TestPretraining:
     def test_the_stream_by_hand(self):
-        vocabulary = Characters.of(["ab", "b"])  # a is 2, b is 3
+        vocabulary = CharacterVocabulary.from_texts(["ab", "b"])  # a is 2, b is 3
         stream, starts = token_stream(vocabulary, ["ab", "b"])
         assert (stream.tolist(), starts) == ([0, 2, 3, 0, 3, 0], [0, 3])
         stream, starts = token_stream(WORLD, ["我。", "爱"])
         assert (stream.tolist(), starts) == ([3, 0, 3, 1, 3], [0, 2])
-        stream, starts = token_stream(Characters(("a", "b")), ["ab", "b"])
+        stream, starts = token_stream(CharacterVocabulary(("a", "b")), ["ab", "b"])
         assert (stream.tolist(), starts) == ([0, 1, 1], [0, 2])
 
     def test_windows_lie_in_the_stream_and_half_of_them_begin_a_text(self):

@@ -10,7 +10,7 @@ import torch
 
 from bench.gpu_cases import Finding, surprise
 from bench.gpu_check import Board, machine, run, table
-from burnish.policies.kernels.attention import _attend, attend_by_hand, attend_by_hand_backward
+from burnish.policies.kernels.attention import _attend, eager_attention, eager_attention_backward
 
 
 @pytest.mark.slow
@@ -51,15 +51,15 @@ def test_attention_by_hand_is_the_kernels(dtype):
     query, grad = (torch.randn(2, 3, 7, 8, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     key, value = (torch.randn(2, 7, 8, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     wide = [tensor.double().requires_grad_() for tensor in (query, key, value)]
-    out, normaliser = attend_by_hand(*wide, True, 0.3)
+    out, normaliser = eager_attention(*wide, True, 0.3)
     expected = torch.autograd.grad(out, wide, grad.double())
-    found = attend_by_hand(query, key, value, True, 0.3)
+    found = eager_attention(query, key, value, True, 0.3)
     assert found[1].dtype == torch.promote_types(dtype, torch.float32)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-2
     for one in (found, _attend(query, key, value, True, 0.3)):
         torch.testing.assert_close(one[0].double(), out, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(one[1].double(), normaliser, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
-    grads = attend_by_hand_backward(grad, query, key, value, *found, True, 0.3)
+    grads = eager_attention_backward(grad, query, key, value, *found, True, 0.3)
     for one, other in zip(grads, expected, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=2 * tolerance)

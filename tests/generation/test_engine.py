@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from burnish.algorithms.kl import k3
 from burnish.errors import InputError
-from burnish.generation.engine import Engine, sampler_for
-from burnish.generation.padded import PlainSampler
+from burnish.generation.engine import Engine, make_sampler
+from burnish.generation.equal_length import EqualLengthSampler
 from burnish.policies.loading import load_model, load_policy
-from burnish.policies.sampling_distribution import draw, sampling_logprobs, streams, truncates
+from burnish.policies.sampling_distribution import draw, is_truncated, random_streams, sampling_logprobs
 from burnish.types import Group, Prompt, SamplingParams
 
 LARGEST_UNIFORM = 1 - 2**-53
@@ -102,10 +102,10 @@ class TestDistribution:
         rest = 0.09 / 0.34
         torch.testing.assert_close(logits.grad, torch.tensor([2 * rest, -2 * rest, 0.0], dtype=torch.float64))
 
-    def test_truncates(self):
-        assert not truncates(SamplingParams(1, 0.3))
-        assert truncates(SamplingParams(1, top_p=0.999))
-        assert truncates(SamplingParams(1, top_k=1))
+    def test_is_truncated(self):
+        assert not is_truncated(SamplingParams(1, 0.3))
+        assert is_truncated(SamplingParams(1, top_p=0.999))
+        assert is_truncated(SamplingParams(1, top_k=1))
 
 
 class TestDraw:
@@ -160,32 +160,32 @@ def prompts(*names: str) -> list[Prompt]:
 
 class TestStreams:
     def test_a_sample_has_its_own_numbers_whoever_shares_the_batch(self):
-        alone = streams(prompts("b"), 3, (7, 1), 5)
-        together = streams(prompts("a", "b", "c"), 3, (7, 1), 5)
+        alone = random_streams(prompts("b"), 3, (7, 1), 5)
+        together = random_streams(prompts("a", "b", "c"), 3, (7, 1), 5)
         for first, second in zip(alone, together[3:6], strict=True):
             assert first.tolist() == second.tolist()
 
     def test_more_samples_or_longer_ones_begin_with_the_same_numbers(self):
-        few, many = streams(prompts("b"), 2, (7, 1), 5), streams(prompts("b"), 4, (7, 1), 9)
+        few, many = random_streams(prompts("b"), 2, (7, 1), 5), random_streams(prompts("b"), 4, (7, 1), 9)
         assert [stream.tolist() for stream in few] == [stream[:5].tolist() for stream in many[:2]]
 
     def test_a_prompt_that_occurs_twice_gets_other_numbers(self):
-        found = streams(prompts("a", "b", "a"), 2, (7, 1), 4)
+        found = random_streams(prompts("a", "b", "a"), 2, (7, 1), 4)
         assert len({tuple(stream) for stream in found}) == 6
 
     def test_seed_step_prompt_and_index_all_matter(self):
-        base = streams(prompts("a"), 1, (7, 1), 4)[0].tolist()
+        base = random_streams(prompts("a"), 1, (7, 1), 4)[0].tolist()
         others = [
-            streams(prompts("a"), 1, (8, 1), 4)[0],
-            streams(prompts("a"), 1, (7, 2), 4)[0],
-            streams(prompts("a "), 1, (7, 1), 4)[0],
-            streams(prompts("a"), 2, (7, 1), 4)[1],
-            streams(prompts("a"), 1, (1, 7), 4)[0],
+            random_streams(prompts("a"), 1, (8, 1), 4)[0],
+            random_streams(prompts("a"), 1, (7, 2), 4)[0],
+            random_streams(prompts("a "), 1, (7, 1), 4)[0],
+            random_streams(prompts("a"), 2, (7, 1), 4)[1],
+            random_streams(prompts("a"), 1, (1, 7), 4)[0],
         ]
         assert all(other.tolist() != base for other in others)
 
     def test_uniform(self):
-        numbers = np.concatenate(streams(prompts("a", "b"), 50, (0,), 200))
+        numbers = np.concatenate(random_streams(prompts("a", "b"), 50, (0,), 200))
         assert numbers.min() >= 0
         assert numbers.max() < 1
         # 20,000 numbers: mean 0.5 with a standard error of 0.00204; 4 of them.
@@ -196,7 +196,7 @@ class TestStreams:
 
     def test_the_numbers_are_these(self):
         # A change of how they are made is a change of every run there ever was: it must be meant.
-        found = streams(prompts("a"), 1, (0, 1), 2)[0]
+        found = random_streams(prompts("a"), 1, (0, 1), 2)[0]
         # sha256("a") = ca978112 ca1bbdca fac231b3 9a23dc4d a7...: four little-endian words of its first 16 bytes.
         digest = bytes.fromhex("ca978112ca1bbdcafac231b39a23dc4d")
         words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
@@ -218,7 +218,7 @@ def alone(tiny):
 
     @cache
     def groups(kind: str) -> list[Group]:
-        sampler = sampler_for(load_model(tiny(kind), dtype="float64"))
+        sampler = make_sampler(load_model(tiny(kind), dtype="float64"))
         return [sampler.sample([prompt], samples_per_prompt=6, sampling=LONG, seed=(3, 1))[0] for prompt in ASKED]
 
     return groups
@@ -227,7 +227,7 @@ def alone(tiny):
 class TestSamplers:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(
-        "sampler, rows, samples", [(Engine, 1, 2), (Engine, 5, 6), (Engine, 64, 6), (PlainSampler, 7, 6)]
+        "sampler, rows, samples", [(Engine, 1, 2), (Engine, 5, 6), (Engine, 64, 6), (EqualLengthSampler, 7, 6)]
     )
     def test_a_sample_does_not_change_with_its_companions(self, tiny, alone, kind, sampler, rows, samples):
         """With 1 row the samples come one after another; with 5, those that wait take the places of those that end, in the
@@ -253,7 +253,7 @@ class TestSamplers:
         for dtype, tolerance in (("float64", 1e-10), ("float32", 3e-5)):
             policy = load_policy(tiny(kind), dtype=dtype)
             sampling = SamplingParams(20, *options)
-            groups = sampler_for(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
+            groups = make_sampler(policy).sample(ASKED, samples_per_prompt=4, sampling=sampling, seed=(1,))
             completions = [completion for group in groups for completion in group.completions]
             recorded = torch.tensor(
                 [logprob for c in completions for logprob in c.sampler_logprobs], dtype=torch.float64
@@ -267,7 +267,7 @@ class TestSamplers:
 
     def test_how_a_completion_ends(self, tiny):
         model = load_model(tiny("llama"), dtype="float64")
-        groups = sampler_for(model).sample(ASKED, samples_per_prompt=16, sampling=SamplingParams(24), seed=(3, 1))
+        groups = make_sampler(model).sample(ASKED, samples_per_prompt=16, sampling=SamplingParams(24), seed=(3, 1))
         seen: Counter[str] = Counter()
         for completion in (completion for group in groups for completion in group.completions):
             seen[completion.finish_reason] += 1
@@ -284,7 +284,7 @@ class TestSamplers:
 
     def test_truncation_at_one_token(self, tiny):
         model = load_model(tiny("llama"))
-        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=64, sampling=SamplingParams(1), seed=(0,))
+        (group,) = make_sampler(model).sample(ASKED[:1], samples_per_prompt=64, sampling=SamplingParams(1), seed=(0,))
         assert {len(completion.token_ids) for completion in group.completions} == {1}
         assert [completion.index for completion in group.completions] == list(range(64))
 
@@ -295,7 +295,7 @@ class TestSamplers:
             model.model.lm_head.weight.zero_()
             model.model.model.norm.weight.zero_()
         model.model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 300).float() * 1e4)
-        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(1), seed=(0,))
+        (group,) = make_sampler(model).sample(ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(1), seed=(0,))
         for completion in group.completions:
             assert (completion.token_ids, completion.text, completion.finish_reason) == ((1,), "", "stop")
             assert completion.sampler_logprobs == (0.0,)
@@ -305,7 +305,7 @@ class TestSamplers:
         model = load_model(tiny(kind), dtype="float64")
         sampling = SamplingParams(20, temperature=1e-6)
         for prompt in ASKED:
-            (group,) = sampler_for(model).sample([prompt], samples_per_prompt=1, sampling=sampling, seed=(0,))
+            (group,) = make_sampler(model).sample([prompt], samples_per_prompt=1, sampling=sampling, seed=(0,))
             ids = torch.tensor([model.encode_prompt(prompt)])
             expected = model.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
@@ -313,14 +313,14 @@ class TestSamplers:
             assert list(group.completions[0].token_ids) == expected[0, ids.shape[1] :].tolist()
 
     def test_the_same_seed_gives_the_same_bits_and_another_does_not(self, tiny):
-        sampler = sampler_for(load_model(tiny("llama")))
+        sampler = make_sampler(load_model(tiny("llama")))
         options = {"samples_per_prompt": 3, "sampling": SamplingParams(12)}
         first, again, other = (sampler.sample(ASKED, seed=seed, **options) for seed in ((1, 1), (1, 1), (1, 2)))
         assert first == again
         assert [g.completions[0].token_ids for g in first] != [g.completions[0].token_ids for g in other]
 
     def test_the_policy_version_is_written_down(self, tiny):
-        sampler = sampler_for(load_model(tiny("llama")))
+        sampler = make_sampler(load_model(tiny("llama")))
         (group,) = sampler.sample(
             ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,), policy_version=17
         )
@@ -329,8 +329,8 @@ class TestSamplers:
     @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
     def test_a_model_that_keeps_a_state_is_sampled_plainly(self, tiny, kind):
         policy = load_policy(tiny(kind))
-        sampler = sampler_for(policy)
-        assert isinstance(sampler, PlainSampler) and policy.plain_because
+        sampler = make_sampler(policy)
+        assert isinstance(sampler, EqualLengthSampler) and policy.padding_reason
         groups = sampler.sample(ASKED, samples_per_prompt=3, sampling=SamplingParams(9), seed=(4,))
         completions = [completion for group in groups for completion in group.completions]
         recorded = torch.tensor([logprob for c in completions for logprob in c.sampler_logprobs])
@@ -338,7 +338,7 @@ class TestSamplers:
 
     def test_texts_past_the_window_of_an_attention_are_sampled_plainly(self, tiny):
         policy = load_policy(tiny("mistral"), dtype="float64")
-        sampler = sampler_for(policy)
+        sampler = make_sampler(policy)
         assert isinstance(sampler, Engine), "short texts fit into the window of 16"
         short, long = SamplingParams(4), SamplingParams(30)
         for sampling in (short, long):
@@ -352,7 +352,9 @@ class TestSamplers:
     def test_first_tokens_follow_the_models_own_softmax(self, tiny):
         model = load_model(tiny("llama"), dtype="float64")
         count = 4000
-        (group,) = sampler_for(model).sample(ASKED[:1], samples_per_prompt=count, sampling=SamplingParams(1), seed=(8,))
+        (group,) = make_sampler(model).sample(
+            ASKED[:1], samples_per_prompt=count, sampling=SamplingParams(1), seed=(8,)
+        )
         with torch.no_grad():
             logits = model.model(input_ids=torch.tensor([model.encode_prompt(ASKED[0])])).logits[0, -1]
         expected = logits.softmax(-1) * count
@@ -371,7 +373,7 @@ class TestSamplers:
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
     def test_a_prompt_that_leaves_no_room_is_refused(self, tiny, kind):
         model = load_model(tiny(kind))
-        sampler = sampler_for(model)
+        sampler = make_sampler(model)
         text = "a" * 250
         length = len(model.encode_prompt(Prompt("long", text)))
         prompts = [*ASKED, Prompt("long", text)]
@@ -385,5 +387,5 @@ class TestSamplers:
             sampler.sample(prompts, samples_per_prompt=1, sampling=one_more, seed=(0,))
 
     def test_no_prompts(self, tiny):
-        sampler = sampler_for(load_model(tiny("llama")))
+        sampler = make_sampler(load_model(tiny("llama")))
         assert sampler.sample([], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,)) == []

@@ -15,9 +15,9 @@ import torch
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
-from burnish.generation.engine import sampler_for
-from burnish.policies.causal_lm import CausalLM
-from burnish.policies.kernels.packing import packed, plain
+from burnish.generation.engine import make_sampler
+from burnish.policies.causal_lm import CausalPolicy
+from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_policy
 from burnish.recipe.algorithm import preset_of
 from burnish.recipe.schema import LoRA, Recipe
@@ -61,11 +61,11 @@ def in_float64(model: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
+def made(tiny) -> Callable[..., tuple[CausalPolicy, list[Group]]]:
     """A float64 policy that has left its reference, and groups that it sampled, by kind."""
-    kept: dict[tuple[str, bool], tuple[CausalLM, list[Group]]] = {}
+    kept: dict[tuple[str, bool], tuple[CausalPolicy, list[Group]]] = {}
 
-    def make(kind: str = "llama", lora: bool = False) -> tuple[CausalLM, list[Group]]:
+    def make(kind: str = "llama", lora: bool = False) -> tuple[CausalPolicy, list[Group]]:
         if (kind, lora) not in kept:
             policy = load_policy(tiny(kind), dtype="float64", lora=LoRA(rank=4) if lora else None)
             in_float64(policy.model)
@@ -77,7 +77,7 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
                     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                     parameter.add_(noise, alpha=0.02)
             sampling = recipe().sampling.params
-            groups = sampler_for(policy).sample(PROMPTS, samples_per_prompt=G, sampling=sampling, seed=(2, 1))
+            groups = make_sampler(policy).sample(PROMPTS, samples_per_prompt=G, sampling=sampling, seed=(2, 1))
             kept[kind, lora] = policy, groups
         return kept[kind, lora]
 
@@ -85,7 +85,7 @@ def made(tiny) -> Callable[..., tuple[CausalLM, list[Group]]]:
 
 
 def gradient(
-    policy: CausalLM, groups: Sequence[Group], chosen: Recipe, layout=packed, scorer=SINES
+    policy: CausalPolicy, groups: Sequence[Group], chosen: Recipe, layout=packed_states, scorer=SINES
 ) -> dict[str, torch.Tensor]:
     policy.layout = layout
     reference = policy.reference if policy.adapter else policy.reference.loaded
@@ -124,8 +124,8 @@ def test_every_preset_and_aggregation(made, algorithm, aggregation, kl):
     for size in (3, 8):
         split = gradient(policy, groups, recipe(algorithm, size=size, aggregation=aggregation, kl=kl))
         assert_same(whole, split)
-    # One completion at a time, the slowest way, in the plain layout; packed ones are compared for every architecture below.
-    alone = gradient(policy, groups, recipe(algorithm, size=1, aggregation=aggregation, kl=kl), plain)
+    # One completion at a time, padded, is the slowest way; packed microbatches are compared per architecture below.
+    alone = gradient(policy, groups, recipe(algorithm, size=1, aggregation=aggregation, kl=kl), padded_states)
     assert_same(whole, alone)
 
 
@@ -152,7 +152,7 @@ def test_an_update_of_several_with_all_that_a_recipe_may_add(made, algorithm):
     """Of two minibatches the second's gradient is compared; the recorder leaves the weights, so it is that of pi_old too."""
     policy, groups = made()
     groups = [stale(group) for group in groups]
-    slowest = gradient(policy, groups, recipe(algorithm, size=1, kl=KLS[0], keys=KEYS), plain)
+    slowest = gradient(policy, groups, recipe(algorithm, size=1, kl=KLS[0], keys=KEYS), padded_states)
     for size in (3, 8, 12):
         assert_same(slowest, gradient(policy, groups, recipe(algorithm, size=size, kl=KLS[0], keys=KEYS)))
     for key in KEYS:
@@ -167,23 +167,23 @@ def test_every_architecture(made, kind, lora):
     for kl in ({"coefficient": 0.1, "estimator": "k2", "where": "loss"}, {"coefficient": 0.1, "where": "reward"}):
         found = {
             (size, layout): gradient(policy, groups, recipe(size=size, kl=kl), layout)
-            for size, layout in itertools.product((1, 3, 8), (plain, packed))
+            for size, layout in itertools.product((1, 3, 8), (padded_states, packed_states))
         }
         # One completion at a time and the plain layout: no padding at all, the slowest and surest way.
         for other in found.values():
-            assert_same(found[1, plain], other)
+            assert_same(found[1, padded_states], other)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.7, "top_p": 0.8, "top_k": 20}, {"temperature": 1.5}])
 def test_under_a_truncated_distribution(made, options):
     policy, _ = made()
     chosen = recipe(kl=KLS[0], **options)
-    groups = sampler_for(policy).sample(
+    groups = make_sampler(policy).sample(
         PROMPTS, samples_per_prompt=G, sampling=chosen.sampling.params, seed=(4, 1)
     )  # fmt: skip
-    slowest = gradient(policy, groups, recipe(size=1, kl=KLS[0], **options), plain)
-    assert_same(slowest, gradient(policy, groups, recipe(size=8, kl=KLS[0], **options), packed))
-    assert_same(slowest, gradient(policy, groups, recipe(size=5, kl=KLS[0], **options), plain))
+    slowest = gradient(policy, groups, recipe(size=1, kl=KLS[0], **options), padded_states)
+    assert_same(slowest, gradient(policy, groups, recipe(size=8, kl=KLS[0], **options), packed_states))
+    assert_same(slowest, gradient(policy, groups, recipe(size=5, kl=KLS[0], **options), padded_states))
 
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
@@ -195,7 +195,7 @@ def test_the_order_of_prompts(made, algorithm):
         assert_same(expected, gradient(policy, [groups[place] for place in order], chosen))
 
 
-@pytest.mark.parametrize("layout", [plain, packed])
+@pytest.mark.parametrize("layout", [padded_states, packed_states])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_companions_that_force_padding(made, kind, layout):
     policy, groups = made(kind)
@@ -234,13 +234,13 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
-@pytest.mark.parametrize("layout", [plain, packed])
+@pytest.mark.parametrize("layout", [padded_states, packed_states])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_gradient_checkpointing(tiny, kind, layout, lora):
     kept, again = (
         load_policy(tiny(kind), dtype="float64", lora=lora, gradient_checkpointing=on) for on in (False, True)
     )  # fmt: skip
-    groups = sampler_for(kept).sample(PROMPTS, samples_per_prompt=G, sampling=recipe().sampling.params, seed=(2, 1))
+    groups = make_sampler(kept).sample(PROMPTS, samples_per_prompt=G, sampling=recipe().sampling.params, seed=(2, 1))
     chosen = recipe("reinforce")
     assert_same(gradient(kept, groups, chosen, layout), gradient(again, groups, chosen, layout))
     assert again.max_microbatch_tokens > kept.max_microbatch_tokens

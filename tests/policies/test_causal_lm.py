@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from burnish.backends.reference_cache import CachedReference
 from burnish.errors import InputError
-from burnish.policies.kernels.packing import packed, plain
+from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_model, load_policy
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
@@ -95,7 +95,7 @@ class TestLogprobs:
         completions = several(policy)
         with torch.no_grad():
             expected = one_by_one(policy, completions)
-            for layout in (plain, packed):
+            for layout in (padded_states, packed_states):
                 policy.layout = layout
                 found = policy.logprobs(completions, PLAIN)
                 torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=1e-11)
@@ -117,23 +117,23 @@ class TestLogprobs:
         model = load_model(tiny(kind), dtype="float64")
         found = []
         for filler in (0, 250):
-            monkeypatch.setattr("burnish.policies.kernels.packing.FILLER", filler)
+            monkeypatch.setattr("burnish.policies.kernels.packing.PAD_ID", filler)
             with torch.no_grad():
-                found.append(plain(model.model, several(model))[0])
+                found.append(padded_states(model.model, several(model))[0])
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
     def test_completions_without_a_token(self, tiny, kind):
         model = load_policy(tiny(kind))
         empty = [completion(model, "The home team", ""), completion(model, "a", "")]
         one = completion(model, "a", "b")
-        for model.layout in (plain, packed):
+        for model.layout in (padded_states, packed_states):
             assert model.token_logprobs(empty).shape == (0,)
             assert model.logprobs(empty, PLAIN).entropy.shape == (0,)
             torch.testing.assert_close(model.token_logprobs([*empty, one]), model.token_logprobs([one]))
 
     def test_the_packed_layout_was_chosen(self, tiny, kind):
         model = load_model(tiny(kind))
-        assert (model.layout, model.plain_because) == (packed, "")
+        assert (model.layout, model.padding_reason) == (packed_states, "")
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
@@ -142,13 +142,13 @@ def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
 
     def probe(model):
         probed.append(model)
-        return plain, "because"
+        return padded_states, "because"
 
-    monkeypatch.setattr("burnish.policies.causal_lm.fitting_layout", probe)
+    monkeypatch.setattr("burnish.policies.causal_lm.choose_layout", probe)
     policy = load_policy(tiny("llama"), lora=lora)
     assert len(probed) == 1
     for model in (policy, policy.reference if lora else policy.reference.loaded):
-        assert (model.layout, model.plain_because) == (plain, "because")
+        assert (model.layout, model.padding_reason) == (padded_states, "because")
 
 
 def test_more_completions_than_one_pass_holds(tiny):
@@ -393,7 +393,7 @@ def test_the_reference_is_read_again_after_it_was_let_go(tiny):
 def test_what_cannot_be_packed_is_run_plainly_and_says_why(tiny, kind):
     policy = load_policy(tiny(kind), dtype="float64")
     completions = several(policy)
-    assert policy.layout is not packed and policy.plain_because
+    assert policy.layout is not packed_states and policy.padding_reason
     with torch.no_grad():
         found = policy.logprobs(completions, PLAIN).logprobs
     # Mamba's own head gives float32 whatever the weights are.

@@ -53,7 +53,7 @@ def test_a_template_that_refuses_is_one_line(tiny) -> None:
 
 def test_a_true_answer_begins_without_a_space_after_a_template(tiny) -> None:
     # After "<assistant>" the answer is "yes", where it would be " yes" after the plain text "hi".
-    from burnish.generation.engine import sampler_for
+    from burnish.generation.engine import make_sampler
     from burnish.rewards.combine import combine
 
     model = load_model(tiny("llama"))
@@ -61,7 +61,7 @@ def test_a_true_answer_begins_without_a_space_after_a_template(tiny) -> None:
     plain = Prompt("plain", "hi", "yes")
     chat = Prompt("chat", "hi", "yes", messages=(Message("user", "hi"),))
     found = measure(
-        model, sampler_for(model), combine({"repetition": 1.0}), [plain, chat],
+        model, make_sampler(model), combine({"repetition": 1.0}), [plain, chat],
         sampling=SamplingParams(4), samples_per_prompt=1, seed=0,
     )  # fmt: skip
     lengths = {truth.prompt_id: truth.tokens for truth in found.truths}
@@ -72,11 +72,11 @@ def test_a_true_answer_begins_without_a_space_after_a_template(tiny) -> None:
 @pytest.mark.model
 def test_the_built_in_model_answers_a_question() -> None:
     from burnish.catalogue.convert import resolve_model
-    from burnish.generation.engine import sampler_for
+    from burnish.generation.engine import make_sampler
 
     model = load_model(resolve_model("smollm2-135m", offline=True), offline=True)
     asked = Prompt("q", "What is the capital of France?", messages=(Message("user", "What is the capital of France?"),))
-    (group,) = sampler_for(model).sample(
+    (group,) = make_sampler(model).sample(
         [asked], samples_per_prompt=1, sampling=SamplingParams(24, temperature=0.01), seed=(0,)
     )
     assert "Paris" in group.completions[0].text

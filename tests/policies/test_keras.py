@@ -12,7 +12,7 @@ from burnish.backends.local import build
 from burnish.errors import InputError
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.module import ModulePolicy, is_keras
-from burnish.policies.vocabulary import Characters
+from burnish.policies.vocabulary import CharacterVocabulary
 from burnish.run.folder import Checkpoint
 from burnish.training.learner_state import restore, write_learner
 from burnish.training.step import train_step
@@ -27,7 +27,7 @@ pytestmark = [
         importlib.util.find_spec("keras") is None, reason="Keras is not installed: pip install 'burnish[keras]'"
     ),
 ]
-WORLD = Characters(tuple("我爱你。"), begin=3, end=3)
+WORLD = CharacterVocabulary(tuple("我爱你。"), begin=3, end=3)
 MODEL = """
 import keras
 

@@ -13,10 +13,10 @@ from burnish.errors import InputError
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy, as_logits
-from burnish.policies.vocabulary import Characters
+from burnish.policies.vocabulary import CharacterVocabulary
 from burnish.types import Completion, Message, Prompt, SamplingParams
 
-WORLD = Characters(tuple("我爱你。"), begin=3, end=3)
+WORLD = CharacterVocabulary(tuple("我爱你。"), begin=3, end=3)
 """The four characters of the toy; the full stop also stands before the text, as an end-of-text token does."""
 
 
@@ -243,7 +243,7 @@ class TestSampling:
             self.sample(policy_of(), [Prompt("x", "q")])
         with pytest.raises(InputError, match="'x' is a conversation, and this policy has no chat template"):
             self.sample(policy_of(), [Prompt("x", "爱", messages=(Message("user", "爱"),))])
-        bare = ModulePolicy(Causal(4), Characters(tuple("我爱你。"), end=3), scores="logits")
+        bare = ModulePolicy(Causal(4), CharacterVocabulary(tuple("我爱你。"), end=3), scores="logits")
         with pytest.raises(InputError, match="empty and the vocabulary has no token"):
             self.sample(bare, [Prompt("x", "")])
 
@@ -279,7 +279,7 @@ class TestSaving:
         with pytest.raises(InputError, match="does not fit this policy"):
             policy_of().load(tmp_path)
         with pytest.raises(InputError, match="another vocabulary"):
-            policy_of(Causal, vocabulary=Characters(tuple("abcd"))).load(tmp_path)
+            policy_of(Causal, vocabulary=CharacterVocabulary(tuple("abcd"))).load(tmp_path)
         (tmp_path / "model.safetensors").write_bytes(b"x")
         with pytest.raises(InputError, match="cannot be read"):
             policy_of(Causal).load(tmp_path)

@@ -6,21 +6,23 @@ from collections import Counter
 
 import numpy as np
 
-from burnish.policies.tabular import Tabular
+from burnish.policies.tabular import TablePolicy
 from burnish.types import Prompt, SamplingParams
 
 
 class TestSampling:
     def test_a_sample_does_not_change_with_its_companions(self):
         prompts = [Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "我")]
-        together = Tabular().sample(prompts, samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,))
+        together = TablePolicy().sample(prompts, samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,))
         for prompt, group in zip(prompts, together, strict=True):
-            assert Tabular().sample([prompt], samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,)) == [group]
+            assert TablePolicy().sample([prompt], samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,)) == [
+                group
+            ]
         lengths = {len(completion.token_ids) for group in together for completion in group.completions}
         assert lengths == {1, 2, 3, 4}
 
     def test_frequencies_are_the_known_probabilities(self):
-        policy = Tabular()
+        policy = TablePolicy()
         (group,) = policy.sample(
             [Prompt("p", "")], samples_per_prompt=5000, sampling=SamplingParams(4), seed=(5,)
         )  # fmt: skip
@@ -34,7 +36,7 @@ class TestSampling:
             assert ("。" in completion.text) == (completion.finish_reason == "stop")
 
     def test_recorded_logprobs_are_exact(self):
-        policy = Tabular()
+        policy = TablePolicy()
         (group,) = policy.sample(
             [Prompt("p", "我")], samples_per_prompt=50, sampling=SamplingParams(4, 0.7, 0.9), seed=(5,)
         )

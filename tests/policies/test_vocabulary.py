@@ -5,16 +5,22 @@ from __future__ import annotations
 import pytest
 
 from burnish.errors import InputError
-from burnish.policies.vocabulary import Bytes, Characters, build_vocabulary, read_vocabulary, write_vocabulary
+from burnish.policies.vocabulary import (
+    ByteVocabulary,
+    CharacterVocabulary,
+    build_vocabulary,
+    read_vocabulary,
+    write_vocabulary,
+)
 
-WORLD = Characters(tuple("我爱你。"), begin=3, end=3)
+WORLD = CharacterVocabulary(tuple("我爱你。"), begin=3, end=3)
 """The four characters of the toy; the full stop also stands before the text, as an end-of-text token does."""
 TEXTS = ["the cat sat on the mat.", "a dog sat on the cat.", "我爱你。"]
 
 
 class TestVocabulary:
     def test_characters_by_hand(self):
-        found = Characters.of(["ba", "c"])
+        found = CharacterVocabulary.from_texts(["ba", "c"])
         assert found.tokens == ("<end>", "<unknown>", "a", "b", "c")
         assert found.encode("cab<end>z") == (4, 2, 3, *[1] * 5, 1), "the mark's name in a text is no mark"
         assert found.decode((4, 2, 1, 0)) == "ca\ufffd"
@@ -26,7 +32,7 @@ class TestVocabulary:
             WORLD.encode("我x")
 
     def test_bytes_know_every_text(self):
-        found = Bytes.of([])
+        found = ByteVocabulary.from_texts([])
         assert found.size == 257
         text = "a\n爱 <end> \U0001f600"
         assert len(found.encode(text)) == len(text.encode())

@@ -19,7 +19,7 @@ from burnish.cli.app import app
 from burnish.data.rows import Pair, digest
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
-from burnish.policies.kernels.packing import body, packed, plain
+from burnish.policies.kernels.packing import get_backbone, packed_states, padded_states
 from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD, RewardModel, load_reward_model
 from burnish.reports.terminal.progress import QuietProgress
@@ -67,7 +67,7 @@ def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
     expected = []
     for text in texts:
         ids = torch.tensor([[*text.prompt_ids, *text.token_ids]])
-        states = body(model.backbone.model)(input_ids=ids, use_cache=False)[0]
+        states = get_backbone(model.backbone.model)(input_ids=ids, use_cache=False)[0]
         expected.append(states[0, -1] @ model.head)
     # Llama-like norms compute in float32.
     torch.testing.assert_close(model.scores(texts), torch.stack(expected), rtol=1e-6, atol=1e-6)
@@ -76,11 +76,11 @@ def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
 class TestGradient:
     def test_it_is_that_of_the_padded_path_and_of_differences(self, tiny):
         model = scorer(tiny("gpt2"))
-        assert model.backbone.layout is packed
+        assert model.backbone.layout is packed_states
         objective = Comparing(margin=0.2, centre=0.05)
         drawn = examples(model, objective)
         numbers, found = [], []
-        for layout, budget in ((packed, LARGE), (packed, SMALL), (plain, LARGE)):
+        for layout, budget in ((packed_states, LARGE), (packed_states, SMALL), (padded_states, LARGE)):
             model.backbone.layout = layout
             numbers.append(objective.backward(model, drawn, budget)["loss"])
             found.append(gradients(model))
@@ -88,7 +88,7 @@ class TestGradient:
             assert other == pytest.approx(numbers[0], abs=1e-12)
             torch.testing.assert_close(slopes, found[0], rtol=0, atol=1e-10)
         # Central differences of the loss along a direction through all weights: their error is of second order.
-        model.backbone.layout = packed
+        model.backbone.layout = packed_states
         generator = torch.Generator().manual_seed(1)
         direction = {
             name: torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
@@ -202,7 +202,7 @@ class TestRuns:
         assert judge.max_tokens == 64 and float(judge.head.abs().max()) > 0
         prompt = Prompt("p", "Anna in town")
         texts = [Completion(prompt, (), (), text, (), "stop") for text in (" sang", " fell")]
-        scores = judge.judge(texts)
+        scores = judge.score_texts(texts)
         assert scores[0] > scores[1]
         held = json.loads((found.run_dir / "evaluation" / "after.json").read_text())["examples"]
         assert {round(one["margin"], 4) for one in held} != {0.0}
@@ -261,22 +261,22 @@ class TestReward:
         texts = [" after", " that the law", " 我爱你。"]
         completions = [Completion(p, (), (), t, (), "stop") for p, t in zip(prompts, texts, strict=True)]
         together = REWARDS.get("reward_model")(completions, path=str(judge))
-        alone = [score for one in completions for score in model.judge([one])]
+        alone = [score for one in completions for score in model.score_texts([one])]
         assert together == pytest.approx(alone, abs=1e-5)
         # By hand: prompt, text and end-of-text token through the whole model.
         ids = [*model.backbone.encode("The minister said"), *model.backbone.encode(" that the law"), 1]
-        states = body(model.backbone.model)(input_ids=torch.tensor([ids]), use_cache=False)[0]
+        states = get_backbone(model.backbone.model)(input_ids=torch.tensor([ids]), use_cache=False)[0]
         assert together[1] == pytest.approx(float(states[0, -1] @ model.head), abs=1e-5)
 
     def test_a_text_that_was_cut_has_no_end_and_a_long_one_is_cut(self, judge):
         model = load_reward_model(str(judge))
         prompt = Prompt("a", "Shares fell")
         stopped, cut = (Completion(prompt, (), (), " after", (), reason) for reason in ("stop", "length"))
-        assert model.judge([stopped]) != model.judge([cut])
+        assert model.score_texts([stopped]) != model.score_texts([cut])
         long, longer = (Completion(prompt, (), (), " won" * times, (), "stop") for times in (200, 300))
-        assert model.judge([long]) == model.judge([longer])
+        assert model.score_texts([long]) == model.score_texts([longer])
         with pytest.raises(InputError, match="this reward model reads 32 with the answer"):
-            model.judge([Completion(Prompt("a", "Shares fell " * 40), (), (), "x", (), "stop")])
+            model.score_texts([Completion(Prompt("a", "Shares fell " * 40), (), (), "x", (), "stop")])
 
     def test_burnish_score(self, judge):
         arguments = ["score", " after", " won", "--use", "reward_model", "--set", f"reward_model.path={judge}"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from burnish.policies.loading import load_policy
-from burnish.policies.tabular import Tabular
+from burnish.policies.tabular import TablePolicy
 from burnish.recipe.algorithm import KL
 from burnish.recipe.schema import LoRA
 from burnish.run.folder import Run
@@ -110,7 +110,7 @@ class TestReset:
         assert one.step == 1 and one.anchor is None and one.kl_reference is one.policy.reference
 
     def test_the_policy_gets_its_weights_back_though_the_question_fails(self):
-        policy = Tabular()
+        policy = TablePolicy()
         anchor = Anchor.of(policy)
         with torch.no_grad():
             policy.parameter.add_(1.0)

@@ -15,12 +15,12 @@ import torch
 import burnish
 from burnish.errors import InputError
 from burnish.exactness.world import all_sequences
-from burnish.generation.engine import sampler_for
+from burnish.generation.engine import make_sampler
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.loading import load_model
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
-from burnish.policies.tabular import VOCABULARY, Tabular
+from burnish.policies.tabular import VOCABULARY, TablePolicy
 from burnish.policies.vocabulary import build_vocabulary
 from burnish.reports.terminal.progress import QuietProgress
 from burnish.run.folder import comparable
@@ -38,8 +38,8 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
     return generator.normal(size=(5, 4)), generator.normal(size=(5, 4))
 
 
-def table(logits: np.ndarray, lagged: np.ndarray) -> Tabular:
-    policy = Tabular(torch.tensor(logits))
+def table(logits: np.ndarray, lagged: np.ndarray) -> TablePolicy:
+    policy = TablePolicy(torch.tensor(logits))
     policy.lagged = torch.tensor(lagged)
     return policy
 
@@ -211,4 +211,4 @@ class TestRefused:
     def test_a_sampler_without_an_earlier_policy(self, tiny):
         model = load_model(tiny("llama"))
         with pytest.raises(InputError, match="needs a lagged policy"):
-            sampler_for(model).sample([Prompt("a", "Shares")], samples_per_prompt=1, sampling=MASKED, seed=(1,))
+            make_sampler(model).sample([Prompt("a", "Shares")], samples_per_prompt=1, sampling=MASKED, seed=(1,))

@@ -14,12 +14,12 @@ from burnish.algorithms.credit import whitened
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
 from burnish.errors import BurnishError, InputError
-from burnish.policies.kernels.packing import packed, plain
+from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_policy
 from burnish.policies.lstm import LSTM
 from burnish.policies.module import ModulePolicy
-from burnish.policies.tabular import Tabular
-from burnish.policies.value_models import ModuleValues, TrunkValues
+from burnish.policies.tabular import TablePolicy
+from burnish.policies.value_models import CausalValueModel, ModuleValueModel
 from burnish.policies.vocabulary import build_vocabulary
 from burnish.recipe.algorithm import CriticSection
 from burnish.recipe.schema import LoRA, load_recipe
@@ -177,13 +177,13 @@ class TestValues:
     def test_of_a_language_model(self, tiny, kind, lora):
         policy = load_policy(tiny(kind), dtype="float64", lora=lora)
         before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
-        model = TrunkValues(policy)
+        model = CausalValueModel(policy)
         assert model.values(TEXTS).tolist() == [0.0] * 6, "nothing is expected before anything is learnt"
         shaken(model)
         together = model.values(TEXTS)
         alone = torch.cat([model.values([text]) for text in TEXTS])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
-        policy.layout = plain if policy.layout is packed else packed
+        policy.layout = padded_states if policy.layout is packed_states else packed_states
         torch.testing.assert_close(together, model.values(TEXTS), rtol=0, atol=1e-6)
         # A value is of what stands before its token: the last one of a text does not matter to it.
         changed = [
@@ -201,7 +201,7 @@ class TestValues:
             torch.manual_seed(0)
             module = LSTM(vocabulary.size, embedding=4, hidden=8, layers=1, dropout=0.0)
         policy = ModulePolicy(module, vocabulary, scores="logits")
-        model = ModuleValues(policy)
+        model = ModuleValueModel(policy)
         texts = [
             Completion(t.prompt, tuple(i % vocabulary.size for i in t.prompt_ids),
                        tuple(i % vocabulary.size for i in t.token_ids), "", t.sampler_logprobs, "length")
@@ -266,4 +266,4 @@ class TestRefused:
             load_recipe("toy", ["algorithm.use=ppo", *change.split()])
 
     def test_no_critic_is_made_where_none_is_asked_for(self):
-        assert critic_for(Tabular(), load_recipe("toy")) is None
+        assert critic_for(TablePolicy(), load_recipe("toy")) is None

@@ -10,7 +10,7 @@ import torch
 
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
-from burnish.policies.tabular import Tabular
+from burnish.policies.tabular import TablePolicy
 from burnish.training.batching import collate
 from burnish.training.step import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
 from burnish.types import Completion, Group, Prompt
@@ -143,7 +143,7 @@ class TestStep:
     def test_the_loss_and_the_update_by_hand(self):
         # One completion 我爱你。 of reward 1, REINFORCE: loss = -log P = -log 0.24, and dlogP/dlogit(我|start) = 0.5.
         chosen = toy_recipe(*SMALL, "sampling.samples_per_prompt=1", "optimizer.max_grad_norm=100.0")
-        policy = Tabular()
+        policy = TablePolicy()
         one = Completion(
             Prompt("p", ""), (), (0, 1, 2, 3), "我爱你。", tuple(map(math.log, (0.5, 0.8, 0.6, 1.0))), "stop"
         )

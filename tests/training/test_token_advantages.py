@@ -17,7 +17,7 @@ from burnish.algorithms.presets import PRESETS
 from burnish.algorithms.tokenwise import as_it_comes, less_baseline, less_mean, less_others, mean_to_come, over_spread
 from burnish.errors import BurnishError
 from burnish.exactness import world as exact
-from burnish.policies.tabular import Tabular, known_world
+from burnish.policies.tabular import TablePolicy, known_world
 from burnish.recipe.algorithm import CriticSection
 from burnish.rewards.combine import Combination, Part
 from burnish.rewards.registry import reward_function
@@ -181,7 +181,7 @@ def test_a_critic_takes_them_as_rewards_a_token():
 
 
 def group(*texts: str) -> Group:
-    table = Tabular()
+    table = TablePolicy()
     prompt = Prompt("p", "")
     return Group(
         prompt,

@@ -10,10 +10,10 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from burnish.errors import InputError
-from burnish.policies.kernels.attention import attending_now
+from burnish.policies.kernels.attention import current_attention
 
 
-def enable_checkpointing(model: Any) -> None:
+def enable_gradient_checkpointing(model: Any) -> None:
     """Makes a model's layers do so wherever a gradient is wanted; dropout stays off.
 
     Raises:
@@ -35,7 +35,7 @@ def enable_checkpointing(model: Any) -> None:
 
 def _checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     # The backward pass comes when nobody is attending any more.
-    again = attending_now()
+    again = current_attention()
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), again()

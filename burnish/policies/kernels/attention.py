@@ -1,7 +1,7 @@
 """Attention for tokens that are laid out without padding, through transformers' attention interface.
 
 A model is called with all tokens in one row, [1, T]. Embeddings, norms, products and position embeddings do not care which
-text a token belongs to; attention alone does, and asks whoever is ``attending``: a training pack (here), or the caches of
+text a token belongs to; attention alone does, and asks the backend of ``use_attention``: a training pack, or the caches of
 the sampling engine. Nothing of a model is patched: the implementation is chosen by its name in the model's configuration.
 """
 
@@ -34,7 +34,7 @@ class Attending(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class GroupSpan:
     """A prompt and its completions in a packed row: the prompt first, the completions after it, one behind the other.
 
     Attributes:
@@ -47,7 +47,7 @@ class Span:
     completions: tuple[tuple[int, int], ...]
 
 
-class Unsupported(ValueError):
+class UnsupportedAttention(ValueError):
     """A model asks attention for something that the packed form does not have."""
 
 
@@ -57,7 +57,7 @@ _ATTENDING: ContextVar[tuple[Any, Attending, Multiplying] | None] = ContextVar("
 
 
 @contextmanager
-def attending(model: Any, how: Attending, products: Multiplying) -> Iterator[None]:
+def use_attention(model: Any, how: Attending, products: Multiplying) -> Iterator[None]:
     """Inside, the attention layers of a transformers model ask ``how``; ``products`` says how it multiplies."""
     _register()
     config = model.config
@@ -72,10 +72,10 @@ def attending(model: Any, how: Attending, products: Multiplying) -> Iterator[Non
         _ATTENDING.reset(token)
 
 
-def attending_now() -> Callable[[], AbstractContextManager[None]]:
+def current_attention() -> Callable[[], AbstractContextManager[None]]:
     """Gives back, later, what is attending now; nothing where nobody is."""
     found = _ATTENDING.get()
-    return nullcontext if found is None else partial(attending, *found)
+    return nullcontext if found is None else partial(use_attention, *found)
 
 
 def _register() -> None:
@@ -98,12 +98,12 @@ def _attention(
     how = _who()
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise Unsupported(f"its attention has {name}")
+            raise UnsupportedAttention(f"its attention has {name}")
     window = options.get("sliding_window")
     if window is not None and how.longest > window:
-        raise Unsupported(f"its attention sees no further than {window} tokens")
+        raise UnsupportedAttention(f"its attention sees no further than {window} tokens")
     if query.shape[0] != 1:
-        raise Unsupported("its layers see another batch than the model was given")
+        raise UnsupportedAttention("its layers see another batch than the model was given")
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     keys, values = key[0], value[0]
@@ -112,22 +112,22 @@ def _attention(
     return attended.flatten(1, 2).unsqueeze(0), None
 
 
-def attend_packed(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Asks what is ``attending``: queries [K, g, T, D], keys and values [K, T, D]; returns [T, K, g, D]."""
+def dispatch_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Asks what is ``use_attention``: queries [K, g, T, D], keys and values [K, T, D]; returns [T, K, g, D]."""
     return _who().attend(layer, queries, keys, values, scale)
 
 
 def _who() -> Attending:
     found = _ATTENDING.get()
-    assert found is not None, "the implementation is chosen by attending() alone"
+    assert found is not None, "the implementation is chosen by use_attention() alone"
     return found[1]
 
 
 @dataclass(frozen=True, slots=True)
-class PackedTexts:
+class PackedAttention:
     """Attends within the spans of one packed row, with gradient."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[GroupSpan, ...]
 
     @property
     def longest(self) -> int:
@@ -137,11 +137,11 @@ class PackedTexts:
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        found: Tensor = PackedAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
+        found: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
         return found
 
 
-class PackedAttention(torch.autograd.Function):
+class SharedPrefixAttention(torch.autograd.Function):
     """Softmax attention of prompts, causal, and of completions over their prompt and themselves.
 
     A completion's attention is computed in two parts, over the prompt's keys and over its own, and merged by the
@@ -151,7 +151,9 @@ class PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[GroupSpan], scale: float
+    ) -> Tensor:
         """query [K, g, T, D], key and value [K, T, D]; returns [T, K, g, D]."""
         heads, group, length, _ = query.shape
         out = query.new_empty(length, heads, group, value.shape[-1])
@@ -201,7 +203,7 @@ class PackedAttention(torch.autograd.Function):
         return query_grad, key_grad, value_grad, None, None
 
 
-def _extent(span: Span) -> tuple[int, int]:
+def _extent(span: GroupSpan) -> tuple[int, int]:
     """Where a span's completions lie, all together."""
     return span.stop, max((stop for _, stop in span.completions), default=span.stop)
 
@@ -233,7 +235,7 @@ class _Run:
         return split.movedim(0, -3).flatten(-3, -2)
 
 
-def _runs(span: Span) -> list[_Run]:
+def _runs(span: GroupSpan) -> list[_Run]:
     """The prompt, and its completions with neighbours of one length together."""
     found = [_Run(span.start, 1, span.stop - span.start)]
     for start, stop in span.completions:
@@ -265,7 +267,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: floa
             0.0, causal, scale=scale,
         )  # fmt: skip
         return out, normaliser.to(_wide(query))
-    return attend_by_hand(query, key, value, causal, scale)
+    return eager_attention(query, key, value, causal, scale)
 
 
 def _attend_backward(
@@ -279,10 +281,10 @@ def _attend_backward(
             out, normaliser, 0.0, causal, scale=scale,
         )  # fmt: skip
         return by_query, by_key.sum(1), by_value.sum(1)
-    return attend_by_hand_backward(grad, query, key, value, out, normaliser, causal, scale)
+    return eager_attention_backward(grad, query, key, value, out, normaliser, causal, scale)
 
 
-def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def eager_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """``_attend`` in plain tensor operations of at least float32, for devices without the fused kernel."""
     wide = _wide(query)
     scores = _scores(query.to(wide), key.to(wide), causal, scale)
@@ -291,7 +293,7 @@ def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, causal: bool, scal
     return out.to(value.dtype), normaliser
 
 
-def attend_by_hand_backward(
+def eager_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P the attention weights and O the output: dV = P'dO, dS = P (dO V' - sum(dO O)), dQ = dS K, dK = dS'Q."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from burnish.types import Completion
 
-Find = Callable[[Tensor, Tensor], Tensor | None]
+Lookup = Callable[[Tensor, Tensor], Tensor | None]
 """(weight, rows [T, in]) -> the product [T, out] that is known already, or None."""
 
 FINGERPRINT = 16
@@ -28,7 +28,7 @@ FINGERPRINT = 16
 
 
 @dataclass(slots=True, eq=False)
-class Results:
+class CachedOutputs:
     """What one product gave.
 
     Attributes:
@@ -64,8 +64,8 @@ class Results:
         self.filled = self.place.stop
 
 
-class Recorded:
-    """Results by weight and token. A sampler writes them, ``finder`` reads them.
+class ForwardCache:
+    """CachedOutputs by weight and token. A sampler writes them, ``finder`` reads them.
 
     Args:
         room: bytes they may take. Which weights' results are kept follows from it and from the tokens that are expected
@@ -74,8 +74,8 @@ class Recorded:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self._results: dict[int, Results] = {}
-        self._chosen: list[Results] = []
+        self._results: dict[int, CachedOutputs] = {}
+        self._chosen: list[CachedOutputs] = []
         self._weights: list[Tensor] = []
         self._capacity = 0
         self.clear()
@@ -93,7 +93,7 @@ class Recorded:
 
     def results(
         self, weight: Tensor, adapters: Callable[[Tensor], Tensor] | None = None, parts: Sequence[Tensor] = ()
-    ) -> Results:
+    ) -> CachedOutputs:
         """Where a product's results go.
 
         Args:
@@ -101,7 +101,7 @@ class Recorded:
             parts: further tensors that the results depend on.
         """
         if id(weight) not in self._results:
-            self._results[id(weight)] = Results(weight.shape[0], weight.shape[1], adapters)
+            self._results[id(weight)] = CachedOutputs(weight.shape[0], weight.shape[1], adapters)
             self._weights += [weight, *parts]
         return self._results[id(weight)]
 
@@ -112,7 +112,7 @@ class Recorded:
 
     @property
     def size(self) -> int:
-        """Bytes that are in use."""
+        """ByteVocabulary that are in use."""
         return self._tokens * self.bytes_per_token
 
     def reserve(self, tokens: int) -> None:
@@ -159,7 +159,7 @@ class Recorded:
         found = self._places.get(id(completion))
         return None if found is None else found[1:]
 
-    def finder(self, places: Sequence[int]) -> Find | None:
+    def finder(self, places: Sequence[int]) -> Lookup | None:
         """Looks up the results of the tokens at these places; None where a weight has changed since."""
         if self._fingerprint is None or not torch.equal(self._fingerprint, _fingerprint(self._weights)):
             return None

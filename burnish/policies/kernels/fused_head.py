@@ -16,7 +16,7 @@ from torch import Tensor
 
 from burnish.algorithms.table_gradients import adds_to_grad, grad_of
 from burnish.policies.kernels.linear import product
-from burnish.policies.sampling_distribution import kept_tokens, truncates
+from burnish.policies.sampling_distribution import is_truncated, kept_tokens
 from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22
@@ -169,7 +169,7 @@ def _logits(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
-    if not truncates(sampling):
+    if not is_truncated(sampling):
         return logits, None
     kept = kept_tokens(logits, sampling, always=tokens)
     return logits.masked_fill_(~kept, float("-inf")), kept

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.kernels.attention import attend_packed
+from burnish.policies.kernels.attention import dispatch_attention
 
 KNOWN = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
 """Architectures whose layers this is, by transformers' names: RMSNorm before attention and before a gated MLP; queries and
@@ -31,7 +31,7 @@ def known(layer: nn.Module) -> bool:
     return name in kinds and getattr(layer.self_attn, "sliding_window", None) is None
 
 
-class FusedLayer(nn.Module):
+class FusedDecoderLayer(nn.Module):
     """One layer, by its own norms and activation.
 
     Args:
@@ -55,7 +55,7 @@ class FusedLayer(nn.Module):
         turned = _turn(found[:, :-heads], *position_embeddings)
         queries, keys = turned[:, :-heads].transpose(0, 1), turned[:, -heads:].transpose(0, 1)
         queries, values = queries.view(heads, self.groups, *queries.shape[1:]), found[:, -heads:].transpose(0, 1)
-        attended = attend_packed(self.layer_idx, queries, keys, values, self.scale)  # [T, K, g, D]
+        attended = dispatch_attention(self.layer_idx, queries, keys, values, self.scale)  # [T, K, g, D]
         states = states + self.out(attended.flatten(1).unsqueeze(0))
         gate, up = self.gated(_norm(self.norms[1], states)).chunk(2, -1)
         return states.add_(self.down(self.activation(gate).mul_(up)))

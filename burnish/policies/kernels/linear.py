@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from burnish.algorithms.table_gradients import embedding
-from burnish.policies.kernels.forward_cache import Find
-from burnish.policies.kernels.recompute import again_of, elementwise
+from burnish.policies.kernels.forward_cache import Lookup
+from burnish.policies.kernels.recompute import apply_elementwise, get_recomputation
 
-FEWEST_ROWS = 64
+MIN_ROWS = 64
 """Below, laying out the weight anew for each product eats the gain."""
 
 
 @cache
 def onednn_is_faster() -> bool:
     """Whether this processor is of the kind that oneDNN multiplies faster on, and torch has oneDNN's product."""
-    if not can_multiply():
+    if not has_onednn_linear():
         return False
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def onednn_is_faster() -> bool:
 
 
 @cache
-def can_multiply(dtype: torch.dtype = torch.float32) -> bool:
+def has_onednn_linear(dtype: torch.dtype = torch.float32) -> bool:
     """Whether torch's oneDNN operators multiply numbers of this type on this processor."""
     weight = torch.ones(2, 2, dtype=dtype)
     try:
@@ -60,7 +60,7 @@ def _fits(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == "cpu"
-        and rows.numel() >= FEWEST_ROWS * rows.shape[-1]
+        and rows.numel() >= MIN_ROWS * rows.shape[-1]
         and onednn_is_faster()
     )
 
@@ -72,7 +72,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, found: Tensor | None) -> Tensor:
         """``found`` is the product [T, out], where it is known already."""
         # What made the rows is kept for the backward pass anyway: they are made again there and not kept too.
-        ctx.again, parts = again_of(rows) or (_itself, (rows,))
+        ctx.again, parts = get_recomputation(rows) or (_itself, (rows,))
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
         found = product(rows.flatten(0, -2), weight, bias) if found is None else found
@@ -93,7 +93,7 @@ def _itself(rows: Tensor) -> Tensor:
 
 
 class _Products(TorchFunctionMode):
-    def __init__(self, find: Find | None) -> None:
+    def __init__(self, find: Lookup | None) -> None:
         super().__init__()
         self.find = find
 
@@ -103,15 +103,15 @@ class _Products(TorchFunctionMode):
             rows, weight, bias = args if len(args) == 3 else (*args, None)
             with torch.no_grad():
                 found = None if self.find is None or rows.dim() < 2 else self.find(weight, rows.flatten(0, -2))
-            if found is not None or _fits(rows, weight) or again_of(rows) is not None:
+            if found is not None or _fits(rows, weight) or get_recomputation(rows) is not None:
                 return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
         if func is torch.nn.functional.embedding:
             return embedding(*args, **options)
-        return elementwise(func, args, options)
+        return apply_elementwise(func, args, options)
 
 
 @contextmanager
-def fast_products(find: Find | None = None) -> Iterator[None]:
+def fast_linear(find: Lookup | None = None) -> Iterator[None]:
     """Inside, ``torch.nn.functional.linear`` takes the faster library, forward and backward, and makes no product that is
     found; models are not changed."""
     if find is None and not onednn_is_faster():

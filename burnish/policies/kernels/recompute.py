@@ -22,18 +22,18 @@ _MULTIPLY = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 _ACTIVATIONS = {torch.nn.functional.silu, torch.nn.functional.gelu, torch.nn.functional.relu}
 _AGAIN = "_burnish_again"
 """The attribute of a result that says how it is made again; it goes with the result."""
-MOST_PARTS = 4
+MAX_FACTORS = 4
 """A longer chain of factors would be multiplied anew too often."""
 
 
-def again_of(result: Tensor) -> Again | None:
+def get_recomputation(result: Tensor) -> Again | None:
     """How a result of ``elementwise`` can be made again, if it can: not where it, or a part, was changed in place since."""
     how: Callable[..., Tensor]
     how, parts, versions = getattr(result, _AGAIN, (_itself, (), None))
     return (how, parts) if versions == [one._version for one in (result, *parts)] else None
 
 
-def elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+def apply_elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """What ``func`` gives; where a gradient is wanted and it is one of these, the result knows how it is made again."""
     if not torch.is_grad_enabled():
         return func(*args, **options)
@@ -42,9 +42,9 @@ def elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> A
         _remember(found, partial(func, **options), args)
         return found
     if func in _MULTIPLY and len(args) == 2 and not options and all(isinstance(one, Tensor) for one in args):
-        made = [again_of(one) or (_itself, (one,)) for one in args]
+        made = [get_recomputation(one) or (_itself, (one,)) for one in args]
         (first, left), (second, right) = made
-        if len(left) + len(right) > MOST_PARTS or first is second is _itself:
+        if len(left) + len(right) > MAX_FACTORS or first is second is _itself:
             found = func(*args)
             _remember(found, torch.mul, args)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from burnish.policies.reward_model import folder_of, load_reward_model
+from burnish.policies.reward_model import find_model_folder, load_reward_model
 from burnish.rewards.registry import reward
 from burnish.types import Completion
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _check(*, path: str) -> None:
-    folder_of(path)
+    find_model_folder(path)
 
 
 @reward(check_options=_check)
@@ -42,7 +42,7 @@ def reward_model(completions: Sequence[Completion], *, path: str = "") -> list[f
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Gao et al. 2022, arXiv 2210.10760
     (how optimising it fails).
     """
-    return _loaded(str(folder_of(path).resolve())).judge(completions)
+    return _loaded(str(find_model_folder(path).resolve())).score_texts(completions)
 
 
 @lru_cache(maxsize=2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from burnish.generation.engine import Engine, sampler_for
-from burnish.policies.causal_lm import CausalLM
-from burnish.policies.kernels.forward_cache import Recorded
-from burnish.policies.kernels.linear import can_multiply
+from burnish.generation.engine import Engine, make_sampler
+from burnish.policies.causal_lm import CausalPolicy
+from burnish.policies.kernels.forward_cache import ForwardCache
+from burnish.policies.kernels.linear import has_onednn_linear
 from burnish.policies.loading import load_policy
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
@@ -16,17 +16,17 @@ from burnish.types import Completion, Prompt, SamplingParams
 PROMPTS = [Prompt("a", "the cat sat"), Prompt("b", "a dog"), Prompt("c", "the")]
 SAMPLING = SamplingParams(7)
 
-pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+pytestmark = pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 
 
-def sampled(policy: CausalLM, *, rows: int = 64, seed: int = 0) -> list[Completion]:
-    sampler = sampler_for(policy, rows=rows)
+def sampled(policy: CausalPolicy, *, rows: int = 64, seed: int = 0) -> list[Completion]:
+    sampler = make_sampler(policy, rows=rows)
     assert isinstance(sampler, Engine)
     groups = sampler.sample(PROMPTS, samples_per_prompt=3, sampling=SAMPLING, seed=(seed,))
     return [completion for group in groups for completion in group.completions]
 
 
-def gradient(policy: CausalLM, completions: list[Completion]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradient(policy: CausalPolicy, completions: list[Completion]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     stats = policy.logprobs(completions, SAMPLING)
     slopes = torch.linspace(-1, 2, len(stats.logprobs))
     parameters = policy.trainable()
@@ -35,7 +35,7 @@ def gradient(policy: CausalLM, completions: list[Completion]) -> tuple[torch.Ten
     return stats.logprobs.detach(), {name: part for name, part in named if part is not None}
 
 
-def adapted(policy: CausalLM) -> CausalLM:
+def adapted(policy: CausalPolicy) -> CausalPolicy:
     """Adapters that do something: peft starts one of the two factors at zero."""
     with torch.no_grad():
         for number, parameter in enumerate(policy.trainable().values()):
@@ -55,14 +55,14 @@ class TestGradient:
         policy.start_forward_cache()
         completions = sampled(policy, rows=rows)
         looked_up = []
-        find = Recorded._find
+        find = ForwardCache._find
 
         def spy(self, places, weight, given):
             found = find(self, places, weight, given)
             looked_up.append(found is not None)
             return found
 
-        monkeypatch.setattr(Recorded, "_find", spy)
+        monkeypatch.setattr(ForwardCache, "_find", spy)
         logprobs, parts = gradient(policy, completions)
         assert sum(looked_up) == (0 if kind == "gpt2" else 14)  # seven products in each of two layers
         policy.stop_forward_cache()
@@ -87,7 +87,7 @@ class TestGradient:
 
 
 class TestWhenItMayBeUsed:
-    def finder(self, policy: CausalLM, completion: Completion):
+    def finder(self, policy: CausalPolicy, completion: Completion):
         places = policy.recorded.places(completion)
         return None if places is None else policy.recorded.finder([*places[0], *places[1]])
 
@@ -136,7 +136,7 @@ class TestWhenItMayBeUsed:
         widest = policy.model.config.intermediate_size
         assert widest > policy.model.config.hidden_size
         everything = policy.recorded.bytes_per_token
-        policy.recorded = Recorded(policy.recorded.size // 2)
+        policy.recorded = ForwardCache(policy.recorded.size // 2)
         completions = sampled(policy)
         assert all(policy.recorded.places(completion) is not None for completion in completions)
         assert 0 < policy.recorded.bytes_per_token <= everything // 2
@@ -153,7 +153,7 @@ class TestWhenItMayBeUsed:
         sampled(policy)
         one = max(policy.recorded._results.values(), key=lambda results: results.saved)
         needed = one.bytes * policy.recorded._tokens
-        policy.recorded = Recorded(needed // 2)
+        policy.recorded = ForwardCache(needed // 2)
         completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
         known = [policy.recorded.places(completion) is not None for completion in completions]
         assert any(known) and not all(known)
@@ -176,7 +176,7 @@ class TestAProductOfSomeTokens:
 
     @pytest.mark.parametrize("rows", [1, 2, 5])
     def test_is_not_looked_up_and_harms_nobody(self, rows):
-        recorded = Recorded(1 << 20)
+        recorded = ForwardCache(1 << 20)
         weight, other = torch.ones(4, 3), torch.ones(6, 3)
         expert, whole = recorded.results(weight), recorded.results(other)
         recorded.reserve(10)
@@ -189,7 +189,7 @@ class TestAProductOfSomeTokens:
         assert torch.equal(find(other, torch.ones(2, 3)), torch.full((2, 6), 7.0))
 
     def test_nor_one_that_a_pass_makes_twice(self):
-        recorded = Recorded(1 << 20)
+        recorded = ForwardCache(1 << 20)
         weight = torch.ones(4, 3)
         results = recorded.results(weight)
         recorded.reserve(10)

@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from burnish.generation.repacked_model import PackedLinear, SamplingCopy
+from burnish.generation.repacked_model import RepackedLinear, RepackedModel
 from burnish.policies.kernels import fused_layer as fused
-from burnish.policies.kernels.attention import PackedTexts, Span, attending
-from burnish.policies.kernels.fused_layer import FusedLayer
-from burnish.policies.kernels.linear import can_multiply
-from burnish.policies.kernels.packing import body
+from burnish.policies.kernels.attention import GroupSpan, PackedAttention, use_attention
+from burnish.policies.kernels.fused_layer import FusedDecoderLayer
+from burnish.policies.kernels.linear import has_onednn_linear
+from burnish.policies.kernels.packing import get_backbone
 from burnish.policies.loading import load_policy
-from burnish.policies.pretrained import quiet
+from burnish.policies.pretrained import quiet_transformers
 from burnish.recipe.schema import LoRA
 
-pytestmark = pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+pytestmark = pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 
 
 def states(model, ids: torch.Tensor) -> torch.Tensor:
     """Two prompts in one row: the fused layers and the layers themselves see the same."""
-    texts = PackedTexts((Span(0, 4, ()), Span(4, 9, ())))
+    texts = PackedAttention((GroupSpan(0, 4, ()), GroupSpan(4, 9, ())))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    with torch.no_grad(), attending(model, texts, nullcontext):
-        return body(model)(input_ids=ids, position_ids=positions, use_cache=False)[0]
+    with torch.no_grad(), use_attention(model, texts, nullcontext):
+        return get_backbone(model)(input_ids=ids, position_ids=positions, use_cache=False)[0]
 
 
 def moved(model: nn.Module) -> None:
@@ -60,8 +60,8 @@ def built(kind: str, **options):
 )
 def test_gives_what_the_layers_give(kind, options) -> None:
     model = built(kind, **options)
-    fast = SamplingCopy(model)
-    assert sum(isinstance(module, FusedLayer) for module in fast.model.modules()) == 2
+    fast = RepackedModel(model)
+    assert sum(isinstance(module, FusedDecoderLayer) for module in fast.model.modules()) == 2
     ids = torch.tensor([[1, 2, 3, 4, 40, 41, 5, 6, 49]])
     for _ in range(2):  # the weights as they are at each ``ready``
         expected = states(model, ids)
@@ -73,9 +73,9 @@ def test_gives_what_the_layers_give(kind, options) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "neox", "qwen3_moe"])
 def test_other_layers_are_left_as_they_are(tiny, kind) -> None:
-    fast = SamplingCopy(load_policy(tiny(kind)).model)
-    assert not any(isinstance(module, FusedLayer) for module in fast.model.modules())
-    assert any(isinstance(module, PackedLinear) for module in fast.model.modules())
+    fast = RepackedModel(load_policy(tiny(kind)).model)
+    assert not any(isinstance(module, FusedDecoderLayer) for module in fast.model.modules())
+    assert any(isinstance(module, RepackedLinear) for module in fast.model.modules())
 
 
 def test_layers_of_ones_own_are_left_as_they_are() -> None:
@@ -86,7 +86,7 @@ def test_layers_of_ones_own_are_left_as_they_are() -> None:
 
     model = built("llama")
     model.model.layers[1].__class__ = Mine
-    fused = [isinstance(layer, FusedLayer) for layer in SamplingCopy(model).model.model.layers]
+    fused = [isinstance(layer, FusedDecoderLayer) for layer in RepackedModel(model).model.model.layers]
     assert fused == [True, False]
 
 
@@ -95,8 +95,8 @@ def test_adapters_are_merged(tiny) -> None:
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) / 5)
-    fast = SamplingCopy(policy.model)
-    assert sum(isinstance(module, FusedLayer) for module in fast.model.modules()) == 2
+    fast = RepackedModel(policy.model)
+    assert sum(isinstance(module, FusedDecoderLayer) for module in fast.model.modules()) == 2
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
     expected = states(policy.model.get_base_model(), ids)
     with fast.ready() as copy:
@@ -110,14 +110,14 @@ def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
 
     base = load_policy(tiny("llama")).model
     config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0], use_dora=True)
-    with quiet():
+    with quiet_transformers():
         model = get_peft_model(base, config).eval()
     moved(model)
-    fused = [isinstance(layer, FusedLayer) for layer in SamplingCopy(model).model.model.layers]
+    fused = [isinstance(layer, FusedDecoderLayer) for layer in RepackedModel(model).model.model.layers]
     assert fused == [False, True]
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
     expected = states(model.get_base_model(), ids)
-    with SamplingCopy(model).ready() as copy:
+    with RepackedModel(model).ready() as copy:
         assert float((states(copy, ids) - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
 
 

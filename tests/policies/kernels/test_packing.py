@@ -7,15 +7,15 @@ import torch
 
 from burnish.policies.kernels import fused_head as head
 from burnish.policies.kernels.attention import (
-    PackedTexts,
-    Span,
+    GroupSpan,
+    PackedAttention,
     _attend,
     _attend_backward,
-    attend_by_hand,
-    attend_by_hand_backward,
+    eager_attention,
+    eager_attention_backward,
 )
 from burnish.policies.kernels.fused_head import fused_logprobs
-from burnish.policies.kernels.packing import activation_bytes, pack
+from burnish.policies.kernels.packing import activation_bytes_per_token, pack
 from burnish.policies.loading import load_policy
 from burnish.policies.sampling_distribution import sampling_logprobs
 from burnish.recipe.schema import LoRA
@@ -37,7 +37,7 @@ class TestPack:
         # A completion's last token is not run.
         assert row.ids.tolist() == [[1, 2, 3, 4, 8, 6]]
         assert row.positions.tolist() == [[0, 1, 2, 3, 2, 0]]
-        assert row.texts.spans == (Span(0, 2, ((2, 4), (4, 5))), Span(5, 6, ()))
+        assert row.texts.spans == (GroupSpan(0, 2, ((2, 4), (4, 5))), GroupSpan(5, 6, ()))
         assert row.tokens.tolist() == [3, 4, 5, 7, 8, 9]
         # 3 is drawn after 2 (place 1), 4 after 3 (2), 5 after 4 (3), 7 after 6 (5), 8 after 2 (1), 9 after 8 (4).
         assert row.sources.tolist() == [1, 2, 3, 5, 1, 4]
@@ -46,7 +46,11 @@ class TestPack:
 
 class TestAttention:
     # Completions of one length beside each other, of different lengths, and none.
-    SPANS = (Span(0, 4, ((4, 6), (6, 8), (8, 10))), Span(10, 11, ()), Span(11, 14, ((14, 17), (17, 18), (18, 20))))
+    SPANS = (
+        GroupSpan(0, 4, ((4, 6), (6, 8), (8, 10))),
+        GroupSpan(10, 11, ()),
+        GroupSpan(11, 14, ((14, 17), (17, 18), (18, 20))),
+    )
 
     @pytest.mark.parametrize("heads, group", [(2, 3), (4, 1), (1, 2)])
     def test_equals_a_softmax_over_what_each_token_sees(self, heads, group):
@@ -60,7 +64,7 @@ class TestAttention:
                     sees[start:stop, span.start : span.stop] = True
         scores = (query @ key[:, None].mT * 0.3).masked_fill(~sees, float("-inf"))
         expected = (scores.softmax(-1) @ value[:, None]).movedim(2, 0)
-        found = PackedTexts(self.SPANS).attend(0, query, key, value, 0.3)
+        found = PackedAttention(self.SPANS).attend(0, query, key, value, 0.3)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         weights = numbers(*expected.shape, seed=9)
         for first, second in zip(
@@ -74,10 +78,10 @@ class TestAttention:
     def test_the_form_for_other_devices_is_the_kernels(self, causal):
         query, key, value = numbers(2, 3, 6, 8), numbers(2, 6, 8, seed=1), numbers(2, 6, 8, seed=2)
         out, normaliser = _attend(query, key, value, causal, 0.3)
-        by_hand = attend_by_hand(query, key, value, causal, 0.3)
+        by_hand = eager_attention(query, key, value, causal, 0.3)
         grad = numbers(2, 3, 6, 8, seed=3)
         kernel = _attend_backward(grad, query, key, value, out, normaliser, causal, 0.3)
-        slow = attend_by_hand_backward(grad, query, key, value, *by_hand, causal, 0.3)
+        slow = eager_attention_backward(grad, query, key, value, *by_hand, causal, 0.3)
         for first, second in zip((out, normaliser, *kernel), (*by_hand, *slow), strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
@@ -125,7 +129,7 @@ class TestFusedHead:
 
 def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     whole, adapted = (load_policy(tiny("llama"), lora=lora) for lora in (None, LoRA(rank=1, targets=["q_proj"])))
-    assert 0 < activation_bytes(adapted.model) < activation_bytes(whole.model)
+    assert 0 < activation_bytes_per_token(adapted.model) < activation_bytes_per_token(whole.model)
     assert whole.max_microbatch_tokens > 1024
 
 

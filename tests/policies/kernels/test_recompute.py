@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from burnish.policies.kernels import linear as products
-from burnish.policies.kernels.linear import can_multiply, fast_products
-from burnish.policies.kernels.recompute import MOST_PARTS, again_of, elementwise
+from burnish.policies.kernels.linear import fast_linear, has_onednn_linear
+from burnish.policies.kernels.recompute import MAX_FACTORS, apply_elementwise, get_recomputation
 from burnish.policies.loading import load_policy
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -18,12 +18,12 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def times(one: Tensor, other: Tensor) -> Tensor:
-    found: Tensor = elementwise(torch.mul, (one, other), {})
+    found: Tensor = apply_elementwise(torch.mul, (one, other), {})
     return found
 
 
 def activated(one: Tensor, kind: str = "silu", **options: object) -> Tensor:
-    found: Tensor = elementwise(getattr(torch.nn.functional, kind), (one,), options)
+    found: Tensor = apply_elementwise(getattr(torch.nn.functional, kind), (one,), options)
     return found
 
 
@@ -37,7 +37,7 @@ class TestElementwise:
         opened = activated(gate, kind, **options)
         found = times(opened, up) if gate_first else times(up, opened)
         assert torch.equal(found, function(gate, **options) * up)
-        how, parts = again_of(found)
+        how, parts = get_recomputation(found)
         assert torch.equal(how(*parts), found)
         for one, other in zip(torch.autograd.grad((found * slopes).sum(), (gate, up)), expected, strict=True):
             assert torch.equal(one, other)
@@ -60,9 +60,9 @@ class TestElementwise:
 
     def test_a_long_chain_is_kept(self):
         found = numbers(2)
-        for seed in range(MOST_PARTS + 3):
+        for seed in range(MAX_FACTORS + 3):
             found = times(found, numbers(2, seed=seed))
-            assert len(again_of(found)[1]) <= MOST_PARTS
+            assert len(get_recomputation(found)[1]) <= MAX_FACTORS
 
     def test_a_part_that_is_changed_is_not_taken_for_what_it_was(self):
         gate, up = numbers(3), numbers(3, seed=1)
@@ -77,7 +77,7 @@ class TestElementwise:
         weight, rows = numbers(2, 5), times(activated(numbers(3, 5)), numbers(3, 5, seed=1))
         with torch.no_grad():
             rows.add_(1)
-        assert again_of(rows) is None
+        assert get_recomputation(rows) is None
         found = products._Linear.apply(rows, weight, None, None)
         by_weight = torch.autograd.grad(found.sum(), weight)[0]
         assert torch.equal(by_weight, torch.ones(2, 3) @ rows.detach())
@@ -87,28 +87,28 @@ class TestElementwise:
         weight, plain, factor = numbers(2, 5), numbers(3, 5, seed=1).detach(), numbers(3, 5, seed=2)
         rows = times(plain, factor)
         before = rows.detach().clone()
-        assert again_of(rows) is not None
+        assert get_recomputation(rows) is not None
         with torch.no_grad():
             factor.add_(1)
-        assert again_of(rows) is None
+        assert get_recomputation(rows) is None
         found = products._Linear.apply(rows, weight, None, None)
         assert torch.equal(torch.autograd.grad(found.sum(), weight)[0], torch.ones(2, 3) @ before)
 
     def test_nothing_is_remembered_where_no_gradient_is_wanted(self):
         plain = numbers(3).detach()
-        assert again_of(times(activated(plain), plain)) is None
+        assert get_recomputation(times(activated(plain), plain)) is None
         with torch.no_grad():
-            assert again_of(times(numbers(3), numbers(3))) is None
-        assert elementwise(torch.mul, (numbers(3), 2.0), {}).shape == (3,)
+            assert get_recomputation(times(numbers(3), numbers(3))) is None
+        assert apply_elementwise(torch.mul, (numbers(3), 2.0), {}).shape == (3,)
         silent = numbers(3).detach().clone()
-        assert again_of(elementwise(torch.nn.functional.silu, (silent,), {"inplace": True})) is None
+        assert get_recomputation(apply_elementwise(torch.nn.functional.silu, (silent,), {"inplace": True})) is None
 
 
-@pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+@pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(products, "MIN_ROWS", 1)
     policy = load_policy(tiny(kind))
     completions = [
         Completion(Prompt("a", "b"), (3, 4, 5), tuple(range(8, 16 + length)), "", (0.0,) * (8 + length), "length")
@@ -132,7 +132,7 @@ def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monke
         return slopes, sum(kept.values())
 
     found, less = run()
-    monkeypatch.setattr(products, "elementwise", lambda func, args, options: func(*args, **options))
+    monkeypatch.setattr(products, "apply_elementwise", lambda func, args, options: func(*args, **options))
     expected, more = run()
     assert less < more if kind != "gpt2" else less <= more
     assert found and any(one.any() for one in found)
@@ -140,11 +140,11 @@ def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monke
         assert torch.equal(one, other)
 
 
-@pytest.mark.skipif(not can_multiply(), reason="torch lacks oneDNN's products here")
+@pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 def test_a_models_own_way_of_multiplying_is_seen(monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     gate, up = numbers(2, 3), numbers(2, 3, seed=1)
-    with fast_products():
-        assert again_of(torch.nn.SiLU()(gate) * up) is not None
-        assert again_of(gate * up) is not None
-        assert again_of(gate.mul(up)) is not None
+    with fast_linear():
+        assert get_recomputation(torch.nn.SiLU()(gate) * up) is not None
+        assert get_recomputation(gate * up) is not None
+        assert get_recomputation(gate.mul(up)) is not None

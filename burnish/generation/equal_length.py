@@ -17,8 +17,8 @@ from torch import Tensor
 
 from burnish.errors import InputError
 from burnish.policies.causal_lm import CausalModel
-from burnish.policies.kernels.packing import inner, keep_logits
-from burnish.policies.sampling_distribution import draw_tokens, streams
+from burnish.policies.kernels.packing import logits_to_keep_option, unwrap_peft
+from burnish.policies.sampling_distribution import draw_tokens, random_streams
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
 
@@ -42,7 +42,7 @@ class Row:
             self.reason = "stop"
 
 
-class PlainSampler:
+class EqualLengthSampler:
     """Samples with the model's own weights, which it shares with the trainer.
 
     Args:
@@ -100,13 +100,14 @@ class PlainSampler:
         """The last logits [B, V] and the cache, by whatever name the architecture calls it."""
         model = self.language_model.model
         given = {} if cache is None else {cache[0]: cache[1]}
-        output = model(input_ids=ids, use_cache=True, **given, **keep_logits(model, 1))
+        output = model(input_ids=ids, use_cache=True, **given, **logits_to_keep_option(model, 1))
         for name in CACHE_NAMES:
             if output.get(name) is not None:
                 logits = output.logits[:, -1]
                 return logits.to(torch.promote_types(logits.dtype, torch.float32)), (name, output[name])
         raise InputError(
-            f"{inner(model).config.model_type} models return no cache that burnish knows, so it cannot sample from them"
+            f"{unwrap_peft(model).config.model_type} models return no cache under a name that burnish knows "
+            f"({', '.join(CACHE_NAMES)}), so it cannot sample from them"
         )
 
 
@@ -136,7 +137,7 @@ def begun(
     """
     encoded = [model.encode_prompt(prompt) for prompt in prompts]
     _check_lengths(model, prompts, encoded, sampling.max_new_tokens)
-    numbers = streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
+    numbers = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
     return encoded, [Row(*divmod(place, samples_per_prompt), stream) for place, stream in enumerate(numbers)]
 
 
