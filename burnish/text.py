@@ -1,11 +1,11 @@
 """Words, sentences and n-grams of a text in any script.
 
-A word is a run of letters with their combining marks, digits and underscores, in lower case; a single apostrophe or an
-invisible joiner may stand inside it ("don't"). Chinese, Japanese, Thai, Lao, Khmer and Burmese put no space between words:
-there, every user-perceived character is a word. Every punctuation mark and every emoji is a word of its own, so that
-"!!!!!!" counts as repetition. Words are in the composed form NFC, so the two spellings of "é" are equal.
+A word is a run of letters with their combining marks, digits and underscores, in lower case. One apostrophe or invisible
+joiner may be inside it ("don't"). Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have a word for
+every user-perceived character. Every punctuation mark and every emoji is a word of its own, so that "!!!!!!" counts as
+repetition. Words are in the composed form NFC: the two spellings of "é" are equal.
 
-These are the word boundaries of UAX #29 but for one rule: a full stop or comma always separates, also in "3.14" and "e.g".
+The word boundaries of UAX #29 differ in one rule: here a full stop or comma always separates, as in "3.14" and "e.g".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from burnish.errors import InputError
 HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 """Chinese and Japanese characters, for a character class of the package ``regex``."""
 WITHOUT_SPACES = HAN_AND_KANA + r"\p{Line_Break=Complex_Context}"
-"""Scripts without spaces between words: Han, kana, and the South East Asian ones of UAX #14 (Thai, Lao, Khmer, Burmese)."""
+"""Scripts without spaces between words: Han, kana, and those of UAX #14's class SA (Thai, Lao, Khmer, Burmese)."""
 
 _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{WITHOUT_SPACES}]]+"
 _JOINERS = "['’]|[\u00ad\u200c\u200d\u2060]+"  # soft hyphen, zero-width non-joiner (Persian) and joiner, word joiner
@@ -31,7 +31,7 @@ _UNSPACED = regex.compile(f"[{WITHOUT_SPACES}]")
 _HAN_OR_KANA = regex.compile(f"[{HAN_AND_KANA}]")
 
 SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…\n]+")
-"""The end of a sentence: full stops, question and exclamation marks of every script, an ellipsis, or the end of a line."""
+"""The end of a sentence: full stop, question or exclamation mark of any script, ellipsis, or the end of a line."""
 
 
 def words(text: str) -> list[str]:

@@ -138,11 +138,11 @@ def test_good_options(options: dict[str, Any]) -> None:
     ("options", "message"),
     [
         ({"sise": 4}, r"unknown key 'sise' \(did you mean 'size'\?\); known: use, size, share, title, shuffle, path"),
-        ({"size": 4.0}, "size = 4.0 must be of the kind of its default 3"),
+        ({"size": 4.0}, "size = 4.0 must have the type of its default 3"),
         ({"size": True}, "size = True must be"),
         ({"share": True}, "share = True must be"),
         ({"shuffle": 1}, "shuffle = 1 must be"),
-        ({"title": 1}, "title = 1 must be of the kind of its default 'x'"),
+        ({"title": 1}, "title = 1 must have the type of its default 'x'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -1,1 +1,1 @@
-"""Data from outside: files, hub data sets, rows and formats, and the one split into training and held-out sides."""
+"""Data of a user: files, hub data sets, row formats, and the split into training and held-out sides."""

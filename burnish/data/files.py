@@ -1,7 +1,7 @@
-"""Rows out of files: JSON lines, CSV and Parquet.
+"""Rows from files: JSON lines, CSV and Parquet.
 
-A reader gives every row with its place, and a reason instead of the row where it cannot be read: nothing is left out in
-silence. It raises InputError where the whole file cannot be read.
+A reader yields every row with its position. A row that cannot be read comes with the reason instead of its values, so
+that no row is lost silently. A file that cannot be read as a whole raises InputError.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.registry import nearest
 from burnish.system.optional_packages import needed
 
 FORMATS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
-"""File name's end -> format."""
+"""Suffix of a file's name -> format."""
 ROWS_AT_ONCE = 1024
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"PK\x03\x04", "a zip archive or spreadsheet"))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row.
+class RawRow:
+    """One row as read.
 
     Attributes:
-        place: where it stands, for a reader: "line 7" or "row 7", counted from 1.
-        values: column -> value; None where it could not be read.
+        position: where it is, for messages: "line 7" or "row 7", counted from 1.
+        values: column -> value; None if the row cannot be read or used.
         reason: why not.
     """
 
-    place: str
+    position: str
     values: Mapping[str, Any] | None
     reason: str = ""
 
 
-def kind_of(value: Any) -> str:
-    """What JSON calls a value: "a number", "an object"; another type by its own name."""
+def json_type(value: Any) -> str:
+    """Return JSON's name for the type of a value ("a number", "an object"), or Python's for other types."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 
 
-def format_of(path: Path, chosen: str = "") -> str:
-    """The format of a file by what was chosen or by its name. Raises InputError where neither says it."""
+def file_format(path: Path, chosen: str = "") -> str:
+    """Return the chosen format of a file, or the one of its suffix. Raises InputError if it is unknown."""
     known = sorted(set(FORMATS.values()))
-    found = chosen or FORMATS.get(path.suffix.lower(), "")
-    if not found:
+    name = chosen or FORMATS.get(path.suffix.lower(), "")
+    if not name:
         raise InputError(f"path = '{path}': its name does not say its format: add format = one of {', '.join(known)}")
-    if found not in known:
+    if name not in known:
         raise InputError(f"format = '{chosen}'{nearest(chosen, known)}: write one of {', '.join(known)}")
-    return found
+    return name
 
 
-def read(path: Path, format: str, *, delimiter: str = "") -> Iterator[Row]:
-    """The rows of a file; empty lines are no rows."""
+def read_file(path: Path, format: str, *, delimiter: str = "") -> Iterator[RawRow]:
+    """Yield the rows of a file. Empty lines are skipped."""
     if format == "parquet":
-        return parquet(path)
-    return json_lines(path) if format == "jsonl" else comma_separated(path, delimiter)
+        return read_parquet(path)
+    return read_json_lines(path) if format == "jsonl" else read_csv(path, delimiter)
 
 
 @contextmanager
@@ -82,72 +82,79 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"path = '{path}': cannot be read: {error.strerror or error}") from error
 
 
-def json_lines(path: Path) -> Iterator[Row]:
-    """One JSON object a line, in UTF-8; a byte order mark at the beginning is passed over."""
+def read_json_lines(path: Path) -> Iterator[RawRow]:
+    """Yield one row per line with a JSON object, in UTF-8. A byte order mark is ignored."""
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _json_row(f"line {number}", line)
 
 
-def _json_row(place: str, line: bytes) -> Row:
+def _json_row(position: str, line: bytes) -> RawRow:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return Row(place, None, "not UTF-8 text")
+        return RawRow(position, None, "not UTF-8 text")
     except (ValueError, RecursionError) as error:
-        return Row(place, None, f"not JSON ({' '.join(str(error).split())[:80]})")
+        return RawRow(position, None, f"not JSON ({one_line(error)[:80]})")
     if not isinstance(row, dict):
-        return Row(place, None, f"{kind_of(row)}, not an object with columns")
-    return Row(place, row)
+        return RawRow(position, None, f"{json_type(row)}, not an object with columns")
+    return RawRow(position, row)
 
 
-def comma_separated(path: Path, delimiter: str = "") -> Iterator[Row]:
-    """CSV with a line of column names, in UTF-8; quoted fields may hold line breaks. A row of another length is broken.
+def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
+    """Yield the rows of a CSV file in UTF-8, whose first line names the columns. Quoted fields may contain line breaks.
+
+    A row with more or fewer fields than columns is broken.
 
     Args:
-        delimiter: one character; "" takes a tab for names that end in .tsv, else a comma.
+        delimiter: one character; "" means a tab for names that end in .tsv, else a comma.
 
     Raises:
-        InputError: no column names, two of one name, or the file cannot be read.
+        InputError: there are no column names, two are equal, or the file cannot be read.
     """
-    between = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    if len(between) != 1 or between in '"\r\n':
+    separator = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    if len(separator) != 1 or separator in '"\r\n':
         raise InputError(f"delimiter = {delimiter!r}: must be one character, such as ';'")
     with _opened(path), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _any_size():
-        reader = csv.reader(file, delimiter=between, strict=True)
-        try:
-            names = next(reader, [])
-        except csv.Error as error:
-            raise InputError(f"path = '{path}', line 1: {error}") from error
-        if any("\ud800" <= letter <= "\udfff" for letter in "".join(names)):
-            raise InputError(
-                f"path = '{path}', line 1: not UTF-8 text: save the file as 'CSV UTF-8' (Chinese spreadsheets write GBK)"
-            )
-        if len(set(names)) < len(names) or not any(names):
-            raise InputError(f"path = '{path}': line 1 must give each column a name of its own, and gives {names[:8]}")
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        names = _column_names(reader, path)
         while True:
-            place = f"line {reader.line_num + 1}"
+            position = f"line {reader.line_num + 1}"
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(place, None, f"not CSV ({error})")
+                yield RawRow(position, None, f"not CSV ({error})")
                 continue
             if fields:
-                yield _csv_row(place, names, fields)
+                yield _csv_row(position, names, fields)
 
 
-def _csv_row(place: str, names: list[str], fields: list[str]) -> Row:
+def _column_names(reader: Iterator[list[str]], path: Path) -> list[str]:
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise InputError(f"path = '{path}', line 1: {error}") from error
+    if any("\ud800" <= letter <= "\udfff" for letter in "".join(names)):
+        raise InputError(
+            f"path = '{path}', line 1: not UTF-8 text: save the file as 'CSV UTF-8' (Chinese spreadsheets write GBK)"
+        )
+    if len(set(names)) < len(names) or not any(names):
+        raise InputError(f"path = '{path}': line 1 must name each column, all different; it has {names[:8]}")
+    return names
+
+
+def _csv_row(position: str, names: list[str], fields: list[str]) -> RawRow:
     if len(fields) != len(names):
-        return Row(place, None, f"{len(fields)} fields where line 1 names {len(names)} columns")
-    return Row(place, dict(zip(names, fields, strict=True)))
+        return RawRow(position, None, f"{len(fields)} fields where line 1 names {len(names)} columns")
+    return RawRow(position, dict(zip(names, fields, strict=True)))
 
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Fields of any size: csv's own limit stops the reader in the middle of a row."""
+    """Allow fields of any size: at the csv module's own limit, the reader stops in the middle of a row."""
     before = csv.field_size_limit()
     limit = sys.maxsize
     with suppress(OverflowError):
@@ -158,19 +165,19 @@ def _any_size() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def parquet(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file. Raises InputError where pyarrow is missing, or takes it for none."""
+def read_parquet(path: Path) -> Iterator[RawRow]:
+    """Yield the rows of a Parquet file. Raises InputError if pyarrow is missing or cannot read the file."""
     library = needed("pyarrow.parquet", "parquet", f"path = '{path}'")
     with _opened(path):
         pass
     try:
         file = library.ParquetFile(path)
         if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
-            raise InputError(f"path = '{path}': two columns have one name")
+            raise InputError(f"path = '{path}': two columns have the same name")
         number = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"row {number}", values)
-    except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
-        raise InputError(f"path = '{path}': not a whole Parquet file ({' '.join(str(error).split())[:120]})") from error
+                yield RawRow(f"row {number}", values)
+    except (ValueError, OSError) as error:  # the base classes of pyarrow's errors
+        raise InputError(f"path = '{path}': not a whole Parquet file ({one_line(error)[:120]})") from error

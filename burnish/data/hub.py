@@ -1,4 +1,4 @@
-"""Rows out of a data set of the Hugging Face hub, by its own library."""
+"""Rows from a data set of the Hugging Face hub, read by the package ``datasets``."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from burnish.data.files import Row
+from burnish.data.files import RawRow
 from burnish.errors import InputError, one_line
 from burnish.system.optional_packages import needed
 
-_OFFLINE = "offline, only what was fetched before is there"
+_OFFLINE = "offline, only data sets fetched before can be read"
 
 
-def rows(name: str, *, config: str, side: str, revision: str, offline: bool) -> Iterator[Row]:
-    """The rows of a data set; code that comes with one is not run.
+def hub_rows(name: str, *, config: str, side: str, revision: str, offline: bool) -> Iterator[RawRow]:
+    """Yield the rows of a data set. Code that comes with one is not run.
 
     Args:
-        name: of the data set, as "owner/name".
-        config: of several that it has; "" where there is one.
-        side: which of its splits.
-        revision: a commit, tag or branch; "" takes the newest, which may be another tomorrow.
-        offline: whether nothing is asked of the hub; what was fetched before is found.
+        name: "owner/name".
+        config: one of the data set's configurations; "" if it has one.
+        side: one of its splits.
+        revision: a commit, tag or branch; "" means the newest, which may change.
+        offline: read only what was fetched before, without the network.
 
     Raises:
-        InputError: the package ``datasets`` is missing, or it cannot bring this data set.
+        InputError: the package ``datasets`` is missing, or it cannot load this data set.
     """
     library = needed("datasets", "hub", f"dataset = '{name}'")
     try:
-        with _quiet(library), _as_said(library, offline):
+        with _quiet(library), _offline_mode(library, offline):
             builder = library.load_dataset_builder(name, config or None, revision=revision or None)
             _check(builder, revision)
             builder.download_and_prepare()
-            found: Iterable[Mapping[str, Any]] = builder.as_dataset(split=side)
-    except Exception as error:  # the package raises what its many parts raise
+            records: Iterable[Mapping[str, Any]] = builder.as_dataset(split=side)
+    except Exception as error:  # errors of all its dependencies
         reason = one_line(error)[:200].rstrip(".")
         hint = _OFFLINE if offline else "check its name, config, side and revision"
         raise InputError(f"dataset = '{name}': {type(error).__name__}: {reason}; {hint}") from error
-    for number, values in enumerate(found, start=1):
-        yield Row(f"row {number}", dict(values))
+    for number, values in enumerate(records, start=1):
+        yield RawRow(f"row {number}", dict(values))
 
 
 def _check(builder: Any, revision: str) -> None:
-    """The library takes what it fetched last where the hub has no answer, of whatever revision that is."""
+    """Refuse another revision: without an answer from the hub, the library takes the data set it fetched last."""
     if revision and "packaged_modules.cache" in type(builder).__module__ and builder.hash != revision:
-        raise LookupError(f"no revision '{revision}' can be had; what is kept here is {builder.hash}")
+        raise LookupError(f"revision '{revision}' is not available; the local copy is {builder.hash}")
 
 
 @contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """Without bars of progress between this program's own lines."""
+    """Hide the library's progress bars, which would appear between the lines of this program."""
     shown = not library.utils.are_progress_bars_disabled()
     library.utils.disable_progress_bars()
     try:
@@ -60,8 +60,8 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_said(library: Any, offline: bool) -> Iterator[None]:
-    """The packages read their environment when they are imported: afterwards, only their constants can say it."""
+def _offline_mode(library: Any, offline: bool) -> Iterator[None]:
+    """Set the packages' offline constants: they read their environment variables only on import."""
     if not offline:
         yield
         return

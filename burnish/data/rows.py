@@ -1,34 +1,35 @@
-"""The kinds of rows to learn from, and which side of the split a row is on."""
+"""The kinds of rows that supervised learning reads."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
-from burnish.errors import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a dialogue."""
-
-    role: str
-    content: str
+from burnish.data.splits import digest, near_copy_families
+from burnish.types import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Dialogue:
-    """A conversation; the assistant's turns are learnt, the others are read.
+class Conversation:
+    """A conversation: the assistant's messages are learnt, the others are read.
 
     Attributes:
-        unit: hexadecimal digest of what the row must not share with the other side of the split; see ``digest``. Rows
-            of one unit lie on one side, and are one unit of the statistics.
+        unit: the digest of the prompt, or its family of near-copies. Rows of one unit share a side of the split, and
+            are one unit of the statistics.
+        opening: the text by which near-copies are detected, here and in the other kinds: the prompt if there is one.
     """
 
-    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
     unit: str
+
+    @property
+    def first_answer(self) -> int:
+        """The index of the assistant's first message."""
+        return next(index for index, message in enumerate(self.messages) if message.role == "assistant")
+
+    @property
+    def opening(self) -> str:
+        return "\n".join(message.content for message in self.messages[: self.first_answer])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,17 @@ class Text:
     completion: str
     unit: str
 
+    @property
+    def opening(self) -> str:
+        return self.prompt or self.completion
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of a prompt, one preferred.
+    """Two completions of a prompt, of which one is preferred.
 
     Attributes:
-        margin: how much better a reward model shall find the preferred one, where somebody said so.
+        margin: by how much a reward model should score the preferred one higher, if the data says so.
     """
 
     prompt: str
@@ -54,77 +59,73 @@ class Pair:
     unit: str
     margin: float | None = None
 
+    @property
+    def opening(self) -> str:
+        return self.prompt or self.chosen
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A completion that somebody found desirable or not."""
+    """A completion with a label: desirable or not."""
 
     prompt: str
     completion: str
     desirable: bool
     unit: str
 
+    @property
+    def opening(self) -> str:
+        return self.prompt or self.completion
 
-Row = Dialogue | Text | Pair | Judged
-R = TypeVar("R", bound=Row)
+
+TrainingRow = Conversation | Text | Pair | Judged
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A row that cannot be used: its place in the source, and why."""
+class BrokenRow:
+    """A row that cannot be used: where it is in the source ("line 7"), and why."""
 
-    place: str
+    position: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a source gave.
+    """The rows of a source.
 
     Attributes:
-        rows: usable, in the source's order.
-        broken: those that were not; never left out without being listed.
-        repeats: rows equal to an earlier one, kept once.
-        origin: where they came from, for readers.
+        rows: the usable rows, in the source's order.
+        broken: the others; every one is listed.
+        repeats: number of rows equal to an earlier one, which is kept once.
+        origin: the file or data set, for messages.
     """
 
-    rows: tuple[Row, ...]
-    broken: tuple[Broken, ...] = ()
+    rows: tuple[TrainingRow, ...]
+    broken: tuple[BrokenRow, ...] = ()
     repeats: int = 0
     origin: str = ""
 
 
-def digest(*parts: str) -> str:
-    """SHA-256 of the parts, hexadecimal; the parts' borders count."""
-    return hashlib.sha256("\x00".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def held_out(unit: str, percent: int) -> bool:
-    """Whether a unit is held out: ``int(first 8 digits, 16) % 100 < percent``, as in the news task."""
-    return int(unit[:8], 16) % 100 < percent
-
-
-def split(rows: Sequence[R], percent: int) -> tuple[list[R], list[R]]:
-    """Training and held-out rows, each in the source's order.
-
-    Raises:
-        InputError: a side is empty, or there are fewer than two held-out units, which no interval could be drawn from.
-    """
-    sides: tuple[list[R], list[R]] = ([], [])
-    for row in rows:
-        sides[held_out(row.unit, percent)].append(row)
-    units = len({row.unit for row in sides[1]})
-    if not sides[0] or units < 2:
-        found = "no training row" if not sides[0] else f"{units} held-out prompt{'' if units == 1 else 's'}"
-        change = "smaller" if not sides[0] else "larger"
-        raise InputError(
-            f"data.held_out_percent = {percent} leaves {found} of {len(rows)} rows: choose a {change} number or "
-            "give more rows"
-        )
-    return sides
-
-
-def unrepeated(rows: Sequence[Row]) -> tuple[tuple[Row, ...], int]:
-    """The rows without exact repeats, and how many there were."""
+def unrepeated(rows: Sequence[TrainingRow]) -> tuple[tuple[TrainingRow, ...], int]:
+    """Return the rows without exact repeats, and the number of repeats."""
     unique = tuple(dict.fromkeys(rows))
     return unique, len(rows) - len(unique)
+
+
+def with_families(rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+    """Return the rows with the family of near-copies of their prompts as the unit, so that it shares a side."""
+    families = near_copy_families((row.unit, (row.opening,), row.unit) for row in rows)
+    return tuple(replace(row, unit=families[row.unit]) for row in rows)
+
+
+def rows_digest(rows: Sequence[TrainingRow]) -> str:
+    """Return the digest of rows by which a resumed run notices that its data changed."""
+    return digest(*map(_recorded, rows))
+
+
+def _recorded(row: TrainingRow) -> str:
+    """Return a row as text. The form is fixed: run folders hold digests of it."""
+    if isinstance(row, Conversation):
+        turns = ", ".join(f"Turn(role={one.role!r}, content={one.content!r})" for one in row.messages)
+        return f"Dialogue(turns=({turns}), unit={row.unit!r})"
+    return repr(row)

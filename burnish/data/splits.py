@@ -1,17 +1,20 @@
-"""Which side an example is on: a hash of its content decides, and near-copies go to one side together.
+"""The split into training and held-out sides, for reinforcement and supervised learning alike.
 
-An example is held out where ``int(sha256(content)[:8], 16) % 100 < held_out_percent``. Examples that share a text, white
-space, case and punctuation aside, or a run of ``SHARED_WORDS`` words are versions of one another: all of them go to the
-side of the smallest hash among them, so that nothing held out was seen in training.
+An item is held out if ``int(digest[:8], 16) % 100 < held_out_percent``, with the SHA-256 digest of its content.
+Near-copies are a family: all of them are on the side of the smallest digest among them, so that nothing held out was
+seen in training. Two items are near-copies if they have the same words, or a run of ``SHARED_WORDS`` words in common.
+
+A run that many items have (more than ``COMMON_LEAST`` and more than one of ``COMMON_SHARE``) is common wording, such as
+an instruction before every question. It makes no family, and its words do not count in other runs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from burnish.errors import InputError
 from burnish.text import is_unspaced, lexical_words
@@ -21,19 +24,138 @@ if TYPE_CHECKING:
     from burnish.protocols import Observer
 
 SHARED_WORDS = 13
-"""Words of an overlap that counts as the same text (as the contamination check of GPT-3, arXiv 2005.14165, C)."""
+"""Words of an overlap that makes near-copies (as in the contamination check of GPT-3, arXiv 2005.14165, C)."""
 SHARED_CHARACTERS = 26
 """The same in scripts without spaces (Chinese, Japanese, Thai), whose words are two characters or more."""
+COMMON_LEAST, COMMON_SHARE = 10, 20
+"""A run is common wording if more than 10 items and more than one item of 20 have it."""
+
+T = TypeVar("T")
+
+
+def digest(*parts: str) -> str:
+    """Return the hexadecimal SHA-256 digest of the parts; ``("ab", "c")`` and ``("a", "bc")`` differ."""
+    return hashlib.sha256("\x00".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def is_held_out(family: str, percent: int) -> bool:
+    """Return whether a family, or a digest, is held out."""
+    return int(family[:8], 16) % 100 < percent
+
+
+def split(
+    items: Sequence[T], families: Sequence[str], percent: int, *, least_held_out: int = 1
+) -> tuple[list[T], list[T]]:
+    """Return the training and the held-out items, each in the given order.
+
+    Args:
+        families: the family of each item.
+        least_held_out: the least number of held-out families.
+
+    Raises:
+        InputError: no item is left to train on, or too few families are held out.
+    """
+    sides: tuple[list[T], list[T]] = ([], [])
+    for item, family in zip(items, families, strict=True):
+        sides[is_held_out(family, percent)].append(item)
+    count = len({family for family in families if is_held_out(family, percent)})
+    for missing, which, change in (
+        (not sides[0], "no training", "smaller"),
+        (count < least_held_out, f"{count or 'no'} held-out", "larger"),
+    ):
+        if missing:
+            raise InputError(
+                f"held_out_percent = {percent} leaves {which} prompt of {len(items)}: choose a {change} number, or give "
+                "more data"
+            )
+    return sides
+
+
+# Near-copies --------------------------------------------------------------------------------------------------------
+
+
+def near_copy_families(items: Iterable[tuple[str, Sequence[str], Hashable]]) -> dict[str, str]:
+    """Return each item's digest -> the smallest digest among its near-copies.
+
+    Args:
+        items: of each item its digest, the texts of which near-copies share one or a run of one, and a key that makes a
+            family of all items that have it.
+    """
+    runs: dict[str, list[_Runs]] = defaultdict(list)
+    holders: dict[Hashable, list[str]] = defaultdict(list)
+    for one, texts, key in items:
+        tokens = [lexical_words(text) for text in texts]
+        runs[one] += map(_Runs, tokens)
+        for same in {key, *map(_words_digest, filter(None, tokens))}:
+            holders[same].append(one)
+    counts = Counter(run for own in runs.values() for run in {run for text in own for run in text.digests})
+    limit = max(COMMON_LEAST, len(runs) // COMMON_SHARE)
+    common = {run for run, count in counts.items() if count > limit}
+    for one, own in runs.items():
+        for run in {run for text in own for run in text.without(common)}:
+            holders[run].append(one)
+    return _joined(runs, holders.values())
+
+
+def _joined(digests: Iterable[str], groups: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Return each digest -> the smallest digest that a chain of groups connects it to (union-find)."""
+    parent = {one: one for one in digests}
+
+    def root(one: str) -> str:
+        while parent[one] != one:
+            parent[one] = parent[parent[one]]
+            one = parent[one]
+        return one
+
+    for group in groups:
+        for other in group[1:]:
+            first, second = sorted((root(group[0]), root(other)))
+            parent[second] = first
+    return {one: root(one) for one in parent}
+
+
+class _Runs:
+    """The runs of neighbouring words of a text that another text would have to share.
+
+    Attributes:
+        size: words in a run.
+        digests: one per run, by the index of its first word.
+    """
+
+    __slots__ = ("digests", "size")
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.size = SHARED_CHARACTERS if 2 * sum(map(is_unspaced, words)) > len(words) else SHARED_WORDS
+        starts = range(len(words) - self.size + 1)
+        self.digests = [_words_digest(words[start : start + self.size]) for start in starts]
+
+    def without(self, common: Set[bytes]) -> list[bytes]:
+        """Return the runs none of whose words are within a common run."""
+        starts = [start for start, run in enumerate(self.digests) if run in common]
+        covered = {index for start in starts for index in range(start, start + self.size)}
+        return [
+            run
+            for start, run in enumerate(self.digests)
+            if not covered or covered.isdisjoint(range(start, start + self.size))
+        ]
+
+
+def _words_digest(words: Sequence[str]) -> bytes:
+    """Return 16 bytes for a run of words, so that large data fits into memory."""
+    return hashlib.blake2b("\x1f".join(words).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+
+# Tasks --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A prompt with what decides its side.
+class TaskExample:
+    """A prompt of a task, with what decides its side.
 
     Attributes:
-        prompt: its id is ``name/hash`` (see ``named``).
+        prompt: its id is ``name/digest`` (see ``task_example``).
         digest: SHA-256 of the content, hexadecimal.
-        texts: an example that shares one of these, or a long run of one, is a near-copy of this one.
+        texts: near-copies share one of these, or a run of one.
     """
 
     prompt: Prompt
@@ -41,7 +163,7 @@ class Example:
     texts: tuple[str, ...]
 
 
-def example(
+def task_example(
     name: str,
     content: str,
     text: str,
@@ -50,17 +172,27 @@ def example(
     messages: tuple[Message, ...] = (),
     texts: tuple[str, ...] | None = None,
     metadata: dict[str, object] | None = None,
-) -> Example:
-    """An example whose id and side hang on ``content`` alone; ``texts`` is the content where it is left out."""
-    digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
-    prompt = Prompt(f"{name}/{digest[:12]}", text, reference, metadata or {}, messages)
-    return Example(prompt, digest, (content,) if texts is None else texts)
+) -> TaskExample:
+    """Return an example whose id and side depend on ``content`` alone, which is also the default of ``texts``."""
+    content_digest = digest(content)
+    prompt = Prompt(f"{name}/{content_digest[:12]}", text, reference, metadata or {}, messages)
+    return TaskExample(prompt, content_digest, (content,) if texts is None else texts)
 
 
-class TwoSided:
-    """A task that reads its examples once and splits them: what its tasks have in common.
+def example_families(examples: Iterable[TaskExample]) -> dict[str, str]:
+    """Return each example's digest -> its family.
 
-    A task of this kind implements ``examples``; the order of what that returns is the order of both sides.
+    Examples that ask the same are one family too: one question about two contents (two fables with one moral) may not
+        be
+    both trained on and held out.
+    """
+    return near_copy_families((one.digest, one.texts, (one.prompt.text, one.prompt.messages)) for one in examples)
+
+
+class SplitTask:
+    """A base for tasks that read all their examples and split them, both once.
+
+    A subclass implements ``examples``; training and held-out prompts keep their order.
     """
 
     name = "task"
@@ -71,100 +203,50 @@ class TwoSided:
         self.held_out_percent = held_out_percent
         self._sides: tuple[list[Prompt], list[Prompt]] | None = None
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
-        """All examples, in a fixed order. Raises InputError or BurnishError where the data cannot be had."""
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
+        """Return all examples in a fixed order. Raises InputError or BurnishError if the data cannot be read."""
         raise NotImplementedError
 
     def prepare(self, *, offline: bool = False, observer: Observer | None = None) -> None:
-        """Reads and splits the data, once; without it, the first use does the same with a network and in silence."""
+        """Read and split the data on the first call.
+
+        Without this call, the first use of the prompts does it, with network access and without messages.
+
+        Raises:
+            InputError: there is no example, or no prompt is left on one of the two sides.
+        """
         if self._sides is not None:
             return
-        found = self.examples(offline=offline, observer=observer)
-        unique = {example.digest: example for example in reversed(found)}
-        kept = [unique[digest] for digest in dict.fromkeys(example.digest for example in found)]
-        self._sides = split(kept, self.held_out_percent)
+        examples = self.examples(offline=offline, observer=observer)
+        if not examples:
+            raise InputError("the data has no example that can be used: check the task's options")
+        unique = {one.digest: one for one in reversed(examples)}
+        kept = [unique[one] for one in dict.fromkeys(one.digest for one in examples)]
+        families = example_families(kept)
+        self._sides = split([one.prompt for one in kept], [families[one.digest] for one in kept], self.held_out_percent)
         if observer:
             train, held_out = self._sides
             observer.message(
                 f"{self.name}: {len(train)} training and {len(held_out)} held-out prompts; left out: "
-                f"{len(found) - len(kept)} repeated"
+                f"{len(examples) - len(kept)} repeated"
             )
 
     def train(self) -> Sequence[Prompt]:
-        """The training prompts, in the data's order."""
+        """Return the training prompts in the data's order."""
         return self._side(0)
 
     def evaluation(self) -> Sequence[Prompt]:
-        """The held-out prompts, in the data's order."""
+        """Return the held-out prompts in the data's order."""
         return self._side(1)
 
-    def _side(self, which: int) -> Sequence[Prompt]:
+    def _side(self, index: int) -> Sequence[Prompt]:
         self.prepare()
         assert self._sides is not None
-        return self._sides[which]
+        return self._sides[index]
 
 
-def split(examples: Sequence[Example], held_out_percent: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, in order. Digests must differ.
-
-    Raises:
-        InputError: one of the two sides is empty.
-    """
-    if not examples:
-        raise InputError("the data has no example that can be used: check the task's options")
-    families = families_of(examples)
-    sides: tuple[list[Prompt], list[Prompt]] = ([], [])
-    for one in examples:
-        sides[int(families[one.digest][:8], 16) % 100 < held_out_percent].append(one.prompt)
-    for side, which, change in ((sides[0], "training", "smaller"), (sides[1], "held-out", "larger")):
-        if not side:
-            raise InputError(
-                f"held_out_percent = {held_out_percent} leaves no {which} prompt of {len(examples)}: choose a {change} "
-                "number, or give more data"
-            )
-    return sides
-
-
-def families_of(examples: Sequence[Example]) -> dict[str, str]:
-    """Each digest -> the smallest digest among the examples that near-copies, or one and the same prompt, join it
-    to (union-find)."""
-    parent = {example.digest: example.digest for example in examples}
-
-    def root(digest: str) -> str:
-        while parent[digest] != digest:
-            parent[digest] = parent[parent[digest]]
-            digest = parent[digest]
-        return digest
-
-    holders: dict[Hashable, list[str]] = defaultdict(list)
-    for one in examples:
-        for mark in {mark for text in one.texts for mark in _marks(text)}:
-            holders[mark].append(one.digest)
-        # One question about two contents (fables with one moral) is one question: it may not be held out and trained on.
-        holders[one.prompt.text, one.prompt.messages].append(one.digest)
-    for together in holders.values():
-        for other in together[1:]:
-            first, second = sorted((root(together[0]), root(other)))
-            parent[second] = first
-    return {digest: root(digest) for digest in parent}
-
-
-def _marks(text: str) -> Iterator[Hashable]:
-    """What two versions of a text have in common: the bare text, and each long run of its words."""
-    bare = lexical_words(text)
-    yield hash_of(bare)
-    run = SHARED_CHARACTERS if 2 * sum(map(is_unspaced, bare)) > len(bare) else SHARED_WORDS
-    for start in range(len(bare) - run + 1):
-        yield hash_of(bare[start : start + run])
-
-
-def hash_of(tokens: Sequence[str]) -> bytes:
-    """A short mark of a run of words; 16 bytes a run instead of the words keep large data in memory."""
-    return hashlib.blake2b("\x1f".join(tokens).encode("utf-8", "backslashreplace"), digest_size=16).digest()
-
-
-def asked(text: str, *, chat: bool, system: str = "", history: Sequence[Message] = ()) -> tuple[Message, ...]:
-    """The messages of a prompt that asks ``text``: none where ``chat`` is off, so that the policy continues the text."""
+def chat_messages(text: str, *, chat: bool, system: str = "", history: Sequence[Message] = ()) -> tuple[Message, ...]:
+    """Return the messages of a prompt; none if ``chat`` is off, so that the policy continues ``text``."""
     if not chat:
         return ()
     begin = (Message("system", system),) if system else ()

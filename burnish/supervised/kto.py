@@ -11,7 +11,7 @@ from torch import Tensor
 
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import kto_loss, kto_reference_point
-from burnish.data.rows import Judged, Pair, Row
+from burnish.data.rows import Judged, Pair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, mean_of_units
 from burnish.protocols import Policy
@@ -69,7 +69,7 @@ class Judging(NoFindings):
         self.beta = beta
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
-    def examples(self, encoder: Encoder, row: Row) -> list[Example]:
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if isinstance(row, Pair):
             chosen, rejected = two_answers(encoder, row)
             return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss, ipo_loss
 from burnish.algorithms.table_gradients import adding_to_grad
-from burnish.data.rows import Dialogue, Pair, Row, Text
+from burnish.data.rows import Conversation, Pair, Text, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
 from burnish.protocols import LanguageModel, Policy
@@ -52,7 +52,7 @@ class Objective(Protocol[P]):
 
     metrics: tuple[Metric, ...]
 
-    def examples(self, encoder: Encoder, row: Row) -> list[Example]:
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         """Raises ValueError where the row cannot be used, InputError where no such row could."""
         ...
 
@@ -84,9 +84,9 @@ class FineTuning(NoFindings):
         Metric("truth_nll", "lower", "nll", "tokens", mean_of_units),
     )
 
-    def examples(self, encoder: Encoder, row: Row) -> list[Example]:
-        if isinstance(row, Dialogue):
-            return [Example(row.unit, (encoder.dialogue(row),))]
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
+        if isinstance(row, Conversation):
+            return [Example(row.unit, (encoder.conversation(row),))]
         if not isinstance(row, Text):
             raise InputError(
                 "these rows are pairs or judged answers, for `burnish prefer`: `burnish sft` learns from texts"
@@ -139,7 +139,7 @@ class Preferring(NoFindings):
     def __init__(self, loss: PairLoss, beta: float) -> None:
         self.loss, self.beta = loss, beta
 
-    def examples(self, encoder: Encoder, row: Row) -> list[Example]:
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if not isinstance(row, Pair):
             raise InputError(
                 "these rows are texts: DPO and IPO learn from pairs (KTO from judged answers too), `burnish sft` from texts"

@@ -1,5 +1,8 @@
-"""Where rows come from: files of one's own, and the catalogue's data. A source is a class whose keyword arguments, all
-with defaults, are the options of its ``[data]`` table, with one method ``rows``."""
+"""Sources of training rows: a user's own files and the catalogue's data.
+
+A source is a class with one method ``rows``. Its keyword arguments, all with defaults, are the options of its
+``[data]`` table.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,26 @@ from typing import Protocol
 
 import numpy as np
 
-from burnish.data.rows import Broken, Dialogue, Pair, Row, Rows, Text, Turn, digest, held_out, unrepeated
-from burnish.data.splits import Example, families_of
+from burnish.data.files import read_json_lines
+from burnish.data.formats import RowFormat
+from burnish.data.rows import BrokenRow, Conversation, Pair, Rows, Text, TrainingRow, unrepeated, with_families
+from burnish.data.splits import TaskExample, digest, example_families, is_held_out
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
 from burnish.protocols import Observer
 from burnish.registry import Registry, factory, nearest
+from burnish.system.paths import expanded
 from burnish.tasks.news import Article, articles
-from burnish.tasks.translation import HSK as TRANSLATION
-from burnish.tasks.translation import Sentences
+from burnish.tasks.translation import HSK, Sentences
+from burnish.types import Message
 
 
 class Source(Protocol):
-    """Gives rows of one kind, in a fixed order. ``held_out_percent`` is for those that mix texts of several rows, which
-    must not be done across the split."""
+    """A source of rows of one kind, in a fixed order.
+
+    Rows that must share a side of the split have the same unit. A source that mixes texts of several rows may do so
+    only within a side, for which it is given ``held_out_percent``.
+    """
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows: ...
 
@@ -35,8 +44,8 @@ SourceFactory = Callable[..., Source]
 SOURCES: Registry[SourceFactory] = Registry(
     "source",
     builtin={
-        "jsonl": "burnish.supervised.jsonl:JsonLines",
-        "translation": "burnish.supervised.sources:Translation",
+        "jsonl": "burnish.supervised.sources:JsonLines",
+        "translation": "burnish.supervised.sources:TranslationRows",
         "news": "burnish.supervised.sources:NewsText",
         "news-pairs": "burnish.supervised.sources:NewsPairs",
     },
@@ -44,58 +53,94 @@ SOURCES: Registry[SourceFactory] = Registry(
 )
 
 
-@dataclass(kw_only=True, eq=False)
-class Translation(Sentences):
-    """Sentences with their translations, as prompts and completions: those of the task ``translation``.
+class JsonLines:
+    """A file of JSON lines: chat, completion, text, pairs or labelled. Rows with near-copies of a prompt share a side.
 
-    The unit of a row is the family of near-copies that the task splits by: with the same held-out percentage (25), what is
-    held out there is held out here.
+    Args:
+        path: the file; a relative path starts at the working directory.
+        format: "chat" (``messages``: a list of ``{"role", "content"}``), "completion" (``prompt``, ``completion``),
+            "text" (``text``), "labelled" (``prompt``, ``completion``, ``label``: true or false) or
+            "pairs" (``prompt``, ``chosen``, ``rejected`` and optionally ``margin``).
+        columns: the file's own names for these, such as ``{ prompt = "question" }``.
+
+    Raises:
+        InputError: an option is missing or unknown, or (when read) the file cannot be read.
+    """
+
+    def __init__(self, *, path: str = "", format: str = "", columns: dict[str, str] | None = None) -> None:
+        if not path:
+            raise InputError('data.path is missing: name the file, as in path = "data.jsonl"')
+        self.path, self.format = expanded(path), RowFormat(format, columns or {})
+
+    def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
+        """Read the file."""
+        rows: list[TrainingRow] = []
+        broken: list[BrokenRow] = []
+        try:
+            for raw in read_json_lines(self.path):
+                try:
+                    if raw.values is None:
+                        raise ValueError(raw.reason)
+                    rows.append(self.format.row(raw.values))
+                except ValueError as error:
+                    broken.append(BrokenRow(raw.position, str(error)))
+        except InputError as error:
+            raise InputError(f"data.{error}") from error
+        unique, repeats = unrepeated(rows)
+        return Rows(with_families(unique), tuple(broken), repeats, str(self.path))
+
+
+@dataclass(kw_only=True, eq=False)
+class TranslationRows(Sentences):
+    """The sentences of the task ``translation``, as prompts and completions.
+
+    The unit of a row is its family of near-copies in the task: with the same held-out percentage (25), both hold out
+    the same sentences.
 
     Args:
         data, source, target, template, min_words, max_words, folder: as in the task.
-        chat: whether rows are chats, for a model that is asked through its chat template.
+        chat: return conversations, for a model with a chat template.
     """
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        found = self.examples(offline=offline, observer=observer)
-        families = families_of(found)
-        unique, repeats = unrepeated([_learnt(one, families[one.digest]) for one in found])
-        return Rows(unique, repeats=repeats, origin=TRANSLATION if self.data == "hsk" else str(self.place))
+        examples = self.examples(offline=offline, observer=observer)
+        families = example_families(examples)
+        unique, repeats = unrepeated([_training_row(one, families[one.digest]) for one in examples])
+        return Rows(unique, repeats=repeats, origin=HSK if self.data == "hsk" else str(self.help_folder))
 
 
-def _learnt(one: Example, unit: str) -> Row:
-    """A task's example as a row: its reference is what is learnt."""
+def _training_row(one: TaskExample, unit: str) -> TrainingRow:
+    """Return a task's example as a row that teaches its reference."""
     prompt, reference = one.prompt, one.prompt.reference or ""
     if prompt.messages:
-        turns = tuple(Turn(message.role, message.content) for message in prompt.messages)
-        return Dialogue((*turns, Turn("assistant", reference)), unit)
+        return Conversation((*prompt.messages, Message("assistant", reference)), unit)
     return Text(prompt.text, continuation(prompt.text, reference), unit)
 
 
 class NewsText:
     """News articles (``lee-news``) as plain text.
 
-    The unit of an article is that of the task ``news``: with the same held-out percentage (25), what is held out there
-    is held out here.
+    The unit of an article is its family in the task ``news``: with the same held-out percentage (25), both hold out the
+    same articles.
     """
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        found, repeats = articles(offline=offline, observer=observer)
-        return Rows(tuple(Text("", one.text, one.family) for one in found), repeats=repeats, origin="lee-news")
+        unique, repeats = articles(offline=offline, observer=observer)
+        return Rows(tuple(Text("", one.text, one.family) for one in unique), repeats=repeats, origin="lee-news")
 
 
 class NewsPairs:
     """Heads of news passages, each with its true continuation (chosen) and a false one (rejected).
 
-    An article is cut into passages; units are articles, as in ``NewsText``, so one article's passages lie on one side and
-    are never taken for independent evidence.
+    An article is cut into passages. Units are articles, as in ``NewsText``: the passages of an article share a side and
+    are not independent evidence.
 
     Args:
-        rejected: "other" (the continuation of another article on the same side of the split; each is used once, so a text
-            says by itself nothing of being true) or "words" (the true continuation's words in another order).
-        prompt_words, completion_words: of a passage.
-        passages: at most so many of each article, from its beginning.
-        seed: of the shuffles.
+        rejected: "other" (the continuation of another article on the same side of the split; each is used once, so that
+            a continuation alone does not show whether it is true) or "words" (the true continuation's words, shuffled).
+        prompt_words, completion_words: the size of a passage.
+        passages: the most passages per article, from its beginning.
+        seed: the seed of the shuffles.
     """
 
     def __init__(
@@ -119,46 +164,48 @@ class NewsPairs:
         self.prompt_words, self.completion_words = prompt_words, completion_words
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        found, repeats = articles(offline=offline, observer=observer)
-        passages = [(one, *passage) for one in found for passage in self._passages(one)]
+        unique, repeats = articles(offline=offline, observer=observer)
+        passages = [(one, *passage) for one in unique for passage in self._passages(one)]
         if self.rejected == "words":
             false = [self._shuffled(completion) for _, _, completion in passages]
         else:
             false = _exchanged(
                 [(one.family, completion) for one, _, completion in passages],
-                [held_out(one.family, held_out_percent) for one, _, _ in passages],
+                [is_held_out(one.family, held_out_percent) for one, _, _ in passages],
             )
-        pairs: list[Row] = []
-        broken: list[Broken] = []
+        pairs: list[TrainingRow] = []
+        broken: list[BrokenRow] = []
         for (one, prompt, true), other in zip(passages, false, strict=True):
             if other == true:
-                broken.append(Broken(f"article {one.sha256[:12]}", "no other continuation to be had"))
+                broken.append(BrokenRow(f"article {one.sha256[:12]}", "no other continuation is available"))
             else:
                 pairs.append(Pair(prompt, continuation(prompt, true), continuation(prompt, other), one.family))
         return Rows(tuple(pairs), tuple(broken), repeats, "lee-news")
 
     def _passages(self, article: Article) -> Iterator[tuple[str, str]]:
         words, size = article.text.split(" "), self.prompt_words + self.completion_words
-        for place in range(min(self.passages, len(words) // size)):
-            passage = words[place * size : (place + 1) * size]
+        for index in range(min(self.passages, len(words) // size)):
+            passage = words[index * size : (index + 1) * size]
             yield " ".join(passage[: self.prompt_words]), " ".join(passage[self.prompt_words :])
 
     def _shuffled(self, text: str) -> str:
         words = text.split(" ")
         generator = np.random.default_rng([self.seed, int(digest(text)[:8], 16)])
-        return " ".join(words[place] for place in generator.permutation(len(words)))
+        return " ".join(words[index] for index in generator.permutation(len(words)))
 
 
 def _exchanged(passages: Sequence[tuple[str, str]], sides: Sequence[bool]) -> list[str]:
-    """For each (family, completion) a completion of another family on the same side, each used once; its own where a side
-    has too few families."""
+    """Return for each (family, completion) a completion of another family on the same side, each used once.
+
+    On a side with too few families, each keeps its own.
+    """
     false = [completion for _, completion in passages]
     for side in (False, True):
-        places = sorted((place for place in range(len(passages)) if sides[place] == side), key=lambda p: passages[p][0])
-        sizes = Counter(passages[place][0] for place in places)
-        # In the order of families, a shift by the largest one's size always leads to another.
+        order = sorted((index for index in range(len(passages)) if sides[index] == side), key=lambda i: passages[i][0])
+        sizes = Counter(passages[index][0] for index in order)
+        # In the order of families, a shift by the size of the largest one always reaches another family.
         shift = max(sizes.values(), default=0)
-        if 2 * shift <= len(places):
-            for index, place in enumerate(places):
-                false[place] = passages[places[(index + shift) % len(places)]][1]
+        if 2 * shift <= len(order):
+            for rank, index in enumerate(order):
+                false[index] = passages[order[(rank + shift) % len(order)]][1]
     return false

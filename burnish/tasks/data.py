@@ -1,16 +1,16 @@
-"""The data task: prompts of one's own, out of a file or the Hugging Face hub, by the names of their columns."""
+"""The data task: a user's own prompts, from a file or the Hugging Face hub, by the names of their columns."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from burnish.data import files as tables
-from burnish.data import hub
-from burnish.data.splits import Example, TwoSided, example
+from burnish.data.files import RawRow, file_format, json_type, read_file
+from burnish.data.formats import ROLES
+from burnish.data.hub import hub_rows
+from burnish.data.splits import SplitTask, TaskExample, digest, task_example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.system.paths import expanded
@@ -19,43 +19,41 @@ from burnish.types import Message
 if TYPE_CHECKING:
     from burnish.protocols import Observer
 
-ROLES = ("system", "user", "assistant")
 LISTED = 5
-"""Broken rows that are named one by one."""
+"""The most broken rows that a message lists."""
 
 
-class Data(TwoSided):
-    """Prompts out of a JSONL, CSV or Parquet file, or a data set of the hub.
+class DataTask(SplitTask):
+    """Prompts from a JSONL, CSV or Parquet file, or from a data set of the hub.
 
-    The side of a prompt hangs on a hash of its text (white space aside), or of the column ``group``. A prompt that was there
-    before is left out and counted. Rows that cannot be used are counted, the first ones are listed with their reasons, and a
-    run lists all of them in its ``broken_rows.jsonl``.
+    The side of a prompt depends on a hash of its text, with single spaces. Near-copies and rows with one value of the
+    column ``group`` share a side. A repeated prompt is left out and counted. Rows that cannot be used are counted, a
+    message lists the first ones with the reasons, and a run lists all of them in its ``broken_rows.jsonl``.
 
     Args:
-        path: the file; a relative path is meant from the folder the command runs in.
-        dataset: instead of a file, the hub's name of a data set, with ``config``, ``side`` ("train", ...) and ``revision``
-            (a commit, tag or branch; the newest, which may change, where it is empty).
-        format: "jsonl", "csv" or "parquet" where the file's name does not say it.
-        delimiter: of CSV.
-        prompt: the column that is asked.
-        template: instead of ``prompt``, a text with the names of columns in braces, as in "Translate: {sentence}".
-        messages: instead of ``prompt``, a column with a conversation: a list of ``{"role", "content"}``. Where the
-            assistant has the last word, that is the reference, unless a column is named for it.
-        reference: the column of true answers; none where it is empty. What is not text there is written as JSON.
-        group: a column; rows of one value lie on one side.
+        path: the file; a relative path starts at the working directory.
+        dataset: instead of a file, the name of a data set of the hub, with ``config``, ``side`` ("train", ...) and
+            ``revision`` (a commit, tag or branch; if empty the newest, which may change).
+        format: "jsonl", "csv" or "parquet", if the file's suffix does not say it.
+        delimiter: the delimiter of a CSV file.
+        prompt: the column with the prompt.
+        template: instead of ``prompt``, a text with column names in braces, as in "Translate: {sentence}".
+        messages: instead of ``prompt``, a column with a conversation: a list of ``{"role", "content"}``. If its last
+            message is the assistant's, that is the reference, unless ``reference`` names a column.
+        reference: the column with the true answer; if empty there is no reference. Values other than text become JSON.
+        group: a column; rows with the same value share a side.
         metadata: columns that rewards may read from the prompt's metadata.
-        system: a system message that begins each conversation.
+        system: a system message at the beginning of each conversation.
         chat: whether prompts go through the model's chat template.
         held_out_percent: share of the prompts, by hash, that training never sees.
-        max_broken: share of the rows that may be unusable; more is an error.
-        max_characters: a longer text makes a row unusable.
+        max_broken: the largest share of unusable rows; more is an error.
+        max_characters: a longer text makes its row unusable.
 
     Raises:
-        InputError: options that cannot be meant, a file that cannot be read, a column that no row has, or too many broken
-            rows.
+        InputError: options are inconsistent, the file cannot be read, no row has a column, or too many rows are broken.
 
     Attributes:
-        broken: once the data are read, the rows that cannot be used, with their places and reasons.
+        broken: once the data is read, the rows that cannot be used, with their positions and reasons.
     """
 
     name = "data"
@@ -84,9 +82,9 @@ class Data(TwoSided):
     ) -> None:
         super().__init__(held_out_percent)
         if bool(path) == bool(dataset):
-            raise InputError('name one of path (a file, as in path = "prompts.jsonl") and dataset (of the hub)')
+            raise InputError('name either path (a file, as in path = "prompts.jsonl") or dataset (of the hub)')
         if template and messages:
-            raise InputError("template and messages both say what is asked: leave one of them out")
+            raise InputError("template and messages both define the prompt: remove one of them")
         if messages and not chat:
             raise InputError("messages are a conversation, which needs chat = true")
         if system and not chat:
@@ -96,72 +94,73 @@ class Data(TwoSided):
         if max_characters < 1:
             raise InputError(f"max_characters = {max_characters}: must be at least 1")
         if not all(isinstance(column, str) for column in metadata):
-            raise InputError("metadata must be a list of columns' names")
+            raise InputError("metadata must be a list of column names")
         self.path, self.dataset, self.config, self.side = expanded(path), dataset, config, side
         self.revision = revision
-        self.format = "" if dataset else tables.format_of(self.path, format)
+        self.format = "" if dataset else file_format(self.path, format)
         self.delimiter, self.template, self.messages, self.reference = delimiter, template, messages, reference
         self.group, self.metadata, self.system, self.chat = group, list(metadata), system, chat
         self.max_broken, self.max_characters = max_broken, max_characters
         self.prompt = "" if template or messages else prompt
         self.fields = _fields(template)
         self.origin = dataset or str(self.path)
-        self.broken: tuple[tables.Row, ...] = ()
+        self.broken: tuple[RawRow, ...] = ()
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
-        found: list[Example] = []
-        broken: list[tables.Row] = []
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
+        examples: list[TaskExample] = []
+        broken: list[RawRow] = []
         total = 0
         for row in self._rows(offline):
             total += 1
             try:
                 if row.values is None:
                     raise ValueError(row.reason)
-                found.append(self._example(row.values))
+                examples.append(self._example(row.values))
             except ValueError as error:
-                broken.append(tables.Row(row.place, None, str(error)))
+                broken.append(RawRow(row.position, None, str(error)))
         if not total:
-            raise InputError(f"'{self.origin}' has no rows: nothing to ask")
+            raise InputError(f"'{self.origin}' has no rows, so there are no prompts")
         if broken:
-            listed = "; ".join(f"{row.place}: {row.reason}" for row in broken[:LISTED])
+            listed = "; ".join(f"{row.position}: {row.reason}" for row in broken[:LISTED])
             more = "; ..." if len(broken) > LISTED else ""
-            said = f"{len(broken)} of {total} rows of '{self.origin}' cannot be used: {listed}{more}"
+            summary = f"{len(broken)} of {total} rows of '{self.origin}' cannot be used: {listed}{more}"
             if len(broken) > self.max_broken * total:
-                raise InputError(f"{said}; mend them, or raise max_broken (now {self.max_broken})")
+                raise InputError(f"{summary}; correct them, or raise max_broken (now {self.max_broken})")
             if observer:
-                observer.message(f"data: {said}", level="warning")
+                observer.message(f"data: {summary}", level="warning")
         self.broken = tuple(broken)
-        return found
+        return examples
 
-    def _rows(self, offline: bool) -> Iterator[tables.Row]:
+    def _rows(self, offline: bool) -> Iterator[RawRow]:
         if self.dataset:
-            return hub.rows(self.dataset, config=self.config, side=self.side, revision=self.revision, offline=offline)
-        return tables.read(self.path, self.format, delimiter=self.delimiter)
+            return hub_rows(self.dataset, config=self.config, side=self.side, revision=self.revision, offline=offline)
+        return read_file(self.path, self.format, delimiter=self.delimiter)
 
-    def _example(self, row: Mapping[str, Any]) -> Example:
-        """Raises ValueError that says what is wrong with the row."""
-        said: str | None = None
+    def _example(self, row: Mapping[str, Any]) -> TaskExample:
+        """Return the example of a row. Raises ValueError with the reason if it cannot be used."""
+        answer: str | None = None
         if self.messages:
-            messages, said = self._conversation(self._value(row, self.messages))
+            messages, answer = self._conversation(self._value(row, self.messages))
             text = messages[-1].content
         else:
-            text = self._asked(row)
+            text = self._prompt_text(row)
             messages = (Message("user", text),) if self.chat else ()
         if self.system:
             messages = (Message("system", self.system), *(each for each in messages if each.role != "system"))
-        reference = self._reference(row) if self.reference else said
+        reference = self._reference(row) if self.reference else answer
         whole = "\n".join(f"{each.role}: {each.content}" for each in messages) if self.messages else text
         content = " ".join(whole.split())
-        group = (self._marked(row),) if self.group else ()
+        group = (self._group_digest(row),) if self.group else ()
         metadata: dict[str, object] = {column: self._value(row, column) for column in self.metadata}
-        return example("data", content, text, reference, messages=messages, texts=group, metadata=metadata)
+        return task_example(
+            "data", content, text, reference, messages=messages, texts=(content, *group), metadata=metadata
+        )
 
-    def _marked(self, row: Mapping[str, Any]) -> str:
-        """One word for the row's group: rows that share it lie on one side."""
-        value = json.dumps(self._value(row, self.group), sort_keys=True, default=str)
-        return hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
+    def _group_digest(self, row: Mapping[str, Any]) -> str:
+        """Return a word that stands for the row's group, as a text that its rows share."""
+        return digest(json.dumps(self._value(row, self.group), sort_keys=True, default=str))
 
-    def _asked(self, row: Mapping[str, Any]) -> str:
+    def _prompt_text(self, row: Mapping[str, Any]) -> str:
         if not self.template:
             return self._text(row, self.prompt)
         return self.template.format_map({name: self._text(row, name) for name in self.fields})
@@ -178,7 +177,7 @@ class Data(TwoSided):
     def _checked(self, value: Any, column: str) -> str:
         if not isinstance(value, str):
             wrong = "" if value is None else ", not text"
-            raise ValueError(f"'{column}' is {tables.kind_of(value)}{wrong}")
+            raise ValueError(f"'{column}' is {json_type(value)}{wrong}")
         if not value.strip():
             raise ValueError(f"'{column}' is empty")
         if len(value) > self.max_characters:
@@ -197,45 +196,47 @@ class Data(TwoSided):
             try:
                 value = json.dumps(value, ensure_ascii=False, allow_nan=False)
             except (TypeError, ValueError):
-                raise ValueError(f"'{self.reference}' is {tables.kind_of(value)} that JSON does not have") from None
+                raise ValueError(f"'{self.reference}' is {json_type(value)} that JSON does not have") from None
         return self._checked(value, self.reference)
 
     def _conversation(self, value: Any) -> tuple[tuple[Message, ...], str | None]:
-        """The messages up to the user's last one, and what the assistant said to it, where that is there."""
+        """Return the messages up to the user's last one, and the assistant's answer to it, if there is one."""
         if isinstance(value, str):  # CSV has no lists
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
-                raise ValueError(f"'{self.messages}' is no list of messages") from None
+                raise ValueError(f"'{self.messages}' is not a list of messages") from None
         if not isinstance(value, list) or not value:
-            raise ValueError(f"'{self.messages}' is no list of messages")
+            raise ValueError(f"'{self.messages}' is not a list of messages")
         messages = [self._message(each) for each in value]
-        said = messages.pop().content if messages[-1].role == "assistant" else None
+        answer = messages.pop().content if messages[-1].role == "assistant" else None
         if not messages or messages[-1].role != "user":
-            raise ValueError(f"'{self.messages}': nothing that a user asks stands last, or before the last answer")
-        return tuple(messages), said
+            raise ValueError(
+                f"'{self.messages}': the last message, or the one before the last answer, must be the user's"
+            )
+        return tuple(messages), answer
 
     def _message(self, value: Any) -> Message:
         role = value.get("role") if isinstance(value, dict) else None
         if not isinstance(value, dict) or role not in ROLES:
             raise ValueError(
-                f"'{self.messages}': a message is an object with content and role, one of {', '.join(ROLES)}"
+                f"'{self.messages}': a message must be an object with content and a role of {', '.join(ROLES)}"
             )
         return Message(role, self._checked(value.get("content"), "content"))
 
 
 def _fields(template: str) -> list[str]:
-    """The columns that a template names. Raises InputError where it names none, or anything else."""
+    """Return the columns that a template names. Raises InputError if it names none, or has other fields."""
     if not template:
         return []
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise InputError(f"template: {error}; write {{{{ and }}}} for braces that are meant") from error
+        raise InputError(f"template: {error}; write {{{{ and }}}} for literal braces") from error
     fields = [name for _, name, _, _ in parsed if name is not None]
     plain = all(name and not set(name) & set(".[]") for name in fields)
     if not fields or not plain or any(spec or conversion for _, _, spec, conversion in parsed):
         raise InputError(
-            "template must hold the names of columns in braces, as in {question}, and nothing else in them"
+            "template must have column names in braces, as in {question}, without attributes, indices or formats"
         )
     return fields

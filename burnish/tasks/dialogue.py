@@ -1,4 +1,4 @@
-"""The dialogue task: what was said so far to a reply. The conversations are the catalogue's ``chatterbot``."""
+"""The dialogue task: reply to a conversation. The conversations are the catalogue's ``chatterbot``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
-from burnish.data.splits import Example, TwoSided, example
+from burnish.data.splits import SplitTask, TaskExample, task_example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.types import Message
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 DATA = "chatterbot"
 LANGUAGES = {"en": "english", "zh": "chinese"}
 TURNS = ("conversations", "health", "sports")
-"""Topics whose lists are turns. In the others, what follows the first answer are other answers to the same question."""
+"""Topics whose lists are turns. In the others, an answer is followed by alternative answers to the same question."""
 
 
-class Dialogue(TwoSided):
+class Dialogue(SplitTask):
     """Conversations up to a user's message, each with the true reply.
 
-    A conversation of several turns gives a prompt for each reply in it, and all of them lie on one side.
+    A conversation of several turns gives a prompt for each of its replies, all on one side.
 
     Args:
-        language: "en" (683 prompts) or "zh" (392; translated by a machine, and poor).
-        topics: only these of the data's topics ("emotion", "trivia", ...); none named takes all.
-        system: a system message that begins each conversation.
-        history: at most so many messages before the last one.
-        chat: whether prompts go through the model's chat template; else lines begin with who speaks.
+        language: "en" (683 prompts) or "zh" (392; a poor machine translation).
+        topics: topics of the data ("emotion", "trivia", ...); an empty list means all.
+        system: a system message at the beginning of each conversation.
+        history: the most messages before the last one.
+        chat: whether prompts go through the model's chat template; else each line begins with its speaker.
         held_out_percent: share of the conversations, by hash, that training never sees.
 
     Raises:
@@ -59,30 +59,30 @@ class Dialogue(TwoSided):
             raise InputError("system is a message of a chat, which needs chat = true")
         self.language, self.topics, self.system, self.history, self.chat = language, list(topics), system, history, chat
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
-        found = conversations(self.language, offline=offline, observer=observer)
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
+        by_topic = conversations(self.language, offline=offline, observer=observer)
         for topic in self.topics:
-            if topic not in found:
-                raise InputError(f"topics: '{topic}'{nearest(topic, found)}: known are {', '.join(found)}")
-        taken = self.topics or list(found)
-        return [one for topic in taken for turns in found[topic] for one in self._replies(topic, turns)]
+            if topic not in by_topic:
+                raise InputError(f"topics: '{topic}'{nearest(topic, by_topic)}: known are {', '.join(by_topic)}")
+        topics = self.topics or list(by_topic)
+        return [one for topic in topics for turns in by_topic[topic] for one in self._replies(topic, turns)]
 
-    def _replies(self, topic: str, turns: Sequence[str]) -> Iterator[Example]:
-        for place in range(1, len(turns), 2):
-            before = turns[max(0, place - 1 - self.history) : place]
+    def _replies(self, topic: str, turns: Sequence[str]) -> Iterator[TaskExample]:
+        for answer in range(1, len(turns), 2):
+            before = turns[max(0, answer - 1 - self.history) : answer]
             roles = ["user" if index % 2 == 0 else "assistant" for index in range(len(before))]
-            said = [
+            past = [
                 Message("user" if role == "user" else "assistant", text)
                 for role, text in zip(roles, before, strict=True)
             ]
-            lines = "".join(f"{'A' if each.role == 'user' else 'B'}: {each.content}\n" for each in said)
+            lines = "".join(f"{'A' if each.role == 'user' else 'B'}: {each.content}\n" for each in past)
             system = [Message("system", self.system)] if self.system else []
-            yield example(
+            yield task_example(
                 f"dialogue/{self.language}",
                 "\n".join(before),
                 before[-1] if self.chat and len(before) == 1 else lines.rstrip("\n") if self.chat else f"{lines}B:",
-                turns[place],
-                messages=(*system, *said) if self.chat else (),
+                turns[answer],
+                messages=(*system, *past) if self.chat else (),
                 texts=(turns[0], "\n".join(before)),
                 metadata={"topic": topic, "turns": len(before)},
             )
@@ -91,22 +91,22 @@ class Dialogue(TwoSided):
 def conversations(
     language: str, *, offline: bool = False, observer: Observer | None = None
 ) -> dict[str, list[tuple[str, ...]]]:
-    """Topic -> its conversations, in the data's order. Raises InputError or BurnishError as ``fetch``."""
+    """Return topic -> conversations, in the data's order. Raises InputError or BurnishError as ``fetch``."""
     files = fetch(DATA, offline=offline, observer=observer)
-    place = f"/{LANGUAGES[language]}/"
-    return {Path(name).stem: _read(path) for name, path in sorted(files.items()) if place in f"/{name}"}
+    folder = f"/{LANGUAGES[language]}/"
+    return {Path(name).stem: _read(path) for name, path in sorted(files.items()) if folder in f"/{name}"}
 
 
 def _read(path: Path) -> list[tuple[str, ...]]:
     import yaml
 
-    # BaseLoader: every value is the text that stands there; others make True of a plain "Yes".
+    # BaseLoader keeps every value as text; other loaders read a plain "Yes" as True.
     loader: Any = yaml.BaseLoader
     rows = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["conversations"]
-    found = []
+    conversations = []
     for row in rows:
         turns = [" ".join(str(turn).split()) for turn in row]
         turns = turns if path.stem in TURNS else turns[:2]
         if len(turns) > 1 and all(turns):
-            found.append(tuple(turns))
-    return found
+            conversations.append(tuple(turns))
+    return conversations

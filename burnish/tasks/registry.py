@@ -1,4 +1,7 @@
-"""Tasks by name. A task is a class whose keyword arguments, all with defaults, are the options of its ``[task]`` table."""
+"""Tasks by name.
+
+A task is a class whose keyword arguments, all with defaults, are the options of its ``[task]`` table.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ TASKS: Registry[TaskFactory] = Registry(
     "task",
     builtin={
         "code": "burnish.tasks.code:Code",
-        "data": "burnish.tasks.data:Data",
+        "data": "burnish.tasks.data:DataTask",
         "dialogue": "burnish.tasks.dialogue:Dialogue",
         "headlines": "burnish.tasks.headlines:Headlines",
         "news": "burnish.tasks.news:News",
@@ -33,7 +36,7 @@ TASKS: Registry[TaskFactory] = Registry(
 
 
 def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raises InputError where a recipe's keys are not the task's options, or of another type."""
+    """Raise InputError if a recipe's keys are not options of the task, or their values have another type."""
     parameters = inspect.signature(factory).parameters
     for key, value in options.items():
         if key not in parameters:
@@ -41,4 +44,4 @@ def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) 
             raise InputError(f"unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
         default = parameters[key].default
         if default is not inspect.Parameter.empty and not of_kind(value, default):
-            raise InputError(f"{key} = {value!r} must be of the kind of its default {default!r}")
+            raise InputError(f"{key} = {value!r} must have the type of its default {default!r}")

@@ -1,4 +1,4 @@
-"""The toy: four characters, one sentence to learn, and every number known by hand (see ``burnish verify``)."""
+"""The toy task: four characters, one sentence to learn, and every number known by hand (see ``burnish verify``)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from burnish.types import Prompt
 
 
 class Toy:
-    """One empty prompt whose wanted answer is 我爱你。
+    """One empty prompt whose correct answer is 我爱你。
 
     Args:
-        prompts: how many copies of the prompt there are on each side, so that held-out intervals can be drawn.
-        answer: the text that is wanted, with the full stop that ends it.
+        prompts: copies of the prompt on each side, so that held-out intervals can be computed.
+        answer: the correct answer, with the full stop that ends it.
     """
 
     def __init__(self, *, prompts: int = 16, answer: str = "我爱你。") -> None:

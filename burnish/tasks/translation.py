@@ -1,8 +1,8 @@
-"""The translation task: a sentence to its translation, from text that stands side by side in two languages.
+"""The translation task: translate a sentence of a parallel corpus.
 
 Two sources. ``hsk`` is the catalogue's ``hsk-sentences``: Chinese sentences for learners with English translations.
-``libreoffice`` is LibreOffice's help, as Debian's packages ``libreoffice-help-*`` install it: the paragraphs of one file and
-one id are translations of each other.
+``libreoffice`` is LibreOffice's help, as Debian's packages ``libreoffice-help-*`` install it: paragraphs with the same
+file and id are translations of each other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
-from burnish.data.splits import Example, TwoSided, asked, example
+from burnish.data.splits import SplitTask, TaskExample, chat_messages, task_example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.system.paths import expanded
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 HSK = "hsk-sentences"
 LANGUAGES = {"zh": "Chinese", "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian"}
-HELP_FOLDERS = {"zh": "zh-CN", "en": "en-US", "de": "de", "fr": "fr", "es": "es", "it": "it"}
-HELP_PLACE = "/usr/share/libreoffice/help"
-SOURCES = {"hsk": ("en", "zh"), "libreoffice": tuple(HELP_FOLDERS)}
+LANGUAGE_FOLDERS = {"zh": "zh-CN", "en": "en-US", "de": "de", "fr": "fr", "es": "es", "it": "it"}
+HELP_FOLDER = "/usr/share/libreoffice/help"
+SOURCES = {"hsk": ("en", "zh"), "libreoffice": tuple(LANGUAGE_FOLDERS)}
 TEMPLATE = "Translate from {source} to {target}.\n{source}: {text}\n{target}:"
 
 
@@ -36,19 +36,19 @@ TEMPLATE = "Translate from {source} to {target}.\n{source}: {text}\n{target}:"
 class Sentences:
     """Sentences and their translations as examples.
 
-    The side of a pair hangs on the text of the language whose code is later in the alphabet, so that both directions have
-    the same split. Pairs of which one text is a near-copy of another's stay together.
+    The side of a pair depends on the text of the language whose code is later in the alphabet, so that both directions
+    have the same split. Pairs with a near-copy in either language share a side.
 
     Args:
         data: "hsk" (Chinese and English) or "libreoffice" (any two of zh, en, de, fr, es, it).
         source, target: codes of the languages.
         template: the prompt; ``{text}``, ``{source}`` and ``{target}`` are filled in.
-        min_words, max_words: of both texts; a Chinese character is a word. Others are left out.
-        folder: where LibreOffice's help lies, with a folder for each language.
+        min_words, max_words: limits for both texts; a Chinese character is a word. Other pairs are left out.
+        folder: the folder of LibreOffice's help, with a folder for each language.
         chat: whether prompts go through the model's chat template; else the policy continues the template.
 
     Raises:
-        InputError: an option is out of range, or the data is not there.
+        InputError: an option is out of range, or the data is missing.
     """
 
     data: str = "hsk"
@@ -57,7 +57,7 @@ class Sentences:
     template: str = TEMPLATE
     min_words: int = 1
     max_words: int = 40
-    folder: str = HELP_PLACE
+    folder: str = HELP_FOLDER
     chat: bool = False
 
     def __post_init__(self) -> None:
@@ -76,15 +76,15 @@ class Sentences:
             )
 
     @property
-    def place(self) -> Path:
-        """Where LibreOffice's help lies."""
+    def help_folder(self) -> Path:
+        """The folder of LibreOffice's help."""
         return expanded(self.folder)
 
-    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[Example]:
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
         if self.data == "hsk":
             pairs = list(hsk_pairs(self.source, self.target, offline=offline, observer=observer))
         else:
-            pairs = help_pairs(self.place, self.source, self.target)
+            pairs = help_pairs(self.help_folder, self.source, self.target)
         kept = [pair for pair in pairs if all(self.min_words <= _length(text) <= self.max_words for text in pair)]
         if observer and len(kept) < len(pairs):
             observer.message(
@@ -93,28 +93,28 @@ class Sentences:
             )
         return [self._example(*pair) for pair in kept]
 
-    def _example(self, source: str, target: str) -> Example:
+    def _example(self, source: str, target: str) -> TaskExample:
         text = self.template.format(text=source, source=LANGUAGES[self.source], target=LANGUAGES[self.target])
-        return example(
+        return task_example(
             f"translation/{self.source}-{self.target}",
             source if self.source > self.target else target,
             text,
             target,
-            messages=asked(text, chat=self.chat),
+            messages=chat_messages(text, chat=self.chat),
             texts=(source, target),
             metadata={"source": source},
         )
 
 
 @dataclass(kw_only=True, eq=False)
-class Translation(Sentences, TwoSided):
+class Translation(Sentences, SplitTask):
     """Sentences and their translations.
 
     Args:
-        held_out_percent: share of the sentences, by hash, that training never sees. The others are those of ``Sentences``.
+        held_out_percent: share of the sentences, by hash, that training never sees. For the others see ``Sentences``.
 
     Raises:
-        InputError: an option is out of range, or the data is not there.
+        InputError: an option is out of range, or the data is missing.
     """
 
     held_out_percent: int = 25
@@ -122,14 +122,14 @@ class Translation(Sentences, TwoSided):
     name = "translation"
 
     def __post_init__(self) -> None:
-        TwoSided.__init__(self, self.held_out_percent)
+        SplitTask.__init__(self, self.held_out_percent)
         super().__post_init__()
 
 
 def check_template(template: str) -> None:
-    """Raises InputError where a template has no place for the text, or one for something unknown."""
+    """Raise InputError if a template does not contain {text}, or contains an unknown field."""
     if "{text}" not in template:
-        raise InputError("template must hold {text}, where the sentence goes")
+        raise InputError("template must contain {text}, which is replaced by the sentence")
     try:
         template.format(text="", source="", target="")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -139,7 +139,7 @@ def check_template(template: str) -> None:
 def hsk_pairs(
     source: str, target: str, *, offline: bool = False, observer: Observer | None = None
 ) -> Iterator[tuple[str, str]]:
-    """The catalogue's sentences in two of its languages, in order. Raises InputError or BurnishError as ``fetch``."""
+    """Yield the catalogue's sentences in two languages, in order. Raises InputError or BurnishError as ``fetch``."""
     (path,) = fetch(HSK, offline=offline, observer=observer).values()
     for sentence in json.loads(path.read_text(encoding="utf-8")):
         texts = {"zh": sentence["chinese"].strip(), "en": sentence["translation"]["en"].strip()}
@@ -147,26 +147,27 @@ def hsk_pairs(
 
 
 def help_pairs(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
-    """LibreOffice's help in two languages, paragraph by paragraph, in the order of the files' names.
+    """Return the paragraphs of LibreOffice's help in two languages, in the order of file names.
 
-    Left out are paragraphs that are the same in both, and those of a text that was there before in either language, so
-    that each text has one translation.
+    A paragraph is left out if it is the same in both languages, or if either text came before, so that each text has
+    one translation.
 
     Raises:
-        InputError: a language's folder is missing, or holds no page that the other has too.
+        InputError: a language's folder is missing, or the two have no page in common.
     """
     for code in (source, target):
-        if not (folder / HELP_FOLDERS[code]).is_dir():
-            package = f"libreoffice-help-{HELP_FOLDERS[code].lower()}"
+        if not (folder / LANGUAGE_FOLDERS[code]).is_dir():
+            package = f"libreoffice-help-{LANGUAGE_FOLDERS[code].lower()}"
             raise InputError(
-                f"folder = '{folder}' has no help in {LANGUAGES[code]} ({HELP_FOLDERS[code]}): on Debian `apt-get install "
-                f"{package}`, or `apt-get download {package}`, `dpkg -x` it, and name its folder usr/share/libreoffice/help"
+                f"folder = '{folder}' has no help in {LANGUAGES[code]} ({LANGUAGE_FOLDERS[code]}): on Debian `apt-get "
+                f"install {package}`, or `apt-get download {package}`, `dpkg -x` it, "
+                "and name its folder usr/share/libreoffice/help"
             )
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     seen: set[str] = set()
-    first = folder / HELP_FOLDERS[source]
+    first = folder / LANGUAGE_FOLDERS[source]
     for page in sorted(first.rglob("*.html")):
-        other = folder / HELP_FOLDERS[target] / page.relative_to(first)
+        other = folder / LANGUAGE_FOLDERS[target] / page.relative_to(first)
         if not other.is_file():
             continue
         left, right = paragraphs(page), paragraphs(other)
@@ -174,18 +175,16 @@ def help_pairs(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
             pair = text, right.get(name, "")
             if text and pair[1] and text != pair[1] and text not in seen and pair[1] not in seen:
                 seen.update(pair)
-                found.append(pair)
-    if not found:
-        raise InputError(
-            f"folder = '{folder}': no page of help with paragraphs in both languages: install both packages"
-        )
-    return found
+                pairs.append(pair)
+    if not pairs:
+        raise InputError(f"folder = '{folder}': no help page has paragraphs in both languages: install both packages")
+    return pairs
 
 
 class _Paragraphs(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.found: dict[str, str] = {}
+        self.paragraphs: dict[str, str] = {}
         self._id: str | None = None
         self._text: list[str] = []
 
@@ -196,7 +195,7 @@ class _Paragraphs(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "p" and self._id is not None:
-            self.found.setdefault(self._id, " ".join("".join(self._text).split()))
+            self.paragraphs.setdefault(self._id, " ".join("".join(self._text).split()))
             self._id = None
 
     def handle_data(self, data: str) -> None:
@@ -205,14 +204,14 @@ class _Paragraphs(HTMLParser):
 
 
 def paragraphs(page: Path) -> dict[str, str]:
-    """Id -> text of a help page's paragraphs. Raises InputError where it cannot be read."""
+    """Return id -> text of a help page's paragraphs. Raises InputError if it cannot be read."""
     parser = _Paragraphs()
     try:
         parser.feed(page.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{page} cannot be read ({error}): install its package again") from error
     parser.close()
-    return parser.found
+    return parser.paragraphs
 
 
 def _length(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Data sets of the hub, by its own library, against a server here that answers as the hub does."""
+"""Data sets of the hub, read by the package ``datasets`` from a local server that answers as the hub does."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the library asks of the hub about one data set: its commit, its files and their contents."""
+    """The hub's answers about one data set: its commit, its files and their contents."""
 
-    asked: list[str]
+    requests: list[str]
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -44,7 +44,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.asked.append(path)
+        self.requests.append(path)
         tree = f"/api/datasets/{NAME}/tree/{COMMIT}"
         if path.startswith(tree):
             self.answer(json.dumps(listing(path.removeprefix(tree).strip("/"))).encode())
@@ -84,13 +84,13 @@ def listing(folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def asked() -> list[str]:
+def requests() -> list[str]:
     return []
 
 
 @pytest.fixture
-def address(asked: list[str]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), {"asked": asked}))
+def address(requests: list[str]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Server", (Hub,), {"requests": requests}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -102,61 +102,63 @@ def address(asked: list[str]) -> Iterator[str]:
 SCRIPT = """
 import json, sys
 from burnish.errors import InputError
-from burnish.tasks.data import Data
+from burnish.tasks.data import DataTask
 for options, offline in json.loads(sys.argv[1]):
     try:
-        found = Data(prompt="question", reference="answer", **options).examples(offline=offline, observer=None)
+        found = DataTask(prompt="question", reference="answer", **options).examples(offline=offline, observer=None)
         print(json.dumps([[each.prompt.text, each.prompt.reference] for each in found]))
     except InputError as error:
         print(json.dumps(str(error)))
 """
 
 
-def loaded(address: str, home: Path, *asked: tuple[dict[str, Any], bool]) -> list[Any]:
-    """What the data task makes of options, each with whether it is offline; in one process of its own, since the library
-    reads the hub's address when it is imported."""
+def load(address: str, home: Path, *requests: tuple[dict[str, Any], bool]) -> list[Any]:
+    """Return the data task's examples, or its error, for each pair of options and ``offline``.
+
+    They are read in another process, since the library reads the hub's address on import.
+    """
     environment = {
         name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     }
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(asked)],
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(requests)],
         env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_UPDATE_DOWNLOAD_COUNTS": "0"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "examples" not in ended.stderr, "the library's bars are not between this program's lines"
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+    assert "examples" not in process.stderr, "the library's progress bars are hidden"
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
 EXPECTED = [[row["question"], row["answer"]] for row in ROWS]
 
 
-def test_a_data_set_is_loaded_and_then_found_offline(address: str, asked: list[str], tmp_path: Path) -> None:
-    first, again, newest = loaded(
+def test_a_data_set_is_loaded_and_then_available_offline(address: str, requests: list[str], tmp_path: Path) -> None:
+    first, again, newest = load(
         address, tmp_path, ({"dataset": NAME}, False), ({"dataset": NAME}, True), ({"dataset": NAME}, False)
     )
     assert first == again == newest == EXPECTED
-    assert any("train.jsonl" in path for path in asked)
+    assert any("train.jsonl" in path for path in requests)
 
 
-def test_offline_asks_for_nothing(address: str, asked: list[str], tmp_path: Path) -> None:
-    loaded(address, tmp_path, ({"dataset": NAME}, False))
-    asked.clear()
-    found, missing, this, another = loaded(
+def test_offline_sends_no_request(address: str, requests: list[str], tmp_path: Path) -> None:
+    load(address, tmp_path, ({"dataset": NAME}, False))
+    requests.clear()
+    newest, missing, this, another = load(
         address, tmp_path,
         ({"dataset": NAME}, True),
         ({"dataset": "some/other"}, True),
         ({"dataset": NAME, "revision": COMMIT}, True),
         ({"dataset": NAME, "revision": "b" * 40}, True),
     )  # fmt: skip
-    assert found == this == EXPECTED
-    assert f"no revision '{'b' * 40}' can be had; what is kept here is {COMMIT}" in another
-    assert "some/other" in missing and "offline, only what was fetched before is there" in missing
-    # The library may ask who uses it; of data sets it asks nothing.
-    assert not [path for path in asked if "datasets" in path]
+    assert newest == this == EXPECTED
+    assert f"revision '{'b' * 40}' is not available; the local copy is {COMMIT}" in another
+    assert "some/other" in missing and "offline, only data sets fetched before can be read" in missing
+    # The library may ask who the user is, but nothing about data sets.
+    assert not [path for path in requests if "datasets" in path]
 
 
 def test_sides_revisions_and_broken_rows(address: str, tmp_path: Path) -> None:
-    side, tolerant, revision, wrong, gone, unknown = loaded(
+    side, tolerant, revision, wrong, gone, unknown = load(
         address, tmp_path,
         ({"dataset": NAME, "side": "test"}, False),
         ({"dataset": NAME, "side": "test", "max_broken": 0.5}, False),
@@ -166,7 +168,7 @@ def test_sides_revisions_and_broken_rows(address: str, tmp_path: Path) -> None:
         ({"dataset": NAME, "revision": "b" * 40}, False),
     )  # fmt: skip
     assert side == (
-        f"1 of 2 rows of '{NAME}' cannot be used: row 2: 'question' is null; mend them, or raise max_broken (now 0.01)"
+        f"1 of 2 rows of '{NAME}' cannot be used: row 2: 'question' is null; correct them, or raise max_broken (now 0.01)"
     )
     assert tolerant == [["another", "1"]] and revision == EXPECTED
     assert "nope" in wrong and "train" in wrong and "some/gone" in gone and "b" * 40 in unknown

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import burnish
 from burnish.cli.app import app
-from burnish.data.rows import Pair, digest
+from burnish.data.rows import Pair
+from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
 from burnish.policies.kernels.packing import get_backbone, packed_states, padded_states

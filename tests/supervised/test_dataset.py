@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections import Counter
@@ -16,14 +17,15 @@ from burnish.algorithms.preference import (
     kto_loss,
     kto_reference_point,
 )
-from burnish.data.rows import Pair, Text, digest, split
+from burnish.data.rows import Pair, Text
+from burnish.data.splits import digest, split
 from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe, shipped
 from burnish.run.folder import Checkpoint
-from burnish.supervised.jsonl import JsonLines
+from burnish.supervised.dataset import split_rows
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
 from burnish.supervised.session import Session
-from burnish.supervised.sources import _exchanged
+from burnish.supervised.sources import JsonLines, _exchanged
 from burnish.training.prompt_order import Draw
 
 
@@ -97,7 +99,7 @@ class TestJsonLines:
         found = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
         assert found.rows == (Pair("a", "b", "c", digest("a")),)
         assert found.repeats == 1
-        assert [broken.place for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
+        assert [broken.position for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
         assert "no column 'rejected'" in found.broken[1].reason
 
     def test_chat(self, tmp_path):
@@ -121,14 +123,38 @@ class TestJsonLines:
             JsonLines(path=str(tmp_path / "none"), format="text").rows()
 
 
-def test_the_split_hangs_on_the_prompt_alone():
+def test_near_copies_of_a_prompt_share_a_side(tmp_path):
+    """Two versions of each question, with thirteen words in common."""
+    lines = [
+        {"prompt": f"{start} " + " ".join(f"word{index}in{n}" for index in range(13)), "completion": f"{start} {n}"}
+        for n in range(60)
+        for start in ("Please tell", "I ask about")
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    rows = JsonLines(path=str(path), format="completion").rows().rows
+    train, held_out = split_rows(rows, 25)
+    assert len(train) + len(held_out) == 120
+    assert both_sides(train, held_out) == set()
+    assert len({row.unit for row in held_out}) == len(held_out) / 2
+    # Each by its own digest, versions of one question would be separated.
+    assert len(both_sides(*split(rows, [digest(row.prompt) for row in rows], 25))) > 10
+
+
+def both_sides(train, held_out):
+    """Return the last words of prompts that are on both sides."""
+    last = [{row.prompt.split()[-1] for row in side} for side in (train, held_out)]
+    return last[0] & last[1]
+
+
+def test_the_split_depends_on_the_prompt_alone():
     rows = [Text(f"prompt {n % 40}", f"answer {n}", digest(f"prompt {n % 40}")) for n in range(200)]
-    train, held = split(rows, 25)
+    train, held = split_rows(rows, 25)
     assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
     assert len(train) + len(held) == 200
-    assert set(split(rows[::-1], 25)[1]) == set(held)
+    assert set(split_rows(rows[::-1], 25)[1]) == set(held)
     with pytest.raises(InputError, match="choose a larger"):
-        split(rows[:1] * 2 + [next(row for row in rows if row in train)], 1)
+        split_rows(rows[:1] * 2 + [next(row for row in rows if row in train)], 1)
 
 
 def test_false_continuations_are_others_of_the_same_side_each_once():

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import burnish
-from burnish.data.rows import Judged, Pair, Text, digest, held_out
+from burnish.data.rows import Judged, Pair, Text
+from burnish.data.splits import digest, is_held_out
 from burnish.errors import InputError
 from burnish.policies.loading import load_policy
 from burnish.reports.terminal.progress import QuietProgress
@@ -166,9 +167,7 @@ class TestRuns:
         chosen = recipe(tiny("llama"))
         rows = [{"prompt": subject, "completion": " sang", "label": label} for subject in SUBJECTS]
         write_lines("labelled.jsonl", rows)
-        kept = (
-            f"have the label {str(label).lower()}, and KTO compares both kinds: give rows with the label {other} too$"
-        )
+        kept = f"have the label {str(label).lower()}, and KTO compares both labels: add rows with the label {other}$"
         with pytest.raises(InputError, match=rf"^data: all \d+ training answers {kept}"):
             burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
         assert not Path("run").exists()
@@ -178,7 +177,7 @@ class TestRuns:
         lines = [json.loads(line) for line in Path("labelled.jsonl").read_text(encoding="utf-8").splitlines()]
         percent = load_supervised(PreferRecipe, chosen).data.held_out_percent
         for line in lines:
-            line["label"] = line["label"] or held_out(digest(line["prompt"]), percent)
+            line["label"] = line["label"] or is_held_out(digest(line["prompt"]), percent)
         write_lines("labelled.jsonl", lines)
         with pytest.raises(InputError, match=r"held-out answers have the label true.*or raise data\.held_out_percent$"):
             burnish.prefer(chosen, run_dir="run", observer=QuietProgress())

@@ -18,18 +18,20 @@ from typer.testing import CliRunner
 import burnish
 from burnish.catalogue.convert import resolve_model
 from burnish.cli.app import app
-from burnish.data.rows import Dialogue, Pair, Text, Turn, digest
+from burnish.data.rows import Conversation, Pair, Text
+from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
 from burnish.policies.loading import load_policy
 from burnish.reports.terminal.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
-from burnish.supervised.dataset import chosen_units
+from burnish.supervised.dataset import select_units
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json
 from burnish.supervised.objective import PAIR_LOSSES, PLAIN, Example, FineTuning, Preferring
 from burnish.training.batching import TokenBudget
+from burnish.types import Message
 from tests.fakes import SUBJECTS, InterruptingObserver, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
@@ -108,7 +110,7 @@ class TestFineTuning:
             "{% if add_generation_prompt %}[assistant]{% endif %}"
         )
         turns = [("user", "won the match"), ("assistant", "the law"), ("user", "jobs"), ("assistant", "on Monday")]
-        row = Dialogue(tuple(Turn(*turn) for turn in turns), digest("d"))
+        row = Conversation(tuple(Message(*turn) for turn in turns), digest("d"))
         (example,) = examples(FineTuning(), policy, [row], 200)
         (text,) = example.texts
         learnt = [token for token, flag in zip(text.token_ids, text.learnt, strict=True) if flag]
@@ -197,9 +199,9 @@ class TestMeasurement:
 
     def test_fewer_units_are_the_same_whatever_the_order(self):
         everything = [Example(digest(str(n // 2)), ()) for n in range(40)]
-        found = chosen_units(everything, 5)
+        found = select_units(everything, 5)
         assert len(found) == 10
-        assert set(found) == set(chosen_units(everything[::-1], 5))
+        assert set(found) == set(select_units(everything[::-1], 5))
 
 
 @pytest.fixture
@@ -353,9 +355,7 @@ class TestBadInput:
 
     def test_prompts_that_leave_no_room_are_counted_as_broken(self, job):
         with pytest.raises(InputError, match=r"rows cannot be used, the first is training .* no room for an answer"):
-            burnish.sft(
-                job("sft", batch={"max_tokens": 3}), run_dir="run", observer=QuietProgress()
-            )  # fmt: skip
+            burnish.sft(job("sft", batch={"max_tokens": 3}), run_dir="run", observer=QuietProgress())
 
     def test_rows_left_out_are_listed(self, job):
         with open("texts.jsonl", "a", encoding="utf-8") as file:

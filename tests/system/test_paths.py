@@ -10,9 +10,9 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.registry import REWARDS
-from burnish.supervised.jsonl import JsonLines
+from burnish.supervised.sources import JsonLines
 from burnish.system.paths import expanded, home
-from burnish.tasks.data import Data
+from burnish.tasks.data import DataTask
 from burnish.types import Completion, Prompt
 
 NOBODY = "~nobody-of-this-name/x"
@@ -22,7 +22,7 @@ SAID = [Completion(Prompt("p", "a"), (1,), (2,), "b", (0.0,), "stop")]
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: Data(path=f"{NOBODY}.jsonl"),
+        lambda: DataTask(path=f"{NOBODY}.jsonl"),
         lambda: JsonLines(path=NOBODY, format="text"),
         lambda: REWARDS.get("reward_model").check_options({"path": NOBODY}),
         lambda: REWARDS.get("judge")(SAID, model="m", cache=NOBODY),

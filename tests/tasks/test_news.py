@@ -110,9 +110,9 @@ def test_an_empty_side_names_the_option(corpus: list[str]) -> None:
         News(prompt_words=60).train()
     low, high = min(map(bucket, corpus)), max(map(bucket, corpus))
     assert low > 0 and high < 99, "the made-up corpus must leave room at both ends"
-    with pytest.raises(InputError, match=f"held_out_percent = {low} leaves no held-out prompt: choose a larger number"):
+    with pytest.raises(InputError, match=f"held_out_percent = {low} leaves no held-out prompt of 40: choose a larger"):
         News(held_out_percent=low).evaluation()
-    with pytest.raises(InputError, match="leaves no training prompt: choose a smaller number"):
+    with pytest.raises(InputError, match="leaves no training prompt of 40: choose a smaller number"):
         News(held_out_percent=high + 1).train()
 
 

@@ -8,7 +8,7 @@ from burnish.errors import InputError
 from burnish.rewards.library.answers import answer_in, numeric, verifier
 from burnish.rewards.registry import REWARDS
 from burnish.system import optional_packages as extras
-from burnish.tasks.reasoning import EASY, Reasoning, generator_of
+from burnish.tasks.reasoning import EASY, Reasoning, create_generator
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Completion, Prompt
 
@@ -62,7 +62,7 @@ def test_a_verifier_pays_nonsense_only_where_it_is_asked_to() -> None:
 def test_the_verifiers_are_those_that_the_task_speaks_of() -> None:
     from reasoning_gym.factory import ProceduralDataset
 
-    own = {name for name in EASY if type(generator_of(name)).score_answer is not ProceduralDataset.score_answer}
+    own = {name for name in EASY if type(create_generator(name)).score_answer is not ProceduralDataset.score_answer}
     assert own == {"chain_sum", "products", "decimal_arithmetic", "spell_backward"}
 
 
@@ -71,7 +71,7 @@ def test_a_right_word_with_something_behind_it_is_wrong(word: str) -> None:
     # In floating point 6 times 1/6 is below 1 and 9 times 1/9 above it, so the verifier does not see the end of it.
     entry = {"question": "?", "answer": word, "metadata": {}}
     prompt = Prompt("p", "?", word, {"generator": "spell_backward", "entry": entry})
-    assert generator_of("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
+    assert create_generator("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
     assert verifier(said(prompt, word + "!"), answer="whole") == 0.0
     assert verifier(said(prompt, word), answer="whole") == 1.0
     assert verifier(said(prompt, word + "!"), answer="whole", partial=True) <= 1.0

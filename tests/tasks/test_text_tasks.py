@@ -14,7 +14,7 @@ from burnish.tasks import dialogue, headlines, news_zh, story
 from burnish.tasks.dialogue import Dialogue
 from burnish.tasks.headlines import Headlines
 from burnish.tasks.news import Article, News
-from burnish.tasks.news_zh import ChineseNews, paragraphs_of
+from burnish.tasks.news_zh import ChineseNews, read_paragraphs
 from burnish.tasks.story import Story
 from burnish.types import Completion, Prompt
 
@@ -191,7 +191,7 @@ def test_chinese_news_is_read_without_tags(tmp_path: Path, monkeypatch: pytest.M
         for n in range(60)
     ]
     path.write_text("\n".join(["", "  ", "短/a", *lines, lines[0]]), encoding="utf-8")
-    found = paragraphs_of(path)
+    found = read_paragraphs(path)
     assert found[0] == "短" and found[1].startswith("第0中国政府") and "/v" not in found[1] and "[" not in found[1]
     monkeypatch.setattr(news_zh, "_file", lambda: path)
     task = ChineseNews(prompt_characters=4, reference_characters=8)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from burnish.data.rows import Dialogue, Text, split
+from burnish.data.rows import Conversation, Text
 from burnish.errors import InputError
 from burnish.supervised import sources
+from burnish.supervised.dataset import split_rows
 from burnish.tasks import translation
 from burnish.tasks.translation import Translation, help_pairs, paragraphs
 
@@ -34,15 +35,15 @@ def test_both_directions_and_fine_tuning_hold_out_the_same() -> None:
     # One English for two Chinese sentences: both on one side.
     english = [{p.reference for p in side} for side in (there.train(), there.evaluation())]
     assert english[0] and english[1] and not english[0] & english[1]
-    _, rows = split(sources.Translation().rows().rows, 25)
+    _, rows = split_rows(sources.TranslationRows().rows().rows, 25)
     assert {row.prompt for row in rows if isinstance(row, Text)} == {prompt.text for prompt in there.evaluation()}
     assert there.train()[0].text.endswith("。\nEnglish:") and there.train()[0].messages == ()
 
 
 @pytest.mark.usefixtures("sentences")
 def test_a_chat_is_learnt_as_a_chat() -> None:
-    (row, *_), task = sources.Translation(chat=True).rows().rows, Translation(chat=True)
-    assert isinstance(row, Dialogue) and [turn.role for turn in row.turns] == ["user", "assistant"]
+    (row, *_), task = sources.TranslationRows(chat=True).rows().rows, Translation(chat=True)
+    assert isinstance(row, Conversation) and [message.role for message in row.messages] == ["user", "assistant"]
     assert task.train()[0].messages[0].content == task.train()[0].text
 
 
@@ -97,4 +98,4 @@ def test_bad_options_are_one_line(options: dict[str, object], message: str) -> N
     with pytest.raises(InputError, match=message):
         Translation(**options).train()  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
-        sources.Translation(**options).rows()  # type: ignore[arg-type]
+        sources.TranslationRows(**options).rows()  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
 
     Source: reasoning-gym, arXiv 2505.24760.
     """
-    from burnish.tasks.reasoning import generator_of
+    from burnish.tasks.reasoning import create_generator
 
     prompt = completion.prompt
     name, entry = prompt.metadata.get("generator"), prompt.metadata.get("entry")
@@ -76,7 +76,7 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     given = answer_in(completion.text, answer)
     if not given or len(given) > LONGEST_ANSWER:
         return 0.0
-    score = _verdict(generator_of(name), given, entry)
+    score = _verdict(create_generator(name), given, entry)
     # Exactly 1: the letters of a right word with something behind it add up to 1 but for a rounding error, either way.
     return min(1.0, score) if partial else float(score == 1.0)
 
