@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from burnish.data.files import json_type
-from burnish.data.rows import Conversation, Judged, Pair, Text, TrainingRow
+from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, PromptCompletion, TrainingRow
 from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.registry import nearest
@@ -72,27 +72,27 @@ class RowFormat:
             raise ValueError("the assistant speaks first; put the user's message before it")
         return Conversation(messages, digest(*(message.content for message in messages[:first])))
 
-    def _completion(self, values: Mapping[str, Any]) -> Text:
+    def _completion(self, values: Mapping[str, Any]) -> PromptCompletion:
         prompt = self._string(values, "prompt", empty=True)
         completion = self._string(values, "completion")
-        return Text(prompt, completion, digest(prompt or completion))
+        return PromptCompletion(prompt, completion, digest(prompt or completion))
 
-    def _text(self, values: Mapping[str, Any]) -> Text:
+    def _text(self, values: Mapping[str, Any]) -> PromptCompletion:
         text = self._string(values, "text")
-        return Text("", text, digest(text))
+        return PromptCompletion("", text, digest(text))
 
-    def _pairs(self, values: Mapping[str, Any]) -> Pair:
+    def _pairs(self, values: Mapping[str, Any]) -> PreferencePair:
         prompt = self._string(values, "prompt", empty=True)
         chosen, rejected = self._string(values, "chosen"), self._string(values, "rejected")
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same text")
-        return Pair(prompt, chosen, rejected, digest(prompt or chosen), self._margin(values.get("margin")))
+        return PreferencePair(prompt, chosen, rejected, digest(prompt or chosen), self._margin(values.get("margin")))
 
-    def _labelled(self, values: Mapping[str, Any]) -> Judged:
+    def _labelled(self, values: Mapping[str, Any]) -> LabelledCompletion:
         text = self._completion(values)
         if not isinstance(values["label"], bool):
             raise ValueError(f"'{self.columns['label']}' is {str(values['label'])[:40]}, not true or false")
-        return Judged(text.prompt, text.completion, values["label"], text.unit)
+        return LabelledCompletion(text.prompt, text.completion, values["label"], text.unit)
 
     def _margin(self, value: Any) -> float | None:
         if value is None:

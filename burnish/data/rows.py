@@ -33,7 +33,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptCompletion:
     """A prompt and the completion that is learnt. Plain text has an empty prompt."""
 
     prompt: str
@@ -46,7 +46,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """Two completions of a prompt, of which one is preferred.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class LabelledCompletion:
     """A completion with a label: desirable or not."""
 
     prompt: str
@@ -78,7 +78,7 @@ class Judged:
         return self.prompt or self.completion
 
 
-TrainingRow = Conversation | Text | Pair | Judged
+TrainingRow = Conversation | PromptCompletion | PreferencePair | LabelledCompletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,9 @@ def rows_digest(rows: Sequence[TrainingRow]) -> str:
 
 
 def _recorded(row: TrainingRow) -> str:
-    """Return a row as text. The form is fixed: run folders hold digests of it."""
+    """Return a row as text. The form is fixed, with the names of version 0.1: run folders hold digests of it."""
     if isinstance(row, Conversation):
         turns = ", ".join(f"Turn(role={one.role!r}, content={one.content!r})" for one in row.messages)
         return f"Dialogue(turns=({turns}), unit={row.unit!r})"
-    return repr(row)
+    kind = {PromptCompletion: "Text", PreferencePair: "Pair", LabelledCompletion: "Judged"}[type(row)]
+    return kind + repr(row).removeprefix(type(row).__name__)

@@ -43,7 +43,7 @@ def is_held_out(family: str, percent: int) -> bool:
     return int(family[:8], 16) % 100 < percent
 
 
-def split(
+def split_items(
     items: Sequence[T], families: Sequence[str], percent: int, *, least_held_out: int = 1
 ) -> tuple[list[T], list[T]]:
     """Return the training and the held-out items, each in the given order.
@@ -223,7 +223,9 @@ class SplitTask:
         unique = {one.digest: one for one in reversed(examples)}
         kept = [unique[one] for one in dict.fromkeys(one.digest for one in examples)]
         families = example_families(kept)
-        self._sides = split([one.prompt for one in kept], [families[one.digest] for one in kept], self.held_out_percent)
+        self._sides = split_items(
+            [one.prompt for one in kept], [families[one.digest] for one in kept], self.held_out_percent
+        )
         if observer:
             train, held_out = self._sides
             observer.message(

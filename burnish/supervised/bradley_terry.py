@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.preference import bradley_terry_loss
-from burnish.data.rows import Pair, TrainingRow
+from burnish.data.rows import PreferencePair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration
 from burnish.evaluation.statistics import mean_of_units
@@ -43,7 +43,7 @@ class Comparing:
         self.margin, self.centre = margin, centre
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if not isinstance(row, Pair):
+        if not isinstance(row, PreferencePair):
             raise InputError("these rows are texts: `burnish reward-model` learns from pairs, `burnish sft` from texts")
         return [Example(row.unit, two_answers(encoder, row), row.margin)]
 

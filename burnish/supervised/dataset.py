@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.data.rows import BrokenRow, Rows, TrainingRow, rows_digest
-from burnish.data.splits import split
+from burnish.data.splits import split_items
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.supervised.encoding import Encoder, encode_rows
@@ -85,7 +85,7 @@ def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[Training
         InputError: there is no training row, or fewer than two held-out units, too few for an interval.
     """
     try:
-        return split(rows, [row.unit for row in rows], percent, least_held_out=2)
+        return split_items(rows, [row.unit for row in rows], percent, least_held_out=2)
     except InputError as error:
         raise InputError(f"data.{error}") from error
 

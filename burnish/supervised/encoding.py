@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.rows import BrokenRow, Conversation, Text
+from burnish.data.rows import BrokenRow, Conversation, PromptCompletion
 from burnish.errors import InputError, one_line
 from burnish.policies.causal_lm import CausalModel
 from burnish.types import Completion, FinishReason, Prompt
@@ -84,7 +84,7 @@ class Encoder:
         tokens = (*self.model.encode(completion), self.end)
         return self._cut(unit, prompt, completion, prompt_ids, tokens, (True,) * len(tokens))
 
-    def windows(self, row: Text) -> list[Encoded]:
+    def windows(self, row: PromptCompletion) -> list[Encoded]:
         """Encode a plain text as windows of at most ``max_tokens``.
 
         Every window begins like a text; only the last one has the end-of-text token. Each token is in one window.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import kto_loss, kto_reference_point
-from burnish.data.rows import Judged, Pair, TrainingRow
+from burnish.data.rows import LabelledCompletion, PreferencePair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, mean_of_units
 from burnish.protocols import Policy
@@ -70,10 +70,10 @@ class Judging(NoFindings):
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if isinstance(row, Pair):
+        if isinstance(row, PreferencePair):
             chosen, rejected = two_answers(encoder, row)
             return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]
-        if not isinstance(row, Judged):
+        if not isinstance(row, LabelledCompletion):
             raise InputError("these rows are texts without a label: KTO learns from labelled answers or from pairs")
         text = encoder.text(row.unit, row.prompt, row.completion)
         return [Example(row.unit, (text,), desirable=row.desirable)]

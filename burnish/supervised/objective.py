@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss, ipo_loss
 from burnish.algorithms.table_gradients import adding_to_grad
-from burnish.data.rows import Conversation, Pair, Text, TrainingRow
+from burnish.data.rows import Conversation, PreferencePair, PromptCompletion, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
 from burnish.protocols import LanguageModel, Policy
@@ -87,7 +87,7 @@ class FineTuning(NoFindings):
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if isinstance(row, Conversation):
             return [Example(row.unit, (encoder.conversation(row),))]
-        if not isinstance(row, Text):
+        if not isinstance(row, PromptCompletion):
             raise InputError(
                 "these rows are pairs or judged answers, for `burnish prefer`: `burnish sft` learns from texts"
             )
@@ -140,7 +140,7 @@ class Preferring(NoFindings):
         self.loss, self.beta = loss, beta
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if not isinstance(row, Pair):
+        if not isinstance(row, PreferencePair):
             raise InputError(
                 "these rows are texts: DPO and IPO learn from pairs (KTO from judged answers too), `burnish sft` from texts"
             )
@@ -186,7 +186,7 @@ class Preferring(NoFindings):
         ]  # fmt: skip
 
 
-def two_answers(encoder: Encoder, row: Pair) -> tuple[Encoded, ...]:
+def two_answers(encoder: Encoder, row: PreferencePair) -> tuple[Encoded, ...]:
     """The preferred answer and the other. Raises ValueError where they cannot be told apart or used."""
     texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
     if texts[0].token_ids == texts[1].token_ids:

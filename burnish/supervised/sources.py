@@ -16,7 +16,16 @@ import numpy as np
 
 from burnish.data.files import read_json_lines
 from burnish.data.formats import RowFormat
-from burnish.data.rows import BrokenRow, Conversation, Pair, Rows, Text, TrainingRow, unrepeated, with_families
+from burnish.data.rows import (
+    BrokenRow,
+    Conversation,
+    PreferencePair,
+    PromptCompletion,
+    Rows,
+    TrainingRow,
+    unrepeated,
+    with_families,
+)
 from burnish.data.splits import TaskExample, digest, example_families, is_held_out
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
@@ -114,7 +123,7 @@ def _training_row(one: TaskExample, unit: str) -> TrainingRow:
     prompt, reference = one.prompt, one.prompt.reference or ""
     if prompt.messages:
         return Conversation((*prompt.messages, Message("assistant", reference)), unit)
-    return Text(prompt.text, continuation(prompt.text, reference), unit)
+    return PromptCompletion(prompt.text, continuation(prompt.text, reference), unit)
 
 
 class NewsText:
@@ -126,7 +135,9 @@ class NewsText:
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
         unique, repeats = articles(offline=offline, observer=observer)
-        return Rows(tuple(Text("", one.text, one.family) for one in unique), repeats=repeats, origin="lee-news")
+        return Rows(
+            tuple(PromptCompletion("", one.text, one.family) for one in unique), repeats=repeats, origin="lee-news"
+        )
 
 
 class NewsPairs:
@@ -179,7 +190,9 @@ class NewsPairs:
             if other == true:
                 broken.append(BrokenRow(f"article {one.sha256[:12]}", "no other continuation is available"))
             else:
-                pairs.append(Pair(prompt, continuation(prompt, true), continuation(prompt, other), one.family))
+                pairs.append(
+                    PreferencePair(prompt, continuation(prompt, true), continuation(prompt, other), one.family)
+                )
         return Rows(tuple(pairs), tuple(broken), repeats, "lee-news")
 
     def _passages(self, article: Article) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
-from burnish.data.splits import SplitTask, digest, is_held_out, near_copy_families, split
+from burnish.data.splits import SplitTask, digest, is_held_out, near_copy_families, split_items
 from burnish.errors import InputError
 from burnish.types import Prompt
 
@@ -105,7 +105,7 @@ class News(SplitTask):
         # Two versions of one report that begin alike would count twice.
         first = {prompt.text: (prompt, family) for prompt, family in reversed(prompts)}
         kept = [first[text] for text in dict.fromkeys(prompt.text for prompt, _ in prompts)]
-        sides = split([prompt for prompt, _ in kept], [family for _, family in kept], self.held_out_percent)
+        sides = split_items([prompt for prompt, _ in kept], [family for _, family in kept], self.held_out_percent)
         if observer:
             observer.message(
                 f"news: {len(sides[0])} training and {len(sides[1])} held-out prompts; left out: {duplicates} repeated "

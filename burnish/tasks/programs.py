@@ -22,43 +22,43 @@ TESTS = 10
 """Hidden calls per problem; the question may show two more."""
 
 
-def number(draw: random.Random) -> int:
-    return draw.choice([0, 1, -1]) if draw.random() < 0.15 else draw.randint(-40, 60)
+def draw_number(rng: random.Random) -> int:
+    return rng.choice([0, 1, -1]) if rng.random() < 0.15 else rng.randint(-40, 60)
 
 
-def count(draw: random.Random) -> int:
-    return draw.randint(0, 40)
+def draw_count(rng: random.Random) -> int:
+    return rng.randint(0, 40)
 
 
-def few(draw: random.Random) -> int:
-    return draw.randint(0, 13)
+def draw_small_count(rng: random.Random) -> int:
+    return rng.randint(0, 13)
 
 
-def word(draw: random.Random) -> str:
-    return draw.choice(WORDS) + draw.choice(["", "", draw.choice(WORDS)])
+def draw_word(rng: random.Random) -> str:
+    return rng.choice(WORDS) + rng.choice(["", "", rng.choice(WORDS)])
 
 
-def sentence(draw: random.Random) -> str:
-    chosen = [draw.choice(WORDS) for _ in range(draw.randint(1, 6))]
-    return " ".join(each.capitalize() if draw.random() < 0.3 else each for each in chosen)
+def draw_sentence(rng: random.Random) -> str:
+    chosen = [rng.choice(WORDS) for _ in range(rng.randint(1, 6))]
+    return " ".join(each.capitalize() if rng.random() < 0.3 else each for each in chosen)
 
 
-def numbers(draw: random.Random) -> list[int]:
-    return [draw.randint(-20, 40) for _ in range(draw.randint(2, 8))]
+def draw_numbers(rng: random.Random) -> list[int]:
+    return [rng.randint(-20, 40) for _ in range(rng.randint(2, 8))]
 
 
-def words(draw: random.Random) -> list[str]:
-    return [draw.choice(WORDS) for _ in range(draw.randint(2, 6))]
+def draw_words(rng: random.Random) -> list[str]:
+    return [rng.choice(WORDS) for _ in range(rng.randint(2, 6))]
 
 
-def table(draw: random.Random) -> dict[str, int]:
-    return {draw.choice(WORDS): draw.randint(0, 30) for _ in range(draw.randint(2, 5))}
+def draw_table(rng: random.Random) -> dict[str, int]:
+    return {rng.choice(WORDS): rng.randint(0, 30) for _ in range(rng.randint(2, 5))}
 
 
 Input = Callable[[random.Random], Any]
 KINDS: Mapping[str, Input] = {
-    "x": number, "y": number, "n": count, "k": few, "word": word, "text": sentence, "numbers": numbers, "words": words,
-    "table": table,
+    "x": draw_number, "y": draw_number, "n": draw_count, "k": draw_small_count, "word": draw_word,
+    "text": draw_sentence, "numbers": draw_numbers, "words": draw_words, "table": draw_table,
 }  # fmt: skip
 """Argument name -> the function that draws its value."""
 
@@ -109,20 +109,20 @@ class Family:
 
     def _member(self, values: tuple[Any, ...]) -> Problem:
         seed = int(hashlib.sha256(repr((self.name, values)).encode()).hexdigest()[:16], 16)
-        draw = random.Random(seed)
+        rng = random.Random(seed)
         text = self.wordings[seed % len(self.wordings)].format(**dict(zip("ab", map(literal, values), strict=False)))
         arguments = tuple(self.arguments.split())
-        calls = self._calls(draw, arguments, values)
+        calls = self._calls(rng, arguments, values)
         return Problem(self.name, self.name, arguments, text, tuple(calls[:2]), tuple(calls[2:]))
 
     def _calls(
-        self, draw: random.Random, names: Sequence[str], values: tuple[Any, ...]
+        self, rng: random.Random, names: Sequence[str], values: tuple[Any, ...]
     ) -> list[tuple[tuple[Any, ...], Any]]:
         """Return different calls; at most half of them have the same answer, so that a constant does not pass."""
         calls: dict[str, tuple[tuple[Any, ...], Any]] = {}
         answers: dict[str, int] = {}
         for _ in range(2000):
-            inputs = tuple(KINDS[name](draw) for name in names)
+            inputs = tuple(KINDS[name](rng) for name in names)
             answer = self.solve(*inputs, *values)
             if repr(inputs) not in calls and answers.get(repr(answer), 0) < (TESTS + 2) // 2:
                 calls[repr(inputs)] = inputs, answer

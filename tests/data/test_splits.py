@@ -14,7 +14,7 @@ from burnish.data.splits import (
     example_families,
     is_held_out,
     near_copy_families,
-    split,
+    split_items,
     task_example,
 )
 from burnish.errors import InputError
@@ -41,14 +41,14 @@ def families(texts: list[str]) -> list[str]:
 
 def test_the_side_is_the_documented_hash_and_the_order_is_kept() -> None:
     texts = [f"word{number} of its own" for number in range(60)]
-    train, held_out = split(texts, families(texts), 30)
+    train, held_out = split_items(texts, families(texts), 30)
     assert held_out == [text for text in texts if bucket(text) < 30]
     assert train == [text for text in texts if bucket(text) >= 30]
     assert is_held_out(sha256("one"), 38) and not is_held_out(sha256("one"), 37)  # bucket 37; see below
     assert examples(["one"])[0].prompt.id == f"t/{sha256('one')[:12]}"
     # Neither the order nor the other texts decide.
     some = texts[::-1][:40]
-    assert set(split(some, families(some), 30)[0]) <= set(train)
+    assert set(split_items(some, families(some), 30)[0]) <= set(train)
 
 
 RUN = [f"w{number}" for number in range(SHARED_WORDS)]
@@ -116,12 +116,12 @@ def test_an_empty_side_names_the_option_and_the_direction() -> None:
     # sha256("one")[:8] = 7692c3ad: 0x7692c3ad % 100 = 1989329837 % 100 = 37.
     assert bucket("one") == 37
     with pytest.raises(InputError, match="held_out_percent = 37 leaves no held-out prompt of 1: choose a larger"):
-        split(["one"], [sha256("one")], 37)
+        split_items(["one"], [sha256("one")], 37)
     with pytest.raises(InputError, match="leaves no training prompt of 1: choose a smaller"):
-        split(["one"], [sha256("one")], 38)
+        split_items(["one"], [sha256("one")], 38)
     texts = ["one", "one", *(text for text in map(str, range(20)) if bucket(text) > 37)]
     with pytest.raises(InputError, match="held_out_percent = 38 leaves 1 held-out prompt of"):
-        split(texts, families(texts), 38, least_held_out=2)
+        split_items(texts, families(texts), 38, least_held_out=2)
 
 
 def test_a_text_with_half_an_emoji_has_a_digest() -> None:
@@ -141,7 +141,7 @@ def test_one_question_about_several_contents_is_on_one_side() -> None:
     """Fables with one moral, for instance: a held-out question was not asked in training."""
     rows = [task_example("t", f"content {number} alone", f"moral {number % 40}", None) for number in range(400)]
     by_digest = example_families(rows)
-    train, held_out = split([row.prompt for row in rows], [by_digest[row.digest] for row in rows], 30)
+    train, held_out = split_items([row.prompt for row in rows], [by_digest[row.digest] for row in rows], 30)
     assert train and held_out
     assert {prompt.text for prompt in train}.isdisjoint(prompt.text for prompt in held_out)
     # An earlier message makes it another question.

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import burnish
 from burnish.cli.app import app
-from burnish.data.rows import Pair
+from burnish.data.rows import PreferencePair
 from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration_error, error_by_chance, reliability
@@ -35,9 +35,9 @@ from tests.fakes import SUBJECTS, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 PAIRS = [
-    Pair("The minister said", " on Monday", " one thousand jobs", digest("1")),
-    Pair("The minister said", " that the new law", " won", digest("1"), margin=0.5),
-    Pair("Shares", " fell after", " sang on the way home", digest("2")),
+    PreferencePair("The minister said", " on Monday", " one thousand jobs", digest("1")),
+    PreferencePair("The minister said", " that the new law", " won", digest("1"), margin=0.5),
+    PreferencePair("Shares", " fell after", " sang on the way home", digest("2")),
 ]
 
 

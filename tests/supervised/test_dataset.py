@@ -17,8 +17,8 @@ from burnish.algorithms.preference import (
     kto_loss,
     kto_reference_point,
 )
-from burnish.data.rows import Pair, Text
-from burnish.data.splits import digest, split
+from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, PromptCompletion, rows_digest
+from burnish.data.splits import digest, split_items
 from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe, shipped
 from burnish.run.folder import Checkpoint
@@ -27,6 +27,7 @@ from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
 from burnish.supervised.session import Session
 from burnish.supervised.sources import JsonLines, _exchanged
 from burnish.training.prompt_order import Draw
+from burnish.types import Message
 
 
 def close(found: torch.Tensor, wanted: list[float]) -> None:
@@ -97,7 +98,7 @@ class TestJsonLines:
             "[1]",
         ]
         found = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
-        assert found.rows == (Pair("a", "b", "c", digest("a")),)
+        assert found.rows == (PreferencePair("a", "b", "c", digest("a")),)
         assert found.repeats == 1
         assert [broken.position for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
         assert "no column 'rejected'" in found.broken[1].reason
@@ -123,6 +124,23 @@ class TestJsonLines:
             JsonLines(path=str(tmp_path / "none"), format="text").rows()
 
 
+def test_the_digest_of_rows_is_the_one_that_run_folders_hold():
+    """Of version 0.1, which digested the rows' ``repr`` under the names of then."""
+    conversation = Conversation((Message("user", "q"), Message("assistant", "a")), "u")
+    turns = "(Turn(role='user', content='q'), Turn(role='assistant', content='a'))"
+    rows = [
+        PromptCompletion("p", "c", "u"),
+        PreferencePair("p", "c", "r", "u"),
+        LabelledCompletion("p", "c", True, "u"),
+    ]
+    assert rows_digest([conversation, *rows]) == digest(
+        f"Dialogue(turns={turns}, unit='u')",
+        "Text(prompt='p', completion='c', unit='u')",
+        "Pair(prompt='p', chosen='c', rejected='r', unit='u', margin=None)",
+        "Judged(prompt='p', completion='c', desirable=True, unit='u')",
+    )
+
+
 def test_near_copies_of_a_prompt_share_a_side(tmp_path):
     """Two versions of each question, with thirteen words in common."""
     lines = [
@@ -138,7 +156,7 @@ def test_near_copies_of_a_prompt_share_a_side(tmp_path):
     assert both_sides(train, held_out) == set()
     assert len({row.unit for row in held_out}) == len(held_out) / 2
     # Each by its own digest, versions of one question would be separated.
-    assert len(both_sides(*split(rows, [digest(row.prompt) for row in rows], 25))) > 10
+    assert len(both_sides(*split_items(rows, [digest(row.prompt) for row in rows], 25))) > 10
 
 
 def both_sides(train, held_out):
@@ -148,7 +166,7 @@ def both_sides(train, held_out):
 
 
 def test_the_split_depends_on_the_prompt_alone():
-    rows = [Text(f"prompt {n % 40}", f"answer {n}", digest(f"prompt {n % 40}")) for n in range(200)]
+    rows = [PromptCompletion(f"prompt {n % 40}", f"answer {n}", digest(f"prompt {n % 40}")) for n in range(200)]
     train, held = split_rows(rows, 25)
     assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
     assert len(train) + len(held) == 200

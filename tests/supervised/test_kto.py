@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import burnish
-from burnish.data.rows import Judged, Pair, Text
+from burnish.data.rows import LabelledCompletion, PreferencePair, PromptCompletion
 from burnish.data.splits import digest, is_held_out
 from burnish.errors import InputError
 from burnish.policies.loading import load_policy
@@ -27,9 +27,9 @@ from tests.fakes import SUBJECTS, supervised_recipe, write_lines
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 ROWS = [
-    Judged("The minister said", " on Monday", True, digest("1")),
-    Judged("Shares", " fell after", False, digest("2")),
-    Judged("The home team", " won the match in the last minute", True, digest("3")),
+    LabelledCompletion("The minister said", " on Monday", True, digest("1")),
+    LabelledCompletion("Shares", " fell after", False, digest("2")),
+    LabelledCompletion("The home team", " won the match in the last minute", True, digest("3")),
 ]
 
 
@@ -111,7 +111,7 @@ class TestLoss:
 
     def test_strangers_have_another_prompt_where_there_is_one(self, policy):
         encoder = Encoder(policy, 24)
-        pair = Pair("Shares", " fell", " sang on the way home", digest("2"))
+        pair = PreferencePair("Shares", " fell", " sang on the way home", digest("2"))
         drawn = [e for row in (pair, ROWS[0]) for e in Judging(0.1).examples(encoder, row)]
         assert [example.desirable for example in drawn] == [True, False, True]
         texts = [example.texts[0] for example in drawn]
@@ -198,6 +198,6 @@ def test_what_cannot_work_is_refused(changes, message):
 def test_rows_of_another_kind_are_refused(policy):
     encoder = Encoder(policy, 24)
     with pytest.raises(InputError, match="without a label"):
-        Judging(0.1).examples(encoder, Text("a", "b", digest("a")))
+        Judging(0.1).examples(encoder, PromptCompletion("a", "b", digest("a")))
     with pytest.raises(InputError, match="pairs or judged answers"):
         FineTuning().examples(encoder, ROWS[0])

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import burnish
 from burnish.catalogue.convert import resolve_model
 from burnish.cli.app import app
-from burnish.data.rows import Conversation, Pair, Text
+from burnish.data.rows import Conversation, PreferencePair, PromptCompletion
 from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units
@@ -36,15 +36,15 @@ from tests.fakes import SUBJECTS, InterruptingObserver, supervised_recipe, write
 
 SMALL, LARGE = TokenBudget(1, 1), TokenBudget(10_000, 10_000)
 TEXTS = [
-    Text("The minister said", " on Monday that", digest("1")),
-    Text("The minister said", " that the law", digest("1")),
-    Text("Shares fell", " after", digest("2")),
-    Text("", "The home team won the match in the last minute", digest("3")),
+    PromptCompletion("The minister said", " on Monday that", digest("1")),
+    PromptCompletion("The minister said", " that the law", digest("1")),
+    PromptCompletion("Shares fell", " after", digest("2")),
+    PromptCompletion("", "The home team won the match in the last minute", digest("3")),
 ]
 PAIRS = [
-    Pair("The minister said", " on Monday", " one thousand jobs", digest("1")),
-    Pair("The minister said", " that the new law", " won", digest("1")),
-    Pair("Shares", " fell after", " sang on the way home", digest("2")),
+    PreferencePair("The minister said", " on Monday", " one thousand jobs", digest("1")),
+    PreferencePair("The minister said", " that the new law", " won", digest("1")),
+    PreferencePair("Shares", " fell after", " sang on the way home", digest("2")),
 ]
 
 
@@ -133,7 +133,7 @@ class TestFineTuning:
 
     def test_a_text_that_spells_a_control_token_is_refused(self, policy):
         with pytest.raises(ValueError, match="control token"):
-            FineTuning().examples(Encoder(policy, 64), Text("a", "b<|end|>c", digest("a")))
+            FineTuning().examples(Encoder(policy, 64), PromptCompletion("a", "b<|end|>c", digest("a")))
 
 
 class TestPreferring:
@@ -163,7 +163,7 @@ class TestPreferring:
         torch.testing.assert_close(found, gradients(policy), rtol=0, atol=1e-10)
 
     def test_answers_that_are_alike_once_cut_are_refused(self, policy):
-        row = Pair("Shares", " fell after the company", " fell after the match", digest("1"))
+        row = PreferencePair("Shares", " fell after the company", " fell after the match", digest("1"))
         (example,) = Preferring(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
         ids = example.texts[0].token_ids, example.texts[1].token_ids
         same = next(place for place, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)

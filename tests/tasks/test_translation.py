@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.data.rows import Conversation, Text
+from burnish.data.rows import Conversation, PromptCompletion
 from burnish.errors import InputError
 from burnish.supervised import sources
 from burnish.supervised.dataset import split_rows
@@ -36,7 +36,9 @@ def test_both_directions_and_fine_tuning_hold_out_the_same() -> None:
     english = [{p.reference for p in side} for side in (there.train(), there.evaluation())]
     assert english[0] and english[1] and not english[0] & english[1]
     _, rows = split_rows(sources.TranslationRows().rows().rows, 25)
-    assert {row.prompt for row in rows if isinstance(row, Text)} == {prompt.text for prompt in there.evaluation()}
+    assert {row.prompt for row in rows if isinstance(row, PromptCompletion)} == {
+        prompt.text for prompt in there.evaluation()
+    }
     assert there.train()[0].text.endswith("。\nEnglish:") and there.train()[0].messages == ()
 
 
