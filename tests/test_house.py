@@ -41,6 +41,7 @@ SAME_NAMES: set[str] = {
     "environment",
     "explained",
     "holes",
+    "number",
     "padded",
     "plain",
     "readable",

@@ -139,9 +139,9 @@ def test_good_options(options: dict[str, Any]) -> None:
     [
         ({"sise": 4}, r"unknown key 'sise' \(did you mean 'size'\?\); known: use, size, share, title, shuffle, path"),
         ({"size": 4.0}, "size = 4.0 must have the type of its default 3"),
-        ({"size": True}, "size = True must be"),
-        ({"share": True}, "share = True must be"),
-        ({"shuffle": 1}, "shuffle = 1 must be"),
+        ({"size": True}, "size = True must have"),
+        ({"share": True}, "share = True must have"),
+        ({"shuffle": 1}, "shuffle = 1 must have"),
         ({"title": 1}, "title = 1 must have the type of its default 'x'"),
     ],
 )

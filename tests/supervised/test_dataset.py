@@ -116,7 +116,7 @@ class TestJsonLines:
         for options, message in (
             ({}, "path is missing"),
             ({"path": "x", "format": "pair"}, "did you mean 'pairs'"),
-            ({"path": "x", "format": "text", "columns": {"prompt": "p"}}, "name text"),
+            ({"path": "x", "format": "text", "columns": {"prompt": "p"}}, "format 'text' has the columns text"),
         ):
             with pytest.raises(InputError, match=message):
                 JsonLines(**options)

@@ -122,7 +122,7 @@ def check(candidate):
         ({"split": "x"}, "write one of problem, family"),
         ({"examples": 3}, "must be 0, 1 or 2"),
         ({"held_out_percent": 0}, "from 1 to 99"),
-        ({"source": "human-eval", "families": ["multiply"]}, "leave them out"),
+        ({"source": "human-eval", "families": ["multiply"]}, "remove the option"),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:

@@ -171,7 +171,7 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
     numbers = [{int((p.reference or "").split()[3]) // 2 for p in side} for side in (task.train(), task.evaluation())]
     assert not numbers[0] & numbers[1]  # versions of one report stay together
     assert Headlines(body_words=20, chat=False, question="{article}").train()[0].text.endswith("\nHeadline:")
-    for options, message in (({"body_words": 3}, "at least 20"), ({"question": "x"}, "must hold {article} once")):
+    for options, message in (({"body_words": 3}, "at least 20"), ({"question": "x"}, "must contain {article} once")):
         with pytest.raises(InputError, match=message):
             Headlines(**options)  # type: ignore[arg-type]
 

@@ -86,7 +86,7 @@ def test_an_unclosed_page_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
         ({"data": "hks"}, r"data = 'hks' \(did you mean 'hsk'"),
         ({"target": "de"}, "'hsk' has en, zh; name two"),
         ({"target": "zh"}, "name two of them"),
-        ({"template": "Translate."}, "must hold {text}"),
+        ({"template": "Translate."}, "must contain {text}"),
         ({"template": "{text} {langauge}"}, "only {text}, {source} and {target}"),
         ({"template": "{text} {text.x}"}, "only {text}"),
         ({"min_words": 9, "max_words": 3}, "min_words = 9, max_words = 3"),
