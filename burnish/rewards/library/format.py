@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.rewards.library.patterns import MOST_WAYS, ways
-from burnish.rewards.library.schema import errors_of
+from burnish.rewards.library.patterns import SECONDS, compiled
+from burnish.rewards.library.schema import error_counter
 from burnish.rewards.registry import reward
 from burnish.text import lexical_words
 
@@ -68,50 +67,40 @@ def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words"
 
 
 def _check_regex(*, pattern: str, longest: int) -> None:
-    _compiled(pattern, longest)
+    if not pattern:
+        raise InputError("regex: pattern is missing: set it, for instance pattern = '[0-9]+'")
+    if longest < 1:
+        raise InputError(f"regex: longest = {longest}: must be at least 1")
+    compiled(pattern, "regex: pattern = ")
 
 
 @reward(check_options=_check_regex)
 def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
-    """1.0 where the whole text, white space at either end aside, matches the pattern, else 0.0.
+    """Whether the whole text matches a pattern, white space at either end aside: 1.0 or 0.0.
 
-    The pattern is one of Python's. Matching tries one way after another, so a pattern with too many ways on a text of
-    ``longest`` characters is refused: nearly every repeat within a repeat, as in ``(a+)+``, and three or more ``.*`` on
-    long texts. This count is a bound, so it refuses some patterns that would be fast; and the speed of a pattern that it
-    lets pass is not measured. Fails by: saying nothing of what is nearly right, and nothing of meaning.
+    The pattern has Python's syntax (the package ``regex``). A text that takes more than a second of processor time does
+    not match: patterns with a repeat inside a repeat, such as ``(a+)+b``, can take exponential time.
+
+    Fails by: giving no credit to what is nearly right, and none to meaning.
 
     Args:
-        text: what was sampled.
-        pattern: required; write ``(?s)`` before it where ``.`` shall match a line's end too.
+        text: the completion's text.
+        pattern: required; begin it with ``(?s)`` if ``.`` should match the end of a line too.
         longest: characters; a longer text scores 0.
 
     Raises:
-        InputError: the pattern is missing, is none, or could take too long.
+        InputError: the pattern is missing or is not a regular expression.
 
     Source: the format rewards of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2) are such patterns.
     """
-    compiled = _compiled(pattern, longest)
+    _check_regex(pattern=pattern, longest=longest)
     bare = text.strip()
-    return float(len(bare) <= longest and compiled.fullmatch(bare) is not None)
-
-
-@lru_cache(maxsize=32)
-def _compiled(pattern: str, longest: int) -> re.Pattern[str]:
-    if not pattern:
-        raise InputError("regex: give it a pattern, for instance pattern = '[0-9]+'")
-    if longest < 1:
-        raise InputError(f"regex: longest = {longest}: must be at least 1")
+    if len(bare) > longest:
+        return 0.0
     try:
-        compiled = re.compile(pattern)
-        found = ways(pattern, longest)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"regex: pattern = {pattern!r} is no pattern: {error}") from error
-    if found > MOST_WAYS:
-        raise InputError(
-            f"regex: pattern = {pattern!r} has more than {MOST_WAYS:,} ways to match a text of {longest} characters, which "
-            "could take for ever: take repeats out of repeats, make them fewer, or lower longest"
-        )
-    return compiled
+        return float(compiled(pattern, "regex: pattern = ").fullmatch(bare, timeout=SECONDS) is not None)
+    except TimeoutError:
+        return 0.0
 
 
 # JSON ---------------------------------------------------------------------------------------------------------------
@@ -125,7 +114,7 @@ def _check_json_format(
     if not extra and (schema or schema_file):
         raise InputError("json_format: extra belongs to required: write additionalProperties = false into the schema")
     if schema or schema_file:
-        errors_of(schema, schema_file)
+        error_counter(schema, schema_file)
     for key, kind in required.items():
         if not isinstance(kind, str) or kind not in KINDS:
             near = nearest(kind, KINDS) if isinstance(kind, str) else ""
@@ -177,7 +166,7 @@ def json_format(
         # Also for a number of thousands of digits, and brackets nested thousands deep.
         return 0.0
     if schema or schema_file:
-        errors = errors_of(schema, schema_file)(bare, found)
+        errors = error_counter(schema, schema_file)(bare, found)
         return 0.0 if errors is None else 1.0 / (1 + errors)
     if not isinstance(found, dict) or (not extra and found.keys() - required.keys()):
         return 0.0

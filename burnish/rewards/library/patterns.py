@@ -1,64 +1,57 @@
-"""How long a regular expression could take on a text: counted before it is used, since text from a model may be hostile."""
+"""Regular expressions with a time limit, since the text that they are matched against comes from a model.
+
+The package ``regex`` matches as ``re`` does, look-arounds and back-references included, and stops when its time is up. A
+linear-time engine (google-re2) would need no limit, but has neither of the two and takes only ASCII for letters.
+"""
 
 from __future__ import annotations
 
-import importlib
-import math
 import re
-from collections.abc import Iterable
+import time
+from functools import lru_cache
+from math import prod
 from typing import Any
 
 from burnish.errors import InputError
 
-MOST_WAYS = 10_000_000
-"""Ways of matching that a pattern may have on the longest text. A million take some hundredths of a second."""
+SECONDS = 1.0
+"""Processor time that all patterns of one reward may take on one text."""
+MOST_REPEATS = 1_000_000
+"""Product of the counts {n} in a pattern: ``regex`` writes them out when it compiles, and would fill the memory."""
+_COUNT = re.compile(r"\{(\d+)")
 
 
-def anchored(pattern: str) -> bool:
-    """Whether every way of matching begins at a text's beginning. Raises re.error where it is no pattern."""
-    parsed = importlib.import_module("re._parser").parse(pattern)
-    first = parsed[0] if len(parsed) else None
-    return (
-        first is not None and str(first[1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING") and not parsed.state.flags & re.M
-    )
+@lru_cache(maxsize=128)
+def compiled(pattern: str, where: str) -> Any:
+    """Compile a pattern.
 
-
-def ways(pattern: str, longest: int) -> float:
-    """A bound on how many ways the pattern can be tried on a text of so many characters, from one place on.
-
-    A sequence has the product of its parts' ways, an alternative their sum, and a repeat the sum, over the times that it
-    may repeat, of its body's ways to that power.
+    Args:
+        pattern: a regular expression.
+        where: beginning of the error message.
 
     Raises:
-        re.error: no pattern.
-        InputError: something in it that this count does not know.
+        InputError: it is not a regular expression, or repeats something too often.
     """
-    # What `re` itself reads patterns with; it has no public name since Python 3.11.
-    return _ways_of(importlib.import_module("re._parser").parse(pattern), longest)
+    import regex
+
+    if prod(max(1, int(count)) for count in _COUNT.findall(pattern)) > MOST_REPEATS:
+        raise InputError(f"{where}{pattern!r} repeats more than {MOST_REPEATS:,} times: lower the counts in braces")
+    try:
+        return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError, ValueError) as error:
+        raise InputError(f"{where}{pattern!r} is not a regular expression: {error}") from error
 
 
-def _ways_of(parsed: Iterable[tuple[Any, Any]], longest: int) -> float:
-    total = 1.0
-    for operation, given in parsed:
-        name = str(operation)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            least, most, body = given
-            total *= _repeated(_ways_of(body, longest), min(int(least), longest), min(int(most), longest))
-        elif name == "SUBPATTERN":
-            total *= _ways_of(given[-1], longest)
-        elif name in ("ASSERT", "ASSERT_NOT"):
-            total *= _ways_of(given[1], longest)
-        elif name == "ATOMIC_GROUP":
-            total *= _ways_of(given, longest)
-        elif name == "BRANCH":
-            total *= sum(_ways_of(branch, longest) for branch in given[1])
-        elif name not in ("LITERAL", "NOT_LITERAL", "ANY", "IN", "AT", "CATEGORY", "GROUPREF"):
-            raise InputError(f"regex: a pattern with {name} is not supported: write it without")
-    return total
+class TimeLimit:
+    """Processor time for the patterns that are matched against one text."""
 
+    def __init__(self) -> None:
+        self._end = time.process_time() + SECONDS
 
-def _repeated(once: float, least: int, most: int) -> float:
-    if once == 1.0:
-        return float(most - least + 1)
-    # The last addend alone decides whether it is too many; more than that is not needed, and would overflow.
-    return math.inf if most * math.log(once) > 300 else sum(once**times for times in range(least, most + 1))
+    @property
+    def left(self) -> float:
+        """Seconds left. Raises TimeoutError if there are none."""
+        seconds = self._end - time.process_time()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds

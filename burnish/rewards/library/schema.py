@@ -1,9 +1,8 @@
-"""JSON Schema for the reward ``json_format``: checked before anything is loaded, and held against a text within a budget."""
+"""JSON Schema for the reward ``json_format``: checked when the recipe is read, applied to a text within a budget."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -11,155 +10,199 @@ from typing import Any
 from urllib.parse import unquote
 
 from burnish.errors import InputError
-from burnish.rewards.library.patterns import MOST_WAYS, anchored, ways
+from burnish.rewards.library.patterns import TimeLimit, compiled
 from burnish.system.optional_packages import needed
 from burnish.system.paths import expanded
 
 LONGEST = 2000
-"""Characters of a text that a schema with patterns is held against; a longer one scores 0."""
+"""Characters of a text that is checked against a schema with patterns; a longer one scores 0."""
 LONGEST_WITHOUT = 10_000
 """The same for a schema without patterns."""
 MOST_RULES = 20_000
-"""Keywords that are applied to one text: a schema that refers to itself may double them with each level of the text."""
+"""Keywords applied to one text. A schema that refers to itself may double them with each level of the text."""
+MOST_ERRORS = 1000
+"""Errors that are counted; a text with more scores as if it had so many."""
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 """Keywords whose value is a table of schemas by name."""
-MOST_ERRORS = 1000
-"""Errors that are counted; a text with more scores as one with so many."""
 
 
-class _TooMuchError(Exception):
-    """The budget of one text is spent."""
+class _OutOfBudgetError(Exception):
+    """One text used up its rules."""
 
 
-def errors_of(schema: Mapping[str, Any], file: str) -> Callable[[str, Any], int | None]:
-    """What counts a value's errors under a schema; None where it cannot be judged (nested too deep, too long, numbers
-    beyond the floats, or more rules to apply than the budget has).
-
-    Args:
-        schema: as a table; or
-        file: the path of a JSON file with it.
+def error_counter(schema: Mapping[str, Any], file: str) -> ErrorCounter:
+    """Return the counter of errors under a schema, given as a table or, if ``file`` is set, as a JSON file.
 
     Raises:
-        InputError: the package is missing, the file cannot be read, it holds no schema, the schema asks for another
-            document, or a pattern of it could take for ever.
+        InputError: the package is missing, the file cannot be read, or the schema is not valid, refers to another
+            document, or has a pattern that is not a regular expression.
     """
     if file:
         return _compiled(_read(file), f"schema_file = '{file}'")
     try:
         return _compiled(json.dumps(schema), "schema")
     except TypeError as error:
-        raise InputError(f"json_format: schema holds what JSON does not have ({error}): write it as text") from error
+        raise InputError(f"json_format: schema has a value that JSON lacks ({error}): write it as text") from error
+
+
+class ErrorCounter:
+    """Number of errors of a JSON value under one schema, within a budget of rules and of time for patterns.
+
+    Args:
+        schema: a valid schema.
+        kind: jsonschema's validator class for it.
+        has_patterns: whether the schema has patterns.
+        where: beginning of error messages.
+    """
+
+    def __init__(self, schema: dict[str, Any], kind: Any, *, has_patterns: bool, where: str) -> None:
+        self._library = needed("jsonschema", "schema", where)
+        self._referencing = needed("referencing", "schema", where)
+        self._where = where
+        self._longest = LONGEST if has_patterns else LONGEST_WITHOUT
+        self._rules_left = 0
+        self._time = TimeLimit()
+        # jsonschema matches patterns with ``re``, which has no time limit.
+        rules = {
+            **kind.VALIDATORS,
+            "pattern": self._pattern,
+            "patternProperties": self._pattern_properties,
+            "additionalProperties": self._additional_properties,
+        }
+        kind = self._library.validators.extend(kind, {name: self._limited(rule) for name, rule in rules.items()})
+        # The kind is chosen. Below a reference to the root, "$schema" would choose it again, without the limits.
+        schema = {key: value for key, value in schema.items() if key != "$schema"}
+        # With an empty registry no reference leads out of the schema, and none asks the network.
+        self._validator = kind(schema, registry=self._referencing.Registry())
+
+    def __call__(self, source: str, value: Any) -> int | None:
+        """Return the number of errors; None if the value cannot be judged within the budget.
+
+        Args:
+            source: the text that the value was read from.
+            value: the JSON value.
+
+        Raises:
+            InputError: a reference of the schema cannot be resolved.
+        """
+        if len(source) > self._longest:
+            return None
+        self._rules_left, self._time = MOST_RULES, TimeLimit()
+        try:
+            return sum(1 for _ in islice(self._validator.iter_errors(value), MOST_ERRORS))
+        except (_OutOfBudgetError, TimeoutError, RecursionError, ArithmeticError):
+            return None
+        except (self._referencing.exceptions.Unresolvable, AttributeError) as error:
+            raise InputError(f"{self._where} cannot be resolved ({error}): correct its references") from error
+
+    def _limited(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(*arguments: Any) -> Any:
+            self._rules_left -= 1
+            if self._rules_left < 0:
+                raise _OutOfBudgetError
+            return rule(*arguments)
+
+        return apply
+
+    def _matches(self, pattern: str, text: str) -> bool:
+        return compiled(pattern, f"{self._where}: ").search(text, timeout=self._time.left) is not None
+
+    def _pattern(self, validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[Exception]:
+        if validator.is_type(instance, "string") and not self._matches(pattern, instance):
+            yield self._library.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+    def _pattern_properties(
+        self, validator: Any, schemas: Mapping[str, Any], instance: Any, _: Any
+    ) -> Iterator[Exception]:
+        if not validator.is_type(instance, "object"):
+            return
+        for pattern, schema in schemas.items():
+            for key, value in instance.items():
+                if self._matches(pattern, key):
+                    yield from validator.descend(value, schema, path=key, schema_path=pattern)
+
+    def _additional_properties(self, validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[Exception]:
+        if not validator.is_type(instance, "object"):
+            return
+        names, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        extras = [
+            key for key in instance if key not in names and not any(self._matches(each, key) for each in patterns)
+        ]
+        if validator.is_type(allowed, "object"):
+            for key in extras:
+                yield from validator.descend(instance[key], allowed, path=key)
+        elif not allowed and extras:
+            yield self._library.ValidationError(f"additional properties: {extras}")
 
 
 def _read(file: str) -> str:
     try:
         return expanded(file).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text, or no path"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text, or not a path"
         raise InputError(f"json_format: schema_file = '{file}': cannot be read: {reason}") from error
 
 
 @lru_cache(maxsize=8)
-def _compiled(text: str, where: str) -> Callable[[str, Any], int | None]:
-    library = needed("jsonschema", "schema", f"json_format: {where}")
-    referencing = needed("referencing", "schema", f"json_format: {where}")
+def _compiled(text: str, where: str) -> ErrorCounter:
+    where = f"json_format: {where}"
+    library = needed("jsonschema", "schema", where)
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"json_format: {where} is not JSON ({error})") from error
+        raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(schema, dict):
-        raise InputError(f"json_format: {where} must be a JSON object, and is a {type(schema).__name__}")
+        raise InputError(f"{where} must be a JSON object, not {type(schema).__name__}")
     try:
         kind = library.validators.validator_for(schema, default=library.Draft202012Validator)
         kind.check_schema(schema)
-        patterns = list(_checked(schema, where, schema))
+        patterns = list(_patterns(schema, where, schema))
     except (RecursionError, AttributeError, TypeError) as error:
-        raise InputError(f"json_format: {where} is no JSON Schema ({type(error).__name__}: {error})") from error
+        raise InputError(f"{where} is not a JSON Schema ({type(error).__name__}: {error})") from error
     except library.SchemaError as error:
-        place = "/".join(map(str, error.absolute_path))
-        raise InputError(f"json_format: {where}{' at ' + place if place else ''}: {error.message[:200]}") from error
-    # Chosen by it already; below a reference to the whole it would choose again, and without the budget.
-    schema.pop("$schema", None)
-    left = 0
-
-    def counted(rule: Callable[..., Any]) -> Callable[..., Any]:
-        def once(*arguments: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise _TooMuchError
-            return rule(*arguments)
-
-        return once
-
-    kind = library.validators.extend(kind, {name: counted(rule) for name, rule in kind.VALIDATORS.items()})
-    # An empty registry: what a schema asks for elsewhere is nowhere, and no network is asked.
-    validator = kind(schema, registry=referencing.Registry())
-
-    def count(source: str, value: Any) -> int | None:
-        nonlocal left
-        if len(source) > (LONGEST if patterns else LONGEST_WITHOUT):
-            return None
-        left = MOST_RULES
-        try:
-            return sum(1 for _ in islice(validator.iter_errors(value), MOST_ERRORS))
-        except (_TooMuchError, RecursionError, ArithmeticError):
-            return None
-        except (referencing.exceptions.Unresolvable, AttributeError, re.error) as error:
-            raise InputError(f"json_format: {where} cannot be followed ({error}): mend its references") from error
-
-    return count
+        path = "/".join(map(str, error.absolute_path))
+        raise InputError(f"{where}{' at ' + path if path else ''}: {error.message[:200]}") from error
+    for pattern in patterns:
+        compiled(pattern, f"{where}: ")
+    if '"unevaluatedProperties"' in text and '"patternProperties"' in text:
+        raise InputError(
+            f"{where}: unevaluatedProperties would match patternProperties without a time limit: use additionalProperties"
+        )
+    return ErrorCounter(schema, kind, has_patterns=bool(patterns), where=where)
 
 
-def _refuse_dangling(reference: str, whole: Any, where: str) -> None:
-    """Raises InputError where a path within the document leads to no schema."""
-    found = whole
+def _check_reference(reference: str, root: Any, where: str) -> None:
+    """Raise InputError if a path within the document does not lead to a schema."""
+    target = root
     for part in reference.removeprefix("#/").split("/"):
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         try:
-            found = found[int(name)] if isinstance(found, list) else found[name]
+            target = target[int(name)] if isinstance(target, list) else target[name]
         except (KeyError, ValueError, IndexError, TypeError):
-            found = None
-    if not isinstance(found, dict | bool):
-        raise InputError(f'json_format: {where}: $ref = "{reference}" leads to no schema: write it there')
+            target = None
+    if not isinstance(target, dict | bool):
+        raise InputError(f'{where}: $ref = "{reference}" does not lead to a schema: define it there')
 
 
-def _checked(schema: Any, where: str, whole: Any) -> Iterator[str]:
-    """The patterns of a schema. Raises InputError at one that could be slow, and at what lies in another document."""
+def _patterns(schema: Any, where: str, root: Any) -> Iterator[str]:
+    """Yield the patterns of a schema. Raise InputError if it refers to another document or to nothing."""
     if isinstance(schema, list):
         for item in schema:
-            yield from _checked(item, where, whole)
+            yield from _patterns(item, where, root)
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
         if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
-            raise InputError(f'json_format: {where}: {key} = "{value}" is another document: write it into $defs')
+            raise InputError(f'{where}: {key} = "{value}" refers to another document: copy it into $defs')
         if key == "$ref" and isinstance(value, str) and value.startswith("#/"):
-            _refuse_dangling(value, whole, where)
+            _check_reference(value, root, where)
         if key == "pattern" and isinstance(value, str):
-            yield _fast(value, where)
+            yield value
         if key == "patternProperties" and isinstance(value, dict):
-            yield from (_fast(pattern, where) for pattern in value)
-            _fast("|".join(value), where)  # as a validator joins them, for additionalProperties
+            yield from value
         if key in _BY_NAME and isinstance(value, dict):
-            # Its keys are names of somebody's own, "default" and "pattern" among them.
-            for below in value.values():
-                yield from _checked(below, where, whole)
+            # The keys are the user's names, which may be "default" or "pattern" too.
+            for subschema in value.values():
+                yield from _patterns(subschema, where, root)
         elif key not in ("const", "enum", "default", "examples"):
-            yield from _checked(value, where, whole)
-
-
-def _fast(pattern: str, where: str) -> str:
-    """A pattern that is searched for: from every place on, but where it begins with a text's beginning."""
-    try:
-        found = ways(pattern, LONGEST) * (1 if anchored(pattern) else LONGEST)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"json_format: {where}: {pattern!r} is no pattern: {error}") from error
-    except InputError as error:
-        raise InputError(str(error).replace("regex:", f"json_format: {where}: {pattern!r}:")) from error
-    if found > MOST_WAYS:
-        raise InputError(
-            f"json_format: {where}: the pattern {pattern!r} has more than {MOST_WAYS:,} ways to match a text of {LONGEST} "
-            "characters, which could take for ever: begin it with ^, and bound its repeats, as in {1,20}"
-        )
-    return pattern
+            yield from _patterns(value, where, root)
