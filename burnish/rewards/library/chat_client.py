@@ -1,41 +1,42 @@
-"""Asking a chat server many questions: in parallel, again where it fails, never beyond a cap, and never one twice."""
+"""Client of a chat server: parallel questions with retries, a spending cap and a cache."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import sqlite3
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, one_line
 
-LONGEST_ANSWER = 1 << 20
-"""Bytes of a response that are read; no answer to these questions is that long."""
+if TYPE_CHECKING:
+    import httpx
+
+LONGEST_RESPONSE = 1 << 20
+"""Bytes of a response that are read; no answer to these questions is longer."""
 LONGEST_PAUSE = 60.0
-"""Seconds: a server that asks for a longer pause is asked again after this one."""
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+"""Seconds between two attempts at most, even if the server asks for more."""
+_RETRIED_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one question: the answer's text, or None and what the problem was."""
+    """The answer to one question: its text, or None and the problem."""
 
     text: str | None
     problem: str = ""
 
 
 @dataclass(slots=True)
-class Cap:
+class SpendingCap:
     """Questions and tokens that may still be spent; shared by threads."""
 
     calls: int
@@ -44,48 +45,50 @@ class Cap:
     spent_tokens: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self) -> None:
-        """Counts one question. Raises BurnishError where that is one too many."""
+    def count_call(self) -> None:
+        """Count one question. Raises BurnishError if it would exceed the cap."""
         with self._lock:
             if self.spent_calls >= self.calls:
-                raise BurnishError(f"reward 'judge': its {self.calls:,} calls are used up; raise calls, or ask less")
+                raise BurnishError(
+                    f"reward 'judge': its {self.calls:,} calls are used up; raise calls, or score fewer texts"
+                )
             if self.spent_tokens >= self.tokens:
-                raise BurnishError(f"reward 'judge': its {self.tokens:,} tokens are used up; raise tokens, or ask less")
+                raise BurnishError(
+                    f"reward 'judge': its {self.tokens:,} tokens are used up; raise tokens, or score fewer texts"
+                )
             self.spent_calls += 1
 
-    def spend(self, tokens: int) -> None:
+    def count_tokens(self, tokens: int) -> None:
         with self._lock:
             self.spent_tokens += tokens
 
 
-class _Failed(Exception):
-    """One attempt failed; ``again`` says whether another may do better, ``pause`` how long the server wants to be left."""
+class _FailedAttempt(Exception):
+    """One attempt failed.
 
-    def __init__(self, problem: str, *, again: bool = True, pause: float = 0.0) -> None:
+    Attributes:
+        retry: whether another attempt may succeed.
+        pause: seconds that the server asks to wait before it.
+    """
+
+    def __init__(self, problem: str, *, retry: bool = True, pause: float = 0.0) -> None:
         super().__init__(problem)
-        self.again, self.pause = again, pause
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to wherever it leads."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+        self.retry, self.pause = retry, pause
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """A chat address that questions are put to.
+class ChatClient:
+    """A chat address that questions are sent to.
 
     Attributes:
         url: of the chat completions.
-        key: sent as a bearer token where it is not empty.
-        timeout: seconds for one whole answer, however it trickles in.
-        retries: further attempts.
+        key: sent as a bearer token unless it is empty.
+        timeout: seconds for one whole answer, however slowly it arrives.
+        retries: further attempts per question.
         backoff: seconds before the first of them; each later pause is twice as long.
-        parallel: questions under way at once.
+        parallel: questions in flight at once.
         cap: what may be spent.
-        cache: SQLite file of answers that could be read.
+        cache: SQLite file of readable answers.
     """
 
     url: str
@@ -94,81 +97,127 @@ class Judge:
     retries: int
     backoff: float
     parallel: int
-    cap: Cap
+    cap: SpendingCap
     cache: Path
 
     def answers(self, bodies: Sequence[bytes], readable: Callable[[str], bool]) -> list[Answer]:
-        """One answer a request body, in order; equal bodies are asked once, and known ones not at all.
+        """Return one answer per request body, in order. Equal bodies are asked once, cached ones not at all.
 
         Args:
-            readable: whether an answer's text is one; where not, it is asked for again.
+            bodies: JSON request bodies.
+            readable: whether an answer's text can be used; if not, the question is asked again.
 
         Raises:
-            BurnishError: a cap is reached, or the cache cannot be used. Answers that came before are kept.
+            BurnishError: a cap is reached, or the cache or the proxy cannot be used. Earlier answers are kept.
         """
         keys = [self._cache_key(body) for body in bodies]
-        with self._open() as store:
-            found = {
-                key: Answer(text) for key in set(keys) if (text := _known(store, key)) is not None and readable(text)
+        with self._open_cache() as store:
+            answers = {
+                key: Answer(text) for key in set(keys) if (text := _cached(store, key)) is not None and readable(text)
             }
-            wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
-            with ThreadPoolExecutor(self.parallel) as threads:
-                stop = threading.Event()
-                running = {threads.submit(self._ask, body, readable, stop): key for key, body in wanted.items()}
-                try:
-                    for done in as_completed(running):
-                        answer = found[running[done]] = done.result()
-                        if answer.text is not None:
-                            # At once: it is paid for, whatever comes after.
-                            store.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (running[done], answer.text))
-                            store.commit()
-                except BaseException:
-                    stop.set()
-                    for future in running:
-                        future.cancel()
-                    raise
-        return [found[key] for key in keys]
+            missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in answers}
 
-    def _ask(self, body: bytes, readable: Callable[[str], bool], stop: threading.Event) -> Answer:
-        problem = ""
-        for attempt in range(self.retries + 1):
-            self.cap.take()
+            def keep(key: str, answer: Answer) -> None:
+                answers[key] = answer
+                if answer.text is not None:
+                    # At once: it is paid for, whatever happens next.
+                    store.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer.text))
+                    store.commit()
+
+            if missing:
+                self._ask_all(missing, readable, keep)
+        return [answers[key] for key in keys]
+
+    def _ask_all(
+        self, bodies: dict[str, bytes], readable: Callable[[str], bool], keep: Callable[[str, Answer], None]
+    ) -> None:
+        """Ask in parallel and call ``keep`` with key and answer as answers arrive; after an error, ask nothing more."""
+        stop = threading.Event()
+        with self._connections() as http, ThreadPoolExecutor(self.parallel) as threads:
+            futures = {threads.submit(self._ask, http, body, readable, stop): key for key, body in bodies.items()}
             try:
-                text = self._once(body)
-                if readable(text):
-                    return Answer(text)
-                raise _Failed(f"it answered {_shown(text)}, where a number was asked for")
-            except _Failed as failure:
-                problem = str(failure)
-                if not failure.again:
-                    return Answer(None, problem)
-                # A power beyond the floats would end the run.
-                pause = min(LONGEST_PAUSE, max(self.backoff * 2 ** min(attempt, 64), failure.pause))
-                if attempt < self.retries and stop.wait(pause):
-                    return Answer(None, problem)
-        return Answer(None, problem + (f" (asked {self.retries + 1} times)" if self.retries else ""))
+                for future in as_completed(futures):
+                    keep(futures[future], future.result())
+            except BaseException:
+                stop.set()
+                for future in futures:
+                    future.cancel()
+                raise
 
-    def _once(self, body: bytes) -> str:
-        """The text of one answer. Raises _Failed."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "burnish"}
+    def _connections(self) -> httpx.Client:
+        import httpx
+
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            # Uncompressed, or a small response could fill the memory.
+            "Accept-Encoding": "identity",
+            "User-Agent": "burnish",
+        }
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url, data=body, headers=headers)
-        opener = urllib.request.build_opener(_NoRedirect)
         try:
-            with closing(opener.open(request, timeout=self.timeout)) as response:
-                raw = _read(response, time.monotonic() + self.timeout)
-        except urllib.error.HTTPError as error:
-            raise self._refused(error) from error
-        except TimeoutError as error:
-            raise _Failed(f"no answer within {self.timeout:g} seconds") from error
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise _Failed(f"no answer within {self.timeout:g} seconds") from error
-            raise _Failed(f"it cannot be reached ({error.reason})") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            # A ValueError comes of a redirect to what is no address.
-            raise _Failed(f"the answer broke off ({type(error).__name__})") from error
+            return httpx.Client(
+                headers=headers,
+                timeout=self.timeout,
+                # A redirect would carry the key to another address.
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=self.parallel),
+                # The system's certificates, where an organisation adds its own; httpx would use those of certifi.
+                verify=ssl.create_default_context(),
+            )
+        except (ImportError, ValueError) as error:
+            raise BurnishError(f"reward 'judge': the proxy in the environment cannot be used: {error}") from error
+
+    def _ask(self, http: httpx.Client, body: bytes, readable: Callable[[str], bool], stop: threading.Event) -> Answer:
+        """Ask one question, and again while that may help."""
+        import tenacity
+
+        exponential = tenacity.wait_exponential(multiplier=self.backoff, max=LONGEST_PAUSE)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            failure = state.outcome.exception() if state.outcome else None
+            wanted = failure.pause if isinstance(failure, _FailedAttempt) else 0.0
+            return min(LONGEST_PAUSE, max(exponential(state), wanted))
+
+        def attempt() -> str:
+            if stop.is_set():
+                raise _FailedAttempt("another question failed", retry=False)
+            self.cap.count_call()
+            text = self._once(http, body)
+            if not readable(text):
+                raise _FailedAttempt(f"it answered {_quoted(text)} instead of a number")
+            return text
+
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _FailedAttempt) and error.retry),
+            stop=tenacity.stop_after_attempt(self.retries + 1),
+            wait=pause,
+            sleep=tenacity.sleep_using_event(stop),
+            reraise=True,
+        )
+        try:
+            return Answer(attempts(attempt))
+        except _FailedAttempt as failure:
+            asked = f" (asked {self.retries + 1} times)" if failure.retry and self.retries else ""
+            return Answer(None, f"{failure}{asked}")
+
+    def _once(self, http: httpx.Client, body: bytes) -> str:
+        """Return the text of one answer. Raises _FailedAttempt."""
+        import httpx
+
+        deadline = time.monotonic() + self.timeout
+        try:
+            with http.stream("POST", self.url, content=body) as response:
+                if not response.is_success:
+                    raise self._refusal(response, deadline)
+                raw = _read(response, deadline)
+        except (httpx.TimeoutException, TimeoutError) as error:
+            raise _FailedAttempt(f"no answer within {self.timeout:g} seconds") from error
+        except (httpx.ConnectError, httpx.ProxyError) as error:
+            raise _FailedAttempt(f"it cannot be reached ({one_line(error)})") from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            raise _FailedAttempt(f"the answer broke off ({type(error).__name__})") from error
         return self._text(raw, body)
 
     def _text(self, raw: bytes, body: bytes) -> str:
@@ -176,47 +225,36 @@ class Judge:
             data = json.loads(raw)
             text = data["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            # It was sent, and will have been paid for.
-            self.cap.spend((len(body) + len(raw)) // 3)
-            raise _Failed(f"it sent what is no chat completion: {self._said(raw)}") from error
+            # The server did the work, and will charge for it.
+            self.cap.count_tokens((len(body) + len(raw)) // 3)
+            raise _FailedAttempt(f"its response is not a chat completion: {self._quoted_response(raw)}") from error
         usage = data.get("usage")
-        counted = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if not isinstance(counted, int) or isinstance(counted, bool) or counted < 0:
-            counted = (len(body) + len(str(text))) // 3
-        self.cap.spend(counted)
+        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+            tokens = (len(body) + len(str(text))) // 3
+        self.cap.count_tokens(tokens)
         if not isinstance(text, str):
-            raise _Failed("its answer holds no text")
-        # Before it is shown or kept. Half an emoji is no text to the cache.
+            raise _FailedAttempt("its answer has no text")
+        # Before the text is shown or kept. The cache cannot store half a surrogate pair.
         return self._without_key(text.encode("utf-8", "replace").decode("utf-8"))
 
-    def _refused(self, error: urllib.error.HTTPError) -> _Failed:
-        with closing(error):
-            try:
-                said = self._said(error.read(2000))
-            except (OSError, http.client.HTTPException):
-                said = "nothing"
-        pause = error.headers.get("Retry-After", "") if error.headers else ""
+    def _refusal(self, response: httpx.Response, deadline: float) -> _FailedAttempt:
+        status = response.status_code
+        if 300 <= status < 400:
+            return _FailedAttempt(f"HTTP {status}: it redirects elsewhere; set url to that address", retry=False)
+        quoted = self._quoted_response(_read_beginning(response, deadline))
         try:
-            seconds = max(0.0, float(pause))
+            pause = max(0.0, float(response.headers.get("Retry-After", "")))
         except ValueError:
-            # A date; the pause of our own will do.
-            seconds = 0.0
-        if 300 <= error.code < 400:
-            return _Failed(
-                f"HTTP {error.code}: it sends on to elsewhere; give the address that it leads to", again=False
-            )
-        hint = (
-            "; check key_env and the key"
-            if error.code in (401, 403)
-            else "; check url and model"
-            if error.code == 404
-            else ""
-        )
-        return _Failed(f"HTTP {error.code}, saying {said}{hint}", again=error.code in _AGAIN, pause=seconds)
+            # A date, or nothing: the client's own pause is used.
+            pause = 0.0
+        hints = {401: "; check key_env and the key", 403: "; check key_env and the key", 404: "; check url and model"}
+        problem = f"HTTP {status}: {quoted}{hints.get(status, '')}"
+        return _FailedAttempt(problem, retry=status in _RETRIED_STATUSES, pause=pause)
 
-    def _said(self, raw: bytes) -> str:
-        """What came, in one line; the key is taken out first, since half of one would not be found after cutting."""
-        return _shown(self._without_key(raw.decode("utf-8", "replace")))
+    def _quoted_response(self, raw: bytes) -> str:
+        """Return a response in one line. The key is removed first, since half of one would not be found after cutting."""
+        return _quoted(self._without_key(raw.decode("utf-8", "replace")))
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.key, "(key)") if self.key else text
@@ -225,40 +263,51 @@ class Judge:
         return hashlib.sha256(self.url.encode("utf-8") + b"\n" + body).hexdigest()
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open_cache(self) -> Iterator[sqlite3.Connection]:
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            # Several runs may share the file; each waits for the other's line.
+            # Several runs may share the file; each waits for the others' writes.
             with closing(sqlite3.connect(self.cache, timeout=30)) as store:
                 store.execute("CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL)")
                 yield store
         except (sqlite3.Error, OSError) as error:
             raise BurnishError(
-                f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it, or name another with cache"
+                f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it, or set cache to another file"
             ) from error
 
 
-def _known(store: sqlite3.Connection, key: str) -> str | None:
+def _cached(store: sqlite3.Connection, key: str) -> str | None:
     row = store.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
     return None if row is None else str(row[0])
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """The whole body. A server that sends a byte now and then never runs into the socket's own timeout."""
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(65536):
-        parts.append(part)
-        size += len(part)
-        if size > LONGEST_ANSWER:
-            raise _Failed(f"it sent more than {LONGEST_ANSWER:,} bytes", again=False)
+def _read(response: httpx.Response, deadline: float) -> bytes:
+    """Return the whole body. Raises TimeoutError: httpx limits the time of each read, not that of all."""
+    raw = bytearray()
+    for chunk in response.iter_raw():
+        raw += chunk
+        if len(raw) > LONGEST_RESPONSE:
+            raise _FailedAttempt(f"it sent more than {LONGEST_RESPONSE:,} bytes", retry=False)
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:
-        raise http.client.IncompleteRead(b"".join(parts), response.length)
-    return b"".join(parts)
+    return bytes(raw)
 
 
-def _shown(text: str) -> str:
+def _read_beginning(response: httpx.Response, deadline: float) -> bytes:
+    """Return the first 2000 bytes of an error's body, or what came of them."""
+    import httpx
+
+    raw = bytearray()
+    try:
+        for chunk in response.iter_raw():
+            raw += chunk
+            if len(raw) >= 2000 or time.monotonic() > deadline:
+                break
+    except httpx.HTTPError:
+        pass
+    return bytes(raw[:2000])
+
+
+def _quoted(text: str) -> str:
     line = " ".join(text.split())
     return repr(line if len(line) <= 200 else line[:197] + "...")

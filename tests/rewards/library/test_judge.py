@@ -16,10 +16,11 @@ import pytest
 from burnish.backends.preflight import say_walls
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
 from burnish.rewards.library import judge as judges
-from burnish.rewards.library.chat_client import Judge
-from burnish.rewards.library.judge import judge, number_in
+from burnish.rewards.library.chat_client import ChatClient
+from burnish.rewards.library.judge import judge, parse_rating
+from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
 from burnish.types import Completion, Prompt
 from tests.fakes import RecordingObserver
@@ -140,7 +141,7 @@ def test_a_number_is_put_on_the_scale_and_the_question_is_what_the_template_says
     ],
 )  # fmt: skip
 def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> None:
-    assert number_in(text, 0.0, 10.0, strict=strict) == number
+    assert parse_rating(text, 0.0, 10.0, strict=strict) == number
 
 
 @pytest.mark.parametrize(
@@ -162,13 +163,13 @@ def test_what_fails_on_the_way_is_asked_again(server: Server, tmp_path: Path, ba
 @pytest.mark.parametrize(
     ("bad", "options", "asked", "message"),
     [
-        (status(500, b"out of order"), {}, 3, r"HTTP 500, saying 'out of order' \(asked 3 times\); set fallback"),
+        (status(500, b"out of order"), {}, 3, r"HTTP 500: 'out of order' \(asked 3 times\); set fallback"),
         (status(401), {}, 1, "HTTP 401.*check key_env"),
         (status(404), {}, 1, "HTTP 404.*check url and model"),
-        (status(400, b"too long"), {}, 1, "HTTP 400, saying 'too long'"),
-        (status(302, Location="http://127.0.0.1:9/"), {}, 1, "HTTP 302: it sends on to elsewhere"),
+        (status(400, b"too long"), {}, 1, "HTTP 400: 'too long'"),
+        (status(302, Location="http://127.0.0.1:9/"), {}, 1, "HTTP 302: it redirects elsewhere; set url"),
         (status(302, Location="http://[x/"), {"retries": 0}, 1, "broke off"),
-        (says("Nine out of ten"), {}, 3, "it answered 'Nine out of ten', where a number was asked for"),
+        (says("Nine out of ten"), {}, 3, "it answered 'Nine out of ten' instead of a number"),
         (late, {"timeout": 0.1, "retries": 0}, 1, "no answer within 0.1 seconds"),
         (trickling, {"timeout": 0.2, "retries": 0}, 1, "no answer within 0.2 seconds"),
         (cut_off, {"retries": 0}, 1, "broke off"),
@@ -207,9 +208,9 @@ def test_it_knocks_before_a_model_is_loaded(server: Server, monkeypatch: pytest.
     knock(here)
     knock("http://127.0.0.1:1/v1")
     assert [level for level, _ in observer.messages] == ["info", "warning"] and not server.seen
-    assert "nobody answers at http://127.0.0.1:1/v1 (Connection refused)" in observer.texts[1]
+    assert "no server at http://127.0.0.1:1/v1 (Connection refused)" in observer.texts[1]
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(InputError, match=r"NO_SUCH_KEY.*holds no key"):
+    with pytest.raises(InputError, match=r"NO_SUCH_KEY.*does not hold a key"):
         knock(here, key_env="NO_SUCH_KEY")
 
 
@@ -270,7 +271,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(server, tmp_path,
         ask(server, tmp_path, said("c"), key_env="A_KEY")
     assert "secret" not in str(found.value) and b"secret" not in (tmp_path / "judge.sqlite").read_bytes()
     monkeypatch.delenv("A_KEY")
-    with pytest.raises(InputError, match="A_KEY, which key_env names, holds no key"):
+    with pytest.raises(InputError, match="A_KEY, named by key_env, does not hold a key"):
         ask(server, tmp_path, said("a"), key_env="A_KEY")
 
 
@@ -297,7 +298,7 @@ def test_half_an_emoji_in_an_answer_is_kept_as_text(server: Server, tmp_path: Pa
 
 
 def test_a_thousand_retries_without_a_pause_come_to_an_end(server: Server, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Judge, "_once", lambda *_: "none")
+    monkeypatch.setattr(ChatClient, "_once", lambda *_: "none")
     assert ask(server, tmp_path, said("x"), retries=1000, backoff=0.0, calls=2000, fallback=0.5) == [0.5]
 
 
@@ -317,18 +318,18 @@ def test_questions_go_out_side_by_side_and_answers_stay_in_order(server: Server,
     ("options", "message"),
     [
         ({"model": ""}, "model is missing"),
-        ({"url": "file:///etc/passwd"}, "no address"),
-        ({"url": "127.0.0.1:8000"}, "no address"),
-        ({"url": "http://[::1/v1"}, "no address"),
-        ({"url": "http://host:99999/v1"}, "no address"),
-        ({"url": "http://a host/v1"}, "no address"),
-        ({"url": "http://host/路"}, "no address"),
+        ({"url": "file:///etc/passwd"}, "is not an address"),
+        ({"url": "127.0.0.1:8000"}, "is not an address"),
+        ({"url": "http://[::1/v1"}, "is not an address"),
+        ({"url": "http://host:99999/v1"}, "is not an address"),
+        ({"url": "http://a host/v1"}, "is not an address"),
+        ({"url": "http://host/路"}, "is not an address"),
         ({"timeout": 1e300}, "timeout = 1e.300: must be at most 86400"),
         ({"parallel": 10**9}, "parallel"),
-        ({"url": "https://user:pw@host/v1"}, "an address alone"),
+        ({"url": "https://user:pw@host/v1"}, "only an address"),
         ({"key_env": "sk-abc"}, "never a key"),
         ({"template": "Judge."}, r"does not show \{text\}"),
-        ({"template": "{text} {answer}"}, r"has \{answer\}"),
+        ({"template": "{text} {answer}"}, r"has \{answer\}, which is unknown"),
         ({"low": 5.0, "high": 5.0}, "low must be below high"),
         ({"retries": -1}, "retries = -1"),
         ({"calls": 0}, "calls = 0"),
