@@ -179,7 +179,7 @@ def evaluate(
             policy = _language_model(name, chosen, offline, watcher)
             policy.reference = judge
             scorer = Combination.from_recipe(chosen.reward, judge)
-            further = Combination.of_metrics(settings.metrics, judge)
+            further = Combination.from_metrics(settings.metrics, judge)
             return measure(
                 policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,

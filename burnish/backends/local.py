@@ -60,7 +60,7 @@ def build(
     scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
         recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
-        critic=critic_for(policy, recipe), metrics=Combination.of_metrics(recipe.evaluation.metrics, policy.reference),
+        critic=critic_for(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
 

@@ -1,4 +1,4 @@
-"""What a part's numbers are among those of the same prompt, or of the same step."""
+"""Normalisation of a part's values among the completions of the same prompt or step."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ import torch
 from burnish.algorithms.shaping import by_rank
 from burnish.types import Completion
 
-Among = Literal["group", "batch", "rank", "running"]
-"""What a part is compared with in training: see ``burnish.rewards.combine.Part.normalise``."""
+Normalisation = Literal["group", "batch", "rank", "running"]
+"""How a part's values are normalised in training.
+
+"group", "batch" and "running" subtract the mean and divide by the standard deviation: those of the prompt's completions, of
+the step's, or of all earlier steps'. If all values of a group or step are equal, they become 0. "rank" is the rank among
+the prompt's completions, from -1 to 1.
+"""
 
 
-def among_companions(among: Among, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
-    """Values [N] as their ranks among the completions of each prompt, or of mean 0 and standard deviation 1 among those or
-    among all."""
+def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
+    """Return values [N] normalised by "group", "batch" or "rank"."""
     groups: dict[str, list[int]] = {}
-    for place, completion in enumerate(completions):
-        groups.setdefault("" if among == "batch" else completion.prompt.id, []).append(place)
+    for index, completion in enumerate(completions):
+        groups.setdefault("" if by == "batch" else completion.prompt.id, []).append(index)
     result = np.zeros_like(values)
-    for places in groups.values():
-        found = values[places]
-        if among == "rank":
-            result[places] = by_rank(torch.from_numpy(found)).numpy()
-        # Equal values are left at 0: their mean may miss them by a rounding error, which the division would blow up.
-        elif found.min() < found.max():
-            result[places] = (found - found.mean()) / found.std()
+    for indices in groups.values():
+        group = values[indices]
+        if by == "rank":
+            result[indices] = by_rank(torch.from_numpy(group)).numpy()
+        # Equal values stay 0: their mean may differ from them by a rounding error, which the division would magnify.
+        elif group.min() < group.max():
+            result[indices] = (group - group.mean()) / group.std()
     return result

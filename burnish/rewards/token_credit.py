@@ -1,8 +1,8 @@
-"""Credit within a text: what a reward says of a completion's beginnings, and what its tokens earned by that.
+"""Token credit: the reward of a completion's beginnings, and the gain of each token.
 
-A beginning is worth what the reward says of it, F; the empty one too. A token that ends a beginning earns what F grew by
-since the one before. Nothing here may look ahead: what a beginning is worth and whether it ends a sentence are functions of
-its own tokens, or the gradient would be biased.
+Let F be the reward of a beginning of the text, the empty one included. A token that ends a beginning earns the increase of F
+since the beginning before. Nothing here may look ahead: the value of a beginning, and whether it ends a sentence, depend on
+its own tokens only, or the gradient would be biased.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
 
 UNFINISHED = "\ufffd"
-"""What is decoded of a character of which some bytes are still missing: not yet written."""
+"""Decoded form of a character whose last bytes are missing; it does not count as written yet."""
 
 
 def beginnings(completion: Completion, credit: Credit, decode: Decode) -> dict[int, str]:
-    """Number of tokens -> text, of the proper beginnings that earn something: after every token, or where a sentence ends.
+    """Return number of tokens -> text for the proper beginnings that earn something: after each token or each sentence.
 
-    A full stop ends a sentence whatever comes next (3.14 has one, too), since that is not known yet. Several marks in a
-    row are one end, which the first of them makes. A token with an end inside ends the sentence after itself.
+    A full stop ends a sentence whatever follows (as in 3.14), since that is not known yet. Several marks in a row are one
+    end, at the first of them. A token with an end inside it ends the sentence after that token.
     """
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     ends = 0
     for length in range(1, len(completion.token_ids)):
         text = decode(completion.token_ids[:length]).rstrip(UNFINISHED)
@@ -39,42 +39,45 @@ def beginnings(completion: Completion, credit: Credit, decode: Decode) -> dict[i
             before, ends = ends, len(SENTENCE_END.findall(text))
             if ends <= before:
                 continue
-        found[length] = text
-    return found
+        texts[length] = text
+    return texts
 
 
-def earned(
+def token_gains(
     completions: Sequence[Completion],
     values: np.ndarray,
     credit: Credit,
     decode: Decode,
-    ask: Callable[[Sequence[Completion]], np.ndarray],
+    score: Callable[[Sequence[Completion]], np.ndarray],
 ) -> list[np.ndarray]:
-    """What each token of N completions earned, [|o_i|] each; a completion's add up to its value less that of no text.
+    """Return what each token of N completions earned, [|o_i|] each. They sum to the value less that of empty text.
 
     Args:
-        values: [N], of the whole completions, which their last tokens reach.
-        ask: the reward, for all beginnings at once; equal beginnings of a prompt's completions are one.
+        completions: the N completions.
+        values: [N], of the whole completions, reached at their last tokens.
+        credit: "sentence" or "token".
+        decode: token ids to text.
+        score: the reward, called once with all beginnings; equal beginnings of one prompt are scored once.
     """
-    ways = [beginnings(completion, credit, decode) for completion in completions]
-    asked: dict[tuple[str, tuple[int, ...]], Completion] = {}
-    for completion, way in zip(completions, ways, strict=True):
-        for length, text in {0: "", **way}.items():
+    texts = [beginnings(completion, credit, decode) for completion in completions]
+    prefixes: dict[tuple[str, tuple[int, ...]], Completion] = {}
+    for completion, text_by_length in zip(completions, texts, strict=True):
+        for length, text in {0: "", **text_by_length}.items():
             key = completion.prompt.id, completion.token_ids[:length]
-            asked.setdefault(key, _begun(completion, length, text))
-    worth = dict(zip(asked, ask(list(asked.values())).tolist(), strict=True))
-    found = []
-    for completion, way, value in zip(completions, ways, values.tolist(), strict=True):
+            prefixes.setdefault(key, _prefix(completion, length, text))
+    prefix_values = dict(zip(prefixes, score(list(prefixes.values())).tolist(), strict=True))
+    gains = []
+    for completion, text_by_length, value in zip(completions, texts, values.tolist(), strict=True):
         tokens = completion.token_ids
         row = np.zeros(len(tokens))
         if tokens:
-            reached = [worth[completion.prompt.id, tokens[:length]] for length in (0, *way)]
-            row[[*(length - 1 for length in way), len(tokens) - 1]] = np.diff([*reached, value])
-        found.append(row)
-    return found
+            reached = [prefix_values[completion.prompt.id, tokens[:length]] for length in (0, *text_by_length)]
+            row[[*(length - 1 for length in text_by_length), len(tokens) - 1]] = np.diff([*reached, value])
+        gains.append(row)
+    return gains
 
 
-def _begun(completion: Completion, length: int, text: str) -> Completion:
+def _prefix(completion: Completion, length: int, text: str) -> Completion:
     return replace(
         completion,
         token_ids=completion.token_ids[:length],

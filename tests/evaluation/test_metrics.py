@@ -78,7 +78,7 @@ def measured(texts: dict[str, list[str]]) -> Measurement:
     prompts = [Prompt(name, name, "down") for name in texts]
     return measure(
         CharacterModel(), TextSampler(texts), combine({"exact": 1.0}), prompts, sampling=SamplingParams(20),
-        samples_per_prompt=2, seed=0, metrics=Combination.of_metrics(TWO), better={"loops": "lower"},
+        samples_per_prompt=2, seed=0, metrics=Combination.from_metrics(TWO), better={"loops": "lower"},
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build
 from burnish.recipe.schema import load_recipe
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from burnish.training.step import train_step
 

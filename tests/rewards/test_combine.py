@@ -17,7 +17,8 @@ from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe
 from burnish.recipe.sections import RewardSection, Schedule
 from burnish.reports.terminal.progress import make_observer
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from burnish.run.folder import Run
 from burnish.training.metrics import reward_metrics
@@ -118,7 +119,7 @@ def test_running_moments_by_hand() -> None:
 )
 def test_moments_that_are_none_are_refused(kept) -> None:
     scorer = Combination([number("a", 0, normalise="running")])
-    with pytest.raises(InputError, match="what reward 'a' was in earlier steps"):
+    with pytest.raises(InputError, match="the state of reward 'a' is"):
         scorer.state = {"a": kept}
     assert scorer.state == {"a": [0.0, 0.0, 0.0]}
 
@@ -176,10 +177,10 @@ def test_nothing_to_score() -> None:
 @pytest.mark.parametrize(
     ("treatment", "message"),
     [
-        ({"gate": math.nan}, "gate nan must be a finite number"),
-        ({"gate": "1"}, "gate '1' must be"),
-        ({"clip": (1.0, 0.0)}, r"clip \(1.0, 0.0\) must be two numbers, the first below"),
-        ({"clip": (0.0, math.inf)}, "clip inf must be a finite number"),
+        ({"gate": math.nan}, "gate = nan: must be a finite number"),
+        ({"gate": "1"}, "gate = '1': must be"),
+        ({"clip": (1.0, 0.0)}, r"clip = \(1.0, 0.0\): must be two numbers, the first below"),
+        ({"clip": (0.0, math.inf)}, "clip = inf: must be a finite number"),
         ({"clip": (0.0, 1.0, 2.0)}, "must be two numbers"),
         ({"normalise": "groups"}, "normalise = 'groups': must be"),
     ],
@@ -190,7 +191,7 @@ def test_parts_that_cannot_work(treatment, message: str) -> None:
 
 
 def test_a_gate_alone_is_refused() -> None:
-    with pytest.raises(InputError, match=r"gate = 1.0 holds back other parts, and there is none"):
+    with pytest.raises(InputError, match=r"gate = 1.0 needs another reward to hold back"):
         Combination([number("a", 0, gate=1.0)])
 
 

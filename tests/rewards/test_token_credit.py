@@ -14,9 +14,10 @@ from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
 from burnish.recipe.sections import Schedule
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
-from burnish.rewards.token_credit import beginnings, earned
+from burnish.rewards.token_credit import beginnings, token_gains
 from burnish.types import Completion, Prompt, Scores
 
 
@@ -85,7 +86,7 @@ def hearts(text: str) -> float:
     return text.count("爱") - 0.1 * len(text) + 5.0
 
 
-class TestEarned:
+class TestTokenGains:
     def test_by_hand(self):
         completions = [said("我", "爱", "。", "爱", end=True), said("爱")]
         asked: list[list[str]] = []
@@ -95,12 +96,12 @@ class TestEarned:
             return np.array([hearts(one.text) for one in some])
 
         values = np.array([hearts(one.text) for one in completions])
-        first, second = earned(completions, values, "token", decode, ask)
+        first, second = token_gains(completions, values, "token", decode, ask)
         np.testing.assert_allclose(first, [-0.1, 0.9, -0.1, 0.9, 0.0], atol=1e-12)
         np.testing.assert_allclose(second, [0.9], atol=1e-12)
         # One question for the whole step, and each beginning once: the empty text, and four of the first completion.
         assert asked == [["", "我", "我爱", "我爱。", "我爱。爱"]]
-        first, _ = earned(completions, values, "sentence", decode, ask)
+        first, _ = token_gains(completions, values, "sentence", decode, ask)
         np.testing.assert_allclose(first, [0.0, 0.0, 0.7, 0.0, 0.9], atol=1e-12)
 
     def test_beginnings_of_other_prompts_are_asked_about_anew(self):
@@ -110,7 +111,7 @@ class TestEarned:
             counted.append([(one.prompt.id, one.text, one.finish_reason, len(one.sampler_logprobs)) for one in some])
             return np.zeros(len(some))
 
-        earned([said("a", "b"), said("a", "b", id="q"), said("a", "c")], np.zeros(3), "token", decode, ask)
+        token_gains([said("a", "b"), said("a", "b", id="q"), said("a", "c")], np.zeros(3), "token", decode, ask)
         assert counted == [
             [("p", "", "length", 0), ("p", "a", "length", 1), ("q", "", "length", 0), ("q", "a", "length", 1)]
         ]
@@ -163,7 +164,7 @@ class TestCombination:
 
     @pytest.mark.parametrize("batch", [False, True])
     @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-    def test_a_function_may_say_itself_what_tokens_earned(self, kind, batch):
+    def test_a_function_may_say_itself_what_tokens_token_gains(self, kind, batch):
         own = {self.TEXTS[0].text: [0.5, 1.0, -1.0, 0.25], self.TEXTS[1].text: [0.0, 2.0, 1.0]}
         function = (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
         scores = self.dealt(part(function, weight=2.0))
@@ -185,17 +186,17 @@ class TestCombination:
             (
                 lambda completion: [],
                 {},
-                r"0 values for 4 tokens; a sequence has one number for each of completion.token_ids",
+                r"0 values for 4 tokens; a sequence must have one number per token of completion.token_ids",
             ),
-            (lambda completion: [[1.0]] * len(completion.token_ids), {}, "a sequence has one number for each"),
+            (lambda completion: [[1.0]] * len(completion.token_ids), {}, "a sequence must have one number per token"),
             (lambda completion: [math.nan] * len(completion.token_ids), {}, r"returned nan \(float\) for prompt 'p'"),
             (lambda completion: ["a"] * len(completion.token_ids), {}, r"returned 'a' \(str\) for prompt 'p'"),
-            (lambda text: 1.0 if text[0] == "爱" else [0.0] * 4, {}, "returned a sequence for prompt 'p' and none"),
+            (lambda text: 1.0 if text[0] == "爱" else [0.0] * 4, {}, "returned a sequence for prompt 'p' but not"),
             (lambda completion: [1.0] * len(completion.token_ids), {"credit": "completion"}, 'set credit = "token"'),
             (lambda completion: [1.0] * len(completion.token_ids), {"credit": "sentence"}, 'set credit = "token"'),
-            (lambda completion: [1.0] * len(completion.token_ids), {"clip": (0.0, 1.0)}, "leave clip out"),
-            (lambda text: 1.0 / len(text), {}, r"raised ZeroDivisionError.*about no text, for credit = \"token\"\)"),
-            (lambda text: 1.0 if text else math.nan, {}, r"a finite number; .*about no text, for credit = \"token\"\)"),
+            (lambda completion: [1.0] * len(completion.token_ids), {"clip": (0.0, 1.0)}, "remove clip"),
+            (lambda text: 1.0 / len(text), {}, r"raised ZeroDivisionError.*or empty text, for credit = \"token\"\)"),
+            (lambda text: 1.0 if text else math.nan, {}, r"must be finite; .*or empty text, for credit = \"token\"\)"),
         ],
     )
     def test_what_is_wrong_is_said_in_one_line(self, function, treatment, message):
@@ -208,11 +209,11 @@ class TestCombination:
             Combination([part(hearts)]).score(self.TEXTS, step=1)
 
     def test_gates_and_its_own_normalisation_are_refused(self):
-        with pytest.raises(InputError, match="neither with its own normalise nor with a gate"):
+        with pytest.raises(InputError, match="cannot be combined with its own normalise or with a gate"):
             Combination([part(hearts, normalise="group")])
-        with pytest.raises(InputError, match="nor with a gate"):
+        with pytest.raises(InputError, match="or with a gate"):
             Combination([part(hearts), part(hearts, "completion", name="b", gate=0.5)])
-        with pytest.raises(InputError, match='must be "completion", "sentence" or "token"'):
+        with pytest.raises(InputError, match='must be one of "completion", "sentence", "token"'):
             Combination([part(hearts, "word")])
 
 

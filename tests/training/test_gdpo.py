@@ -12,7 +12,8 @@ from burnish.algorithms.advantages import batch_normalised, decoupled, group_nor
 from burnish.errors import InputError
 from burnish.recipe.algorithm import scored_by
 from burnish.recipe.schema import load_recipe
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from burnish.types import Completion, Prompt
 

@@ -19,7 +19,8 @@ from burnish.errors import BurnishError
 from burnish.exactness import world as exact
 from burnish.policies.tabular import TablePolicy, known_world
 from burnish.recipe.algorithm import CriticSection
-from burnish.rewards.combine import Combination, Part
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from burnish.training.critic import token_credit
 from burnish.training.rollouts import collect

@@ -12,10 +12,11 @@ import torch
 
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.sections import RewardSection
-from burnish.rewards.combine import Combination, Part, combine
+from burnish.rewards.combine import Combination, combine
 from burnish.rewards.library.diversity import distinct_n, longest_repeat, repeat_share, repetition
 from burnish.rewards.library.fluency import COMPLETIONS_AT_ONCE, negative_log_likelihoods, perplexity
 from burnish.rewards.library.overlap import bleu, exact
+from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS, reward_function
 from burnish.text import ngrams, words
 from burnish.types import Completion, Prompt
@@ -270,11 +271,11 @@ def test_every_kind_of_one_is_one(value) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (math.nan, r"'mine' returned nan \(float\) for prompt 'p9': a reward is a finite number"),
+        (math.nan, r"'mine' returned nan \(float\) for prompt 'p9': a reward must be finite"),
         (-math.inf, r"returned -inf \(float\) for prompt 'p9'"),
-        (np.float32("nan"), r"for prompt 'p9': a reward is a finite number"),
-        (None, r"returned None \(NoneType\) for prompt 'p9': a reward is one number"),
-        ("1.0", r"returned '1.0' \(str\) for prompt 'p9': a reward is one number"),
+        (np.float32("nan"), r"for prompt 'p9': a reward must be finite"),
+        (None, r"returned None \(NoneType\) for prompt 'p9': a reward must be one number"),
+        ("1.0", r"returned '1.0' \(str\) for prompt 'p9': a reward must be one number"),
         (1j, r"returned 1j \(complex\) for prompt 'p9'"),
     ],
 )
@@ -290,10 +291,10 @@ def test_what_is_no_finite_number_is_named(value, message, batch) -> None:
     [
         ([1.0], "'mine' returned 1 values for 2 completions"),
         ([], "returned 0 values for 2 completions"),
-        (1.0, r"'mine' returned 1.0 \(float\): a batch reward returns a list"),
-        (None, r"returned None \(NoneType\): a batch reward returns a list"),
-        ("ab", r"returned 'ab' \(str\): a batch reward returns a list"),
-        ({"a": 1, "b": 2}, r"\(dict\): a batch reward returns a list"),
+        (1.0, r"'mine' returned 1.0 \(float\): a batch reward must return a list"),
+        (None, r"returned None \(NoneType\): a batch reward must return a list"),
+        ("ab", r"returned 'ab' \(str\): a batch reward must return a list"),
+        ({"a": 1, "b": 2}, r"\(dict\): a batch reward must return a list"),
     ],
 )
 def test_a_batch_reward_returns_a_list_of_the_right_length(returned, message) -> None:
@@ -326,12 +327,12 @@ def test_an_error_of_burnish_passes_as_it_is() -> None:
     [
         ({}, "no reward"),
         ({"blue": 1.0}, r"no reward named 'blue' \(did you mean 'bleu'\?\)"),
-        ({"bleu": math.nan}, "weight nan must be a finite number"),
-        ({"bleu": "1"}, "weight '1' must be"),
-        ({"bleu": True}, "weight True must be"),
-        ({"exact": 1.0, exact: 1.0}, "two rewards are called 'exact'"),
-        ({"perplexity": 1.0}, "'perplexity' asks the reference policy"),
-        ({"burnish.rewards.library.overlap:exact": 1.0, "exact": 1.0}, "two rewards are called 'exact'"),
+        ({"bleu": math.nan}, "weight = nan: must be a finite number"),
+        ({"bleu": "1"}, "weight = '1': must be"),
+        ({"bleu": True}, "weight = True: must be"),
+        ({"exact": 1.0, exact: 1.0}, "two rewards are named 'exact'"),
+        ({"perplexity": 1.0}, "'perplexity' needs the reference policy"),
+        ({"burnish.rewards.library.overlap:exact": 1.0, "exact": 1.0}, "two rewards are named 'exact'"),
     ],
 )
 def test_combinations_that_cannot_work(parts, message) -> None:
