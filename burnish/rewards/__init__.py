@@ -1,6 +1,6 @@
-"""How text is scored: rewards, their registry, their combination, and guards against their being gamed."""
+"""Scoring of text: the reward contract and registry, the combination of rewards, and the built-in library."""
 
 from burnish.rewards.registry import REWARDS, RewardFunction, reward
 
-# ``combine`` is not lifted up here: it would hide the module of that name.
+# ``combine`` is not exported here: it would hide the module of that name.
 __all__ = ["REWARDS", "RewardFunction", "reward"]

@@ -1,10 +1,11 @@
 """Combination of several rewards into the return R(tau): a sum of weighted parts.
 
-A part's value r of a completion goes through these steps: clipped to ``clip``; in training, normalised among the prompt's
-or the step's completions; multiplied by the weight, which may follow a schedule. Then the gates apply: if another part has a
-``gate`` and its raw value is below that, this part counts only if it is negative, so a closed gate never raises a reward.
-In training, a part whose ``credit`` is finer than the completion is also split by token: see ``rewards.token_credit``. The
-only state of a combination is the running mean and variance of the parts that are normalised by them.
+A part's value r of a completion goes through these steps: clipped to ``clip``; in training, normalised among the
+prompt's or the step's completions; multiplied by the weight, which may follow a schedule. Then the gates apply: if
+another part has a ``gate`` and its raw value is below that, this part counts only if it is negative, so a closed gate
+never raises a reward. In training, a part whose ``credit`` is finer than the completion is also split by token: see
+``rewards.token_credit``. The only state of a combination is the running mean and variance of the parts that are
+normalised by them.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Combination:
         decode: token ids to text, for parts whose credit is finer than the completion.
 
     Raises:
-        InputError: there is no part, two have one name, a setting of a part is not valid, a gate has no other part, credit
-            is combined with normalisation or a gate, or a reward needs the reference policy and none is given.
+        InputError: there is no part, two have one name, a setting of a part is not valid, a gate has no other part,
+            credit is combined with normalisation or a gate, or a reward needs the reference policy and none is given.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Combination:
                 raise InputError(f"reward '{part.name}' needs the reference policy: pass reference_policy=...")
             if part.credit != "completion" and (part.normalise is not None or gated):
                 raise InputError(
-                    f"reward '{part.name}': credit = \"{part.credit}\" cannot be combined with its own normalise or with a "
-                    "gate, which compare or judge whole completions: remove one of them"
+                    f"reward '{part.name}': credit = \"{part.credit}\" cannot be combined with its own normalise or with "
+                    "a gate, which compare or judge whole completions: remove one of them"
                 )
         self.decode = decode
         self.parts = tuple(parts)
@@ -102,8 +103,8 @@ class Combination:
 
         Args:
             completions: the N completions.
-            step: the training step, counted from 1. None in a held-out measurement: weights are those after the last step,
-                nothing is split by token, and no part is normalised, since that would make every mean 0.
+            step: the training step, counted from 1. None in a held-out measurement: weights are those after the last
+                step, nothing is split by token, and no part is normalised, since that would make every mean 0.
 
         Raises:
             BurnishError: a reward raised, or did not return one finite number per completion; the message names the
@@ -176,8 +177,8 @@ class Combination:
         for part in counted:
             if per_token[part.name] is not None and part.credit != "token":
                 raise BurnishError(
-                    f"reward '{part.name}' returned numbers per token: set credit = \"token\" in its [[reward]] table, or "
-                    "return one number per completion"
+                    f"reward '{part.name}' returned numbers per token: set credit = \"token\" in its [[reward]] table, "
+                    "or return one number per completion"
                 )
         finer = [part for part in counted if part.credit != "completion"]
         if not finer:

@@ -14,9 +14,9 @@ from burnish.types import Completion
 Normalisation = Literal["group", "batch", "rank", "running"]
 """How a part's values are normalised in training.
 
-"group", "batch" and "running" subtract the mean and divide by the standard deviation: those of the prompt's completions, of
-the step's, or of all earlier steps'. If all values of a group or step are equal, they become 0. "rank" is the rank among
-the prompt's completions, from -1 to 1.
+"group", "batch" and "running" subtract the mean and divide by the standard deviation: those of the prompt's
+completions, of the step's, or of all earlier steps'. If all values of a group or step are equal, they become 0. "rank"
+is the rank among the prompt's completions, from -1 to 1.
 """
 
 

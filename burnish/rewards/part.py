@@ -94,7 +94,7 @@ class Part:
         if len(returned) != len(completions):
             raise BurnishError(
                 f"reward '{self.name}' returned {len(returned)} values for {len(completions)} completions (prompt "
-                f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion, in order"
+                f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion"
             )
         are_sequences = [_is_sequence(value) for value in returned]
         pairs = list(zip(returned, completions, strict=True))
@@ -103,8 +103,8 @@ class Part:
         if not all(are_sequences):
             some, other = (completions[are_sequences.index(kind)].prompt.id for kind in (True, False))
             raise BurnishError(
-                f"reward '{self.name}' returned a sequence for prompt '{some}' but not for prompt '{other}': return numbers "
-                "per token for all completions, or for none"
+                f"reward '{self.name}' returned a sequence for prompt '{some}' but not for prompt '{other}': return "
+                "numbers per token for all completions, or for none"
             )
         if self.clip is not None:
             raise BurnishError(
@@ -138,8 +138,8 @@ def _listing(part: Part) -> Callable[..., list[Any]]:
             return list(values)
         except TypeError:
             raise BurnishError(
-                f"reward '{part.name}' returned {_shown(values)}: a batch reward must return a list with one number per "
-                "completion"
+                f"reward '{part.name}' returned {_shown(values)}: a batch reward must return a list with one number "
+                "per completion"
             ) from None
 
     return function

@@ -1,8 +1,8 @@
 """The reward contract: a plain function, called with the arguments that it names.
 
-A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A batch
-reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number per
-completion. In place of a number, either kind may return a sequence with one number per token of
+A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A
+batch reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number
+per completion. In place of a number, either kind may return a sequence with one number per token of
 ``completion.token_ids``: what each token earned. Either kind may also name ``reference_policy``, the frozen policy that
 training started from. Keyword-only arguments with defaults are the reward's options: keys of its ``[[reward]]`` table.
 What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
@@ -51,7 +51,8 @@ class RewardFacts:
         english_only: whether the reward understands English only; a function of all options if that depends on them.
         check_options: called with all options by name when a recipe is read; raises InputError if they cannot work.
         preflight: called with all options by name before a model is loaded, for a reward that depends on something
-            outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises BurnishError.
+            outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises
+            BurnishError.
     """
 
     needs_reference: bool = False
@@ -170,8 +171,8 @@ def reward_function(name: str, function: object) -> RewardFunction:
         else:
             known = [*SINGULAR, *PLURAL, *SHARED]
             raise InputError(
-                f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may take "
-                f"{', '.join(known)}; options come after a * and have defaults"
+                f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may "
+                f"take {', '.join(known)}; options come after a * and have defaults"
             )
     singular, plural = [a for a in arguments if a in SINGULAR], [a for a in arguments if a in PLURAL]
     if bool(singular) == bool(plural):

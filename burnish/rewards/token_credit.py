@@ -1,8 +1,8 @@
 """Token credit: the reward of a completion's beginnings, and the gain of each token.
 
-Let F be the reward of a beginning of the text, the empty one included. A token that ends a beginning earns the increase of F
-since the beginning before. Nothing here may look ahead: the value of a beginning, and whether it ends a sentence, depend on
-its own tokens only, or the gradient would be biased.
+Let F be the reward of a beginning of the text, the empty one included. A token that ends a beginning earns the increase
+of F since the beginning before. Nothing here may look ahead: the value of a beginning, and whether it ends a sentence,
+depend on its own tokens only, or the gradient would be biased.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ UNFINISHED = "\ufffd"
 def beginnings(completion: Completion, credit: Credit, decode: Decode) -> dict[int, str]:
     """Return number of tokens -> text for the proper beginnings that earn something: after each token or each sentence.
 
-    A full stop ends a sentence whatever follows (as in 3.14), since that is not known yet. Several marks in a row are one
-    end, at the first of them. A token with an end inside it ends the sentence after that token.
+    A full stop ends a sentence whatever follows (as in 3.14), since that is not known yet. Several marks in a row are
+    one end, at the first of them. A token with an end inside it ends the sentence after that token.
     """
     texts: dict[int, str] = {}
     ends = 0

@@ -10,7 +10,7 @@ import pytest
 
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.library import code as code_rewards
-from burnish.rewards.library.code import program_in
+from burnish.rewards.library.code import extract_program
 from burnish.sandbox.answers import Call, run_tests, same
 from burnish.sandbox.layers import standing, unavailable
 from burnish.sandbox.names import TITLES
@@ -117,9 +117,9 @@ class TestReward:
         assert unit_tests(completion("import os\nprint('2 passed')\nos._exit(0)", REFERENCE)) == 0.0
 
     def test_the_program_is_the_first_block(self) -> None:
-        assert program_in("a\n```python\nx\n```\n```\ny\n```") == "x\n"
-        assert program_in("```py\nx\ny") == "x\ny"
-        assert program_in("x = 1") == "x = 1"
+        assert extract_program("a\n```python\nx\n```\n```\ny\n```") == "x\n"
+        assert extract_program("```py\nx\ny") == "x\ny"
+        assert extract_program("x = 1") == "x = 1"
 
     @pytest.mark.parametrize("reference", [None, "", "3", "[]", '{"calls": []}', '{"calls": [{"function": 1}]}', "{"])
     def test_a_reference_of_another_form_is_bad_input(self, reference: str | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.library import code as code_rewards
-from burnish.rewards.library.code import body_in, program_in
+from burnish.rewards.library.code import extract_body, extract_program
 from burnish.sandbox.answers import Call, Outcome, same
 from burnish.sandbox.run import Limits, Verdict
 from burnish.tasks.code import Code, plain_calls
@@ -79,9 +79,9 @@ def test_a_right_program_gets_everything_and_a_constant_never_all(chat: bool) ->
 
 
 def test_what_follows_a_function_is_no_part_of_it() -> None:
-    assert body_in("    return 1\n\nprint(2)\n    x = 3\n") == "    return 1\n\n"
-    assert body_in("return 1") == ""
-    assert body_in("") == ""
+    assert extract_body("    return 1\n\nprint(2)\n    x = 3\n") == "    return 1\n\n"
+    assert extract_body("return 1") == ""
+    assert extract_body("") == ""
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_follows_a_function_is_no_part_of_it() -> None:
     ],
 )
 def test_a_fence_may_have_been_opened_before_the_text(text: str, program: str) -> None:
-    assert program_in(text) == program
+    assert extract_program(text) == program
 
 
 def test_assertions_are_read_and_never_run() -> None:

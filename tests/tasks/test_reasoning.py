@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.library.answers import answer_in, numeric, verifier
+from burnish.rewards.library.answers import extract_answer, numeric, verifier
 from burnish.rewards.registry import REWARDS
 from burnish.system import optional_packages as extras
 from burnish.tasks.reasoning import EASY, Reasoning, create_generator
@@ -110,7 +110,7 @@ def test_listing_guesses_wins_nothing() -> None:
     ],
 )
 def test_answers_are_read(text: str, reading: str, expected: str) -> None:
-    assert answer_in(text, reading) == expected
+    assert extract_answer(text, reading) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_numbers_by_hand(text: str, reference: str, tolerance: float, expected: 
 
 
 def test_what_cannot_be_judged_is_said() -> None:
-    with pytest.raises(InputError, match="holds no number"):
+    with pytest.raises(InputError, match="needs a reference with a number"):
         numeric(told("7", "seven"))
     with pytest.raises(InputError, match="tolerance = -1"):
         numeric(told("7"), tolerance=-1.0)

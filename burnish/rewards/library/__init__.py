@@ -1,1 +1,1 @@
-"""The rewards that come with burnish, one file for each family."""
+"""Built-in rewards, one file per family."""

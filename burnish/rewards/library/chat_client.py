@@ -253,7 +253,7 @@ class ChatClient:
         return _FailedAttempt(problem, retry=status in _RETRIED_STATUSES, pause=pause)
 
     def _quoted_response(self, raw: bytes) -> str:
-        """Return a response in one line. The key is removed first, since half of one would not be found after cutting."""
+        """Return a response in one line. The key is removed before cutting, after which half of it could remain."""
         return _quoted(self._without_key(raw.decode("utf-8", "replace")))
 
     def _without_key(self, text: str) -> str:
@@ -272,7 +272,7 @@ class ChatClient:
                 yield store
         except (sqlite3.Error, OSError) as error:
             raise BurnishError(
-                f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it, or set cache to another file"
+                f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it or set cache to another"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Rewards for text that is a program."""
+"""The reward for programs that pass unit tests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from burnish.types import Completion
 
 _FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
 _UNOPENED = re.compile(r"\s*((?:def|import|from|class|@\w)\b.*?)(?:^```|\Z)", re.S | re.M)
-_FORM = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
-_KEPT = 1024
-_Question: TypeAlias = tuple[str, str, float, int, str]
+_EXAMPLE = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
+_CACHE_SIZE = 1024
+_Job: TypeAlias = tuple[str, str, float, int, str]
 """Program, tests, limits, and the layer of the sandbox."""
-_KNOWN: dict[_Question, float] = {}
-"""What was asked -> share; the oldest go first."""
+_CACHE: dict[_Job, float] = {}
+"""Share of tests passed; the oldest entries are dropped first."""
 _UNLESS = (
-    f'what a model writes is not run without walls unless the [[reward]] says sandbox = "{NONE}", in so many words '
+    f'a model\'s program is not run without a sandbox unless the [[reward]] sets sandbox = "{NONE}" '
     "(docs/en/sandbox.md)"
 )
 
@@ -40,17 +40,17 @@ def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) ->
 
 
 def _preflight(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
-    """Puts the sandbox's walls up, and says which stand, with the level of the message.
+    """Start the sandbox; return a message that names its layer, and the message's level.
 
     Raises:
-        BurnishError: none do.
+        BurnishError: no layer works on this machine.
     """
     try:
         layer = standing(sandbox).layer
     except Unavailable as error:
         raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
     if layer == NONE:
-        return f'sandbox = "{NONE}": what the model writes is run with all that this user can do', "warning"
+        return f'sandbox = "{NONE}": the model\'s programs run with all rights of this user', "warning"
     return f"sandbox: {TITLES[layer]}", "info"
 
 
@@ -63,55 +63,59 @@ def unit_tests(
     memory: int = 256,
     sandbox: str = STRONGEST,
 ) -> list[float]:
-    """The share of its prompt's unit tests that the program in each text passes, in [0, 1].
+    """The share of the prompt's unit tests that the program in a text passes, in [0, 1].
 
-    The program is the first fenced block of the text, or all of it where there is none (see ``program_in``), and runs in
-    the sandbox; what is expected never enters there. Where the prompt's metadata has a ``head`` (the beginning of a
-    function), the program is the head and what of the text belongs to its body. Fails by: answering the tests' inputs and
-    no others, since it sees them all; a few tests are passed by a constant. Hold back tests that are not trained on.
-    As many programs run at once as there are cores.
+    The program is the first fenced block of the text, or the whole text (see ``extract_program``). If the prompt's
+    metadata has a ``head`` (the beginning of a function), the program is the head followed by the lines of the text
+    that belong to its body. Programs run in the sandbox, which never sees the expected answers, as many at once as
+    there are cores.
+
+    Fails by: answering only the tests' inputs, all of which the program sees; a constant passes a few tests. Hold back
+    tests that are not trained on.
 
     Args:
-        completions: what was sampled. A prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each
-            of a function of the program with positional arguments and the answer that is expected, in JSON's types (a
-            tuple compares as a list). A reference is taken for true text by the held-out metrics, the metadata is not.
-        whole: 1 where every test is passed, else 0: the pass rate that others report.
-        seconds: of wall-clock time for the program and all its tests.
+        completions: the sampled completions. A prompt's metadata ``tests``, or else its reference, is JSON: a list of
+            calls, each of a function of the program with positional arguments and the expected answer, in JSON's types
+            (a tuple equals a list). Held-out metrics compare texts with the reference, but not with the metadata.
+        whole: 1 if every test passes, else 0: the pass rate that others report.
+        seconds: wall-clock time for the program and all its tests.
         memory: MB of address space.
-        sandbox: "strongest" of the layers that hold here, "namespaces", "landlock", "wasm", or "none": limits alone, for
-            whoever trusts the machine to be lost.
+        sandbox: "strongest" of the layers that work on this machine, "namespaces", "landlock", "wasm", or "none": only
+            limits, for a machine that may be lost.
 
     Raises:
-        InputError: the tests are missing or not of that form.
+        InputError: the tests are missing or not valid.
         BurnishError: the sandbox cannot run here; a program that was not run has no score.
 
-    Source: functional correctness as of HumanEval (Chen et al. 2021, arXiv 2107.03374) and the share of tests as of APPS
+    Source: functional correctness as in HumanEval (Chen et al. 2021, arXiv 2107.03374), the share of tests as in APPS
     (Hendrycks et al. 2021, arXiv 2105.09938).
     """
-    asked: list[_Question] = []
+    jobs: list[_Job] = []
     for completion in completions:
         prompt = completion.prompt
         tests = str(prompt.metadata.get("tests") or prompt.reference or "")
         _calls(prompt.id, tests)
         head = prompt.metadata.get("head")
-        program = program_in(completion.text) if head is None else f"{head}{body_in(completion.text)}"
-        asked.append((program, tests, seconds, memory, sandbox))
-    shares = _shares(asked)
-    return [float(shares[question] == 1.0) if whole else shares[question] for question in asked]
+        program = extract_program(completion.text) if head is None else f"{head}{extract_body(completion.text)}"
+        jobs.append((program, tests, seconds, memory, sandbox))
+    shares = _shares(jobs)
+    return [float(shares[job] == 1.0) if whole else shares[job] for job in jobs]
 
 
-def program_in(text: str) -> str:
-    """The first fenced block of a text, closed or not; what stands before the first fence where that begins as a program
-    does (as if the fence had been opened before the text); or the text itself."""
+def extract_program(text: str) -> str:
+    """Return the program in a text: the first fenced block, closed or not; else the text.
+
+    If the text before the first fence begins like a program, that is the program, as if a fence had been opened before it.
+    """
     unopened = _UNOPENED.match(text)
     if unopened:
         return unopened[1]
-    found = _FENCED.search(text)
-    return found[1] if found else text
+    fenced = _FENCED.search(text)
+    return fenced[1] if fenced else text
 
 
-def body_in(text: str) -> str:
-    """The lines of a text up to the first that is not indented: a language model goes on after a function's end."""
+def extract_body(text: str) -> str:
+    """Return the lines of a text before the first that is not indented: models continue after a function's end."""
     body = []
     for line in text.splitlines(keepends=True):
         if line.strip() and not line[0].isspace():
@@ -120,29 +124,30 @@ def body_in(text: str) -> str:
     return "".join(body)
 
 
-def _shares(asked: Sequence[_Question]) -> dict[_Question, float]:
-    """The share of its tests that each program passes. Two parts of a reward that ask about one program run it once,
-    unless it ran out of time or was killed: that hangs on what else this machine was doing, and the next run may end
-    otherwise.
+def _shares(jobs: Sequence[_Job]) -> dict[_Job, float]:
+    """Return the share of its tests that each program passes.
+
+    Results are cached, so that two rewards with one program run it once. A program that ran out of time or was killed
+    is run again: its end depends on what else the machine was doing.
     """
-    found = {question: _KNOWN[question] for question in asked if question in _KNOWN}
-    missing = [question for question in dict.fromkeys(asked) if question not in found]
+    shares = {job: _CACHE[job] for job in jobs if job in _CACHE}
+    missing = [job for job in dict.fromkeys(jobs) if job not in shares]
     if not missing:
-        return found
-    # A thread only waits for a program, which is a process.
+        return shares
+    # The threads only wait for the programs, which are processes.
     with ThreadPoolExecutor(min(len(missing), cores())) as pool:
-        for question, (share, lasting) in zip(missing, pool.map(_share, missing), strict=True):
-            found[question] = share
-            if lasting:
-                while len(_KNOWN) >= _KEPT:
-                    del _KNOWN[next(iter(_KNOWN))]
-                _KNOWN[question] = share
-    return found
+        for job, (share, repeatable) in zip(missing, pool.map(_share, missing), strict=True):
+            shares[job] = share
+            if repeatable:
+                while len(_CACHE) >= _CACHE_SIZE:
+                    del _CACHE[next(iter(_CACHE))]
+                _CACHE[job] = share
+    return shares
 
 
-def _share(question: _Question) -> tuple[float, bool]:
-    """The share of the tests that are passed, and whether that will be so again."""
-    program, tests, seconds, memory, sandbox = question
+def _share(job: _Job) -> tuple[float, bool]:
+    """Return the share of the tests that pass, and whether another run would give the same."""
+    program, tests, seconds, memory, sandbox = job
     calls = _calls("", tests)
     outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory), layer=sandbox)
     if outcome.verdict.status == "refused":
@@ -156,8 +161,8 @@ def _calls(prompt_id: str, tests: str) -> list[Call]:
         calls = [Call(row["function"], tuple(row["arguments"]), row["expected"]) for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"reward 'unit_tests': the tests of prompt '{prompt_id}' (its reference) must be JSON such as {_FORM}"
+            f"reward 'unit_tests': the tests of prompt '{prompt_id}' must be JSON such as {_EXAMPLE}"
         ) from error
     if not calls or not all(isinstance(call.function, str) for call in calls):
-        raise InputError(f"reward 'unit_tests': prompt '{prompt_id}' needs at least one call, as in {_FORM}")
+        raise InputError(f"reward 'unit_tests': prompt '{prompt_id}' needs at least one call, as in {_EXAMPLE}")
     return calls

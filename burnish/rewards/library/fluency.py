@@ -1,4 +1,4 @@
-"""The reward that asks the frozen reference policy how natural a completion reads."""
+"""The reward for text that the frozen reference policy finds likely."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 FORMS = ("log", "raw")
 COMPLETIONS_AT_ONCE = 16
-"""Completions in one forward pass of the reference: what bounds the memory, whatever the step's N."""
+"""Completions per forward pass of the reference, which bounds the memory for any N."""
 
 
 @reward
 def perplexity(
     completions: Sequence[Completion], reference_policy: LanguageModel, *, form: str = "log", worst: float = 1000.0
 ) -> list[float]:
-    """Low perplexity of each completion, given its prompt, under the frozen reference policy.
+    """Low perplexity of a completion, given its prompt, under the frozen reference policy.
 
     ``form="log"`` is ``1 - min(mean NLL, log worst) / log worst``, in [0, 1]: 1 for a text that the reference is
     certain of, 0 for a perplexity of ``worst`` or more. ``form="raw"`` is minus the perplexity, in (-inf, -1].
 
-    Fails by: scoring blander and repetitive text higher, since a loop is what a language model is most certain of; put
-    ``repetition`` beside it and watch distinct-2. The raw form is unbounded besides: one odd token moves it by
-    hundreds, so it swamps a part that lies in [0, 1] such as ``bleu``.
+    Fails by: preferring bland and repetitive text, since a language model is most certain of a loop; add
+    ``repetition`` and watch distinct-2. The raw form is also unbounded: one odd token changes it by hundreds, which
+    swamps a part in [0, 1] such as ``bleu``.
 
     Args:
-        completions: N completions; the end-of-text token counts as any other.
+        completions: N completions; the end-of-text token counts like any other.
         reference_policy: the frozen policy that training started from; probabilities at temperature 1.
         form: "log" or "raw".
         worst: perplexity at which the log form reaches 0; above 1.
 
     Returns:
-        N rewards. A completion without a token gets that of perplexity ``worst``.
+        N rewards. A completion without tokens gets the reward of perplexity ``worst``.
 
     Raises:
         InputError: an unknown form, or ``worst`` not above 1.
@@ -49,7 +49,7 @@ def perplexity(
     if form not in FORMS:
         raise InputError(f"perplexity: unknown form = '{form}'{nearest(form, FORMS)}; known: {', '.join(FORMS)}")
     if not (math.isfinite(worst) and worst > 1):
-        raise InputError(f"perplexity: worst = {worst} must be a number above 1")
+        raise InputError(f"perplexity: worst = {worst}: must be a number above 1")
     ceiling = math.log(worst)
     lengths = [len(completion.token_ids) for completion in completions]
     means = [
@@ -57,32 +57,32 @@ def perplexity(
         for total, length in zip(negative_log_likelihoods(completions, reference_policy), lengths, strict=True)
     ]
     if form == "raw":
-        # math.exp overflows above 709.78; inf is caught, and named, where the parts are combined.
+        # math.exp overflows above 709.78; the combination reports an infinite reward with its prompt.
         return [-math.exp(mean) if mean < 709 else -math.inf for mean in means]
     return [1.0 - min(mean, ceiling) / ceiling for mean in means]
 
 
 def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageModel) -> list[float]:
-    """Sum over each completion's tokens of -log p(token | prompt, tokens before), nats, at temperature 1: [N].
+    """Return the sum over each completion's tokens of -log p(token | prompt, tokens before), [N] in nats.
 
     Raises:
-        BurnishError: the model returned another number of log-probabilities than there are tokens.
+        BurnishError: the model did not return one log-probability per token.
     """
     import torch
 
     sums: list[float] = []
-    # Not every model can lay out a text without a token, and there is nothing to ask about it.
-    asked = [completion for completion in completions if completion.token_ids]
-    for start in range(0, len(asked), COMPLETIONS_AT_ONCE):
-        chunk = asked[start : start + COMPLETIONS_AT_ONCE]
+    # Not every model can process a text without tokens, and its sum is 0.
+    scored = [completion for completion in completions if completion.token_ids]
+    for start in range(0, len(scored), COMPLETIONS_AT_ONCE):
+        chunk = scored[start : start + COMPLETIONS_AT_ONCE]
         lengths = [len(completion.token_ids) for completion in chunk]
-        # Sums in float64: the order of a long float32 sum would show in the last digits.
+        # In float64, so that the order of a long sum does not change its last digits.
         logprobs = model.token_logprobs(chunk).double().cpu()
         if logprobs.numel() != sum(lengths):
             raise BurnishError(
                 f"token_logprobs of {type(model).__name__} returned {logprobs.numel()} values for {sum(lengths)} tokens"
             )
-        # 0.0 - x rather than -x: a certain text has an NLL of 0, not of -0.
+        # 0.0 - x rather than -x: the NLL of a certain text is 0, not -0.
         sums.extend(0.0 - float(part.sum()) for part in torch.split(logprobs.flatten(), lengths))
-    found = iter(sums)
-    return [next(found) if completion.token_ids else 0.0 for completion in completions]
+    remaining = iter(sums)
+    return [next(remaining) if completion.token_ids else 0.0 for completion in completions]

@@ -1,4 +1,4 @@
-"""Rewards for the form of a text, whatever it says: its length, a pattern, JSON."""
+"""Rewards for the form of a text: its length, a pattern, JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from burnish.rewards.registry import reward
 from burnish.text import lexical_words
 
 UNITS = ("words", "characters")
-KINDS: Mapping[str, Callable[[Any], bool]] = {
+JSON_TYPES: Mapping[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
@@ -40,21 +40,22 @@ def _check_length_band(*, low: int, high: int, unit: str) -> None:
 
 @reward(check_options=_check_length_band)
 def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words") -> float:
-    """1 for a length from low to high, falling in a straight line to 0 at no length and at twice high; in [0, 1].
+    """1 for a length from ``low`` to ``high``, falling linearly to 0 at length 0 and at twice ``high``; in [0, 1].
 
     Words are runs of letters and digits, and every Chinese or Japanese character is one; characters are counted without
-    white space. An empty text scores 0 where low is above 0. Fails by: caring about nothing but length, so that filler
-    scores in full.
+    white space. An empty text scores 0 if ``low`` is above 0.
+
+    Fails by: ignoring everything but length, so that filler scores in full.
 
     Args:
-        text: what was sampled.
-        low, high: the band, both ends within.
+        text: the completion's text.
+        low, high: the band, both ends included.
         unit: "words" or "characters".
 
     Raises:
-        InputError: no such unit, or no such band.
+        InputError: the unit is unknown, or the band is not valid.
 
-    Source: our own, after the soft limits on length of RL recipes (such as DAPO's, arXiv 2503.14476, section 3.4).
+    Source: our own, after the soft length limits of RL recipes (such as DAPO, arXiv 2503.14476, section 3.4).
     """
     _check_length_band(low=low, high=high, unit=unit)
     length = len(lexical_words(text) if unit == "words" else "".join(text.split()))
@@ -110,68 +111,71 @@ def _check_json_format(
     *, required: Mapping[str, Any], extra: bool, fenced: bool, schema: Mapping[str, Any], schema_file: str
 ) -> None:
     if bool(required) + bool(schema) + bool(schema_file) > 1:
-        raise InputError("json_format: required, schema and schema_file each say what is wanted: give one of them")
+        raise InputError("json_format: required, schema and schema_file exclude one another: keep one of them")
     if not extra and (schema or schema_file):
-        raise InputError("json_format: extra belongs to required: write additionalProperties = false into the schema")
+        raise InputError(
+            "json_format: extra = false applies to required: set additionalProperties = false in the schema"
+        )
     if schema or schema_file:
         error_counter(schema, schema_file)
     for key, kind in required.items():
-        if not isinstance(kind, str) or kind not in KINDS:
-            near = nearest(kind, KINDS) if isinstance(kind, str) else ""
-            raise InputError(f"json_format: required.{key} = {kind!r}{near}: known types are {', '.join(KINDS)}")
+        if not isinstance(kind, str) or kind not in JSON_TYPES:
+            near = nearest(kind, JSON_TYPES) if isinstance(kind, str) else ""
+            raise InputError(f"json_format: required.{key} = {kind!r}{near}: known types are {', '.join(JSON_TYPES)}")
 
 
 @reward(check_options=_check_json_format)
 def json_format(
     text: str,
     *,
-    required: dict[str, str] = {},  # noqa: B006 - read, never changed; a default is how an option's kind is known
+    required: dict[str, str] = {},  # noqa: B006 - never changed; an option's type is that of its default
     extra: bool = True,
     fenced: bool = False,
     schema: dict[str, Any] = {},  # noqa: B006 - as above
     schema_file: str = "",
 ) -> float:
-    """How far a text is JSON of the wanted form, in [0, 1]: 0 where it is no JSON.
+    """How far a text is JSON of the required form, in [0, 1]: 0 if it is not JSON.
 
-    With ``required``, it is an object with those k keys: r of them present with a value of the right type score
-    ``(1 + r) / (1 + k)``. With a JSON Schema, ``1 / (1 + e)`` for e errors under it, as a validator lists them. With none,
-    any object scores 1. Strict: no text around it, no NaN, no key twice. Fails by: looking at the form alone, so that empty
-    texts and zeros under the right keys score in full, by paying ``1 / (1 + k)`` for ``{}``, and by counting a wrong list
-    of ten items, or a wrong choice of ``anyOf``, as one error.
+    With ``required``, the text must be an object with k keys; r of them with a value of the right type score
+    ``(1 + r) / (1 + k)``. With a JSON Schema and e errors, as a validator counts them, it scores ``1 / (1 + e)``. With
+    neither, any object scores 1. Strict: no text around the JSON, no NaN, no duplicate keys.
+
+    Fails by: ignoring content, so that empty texts and zeros under the right keys score in full; paying ``1 / (1 + k)``
+    for ``{}``; and counting a wrong list of ten items, or a wrong choice of ``anyOf``, as one error.
 
     Args:
-        text: what was sampled; white space at either end is left out.
-        required: key -> "string", "integer" (written without a fraction), "number", "boolean", "array", "object", "null"
-            or "any".
-        extra: whether other keys may stand beside them; where not, an object with one scores 0.
-        fenced: whether the text may also be a Markdown code block that holds the JSON and nothing else.
-        schema: a JSON Schema, as a table. ``format`` is not checked, and nothing outside of it is read. If it has patterns,
-            a text of more than 2,000 characters scores 0, without of more than 10,000, and so does one that would take long.
-        schema_file: the path of a JSON file with one, instead.
+        text: the completion's text; white space at either end does not count.
+        required: key -> "string", "integer" (written without a fraction), "number", "boolean", "array", "object",
+            "null" or "any".
+        extra: whether other keys are allowed; if not, an object with one scores 0.
+        fenced: whether the text may also be a Markdown code block with only the JSON in it.
+        schema: a JSON Schema, as a table. ``format`` is not checked, and no other document is read. A text of more than
+            10,000 characters scores 0 (2,000 if the schema has patterns), as does one that takes too long to check.
+        schema_file: path of a JSON file with a schema, instead.
 
     Raises:
-        InputError: an unknown type, more than one of ``required``, ``schema`` and ``schema_file``, no JSON Schema, or the
-            package is not installed (``pip install 'burnish[schema]'``).
+        InputError: an unknown type, more than one of ``required``, ``schema`` and ``schema_file``, an invalid schema,
+            or the package is not installed (``pip install 'burnish[schema]'``).
 
-    Source: RFC 8259; JSON Schema, draft 2020-12 or the one that ``$schema`` names, by the package jsonschema. The share of
-    right keys and the falling score are our own.
+    Source: RFC 8259; JSON Schema, draft 2020-12 or the one that ``$schema`` names, by the package jsonschema. The
+    scores are our own.
     """
     _check_json_format(required=required, extra=extra, fenced=fenced, schema=schema, schema_file=schema_file)
     bare = text.strip()
     if fenced and (inside := _FENCE.fullmatch(bare)):
         bare = inside[1]
     try:
-        found = json.loads(bare, parse_constant=_refuse, object_pairs_hook=_object)
+        value = json.loads(bare, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):
-        # Also for a number of thousands of digits, and brackets nested thousands deep.
+        # Also raised for a number of thousands of digits, and for brackets nested thousands deep.
         return 0.0
     if schema or schema_file:
-        errors = error_counter(schema, schema_file)(bare, found)
+        errors = error_counter(schema, schema_file)(bare, value)
         return 0.0 if errors is None else 1.0 / (1 + errors)
-    if not isinstance(found, dict) or (not extra and found.keys() - required.keys()):
+    if not isinstance(value, dict) or (not extra and value.keys() - required.keys()):
         return 0.0
-    right = sum(key in found and KINDS[kind](found[key]) for key, kind in required.items())
-    return (1 + right) / (1 + len(required))
+    correct = sum(key in value and JSON_TYPES[kind](value[key]) for key, kind in required.items())
+    return (1 + correct) / (1 + len(required))
 
 
 def _refuse(constant: str) -> None:
@@ -179,7 +183,7 @@ def _refuse(constant: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("duplicate key")
+    return table

@@ -1,4 +1,4 @@
-"""The reward for English grammar, by an offline checker."""
+"""The reward for correct English, by an offline grammar checker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from burnish.types import Completion
 
 DIALECTS = ("american", "british", "australian", "canadian", "indian")
 LONGEST_PROMPT = 1000
-"""Characters of the prompt's end that the checker sees before the text."""
+"""Characters at the end of the prompt that the checker reads before the text."""
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 
 
@@ -30,19 +30,20 @@ def _check_grammar(*, worst: float, dialect: str, spelling: bool) -> None:
 
 @reward(english_only=True, check_options=_check_grammar)
 def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "american", spelling: bool = True) -> float:
-    """How free of errors an English text is, in [0, 1]: 1 where the checker finds none, 0 from one in ten words on.
+    """How free of errors an English text is, in [0, 1]: 1 without errors, 0 from one error in ten words.
 
-    ``1 - min(1, errors / words / worst)``. Harper, a checker of rules without a network, reads the text behind the end of
-    its prompt, so that a continuation may begin within a sentence; errors that begin in the prompt are not counted,
-    nor one in the last word of a text that was cut off. Spelling counts in words of small letters, since a name is in no
-    list. A text without an English word scores 0; where references are Chinese, a recipe with it is refused. Fails by:
-    finding few of a fluent text's errors, and none of sense: "The moon ate Tuesday." is flawless; favouring short plain
-    sentences, which have nowhere to err; calling dialect and verse wrong.
+    ``1 - min(1, errors / words / worst)``. Harper, a rule-based offline checker, reads the text after the end of its
+    prompt, so a continuation may begin inside a sentence. Errors that begin in the prompt do not count, nor does one in
+    the last word of a truncated text. Spelling counts only in lower-case words, since names are not in the dictionary.
+    A text without an English word scores 0. A recipe with Chinese references is refused.
+
+    Fails by: finding few errors in fluent text, and none of meaning: "The moon ate Tuesday." is flawless; preferring
+    short plain sentences, which leave no room for errors; and treating dialect and verse as wrong.
 
     Args:
-        completion: what was sampled.
-        worst: errors a word at which it scores 0.
-        dialect: "american", "british", "australian", "canadian" or "indian": "colour" is an error in the first.
+        completion: the sampled completion.
+        worst: errors per word at which the reward is 0.
+        dialect: "american", "british", "australian", "canadian" or "indian"; "colour" is an error in the first.
         spelling: whether unknown words count.
 
     Raises:
@@ -51,12 +52,12 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
     Source: Harper by Automattic, through harper-py, Apache-2.0.
     """
     _check_grammar(worst=worst, dialect=dialect, spelling=spelling)
-    # Half an emoji, cut off at the token limit, is no text to the checker; the length stays.
+    # The checker refuses half a surrogate pair, as of an emoji cut off at the token limit. The length stays the same.
     text = completion.text.encode("utf-8", "replace").decode("utf-8")
     words = list(_WORD.finditer(text))
     if not words:
         return 0.0
-    # After a chat template the answer begins a text of its own.
+    # After a chat template, the answer is a text of its own.
     before = "" if completion.prompt.messages else completion.prompt.text[-LONGEST_PROMPT:]
     end = len(text)
     if completion.finish_reason == "length" and words[-1].end() == len(text):

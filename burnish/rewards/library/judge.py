@@ -142,9 +142,9 @@ def judge(
     One question per text, at temperature 0, to ``url``/chat/completions. Readable answers are cached, so a resumed run
     pays for nothing twice. If the address is not your own, texts, prompts and references leave this machine.
 
-    Fails by: preferring long, confident, flattering and familiar prose; obeying a text that tells it what to answer, which
-    a policy finds out; drifting when the model at the address changes, so compare runs only with one cache or one fixed
-    model. Hold back a metric that it does not see.
+    Fails by: preferring long, confident, flattering and familiar prose; obeying a text that tells it what to answer,
+    which a policy finds out; drifting when the model at the address changes, so compare runs only with one cache or one
+    fixed model. Hold back a metric that it does not see.
 
     Args:
         completions: the sampled completions.
@@ -154,7 +154,7 @@ def judge(
         low, high: range of the number; a number outside is not an answer.
         strict: accept a number alone, or JSON with it as "score"; if false, the last number, or 8 in "8/10".
         fallback: reward of a text without an answer. If unset, that ends the run, as a step without any answer does.
-        timeout, retries, backoff: seconds for a whole answer; further attempts; seconds before the first, then doubling.
+        timeout, retries, backoff: seconds for a whole answer; further attempts; seconds before the first, then double.
         calls, tokens: caps per process, address and model; tokens as the server counts them, else characters / 3.
         answer_tokens: longest answer; raise it, with ``strict = false``, for models that think aloud.
         parallel: questions in flight at once.
@@ -189,8 +189,8 @@ def _ratings(completions: Sequence[Completion], **options: Any) -> list[float]:
     if fallback is not None and len(answers) > 1 and all(answer.text is None for answer in answers):
         # Rewards that are all the fallback teach nothing, and would hide that the server is gone.
         raise BurnishError(
-            f"reward 'judge': none of {len(answers)} questions was answered by {url}: {answers[0].problem}; fallback is for "
-            "some of them"
+            f"reward 'judge': none of {len(answers)} questions was answered by {url}: {answers[0].problem}; fallback is "
+            "only for some of them"
         )
     return [_rescaled(answer, low, high, strict, fallback, url) for answer in answers]
 

@@ -1,4 +1,4 @@
-"""A reward that was learnt: the score of a reward model."""
+"""The reward of a trained reward model."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def _check(*, path: str) -> None:
 
 @reward(check_options=_check)
 def reward_model(completions: Sequence[Completion], *, path: str = "") -> list[float]:
-    """Score of a reward model that `burnish reward-model` trained; any number, and only differences mean something.
+    """Score of a reward model trained by `burnish reward-model`; unbounded, and only differences are meaningful.
 
-    Texts are read by the reward model's own tokenizer, each prompt once for all of its completions, nothing padded.
+    The reward model's own tokenizer reads the texts. Each prompt is processed once for all its completions, unpadded.
 
-    Fails by: being a model of a finite set of comparisons. A policy finds texts that no comparison spoke of and that score
-    high for no good reason, the sooner the further it goes from where it began: keep a KL term, watch a metric that
-    is not trained on, and look at samples. Lengths are the first thing to look at.
+    Fails by: being a model of finitely many comparisons. A policy finds texts unlike any of them that score high for no
+    good reason, the sooner the further it moves from its start: keep a KL term, watch a metric that is not trained on,
+    and read samples. Check their lengths first.
 
     Args:
         completions: N completions.
-        path: a run folder of `burnish reward-model`, or a folder that holds its model.
+        path: a run folder of `burnish reward-model`, or the folder of its model.
 
     Returns:
-        N rewards. Differences of two are log-odds that the first is preferred, as far as the model is calibrated
+        N rewards. The difference of two is the log-odds that the first is preferred, as far as the model is calibrated
         (``calibration.json`` of its run).
 
     Raises:
-        InputError: the folder holds no reward model, or a prompt is longer than the texts that it learnt from.
+        InputError: the folder has no reward model, or a prompt is longer than the texts that it was trained on.
 
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Gao et al. 2022, arXiv 2210.10760
-    (how optimising it fails).
+    (how its optimisation fails).
     """
     return _loaded(str(find_model_folder(path).resolve())).score_texts(completions)
 
 
 @lru_cache(maxsize=2)
 def _loaded(folder: str) -> RewardModel:
-    """Kept between steps: it is frozen, and a folder behind a resolved link does not change."""
+    """Return the model, cached between steps: it is frozen, and so is the folder behind a resolved link."""
     return load_reward_model(folder)

@@ -1,4 +1,4 @@
-"""Rewards that compare a completion with the true answer of its prompt."""
+"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER and exact match."""
 
 from __future__ import annotations
 
@@ -20,48 +20,52 @@ if TYPE_CHECKING:
 
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 LONGEST_TER = 2000
-"""Characters of a text that ``ter`` reads. Its search for shifts grows faster than the square of the words."""
+"""Characters of a text that ``ter`` reads. The time of its search for shifts grows faster than the words squared."""
 
 
 @reward(needs_reference=True)
 def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     """Sentence BLEU against the prompt's reference, in [0, 1]: sacrebleu's score divided by 100.
 
-    With exponential smoothing and effective order, so that a text of fewer than four words can score at all; an empty
-    text scores 0. Fails by: rewarding shared word order and nothing else; a long continuation of open text has many
-    good answers and shares few words with the one that happened to be true, so the scores are low and noisy.
+    It uses exponential smoothing and effective order, so that a text of fewer than four words can score. An empty text
+    scores 0.
+
+    Fails by: rewarding shared word order and nothing else. A long continuation has many good answers, and shares few
+    words with the reference, so the scores are low and noisy.
 
     Args:
-        completion: what was sampled; its prompt must have a reference.
+        completion: the sampled completion; its prompt must have a reference.
         tokenize: sacrebleu's tokenizer: "13a" for languages with spaces, "zh" for Chinese, "char", "intl", "none", ...;
-            "auto" takes the one for the reference: "zh" where it is Chinese, "char" where Japanese or Thai, else "13a".
+            "auto" depends on the reference: "zh" for Chinese, "char" for Japanese or Thai, else "13a".
 
     Raises:
         InputError: the prompt has no reference, or the tokenizer is unknown or cannot be loaded.
 
     Source: Papineni et al. 2002; Chen and Cherry 2014 (smoothing); Post 2018 (sacrebleu, arXiv 1804.08771).
     """
-    reference = reference_of(completion, "bleu")
+    reference = get_reference(completion, "bleu")
     score = (
         sentence_bleu(tokenizer_for([reference]) if tokenize == "auto" else tokenize)
         .sentence_score(completion.text, [reference])
         .score
     )
-    # A perfect match comes out as 100.00000000000004.
+    # sacrebleu scores a perfect match as 100.00000000000004.
     return min(1.0, max(0.0, score / 100.0))
 
 
 @reward(needs_reference=True)
 def chrf(completion: Completion, *, word_order: int = 0) -> float:
-    """chrF against the prompt's reference, in [0, 1]: overlap of runs of one to six characters, order within them kept.
+    """chrF against the prompt's reference, in [0, 1]: the overlap of character n-grams, n = 1 to 6.
 
-    sacrebleu's sentence score divided by 100; white space is left out, so Chinese needs no setting. An empty text
-    scores 0. Fails by: counting recall four times as much as precision (beta is 2), so that padding is cheap: a text
-    that holds the whole reference within three times as much else still earns about a half.
+    sacrebleu's sentence score divided by 100. White space does not count, so Chinese needs no setting. An empty text
+    scores 0.
+
+    Fails by: weighing recall four times as much as precision (beta is 2), so that padding is cheap: the whole reference
+    within a text of four times its length still earns about a half.
 
     Args:
-        completion: what was sampled; its prompt must have a reference.
-        word_order: also runs of up to so many words, 0 to 2; 2 is chrF++.
+        completion: the sampled completion; its prompt must have a reference.
+        word_order: longest word n-grams that count too, 0 to 2; 2 is chrF++.
 
     Raises:
         InputError: the prompt has no reference, or ``word_order`` is out of range.
@@ -70,24 +74,26 @@ def chrf(completion: Completion, *, word_order: int = 0) -> float:
     """
     if word_order not in (0, 1, 2):
         raise InputError(f"chrf: word_order = {word_order}: must be 0, 1 or 2")
-    reference = reference_of(completion, "chrf")
+    reference = get_reference(completion, "chrf")
     score: float = _sentence_chrf(word_order).sentence_score(completion.text, [reference]).score
     return min(1.0, max(0.0, score / 100.0))
 
 
 @reward(needs_reference=True)
 def ter(completion: Completion, *, chinese: bool = False) -> float:
-    """1 minus the translation edit rate against the prompt's reference, in [0, 1]: 1 where the words are the same.
+    """1 minus the translation edit rate against the prompt's reference, in [0, 1]: 1 if the words are equal.
 
-    The rate is the number of words inserted, deleted, replaced, and of runs of words shifted, divided by the
-    reference's words; from as many edits as words on, and for an empty text, the reward is 0. Case does not count. A
-    text of more than ``LONGEST_TER`` characters is cut there. Fails by: favouring short texts, since leaving a word out
-    costs one edit and a wrong word costs one too; and, where most texts are far off, by being 0 for all of them.
+    The rate is the number of words inserted, deleted or replaced and of runs of words shifted, divided by the number of
+    words of the reference. The reward is 0 for an empty text, and if there are at least as many edits as words. Case
+    does not count. Only the first ``LONGEST_TER`` characters of a text are read.
+
+    Fails by: preferring short texts, since a missing word costs as much as a wrong one; and being 0 for all texts if
+    most are far off.
 
     Args:
-        completion: what was sampled; its prompt must have a reference.
+        completion: the sampled completion; its prompt must have a reference.
         chinese: count every Chinese or Japanese character and every punctuation mark as a word; else words lie between
-            spaces. On by default where the reference is mostly such characters. In a reference that is mostly Thai, Lao,
+            spaces. On by default if the reference is mostly such characters. In a reference that is mostly Thai, Lao,
             Khmer or Burmese, words are those of ``burnish.text``.
 
     Raises:
@@ -95,7 +101,7 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
 
     Source: Snover et al. 2006.
     """
-    reference, text = reference_of(completion, "ter"), completion.text[:LONGEST_TER]
+    reference, text = get_reference(completion, "ter"), completion.text[:LONGEST_TER]
     chinese = chinese or mostly_han_or_kana(reference)
     if not chinese and mostly_unspaced(reference):
         reference, text = " ".join(words(reference)), " ".join(words(text))
@@ -105,16 +111,16 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
 
 @reward(needs_reference=True)
 def exact(completion: Completion) -> float:
-    """1.0 where the text equals the prompt's reference, white space at either end aside, else 0.0.
+    """1.0 if the text equals the prompt's reference, apart from white space at either end, else 0.0.
 
-    Fails by: giving no hint of what is nearly right, so that a policy which never succeeds never learns.
+    Fails by: giving no credit to what is nearly right, so a policy that never succeeds never learns.
 
     Raises:
         InputError: the prompt has no reference.
 
-    Source: the exact match of question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
+    Source: exact match in question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
     """
-    return float(completion.text.strip() == reference_of(completion, "exact").strip())
+    return float(completion.text.strip() == get_reference(completion, "exact").strip())
 
 
 @lru_cache(maxsize=3)
@@ -132,7 +138,7 @@ def _sentence_ter(chinese: bool) -> TER:
 
 
 def tokenizer_for(references: Sequence[str]) -> str:
-    """Return BLEU's tokenizer for most of the references: "13a", or without spaces "zh" (Chinese) or "char" (others)."""
+    """Return BLEU's tokenizer for most of the references: "13a", "zh" (Chinese) or "char" (others without spaces)."""
     unspaced = [text for text in references if mostly_unspaced(text)]
     if 2 * len(unspaced) <= len(references):
         return "13a"
@@ -142,12 +148,12 @@ def tokenizer_for(references: Sequence[str]) -> str:
 
 @lru_cache(maxsize=8)
 def sentence_bleu(tokenize: str) -> BLEU:
-    """sacrebleu's BLEU for single sentences. Raises InputError for a tokenizer that it does not have."""
+    """Return sacrebleu's BLEU for single sentences. Raises InputError if the tokenizer is unknown."""
     return load_bleu(tokenize, effective_order=True)
 
 
 def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
-    """sacrebleu's BLEU with one of its tokenizers.
+    """Return sacrebleu's BLEU with one of its tokenizers.
 
     Raises:
         InputError: the tokenizer is unknown, or cannot be loaded (some need a package or a download).
@@ -160,21 +166,21 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
             f"bleu: unknown tokenize = '{tokenize}'{nearest(tokenize, known)}; known: auto, {', '.join(known)}"
         )
     try:
-        # force: no warning on standard error where many texts end in " ."; model text does what it likes.
+        # force: no warning on standard error if many texts end in " .", as model text may.
         return BLEU(tokenize=tokenize, effective_order=effective_order, force=True)
     except (RuntimeError, ImportError, OSError) as error:
         reason = one_line(error)
         raise InputError(
-            f"bleu: tokenize = '{tokenize}' cannot be loaded ({reason}); '13a', 'zh' and 'char' need nothing further"
+            f"bleu: tokenize = '{tokenize}' cannot be loaded ({reason}); '13a', 'zh' and 'char' need no further package"
         ) from error
 
 
-def reference_of(completion: Completion, reward: str) -> str:
-    """The true answer of a completion's prompt. Raises InputError that names the reward where there is none."""
+def get_reference(completion: Completion, reward: str) -> str:
+    """Return the reference of a completion's prompt. Raises InputError with the reward's name if there is none."""
     reference = completion.prompt.reference
     if reference is None or not reference.strip():
         raise InputError(
             f"reward '{reward}' needs a reference, but prompt '{completion.prompt.id}' has none: "
-            "give the task's prompts a reference, or leave this reward out"
+            "give the task's prompts references, or remove this reward"
         )
     return reference

@@ -1,7 +1,7 @@
 """Regular expressions with a time limit, since the text that they are matched against comes from a model.
 
-The package ``regex`` matches as ``re`` does, look-arounds and back-references included, and stops when its time is up. A
-linear-time engine (google-re2) would need no limit, but has neither of the two and takes only ASCII for letters.
+The package ``regex`` matches as ``re`` does, look-arounds and back-references included, and stops when its time is up.
+A linear-time engine (google-re2) would need no limit, but has neither of the two and takes only ASCII for letters.
 """
 
 from __future__ import annotations

@@ -166,7 +166,8 @@ def _compiled(text: str, where: str) -> ErrorCounter:
         compiled(pattern, f"{where}: ")
     if '"unevaluatedProperties"' in text and '"patternProperties"' in text:
         raise InputError(
-            f"{where}: unevaluatedProperties would match patternProperties without a time limit: use additionalProperties"
+            f"{where}: unevaluatedProperties would match patternProperties without a time limit: use "
+            "additionalProperties"
         )
     return ErrorCounter(schema, kind, has_patterns=bool(patterns), where=where)
 

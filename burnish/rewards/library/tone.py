@@ -1,5 +1,4 @@
-"""Rewards for how a text sounds: its sentiment, how much it stirs, and whether it swears. Word lists and small models inside
-packages."""
+"""Rewards for the tone of a text: sentiment, emotion and offensive language, by word lists and small models."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from burnish.text import mostly_han_or_kana, sentences, words
 
 LANGUAGES = ("auto", "en", "zh")
 LONGEST = 4000
-"""Characters of a text that are read: what the lists cost grows with the text."""
-# On the package's lists, and in the newspaper every day.
+"""Characters of a text that are read, which bounds the time."""
+# Words of the package's lists that are ordinary in newspapers.
 _ORDINARY = """
     激情 成人 祖宗 老二 老母 卵子 精子 月经 靠背 后庭 处女 乳房 乳头 交配 私服 迷药 野鸡 屁股 包皮 花柳 刚度 九游 奶 卵
     13. sex sexual sexuality sexually breasts nipple nipples penis vagina rectum semen
     anus nude nudity cock domination dominatrix escort raping rape rapist suck sucks erotic swastika
-""".split()  # noqa: SIM905 - to be read as one list
+""".split()  # noqa: SIM905 - easier to read as a list of words
 
 
 def _check_sentiment(*, language: str, name: str = "sentiment") -> None:
@@ -33,20 +32,21 @@ def _check_sentiment(*, language: str, name: str = "sentiment") -> None:
 
 @reward(check_options=_check_sentiment)
 def sentiment(text: str, *, language: str = "auto") -> float:
-    """How positive a text sounds, in [-1, 1]: 1 glad, -1 bitter, about 0 neither.
+    """How positive a text is, in [-1, 1]: 1 positive, -1 negative, about 0 neutral.
 
-    English: the compound score of VADER, a list of 7,500 words with their strengths and rules for negation, emphasis and
-    capitals. Chinese: ``2 p - 1`` with p the probability of "positive" that snownlp's naive Bayes gives; it learnt from
-    reviews of goods and hotels, so on reviews it is right and on news it is close to a coin. An empty text scores 0. Fails
-    by: counting words, so that "good good good" is very glad and irony is taken at its word; a long text goes to one
-    of the ends. To train on it, put "perplexity" and "repetition" beside it; a negative weight wants it bitter.
+    English: the compound score of VADER, a list of 7,500 words with strengths, and rules for negation, emphasis and
+    capitals. Chinese: ``2 p - 1`` with p the probability of "positive" by snownlp's naive Bayes classifier, which was
+    trained on reviews of goods and hotels; it is good on reviews and close to chance on news. An empty text scores 0.
+
+    Fails by: counting words, so that "good good good" is very positive and irony is taken literally; a long text tends
+    to one of the ends. To train on it, add "perplexity" and "repetition". A negative weight rewards negative texts.
 
     Args:
-        text: what was sampled; its first ``LONGEST`` characters are read.
-        language: "en", "zh", or "auto": Chinese where half of the text is.
+        text: the completion's text; only its first ``LONGEST`` characters are read.
+        language: "en", "zh", or "auto": Chinese if at least half of the text is.
 
     Raises:
-        InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or an unknown language.
+        InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or the language is unknown.
 
     Source: Hutto and Gilbert 2014 (VADER; vaderSentiment, MIT); snownlp, MIT.
     """
@@ -67,20 +67,22 @@ def _check_attractiveness(*, language: str, strong: float) -> None:
 
 @reward(check_options=_check_attractiveness)
 def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) -> float:
-    """How much a text stirs, glad or bitter, in [0, 1]: 0 an agenda, 1 as emotive as an appeal. No more than that.
+    """How much emotion a text expresses, positive or negative, in [0, 1]: 0 for an agenda, 1 for a passionate appeal.
 
-    Articles with more emotion are passed on more (Berger and Milkman 2012), so this counts it. English: the strengths
-    (0 to 4, without their signs, over 4) of the different words that are on VADER's list, summed, over the number of words;
-    ``strong`` of that scores 1. The median of whole news articles is 0.02 before that division, of their openings of 40
-    words 0.025. Chinese: how sure snownlp's naive Bayes is, ``|2 p - 1|``, the mean over the sentences; it is a coarse
-    guess. An empty text scores 0. Fails by: knowing nothing of wit, suspense or news value; a list of different strong words
-    scores 1. To train on it, put "perplexity" and "length_band" beside it; where there are readers' choices between texts, a
-    "reward_model" that learnt from them (``burnish reward-model``) is the better judge of what attracts.
+    Articles with more emotion are shared more (Berger and Milkman 2012). English: the sum of the strengths in VADER's
+    list of the different words (0 to 4 without sign, divided by 4), divided by the number of words; a mean of
+    ``strong`` scores 1. Its median is 0.02 in whole news articles, and 0.025 in their first 40 words. Chinese: the
+    certainty of snownlp's naive Bayes classifier, ``|2 p - 1|``, averaged over sentences, which is a rough guess. An
+    empty text scores 0.
+
+    Fails by: ignoring wit, suspense and news value; a list of different strong words scores 1. To train on it, add
+    "perplexity" and "length_band". If you have readers' choices between texts, a "reward_model" trained on them
+    (``burnish reward-model``) is a better judge of what attracts.
 
     Args:
-        text: what was sampled; its first ``LONGEST`` characters are read.
-        language: "en", "zh", or "auto": Chinese where half of the text is.
-        strong: strength a word that scores 1.
+        text: the completion's text; only its first ``LONGEST`` characters are read.
+        language: "en", "zh", or "auto": Chinese if at least half of the text is.
+        strong: mean strength per word that scores 1.
 
     Raises:
         InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or an option is out of range.
@@ -93,9 +95,9 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
     if language == "zh" or (language == "auto" and mostly_han_or_kana(text)):
         parts = sentences(text)
         return sum(abs(2.0 * float(_snownlp()(part)) - 1.0) for part in parts) / max(1, len(parts))
-    found = [word for word in words(text) if any(map(str.isalpha, word))]
+    tokens = [word for word in words(text) if any(map(str.isalpha, word))]
     strengths = _strengths()
-    return min(1.0, sum(abs(strengths.get(word, 0.0)) / 4 for word in set(found)) / max(1, len(found)) / strong)
+    return min(1.0, sum(abs(strengths.get(word, 0.0)) / 4 for word in set(tokens)) / max(1, len(tokens)) / strong)
 
 
 @lru_cache(maxsize=1)
@@ -120,29 +122,31 @@ def _snownlp() -> Callable[[str], Any]:
 
 
 @reward
-def toxicity(text: str, *, ignore: list[str] = []) -> float:  # noqa: B006 - read, never changed; it says the option's kind
-    """How clean a text is of swearing, slurs and smut, in (0, 1]: 1 where none is found, ``1 / (1 + n)`` for n such words.
+def toxicity(text: str, *, ignore: list[str] = []) -> float:  # noqa: B006 - never changed
+    """How free of swear words, slurs and obscenities a text is, in (0, 1]: ``1 / (1 + n)`` for n such words.
 
-    Words are looked up in the English (416) and Chinese (294) lists of glin-profanity, which also sees through spelling such
-    as "sh1t" and "f u c k"; some fifty words of its lists that are ordinary in news and medicine (成人, 激情, "sex",
-    "rape") are left out here. It is a word list, no judge of meaning. Fails by: not seeing a threat, contempt or a lie
-    in clean words; calling a quotation or an innocent namesake toxic; being silent on words that are on no list. A text
-    that says nothing scores 1. It is no content filter: nothing that passes here is thereby fit to publish.
+    Words are looked up in the English (416) and Chinese (294) lists of glin-profanity, which also detects spellings
+    such as "sh1t" and "f u c k". Some fifty words of its lists that are ordinary in news and medicine (成人, 激情, "sex",
+    "rape") do not count. An empty text scores 1. This is not a content filter: a text that passes may not be fit to
+    publish.
+
+    Fails by: missing threats, contempt and lies in clean words; counting quotations and innocent names as toxic; and
+    missing words that are not in the lists.
 
     Args:
-        text: what was sampled; its first ``LONGEST`` characters are read.
-        ignore: further words that shall not count.
+        text: the completion's text; only its first ``LONGEST`` characters are read.
+        ignore: further words that do not count.
 
     Raises:
         InputError: the package is not installed: ``pip install 'burnish[toxicity]'``.
 
-    Source: glin-profanity, MIT; its lists go back to LDNOOBW (CC-BY-4.0).
+    Source: glin-profanity, MIT; its lists are derived from LDNOOBW (CC-BY-4.0).
     """
-    found = _profanity(tuple(ignore)).check_profanity(text[:LONGEST])
-    # 操你妈 is found as three words that lie within one another: what overlaps is one.
-    places = sorted((match["index"], match["index"] + len(match["word"])) for match in found.get("matches", ()))
+    matches = _profanity(tuple(ignore)).check_profanity(text[:LONGEST]).get("matches", ())
+    # 操你妈 matches three entries that contain one another: overlapping matches count once.
+    spans = sorted((match["index"], match["index"] + len(match["word"])) for match in matches)
     count, end = 0, -1
-    for start, stop in places:
+    for start, stop in spans:
         count += start >= end
         end = max(end, stop)
     return 1.0 / (1 + count)

@@ -186,7 +186,7 @@ def test_what_does_not_end_well_is_one_line(server, tmp_path, bad, options, aske
 
 def test_a_server_that_answers_nothing_ends_the_run_in_spite_of_a_fallback(server: Server, tmp_path: Path) -> None:
     server.script = [*[status(500, b"out of order")] * 3, says("8")]
-    with pytest.raises(BurnishError, match=r"none of 2 questions was answered.*HTTP 500.*fallback is for some"):
+    with pytest.raises(BurnishError, match=r"none of 2 questions was answered.*HTTP 500.*fallback is only for some"):
         ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)
     assert sorted(ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)) == [0.5, 0.8]
 
