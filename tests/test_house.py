@@ -17,17 +17,14 @@ COMMANDS = ("app.command", "trains_by_recipe")
 # Temporary: what exceeds a rule and is being split or renamed. All four must become empty.
 LONG_FILES: set[str] = {
     "burnish/cli/app.py",
-    "burnish/rewards/combine.py",
     "tests/catalogue/test_fetch.py",
     "tests/end_to_end/test_bad_input.py",
 }
 LONG_FUNCTIONS: set[str] = {
     "burnish/evaluation/held_out.py:measure",
-    "burnish/rewards/library/judge.py:judge",
     "burnish/training/step.py:train_step",
 }
 SAME_NAMES: set[str] = {
-    "Answer",
     "Checkpoint",
     "Learner",
     "Limits",
@@ -77,11 +74,6 @@ LOOSE_DOCSTRINGS: set[str] = {
     "burnish/reports/terminal/__init__.py",
     "burnish/reports/terminal/run_state.py",
     "burnish/reports/wording.py",
-    "burnish/rewards/__init__.py",
-    "burnish/rewards/library/diversity.py",
-    "burnish/rewards/library/patterns.py",
-    "burnish/rewards/library/tone.py",
-    "burnish/rewards/normalise.py",
     "burnish/run/launch.py",
     "burnish/sandbox/layers.py",
     "burnish/sandbox/linux/child.py",

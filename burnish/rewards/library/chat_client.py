@@ -28,7 +28,7 @@ _RETRIED_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChatAnswer:
     """The answer to one question: its text, or None and the problem."""
 
     text: str | None
@@ -100,7 +100,7 @@ class ChatClient:
     cap: SpendingCap
     cache: Path
 
-    def answers(self, bodies: Sequence[bytes], readable: Callable[[str], bool]) -> list[Answer]:
+    def answers(self, bodies: Sequence[bytes], readable: Callable[[str], bool]) -> list[ChatAnswer]:
         """Return one answer per request body, in order. Equal bodies are asked once, cached ones not at all.
 
         Args:
@@ -113,11 +113,13 @@ class ChatClient:
         keys = [self._cache_key(body) for body in bodies]
         with self._open_cache() as store:
             answers = {
-                key: Answer(text) for key in set(keys) if (text := _cached(store, key)) is not None and readable(text)
+                key: ChatAnswer(text)
+                for key in set(keys)
+                if (text := _cached(store, key)) is not None and readable(text)
             }
             missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in answers}
 
-            def keep(key: str, answer: Answer) -> None:
+            def keep(key: str, answer: ChatAnswer) -> None:
                 answers[key] = answer
                 if answer.text is not None:
                     # At once: it is paid for, whatever happens next.
@@ -129,7 +131,7 @@ class ChatClient:
         return [answers[key] for key in keys]
 
     def _ask_all(
-        self, bodies: dict[str, bytes], readable: Callable[[str], bool], keep: Callable[[str, Answer], None]
+        self, bodies: dict[str, bytes], readable: Callable[[str], bool], keep: Callable[[str, ChatAnswer], None]
     ) -> None:
         """Ask in parallel and call ``keep`` with key and answer as answers arrive; after an error, ask nothing more."""
         stop = threading.Event()
@@ -169,7 +171,9 @@ class ChatClient:
         except (ImportError, ValueError) as error:
             raise BurnishError(f"reward 'judge': the proxy in the environment cannot be used: {error}") from error
 
-    def _ask(self, http: httpx.Client, body: bytes, readable: Callable[[str], bool], stop: threading.Event) -> Answer:
+    def _ask(
+        self, http: httpx.Client, body: bytes, readable: Callable[[str], bool], stop: threading.Event
+    ) -> ChatAnswer:
         """Ask one question, and again while that may help."""
         import tenacity
 
@@ -197,10 +201,10 @@ class ChatClient:
             reraise=True,
         )
         try:
-            return Answer(attempts(attempt))
+            return ChatAnswer(attempts(attempt))
         except _FailedAttempt as failure:
             asked = f" (asked {self.retries + 1} times)" if failure.retry and self.retries else ""
-            return Answer(None, f"{failure}{asked}")
+            return ChatAnswer(None, f"{failure}{asked}")
 
     def _once(self, http: httpx.Client, body: bytes) -> str:
         """Return the text of one answer. Raises _FailedAttempt."""

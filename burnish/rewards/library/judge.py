@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.library.chat_client import Answer, ChatClient, SpendingCap
+from burnish.rewards.library.chat_client import ChatAnswer, ChatClient, SpendingCap
 from burnish.rewards.registry import reward
 from burnish.system.paths import expanded
 from burnish.types import Completion
@@ -223,7 +223,7 @@ def parse_rating(text: str, low: float, high: float, *, strict: bool) -> float |
     return rating if low <= rating <= high else None
 
 
-def _rescaled(answer: Answer, low: float, high: float, strict: bool, fallback: float | None, url: str) -> float:
+def _rescaled(answer: ChatAnswer, low: float, high: float, strict: bool, fallback: float | None, url: str) -> float:
     if answer.text is not None:
         rating = parse_rating(answer.text, low, high, strict=strict)
         assert rating is not None
