@@ -1,4 +1,4 @@
-"""The contract that a reward's signature states, and how rewards are found."""
+"""The contract of a reward, from its signature and its decorator, and the registry of rewards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def answer(text: str, reference: str | None = None) -> Completion:
 
 
 @pytest.fixture
-def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
+def temporary_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo the registrations of a test after it."""
     monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
 
 
@@ -39,7 +39,7 @@ def test_plurals_make_a_batch_reward() -> None:
 
 
 @pytest.mark.parametrize("plural", [False, True])
-def test_the_reference_policy_reaches_who_names_it(plural: bool) -> None:
+def test_the_reference_policy_is_passed_to_rewards_that_name_it(plural: bool) -> None:
     policy = object()
 
     def one(text, reference_policy):
@@ -91,12 +91,12 @@ def test_signatures_that_cannot_be_filled(function, message: str) -> None:
 
 def test_summary_is_the_first_line() -> None:
     def documented(text):
-        """Says it shortly.
+        """The short form.
 
-        And then at length.
+        The long form.
         """
 
-    assert reward_function("x", documented).summary == "Says it shortly."
+    assert reward_function("x", documented).summary == "The short form."
     assert reward_function("x", lambda text: 0).summary == ""
 
 
@@ -111,7 +111,7 @@ def test_a_callable_object_is_a_reward() -> None:
     assert reward_function("longer", Longer(2))([answer("abc"), answer("a")]) == [True, False]
 
 
-def test_the_decorator_registers_and_gives_back_the_function(own_names: None) -> None:
+def test_the_decorator_registers_and_gives_back_the_function(temporary_names: None) -> None:
     @reward
     def first_of_its_kind(text):
         return 1.0
@@ -127,7 +127,7 @@ def test_the_decorator_registers_and_gives_back_the_function(own_names: None) ->
     assert "other" not in REWARDS
 
 
-def test_facts_are_declared_in_the_decorator_and_travel_with_the_function(own_names: None) -> None:
+def test_facts_are_declared_in_the_decorator_and_travel_with_the_function(temporary_names: None) -> None:
     @reward(needs_reference=True, needs_whole="it counts to the end", english_only=lambda *, model: not model)
     def declared(text, *, model: str = ""):
         return 1.0
@@ -143,7 +143,7 @@ def test_facts_are_declared_in_the_decorator_and_travel_with_the_function(own_na
         reward(needs_whole=True)
 
 
-def test_options_are_checked_and_preflight_asked_with_every_option(own_names: None) -> None:
+def test_options_are_checked_and_preflight_asked_with_every_option(temporary_names: None) -> None:
     def check(**options):
         if options["low"] > options["high"]:
             raise InputError(f"low = {options['low']} above high = {options['high']}")
@@ -161,13 +161,13 @@ def test_options_are_checked_and_preflight_asked_with_every_option(own_names: No
 
 
 @pytest.mark.parametrize("name", ["bleu", "mine_alone"])
-def test_a_taken_name_is_refused(own_names: None, name: str) -> None:
+def test_a_taken_name_is_refused(temporary_names: None, name: str) -> None:
     reward(name="mine_alone")(lambda text: 1.0)
     with pytest.raises(InputError, match=f"a reward named '{name}' is registered already"):
         reward(name=name)(lambda text: 1.0)
 
 
-def test_what_burnish_ships_can_be_got_by_name(own_names: None) -> None:
+def test_built_in_rewards_are_found_by_name(temporary_names: None) -> None:
     for name in ("bleu", "exact", "perplexity", "repetition"):
         made = REWARDS.get(name)
         assert made.name == name and made.summary
@@ -175,32 +175,37 @@ def test_what_burnish_ships_can_be_got_by_name(own_names: None) -> None:
     assert REWARDS.get("perplexity").options == {"form": "log", "worst": 1000.0}
 
 
-def test_a_miss_lists_the_choices() -> None:
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"no reward named 'perplexty' \(did you mean 'perplexity'\?\); known: attr"):
         REWARDS.get("perplexty")
 
 
-def test_a_dotted_path_reaches_a_file_beside_the_user(own_names, tmp_path, monkeypatch) -> None:
-    (tmp_path / "rewards_of_mine.py").write_text("def short(text):\n    return -len(text)\n\nlevel = 3\n")
+def test_a_path_reaches_a_module_in_the_working_folder(temporary_names, tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_rewards.py").write_text("def short(text):\n    return -len(text)\n\nlevel = 3\n")
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     try:
-        assert REWARDS.get("rewards_of_mine:short")([answer("abc")]) == [-3]
+        assert REWARDS.get("my_rewards:short")([answer("abc")]) == [-3]
         assert sys.path == path
-        with pytest.raises(InputError, match=r"'rewards_of_mine' has no 'shor' \(did you mean 'short'\?\)"):
-            REWARDS.get("rewards_of_mine:shor")
+        with pytest.raises(InputError, match=r"'my_rewards' has no 'shor' \(did you mean 'short'\?\)"):
+            REWARDS.get("my_rewards:shor")
         with pytest.raises(InputError, match="is not a function: it is of type int"):
-            REWARDS.get("rewards_of_mine:level")
-        with pytest.raises(InputError, match=r"cannot import 'rewards_of_nobody'.*run from the folder that holds it"):
-            REWARDS.get("rewards_of_nobody:short")
+            REWARDS.get("my_rewards:level")
+        with pytest.raises(InputError, match=r"cannot import 'missing_rewards'.*run from the folder that holds it"):
+            REWARDS.get("missing_rewards:short")
     finally:
-        sys.modules.pop("rewards_of_mine", None)
+        sys.modules.pop("my_rewards", None)
 
 
-def test_registering_goes_before_importing() -> None:
+def test_registered_names_need_no_import() -> None:
     registry: Registry[object] = Registry("thing", {"shipped": "nowhere.at.all:x"})
     assert registry.names() == ["shipped"]
     entry = object()
     assert registry.add("own", entry) is entry
     assert registry.get("own") is entry
     assert registry.names() == ["own", "shipped"]
+
+
+def test_an_option_may_not_have_the_name_of_a_recipe_key() -> None:
+    with pytest.raises(InputError, match="option 'gate' is a key of every"):
+        reward_function("mine", lambda text, *, gate=0.0: 1.0)

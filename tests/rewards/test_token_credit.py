@@ -1,4 +1,4 @@
-"""Rewards that come with tokens: what a text's beginnings are worth, and who earned it."""
+"""Token credit: the beginnings of a text, and the gain of each token."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from burnish.rewards.token_credit import beginnings, token_gains
 from burnish.types import Completion, Prompt, Scores
 
 
-def said(*tokens: str, id: str = "p", end: bool = False) -> Completion:
-    """A completion of tokens that are pieces of text, numbered as ``TOKENS`` has them."""
+def sample(*tokens: str, id: str = "p", end: bool = False) -> Completion:
+    """Return a completion whose tokens are pieces of text, with their indices in ``TOKENS`` as ids."""
     text = "".join(tokens)
     ids = tuple(number(token) for token in tokens) + ((0,) if end else ())
     return Completion(Prompt(id, "?"), (), ids, text, (-1.0,) * len(ids), "stop" if end else "length")
@@ -43,52 +43,54 @@ def decode(ids: Sequence[int]) -> str:
 
 class TestBeginnings:
     def test_after_every_token_but_the_last(self):
-        assert beginnings(said("a", "b", "c"), "token", decode) == {1: "a", 2: "ab"}
-        assert beginnings(said("a"), "token", decode) == {}
-        assert beginnings(said("a", end=True), "token", decode) == {1: "a"}
+        assert beginnings(sample("a", "b", "c"), "token", decode) == {1: "a", 2: "ab"}
+        assert beginnings(sample("a"), "token", decode) == {}
+        assert beginnings(sample("a", end=True), "token", decode) == {1: "a"}
 
     @pytest.mark.parametrize(
         ("tokens", "expected"),
         [
             (["A", " b", ".", " C", "?", " d"], {3: "A b.", 5: "A b. C?"}),
             (["我", "爱", "你", "。", "你", "呢", "？", "好"], {4: "我爱你。", 7: "我爱你。你呢？"}),
-            # Marks in a row are one end, made by the first; a new line is an end, too.
+            # Marks in a row are one end, at the first of them; a new line is an end too.
             (["A", ".", ".", ".", "\n", "B", "\n", "C"], {2: "A.", 7: "A...\nB\n"}),
-            # Nobody knows yet whether 3. goes on.
+            # It is not known yet whether 3. continues.
             (["3", ".", "14", "!", "x"], {2: "3.", 4: "3.14!"}),
             # An end inside a token ends the sentence after that token.
             (["A", ". B", " c"], {2: "A. B"}),
-            # A quotation mark behind the end belongs to the next one.
+            # A quotation mark after the end belongs to the next sentence.
             (['"', "A", ".", '"', " B"], {3: '"A.'}),
             (["no", " end"], {}),
-            # The end of the text is the whole, which is no proper beginning.
+            # The whole text is not a proper beginning.
             (["A", "."], {}),
         ],
     )
     def test_sentences(self, tokens, expected):
-        assert beginnings(said(*tokens), "sentence", decode) == expected
+        assert beginnings(sample(*tokens), "sentence", decode) == expected
 
-    def test_a_character_of_which_bytes_are_missing_is_not_written_yet(self):
+    def test_a_character_with_missing_bytes_is_not_written_yet(self):
         raw = "爱!".encode()
         completion = Completion(Prompt("p", ""), (), tuple(raw), "爱!", (-1.0,) * 4, "length")
         found = beginnings(completion, "token", lambda ids: bytes(ids).decode("utf-8", "replace"))
         assert found == {1: "", 2: "", 3: "爱"}
 
     def test_no_beginning_depends_on_what_comes_after_it(self):
-        # Whatever follows the first six tokens, what is said of them is the same: else the gradient would be biased.
+        # Whatever follows the first six tokens, their beginnings are the same, or the gradient would be biased.
         start = ["A", ".", " ", "B", ".", "5"]
-        ways = [beginnings(said(*start, *rest), "sentence", decode) for rest in (["."], ["x"], ['"', "!"], [".", "\n"])]
+        ways = [
+            beginnings(sample(*start, *rest), "sentence", decode) for rest in (["."], ["x"], ['"', "!"], [".", "\n"])
+        ]
         assert all({length: text for length, text in way.items() if length <= 6} == ways[0] for way in ways)
 
 
 def hearts(text: str) -> float:
-    """What is wanted in these tests: 1 for each 爱, a tenth off for every character, and 5 for nothing at all."""
+    """Return the reward of these tests: 1 per 爱, minus 0.1 per character, plus 5."""
     return text.count("爱") - 0.1 * len(text) + 5.0
 
 
 class TestTokenGains:
     def test_by_hand(self):
-        completions = [said("我", "爱", "。", "爱", end=True), said("爱")]
+        completions = [sample("我", "爱", "。", "爱", end=True), sample("爱")]
         asked: list[list[str]] = []
 
         def ask(some):
@@ -99,19 +101,19 @@ class TestTokenGains:
         first, second = token_gains(completions, values, "token", decode, ask)
         np.testing.assert_allclose(first, [-0.1, 0.9, -0.1, 0.9, 0.0], atol=1e-12)
         np.testing.assert_allclose(second, [0.9], atol=1e-12)
-        # One question for the whole step, and each beginning once: the empty text, and four of the first completion.
+        # One call for the whole step, with each beginning once: the empty text, and four of the first completion.
         assert asked == [["", "我", "我爱", "我爱。", "我爱。爱"]]
         first, _ = token_gains(completions, values, "sentence", decode, ask)
         np.testing.assert_allclose(first, [0.0, 0.0, 0.7, 0.0, 0.9], atol=1e-12)
 
-    def test_beginnings_of_other_prompts_are_asked_about_anew(self):
+    def test_beginnings_of_another_prompt_are_scored_again(self):
         counted = []
 
         def ask(some):
             counted.append([(one.prompt.id, one.text, one.finish_reason, len(one.sampler_logprobs)) for one in some])
             return np.zeros(len(some))
 
-        token_gains([said("a", "b"), said("a", "b", id="q"), said("a", "c")], np.zeros(3), "token", decode, ask)
+        token_gains([sample("a", "b"), sample("a", "b", id="q"), sample("a", "c")], np.zeros(3), "token", decode, ask)
         assert counted == [
             [("p", "", "length", 0), ("p", "a", "length", 1), ("q", "", "length", 0), ("q", "a", "length", 1)]
         ]
@@ -123,14 +125,14 @@ def part(function: Any, credit: str = "token", **treatment: Any) -> Part:
 
 
 class TestCombination:
-    TEXTS = (said("我", "爱", "爱", end=True), said("爱", "。", "我"))
+    TEXTS = (sample("我", "爱", "爱", end=True), sample("爱", "。", "我"))
 
-    def dealt(self, *parts: Part, step: int | None = 1) -> Scores:
+    def scores(self, *parts: Part, step: int | None = 1) -> Scores:
         return Combination(parts, decode=decode).score(self.TEXTS, step=step)
 
-    def test_parts_add_up_to_the_total_less_what_no_text_is_worth(self):
+    def test_gains_sum_to_the_total_less_the_reward_of_empty_text(self):
         length = part(lambda text: float(len(text)), "completion", name="length", weight=0.5)
-        scores = self.dealt(part(hearts, weight=2.0), length)
+        scores = self.scores(part(hearts, weight=2.0), length)
         assert scores.token_rewards is not None
         np.testing.assert_allclose(scores.token_rewards.per_completion, [1.5, 1.5])
         np.testing.assert_allclose(scores.token_rewards.per_token[0], [-0.2, 1.8, 1.8, 0.0], atol=1e-12)
@@ -138,27 +140,27 @@ class TestCombination:
         sums = scores.token_rewards.per_completion + [row.sum() for row in scores.token_rewards.per_token]
         np.testing.assert_allclose(sums + 2.0 * hearts(""), scores.total)
 
-    def test_a_held_out_measurement_deals_nothing_out(self):
-        assert self.dealt(part(hearts), step=None).token_rewards is None
-        assert self.dealt(part(hearts, "completion")).token_rewards is None
-        assert self.dealt(part(hearts, weight=0.0), part(hearts, "completion", name="b")).token_rewards is None
+    def test_a_held_out_measurement_is_not_split(self):
+        assert self.scores(part(hearts), step=None).token_rewards is None
+        assert self.scores(part(hearts, "completion")).token_rewards is None
+        assert self.scores(part(hearts, weight=0.0), part(hearts, "completion", name="b")).token_rewards is None
 
-    def test_clip_is_a_function_of_the_text_too(self):
-        # Cut at 5.5: of no text 5; 4.9, 5.8, 6.7 become 4.9, 5.5, 5.5.
-        scores = self.dealt(part(hearts, clip=(0.0, 5.5)))
+    def test_beginnings_are_clipped_too(self):
+        # Clipped at 5.5: 5 for empty text; 4.9, 5.8, 6.7 become 4.9, 5.5, 5.5.
+        scores = self.scores(part(hearts, clip=(0.0, 5.5)))
         assert scores.token_rewards is not None
         np.testing.assert_allclose(scores.token_rewards.per_token[0], [-0.1, 0.6, 0.0, 0.0], atol=1e-12)
 
-    def test_a_schedule_weighs_what_is_dealt_out(self):
+    def test_a_schedule_weights_the_gains(self):
         chosen = part(hearts, schedule=Schedule(start=0.0, end=4.0, steps=3))
-        assert self.dealt(chosen, step=1).token_rewards is None
-        scores = self.dealt(chosen, step=2)
+        assert self.scores(chosen, step=1).token_rewards is None
+        scores = self.scores(chosen, step=2)
         assert scores.token_rewards is not None
         np.testing.assert_allclose(scores.token_rewards.per_token[1], [1.8, -0.2, -0.2], atol=1e-12)
 
     def test_another_part_may_be_normalised(self):
         other = part(lambda text: float(text.startswith("爱")), "completion", name="b", normalise="batch")
-        scores = self.dealt(part(hearts), other)
+        scores = self.scores(part(hearts), other)
         assert scores.token_rewards is not None
         np.testing.assert_allclose(scores.token_rewards.per_completion, [-1.0, 1.0])
 
@@ -167,13 +169,13 @@ class TestCombination:
     def test_a_function_may_say_itself_what_tokens_token_gains(self, kind, batch):
         own = {self.TEXTS[0].text: [0.5, 1.0, -1.0, 0.25], self.TEXTS[1].text: [0.0, 2.0, 1.0]}
         function = (lambda texts: [kind(own[text]) for text in texts]) if batch else (lambda text: kind(own[text]))
-        scores = self.dealt(part(function, weight=2.0))
+        scores = self.scores(part(function, weight=2.0))
         assert scores.token_rewards is not None
         assert [row.tolist() for row in scores.token_rewards.per_token] == [[1.0, 2.0, -2.0, 0.5], [0.0, 4.0, 2.0]]
         assert scores.parts["mine"].tolist() == [0.75, 3.0]
         assert scores.total.tolist() == [1.5, 6.0]
-        # As a measurement their sum is the completion's number.
-        assert self.dealt(part(function, "completion"), step=None).total.tolist() == [0.75, 3.0]
+        # In a measurement, the value of a completion is their sum.
+        assert self.scores(part(function, "completion"), step=None).total.tolist() == [0.75, 3.0]
 
     @pytest.mark.parametrize(
         ("function", "treatment", "message"),
@@ -199,12 +201,12 @@ class TestCombination:
             (lambda text: 1.0 if text else math.nan, {}, r"must be finite; .*or empty text, for credit = \"token\"\)"),
         ],
     )
-    def test_what_is_wrong_is_said_in_one_line(self, function, treatment, message):
+    def test_errors_are_one_line(self, function, treatment, message):
         with pytest.raises(BurnishError, match=message) as found:
-            self.dealt(part(function, **treatment))
+            self.scores(part(function, **treatment))
         assert "\n" not in str(found.value)
 
-    def test_without_a_way_to_read_tokens(self):
+    def test_credit_needs_decode(self):
         with pytest.raises(InputError, match="pass decode="):
             Combination([part(hearts)]).score(self.TEXTS, step=1)
 
@@ -227,7 +229,7 @@ class TestRecipe:
             ("unit_tests", {}), ("verifier", {}), ("numeric", {}), ("judge", {"model": "m"}), ("group_diversity", {}),
         ],
     )  # fmt: skip
-    def test_rewards_that_need_the_whole_refuse_it(self, use, options):
+    def test_rewards_that_need_whole_completions_refuse_it(self, use, options):
         with pytest.raises(
             InputError, match=rf"reward\.0: credit = \"token\": '{use}' needs the whole completion"
         ) as found:
@@ -242,10 +244,10 @@ class TestRecipe:
             load_recipe({**TOY, "algorithm": {"use": use}, "reward": [{"use": "chrf", "credit": "sentence"}]})
         assert "\n" not in str(found.value)
 
-    def test_who_refuses_it(self):
+    def test_the_algorithms_that_refuse_it(self):
         assert {name for name, preset in PRESETS.items() if not preset.takes_tokens} == {"gdpo", "gspo", "online_dpo"}
 
-    def test_what_compares_or_judges_wholes_refuses_it(self):
+    def test_normalisation_gates_and_metrics_refuse_it(self):
         with pytest.raises(InputError, match=r"normalise = \"group\" compares whole completions"):
             load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token", "normalise": "group"}]})
         with pytest.raises(InputError, match="the gate of 'regex' decides over whole completions"):
@@ -257,7 +259,7 @@ class TestRecipe:
         with pytest.raises(InputError, match="credit"):
             load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "word"}]})
 
-    def test_it_is_read_and_written(self):
+    def test_credit_survives_writing_and_reading(self):
         recipe = load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token"}]})
         assert recipe.reward[0].credit == "token"
         assert 'credit = "token"' in recipe.resolved().toml()

@@ -1,4 +1,4 @@
-"""The judge asks a real server on this machine, which answers well, badly, late, half, or not at all."""
+"""The judge against a real server on this machine, whose answers are good, bad, late, partial or missing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            place = len(self.server.seen)
+            index = len(self.server.seen)
             self.server.seen.append((self.path, dict(self.headers), self.body))
         script = self.server.script
-        script[min(place, len(script) - 1)](self)
+        script[min(index, len(script) - 1)](self)
 
     def send(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -52,7 +52,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """A client that hung up on a slow answer is what these tests are about."""
+        """Ignore errors: these tests close connections during slow answers."""
 
 
 def says(text: Any, **more: Any) -> Reply:
@@ -102,7 +102,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def said(*texts: str, prompt: str = "Say it.", reference: str | None = None) -> list[Completion]:
+def samples(*texts: str, prompt: str = "Say it.", reference: str | None = None) -> list[Completion]:
     return [Completion(Prompt("p", prompt, reference), (), (), text, (), "stop") for text in texts]
 
 
@@ -111,19 +111,17 @@ def ask(server: Server, cache: Path, completions: list[Completion], **options: A
     return judge(completions, url=f"http://127.0.0.1:{server.server_port}/v1", **{**usual, **options})
 
 
-def test_a_number_is_put_on_the_scale_and_the_question_is_what_the_template_says(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_number_is_rescaled_and_the_question_follows_the_template(server: Server, tmp_path: Path) -> None:
     server.script = [says("8"), says(" 1.5\n"), says('{"score": 10, "why": "good"}')]
     # 8 of 0 to 10; then of 1 to 5: (1.5 - 1) / 4.
-    assert ask(server, tmp_path, said("A {prompt} \ud83d")) == [0.8]
-    assert ask(server, tmp_path, said("B"), low=1.0, high=5.0) == [0.125]
-    assert ask(server, tmp_path, said("C", reference="我爱你"), template="{reference}|{text}|{prompt}") == [1.0]
+    assert ask(server, tmp_path, samples("A {prompt} \ud83d")) == [0.8]
+    assert ask(server, tmp_path, samples("B"), low=1.0, high=5.0) == [0.125]
+    assert ask(server, tmp_path, samples("C", reference="我爱你"), template="{reference}|{text}|{prompt}") == [1.0]
     paths, _, bodies = zip(*server.seen, strict=True)
     assert set(paths) == {"/v1/chat/completions"}
     assert bodies[2]["messages"] == [{"role": "user", "content": "我爱你|C|Say it."}]
     assert (bodies[0]["model"], bodies[0]["temperature"]) == ("m", 0)
-    # What a text says in braces stays, and half an emoji does no harm.
+    # Braces in a text stay, and half a surrogate pair does no harm.
     assert "<text>\nA {prompt} ?\n</text>" in bodies[0]["messages"][0]["content"]
 
 
@@ -135,12 +133,12 @@ def test_a_number_is_put_on_the_scale_and_the_question_is_what_the_template_says
         ("seven", False, None), ('{"score": "7"}', True, None), ('{"score": true}', True, None), ("{", True, None),
         ("nan", True, None), ("1e9", True, None), ("七", False, None), ('{"score": 1e999}', True, None),
         (f'{{"score": {"9" * 400}}}', True, None),
-        # A mark out of the highest is the mark; out of another highest it is on a scale that nobody asked for.
+        # "8/10" is 8; a mark out of another number is on a scale that was not asked for.
         ("8/10", False, 8.0), ("I say 8 out of 10.", False, 8.0), ("7分（满分10分）", False, 7.0), ("4/5", False, None),
         ("First 9/10, then 6 / 10", False, 6.0), ("12/10", False, None), ("7分", False, 7.0),
     ],
 )  # fmt: skip
-def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> None:
+def test_which_texts_are_answers(text: str, strict: bool, number: float | None) -> None:
     assert parse_rating(text, 0.0, 10.0, strict=strict) == number
 
 
@@ -152,11 +150,11 @@ def test_what_is_an_answer(text: str, strict: bool, number: float | None) -> Non
         status(200, b"\xff\xfe"), status(200, b"["* 100_000), says(f'{{"score": {"9" * 400}}}'), says("half: \ud83d"),
     ],
 )  # fmt: skip
-def test_what_fails_on_the_way_is_asked_again(server: Server, tmp_path: Path, bad: Reply) -> None:
+def test_failed_attempts_are_repeated(server: Server, tmp_path: Path, bad: Reply) -> None:
     server.script = [bad, says("6")]
     slow = bad in (late, trickling)
     # On a busy machine a good answer may be late too.
-    assert ask(server, tmp_path, said("x"), timeout=0.3 if slow else 30.0, retries=9) == [0.6]
+    assert ask(server, tmp_path, samples("x"), timeout=0.3 if slow else 30.0, retries=9) == [0.6]
     assert len(server.seen) == 2 or (slow and len(server.seen) > 2)
 
 
@@ -176,42 +174,42 @@ def test_what_fails_on_the_way_is_asked_again(server: Server, tmp_path: Path, ba
         (lambda h: h.send(200, b"x" * (2 << 20)), {}, 1, "more than 1,048,576 bytes"),
     ],
 )
-def test_what_does_not_end_well_is_one_line(server, tmp_path, bad, options, asked, message) -> None:
+def test_a_final_failure_is_one_line(server, tmp_path, bad, options, asked, message) -> None:
     server.script = [bad]
     with pytest.raises(BurnishError, match=message) as found:
-        ask(server, tmp_path, said("x"), **options)
+        ask(server, tmp_path, samples("x"), **options)
     assert len(server.seen) == asked and "\n" not in str(found.value)
-    assert ask(server, tmp_path, said("x"), **options, fallback=0.25) == [0.25]
+    assert ask(server, tmp_path, samples("x"), **options, fallback=0.25) == [0.25]
 
 
-def test_a_server_that_answers_nothing_ends_the_run_in_spite_of_a_fallback(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_answers_ends_the_run_despite_a_fallback(server: Server, tmp_path: Path) -> None:
     server.script = [*[status(500, b"out of order")] * 3, says("8")]
     with pytest.raises(BurnishError, match=r"none of 2 questions was answered.*HTTP 500.*fallback is only for some"):
-        ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)
-    assert sorted(ask(server, tmp_path, [*said("a"), *said("b")], retries=0, fallback=0.5)) == [0.5, 0.8]
+        ask(server, tmp_path, [*samples("a"), *samples("b")], retries=0, fallback=0.5)
+    assert sorted(ask(server, tmp_path, [*samples("a"), *samples("b")], retries=0, fallback=0.5)) == [0.5, 0.8]
 
 
-def test_nobody_there(server: Server, tmp_path: Path) -> None:
+def test_no_server(server: Server, tmp_path: Path) -> None:
     options = {"model": "m", "cache": str(tmp_path / "c"), "retries": 1, "backoff": 0.0}
     with pytest.raises(BurnishError, match=r"cannot be reached .*asked 2 times"):
-        judge(said("x"), url="http://127.0.0.1:9/v1", **options)
+        judge(samples("x"), url="http://127.0.0.1:9/v1", **options)
 
 
-def test_it_knocks_before_a_model_is_loaded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_connects_without_asking(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
 
-    def knock(url: str, **options: Any) -> None:
+    def preflight(url: str, **options: Any) -> None:
         reward = {"use": "judge", "model": "wise", "url": url, **options}
         say_walls(load_recipe({"name": "x", "reward": [reward]}), observer)
 
     here = f"http://127.0.0.1:{server.server_port}/v1"
-    knock(here)
-    knock("http://127.0.0.1:1/v1")
+    preflight(here)
+    preflight("http://127.0.0.1:1/v1")
     assert [level for level, _ in observer.messages] == ["info", "warning"] and not server.seen
     assert "no server at http://127.0.0.1:1/v1 (Connection refused)" in observer.texts[1]
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(InputError, match=r"NO_SUCH_KEY.*does not hold a key"):
-        knock(here, key_env="NO_SUCH_KEY")
+        preflight(here, key_env="NO_SUCH_KEY")
 
 
 def test_pauses_double_and_a_server_may_ask_for_longer_ones(server, tmp_path, monkeypatch) -> None:
@@ -221,22 +219,22 @@ def test_pauses_double_and_a_server_may_ask_for_longer_ones(server, tmp_path, mo
     ))  # fmt: skip
     longer = [status(429, Retry_After=text) for text in ("7", "9999", "Wed")]
     server.script = [status(500), *longer, says("5")]
-    assert ask(server, tmp_path, said("x"), backoff=1.0, retries=4) == [0.5]
+    assert ask(server, tmp_path, samples("x"), backoff=1.0, retries=4) == [0.5]
     assert pauses == [1.0, 7.0, 60.0, 8.0]
 
 
-def test_what_was_answered_is_kept_and_what_was_not_is_not(server: Server, tmp_path: Path) -> None:
+def test_answers_are_cached_and_failures_are_not(server: Server, tmp_path: Path) -> None:
     server.script = [says("2"), says("nothing"), says("3")]
     with pytest.raises(BurnishError):
-        ask(server, tmp_path, said("a", "b"), retries=0)
-    # "a" is known by now; "b" and the equal text behind it are one question.
-    assert ask(server, tmp_path, said("a", "b", "b"), retries=0) == [0.2, 0.3, 0.3]
+        ask(server, tmp_path, samples("a", "b"), retries=0)
+    # "a" is cached by now; "b" and the equal text after it are one question.
+    assert ask(server, tmp_path, samples("a", "b", "b"), retries=0) == [0.2, 0.3, 0.3]
     assert len(server.seen) == 3
-    assert ask(server, tmp_path, said("b", "a")) == [0.3, 0.2] and len(server.seen) == 3
-    # Another model, template or length is another question; another way of reading is not.
-    ask(server, tmp_path, said("a"), model="n")
+    assert ask(server, tmp_path, samples("b", "a")) == [0.3, 0.2] and len(server.seen) == 3
+    # Another model, template or length is another question; another way to parse the answer is not.
+    ask(server, tmp_path, samples("a"), model="n")
     assert len(server.seen) == 4
-    assert ask(server, tmp_path, said("a"), strict=False) == [0.2] and len(server.seen) == 4
+    assert ask(server, tmp_path, samples("a"), strict=False) == [0.2] and len(server.seen) == 4
     with sqlite3.connect(tmp_path / "judge.sqlite") as store:
         assert sorted(row[0] for row in store.execute("SELECT answer FROM answers")) == ["2", "3", "3"]
 
@@ -244,66 +242,64 @@ def test_what_was_answered_is_kept_and_what_was_not_is_not(server: Server, tmp_p
 def test_a_broken_cache_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "judge.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(BurnishError, match=r"cache .* cannot be used"):
-        ask(server, tmp_path, said("a"))
+        ask(server, tmp_path, samples("a"))
     assert server.seen == []
 
 
 def test_caps_hold_over_calls_of_the_reward_and_retries_count(server: Server, tmp_path: Path) -> None:
     server.script = [status(500), says("1")]
-    assert ask(server, tmp_path, said("a", "b"), calls=3) == [0.1, 0.1]
+    assert ask(server, tmp_path, samples("a", "b"), calls=3) == [0.1, 0.1]
     with pytest.raises(BurnishError, match="its 3 calls are used up"):
-        ask(server, tmp_path, said("c"), calls=3, fallback=0.5)
-    assert ask(server, tmp_path, said("a"), calls=3) == [0.1], "what is known costs nothing"
+        ask(server, tmp_path, samples("c"), calls=3, fallback=0.5)
+    assert ask(server, tmp_path, samples("a"), calls=3) == [0.1], "cached answers cost nothing"
     assert len(server.seen) == 3
     server.script = [says("1", usage={"total_tokens": 60})]
     with pytest.raises(BurnishError, match="its 100 tokens are used up"):
-        ask(server, tmp_path, said("d", "e", "f"), tokens=100)
-    assert len(server.seen) == 5 and ask(server, tmp_path, said("d", "e"), tokens=100) == [0.1, 0.1]
+        ask(server, tmp_path, samples("d", "e", "f"), tokens=100)
+    assert len(server.seen) == 5 and ask(server, tmp_path, samples("d", "e"), tokens=100) == [0.1, 0.1]
 
 
 def test_the_key_comes_from_the_environment_and_is_never_shown(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("A_KEY", "secret-123")
     server.script = [says("1"), status(403, b"secret-123 is not welcome")]
-    ask(server, tmp_path, said("a"), key_env="A_KEY")
-    ask(server, tmp_path, said("b"), fallback=0.0)
+    ask(server, tmp_path, samples("a"), key_env="A_KEY")
+    ask(server, tmp_path, samples("b"), fallback=0.0)
     assert [headers.get("Authorization") for _, headers, _ in server.seen] == ["Bearer secret-123", None]
     with pytest.raises(BurnishError, match="403") as found:
-        ask(server, tmp_path, said("c"), key_env="A_KEY")
+        ask(server, tmp_path, samples("c"), key_env="A_KEY")
     assert "secret" not in str(found.value) and b"secret" not in (tmp_path / "judge.sqlite").read_bytes()
     monkeypatch.delenv("A_KEY")
     with pytest.raises(InputError, match="A_KEY, named by key_env, does not hold a key"):
-        ask(server, tmp_path, said("a"), key_env="A_KEY")
+        ask(server, tmp_path, samples("a"), key_env="A_KEY")
 
 
-def test_a_key_that_the_server_repeats_is_taken_out_before_the_answer_is_cut_or_kept(
-    server, tmp_path, monkeypatch
-) -> None:
+def test_a_key_in_an_answer_is_removed_before_it_is_cut_or_cached(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("A_KEY", "secret-123")
     server.script = [
         says("I know secret-123: 7"), says("x" * 190 + "secret-123"), status(200, b"x" * 190 + b"secret-123"),
         status(403, b"x" * 190 + b"secret-123"),
     ]  # fmt: skip
-    assert ask(server, tmp_path, said("a"), key_env="A_KEY", strict=False) == [0.7]
+    assert ask(server, tmp_path, samples("a"), key_env="A_KEY", strict=False) == [0.7]
     assert b"secret" not in (tmp_path / "judge.sqlite").read_bytes()
     for text in "bcd":
         with pytest.raises(BurnishError) as found:
-            ask(server, tmp_path, said(text), key_env="A_KEY", retries=0)
+            ask(server, tmp_path, samples(text), key_env="A_KEY", retries=0)
         assert "sec" not in str(found.value)
 
 
-def test_half_an_emoji_in_an_answer_is_kept_as_text(server: Server, tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_an_answer_is_cached_as_text(server: Server, tmp_path: Path) -> None:
     server.script = [says("\ud83d 7")]
-    assert [ask(server, tmp_path, said("x"), strict=False) for _ in range(2)] == [[0.7], [0.7]]
+    assert [ask(server, tmp_path, samples("x"), strict=False) for _ in range(2)] == [[0.7], [0.7]]
     assert len(server.seen) == 1
 
 
-def test_a_thousand_retries_without_a_pause_come_to_an_end(server: Server, tmp_path: Path, monkeypatch) -> None:
+def test_a_thousand_retries_without_a_pause_end(server: Server, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(ChatClient, "_once", lambda *_: "none")
-    assert ask(server, tmp_path, said("x"), retries=1000, backoff=0.0, calls=2000, fallback=0.5) == [0.5]
+    assert ask(server, tmp_path, samples("x"), retries=1000, backoff=0.0, calls=2000, fallback=0.5) == [0.5]
 
 
-def test_questions_go_out_side_by_side_and_answers_stay_in_order(server: Server, tmp_path: Path) -> None:
-    # Each waits for the other: one after the other they would wait for ever.
+def test_questions_are_parallel_and_answers_in_order(server: Server, tmp_path: Path) -> None:
+    # Each request waits for the others: in sequence they would wait forever.
     meeting = threading.Barrier(4, timeout=10)
 
     def together(handler: Handler) -> None:
@@ -311,7 +307,7 @@ def test_questions_go_out_side_by_side_and_answers_stay_in_order(server: Server,
         says(handler.body["messages"][0]["content"])(handler)
 
     server.script = [together]
-    assert ask(server, tmp_path, said("1", "2", "3", "4"), template="{text}", parallel=4) == [0.1, 0.2, 0.3, 0.4]
+    assert ask(server, tmp_path, samples("1", "2", "3", "4"), template="{text}", parallel=4) == [0.1, 0.2, 0.3, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -345,10 +341,10 @@ def test_options_that_cannot_work_are_refused_with_the_recipe(options: dict[str,
 
 def test_a_template_with_a_reference_needs_one(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="prompt 'p' has none"):
-        ask(server, tmp_path, said("x"), template="{reference} {text}")
+        ask(server, tmp_path, samples("x"), template="{reference} {text}")
 
 
-def test_it_is_a_part_like_any_other(server: Server, tmp_path: Path) -> None:
+def test_the_judge_as_a_part_of_a_combination(server: Server, tmp_path: Path) -> None:
     options = {"url": f"http://127.0.0.1:{server.server_port}", "model": "m", "cache": str(tmp_path / "c")}
-    scores = Combination([Part("judge", REWARDS.get("judge"), 0.5, options)]).score(said("x", "y"))
+    scores = Combination([Part("judge", REWARDS.get("judge"), 0.5, options)]).score(samples("x", "y"))
     assert scores.total.tolist() == [0.4, 0.4]

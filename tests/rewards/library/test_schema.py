@@ -1,4 +1,4 @@
-"""JSON Schema as a reward: what a validator calls an error counts, and nothing in a schema reaches out or takes for ever."""
+"""JSON Schema as a reward: errors count, and no schema reads other documents or takes forever."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_the_reward_falls_with_each_error(text: str, errors: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no", '{"name": NaN}', '{"name": 1} and more', "[" * 100_000])
-def test_what_is_no_json_scores_nothing(text: str) -> None:
+def test_a_text_that_is_not_json_scores_zero(text: str) -> None:
     assert json_format(text, schema=PERSON) == 0.0
 
 
-def test_a_property_may_be_called_like_a_keyword() -> None:
+def test_a_property_may_have_the_name_of_a_keyword() -> None:
     schema = {"properties": {"pattern": {"const": "("}, "$ref": {"type": "integer"}, "enum": {"enum": ["(a+)+"]}}}
     assert json_format('{"pattern": "(", "$ref": 1, "enum": "(a+)+"}', schema=schema) == 1.0
     assert json_format('{"pattern": ")", "$ref": "1", "enum": "a"}', schema=schema) == 0.25
@@ -64,13 +64,13 @@ def test_patterns_of_properties_by_hand() -> None:
         "additionalProperties": {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$"},
     }
     assert json_format('{"id": 1, "n_a": 2.5, "X1": null, "ny": null, "slug": "a-b"}', schema=schema) == 1.0
-    # A number that is a text; a slug with two hyphens; and n_y, which two patterns match, is no number and not null.
+    # A number that is a text; a slug with two hyphens; and n_y, which two patterns match, is neither a number nor null.
     assert json_format('{"n_a": "2.5", "slug": "a--b", "n_y": "x"}', schema=schema) == 1 / 5
     closed = {**schema, "additionalProperties": False}
     assert json_format('{"id": 1, "n_a": 2.5, "slug": "a", "more": "b"}', schema=closed) == 1 / 2  # one error for both
 
 
-def test_a_text_on_which_patterns_take_exponential_time_scores_nothing(monkeypatch) -> None:
+def test_a_text_on_which_patterns_take_exponential_time_scores_zero(monkeypatch) -> None:
     monkeypatch.setattr(patterns, "SECONDS", 0.05)
     before = time.process_time()
     keys = ", ".join(f'"{"a" * 300}{key}": 1' for key in range(6))
@@ -80,11 +80,11 @@ def test_a_text_on_which_patterns_take_exponential_time_scores_nothing(monkeypat
         {"propertyNames": {"pattern": "^(a|a)*$"}},
     ):
         assert json_format(f"{{{keys}}}", schema=schema) == 0.0
-    # The time is one text's, however many keys it has.
+    # The limit is per text, however many keys it has.
     assert time.process_time() - before < 2.0
 
 
-def test_a_file_says_what_a_table_cannot(tmp_path: Path) -> None:
+def test_a_schema_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"enum": [None, 7]}), encoding="utf-8")
     values = [json_format(text, schema_file=str(file)) for text in ("null", "7", "8")]
@@ -117,14 +117,14 @@ def test_a_schema_that_cannot_work_is_refused_with_the_recipe(options: dict[str,
 @pytest.mark.parametrize(
     ("text", "message"), [("[]", "must be a JSON object"), ("{", "is not JSON"), ("\xff", "not UTF-8 text")]
 )
-def test_a_file_that_is_no_schema_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_a_schema_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "schema.json"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message):
         json_format("{}", schema_file=str(file))
 
 
-def test_hostile_texts_are_judged_at_once() -> None:
+def test_hostile_texts_take_no_time() -> None:
     nested = '{"name": "A", "age": 1, "friends": [' * 400 + "]}" * 400
     texts = [
         '{"name": "' + "A" * 1900 + '", "age": 1}',
@@ -148,7 +148,7 @@ def test_a_schema_that_branches_at_each_level_has_a_budget() -> None:
     assert json_format('{"a":' * 40 + "1" + "}" * 40, schema=schema) == 0.0
 
 
-def test_a_reference_to_a_name_that_nobody_has_is_one_line() -> None:
+def test_a_reference_to_an_unknown_anchor_is_refused() -> None:
     assert json_format("no json", schema={"properties": {"a": {"$ref": "#nobody"}}}) == 0.0
     with pytest.raises(InputError, match=r"cannot be resolved .*: correct its references"):
         json_format('{"a": 1}', schema={"properties": {"a": {"$ref": "#nobody"}}})

