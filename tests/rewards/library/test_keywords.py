@@ -86,7 +86,7 @@ def test_keywords_by_hand(text: str, reference: str | None, listed: object, valu
         (answer("x", "a b c"), "no word of 4 letters: lower min_letters"),
         (answer("x", keywords="text"), "must be a list of texts"),
         (answer("x", keywords=[]), "has no keywords"),
-        (answer("x", keywords=["a", "!"]), "without a letter"),
+        (answer("x", keywords=["a", "!"]), "without letters"),
     ],
 )
 def test_keywords_need_something_to_look_for(completion: Completion, message: str) -> None:

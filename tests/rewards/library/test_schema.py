@@ -95,8 +95,8 @@ def test_a_schema_from_a_file(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"schema": {"type": "objekt"}}, r"schema at type: 'objekt' is not valid"),
-        ({"schema": {"type": "object"}, "required": {"a": "string"}}, "give one of them"),
-        ({"schema": {"type": "object"}, "extra": False}, "additionalProperties = false"),
+        ({"schema": {"type": "object"}, "required": {"a": "string"}}, "exclude one another: keep one"),
+        ({"schema": {"type": "object"}, "extra": False}, "set additionalProperties = false"),
         ({"schema": {"$ref": "https://example.org/a.json"}}, "refers to another document"),
         ({"schema": {"properties": {"a": {"pattern": "("}}}}, r"schema at properties/a/pattern: '\(' is not a 'regex'"),
         ({"schema": {"patternProperties": {"[": {}}}}, "is not a 'regex'"),

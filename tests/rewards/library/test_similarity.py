@@ -28,7 +28,7 @@ def test_similarity_orders_meanings() -> None:
     assert same == pytest.approx(1.0) and same > near > 0.4 > 0.2 > far and empty == 0.0
     # Neither company nor order changes a value beyond rounding.
     assert similarity([answer(texts[1], reference)]) == pytest.approx([near], abs=1e-5)
-    with pytest.raises(InputError, match="no folder of a Hugging Face model"):
+    with pytest.raises(InputError, match="not a folder of a Hugging Face model"):
         similarity([answer("x")], model="/nowhere")
 
 
