@@ -52,6 +52,8 @@ class Board:
 
     deadline: float
     rows: list[dict[str, Any]] = field(default_factory=list)
+    written: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None
+    """Called after each check, so that a run that is cut off leaves what it measured."""
 
     def check(self, name: str, model: str, dtype: str, call: Callable[[], Finding]) -> None:
         row: dict[str, Any] = {"check": name, "model": model, "dtype": dtype}
@@ -67,6 +69,7 @@ class Board:
                 row |= {"result": "ERROR", "note": f"{type(error).__name__}: {text[:300]}"}
         row["seconds"] = time.monotonic() - begin
         self.rows.append(row)
+        self.written(self.rows)
         measured = f"{row['measured']:.3g}" if "measured" in row else ""
         print(f"{row['result']:8}{name}, {model}, {dtype}: {measured} {row.get('note', '')}", flush=True)
 
@@ -178,11 +181,9 @@ def table(about: dict[str, Any], rows: Sequence[dict[str, Any]], seconds: float)
     return "\n".join(lines) + "\n"
 
 
-def run(device: str, types: Sequence[str], *, seconds: float, small: bool) -> tuple[dict[str, Any], Board, float]:
+def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None:
     """All checks. ``small`` leaves out speed and shortens the rest, for a machine without a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    begin = time.monotonic()
-    board = Board(begin + seconds)
     with tempfile.TemporaryDirectory() as scratch:
         sources: dict[str, Path] = {}
 
@@ -202,7 +203,14 @@ def run(device: str, types: Sequence[str], *, seconds: float, small: bool) -> tu
                 shape = "SmolLM2-135M's shape"
                 board.check("speed", shape, dtype, partial(check_speed, dtype, device))
                 board.check("speed, microbatch of 8192 tokens", shape, dtype, partial(check_speed, dtype, device, 8192))
-    return machine(device), board, time.monotonic() - begin
+
+
+def write(stem: Path, about: dict[str, Any], begin: float, rows: Sequence[dict[str, Any]]) -> None:
+    """The table and the JSON."""
+    seconds = time.monotonic() - begin
+    stem.with_suffix(".md").write_text(table(about, rows, seconds), encoding="utf-8")
+    text = json.dumps({"machine": about, "seconds": seconds, "rows": rows}, indent=1)
+    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -213,13 +221,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer draws and steps, no speed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     options = parser.parse_args()
-    about, board, seconds = run(options.device, options.types.split(","), seconds=options.seconds, small=options.small)
+    about, begin = machine(options.device), time.monotonic()
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.md").write_text(table(about, board.rows, seconds), encoding="utf-8")
-    text = json.dumps({"machine": about, "seconds": seconds, "rows": board.rows}, indent=1)
-    (options.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    print(f"{options.out / name}.md, {seconds:.0f} s")
+    board = Board(begin + options.seconds, written=partial(write, options.out / name, about, begin))
+    run(options.device, options.types.split(","), board, small=options.small)
+    print(f"{options.out / name}.md, {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def activation_bytes_per_token(model: Any) -> int:
 def device_memory_bytes(device: torch.device) -> int:
     """Size of the memory that a device computes in."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)  # not run on a GPU yet
+        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
