@@ -33,8 +33,6 @@ TWINS = (
 )
 ENGLISH_ONLY = {"samples.md"}
 TODO = {
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
     "docs/lessons.md",
     "recipes/README.md",
     "docs/en/samples.md",
