@@ -1,4 +1,4 @@
-"""``python -m burnish``: the command line."""
+"""The command line, as ``python -m burnish``."""
 
 from burnish.cli.app import main
 

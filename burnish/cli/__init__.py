@@ -1,1 +1,1 @@
-"""The ``burnish`` command: thin verbs over the library, one file for each group of them."""
+"""The ``burnish`` command: thin verbs over the library, one file per group of verbs."""

@@ -1,18 +1,17 @@
-"""Options that several verbs of the command line share, and what the verbs that train by a recipe do with theirs."""
+"""Options that several verbs share, and the command behind every verb that trains."""
 
 from __future__ import annotations
 
 import json as json_module
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.errors import BurnishError, InputError
+from burnish.cli.output import print_json
+from burnish.errors import InputError
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -20,23 +19,23 @@ if TYPE_CHECKING:
     from burnish.supervised.recipe import SupervisedRecipe
     from burnish.supervised.verbs import SupervisedResult
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; say what is missing instead.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Model = Annotated[str, typer.Argument(help="A run folder, a model folder, a catalogue name or a hub id.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing; fail if a file is missing.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as steps=50.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as steps=50.")
 ]
-RecipeName = Annotated[str | None, typer.Argument(help="A shipped recipe's name or a TOML file.")]
-RunDir = Annotated[Path | None, typer.Option(help="Where to write; runs/<name>-<time> if left out.")]
-Resume = Annotated[Path | None, typer.Option(help="A run folder to go on with.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it in full, load nothing.")]
+RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in recipe, or a TOML file.")]
+RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
+Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it with every default.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What somebody asked of a verb that trains by a recipe; one of ``recipe`` and ``resume`` is given."""
+class TrainCommand:
+    """The arguments of a verb that trains; exactly one of ``recipe`` and ``resume`` is set."""
 
     recipe: str | None
     overrides: Sequence[str]
@@ -49,18 +48,18 @@ class Order:
 
     @property
     def source(self) -> str | Path:
-        """The recipe, or that of the run."""
+        """The recipe, or the recipe file of the run to resume."""
         return self.recipe or (self.resume or Path()) / "recipe.toml"
 
     def show(self, recipe: Job) -> None:
-        """Prints a checked recipe, every default written out."""
+        """Print a checked recipe with every default."""
         if self.json:
             print_json(recipe.model_dump(mode="json"))
         else:
             print(recipe.toml(), end="")
 
     def run(self, train: Callable[..., Any]) -> Any:
-        """What ``train`` or one of its siblings returns."""
+        """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
         from burnish.reports.terminal.progress import make_observer
 
         observer: Observer = make_observer(quiet=self.quiet, json=self.json)
@@ -69,25 +68,25 @@ class Order:
             observer=observer,
         )  # fmt: skip
 
-    def from_rows(
+    def run_supervised(
         self, train: Callable[..., SupervisedResult], kind: type[SupervisedRecipe]
     ) -> SupervisedResult | None:
-        """What the verbs for rows of text do; None where nothing was to be trained."""
+        """Run a supervised verb and print its result; return None on a dry run."""
         if self.dry_run:
             from burnish.supervised.recipe import load_supervised
 
             self.show(load_supervised(kind, self.source, self.overrides))
             return None
         result: SupervisedResult = self.run(train)
-        self.conclude(result, model=result.model)
+        self.print_result(result, model=result.model)
         return result
 
-    def conclude(self, result: Any, **paths: Path) -> None:
-        """Prints the evaluation, what the steps cost, and where things lie."""
-        from burnish.reports.wording import duration, gigabytes, spent
+    def print_result(self, result: Any, **paths: Path) -> None:
+        """Print the evaluation, the cost of training and the paths of what it wrote."""
+        from burnish.reports.wording import duration, gigabytes, training_cost
         from burnish.run.folder import read_lines
 
-        seconds, memory = spent(read_lines(result.run_dir / "metrics.jsonl"))
+        seconds, memory = training_cost(read_lines(result.run_dir / "metrics.jsonl"))
         if self.json:
             named = {name: str(path) for name, path in paths.items()}
             cost = {"seconds": seconds, "peak_memory_mb": memory}
@@ -99,16 +98,16 @@ class Order:
 
         print_evaluation(result.evaluation)
         print()
-        most = f", peak memory {gigabytes(memory)}" if memory else ""
-        print(f"{'cost':8}{duration(seconds)} for the steps{most}")
+        peak = f", peak memory {gigabytes(memory)}" if memory else ""
+        print(f"training  {duration(seconds)}{peak}")
         for name, path in sorted(paths.items()):
-            print(f"{name:8}{path}")
+            print(f"{name:10}{path}")
 
 
-def trains_by_recipe(app: typer.Typer) -> Callable[[Callable[[Order], None]], Callable[[Order], None]]:
-    """Makes a verb of a function that takes an order: its name and first line are the function's own."""
+def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], Callable[[TrainCommand], None]]:
+    """Return a decorator that registers a function of a ``TrainCommand`` as a verb, under its name and docstring."""
 
-    def register(work: Callable[[Order], None]) -> Callable[[Order], None]:
+    def register(work: Callable[[TrainCommand], None]) -> Callable[[TrainCommand], None]:
         def verb(
             recipe: RecipeName = None,
             overrides: Overrides = None,
@@ -120,54 +119,10 @@ def trains_by_recipe(app: typer.Typer) -> Callable[[Callable[[Order], None]], Ca
             offline: Offline = False,
         ) -> None:
             if (recipe is None) == (resume is None):
-                raise InputError("name a recipe (burnish list recipes) or a run with --resume, one of the two")
-            work(Order(recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline))
+                raise InputError("name either a recipe (see burnish list recipes) or a run folder with --resume")
+            work(TrainCommand(recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline))
 
         app.command(work.__name__.replace("_", "-"), help=work.__doc__)(verb)
         return work
 
     return register
-
-
-def print_json(value: Any) -> None:
-    """Indented, every letter as it is."""
-    print(json_module.dumps(value, ensure_ascii=False, indent=1))
-
-
-def reward_options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reward -> its options, out of ``REWARD.OPTION=VALUE`` texts. Raises InputError where one is written otherwise."""
-    from burnish.recipe.reading import read_override
-
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        key, value = read_override(setting)
-        # The last dot: a reward may be named package.module:object.
-        name, _, option = key.rpartition(".")
-        if not name or not option:
-            raise InputError(f"--set {setting}: write the reward and its option, as in repetition.n=3")
-        options.setdefault(name, {})[option] = value
-    return options
-
-
-def plain(text: str) -> str:
-    """Without control characters: an error may quote what a model wrote."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
-
-
-def tell(error: BurnishError) -> NoReturn:
-    """Says what went wrong in one line or two, and ends with the error's own status."""
-    # A second Ctrl-C has nothing left to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("\n".join(f"burnish: {plain(line)}" for line in str(error).split("\n")[:2]), file=sys.stderr)
-    sys.exit(error.exit_status)
-
-
-def cut_off(end: SystemExit) -> BurnishError | None:
-    """What a first Ctrl-C had to say when a second one took its place; None where this end has nothing to do with one."""
-    error: BaseException | None = end if end.code == INTERRUPTED else None
-    while error is not None:
-        # Of all errors that lie behind this one, handled ones too, only such a one was still on its way.
-        if isinstance(error, BurnishError) and error.exit_status == INTERRUPTED:
-            return error
-        error = error.__cause__ or error.__context__
-    return None

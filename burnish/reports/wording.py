@@ -179,7 +179,7 @@ def reading(entry: Mapping[str, Any]) -> str:
     return "better" if moved == wanted else "worse"
 
 
-def spent(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+def training_cost(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
     """Seconds of all steps, and MB of the most memory that one of them had; 0 where the rows do not say."""
     kept = list(rows)
     seconds = sum(number(row.get("time/step")) or 0.0 for row in kept)

@@ -74,9 +74,9 @@ def test_terms_come_first(model: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_command_accepts_what_is_asked_for(model: CatalogueEntry, capsys: pytest.CaptureFixture[str]) -> None:
-    from burnish.cli import app as cli
+    from burnish.cli import catalogue as cli
 
-    with pytest.raises(InputError, match="--accept-licence other: 'tiny' is under the terms called 'tiny-terms'"):
+    with pytest.raises(InputError, match="--accept-licence other: 'tiny' is under the terms 'tiny-terms'"):
         cli.fetch("tiny", accept_licence="other", quiet=True)
     assert not store.accepted("tiny-terms")
     cli.fetch("tiny", accept_licence="tiny-terms", quiet=True)

@@ -1,4 +1,4 @@
-"""The command line: quick help, light imports, JSON that parses."""
+"""The command line: light imports, help, JSON output and exit statuses."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import typer
 
 from burnish.algorithms.presets import PRESETS
 from burnish.cli import app as cli
-from burnish.cli.options import cut_off
 from burnish.errors import BurnishError
 from burnish.recipe.reading import VERBS as KINDS
 from burnish.recipe.schema import load_recipe, shipped
 from burnish.run.interrupts import Interrupted
 
-VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+COMMANDS = typer.main.get_command(cli.app).commands
+VERBS = sorted(COMMANDS)
 
 
 def run(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["burnish", *arguments])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit:
         cli.main()
-    return left.value.code or 0
+    return exit.value.code or 0
 
 
-def fresh(code: str) -> str:
+def output_of_new_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def loaded(code: str) -> set[str]:
-    """The heavy modules that a new Python has loaded after ``code``."""
+    """Return the heavy modules that a new Python process has loaded after running ``code``."""
     heavy = ("torch", "transformers", "peft", "sacrebleu", "ray", "numpy", "plotly")
-    found = fresh(f"{code}\nimport sys\nprint('|'.join(m for m in {heavy!r} if m in sys.modules))")
-    return set(found.splitlines()[-1].split("|")) - {""}
+    printed = output_of_new_python(f"{code}\nimport sys\nprint('|'.join(m for m in {heavy!r} if m in sys.modules))")
+    return set(printed.splitlines()[-1].split("|")) - {""}
 
 
 class TestLight:
@@ -52,7 +52,7 @@ class TestLight:
         code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', 'news', '--dry-run']\n"
         assert "transformers" not in loaded(code + "try: cli.main()\nexcept SystemExit: pass")
 
-    def test_every_public_name_is_there(self):
+    def test_every_public_name_exists(self):
         import burnish
 
         assert all(getattr(burnish, name) is not None for name in burnish.__all__)
@@ -62,13 +62,17 @@ class TestLight:
 
 class TestHelp:
     @pytest.mark.parametrize("verb", VERBS)
-    def test_of_each_verb(self, verb, monkeypatch, capsys):
+    def test_of_a_verb(self, verb, monkeypatch, capsys):
         assert run(monkeypatch, verb, "--help") == 0
         out = capsys.readouterr().out
         assert f"burnish {verb}" in out
         assert "--help" in out
 
-    def test_of_all(self, monkeypatch, capsys):
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_first_sentence_fits_the_list_of_verbs(self, verb):
+        assert not COMMANDS[verb].get_short_help_str(limit=64).endswith("...")
+
+    def test_lists_every_verb(self, monkeypatch, capsys):
         assert run(monkeypatch, "--help") == 0
         out = capsys.readouterr().out
         assert all(verb in out for verb in VERBS)
@@ -87,7 +91,7 @@ class TestHelp:
 
 class TestList:
     @pytest.mark.parametrize("what", ["algorithms", "rewards", "tasks", "models", "data", "recipes"])
-    def test_each_kind_and_its_json(self, what, monkeypatch, capsys):
+    def test_text_and_json_of_each_kind(self, what, monkeypatch, capsys):
         assert run(monkeypatch, "list", what) == 0
         text = capsys.readouterr().out
         assert run(monkeypatch, "list", what, "--json") == 0
@@ -95,9 +99,9 @@ class TestList:
         assert rows
         for row, line in zip(rows, text.splitlines(), strict=True):
             assert line.split()[0] == row["name"]
-            assert len(row["summary"]) > 10, f"{row['name']} says nothing about itself"
+            assert len(row["summary"]) > 10, f"{row['name']} has no summary"
 
-    def test_what_is_in_them(self, monkeypatch, capsys):
+    def test_contains_the_registered_names(self, monkeypatch, capsys):
         def names(what: str) -> set[str]:
             run(monkeypatch, "list", what, "--json")
             return {row["name"] for row in json.loads(capsys.readouterr().out)}
@@ -108,23 +112,23 @@ class TestList:
         assert "smollm2-135m" in names("models")
         assert names("recipes") == set().union(*(shipped(kind) for kind in (None, *KINDS)))
 
-    def test_another_kind(self, monkeypatch, capsys):
+    def test_unknown_kind(self, monkeypatch, capsys):
         assert run(monkeypatch, "list", "reward") == 2
         assert capsys.readouterr().err.startswith("burnish: cannot list 'reward' (did you mean 'rewards'?)")
 
 
 class TestTrain:
-    def test_dry_run_prints_the_recipe_in_full(self, monkeypatch, capsys, tmp_path):
+    def test_dry_run_prints_the_complete_recipe(self, monkeypatch, capsys, tmp_path):
         monkeypatch.chdir(tmp_path)
         assert run(monkeypatch, "train", "toy", "--dry-run", "--set", "steps=7") == 0
-        path = tmp_path / "again.toml"
+        path = tmp_path / "printed.toml"
         path.write_text(capsys.readouterr().out, encoding="utf-8")
         assert load_recipe(path) == load_recipe("toy", ["steps=7"]).resolved()
         assert run(monkeypatch, "train", "toy", "--dry-run", "--json") == 0
         assert json.loads(capsys.readouterr().out)["steps"] == load_recipe("toy").steps
-        assert [path.name for path in tmp_path.iterdir()] == ["again.toml"]
+        assert [path.name for path in tmp_path.iterdir()] == ["printed.toml"]
 
-    def test_json_is_one_object_a_line(self, monkeypatch, capsys, tmp_path):
+    def test_json_is_one_object_per_line(self, monkeypatch, capsys, tmp_path):
         folder = tmp_path / "run"
         assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--json") == 0
         events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -133,12 +137,12 @@ class TestTrain:
         assert events[-1]["evaluation"] == json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         assert events[-1]["report"] == str(folder / "report.html")
         steps = [event["metrics"] for event in events if event["event"] == "step"]
-        # A process with torch in it has at least a tenth of a GB.
+        # A process that has imported torch uses more than 100 MB.
         assert events[-1]["cost"]["peak_memory_mb"] == max(step["memory/peak"] for step in steps) > 100
         assert events[-1]["cost"]["seconds"] == sum(step["time/step"] for step in steps)
         assert "peak memory" in (folder / "report.html").read_text(encoding="utf-8")
 
-    def test_quiet_prints_the_result_alone(self, monkeypatch, capsys, tmp_path):
+    def test_quiet_prints_only_the_result(self, monkeypatch, capsys, tmp_path):
         folder = tmp_path / "run"
         assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--quiet") == 0
         captured = capsys.readouterr()
@@ -150,11 +154,11 @@ class TestScore:
     def test_json(self, monkeypatch, capsys):
         assert run(monkeypatch, "score", "a b a b a b", "我爱你。", "--use", "repetition", "--json") == 0
         rows = json.loads(capsys.readouterr().out)
-        # a b a b a b: 5 pairs, 2 differ: 1 - 3/4 = 1/4; longest repeat a b a b of 5 possible: 1 - 4/5 = 1/5.
+        # 5 pairs of words, 2 of them distinct: 1 - 3/4 = 1/4. Longest repeat a b a b, 4 of 5 possible: 1 - 4/5 = 1/5.
         assert rows[0]["parts"]["repetition"] == pytest.approx(0.05)
         assert rows[1] == {"text": "我爱你。", "parts": {"repetition": 1.0}}
 
-    def test_against_a_reference(self, monkeypatch, capsys):
+    def test_with_a_reference(self, monkeypatch, capsys):
         assert run(monkeypatch, "score", " yes ", "no", "--use", "exact", "--reference", "yes", "--json") == 0
         assert [row["parts"]["exact"] for row in json.loads(capsys.readouterr().out)] == [1.0, 0.0]
 
@@ -170,8 +174,8 @@ class TestGenerate:
             assert run(monkeypatch, *arguments, "--seed", seed, "--json") == 0
             return json.loads(capsys.readouterr().out)
 
-        first, again, other = texts("1"), texts("1"), texts("2")
-        assert first == again != other
+        first, second, other = texts("1"), texts("1"), texts("2")
+        assert first == second != other
         assert all(1 <= row["tokens"] <= 6 and row["finish_reason"] in ("stop", "length") for row in first)
 
 
@@ -184,8 +188,8 @@ def test_an_error_is_one_line_with_its_exit_status(monkeypatch, capsys):
     assert capsys.readouterr().err == "burnish: the sky fell: hold it up\n"
 
 
-def test_a_second_ctrl_c_does_not_cut_off_how_to_go_on(monkeypatch, capsys):
-    """It came between the first one's error and its being told, about once in twenty."""
+def test_a_second_ctrl_c_keeps_the_message_of_the_first(monkeypatch, capsys):
+    """It used to arrive between the first one's error and its message about once in twenty tries."""
     pressed = typer.Typer(pretty_exceptions_enable=False)
 
     @pressed.command()
@@ -204,6 +208,6 @@ def test_a_second_ctrl_c_does_not_cut_off_how_to_go_on(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
-    assert cut_off(SystemExit(2)) is None  # of another error than Ctrl-C there is nothing to be told
-    said = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
-    assert capsys.readouterr().err == said
+    assert cli.first_interrupt(SystemExit(2)) is None
+    message = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
+    assert capsys.readouterr().err == message

@@ -138,7 +138,7 @@ class TestRecipes:
 
     def test_neither_or_both_of_recipe_and_resume(self, place):
         refused(place.ask("train"), 2, "--resume")
-        refused(place.ask("train", "toy", "--resume", "runs/toy"), 2, "one of the two")
+        refused(place.ask("train", "toy", "--resume", "runs/toy"), 2, "either a recipe")
         place.write("toy.toml", TOY)
         assert place.ask("train", "toy.toml", "--run-dir", "run", "--quiet").status == 0
         refused(place.ask("train", "--resume", "run", "--set", "steps=9"), 2, "keeps its recipe")

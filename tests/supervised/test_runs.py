@@ -324,7 +324,7 @@ class TestCommands:
         done = CliRunner().invoke(app, [verb, "small.toml", "--run-dir", "run", "--quiet", "--set", "steps=1"])
         assert done.exit_code == 0
         assert shown in done.stdout and "model   run/model" in done.stdout
-        with pytest.raises(InputError, match="learnt from rows"):
+        with pytest.raises(InputError, match="is a supervised run"):
             CliRunner().invoke(app, ["report", "run"], catch_exceptions=False)
 
     def test_progress_shows_the_loss(self, job):

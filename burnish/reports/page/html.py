@@ -153,7 +153,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         return "" if value is None else samples.visible(value)
 
     steps = f"{run.steps_done} of {run.steps_wanted}" if run.steps_wanted else str(run.steps_done)
-    seconds, memory = wording.spent(run.rows)
+    seconds, memory = wording.training_cost(run.rows)
     facts = [
         ("model", _model(of("policy", "use"), of("policy", "model"), of("policy", "module"))),
         ("task", of("task", "use")),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROWS = 8
 
 
-def show_findings(findings: Sequence[Finding], world: World, *, samples: int, group: int) -> None:
+def print_findings(findings: Sequence[Finding], world: World, *, samples: int, group: int) -> None:
     """Prints, for every estimator, the exact gradient, the estimator's mean with its standard error, bias and variance."""
     print(f"{samples:,} estimates each, {group} samples an estimate, in the world of 我爱你。 (J = 0.24)")
     print("bias: the exact expectation over all pairs of sequences (G = 2), minus the exact gradient")
@@ -66,7 +66,7 @@ def _verdict(finding: Finding) -> str:
     return "WRONG: biased, and it claims not to be" if finding.estimator.unbiased else "biased, by design"
 
 
-def draw_curve(values: Sequence[float], width: int = 75) -> None:
+def plot_rewards(values: Sequence[float], width: int = 75) -> None:
     """A curve of mean rewards between 0 and 1, in characters; each column is the mean of its share of the steps."""
     console = Console()
     width = min(width, len(values))

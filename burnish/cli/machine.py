@@ -1,0 +1,67 @@
+"""The verbs for this machine: ``doctor`` and ``sandbox``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from burnish.cli.options import AsJson
+from burnish.cli.output import print_json
+from burnish.errors import BurnishError, InputError
+
+verbs = typer.Typer(rich_markup_mode=None)
+
+
+@verbs.command()
+def doctor(json: AsJson = False) -> None:
+    """Show what this machine can do and what is installed."""
+    from burnish.benchmark.doctor import examined, lines
+
+    findings = examined()
+    if json:
+        print_json(findings)
+        return
+    for line in lines(findings):
+        print(line)
+
+
+@verbs.command()
+def sandbox(
+    file: Annotated[Path, typer.Argument(help="A Python file; it can import only the standard library.")],
+    seconds: Annotated[float, typer.Option(help="Wall-clock limit.")] = 10.0,
+    memory: Annotated[int, typer.Option(help="Address-space limit, MB.")] = 256,
+    layer: Annotated[
+        str, typer.Option(help="namespaces, landlock, wasm, the strongest of them, or none.")
+    ] = "strongest",
+    json: AsJson = False,
+) -> None:
+    """Run an untrusted Python file in a sandbox.
+
+    The program has no network and no files, and limited time and memory; see docs/en/sandbox.md.
+    """
+    from dataclasses import asdict
+
+    from burnish.reports.wording import printable
+    from burnish.sandbox.run import Limits, run
+
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise InputError(f"{file}: {reason}; name a Python file") from error
+    verdict = run(source, limits=Limits(seconds=seconds, memory=memory), name=file.name, layer=layer)
+    if json:
+        print_json(asdict(verdict))
+    elif verdict.status != "refused":
+        for text, stream in ((verdict.stdout, sys.stdout), (verdict.stderr, sys.stderr)):
+            print("\n".join(printable(line) for line in text.split("\n")), end="", file=stream)
+        used = "" if verdict.memory is None else f", {verdict.memory:g} MB"
+        reason = f" ({verdict.reason})" if verdict.reason else ""
+        print(f"burnish: {verdict.status}{reason}, {verdict.seconds:.2f} s{used}; {verdict.layer}", file=sys.stderr)
+    if verdict.status == "refused":
+        raise BurnishError(f"not run: {verdict.reason}")
+    if verdict.status != "ok":
+        raise typer.Exit(1)

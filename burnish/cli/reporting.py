@@ -1,0 +1,24 @@
+"""The verb that shows a run: ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from burnish.errors import InputError
+
+verbs = typer.Typer(rich_markup_mode=None)
+
+
+@verbs.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Rebuild a run's report.html and print its path."""
+    from burnish.reports.page.html import write_report
+
+    if not (run / "recipe.toml").is_file():
+        raise InputError(f"{run} is not a run folder: it has no recipe.toml")
+    if (run / "data.json").is_file():
+        raise InputError(f"{run} is a supervised run, which has no report: see its evaluation.json")
+    print(write_report(run))

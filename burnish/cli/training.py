@@ -1,0 +1,56 @@
+"""The verbs that train: ``train``, ``sft``, ``prefer`` and ``reward-model``."""
+
+from __future__ import annotations
+
+import typer
+
+from burnish.cli.options import TrainCommand, train_verb
+
+verbs = typer.Typer(rich_markup_mode=None)
+
+
+@train_verb(verbs)
+def train(command: TrainCommand) -> None:
+    """Train a model by reinforcement learning.
+
+    Ends with an evaluation on held-out prompts and an HTML report.
+    """
+    if command.dry_run:
+        from burnish.recipe.schema import load_recipe
+
+        command.show(load_recipe(command.source, command.overrides).resolved())
+        return
+    from burnish.api import train as run_training
+
+    result = command.run(run_training)
+    command.print_result(result, report=result.report, model=result.model)
+
+
+@train_verb(verbs)
+def sft(command: TrainCommand) -> None:
+    """Fine-tune a model on example answers."""
+    from burnish.supervised.recipe import SFTRecipe
+    from burnish.supervised.verbs import sft as run_sft
+
+    command.run_supervised(run_sft, SFTRecipe)
+
+
+@train_verb(verbs)
+def prefer(command: TrainCommand) -> None:
+    """Train a model on preferences (DPO, IPO or KTO)."""
+    from burnish.supervised.recipe import PreferRecipe
+    from burnish.supervised.verbs import prefer as run_prefer
+
+    command.run_supervised(run_prefer, PreferRecipe)
+
+
+@train_verb(verbs)
+def reward_model(command: TrainCommand) -> None:
+    """Train a reward model on pairs of answers (Bradley-Terry)."""
+    from burnish.reports.terminal.tables import print_calibration
+    from burnish.supervised.recipe import RewardModelRecipe
+    from burnish.supervised.verbs import reward_model as run_reward_model
+
+    result = command.run_supervised(run_reward_model, RewardModelRecipe)
+    if result is not None and result.calibration is not None and not command.json:
+        print_calibration(result.calibration)
