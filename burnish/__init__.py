@@ -1,7 +1,6 @@
-"""burnish improves a language model by reinforcement learning, on the machine you have, and proves that it improved.
+"""burnish improves a language model by reinforcement learning, on your own machine, and proves that it improved.
 
-The names below are all there is to know to begin with; each is imported when it is first used, so that ``import burnish``
-loads neither torch nor transformers.
+Each public name is imported on first use, so that ``import burnish`` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "BurnishError": "burnish.errors",
     "Completion": "burnish.types",
     "Group": "burnish.types",
@@ -46,16 +45,16 @@ _HOMES = {
     "train": "burnish.api",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [*sorted(_MODULES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'burnish' has no attribute '{name}'")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

@@ -1,4 +1,4 @@
-"""``burnish.train``: a recipe in, a run folder with its proof out."""
+"""The library's verbs: ``train``, ``evaluate``, ``generate``, ``score`` and what the command line adds to them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
-from burnish.recipe.reading import VERBS
-from burnish.recipe.schema import Recipe, load_recipe, shipped
+from burnish.recipe.reading import KINDS
+from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
 from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
 from burnish.reports.page.html import write_report
@@ -46,13 +46,13 @@ RewardName = str | Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run leaves behind.
+    """The result of a training run.
 
     Attributes:
         run_dir: the run folder.
         report: its ``report.html``.
         evaluation: held-out metric -> before, after, difference, interval, p_value, n.
-        metrics: one row a step.
+        metrics: one row per step.
     """
 
     run_dir: Path
@@ -77,47 +77,48 @@ def train(
     overrides: Sequence[str] = (),
     **changes: Any,
 ) -> Result:
-    """Trains by a recipe, or takes up a run.
+    """Train a model by a recipe, or resume a run.
 
     Args:
-        recipe: a shipped recipe's name, a TOML file, or a mapping of the same shape.
-        rewards: instead of the recipe's: names or functions, each with its weight.
-        run_dir: where to write; ``runs/<name>-<time>`` if left out.
-        resume: a run folder to go on with, instead of a recipe.
-        offline: fetch nothing; what is missing is refused with the command that brings it.
-        observer: who watches; progress on standard error if left out.
+        recipe: a built-in recipe's name, a TOML file, a mapping of the same shape, or a ``Recipe``.
+        rewards: reward names or functions, each with its weight, in place of the recipe's rewards.
+        run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
+        resume: a run folder to resume, instead of a recipe.
+        offline: download nothing; a missing file raises an error that names the command to fetch it.
+        observer: receives progress; by default it is printed to standard error.
         overrides: ``section.key=value`` texts, as on the command line.
         **changes: top-level keys of the recipe, such as ``steps`` and ``seed``.
+
     Raises:
         InputError: the recipe, the model, the data or the run folder cannot be used.
-        BurnishError: training failed on the way; the run folder is whole up to the last checkpoint.
+        BurnishError: training failed; the run folder is intact up to the last checkpoint.
     """
     watcher = observer or make_observer()
 
-    def chosen(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        return with_absolute_model(_recipe(source, rewards, overrides, changes)).resolved()
+    def read(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+        return with_absolute_model(_read_recipe(source, rewards, overrides, changes)).resolved()
 
     return in_run(
-        lambda: run_of(recipe, chosen, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)),
-        lambda run: _worked(run, watcher, offline=offline, fresh=resume is None),
+        lambda: run_of(recipe, read, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)),
+        lambda run: _train(run, watcher, offline=offline, fresh=resume is None),
         watcher,
     )
 
 
-def _worked(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
-    """Builds what the run's recipe names, and trains to the end."""
-    read = load_recipe(run.folder / "recipe.toml")
+def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
+    """Build everything that the run's recipe names, and train to the last step."""
+    recipe = load_recipe(run.folder / "recipe.toml")
     if not fresh:
-        warn_of_changes(run, environment(threads=read.threads, seed=read.seed), observer)
+        warn_of_changes(run, environment(threads=recipe.threads, seed=recipe.seed), observer)
     noted = Noting(observer)
     with discarded_on_failure(run, fresh=fresh):
-        learner, held_out = build(read, offline=offline, observer=noted, folder=run.folder)
+        learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder)
     noted.write(run)
     evaluation = Session(learner, run, observer, held_out).work()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 
-def _recipe(
+def _read_recipe(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     rewards: Mapping[RewardName, float] | None,
     overrides: Sequence[str],
@@ -131,9 +132,9 @@ def _recipe(
 
 
 def _reward_name(key: RewardName) -> str:
-    """The name a recipe can hold: the registered one; a function that is not registered is, under its own name.
+    """Return the name of a reward for the recipe, and register a function that is not registered yet.
 
-    A callable object goes by the name of its class.
+    A callable object is registered under the name of its class.
     """
     if isinstance(key, str):
         return key
@@ -154,44 +155,48 @@ def evaluate(
     offline: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Measures a model on a recipe's held-out prompts; with ``against``, compares two, paired.
+    """Measure a model on a recipe's held-out prompts; with ``against``, compare two models on the same prompts.
 
-    Perplexity is under the recipe's own model, so that two measurements have one judge.
+    The recipe's own model is the reference for perplexity, so that any two measurements are comparable.
 
     Returns:
-        Metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``) and so on.
+        Metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``), difference, interval,
+        p_value and n.
+
+    Raises:
+        InputError: the recipe, a model or the data cannot be used.
     """
-    chosen = _recipe(recipe, None, overrides, {})
+    chosen = _read_recipe(recipe, None, overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(
-            f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures causal language models; "
-            "what such a run has reached stands in its evaluation.json"
+            f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures only causal language "
+            "models; the results of another policy are in its run's evaluation.json"
         )
     settings = chosen.evaluation
     with _watching(observer) as watcher:
-        judge = _language_model(chosen.policy.model, chosen, offline, watcher)
+        reference = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)
         check_companions(chosen)
         say_walls(chosen, watcher)
 
-        def measured(name: str) -> Measurement:
+        def measure_model(name: str) -> Measurement:
             policy = _language_model(name, chosen, offline, watcher)
-            policy.reference = judge
-            scorer = Combination.from_recipe(chosen.reward, judge)
-            further = Combination.from_metrics(settings.metrics, judge)
+            policy.reference = reference
+            scorer = Combination.from_recipe(chosen.reward, reference)
+            metrics = Combination.from_metrics(settings.metrics, reference)
             return measure(
                 policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
-                metrics=further, better={section.part: section.better for section in settings.metrics},
+                metrics=metrics, better={section.part: section.better for section in settings.metrics},
             )  # fmt: skip
 
-        found = measured(model)
-        other = measured(against) if against is not None else None
-    if other is None:
-        return dict(summary(found, bleu_tokenize=settings.bleu_tokenize))
+        after = measure_model(model)
+        before = measure_model(against) if against is not None else None
+    if before is None:
+        return dict(summary(after, bleu_tokenize=settings.bleu_tokenize))
     return compare(
-        other, found, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
+        before, after, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
     )  # fmt: skip
 
 
@@ -210,7 +215,14 @@ def generate(
     offline: bool = False,
     observer: Observer | None = None,
 ) -> Sequence[Completion]:
-    """Samples continuations of one prompt from a run folder, a model folder, a catalogue name or a hub id."""
+    """Sample completions of one prompt.
+
+    Args:
+        model: a run folder, a model folder, a catalogue name or a hub id.
+
+    Raises:
+        InputError: the model cannot be used.
+    """
     with _watching(observer) as watcher:
         sampler = _sampler(model, offline=offline, observer=watcher)
         groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
@@ -218,11 +230,11 @@ def generate(
 
 
 def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
-    """What samples from a run, a model folder, a catalogue name or a hub id."""
+    """Return the sampler of a run, a model folder, a catalogue name or a hub id."""
     run = expanded(name)
     if (run / "recipe.toml").is_file() and (run / "model").is_dir():
-        written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-        if written.get("policy", {}).get("use") in ("lstm", "module"):
+        keys = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+        if keys.get("policy", {}).get("use") in ("lstm", "module"):
             section = load_recipe(run / "recipe.toml").policy
             from burnish.backends.modules import load_trained
             from burnish.generation.modules import ModuleSampler
@@ -233,7 +245,7 @@ def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
 
 @contextmanager
 def _watching(observer: Observer | None) -> Iterator[Observer]:
-    """The observer, or progress on standard error where there is none: a first use downloads much. It is told the end."""
+    """Yield the observer, or progress on standard error if there is none, and call its ``finish`` at the end."""
     watcher = observer or make_observer()
     try:
         yield watcher
@@ -252,53 +264,63 @@ def score(
     offline: bool = False,
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
-    """What each reward says of each text, as a continuation of ``prompt``; the model is loaded only if a reward asks.
+    """Score each text, as a completion of ``prompt``, with each reward.
 
     Args:
         options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
+        model: the reference model; it is loaded only if a reward needs one.
+
+    Returns:
+        One dict per text: its ``text`` and its ``parts``, reward -> value.
+
+    Raises:
+        InputError: a reward is unknown, or cannot score these texts.
     """
     for name in options or {}:
         if name not in rewards:
             raise InputError(
-                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards: use it too"
+                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards; add it to the rewards"
             )
     for name in rewards:
-        # Before the model is loaded.
         _check_scorable(name, (options or {}).get(name, {}), texts, reference)
-    needed = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
-    judge = None
-    if needed:
+    needs_model = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
+    policy = None
+    if needs_model:
         with _watching(observer) as watcher:
-            judge = load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline)
-    asked = Prompt("prompt", prompt, reference)
+            policy = load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline)
+    shared = Prompt("prompt", prompt, reference)
     completions = []
     for text in texts:
-        ids = judge.encode(text) if judge else ()
-        completions.append(Completion(asked, judge.encode_prompt(asked) if judge else (), ids, text, (), "stop"))
+        ids = policy.encode(text) if policy else ()
+        completions.append(Completion(shared, policy.encode_prompt(shared) if policy else (), ids, text, (), "stop"))
     sections = [RewardSection(use=name, **(options or {}).get(name, {})) for name in rewards]
-    found = Combination.from_recipe(sections, judge).score(completions)
+    scores = Combination.from_recipe(sections, policy).score(completions)
     return [
-        {"text": text, "parts": {name: float(values[place]) for name, values in found.parts.items()}}
-        for place, text in enumerate(texts)
+        {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
+        for index, text in enumerate(texts)
     ]
 
 
 def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
-    """Raises InputError where a reward cannot judge these texts."""
-    chosen = REWARDS.get(name)
-    chosen.check_options(options, beside=())
-    if chosen.facts.needs_reference and not (reference and reference.strip()):
-        raise InputError(f"'{name}' needs a reference, the true answer: give it with --reference TEXT or reference=...")
-    if not chosen.english_only(options):
+    """Raise InputError if a reward cannot score these texts."""
+    entry = REWARDS.get(name)
+    entry.check_options(options, beside=())
+    if entry.facts.needs_reference and not (reference and reference.strip()):
+        raise InputError(f"'{name}' needs a reference; pass --reference TEXT or reference=...")
+    if not entry.english_only(options):
         return
-    for place, text in enumerate([*texts, reference or ""], start=1):
+    for number, text in enumerate([*texts, reference or ""], start=1):
         if mostly_han_or_kana(text):
-            which = "the reference" if place > len(texts) else f"text {place}"
-            raise InputError(f"'{name}' knows English only, and {which} is Chinese or Japanese: leave one of them out")
+            which = "the reference" if number > len(texts) else f"text {number}"
+            raise InputError(f"'{name}' supports only English, but {which} is Chinese or Japanese; remove one of them")
 
 
 def listing(what: str) -> list[dict[str, str]]:
-    """Names of one kind with a line about each. Raises InputError where there is no such kind."""
+    """Return the names of one kind, each with a one-line summary.
+
+    Raises:
+        InputError: there is no such kind.
+    """
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "algorithms": lambda: [(name, f"{preset.when} ({preset.paper})") for name, preset in PRESETS.items()],
         "rewards": lambda: [(name, REWARDS.get(name).summary) for name in REWARDS.names()],
@@ -306,17 +328,17 @@ def listing(what: str) -> list[dict[str, str]]:
         "models": lambda: _catalogue("model"),
         "data": lambda: _catalogue("data"),
         "recipes": lambda: [
-            (name, _first_comment(path)) for kind in (None, *VERBS) for name, path in shipped(kind).items()
+            (name, _first_comment(path)) for kind in (None, *KINDS) for name, path in builtin_recipes(kind).items()
         ],
     }
     if what not in kinds:
-        raise InputError(f"cannot list '{what}'{nearest(what, kinds)}: {', '.join(kinds)}")
+        raise InputError(f"cannot list '{what}'{nearest(what, kinds)}; choose one of: {', '.join(kinds)}")
     return [{"name": name, "summary": text} for name, text in kinds[what]()]
 
 
 def _catalogue(kind: entries.Kind) -> list[tuple[str, str]]:
-    found = [entries.lookup(name) for name in entries.names(kind)]
-    return [(entry.name, f"{entry.description}; from {entry.requirement}, {entry.licence}") for entry in found]
+    rows = [entries.lookup(name) for name in entries.names(kind)]
+    return [(entry.name, f"{entry.description}; from {entry.requirement}, {entry.licence}") for entry in rows]
 
 
 def _first_line(documented: object) -> str:
@@ -329,7 +351,7 @@ def _first_comment(path: Path) -> str:
 
 
 def train_toy(seed: int = 0) -> list[float]:
-    """Trains the known table in a folder that is thrown away; the mean reward of each step."""
+    """Train the toy recipe in a temporary folder and return the mean reward of each step."""
     with tempfile.TemporaryDirectory() as folder:
         result = train("toy", seed=seed, run_dir=Path(folder) / "toy", observer=make_observer(quiet=True))
         return [float(row["reward/mean"]) for row in result.metrics]

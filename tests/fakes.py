@@ -13,7 +13,7 @@ import torch
 from burnish.backends.local import build
 from burnish.policies.tabular import TablePolicy
 from burnish.policies.value_models import TableValueModel
-from burnish.recipe.algorithm import critic_of, preset_of
+from burnish.recipe.algorithm import critic_settings, resolve_preset
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training.critic import Critic
 from burnish.training.step import Learner
@@ -218,11 +218,11 @@ def uniform_learner(recipe: Recipe, groups: Sequence[Group], rewards: Sequence[f
     The step sets the learning rate. An algorithm with a critic gets a table of values, all 0, and SGD for it.
     """
     policy = TablePolicy(torch.zeros(5, 4, dtype=torch.float64))
-    preset = preset_of(recipe.algorithm)
+    preset = resolve_preset(recipe.algorithm)
     critic = None
     if preset.critic:
         values = TableValueModel(policy)
-        critic = Critic(values, torch.optim.SGD(values.trainable().values(), lr=1.0), critic_of(recipe.algorithm))
+        critic = Critic(values, torch.optim.SGD(values.trainable().values(), lr=1.0), critic_settings(recipe.algorithm))
     optimizer = torch.optim.SGD(policy.trainable().values(), lr=1.0)
     sampler, scorer = FixedSampler(groups), FixedScorer(rewards)
     return Learner(recipe, policy, sampler, scorer, [Prompt("p", "")], preset, optimizer, critic=critic)

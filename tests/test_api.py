@@ -147,10 +147,10 @@ def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("use", "text", "reference", "message"),
     [
-        ("bleu", "a", None, "'bleu' needs a reference, the true answer: give it with --reference TEXT"),
+        ("bleu", "a", None, "'bleu' needs a reference; pass --reference TEXT"),
         ("bleu", "a", " ", "'bleu' needs a reference"),
-        ("grammar", "你好吗", None, "'grammar' knows English only, and text 1 is Chinese or Japanese"),
-        ("similarity", "hello", "你好吗", "'similarity' knows English only, and the reference is Chinese"),
+        ("grammar", "你好吗", None, "'grammar' supports only English, but text 1 is Chinese or Japanese"),
+        ("similarity", "hello", "你好吗", "'similarity' supports only English, but the reference is Chinese"),
         ("verifier", "7", "7", "use 'numeric' or 'exact' here"),
     ],
 )

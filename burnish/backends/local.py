@@ -14,7 +14,7 @@ from burnish.backends.reference_cache import CachedReference
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueModel
-from burnish.recipe.algorithm import critic_of, preset_of, scored_by
+from burnish.recipe.algorithm import critic_settings, resolve_preset, resolve_rewards
 from burnish.recipe.schema import PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.system.memory import keep_freed_memory
@@ -56,10 +56,10 @@ def build(
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
         policy.update_lagged_policy()
-    rewards = scored_by(recipe.algorithm, recipe.reward)
+    rewards = resolve_rewards(recipe.algorithm, recipe.reward)
     scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
-        recipe, policy, sampler, scorer, train, preset_of(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
+        recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
         critic=critic_for(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
@@ -98,7 +98,7 @@ def build_language_model(
 
 def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
     """The critic of a recipe whose algorithm has one, a copy of the policy as it is now with a head of its own."""
-    if not preset_of(recipe.algorithm).critic:
+    if not resolve_preset(recipe.algorithm).critic:
         return None
     from burnish.policies.causal_lm import CausalPolicy
     from burnish.policies.module import ModulePolicy
@@ -114,4 +114,4 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
         model = TableValueModel(policy)
     else:
         raise InputError(f"algorithm.use = '{recipe.algorithm.use}': no critic is known for a {type(policy).__name__}")
-    return Critic(model, optimizer_for(model, recipe.optimizer), critic_of(recipe.algorithm))
+    return Critic(model, optimizer_for(model, recipe.optimizer), critic_settings(recipe.algorithm))

@@ -1,8 +1,8 @@
-"""``[algorithm]`` of a recipe: its keys, what they may be together, and the preset that comes out of them."""
+"""The recipe's ``[algorithm]`` section: its keys, the checks across keys, and the preset it resolves to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,43 +17,41 @@ if TYPE_CHECKING:
 
 
 class KL(Section):
-    """The pull towards the reference. See ``burnish.algorithms.kl`` for what each pairing's gradient really is."""
+    """KL penalty towards the reference policy. ``burnish.algorithms.kl`` derives the gradient of each combination."""
 
     coefficient: float = Field(0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
     where: Literal["loss", "reward"] = "loss"
     target: float | None = Field(None, gt=0)
-    """KL of whole completions, nats, that the coefficient is adapted to; None holds the coefficient."""
+    """KL per completion, in nats, that the coefficient adapts to; None keeps the coefficient fixed."""
     horizon: float | None = Field(None, gt=0)
-    """Samples over which it is adapted; None is the paper's rate."""
+    """Samples over which the coefficient adapts; None uses the paper's rate."""
     reset_every: int | None = Field(None, ge=1)
-    """Steps after which the policy as it is becomes the reference of the KL term; None keeps the first one."""
+    """Steps after which the reference of the KL term is reset to the current policy; None never resets it."""
 
     @model_validator(mode="after")
-    def _keys_without_a_term(self) -> KL:
+    def _check_unused_keys(self) -> KL:
         for key in ("target", "reset_every"):
             if getattr(self, key) is not None and self.coefficient == 0:
-                raise ValueError(
-                    f"{key} is of no use without a KL term: give coefficient a value above 0 to begin with"
-                )
+                raise ValueError(f"{key} has no effect while coefficient is 0; set coefficient above 0 or remove {key}")
         if self.horizon is not None and self.target is None:
             raise ValueError(
-                "horizon says how fast the coefficient follows its target: give target too, or leave it out"
+                "horizon is the rate at which the coefficient follows target; set target or remove horizon"
             )
         return self
 
     @model_validator(mode="after")
-    def _no_useless_gradient(self) -> KL:
+    def _check_gradient(self) -> KL:
         if self.coefficient > 0 and self.where == "loss" and self.estimator == "k1":
             raise ValueError(
-                'estimator = "k1" with where = "loss" has a gradient whose mean is zero, so it pulls nowhere: '
-                'use "k2" or "k3" in the loss, or where = "reward"'
+                'estimator = "k1" with where = "loss" has a gradient whose mean is zero; '
+                'use estimator "k2" or "k3", or where = "reward"'
             )
         return self
 
 
 class Importance(Section):
-    """Weights for samples whose recorded probabilities are not quite those of the trained policy."""
+    """Importance weights that correct the gap between the sampler's probabilities and the trained policy's."""
 
     form: Literal["none", "truncate", "mask"] = "none"
     level: Literal["token", "sequence"] = "token"
@@ -61,60 +59,64 @@ class Importance(Section):
 
 
 class Overlong(Section):
-    """A punishment of completions near the longest length; DAPO, arXiv 2503.14476, equation 13."""
+    """Penalty for completions near the maximum length (DAPO, arXiv 2503.14476, equation 13)."""
 
     weight: float = Field(0.0, ge=0)
-    """What the longest length costs, in units of the reward; 0 is off."""
+    """Penalty at the maximum length, in units of the reward; 0 turns it off."""
     share: float = Field(0.2, gt=0, le=1)
-    """Of ``sampling.max_new_tokens``: where the punishment begins, counted from the end."""
+    """Share of ``sampling.max_new_tokens``, counted from the end, over which the penalty grows."""
 
 
 class CriticSection(Section):
-    """What says how much reward is still to come, of an algorithm that has it."""
+    """Value model (critic) settings, for algorithms that have one."""
 
     rate: float = Field(10.0, gt=0)
-    """Its learning rate, as a multiple of ``optimizer.learning_rate``."""
+    """Learning rate of the critic, as a multiple of ``optimizer.learning_rate``."""
     clip: float = Field(0.2, ge=0)
-    """How far a value may move in a step from what it was, in units of the reward; 0 is off."""
+    """Largest change of a value per step, in units of the reward; 0 turns clipping off."""
     discount: float = Field(1.0, gt=0, le=1)
-    """What a reward is worth that comes one token later."""
+    """Discount factor per token."""
     trace: float = Field(0.95, ge=0, le=1)
-    """Lambda of the advantages: 1 trusts what came in the end, 0 the critic's next value."""
+    """Lambda of generalised advantage estimation: 1 uses the observed return, 0 the critic's next value."""
 
 
 class Algorithm(Section):
-    """How rewards become a gradient. A key that is None is what the preset's paper does; ``resolved`` writes that out."""
+    """The algorithm and its settings. A key that is None takes the paper's value, which ``resolve_algorithm`` fills in."""
 
     use: str = "grpo"
     kl: KL = KL()
     baseline: Literal["batch", "prompt"] | None = None
-    """The moving mean that rewards are compared with: of all, or of each prompt's own."""
+    """The moving mean subtracted from rewards: over all prompts, or per prompt."""
     aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
-    """How token losses become one number."""
+    """How per-token losses are reduced to one number."""
     clip_low: float | None = Field(None, gt=0, le=1)
     clip_high: float | None = Field(None, gt=0)
     """The ratio of new to old policy is clipped to [1 - clip_low, 1 + clip_high]."""
     dual_clip: float | None = Field(None, gt=1)
-    """For A < 0 the ratio counts as at most this; None is off in every preset."""
+    """Upper limit of the ratio for negative advantages; None, the default of every preset, sets no limit."""
     entropy: float = Field(0.0, ge=0)
-    """How much a nat of entropy a token is worth, in the loss."""
+    """Coefficient of the entropy bonus, per nat and token."""
     epochs: int = Field(1, ge=1, le=1000)
-    """How often a step goes over its samples."""
+    """Passes over the samples of a step."""
     minibatches: int = Field(1, ge=1)
-    """Updates in each epoch."""
+    """Updates per epoch."""
     importance: Importance = Importance()
     overlong: Overlong = Overlong()
     length_cost: float = Field(0.0, ge=0, le=1e6)
-    """What the longest length costs, in units of the reward, and a shorter one in proportion; 0 is off."""
+    """Penalty at the maximum length, in units of the reward, proportional to length; 0 turns it off."""
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
-    """Rounds in which groups whose rewards are all equal give way to others."""
+    """Rounds in which groups whose rewards are all equal are replaced by groups of other prompts."""
     beta: float | None = Field(None, gt=0)
-    """Of ``online_dpo``: the strength of its pull towards the reference."""
+    """Strength of the pull towards the reference in ``online_dpo``."""
 
 
 def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
-    """Refuses what cannot work with P prompts and G samples of each. Raises InputError, which names the key."""
+    """Check that the algorithm works with P prompts per step and G samples per prompt.
+
+    Raises:
+        InputError: it does not; the message names the key.
+    """
     from burnish.algorithms.presets import PRESETS
 
     name = section.use
@@ -131,138 +133,156 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
             f"algorithm.use = '{name}' compares the samples of one step, "
             "so sampling.samples_per_prompt or sampling.prompts_per_step must be at least 2"
         )
-    if section.baseline is not None and not preset.has_baseline:
-        others = ", ".join(name for name, one in PRESETS.items() if one.has_baseline)
-        raise InputError(
-            f"algorithm.baseline = \"{section.baseline}\": '{name}' has no moving baseline: leave it out, or use {others}"
-        )
-    if section.critic is not None and not preset.critic:
-        raise InputError(
-            f"algorithm.critic: '{name}' reckons advantages without one, so nothing would ask or train it: leave it out, "
-            "or use ppo"
-        )
-    if section.beta is not None and not preset.paired:
-        others = ", ".join(name for name, one in PRESETS.items() if one.paired)
-        raise InputError(f"algorithm.beta = {section.beta:g}: '{name}' makes no pairs: leave it out, or use {others}")
+    _check_parts(section, preset)
     _check_clips(section, preset)
     _check_updates(section, preset, prompts * group)
     if section.refills and not preset.needs_group:
         raise InputError(
-            f"algorithm.refills = {section.refills}: '{name}' does not compare the samples of one prompt, so a group of "
-            "equal rewards teaches it no less than another: leave it out"
+            f"algorithm.refills = {section.refills}: '{name}' does not compare the samples of one prompt, so it can learn "
+            "from groups of equal rewards; remove refills"
         )
     if section.kl.horizon is not None and section.kl.horizon < prompts * group:
         raise InputError(
-            f"algorithm.kl.horizon = {section.kl.horizon:g}: a step alone has {prompts * group} samples; give thousands"
+            f"algorithm.kl.horizon = {section.kl.horizon:g}: one step alone has {prompts * group} samples; "
+            "use a few thousand"
         )
 
 
-def scored_by(section: Algorithm, rewards: Sequence[RewardSection]) -> list[RewardSection]:
-    """The reward parts as the algorithm wants them scored: for ``gdpo``, each normalised within its group."""
-    if not preset_of(section).by_part:
-        return list(rewards)
-    return [reward.model_copy(update={"normalise": "group"}) for reward in rewards]
+def _check_parts(section: Algorithm, preset: Preset) -> None:
+    """Check the keys that belong to some algorithms only: the baseline, the critic and beta."""
+    name = section.use
+    if section.baseline is not None and not preset.has_baseline:
+        others = _algorithms(lambda other: other.has_baseline)
+        raise InputError(
+            f"algorithm.baseline = \"{section.baseline}\": '{name}' has no moving baseline; remove it or use {others}"
+        )
+    if section.critic is not None and not preset.critic:
+        raise InputError(f"algorithm.critic: '{name}' does not use a critic; remove [algorithm.critic] or use ppo")
+    if section.beta is not None and not preset.paired:
+        others = _algorithms(lambda other: other.paired)
+        raise InputError(
+            f"algorithm.beta = {section.beta:g}: '{name}' does not train on pairs; remove it or use {others}"
+        )
 
 
-def check_normalised(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
-    """Refuses a normalisation of parts that the algorithm cannot have. Raises InputError, which names the key."""
-    preset = preset_of(section)
+def _check_clips(section: Algorithm, preset: Preset) -> None:
+    for key in ("clip_low", "clip_high"):
+        if getattr(section, key) is not None and not preset.clips:
+            others = _algorithms(lambda other: other.clips)
+            raise InputError(
+                f"algorithm.{key}: the loss of '{section.use}' does not clip; remove it or use one of {others}"
+            )
+    if section.dual_clip is None:
+        return
+    if not preset.clips_dually:
+        others = _algorithms(lambda other: other.clips_dually)
+        raise InputError(
+            f"algorithm.dual_clip: the loss of '{section.use}' is not PPO's clipped ratio; remove it or use one of {others}"
+        )
+    high = preset.limits.high if section.clip_high is None else section.clip_high
+    if section.dual_clip <= 1 + high:
+        raise InputError(
+            f"algorithm.dual_clip = {section.dual_clip}: must be above 1 + clip_high = {1 + high:g}, the limit of the "
+            "ordinary clip"
+        )
+
+
+def _check_updates(section: Algorithm, preset: Preset, samples: int) -> None:
+    key = "epochs" if section.epochs > 1 else "minibatches"
+    if section.epochs * section.minibatches > 1 and preset.ratio is None:
+        others = _algorithms(lambda other: other.ratio is not None)
+        raise InputError(
+            f"algorithm.{key} = {getattr(section, key)}: the loss of '{section.use}' has no ratio of new to old policy to "
+            f"correct a second update on the same samples; leave it at 1 or use one of {others}"
+        )
+    if section.minibatches > samples:
+        raise InputError(
+            f"algorithm.minibatches = {section.minibatches}: one step has only {samples} samples; use at most {samples}"
+        )
+
+
+def check_normalisation(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
+    """Check that the algorithm allows each reward's ``normalise``.
+
+    Raises:
+        InputError: it does not; the message names the key.
+    """
+    preset = resolve_preset(section)
     for index, reward in enumerate(rewards):
-        where = f'reward.{index}.normalise = "{reward.normalise}"'
+        key = f'reward.{index}.normalise = "{reward.normalise}"'
         if reward.normalise not in (None, "group") and preset.by_part:
-            raise InputError(f"{where}: '{section.use}' normalises each part within its group: leave it out")
+            raise InputError(f"{key}: '{section.use}' already normalises each part within its group; remove it")
         if reward.normalise == "batch" and preset.refills:
             raise InputError(
-                f"{where}: groups that are drawn anew would be compared with one another and not with the step they come "
-                'into: use "group", or algorithm.refills = 0'
+                f"{key}: groups drawn as refills would be normalised among themselves and not with the rest of their step; "
+                'use "group", or algorithm.refills = 0'
             )
 
 
 def check_credit(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
-    """Refuses credit within completions where the algorithm cannot use it. Raises InputError, which names the key."""
+    """Check that the algorithm can use each reward's ``credit``.
+
+    Raises:
+        InputError: it cannot; the message names the key.
+    """
     from burnish.algorithms.presets import PRESETS
 
     preset = PRESETS[section.use]
     for index, reward in enumerate(rewards):
         if reward.credit != "completion" and not preset.takes_tokens:
-            others = ", ".join(name for name, one in PRESETS.items() if one.takes_tokens)
+            others = _algorithms(lambda other: other.takes_tokens)
             raise InputError(
                 f"reward.{index}.credit = \"{reward.credit}\": '{section.use}' cannot tell tokens apart, since "
-                f"{preset.coarse}: leave it out, or use one of {others}"
+                f"{preset.coarse}; remove it or use one of {others}"
             )
 
 
-def _check_clips(section: Algorithm, preset: Preset) -> None:
+def _algorithms(condition: Callable[[Preset], bool]) -> str:
+    """List the algorithms whose preset meets a condition, for a message."""
     from burnish.algorithms.presets import PRESETS
 
-    for key in ("clip_low", "clip_high"):
-        if getattr(section, key) is not None and not preset.clips:
-            others = ", ".join(name for name, one in PRESETS.items() if one.clips)
-            raise InputError(
-                f"algorithm.{key}: the loss of '{section.use}' clips nothing: leave it out, or use one of {others}"
-            )
-    if section.dual_clip is None:
-        return
-    if not preset.clips_dually:
-        others = ", ".join(name for name, one in PRESETS.items() if one.clips_dually)
-        raise InputError(
-            f"algorithm.dual_clip: the loss of '{section.use}' is not PPO's clipped ratio: leave it out, or use one of "
-            f"{others}"
-        )
-    high = preset.limits.high if section.clip_high is None else section.clip_high
-    if section.dual_clip <= 1 + high:
-        raise InputError(
-            f"algorithm.dual_clip = {section.dual_clip}: must be above 1 + clip_high = {1 + high:g}, where the usual "
-            "clip ends"
-        )
+    return ", ".join(name for name, preset in PRESETS.items() if condition(preset))
 
 
-def _check_updates(section: Algorithm, preset: Preset, samples: int) -> None:
-    from burnish.algorithms.presets import PRESETS
-
-    key = "epochs" if section.epochs > 1 else "minibatches"
-    if section.epochs * section.minibatches > 1 and preset.ratio is None:
-        others = ", ".join(name for name, one in PRESETS.items() if one.ratio)
-        raise InputError(
-            f"algorithm.{key} = {getattr(section, key)}: the loss of '{section.use}' has no ratio of new to old policy, so "
-            f"a second update would take old samples for new ones: leave it at 1, or use one of {others}"
-        )
-    if section.minibatches > samples:
-        raise InputError(
-            f"algorithm.minibatches = {section.minibatches}: a step has {samples} samples, and none would be left for some: "
-            f"at most {samples}"
-        )
-
-
-def resolved(section: Algorithm) -> Algorithm:
-    """The section with what its preset's paper does written out."""
-    preset = preset_of(section)
+def resolve_algorithm(section: Algorithm) -> Algorithm:
+    """Return the section with the paper's values written out."""
+    preset = resolve_preset(section)
     clips = {"clip_low": preset.limits.low, "clip_high": preset.limits.high} if preset.clips else {}
     refills = {"refills": preset.refills} if preset.needs_group else {}
     baseline = {"baseline": section.baseline or "batch"} if preset.has_baseline else {}
-    critic = {"critic": critic_of(section)} if preset.critic else {}
-    beta = {"beta": beta_of(section)} if preset.paired else {}
+    critic = {"critic": critic_settings(section)} if preset.critic else {}
+    beta = {"beta": pair_beta(section)} if preset.paired else {}
     return section.model_copy(
         update={"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic, **beta}
     )  # fmt: skip
 
 
-def beta_of(section: Algorithm) -> float:
-    """How hard DPO's pairs are pulled towards the reference, of an algorithm that makes pairs."""
-    return 0.1 if section.beta is None else section.beta
-
-
-def critic_of(section: Algorithm) -> CriticSection:
-    """The critic's settings, of an algorithm that has one."""
-    return section.critic or CriticSection()
-
-
-def preset_of(section: Algorithm) -> Preset:
-    """The preset that ``algorithm.use`` names, with the recipe's own choices in it."""
+def resolve_preset(section: Algorithm) -> Preset:
+    """Return the preset that ``algorithm.use`` names, with the recipe's own values in place of the paper's."""
     from burnish.algorithms.presets import PRESETS
 
     preset = PRESETS[section.use]
-    own = {"low": section.clip_low, "high": section.clip_high, "dual": section.dual_clip}
-    limits = replace(preset.limits, **{key: value for key, value in own.items() if value is not None})
-    refills = preset.refills if section.refills is None else section.refills
-    return replace(preset, limits=limits, aggregation=section.aggregation or preset.aggregation, refills=refills)
+    limits = {"low": section.clip_low, "high": section.clip_high, "dual": section.dual_clip}
+    return replace(
+        preset,
+        limits=replace(preset.limits, **{key: value for key, value in limits.items() if value is not None}),
+        aggregation=section.aggregation or preset.aggregation,
+        refills=preset.refills if section.refills is None else section.refills,
+    )
+
+
+def resolve_rewards(section: Algorithm, rewards: Sequence[RewardSection]) -> list[RewardSection]:
+    """Return the rewards as the algorithm scores them: ``gdpo`` normalises each part within its group."""
+    if not resolve_preset(section).by_part:
+        return list(rewards)
+    return [reward.model_copy(update={"normalise": "group"}) for reward in rewards]
+
+
+def critic_settings(section: Algorithm) -> CriticSection:
+    """Return the critic's settings, for an algorithm that has a critic."""
+    return section.critic or CriticSection()
+
+
+def pair_beta(section: Algorithm) -> float:
+    """Return DPO's beta, for an algorithm that trains on pairs."""
+    return 0.1 if section.beta is None else section.beta

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from burnish.errors import InputError
-from burnish.recipe.reading import read_data, validated
+from burnish.recipe.reading import read_recipe, validate
 from burnish.recipe.schema import Job
-from burnish.recipe.sections import MOST, OpenSection, Section
+from burnish.recipe.sections import MAX_SIZE, OpenSection, Section
 from burnish.supervised.sources import SOURCES
 from burnish.tasks.registry import check_task_options
 
@@ -27,9 +27,9 @@ class Data(OpenSection):
 
 
 class Batch(Section):
-    examples_per_step: int = Field(16, ge=1, le=MOST)
+    examples_per_step: int = Field(16, ge=1, le=MAX_SIZE)
     """Texts or pairs of one update."""
-    max_tokens: int = Field(512, ge=2, le=MOST)
+    max_tokens: int = Field(512, ge=2, le=MAX_SIZE)
     """Tokens of a prompt with its completion; what is longer is cut there."""
 
 
@@ -127,8 +127,8 @@ def load_supervised(
     Raises:
         InputError: the file is missing or broken, of another verb, or cannot work.
     """
-    data, where = read_data(source, overrides, changes=changes, kind=kind_of(model))
-    recipe = validated(model, data, where)
+    data, where = read_recipe(source, overrides, changes=changes, kind=kind_of(model))
+    recipe = validate(model, data, where)
     try:
         factory = SOURCES.get(recipe.data.use)
         check_task_options(factory, recipe.data.options)

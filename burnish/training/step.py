@@ -26,7 +26,7 @@ from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.errors import BurnishError
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward, HasLaggedPolicy, LogprobModel, Policy, Sampler, Scorer, StatefulScorer
-from burnish.recipe.algorithm import KL, beta_of
+from burnish.recipe.algorithm import KL, pair_beta
 from burnish.recipe.schema import Job, Recipe
 from burnish.run.interrupts import Interrupts
 from burnish.training import baselines
@@ -172,7 +172,7 @@ def train_step(learner: Learner) -> StepReport:
             assert reference_logprobs is not None
             # On the policy's own samples pi is what the sampler recorded.
             ratios = sum_by_sequence(sampler_logprobs - reference_logprobs, lengths).view(grouped.shape)
-            by_group, margins = paired_strength(by_group, ratios, beta_of(settings))
+            by_group, margins = paired_strength(by_group, ratios, pair_beta(settings))
             pairs = pair_metrics(margins)
         of_texts = by_group.flatten()
         advantages = of_texts.repeat_interleave(lengths)

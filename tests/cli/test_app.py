@@ -13,8 +13,8 @@ import typer
 from burnish.algorithms.presets import PRESETS
 from burnish.cli import app as cli
 from burnish.errors import BurnishError
-from burnish.recipe.reading import VERBS as KINDS
-from burnish.recipe.schema import load_recipe, shipped
+from burnish.recipe.reading import KINDS
+from burnish.recipe.schema import builtin_recipes, load_recipe
 from burnish.run.interrupts import Interrupted
 
 COMMANDS = typer.main.get_command(cli.app).commands
@@ -110,7 +110,7 @@ class TestList:
         assert {"bleu", "exact", "perplexity", "repetition"} <= names("rewards")
         assert {"news", "toy"} <= names("tasks")
         assert "smollm2-135m" in names("models")
-        assert names("recipes") == set().union(*(shipped(kind) for kind in (None, *KINDS)))
+        assert names("recipes") == set().union(*(builtin_recipes(kind) for kind in (None, *KINDS)))
 
     def test_unknown_kind(self, monkeypatch, capsys):
         assert run(monkeypatch, "list", "reward") == 2
@@ -164,7 +164,7 @@ class TestScore:
 
     def test_without_a_reference(self, monkeypatch, capsys):
         assert run(monkeypatch, "score", "x", "--use", "bleu") == 2
-        assert "needs a reference, the true answer: give it with --reference TEXT" in capsys.readouterr().err
+        assert "needs a reference; pass --reference TEXT" in capsys.readouterr().err
 
 
 class TestGenerate:

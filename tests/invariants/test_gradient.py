@@ -19,7 +19,7 @@ from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_policy
-from burnish.recipe.algorithm import preset_of
+from burnish.recipe.algorithm import resolve_preset
 from burnish.recipe.schema import LoRA, Recipe
 from burnish.training.step import Learner, train_step
 from burnish.types import Completion, Group, Prompt
@@ -91,7 +91,7 @@ def gradient(
     reference = policy.reference if policy.adapter else policy.reference.loaded
     reference.layout = layout
     sampler, recorder = FixedSampler(groups), RecordingOptimizer(policy)
-    learner = Learner(chosen, policy, sampler, scorer, PROMPTS, preset_of(chosen.algorithm), recorder, baseline=0.1,
+    learner = Learner(chosen, policy, sampler, scorer, PROMPTS, resolve_preset(chosen.algorithm), recorder, baseline=0.1,
                       critic=critic_for(policy, chosen))  # fmt: skip
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and in which words, and that a resolved recipe is the same recipe."""
+"""Recipes: reading, overrides, error messages, and that a resolved recipe reads back as an equal recipe."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from hypothesis import strategies as st
 
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import InputError
-from burnish.recipe.algorithm import preset_of
-from burnish.recipe.schema import Recipe, load_recipe, shipped
+from burnish.recipe.algorithm import resolve_preset
+from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
 
 SMALL: dict[str, Any] = {"name": "small", "reward": [{"use": "exact"}], "task": {"use": "toy"}}
 
 
 def with_(path: str, value: Any) -> dict[str, Any]:
     data = copy.deepcopy(SMALL)
-    place = data
+    table = data
     *sections, key = path.split(".")
     for section in sections:
-        place = place.setdefault(section, {})
-    place[key] = value
+        table = table.setdefault(section, {})
+    table[key] = value
     return data
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
-class TestShipped:
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+class TestBuiltin:
     def test_is_valid_and_listed(self, name):
         recipe = load_recipe(name)
-        assert name in shipped()
+        assert name in builtin_recipes()
         assert recipe.name
 
-    def test_written_out_in_full_it_is_the_same_recipe(self, name):
+    def test_reads_back_as_an_equal_recipe(self, name):
         recipe = load_recipe(name)
         assert load_recipe(tomllib.loads(recipe.toml())) == recipe
         assert load_recipe(tomllib.loads(recipe.toml())).toml() == recipe.toml()
@@ -51,29 +51,29 @@ class TestReading:
         assert "betas = [" in recipe.toml()
 
     @pytest.mark.parametrize("use", list(PRESETS))
-    def test_what_the_paper_does_is_written_out(self, use):
+    def test_the_papers_values_are_written_out(self, use):
         recipe = load_recipe(with_("algorithm.use", use))
         chosen, preset = recipe.resolved().algorithm, PRESETS[use]
         assert chosen.aggregation == preset.aggregation
         limits = (preset.limits.low, preset.limits.high) if preset.clips else (None, None)
         assert (chosen.clip_low, chosen.clip_high, chosen.dual_clip) == (*limits, None)
         assert chosen.refills == (preset.refills if preset.needs_group else None)
-        assert preset_of(chosen) == preset_of(recipe.algorithm) == preset
+        assert resolve_preset(chosen) == resolve_preset(recipe.algorithm) == preset
         assert load_recipe(tomllib.loads(recipe.resolved().toml())) == recipe.resolved()
 
-    def test_another_algorithm_brings_its_own_values(self):
-        """A recipe that was read keeps what is unset unset, so that a change of ``use`` is a change of all."""
+    def test_another_algorithm_has_its_own_defaults(self):
+        """Reading leaves unset keys unset, so that a change of ``use`` also changes their defaults."""
         read = load_recipe(SMALL, ["algorithm.use=grpo"])
         changed = load_recipe(read.model_dump(mode="json", exclude_none=True), ["algorithm.use=rloo"])
-        assert preset_of(changed.algorithm) == PRESETS["rloo"]
+        assert resolve_preset(changed.algorithm) == PRESETS["rloo"]
 
-    def test_ones_own_choices_reach_the_preset(self):
+    def test_explicit_values_reach_the_preset(self):
         keys = ["clip_low=0.1", "clip_high=0.3", "dual_clip=3.0", "aggregation=token_mean"]
-        preset = preset_of(load_recipe(SMALL, [f"algorithm.{key}" for key in keys]).algorithm)
+        preset = resolve_preset(load_recipe(SMALL, [f"algorithm.{key}" for key in keys]).algorithm)
         assert (preset.limits.low, preset.limits.high, preset.limits.dual) == (0.1, 0.3, 3.0)
         assert preset.aggregation == "token_mean"
 
-    def test_what_was_handed_in_is_left_alone(self):
+    def test_the_callers_mapping_is_not_changed(self):
         data = copy.deepcopy(SMALL)
         load_recipe(data, ["sampling.top_k=3", "reward.0.weight=2.5", "task.prompts=4", "steps=7"], changes={"seed": 9})
         assert data == SMALL
@@ -93,25 +93,25 @@ class TestReading:
             (" steps = 3", ("steps",), 3),
         ],
     )
-    def test_an_override(self, override, where, value):
-        found: Any = load_recipe(SMALL, [override])
+    def test_override(self, override, where, value):
+        current: Any = load_recipe(SMALL, [override])
         for name in where:
-            found = getattr(found, name)
-        assert found == value
+            current = getattr(current, name)
+        assert current == value
 
-    def test_a_section_as_an_override(self):
+    def test_override_of_a_section(self):
         recipe = load_recipe(SMALL, ["policy.lora={rank = 4}", "algorithm.kl={coefficient = 0.1}"])
         assert recipe.policy.lora.rank == 4
         assert (recipe.algorithm.kl.coefficient, recipe.algorithm.kl.estimator) == (0.1, "k3")
 
-    def test_options_belong_to_what_use_names(self):
+    def test_other_keys_are_options(self):
         recipe = load_recipe(with_("task.prompts", 3))
         assert recipe.task.options == {"prompts": 3}
         assert recipe.reward[0].options == {}
 
-    def test_names_of_parts(self):
-        data = {**SMALL, "reward": [{"use": "exact"}, {"use": "exact", "name": "again"}]}
-        assert [section.part for section in load_recipe(data).reward] == ["exact", "again"]
+    def test_part_names(self):
+        data = {**SMALL, "reward": [{"use": "exact"}, {"use": "exact", "name": "second"}]}
+        assert [section.part for section in load_recipe(data).reward] == ["exact", "second"]
 
     def test_frozen(self):
         from pydantic import ValidationError
@@ -120,7 +120,7 @@ class TestReading:
             load_recipe(SMALL).steps = 5
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
@@ -165,8 +165,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("use", "keys", "message"),
         [
-            ("rloo", ["clip_low=0.1"], r"algorithm\.clip_low: the loss of 'rloo' clips nothing.*grpo"),
-            ("sapo", ["clip_high=0.1"], r"algorithm\.clip_high: the loss of 'sapo' clips nothing"),
+            ("rloo", ["clip_low=0.1"], r"algorithm\.clip_low: the loss of 'rloo' does not clip.*grpo"),
+            ("sapo", ["clip_high=0.1"], r"algorithm\.clip_high: the loss of 'sapo' does not clip"),
             ("cispo", ["dual_clip=3.0"], r"algorithm\.dual_clip: the loss of 'cispo' is not PPO's"),
             ("grpo", ["dual_clip=1.15"], r"dual_clip = 1\.15: must be above 1 \+ clip_high = 1\.2"),
             ("grpo", ["dual_clip=1.5", "clip_high=0.5"], r"must be above 1 \+ clip_high = 1\.5"),
@@ -175,54 +175,54 @@ class TestRefusals:
             ("rloo", ["epochs=2"], r"algorithm\.epochs = 2: the loss of 'rloo' has no ratio.*cispo"),
             ("reinforce", ["minibatches=2"], r"algorithm\.minibatches = 2: the loss of 'reinforce' has no ratio"),
             ("reinforce", ["refills=2"], r"algorithm\.refills = 2: 'reinforce' does not compare"),
-            ("grpo", ["kl.target=1.0"], r"algorithm\.kl: target is of no use without a KL term"),
-            ("grpo", ["kl.reset_every=5"], r"algorithm\.kl: reset_every is of no use without a KL term"),
-            ("grpo", ["kl.coefficient=0.1", "kl.horizon=100.0"], r"horizon .* give target too"),
-            ("grpo", ["kl={coefficient=0.1, target=1.0, horizon=9.0}"], r"horizon = 9: a step alone has 32 samples"),
+            ("grpo", ["kl.target=1.0"], r"algorithm\.kl: target has no effect while coefficient is 0"),
+            ("grpo", ["kl.reset_every=5"], r"algorithm\.kl: reset_every has no effect while coefficient is 0"),
+            ("grpo", ["kl.coefficient=0.1", "kl.horizon=100.0"], r"horizon .* set target or remove horizon"),
+            ("grpo", ["kl={coefficient=0.1, target=1.0, horizon=9.0}"], r"horizon = 9: one step alone has 32 samples"),
             ("grpo", ["overlong.share=0.0"], r"algorithm\.overlong\.share = 0\.0: .*above 0"),
             ("grpo", ["importance.form=cut"], r"algorithm\.importance\.form = 'cut': .*'none', 'truncate' or 'mask'"),
-            ("grpo", ["minibatches=33"], r"algorithm\.minibatches = 33: a step has 32 samples"),
+            ("grpo", ["minibatches=33"], r"algorithm\.minibatches = 33: one step has only 32 samples"),
         ],
     )
-    def test_an_algorithm_that_cannot_work(self, use, keys, message):
+    def test_algorithm(self, use, keys, message):
         with pytest.raises(InputError, match=message) as caught:
             load_recipe(SMALL, [f"algorithm.use={use}", *(f"algorithm.{key}" for key in keys)])
         assert "\n" not in str(caught.value)
 
-    def test_one_sample_in_all_has_nothing_to_be_compared_with(self):
+    def test_one_sample_per_step(self):
         sampling = {"prompts_per_step": 1, "samples_per_prompt": 1}
         with pytest.raises(InputError, match=r"'reinforce_pp' compares the samples of one step"):
             load_recipe({**with_("algorithm.use", "reinforce_pp"), "sampling": sampling})
 
-    def test_k1_is_fine_in_the_reward_and_where_it_has_no_weight(self):
+    def test_k1_is_allowed_in_the_reward_and_with_coefficient_0(self):
         load_recipe(with_("algorithm.kl", {"coefficient": 0.1, "estimator": "k1", "where": "reward"}))
         load_recipe(with_("algorithm.kl", {"coefficient": 0.0, "estimator": "k1", "where": "loss"}))
 
     @pytest.mark.parametrize("algorithm", [name for name, preset in PRESETS.items() if preset.needs_group])
-    def test_one_sample_has_nothing_to_be_compared_with(self, algorithm):
+    def test_one_sample_per_prompt(self, algorithm):
         with pytest.raises(InputError, match="samples_per_prompt must be at least 2"):
             load_recipe(SMALL, [f"algorithm.use={algorithm}", "sampling.samples_per_prompt=1"])
         load_recipe(SMALL, ["algorithm.use=reinforce", "sampling.samples_per_prompt=1"])
 
     @given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.text(max_size=5)), max_size=4))
-    def test_nonsense_is_an_input_error_and_nothing_else(self, data):
+    def test_arbitrary_keys_raise_only_input_errors(self, data):
         with pytest.raises(InputError):
             load_recipe(data)
 
     @given(st.text(max_size=20))
     def test_any_override_works_or_is_an_input_error(self, override):
         try:
-            found = load_recipe(SMALL, [override])
+            recipe = load_recipe(SMALL, [override])
         except InputError as error:
             assert str(error)
         else:
-            assert isinstance(found, Recipe)
+            assert isinstance(recipe, Recipe)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "试验"}, "name = '试验': must be of a-z, A-Z, digits"),
+        ({"name": "试验"}, "name = '试验': must consist of a-z, A-Z, digits"),
         ({"steps": "5"}, "steps = '5': must be a whole number"),
         ({"steps": 1.5}, "steps = 1.5: must be a whole number"),
         ({"seed": -1}, "seed = -1: must be at least 0"),
@@ -235,14 +235,14 @@ class TestRefusals:
         ({"policy": {"lora": 3}}, "policy.lora = 3: must be a table, as in lora = { key = value }"),
         ({"policy": {"dtype": "float61"}}, r"policy.dtype = 'float61': must be .*\(did you mean 'float64'\?\)"),
         ({"guards": {"metrics": "chrf"}}, "guards.metrics = 'chrf': must be a list, in brackets"),
-        ({"reward": []}, r"there is no reward: add a \[\[reward\]\] table"),
-        ({"reward": [3]}, r"reward.0 = 3: must be a table: write \[\[reward\]\] and its keys"),
+        ({"reward": []}, r"there is no reward; add a \[\[reward\]\] table"),
+        ({"reward": [3]}, r"reward.0 = 3: must be a table; write \[\[reward\]\] with its keys"),
         ({"reward": [{"use": 3}]}, "reward.0.use = 3: must be text, in quotes"),
         ({"reward": [{"use": "bleu", "clip": [0, 1, 2]}]}, "reward.0.clip = .*: must have at most 2 values"),
         ({"reward": [{"use": "bleu", "normalise": "grp"}]}, r"must be .*\(did you mean 'group'\?\)"),
     ],
 )
-def test_a_wrong_value_is_told_in_the_words_of_a_recipe(changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_described_in_the_terms_of_a_recipe(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load_recipe({"name": "x", "reward": [{"use": "repetition"}], **changes})
     assert "pydantic" not in str(error.value) and " should " not in str(error.value)

@@ -291,8 +291,8 @@ def test_a_recipe_survives_writing_and_reading() -> None:
         ("reward.1.schedule.steps=11", "schedule.steps = 11 ends after the run's 10 steps"),
         ("reward.1.schedule.stop=1.0", r"unknown key 'reward.1.schedule.stop'"),
         ("reward.0.normalise='groups'", "reward.0.normalise = 'groups'.*'group', 'batch', 'rank' or 'running'"),
-        ("sampling.samples_per_prompt=1", 'normalise = "group" compares completions, and there is one'),
-        ("reward.0.normalise='rank'", 'normalise = "rank" compares completions, and there is one'),
+        ("sampling.samples_per_prompt=1", 'normalise = "group" compares completions, but there is only one'),
+        ("reward.0.normalise='rank'", 'normalise = "rank" compares completions, but there is only one'),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(override: str, message: str) -> None:
@@ -304,7 +304,7 @@ def test_a_recipe_that_cannot_work_is_refused(override: str, message: str) -> No
 
 def test_a_gate_in_a_recipe_needs_another_part_with_a_weight() -> None:
     with pytest.raises(
-        InputError, match=r"gate = 0.5 holds back the other parts' credit, and no other part has a weight"
+        InputError, match=r"gate = 0.5 controls the credit of the other parts, but no other part has a weight"
     ):
         load_recipe(tomllib.loads(RECIPE), ["reward.0.weight=0", "reward.1.weight=1.0"])
 

@@ -20,7 +20,7 @@ from burnish.algorithms.preference import (
 from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, PromptCompletion, rows_digest
 from burnish.data.splits import digest, split_items
 from burnish.errors import InputError
-from burnish.recipe.schema import load_recipe, shipped
+from burnish.recipe.schema import builtin_recipes, load_recipe
 from burnish.run.folder import Checkpoint
 from burnish.supervised.dataset import split_rows
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
@@ -228,7 +228,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe, RewardModelRecipe])
     def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
-        names = shipped(kind_of(kind))
+        names = builtin_recipes(kind_of(kind))
         assert names
         for name in names:
             recipe = load_supervised(kind, name)

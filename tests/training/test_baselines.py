@@ -63,7 +63,7 @@ def test_a_resumed_run_is_one_never_stopped(tmp_path):
 
 def test_others_have_none():
     with pytest.raises(
-        InputError, match=r"algorithm\.baseline = \"prompt\": 'grpo' has no moving baseline: .*use reinfo"
+        InputError, match=r"algorithm\.baseline = \"prompt\": 'grpo' has no moving baseline; .*use reinfo"
     ):
         load_recipe("toy", ["algorithm.use=grpo", "algorithm.baseline=prompt"])
     written = load_recipe("toy", ["algorithm.use=reinforce_baseline"]).resolved().algorithm

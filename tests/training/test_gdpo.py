@@ -10,7 +10,7 @@ import torch
 
 from burnish.algorithms.advantages import batch_normalised, decoupled, group_normalised
 from burnish.errors import InputError
-from burnish.recipe.algorithm import scored_by
+from burnish.recipe.algorithm import resolve_rewards
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination
 from burnish.rewards.part import Part
@@ -66,7 +66,7 @@ def test_a_group_of_one_is_refused():
 def test_the_scorer_and_the_preset_come_to_the_same():
     texts = [(f"{a} {b}", p) for p, pair in zip("xy", PARTS.movedim(0, -1).tolist(), strict=True) for a, b in pair]
     completions = [Completion(Prompt(p, "?"), (0,), (1,), text, (0.0,), "stop") for text, p in texts]
-    sections = scored_by(load_recipe(SMALL).algorithm, load_recipe(SMALL).reward)
+    sections = resolve_rewards(load_recipe(SMALL).algorithm, load_recipe(SMALL).reward)
     rewards = [lambda text: float(text.split()[0]), lambda text: float(text.split()[1])]
     parts = [
         Part(section.part, reward_function(section.part, read), section.weight, normalise=section.normalise)

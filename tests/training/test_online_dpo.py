@@ -104,6 +104,6 @@ def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
 def test_beta_belongs_to_it():
     assert PRESETS["online_dpo"].paired
     with pytest.raises(
-        InputError, match=r"algorithm\.beta = 0\.2: 'rloo' makes no pairs: leave it out, or use online_dpo$"
+        InputError, match=r"algorithm\.beta = 0\.2: 'rloo' does not train on pairs; remove it or use online_dpo$"
     ):
         burnish.load_recipe("toy", ["algorithm.beta=0.2"])

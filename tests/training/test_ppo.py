@@ -254,7 +254,7 @@ class TestRefused:
         [
             (
                 "algorithm.use=grpo algorithm.critic.rate=1.0",
-                r"algorithm\.critic: 'grpo' reckons advantages without one",
+                r"algorithm\.critic: 'grpo' does not use a critic",
             ),
             ("algorithm.critic.trace=1.5", r"algorithm\.critic\.trace = 1\.5"),
             ("algorithm.critic.clip=-1.0", r"algorithm\.critic\.clip = -1\.0"),
