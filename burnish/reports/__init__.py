@@ -1,4 +1,4 @@
-"""What a reader sees of a run: progress while it works, the evaluation table, the HTML report.
+"""Reports of a run: live progress, the evaluation table and the HTML page.
 
-Rich, Jinja and plotly are loaded by the modules below that need them, never by ``import burnish``.
+Rich, Jinja and plotly are imported by the modules that need them, never by ``import burnish``.
 """

@@ -1,4 +1,4 @@
-"""What a run proves, in plain sentences. Nothing is claimed that the held-out intervals do not carry."""
+"""Conclusions from a run in plain sentences, each supported by a held-out interval."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from typing import Any
 
 from burnish.reports import wording
 from burnish.reports.run_data import RunData
-from burnish.reports.wording import number
+from burnish.reports.wording import finite
 
 
-def verdict(run: RunData) -> str:
-    """Whether held-out reward rose, with its evidence; or why that cannot be said."""
+def main_conclusion(run: RunData) -> str:
+    """State whether the held-out reward changed, with the evidence, or why that is not known."""
     entry = run.evaluation.get("reward")
-    if isinstance(entry, Mapping) and number(entry.get("difference")) is not None:
+    if isinstance(entry, Mapping) and finite(entry.get("difference")) is not None:
         moved = wording.change(entry)
         places = wording.decimals(entry)
         before, after = (wording.fixed(entry.get(key), places) for key in ("before", "after"))
         if moved == "unclear":
-            start = (
-                f"There is no clear evidence that the held-out reward changed: it was {before} before and {after} after"
-            )
+            start = f"There is no clear evidence that held-out reward changed: {before} before training, {after} after"
         elif moved:
             start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
         else:
-            start = f"Held-out reward went from {before} to {after}, without a test of whether that is more than chance"
+            start = f"Held-out reward went from {before} to {after}, without a test of significance"
         evidence = _evidence(entry)
         return start + (f" ({evidence})." if evidence else ".")
-    return f"Nothing is proved yet: this run holds no comparison of the reward on held-out prompts. {_training(run)}".strip()
+    return f"No conclusion yet: this run has no held-out comparison of the reward. {_training(run)}".strip()
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:
@@ -37,15 +35,15 @@ def _evidence(entry: Mapping[str, Any]) -> str:
     if (ends := wording.interval(entry)) is not None:
         low, high = (wording.fixed(end, places, sign=True) for end in ends)
         parts.append(f"95% interval {low} to {high}")
-    if (p := number(entry.get("p_value"))) is not None:
+    if (p := finite(entry.get("p_value"))) is not None:
         parts.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
-    if (n := number(entry.get("n"))) is not None:
+    if (n := finite(entry.get("n"))) is not None:
         parts.append(f"{n:.0f} prompts")
     return ", ".join(parts)
 
 
 def _training(run: RunData) -> str:
-    rewards = [value for row in run.rows if (value := number(row.get("reward/mean"))) is not None]
+    rewards = [value for row in run.rows if (value := finite(row.get("reward/mean"))) is not None]
     if len(rewards) < 2:
         return ""
     k = max(1, min(5, len(rewards) // 2))
@@ -53,31 +51,38 @@ def _training(run: RunData) -> str:
     span = f"over its first {k} steps and {{}} over its last {k}" if k > 1 else "at its first step and {} at its last"
     return (
         f"The reward on training prompts was {wording.short(first)} {span.format(wording.short(last))}; "
-        "these are different prompts each time, so this is no proof."
+        "each step uses different prompts, so this proves nothing."
     )
 
 
 def other_outcomes(evaluation: Mapping[str, Any]) -> str:
-    """The metrics beside the reward that moved clearly, and those that did not, in one sentence or none."""
+    """State in one sentence how each metric other than the reward changed; return "" if there is none."""
     groups: dict[str, list[str]] = {}
     for metric in wording.ordered(evaluation):
         if metric.startswith("reward"):
             continue
-        word = wording.reading(evaluation[metric])
-        groups.setdefault(word, []).append(wording.title(metric))
-    words = ("better", "worse", "higher", "lower", "no clear change")
-    said = [f"{word}: {_and(groups[word])}" for word in words if word in groups]
-    return f"Of the other measurements, {'; '.join(said)}." if said else ""
+        groups.setdefault(wording.result(evaluation[metric]), []).append(wording.title(metric))
+    clauses = [f"{_join(groups[result])} {verb}" for result, verb in _VERBS.items() if result in groups]
+    return f"Other metrics: {'; '.join(clauses)}." if clauses else ""
+
+
+_VERBS = {
+    "better": "improved",
+    "worse": "got worse",
+    "higher": "rose",
+    "lower": "fell",
+    "no clear change": "did not clearly change",
+}
 
 
 def blandness(run: RunData) -> list[str]:
-    """How much of the change is the model becoming blander: the honest sentences beside the table."""
+    """State how much of the gain may come from blander or longer text, one sentence per finding."""
     evaluation = run.evaluation
     return [line for line in (_contributions(run), _variety(evaluation), _length(evaluation)) if line]
 
 
 def _contributions(run: RunData) -> str:
-    """Each part's weight times its own difference; said only where these add up to the reward's difference."""
+    """List each part's weight times its difference, but only if these add up to the reward's difference."""
     total = _difference(run.evaluation, "reward")
     sections = run.recipe.get("reward")
     if not total or not isinstance(sections, list):
@@ -88,53 +93,52 @@ def _contributions(run: RunData) -> str:
             return ""
         part = str(section.get("name") or str(section.get("use", "")).rpartition(":")[2])
         change = _difference(run.evaluation, f"reward/{part}")
-        weight = number(section.get("weight", 1.0))
+        weight = finite(section.get("weight", 1.0))
         if change is None or weight is None:
             return ""
         shares[part] = weight * change
     if len(shares) < 2 or abs(sum(shares.values()) - total) > 0.02 * max(abs(total), *map(abs, shares.values())):
         return ""
     places = wording.decimals(run.evaluation["reward"])
-    said = [
+    terms = [
         f"{wording.printable(part)} {wording.fixed(share, places, sign=True)}"
         for part, share in sorted(shares.items(), key=lambda item: -abs(item[1]))
     ]
-    return f"Of the reward's {wording.fixed(total, places, sign=True)}, the weighted parts give: {_and(said)}."
+    return f"Contributions to the change of {wording.fixed(total, places, sign=True)} in reward: {_join(terms)}."
 
 
 def _variety(evaluation: Mapping[str, Any]) -> str:
     perplexity, distinct = _moved(evaluation, "perplexity"), _moved(evaluation, "distinct_2")
     if not perplexity and not distinct:
         return ""
-    plainer = f"more predictable to the reference model (perplexity {_from_to(evaluation, 'perplexity')})"
-    poorer = f"less varied (distinct-2 {_from_to(evaluation, 'distinct_2')})"
+    predictable = f"more predictable to the reference model (perplexity {_from_to(evaluation, 'perplexity')})"
+    monotonous = f"less varied (distinct-2 {_from_to(evaluation, 'distinct_2')})"
     if perplexity == "down" and distinct == "down":
-        said = f"The model became blander: its text is {plainer} and {poorer}."
-        return f"{said} {_beyond_blandness(evaluation)}"
+        return f"The text became blander: {predictable} and {monotonous}. {_beyond_blandness(evaluation)}"
     if perplexity == "down":
         variety = (
             ""
             if not distinct
             else ", without a clear loss of variety (distinct-2 {})".format(_from_to(evaluation, "distinct_2"))
         )
-        return f"The text became {plainer}{variety}. {_beyond_blandness(evaluation)}"
+        return f"The text became {predictable}{variety}. {_beyond_blandness(evaluation)}"
     if distinct == "down":
-        plain = ", though not more predictable to the reference model" if perplexity else ""
-        return f"The text became {poorer}{plain}."
+        contrast = ", though not more predictable to the reference model" if perplexity else ""
+        return f"The text became {monotonous}{contrast}."
     if not perplexity or not distinct:
         return ""
-    return "No sign of the model becoming blander: its text is neither clearly more predictable nor less varied."
+    return "There is no sign of blander text: it is neither clearly more predictable nor clearly less varied."
 
 
 def _beyond_blandness(evaluation: Mapping[str, Any]) -> str:
-    truth = [metric for metric in ("bleu", "chrf") if _moved(evaluation, metric)]
-    if not truth:
-        return "No measurement against true text says how much of the gain is more than that."
-    risen = [wording.title(metric) for metric in truth if _moved(evaluation, metric) == "up"]
+    measured = [metric for metric in ("bleu", "chrf") if _moved(evaluation, metric)]
+    if not measured:
+        return "Without a comparison with the true text, the rest of the gain cannot be judged."
+    risen = [wording.title(metric) for metric in measured if _moved(evaluation, metric) == "up"]
     if risen:
-        return f"That is not all of it: {_and(risen)} against the true text rose clearly as well."
-    names = _and([wording.title(metric) for metric in truth])
-    return f"{names} against the true text did not clearly rise, so most of the gain may be just that."
+        return f"This does not explain the whole gain: {_join(risen)} against the true text clearly rose too."
+    names = _join([wording.title(metric) for metric in measured])
+    return f"{names} against the true text did not clearly rise, so this may explain most of the gain."
 
 
 def _length(evaluation: Mapping[str, Any]) -> str:
@@ -143,7 +147,7 @@ def _length(evaluation: Mapping[str, Any]) -> str:
         return ""
     return (
         f"Answers became {'longer' if moved == 'up' else 'shorter'} ({_from_to(evaluation, 'length', ' tokens')}), "
-        "which by itself moves perplexity, BLEU and distinct-n."
+        "which alone changes perplexity, BLEU and distinct-n."
     )
 
 
@@ -154,7 +158,7 @@ def _moved(evaluation: Mapping[str, Any], metric: str) -> str:
 
 def _difference(evaluation: Mapping[str, Any], metric: str) -> float | None:
     entry = evaluation.get(metric)
-    return number(entry.get("difference")) if isinstance(entry, Mapping) else None
+    return finite(entry.get("difference")) if isinstance(entry, Mapping) else None
 
 
 def _from_to(evaluation: Mapping[str, Any], metric: str, unit: str = "") -> str:
@@ -162,10 +166,10 @@ def _from_to(evaluation: Mapping[str, Any], metric: str, unit: str = "") -> str:
     if not isinstance(entry, Mapping):
         return wording.DASH
     places = wording.decimals(entry)
-    before, after = number(entry.get("before")), number(entry.get("after"))
+    before, after = finite(entry.get("before")), finite(entry.get("after"))
     share = f", {wording.fixed((after / before - 1) * 100, 0, sign=True)}%" if before and after is not None else ""
     return f"{wording.fixed(before, places)} to {wording.fixed(after, places)}{unit}{share}"
 
 
-def _and(words: list[str]) -> str:
+def _join(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

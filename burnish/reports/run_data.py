@@ -1,7 +1,7 @@
-"""Reads a run folder for the report: whatever is there, however it ended.
+"""The contents of a run folder, complete or not, as the report reads them.
 
-A run may have been killed at any moment, so every file may be missing and the last line of the .jsonl files may be cut
-off. What cannot be read is left out and named in ``RunData.problems``; only a folder that holds no run is refused.
+A run may have been killed at any moment, so any file may be missing and the last line of a .jsonl file may be cut off.
+Unreadable parts are left out and listed in ``RunData.problems``; only a folder without any file of a run is refused.
 """
 
 from __future__ import annotations
@@ -14,52 +14,57 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.reports.wording import number
+from burnish.reports.wording import finite
 
 FILES = ("recipe.toml", "metrics.jsonl", "samples.jsonl", "evaluation.json", "warnings.jsonl", "environment.json")
-# A long run's samples fill gigabytes, and the report shows the last step's only.
+# The samples of a long run fill gigabytes, but the report shows only the last step.
 _TAIL_BYTES = 16_000_000
 
 
 @dataclass
 class RunData:
-    """What a run folder holds."""
+    """The contents of a run folder."""
 
     name: str
     recipe_text: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics, one row a step, by step."""
+    """Metrics, one row per step, in order; held-out measurements are added as ``held_out/<metric>``."""
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """Training samples of the last step that has any."""
+    """Training samples of the last step that wrote any."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     before: list[dict[str, Any]] = field(default_factory=list)
     after: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged, in words."""
+    """Descriptions of missing or damaged files."""
 
     @property
-    def steps_wanted(self) -> int | None:
+    def total_steps(self) -> int | None:
         """The recipe's number of steps."""
-        steps = number(self.recipe.get("steps"))
+        steps = finite(self.recipe.get("steps"))
         return None if steps is None else int(steps)
 
     @property
     def steps_done(self) -> int:
+        """The last step that wrote metrics."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
 
 def read_run(folder: Path) -> RunData:
-    """Raises InputError where the folder does not exist or holds none of a run's files."""
+    """Read a run folder.
+
+    Raises:
+        InputError: the folder does not exist or holds none of a run's files.
+    """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name a run's folder, for instance one below runs/")
+        raise InputError(f"{folder} is not a folder; name a run folder, such as one in runs/")
     if not any((folder / name).is_file() for name in FILES):
-        raise InputError(f"{folder} holds no run: expected recipe.toml and metrics.jsonl in it")
+        raise InputError(f"{folder} is not a run folder: it has no recipe.toml and no metrics.jsonl")
     run = RunData(folder.resolve().name)
     if (data := _bytes(folder / "recipe.toml", run)) is not None:
-        # Bytes that are no UTF-8 show as such; a recipe that does not parse is still shown as text.
+        # Invalid UTF-8 is shown as replacement characters, and a recipe that does not parse is shown as text.
         run.recipe_text = data.decode("utf-8", "replace")
         try:
             run.recipe = tomllib.loads(run.recipe_text)
@@ -79,11 +84,11 @@ def read_run(folder: Path) -> RunData:
 
 
 def _add_held_out(rows: list[dict[str, Any]], measured: Iterable[dict[str, Any]]) -> None:
-    """Puts the measurements that were made on the way beside the metrics of their step, as held_out/<metric>."""
+    """Add the held-out measurements made during training to the metrics of their step, as held_out/<metric>."""
     by_step = {row.get("step"): row for row in rows}
-    for found in measured:
-        if (row := by_step.get(found.get("step"))) is not None:
-            row.update({f"held_out/{name}": value for name, value in found.items() if name != "step"})
+    for measurement in measured:
+        if (row := by_step.get(measurement.get("step"))) is not None:
+            row.update({f"held_out/{name}": value for name, value in measurement.items() if name != "step"})
 
 
 def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> bytes | None:
@@ -132,8 +137,8 @@ def _lines(path: Path, run: RunData, *, optional: bool = False, tail: int | None
 
 
 def _steps(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    # A step that was done again after a resume counts once, with its last row.
-    rows = {int(step): row for row in lines if (step := number(row.get("step"))) is not None}
+    # A step that was repeated after a resume has several rows, and the last one counts.
+    rows = {int(step): row for row in lines if (step := finite(row.get("step"))) is not None}
     return [rows[step] for step in sorted(rows)]
 
 
@@ -141,7 +146,7 @@ def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     last = -1.0
     kept: list[dict[str, Any]] = []
     for row in lines:
-        step = number(row.get("step"))
+        step = finite(row.get("step"))
         if step is None or step < last:
             continue
         if step > last:

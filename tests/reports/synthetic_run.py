@@ -1,4 +1,4 @@
-"""A run folder as ``burnish train`` leaves it, made up: 25 steps, 60 held-out prompts in English and Chinese."""
+"""A synthetic run folder in the format of ``burnish train``: 25 steps, 60 held-out prompts in English and Chinese."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AFTER = [
 
 
 def write_run(folder: Path, *, steps: int = STEPS, prompts: int = 60) -> Path:
-    """Fills a folder with every file of a run that went well and became a little blander on the way."""
+    """Write every file of a successful run whose text became slightly blander."""
     rng = random.Random(0)
     (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")

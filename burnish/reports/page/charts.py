@@ -1,8 +1,9 @@
-"""The report's curves as plotly figures: plain dicts, since only plotly.js draws them.
+"""The report's charts as plotly figures: plain dicts, because only plotly.js draws them.
 
-Colours are names such as ``$blue`` that the page's script replaces from its style sheet, so that one figure serves
-light, dark and print. The hues are told apart by colour-blind readers, and lines that share a chart differ in dash or
-marker as well. No text of the run enters a figure, since plotly reads tags in it; titles are set by the page, escaped.
+Colours are names such as ``$blue``, which the page's script replaces by values of its style sheet, so that one figure
+serves light mode, dark mode and print. Colour-blind readers can distinguish the hues, and lines that share a chart also
+differ in dash or marker. No text from the run enters a figure, because plotly interprets tags; the page sets and escapes
+the titles.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.reports.wording import number, printable, title
+from burnish.reports.wording import finite, printable, title
 
 Row = Mapping[str, Any]
 Trace = dict[str, Any]
@@ -24,7 +25,7 @@ _LINES = (("$blue", "solid", "circle"), ("$orange", "dash", "square"))
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One figure with its words."""
+    """A figure with its title and note."""
 
     title: str
     figure: dict[str, Any]
@@ -33,8 +34,8 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Charts that are read together."""
+class ChartSection:
+    """A titled group of charts."""
 
     title: str
     charts: list[Chart]
@@ -42,8 +43,8 @@ class Section:
     folded: bool = False
 
 
-def thinned(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
-    """At most about ``points`` rows, evenly taken, with the last one and every held-out measurement kept."""
+def thin_rows(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
+    """Return about ``points`` evenly spaced rows, plus the last row and every row with a held-out measurement."""
     every = -(-len(rows) // points)
     if every <= 1:
         return list(rows)
@@ -55,34 +56,34 @@ def thinned(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
     ]
 
 
-def sections(
+def chart_sections(
     rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None, kept: int | None = None
-) -> list[Section]:
-    """All curves that the rows allow, in the order of reading; keys that nothing here knows come last, folded away.
+) -> list[ChartSection]:
+    """Return every chart that the rows have data for; unknown metrics come last, in a folded section.
 
     Args:
-        kept: step of the model that was measured after training, where that is not the last.
+        kept: step of the model that was evaluated after training, if it is not the last step.
     """
-    rows = thinned(rows)
+    rows = thin_rows(rows)
     if not rows:
         return []
     used = {"step"}
-    found = [
-        Section("Reward", list(_reward(rows, evaluation or {}, used, kept))),
-        Section("Policy", list(_policy(rows, used))),
-        Section("Text", list(_text(rows, used))),
-        Section(
+    groups = [
+        ChartSection("Reward", list(_reward(rows, evaluation or {}, used, kept))),
+        ChartSection("Policy", list(_policy(rows, used))),
+        ChartSection("Text", list(_text(rows, used))),
+        ChartSection(
             "Optimisation",
             list(_optimisation(rows, used)),
-            "The value of a policy-gradient loss carries no information about progress, because its data change with "
-            "the policy at every step; look here only for spikes.",
+            "The value of a policy-gradient loss says nothing about progress, because its data change with the policy at "
+            "every step; look only for spikes.",
         ),
-        Section("Cost", list(_cost(rows, used))),
+        ChartSection("Cost", list(_cost(rows, used))),
     ]
-    rest = sorted({key for row in rows for key, value in row.items() if number(value) is not None} - used)
+    rest = sorted({key for row in rows for key, value in row.items() if finite(value) is not None} - used)
     others = [chart for key in rest for chart in _simple(rows, key, key, used)]
-    found.append(Section("Other metrics", others, folded=True))
-    return [section for section in found if section.charts]
+    groups.append(ChartSection("Other metrics", others, folded=True))
+    return [group for group in groups if group.charts]
 
 
 def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], kept: int | None) -> Iterator[Chart]:
@@ -91,9 +92,9 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
         held_out = _held_out(rows, evaluation, "reward", kept)
         if held_out["x"]:
             traces.append(held_out)
-        note = "Mean over the completions of a step, with a band of one standard deviation among them."
+        note = "Mean over the completions of a step; the band is one standard deviation."
         if held_out["x"]:
-            note += " Diamonds: held-out prompts."
+            note += " Diamonds are held-out prompts."
         yield Chart("Reward", _figure(traces, height=320), note, wide=True)
         used |= {"reward/mean", "reward/std", "held_out/reward"}
     parts = sorted({key for row in rows for key in row if key.startswith("reward/")} - used)
@@ -105,13 +106,13 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
             traces.append(held_out)
         used |= {key, f"held_out/{key}"}
         if _has(rows, key):
-            yield Chart(f"Part: {printable(part)}", _figure(traces), "Before its weight.")
+            yield Chart(f"Reward part: {printable(part)}", _figure(traces), "Unweighted.")
     keys = sorted({key for row in rows for key in row})
     for key in (key for key in keys if key.startswith("gate/")):
-        note = "Share of completions that reached it; the others had no credit from other parts."
+        note = "Share of completions that passed; the others get no credit from the other parts."
         yield from _simple(rows, key, f"Gate: {key.removeprefix('gate/')}", used, note, layout=_SHARE)
     for key in (key for key in keys if key.startswith("weight/")):
-        yield from _simple(rows, key, f"Weight: {key.removeprefix('weight/')}", used, "By its schedule.")
+        yield from _simple(rows, key, f"Weight: {key.removeprefix('weight/')}", used, "Follows its schedule.")
     for key in sorted({key for row in rows for key in row if key.startswith("held_out/")} - used):
         used.add(key)
         metric = key.removeprefix("held_out/")
@@ -122,23 +123,23 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
 
 
 def _policy(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
-    yield from _simple(rows, "kl", "KL to the reference", used, "How far the policy has moved from where it started.")
-    yield from _simple(rows, "entropy", "Entropy", used, "Nats a token; towards zero the policy stops exploring.")
-    note = "Sampler against trainer on the same weights; about zero when all is well."
+    yield from _simple(rows, "kl", "KL to the reference", used, "Distance of the policy from its reference.")
+    yield from _simple(rows, "entropy", "Entropy", used, "Nats per token; near zero, the policy stops exploring.")
+    note = "KL between sampler and trainer with the same weights; should be close to zero."
     yield from _simple(rows, "mismatch_kl", "Mismatch KL", used, note, layout=_FROM_ZERO)
-    yield from _simple(rows, "clip_fraction", "Clipped share", used, layout=_FROM_ZERO)
+    yield from _simple(rows, "clip_fraction", "Clipped fraction", used, layout=_FROM_ZERO)
 
 
 def _text(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
     if _has(rows, "length/mean"):
-        note = "Mean with a band of one standard deviation."
+        note = "Mean; the band is one standard deviation."
         yield Chart("Length in tokens", _figure(_band(rows, "length/mean", "length/std", "length")), note)
-    yield from _simple(rows, "truncated", "Truncated share", used, "Cut off at the token limit.", layout=_SHARE)
+    yield from _simple(rows, "truncated", "Truncated fraction", used, "Cut off at the token limit.", layout=_SHARE)
     keys = [key for key in ("diversity/distinct_1", "diversity/distinct_2") if _has(rows, key)]
     if keys:
         names = {"diversity/distinct_1": "distinct-1", "diversity/distinct_2": "distinct-2"}
         traces = [_line(rows, key, names[key], index) for index, key in enumerate(keys)]
-        note = "Share of different words and of different word pairs; falling means blander."
+        note = "Share of distinct words and of distinct word pairs; lower means blander text."
         yield Chart("Diversity", _figure(traces), note)
     yield from _simple(rows, "diversity/longest_repeat", "Longest repeat", used, layout=_FROM_ZERO)
     used |= {"length/mean", "length/std", *keys}
@@ -155,15 +156,15 @@ def _cost(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
     if phases:
         bars = [_bar(rows, phase, [_value(row, f"time/{phase}") for row in rows], i) for i, phase in enumerate(phases)]
         if _has(rows, "time/step"):
-            named = [sum(_value(row, f"time/{phase}") or 0.0 for phase in phases) for row in rows]
-            whole = [_value(row, "time/step") or 0.0 for row in rows]
-            rest = [round(max(0.0, step - known), 3) for step, known in zip(whole, named, strict=True)]
-            bars.append(_bar(rows, "rest", rest, 3))
+            known = [sum(_value(row, f"time/{phase}") or 0.0 for phase in phases) for row in rows]
+            total = [_value(row, "time/step") or 0.0 for row in rows]
+            other = [round(max(0.0, step - part), 3) for step, part in zip(total, known, strict=True)]
+            bars.append(_bar(rows, "other", other, 3))
         used |= {"time/step", *(f"time/{phase}" for phase in phases)}
         layout = {"barmode": "stack", "bargap": 0.15}
-        yield Chart("Seconds a step", _figure(bars, layout=layout, legend=True))
+        yield Chart("Seconds per step", _figure(bars, layout=layout, legend=True))
     yield from _simple(rows, "tokens_per_second", "Tokens per second", used, layout=_FROM_ZERO)
-    yield from _simple(rows, "tokens", "Tokens a step", used, layout=_FROM_ZERO)
+    yield from _simple(rows, "tokens", "Tokens per step", used, layout=_FROM_ZERO)
     yield from _simple(rows, "memory/peak", "Peak memory in MB", used, layout=_FROM_ZERO)
 
 
@@ -176,13 +177,13 @@ def _simple(
 
 
 def _value(row: Row, key: str) -> float | None:
-    value = number(row.get(key))
-    # Seven significant digits are more than a pixel can show, and the page stays small.
+    value = finite(row.get(key))
+    # Seven significant digits are finer than a pixel, and rounding keeps the page small.
     return None if value is None else float(f"{value:.7g}")
 
 
 def _has(rows: Sequence[Row], key: str) -> bool:
-    return any(number(row.get(key)) is not None for row in rows)
+    return any(finite(row.get(key)) is not None for row in rows)
 
 
 def _steps(rows: Sequence[Row]) -> list[int]:
@@ -191,7 +192,7 @@ def _steps(rows: Sequence[Row]) -> list[int]:
 
 def _line(rows: Sequence[Row], key: str, name: str, index: int = 0) -> Trace:
     colour, dash, symbol = _LINES[index]
-    # Markers show single points between gaps; among many they only smear the line, and dashes tell lines apart.
+    # Markers show isolated points between gaps. Many markers would hide the line, so long runs use dashes instead.
     marked = len(rows) <= 60
     return {
         "type": "scatter",
@@ -209,7 +210,7 @@ def _band(rows: Sequence[Row], mean: str, deviation: str, name: str) -> list[Tra
     low_edge: list[float | None] = []
     high_edge: list[float | None] = []
     for row in rows:
-        middle, spread = number(row.get(mean)), number(row.get(deviation))
+        middle, spread = finite(row.get(mean)), finite(row.get(deviation))
         known = middle is not None and spread is not None
         low_edge.append(float(f"{(middle or 0.0) - (spread or 0.0):.7g}") if known else None)
         high_edge.append(float(f"{(middle or 0.0) + (spread or 0.0):.7g}") if known else None)
@@ -222,7 +223,7 @@ def _band(rows: Sequence[Row], mean: str, deviation: str, name: str) -> list[Tra
 
 
 def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str, kept: int | None) -> Trace:
-    """Held-out values where they were measured, joined by the evaluation before the first step and after the last."""
+    """Held-out values measured during training, with those of the evaluation before and after it."""
     points = {int(row["step"]): value for row in rows if (value := _value(row, f"held_out/{metric}")) is not None}
     entry = evaluation.get(metric)
     if isinstance(entry, Mapping):

@@ -1,8 +1,8 @@
-"""The report of a run: one HTML file that needs nothing else and asks nothing of any network.
+"""The HTML report of a run: one self-contained file that makes no network request.
 
-Text from models and data is material, never markup: the template escapes everything, JSON is written so that no string
-can end its script element, and a content security policy lets only the page's own two scripts run, by their hashes, so
-that even a mistake in the escaping would leave hostile text inert.
+Text from models and data is never markup: the template escapes everything, JSON is written so that no string can end its
+script element, and a content security policy allows only the page's own two scripts, by their hashes, so that hostile
+text stays inert even if escaping failed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish.reports import conclusions as verdict
-from burnish.reports import wording
+from burnish.reports import conclusions, wording
 from burnish.reports.page import charts, samples
 from burnish.reports.run_data import RunData, read_run
-from burnish.reports.wording import number
+from burnish.reports.wording import finite
 from burnish.system.files import explained, write_text
 from burnish.text import mostly_han_or_kana
 
@@ -44,11 +43,11 @@ _TABLE_ROWS = 200
 
 
 def write_report(run_folder: Path) -> Path:
-    """Writes ``report.html`` into a run folder, in one piece, from whatever the run has left there.
+    """Write ``report.html`` into a run folder, atomically, from the files that the folder has.
 
     Raises:
-        InputError: the folder holds no run.
-        BurnishError: the report cannot be written, for instance on a full disk.
+        InputError: the folder is not a run folder.
+        BurnishError: the report cannot be written, for example on a full disk.
     """
     target = run_folder / "report.html"
     page = render(read_run(run_folder))
@@ -58,29 +57,29 @@ def write_report(run_folder: Path) -> Path:
 
 
 def render(run: RunData) -> str:
-    """The page for what a run folder holds."""
+    """Return the page as HTML."""
     environment = _environment()
-    kept = next((int(step) for row in run.warnings if (step := number(row.get("kept"))) is not None), None)
-    sections = charts.sections(run.rows, run.evaluation, kept)
+    kept = next((int(step) for row in run.warnings if (step := finite(row.get("kept"))) is not None), None)
+    sections = charts.chart_sections(run.rows, run.evaluation, kept)
     figures = [chart.figure for section in sections for chart in section.charts]
     source = _plotly() if figures else ""
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8").strip()
     return environment.get_template("report.html.j2").render(
         run=run,
         facts=_facts(run),
-        verdict=verdict.verdict(run),
-        others=verdict.other_outcomes(run.evaluation),
-        blandness=verdict.blandness(run),
+        conclusion=conclusions.main_conclusion(run),
+        others=conclusions.other_outcomes(run.evaluation),
+        blandness=conclusions.blandness(run),
         warnings=_warnings(run),
         measurements=_measurements(run.evaluation),
         explanations=wording.explanations(run.evaluation),
         sections=sections,
         figures=script_json(figures),
-        columns=[(key, title) for key, title in _COLUMNS if any(number(row.get(key)) is not None for row in run.rows)],
-        table=charts.thinned(run.rows, _TABLE_ROWS),
-        compared=samples.compared(samples.pairs(run.before, run.after)),
-        trained=samples.trained(run.samples),
-        trained_step=number(run.samples[0].get("step")) if run.samples else None,
+        columns=[(key, title) for key, title in _COLUMNS if any(finite(row.get(key)) is not None for row in run.rows)],
+        table=charts.thin_rows(run.rows, _TABLE_ROWS),
+        compared=samples.rank_pairs(samples.pair_samples(run.before, run.after)),
+        trained=samples.rank_training_samples(run.samples),
+        trained_step=finite(run.samples[0].get("step")) if run.samples else None,
         environment=sorted(_flat(run.environment)),
         script=script,
         plotly=_compressed(source) if source else "",
@@ -95,7 +94,7 @@ def _compressed(source: str) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON for a script element: no string in it can end the element or a line, nor open a comment."""
+    """Return JSON for a script element, in which no string can end the element or a line, or open a comment."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -112,22 +111,21 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        # Numbers are set with a true minus; terminals and logs keep the ASCII one.
+        # The page shows a true minus sign; terminals and logs keep the ASCII hyphen.
         minus=lambda text: str(text).replace("-", "−"),
         typeset=lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", text),
         short=wording.short,
-        signed=lambda value: wording.short(value) if (number(value) or 0) <= 0 else f"+{wording.short(value)}",
+        signed=lambda value: wording.short(value) if (finite(value) or 0) <= 0 else f"+{wording.short(value)}",
         visible=samples.visible,
         language=lambda text: Markup(_language(text)),
-        # Only for what this package wrote itself: its script, and JSON out of script_json.
+        # Only for text that this package wrote: its script, and JSON from script_json.
         trusted=Markup,
     )
     return environment
 
 
 def _language(text: str) -> str:
-    """The attribute that lets a browser choose the glyphs, and a screen reader the voice, of a text in another language
-    than the page's."""
+    """Return a ``lang`` attribute for Chinese or Japanese text, which selects glyphs and a screen reader's voice."""
     if not mostly_han_or_kana(text):
         return ""
     return ' lang="ja"' if re.search("[\u3040-\u30ff]", text) else ' lang="zh"'
@@ -144,43 +142,43 @@ def _hash(script: str) -> str:
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """The line under the title: what was trained, on what, how, for how long."""
+    """Return the facts under the title: model, task, algorithm, steps, cost and seed."""
 
-    def of(*path: str) -> str:
+    def key(*path: str) -> str:
         value: Any = run.recipe
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
         return "" if value is None else samples.visible(value)
 
-    steps = f"{run.steps_done} of {run.steps_wanted}" if run.steps_wanted else str(run.steps_done)
+    steps = f"{run.steps_done} of {run.total_steps}" if run.total_steps else str(run.steps_done)
     seconds, memory = wording.training_cost(run.rows)
     facts = [
-        ("model", _model(of("policy", "use"), of("policy", "model"), of("policy", "module"))),
-        ("task", of("task", "use")),
-        ("algorithm", of("algorithm", "use")),
+        ("model", _model(key("policy", "use"), key("policy", "model"), key("policy", "module"))),
+        ("task", key("task", "use")),
+        ("algorithm", key("algorithm", "use")),
         ("steps", steps),
         ("training time", wording.duration(seconds) if seconds else ""),
         ("peak memory", wording.gigabytes(memory) if memory else ""),
-        ("seed", of("seed")),
+        ("seed", key("seed")),
     ]
     return [(name, value) for name, value in facts if value]
 
 
 def _model(use: str, model: str, module: str) -> str:
-    """What a policy is called: by where its weights come from, where they come from anywhere."""
+    """Return the name of the policy: its model or module, or its kind if it has neither."""
     return module if use == "module" else use if use in ("lstm", "tabular") else model
 
 
 def _warnings(run: RunData) -> list[tuple[str, str]]:
-    """(when, what), with warnings of one wording told once."""
+    """Return (steps, text) of each distinct warning."""
     steps: dict[str, list[int]] = {}
     for row in run.warnings:
-        step = number(row.get("step"))
+        step = finite(row.get("step"))
         steps.setdefault(samples.visible(row.get("text")), []).extend([] if step is None else [int(step)])
-    return [(_when(sorted(set(at))), text) for text, at in steps.items()]
+    return [(_format_steps(sorted(set(numbers))), text) for text, numbers in steps.items()]
 
 
-def _when(steps: list[int]) -> str:
+def _format_steps(steps: list[int]) -> str:
     if not steps:
         return ""
     if steps == [0]:
@@ -191,13 +189,13 @@ def _when(steps: list[int]) -> str:
 
 
 def _measurements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One dict a metric for the evaluation table and its interval plot."""
-    found = []
+    """Return one dict per metric for the evaluation table and its interval plot."""
+    rows = []
     for metric in wording.ordered(evaluation):
         entry = evaluation[metric]
         places = wording.decimals(entry)
-        word = wording.reading(entry)
-        found.append(
+        result = wording.result(entry)
+        rows.append(
             {
                 "title": wording.title(metric),
                 "arrow": wording.ARROWS.get(str(entry.get("better")), ""),
@@ -206,17 +204,17 @@ def _measurements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "difference": wording.fixed(entry.get("difference"), places, sign=True),
                 "interval": wording.interval_text(entry),
                 "p": wording.p_text(entry),
-                "reading": word,
-                "tone": word if word in ("better", "worse") else "plain",
+                "result": result,
+                "tone": result if result in ("better", "worse") else "plain",
                 "plot": _forest(entry),
             }
         )
-    return found
+    return rows
 
 
 def _forest(entry: Mapping[str, Any]) -> dict[str, float] | None:
-    """Places in percent of the plot's width: zero in the middle, the row's farthest end near the edge."""
-    ends, difference = wording.interval(entry), number(entry.get("difference"))
+    """Return positions in percent of the plot's width, with zero in the middle and the farthest end near the edge."""
+    ends, difference = wording.interval(entry), finite(entry.get("difference"))
     if ends is None or difference is None:
         return None
     reach = max(abs(ends[0]), abs(ends[1]), abs(difference)) or 1.0

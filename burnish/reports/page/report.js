@@ -1,15 +1,15 @@
 (() => {
   "use strict";
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const places = [...document.querySelectorAll("[data-figure]")];
+  const elements = [...document.querySelectorAll("[data-figure]")];
   let ready = false;
 
-  // "$blue" in a figure is the style sheet's --blue, so light, dark and print need no second copy of the figures.
-  const painted = (value, style) => {
+  // "$blue" in a figure stands for the style sheet's --blue, so one figure serves light mode, dark mode and print.
+  const resolveColours = (value, style) => {
     if (typeof value === "string") return value.startsWith("$") ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
-    if (Array.isArray(value)) return typeof value[0] === "object" ? value.map((item) => painted(item, style)) : value;
+    if (Array.isArray(value)) return typeof value[0] === "object" ? value.map((item) => resolveColours(item, style)) : value;
     if (value && typeof value === "object")
-      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, painted(item, style)]));
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolveColours(item, style)]));
     return value;
   };
 
@@ -18,10 +18,10 @@
     exponentformat: "e", fixedrange: true, ...more,
   });
 
-  const draw = (place) => {
-    if (!ready || place.closest("details:not([open])")) return;
+  const draw = (element) => {
+    if (!ready || element.closest("details:not([open])")) return;
     const style = getComputedStyle(document.documentElement);
-    const figure = figures[Number(place.dataset.figure)];
+    const figure = figures[Number(element.dataset.figure)];
     const layout = {
       ...figure.layout,
       font: { family: style.getPropertyValue("--sans"), size: 11.5, color: "$muted" },
@@ -33,10 +33,10 @@
       xaxis: axis({ showgrid: false, rangemode: "nonnegative", nticks: 8, tickformat: "d", hoverformat: "d" }),
       yaxis: axis({ nticks: 6, zeroline: false, ...(figure.layout.yaxis || {}) }),
     };
-    // react() may keep parts of what it is given, so it gets its own copy each time.
-    window.Plotly.react(place, painted(figure.data, style), painted(layout, style), { displayModeBar: false, responsive: true });
+    // react() may keep references to its arguments, so it gets a new copy each time.
+    window.Plotly.react(element, resolveColours(figure.data, style), resolveColours(layout, style), { displayModeBar: false, responsive: true });
   };
-  const drawAll = () => places.forEach(draw);
+  const drawAll = () => elements.forEach(draw);
 
   const load = async () => {
     const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
@@ -45,7 +45,7 @@
     script.textContent = source;
     document.head.append(script);
     if (!window.Plotly) throw new Error("the chart library did not start");
-    places.forEach((place) => place.replaceChildren());
+    elements.forEach((element) => element.replaceChildren());
     ready = true;
     drawAll();
     document.documentElement.dataset.charts = "drawn";
@@ -53,9 +53,9 @@
 
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", drawAll);
   for (const fold of document.querySelectorAll("details")) fold.addEventListener("toggle", () => fold.querySelectorAll("[data-figure]").forEach(draw));
-  if (places.length)
+  if (elements.length)
     load().catch((error) => {
       document.documentElement.dataset.charts = "failed";
-      places.forEach((place) => { place.textContent = "This browser cannot draw the charts (" + error.message + "); the numbers are in the table below."; });
+      elements.forEach((element) => { element.textContent = "This browser cannot draw the charts (" + error.message + "); the numbers are in the table below."; });
     });
 })();

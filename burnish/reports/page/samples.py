@@ -1,4 +1,4 @@
-"""Which texts the report shows, and how text from a model is made fit to be shown."""
+"""The samples that the report shows, and the escaping of invisible characters in them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.reports.wording import number
+from burnish.reports.wording import finite
 
-SHOWN, MORE = 3, 9
-"""Texts of a kind that are open to the eye, and those folded away after them."""
+OPEN, FOLDED = 3, 9
+"""Samples per list that are shown directly, and those behind a fold."""
 MAX_CHARACTERS = 4000
 
-# Characters without a look of their own are shown by their name: control characters, and those that turn the reading
-# order around, by which a text could pretend to be another. Marks that scripts need (joiners, LRM, RLM) stay.
+# Control characters and those that reverse the reading order, with which a text could pose as another, are shown by
+# code point. Marks that scripts need (joiners, LRM, RLM) stay.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """One answer with its judgement."""
+class ScoredText:
+    """One completion with its reward, parts and notes."""
 
     text: str
     reward: float | None
@@ -30,25 +30,26 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The answers to one prompt before and after training."""
+class SamplePair:
+    """The completions of one prompt before and after training."""
 
     label: str
     prompt: str
     reference: str
-    before: Text
-    after: Text
+    before: ScoredText
+    after: ScoredText
 
     @property
     def gain(self) -> float | None:
+        """Change of the reward, or None if a reward is unknown."""
         if self.before.reward is None or self.after.reward is None:
             return None
         return self.after.reward - self.before.reward
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A titled list of texts: the first ones open, the rest folded."""
+class SampleList:
+    """A titled list of samples: the first ones shown, the others folded."""
 
     title: str
     note: str
@@ -57,7 +58,7 @@ class Shown:
 
 
 def visible(text: Any) -> str:
-    """Text from outside as a reader should see it; the template escapes it after this."""
+    """Make invisible characters visible and shorten long text; the template escapes the result."""
     plain = "" if text is None else str(text)
     left = len(plain) - MAX_CHARACTERS
     plain = plain[:MAX_CHARACTERS].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
@@ -65,57 +66,59 @@ def visible(text: Any) -> str:
     return plain + (f" … ({left:,} more characters)" if left > 0 else "")
 
 
-def _set(text: Any) -> str:
-    # A continuation begins with the space that parts it from its prompt; set by itself it needs none.
+def _continuation(text: Any) -> str:
+    # A continuation starts with the space after its prompt, which is not needed when it is shown alone.
     return visible(text).removeprefix(" ")
 
 
-def pairs(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Rows joined by prompt and by the sample's place among that prompt's rows; rows without a partner are left out."""
+def pair_samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[SamplePair]:
+    """Pair rows by prompt and by their index among that prompt's rows; rows without a partner are left out."""
     partners = {key: row for key, row in _keyed(after)}
-    found = []
+    pairs = []
     for key, row in _keyed(before):
         if (partner := partners.get(key)) is not None:
             label = visible(key[0]) + (f", sample {key[1] + 1}" if key[1] else "")
-            prompt, reference = visible(row.get("prompt")), _set(row.get("reference"))
-            found.append(Pair(label, prompt, reference, _text(row, "text"), _text(partner, "text")))
-    return found
+            prompt, reference = visible(row.get("prompt")), _continuation(row.get("reference"))
+            pairs.append(SamplePair(label, prompt, reference, _text(row, "text"), _text(partner, "text")))
+    return pairs
 
 
-def compared(found: Sequence[Pair]) -> list[Shown]:
-    """Biggest gains, biggest losses, and the first ones as they come, which nobody picked."""
-    ranked = sorted((pair for pair in found if pair.gain), key=lambda pair: pair.gain or 0.0, reverse=True)
+def rank_pairs(pairs: Sequence[SamplePair]) -> list[SampleList]:
+    """Return the first pairs of the held-out set, the largest gains and the largest losses."""
+    ranked = sorted((pair for pair in pairs if pair.gain), key=lambda pair: pair.gain or 0.0, reverse=True)
     gains = [pair for pair in ranked if (pair.gain or 0.0) > 0]
     losses = [pair for pair in reversed(ranked) if (pair.gain or 0.0) < 0]
-    ties = len(found) - len(gains) - len(losses)
-    count = f"{len(gains)} of {len(found)} answers gained, {len(losses)} lost" + (f", {ties} stayed." if ties else ".")
+    ties = len(pairs) - len(gains) - len(losses)
+    count = f"Of {len(pairs)} completions, {len(gains)} gained and {len(losses)} lost reward" + (
+        f"; {ties} did not change." if ties else "."
+    )
     groups = [
-        _shown("Unpicked", "The first prompts of the held-out set, whatever they show.", found),
-        _shown("Biggest gains", count, gains),
-        _shown("Biggest losses", "", losses),
+        _list("First prompts", "The first prompts of the held-out set, not selected by result.", pairs),
+        _list("Largest gains", count, gains),
+        _list("Largest losses", "", losses),
     ]
     return [group for group in groups if group.first]
 
 
-def trained(rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
-    """Best and worst training samples of one step, each with its prompt. No sample is in both lists."""
-    known = [row for row in rows if number(row.get("reward")) is not None]
-    ranked = sorted(known, key=lambda row: number(row.get("reward")) or 0.0, reverse=True)
+def rank_training_samples(rows: Sequence[Mapping[str, Any]]) -> list[SampleList]:
+    """Return the best and the worst training samples of a step; no sample is in both lists."""
+    known = [row for row in rows if finite(row.get("reward")) is not None]
+    ranked = sorted(known, key=lambda row: finite(row.get("reward")) or 0.0, reverse=True)
     half = (len(ranked) + 1) // 2
     groups = [
-        _shown("Best", "", [_trained(row) for row in ranked[:half]]),
-        _shown("Worst", "", [_trained(row) for row in ranked[half:][::-1]]),
+        _list("Best", "", [_training_sample(row) for row in ranked[:half]]),
+        _list("Worst", "", [_training_sample(row) for row in ranked[half:][::-1]]),
     ]
     return [group for group in groups if group.first]
 
 
-def _trained(row: Mapping[str, Any]) -> tuple[str, str, Text]:
+def _training_sample(row: Mapping[str, Any]) -> tuple[str, str, ScoredText]:
     return visible(row.get("prompt_id")), visible(row.get("prompt")), _text(row, "completion")
 
 
-def _shown(title: str, note: str, items: Iterable[Any]) -> Shown:
+def _list(title: str, note: str, items: Iterable[Any]) -> SampleList:
     items = list(items)
-    return Shown(title, note, items[:SHOWN], items[SHOWN : SHOWN + MORE])
+    return SampleList(title, note, items[:OPEN], items[OPEN : OPEN + FOLDED])
 
 
 def _keyed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, int], Mapping[str, Any]]]:
@@ -128,16 +131,16 @@ def _keyed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, int], Map
     return keyed
 
 
-def _text(row: Mapping[str, Any], key: str) -> Text:
+def _text(row: Mapping[str, Any], key: str) -> ScoredText:
     parts = row.get("parts")
     flags = row.get("flags")
     notes = [f"flag: {visible(flag)}" for flag in flags] if isinstance(flags, list) else []
-    if (advantage := number(row.get("advantage"))) is not None:
+    if (advantage := finite(row.get("advantage"))) is not None:
         notes.insert(0, f"advantage {advantage:+.2f}")
-    return Text(
-        _set(row.get(key)),
-        number(row.get("reward")),
-        [(visible(name), number(value)) for name, value in parts.items()] if isinstance(parts, Mapping) else [],
+    return ScoredText(
+        _continuation(row.get(key)),
+        finite(row.get("reward")),
+        [(visible(name), finite(value)) for name, value in parts.items()] if isinstance(parts, Mapping) else [],
         row.get("finish_reason") == "length",
         notes,
     )

@@ -1,1 +1,1 @@
-"""What a person or a program at the terminal sees: progress, tables, the exactness check."""
+"""Terminal output: progress, tables and the results of the exactness check."""

@@ -1,4 +1,4 @@
-"""The table of ``burnish verify`` and the curve of the toy."""
+"""The output of ``burnish verify``: a table per estimator and a plot of the toy run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ ROWS = 8
 
 
 def print_findings(findings: Sequence[Finding], world: World, *, samples: int, group: int) -> None:
-    """Prints, for every estimator, the exact gradient, the estimator's mean with its standard error, bias and variance."""
-    print(f"{samples:,} estimates each, {group} samples an estimate, in the world of 我爱你。 (J = 0.24)")
-    print("bias: the exact expectation over all pairs of sequences (G = 2), minus the exact gradient")
+    """Print each estimator's exact gradient, mean with standard error, bias and variance."""
+    print(f"{samples:,} estimates per estimator, {group} samples per estimate, in the world of 我爱你。 (J = 0.24)")
+    print("bias: exact expectation over all pairs of sequences (G = 2) minus the exact gradient")
     names = [*world.vocabulary, "start"]
     header = f"    {'d/dlogit':12}{'exact':>10}{'mean':>12}  {'standard error':<16}{'bias':>9}"
     for finding in findings:
         estimator = finding.estimator
-        print(f"\n{estimator.name}  ->  {estimator.target}:  {_verdict(finding)}")
+        print(f"\n{estimator.name}  ->  {estimator.target}:  {_conclusion(finding)}")
         print(header)
         for row, token in ((len(world.vocabulary), 0), (0, 1), (1, 2)):
             print(
-                f"    {_padded(world.vocabulary[token] + '|' + names[row], 12)}"
+                f"    {_pad(world.vocabulary[token] + '|' + names[row], 12)}"
                 f"{finding.exact[row, token]:+10.5f}{finding.mean[row, token]:+12.5f}  "
                 f"± {finding.standard_error[row, token]:<14.5f}{finding.bias[row, token]:+9.1e}"
             )
         print(
-            f"    all components: largest distance {finding.deviation:.2f} SE (chance allows {finding.limit:.2f}), "
+            f"    all components: largest deviation {finding.deviation:.2f} SE (limit {finding.limit:.2f}), "
             f"variance {finding.variance:.4f}"
         )
         if estimator.why:
@@ -40,7 +40,7 @@ def print_findings(findings: Sequence[Finding], world: World, *, samples: int, g
 
 
 def findings_json(findings: Sequence[Finding], world: World, *, samples: int, group: int, seed: int) -> dict[str, Any]:
-    """The same for a program."""
+    """Return the findings as JSON-compatible data."""
     from burnish.exactness.verify import as_rows
 
     return {
@@ -55,24 +55,24 @@ def findings_json(findings: Sequence[Finding], world: World, *, samples: int, gr
     }  # fmt: skip
 
 
-def _padded(text: str, width: int) -> str:
-    # A Chinese character takes two columns.
+def _pad(text: str, width: int) -> str:
+    # A Chinese character is two columns wide.
     return text + " " * (width - cell_len(text))
 
 
-def _verdict(finding: Finding) -> str:
+def _conclusion(finding: Finding) -> str:
     if finding.agrees:
-        return "unbiased" if finding.estimator.unbiased else "no bias seen"
-    return "WRONG: biased, and it claims not to be" if finding.estimator.unbiased else "biased, by design"
+        return "unbiased" if finding.estimator.unbiased else "no bias detected"
+    return "WRONG: biased, but claims to be unbiased" if finding.estimator.unbiased else "biased, by design"
 
 
 def plot_rewards(values: Sequence[float], width: int = 75) -> None:
-    """A curve of mean rewards between 0 and 1, in characters; each column is the mean of its share of the steps."""
+    """Plot mean rewards between 0 and 1 with characters; each column is the mean of several steps."""
     console = Console()
     width = min(width, len(values))
-    edges = [round(place * len(values) / width) for place in range(width + 1)]
+    edges = [round(column * len(values) / width) for column in range(width + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    console.print(f"\nthe share of samples that say 我爱你。, over {len(values)} steps of rloo", highlight=False)
+    console.print(f"\nshare of samples that say 我爱你。 over {len(values)} steps of rloo", highlight=False)
     blocks = " ▁▂▃▄▅▆▇█"
     for row in range(ROWS - 1, -1, -1):
         line = "".join(blocks[max(0, min(8, round((mean * ROWS - row) * 8)))] for mean in means)

@@ -1,4 +1,4 @@
-"""The live panel's looks."""
+"""The live panel, drawn with Rich."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from burnish.reports.terminal.run_state import RunState, in_bytes, sparkline, trend
-from burnish.reports.wording import amount, duration, number, printable, short
+from burnish.reports.wording import amount, duration, finite, printable, short
 
 Phase = tuple[str, int, int] | None
 
 
 def panel(state: RunState, phase: Phase, warning: str, warnings: int) -> RenderableType:
-    """Steps, reward with its trend, the step's main numbers, the phase under way, the latest warning."""
+    """Return the panel: steps, reward with its trend, main metrics, current phase and latest warning."""
     rows: list[RenderableType] = []
     if state.steps:
-        rows.append(_bar(f"step {state.done}/{state.steps}", state.done, state.steps, _left(state)))
-        rows += [_rewards(state), _numbers(state)]
+        rows.append(_bar(f"step {state.done}/{state.steps}", state.done, state.steps, _time_left(state)))
+        rows += [_objective(state), _metrics(state)]
     if phase is not None:
         name, done, total = phase
         rows.append(_bar(printable(name), done, total, amount(done, total, in_bytes=in_bytes(name))))
@@ -30,7 +30,7 @@ def panel(state: RunState, phase: Phase, warning: str, warnings: int) -> Rendera
     return Panel(Group(*rows), title=title, title_align="left", border_style="dim", padding=(0, 1))
 
 
-def _left(state: RunState) -> str:
+def _time_left(state: RunState) -> str:
     if state.done >= state.steps:
         return "done"
     return f"{duration(state.time_left)} left" if state.seconds else "starting"
@@ -48,25 +48,22 @@ def _bar(label: str, done: int, total: int, right: str) -> RenderableType:
     return grid
 
 
-def _rewards(state: RunState) -> RenderableType:
+def _objective(state: RunState) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
-    word, metric = state.aim
+    word, metric = state.objective
     line.append(f"{word} ", style="dim").append(short(state.row.get(metric)), style="bold")
     if state.rewards:
         arrow = trend(state.rewards)
         line.append(f"  {sparkline(state.rewards)} ", style="cyan")
         line.append({"↗": "↗ rising", "↘": "↘ falling"}.get(arrow, "→ no clear trend"))
-    if state.held_out:
-        step, value = state.held_out[-1]
-        line.append("   held-out ", style="dim").append(f"{short(value)} (step {step})")
     return line
 
 
-def _numbers(state: RunState) -> RenderableType:
+def _metrics(state: RunState) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
     shown = (("kl", "KL"), ("entropy", "entropy"), ("length/mean", "length"), ("tokens_per_second", "tokens/s"))
     for key, word in shown:
-        value = number(state.row.get(key))
+        value = finite(state.row.get(key))
         text = short(value) if value is None or key != "tokens_per_second" else f"{value:.0f}"
         line.append(f"{word} ", style="dim").append(f"{text}   ")
     return line

@@ -1,7 +1,7 @@
-"""Observers that tell the person or the program at the terminal how a run is getting on.
+"""Observers that print the progress of a run.
 
-All of them implement ``burnish.protocols.Observer``. Progress goes to standard error, so that standard output carries
-results alone; only ``JsonProgress`` writes to standard output, because there its lines are the result.
+They implement ``burnish.protocols.Observer``. Progress goes to standard error, so that standard output has only results;
+``JsonProgress`` writes to standard output, because its lines are the result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from burnish.protocols import Observer
 from burnish.reports.terminal.run_state import RunState, in_bytes
-from burnish.reports.wording import amount, duration, number, printable, short
+from burnish.reports.wording import amount, duration, finite, printable, short
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,9 +23,9 @@ _PHASE_LINES = 10
 
 
 def make_observer(*, quiet: bool = False, json: bool = False, console: Console | None = None) -> Observer:
-    """The observer that fits the options and the output.
+    """Return the observer for the given options and output.
 
-    ``quiet`` goes before ``json``: together they leave standard output to what the verb itself prints at its end.
+    ``quiet`` takes precedence over ``json``: with both, only the verb's own JSON reaches standard output.
     """
     if quiet:
         return QuietProgress()
@@ -40,7 +40,7 @@ def make_observer(*, quiet: bool = False, json: bool = False, console: Console |
 
 
 class _Lines:
-    """Writes whole lines and never stops a run: a closed pipe or a full disk only ends the output."""
+    """A writer of whole lines that never stops a run: a closed pipe or a full disk only ends the output."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
@@ -57,7 +57,7 @@ class _Lines:
 
 
 class QuietProgress:
-    """Says nothing but warnings, on standard error."""
+    """Warnings only, on standard error."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._lines = _Lines(stream or sys.stderr)
@@ -76,7 +76,7 @@ class QuietProgress:
 
 
 class PlainProgress:
-    """One line a step and at most ten lines a phase: for logs, pipes and terminals that cannot move the cursor."""
+    """One line per step and at most ten lines per phase, for logs, pipes and terminals without cursor movement."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._lines = _Lines(stream or sys.stderr)
@@ -95,13 +95,11 @@ class PlainProgress:
         state = self._state
         state.update(metrics)
         parts = [f"step {state.done:>{len(str(state.steps))}}/{state.steps}"]
-        word, metric = state.aim
+        word, metric = state.objective
         parts.append(f"{word} {short(metrics.get(metric))}")
-        parts += [f"{word} {short(metrics[key])}" for key, word in _SHOWN if number(metrics.get(key)) is not None]
-        if number(metrics.get("tokens_per_second")) is not None:
+        parts += [f"{word} {short(metrics[key])}" for key, word in _SHOWN if finite(metrics.get(key)) is not None]
+        if finite(metrics.get("tokens_per_second")) is not None:
             parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
-        if number(metrics.get("held_out/reward")) is not None:
-            parts.append(f"held-out reward {short(metrics['held_out/reward'])}")
         if state.done < state.steps:
             parts.append(f"{duration(state.time_left)} left")
         self._lines.write("  ".join(parts))
@@ -119,9 +117,9 @@ class PlainProgress:
 
 
 class JsonProgress:
-    """One JSON object a line on standard output: {"event": "message" | "start" | "step" | "progress" | "finish", ...}.
+    """One JSON object per line on standard output: {"event": "message" | "start" | "step" | "progress" | "finish", ...}.
 
-    Numbers that are not finite become null, since JSON knows none of them.
+    Numbers that are not finite become null, because JSON cannot express them.
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
@@ -143,14 +141,14 @@ class JsonProgress:
         self._write("finish")
 
     def _write(self, event: str, **fields: Any) -> None:
-        # ASCII: nothing then depends on the encoding of the pipe, and a lone surrogate in model text stays an escape.
-        self._lines.write(json_module.dumps({"event": event, **_finite(fields)}, allow_nan=False, default=str))
+        # ASCII output does not depend on the encoding of the pipe, and a lone surrogate in model text stays an escape.
+        self._lines.write(json_module.dumps({"event": event, **_jsonable(fields)}, allow_nan=False, default=str))
 
 
 class LiveProgress:
-    """A panel that is redrawn in place; messages scroll by above it.
+    """A panel that is redrawn in place, with messages scrolling above it.
 
-    Whoever drives it calls ``finish`` however the run ends, since that gives the cursor back.
+    The caller must call ``finish`` however the run ends, because it restores the cursor.
     """
 
     def __init__(self, console: Console | None = None, *, auto_refresh: bool = True) -> None:
@@ -203,7 +201,7 @@ class LiveProgress:
                 get_renderable=self.render,
                 auto_refresh=self._auto_refresh,
                 refresh_per_second=4,
-                # Before the run has begun there is only a download or a start to watch: nothing worth keeping.
+                # Before the run starts, the panel shows only a download, which need not stay on the screen.
                 transient=not self._state.steps,
             )
             self._live.start()
@@ -212,12 +210,12 @@ class LiveProgress:
         self._refresh()
 
     def _refresh(self) -> None:
-        # With a refreshing thread the next frame comes by itself; drawing here too would only slow short steps down.
+        # The refresh thread draws the next frame; drawing here too would slow down short steps.
         if self._live is not None and not self._auto_refresh:
             self._live.refresh()
 
     def render(self) -> RenderableType:
-        """The panel as it stands."""
+        """Return the current panel."""
         from burnish.reports.terminal.panel import panel
 
         return panel(self._state, self._phase, self._warning, self._warnings)
@@ -226,11 +224,11 @@ class LiveProgress:
 _SHOWN = (("kl", "kl"), ("entropy", "entropy"), ("length/mean", "length"))
 
 
-def _finite(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_jsonable(item) for item in value]
     if isinstance(value, float):
-        return number(value)
+        return finite(value)
     return value

@@ -1,4 +1,4 @@
-"""What the progress observers remember of a run, and what they make of it."""
+"""The state of a run that the progress observers share, and figures derived from it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from burnish.reports.wording import number, printable
+from burnish.reports.wording import finite, printable
 
 BARS = "▁▂▃▄▅▆▇█"
 _RECENT = 15
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
-    """The last ``width`` values as small bars between their own minimum and maximum."""
+    """Draw the last ``width`` values as bars between their minimum and maximum."""
     shown = values[-width:]
     low, high = min(shown, default=0.0), max(shown, default=0.0)
     if high == low:
@@ -23,7 +23,7 @@ def sparkline(values: list[float], width: int = 24) -> str:
 
 
 def trend(values: list[float]) -> str:
-    """ "↗" or "↘" where the least-squares slope is more than two standard errors from zero, else "→"."""
+    """Return "↗" or "↘" if the least-squares slope is more than two standard errors from zero, else "→"."""
     n = len(values)
     if n < 4:
         return "→"
@@ -38,45 +38,45 @@ def trend(values: list[float]) -> str:
 
 @dataclass
 class RunState:
-    """What the observers remember of a run."""
+    """Progress of a run: its steps, its objective over time and the duration of its steps."""
 
     name: str = ""
     steps: int = 0
     done: int = 0
     row: Mapping[str, Any] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)
+    """The objective at each step."""
     seconds: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
 
     @property
-    def aim(self) -> tuple[str, str]:
-        """What a run is about, in a word and as a metric: its reward, or its loss where it has none."""
+    def objective(self) -> tuple[str, str]:
+        """Label and metric of what the run optimises: the reward, or the loss if it has no reward."""
         return ("loss", "loss") if "loss" in self.row and "reward/mean" not in self.row else ("reward", "reward/mean")
 
     def start(self, name: str, steps: int, first_step: int) -> None:
+        """Begin or resume a run at ``first_step``."""
         self.name, self.steps, self.done = printable(name), steps, max(0, first_step - 1)
 
     def update(self, row: Mapping[str, Any]) -> None:
+        """Record the metrics of a finished step."""
         self.row = row
-        step = number(row.get("step"))
+        step = finite(row.get("step"))
         self.done = self.done + 1 if step is None else int(step)
-        if (reward := number(row.get(self.aim[1]))) is not None:
+        if (reward := finite(row.get(self.objective[1]))) is not None:
             self.rewards.append(reward)
-        phases = [number(row.get(f"time/{phase}")) for phase in ("generate", "score", "update")]
-        spent = number(row.get("time/step")) or sum(phase for phase in phases if phase)
+        phases = [finite(row.get(f"time/{phase}")) for phase in ("generate", "score", "update")]
+        spent = finite(row.get("time/step")) or sum(phase for phase in phases if phase)
         if spent > 0:
             self.seconds.append(spent)
-        if (held_out := number(row.get("held_out/reward"))) is not None:
-            self.held_out.append((self.done, held_out))
 
     @property
     def time_left(self) -> float | None:
-        """Seconds: the median of recent steps, so that one slow step moves nothing, times the steps to come."""
+        """Seconds left: the median of recent steps, which ignores a single slow step, times the steps left."""
         if not self.seconds:
             return None
         return statistics.median(self.seconds[-_RECENT:]) * max(0, self.steps - self.done)
 
 
 def in_bytes(phase: str) -> bool:
-    """The protocol carries no unit; a phase that moves files says so by its first word."""
+    """Return whether a phase counts bytes; the protocol has no unit, so its first word decides."""
     return phase.lower().startswith(("download", "fetch"))

@@ -1,4 +1,4 @@
-"""The evaluation as a table for the terminal."""
+"""The evaluation table and the calibration table of the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 
 from burnish.reports import wording
 
-# Colour only repeats what the word says.
+# Colour repeats the word, so the table reads the same without it.
 _STYLES = {"better": "green", "worse": "red"}
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """Held-out measurements before and after training, one row a metric, significance said in words.
+    """Return the held-out metrics before and after training, one row per metric, with the result in words.
 
     Args:
         evaluation: the content of ``evaluation.json``; see ``burnish.reports.wording``.
@@ -38,26 +38,26 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     table.add_column("after", justify="right", no_wrap=True)
     table.add_column("difference [95% interval]", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
-    table.add_column("reading", no_wrap=True)
+    table.add_column("result", no_wrap=True)
     for metric in wording.ordered(evaluation):
         entry = evaluation[metric]
         places = wording.decimals(entry)
         arrow = wording.ARROWS.get(str(entry.get("better")), "")
         difference = wording.fixed(entry.get("difference"), places, sign=True)
-        word = wording.reading(entry)
+        result = wording.result(entry)
         table.add_row(
             Text(f"{wording.title(metric)}\u00a0{arrow}" if arrow else wording.title(metric)),
             wording.fixed(entry.get("before"), places),
             wording.fixed(entry.get("after"), places),
             Text(difference if wording.interval(entry) is None else f"{difference} {wording.interval_text(entry)}"),
             wording.p_text(entry),
-            Text(word, style=_STYLES.get(word, "")),
+            Text(result, style=_STYLES.get(result, "")),
         )
     return table
 
 
 def plain_text(evaluation: Mapping[str, Any], width: int = 100) -> str:
-    """The same table as plain lines of at most ``width`` columns, for logs and pipes; nothing is cut."""
+    """Format the table as plain lines of at most ``width`` columns, for logs and pipes; nothing is truncated."""
     lines = StringIO()
     console = Console(file=lines, width=width, color_system=None, force_terminal=False, legacy_windows=False)
     console.print(evaluation_table(evaluation))
@@ -66,12 +66,12 @@ def plain_text(evaluation: Mapping[str, Any], width: int = 100) -> str:
 
 
 def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the table where the console is a terminal wide enough for it, else its plain text."""
+    """Print the table if the console is a terminal that is wide enough, else its plain text."""
     console = console or Console()
     if console.is_terminal and console.width >= 90:
         console.print(evaluation_table(evaluation))
         return
-    # An output that cannot carry an arrow must not end a run that has just succeeded.
+    # An output that cannot encode an arrow must not fail a run that has just succeeded.
     text = plain_text(evaluation)
     encoding = getattr(console.file, "encoding", None) or "utf-8"
     if text != text.encode(encoding, errors="replace").decode(encoding):
@@ -82,18 +82,18 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
     console.file.flush()
 
 
-def print_calibration(found: Mapping[str, Any]) -> None:
-    """A reward model's reliability table: how sure it was, and how often it was right.
+def print_calibration(calibration: Mapping[str, Any]) -> None:
+    """Print a reward model's reliability table: stated confidence against accuracy.
 
     Args:
-        found: the content of ``calibration.json``.
+        calibration: the content of ``calibration.json``.
     """
     print(
-        f"\nCalibration over {found['pairs']} held-out pairs: error {found['error']:.3f} (a perfectly calibrated judge: "
-        f"{found['by_chance']:.3f} by chance, at most {found['by_chance_95']:.3f} in 95 of 100)"
+        f"\nCalibration over {calibration['pairs']} held-out pairs: error {calibration['error']:.3f} (perfect calibration "
+        f"would give {calibration['by_chance']:.3f} on average, at most {calibration['by_chance_95']:.3f} in 95% of cases)"
     )
-    print("stated confidence      pairs   mean stated   was right")
-    for row in found["table"]:
+    print("confidence             pairs   mean conf.    accuracy")
+    for row in calibration["table"]:
         print(
             f"{row['low']:.2f} to {row['high']:.2f}{row['pairs']:15}{row['confidence']:14.3f}{row['accuracy']:12.3f}"
         )  # fmt: skip
@@ -103,8 +103,8 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
     sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
     notes = [
-        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. "
-        "A reading other than 'no clear change' means that the 95% interval excludes zero and p < 0.05."
+        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. A metric counts as changed only if the 95% "
+        "interval of its difference excludes zero and p < 0.05."
     ]
     notes += [
         f"{wording.title(metric)}: {text}."
@@ -112,5 +112,5 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
         if metric in evaluation and metric.endswith("perplexity")
     ]
     if any(metric.startswith("metric/") for metric in evaluation):
-        notes.append(f"metric: {wording.MEASURED}.")
+        notes.append(f"metric: {wording.METRIC}.")
     return Text(" ".join(notes))

@@ -1,4 +1,4 @@
-"""The HTML report: what it says, that model text stays text, and that any remains of a run make a page."""
+"""The HTML report: its conclusions, its escaping of model text, and reports of incomplete runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import BurnishError, InputError
-from burnish.reports import conclusions as verdict
+from burnish.reports.conclusions import blandness, main_conclusion, other_outcomes
 from burnish.reports.page import charts, html, samples
 from burnish.reports.page.html import script_json, write_report
 from burnish.reports.run_data import RunData, read_run
@@ -27,7 +27,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """Elements, and the text outside script and style."""
+    """A parsed page: its elements, scripts, and the text outside script and style."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(autouse=True)
 def small_plotly(monkeypatch):
-    """Packing the real chart library takes half a second and is tested once."""
+    """Replace the chart library, which takes half a second to compress and is tested once."""
     monkeypatch.setattr(html, "_plotly", lambda: "window.Plotly = {}")
 
 
@@ -80,21 +80,22 @@ def entry(before, after, low, high, p=0.01, better="higher", n=60):
     }
 
 
-def test_the_page_says_what_was_proved(folder):
+def test_the_page_states_the_conclusions(folder):
     page = page_of(folder)
     evidence = "difference +0.54, 95% interval +0.36 to +0.71, p = 0.001, 60 prompts"
     assert f"Held-out reward rose from −3.54 to −3.00 ({evidence})." in page.text
-    assert "the weighted parts give: perplexity +0.51 and bleu +0.03" in page.text
-    assert "The model became blander" in page.text and "BLEU and chrF against the true text rose clearly" in page.text
+    assert "Contributions to the change of +0.54 in reward: perplexity +0.51 and bleu +0.03." in page.text
+    assert "The text became blander" in page.text and "BLEU and chrF against the true text clearly rose" in page.text
+    assert "Other metrics: sample perplexity, BLEU and chrF improved; distinct-2 got worse;" in page.text
     assert "Answers became shorter (44.6 to 43.2 tokens, −3%)" in page.text
     assert "(steps 21, 22)" in page.text
-    assert "carries no information about progress" in page.text
+    assert "says nothing about progress" in page.text
     assert "记者昨日从市交通局获悉" in page.text
-    assert "of 60 answers gained" in page.text
+    assert "Of 60 completions," in page.text
     assert "Missing from this report" not in page.text
 
 
-def test_the_page_asks_nothing_of_any_network_and_runs_only_its_own_scripts(folder):
+def test_the_page_makes_no_request_and_runs_only_its_own_scripts(folder):
     source = write_report(folder).read_text(encoding="utf-8")
     page = Page(source)
     for tag, attributes in page.tags:
@@ -111,7 +112,7 @@ def test_the_page_asks_nothing_of_any_network_and_runs_only_its_own_scripts(fold
     assert "@import" not in source and "url(" not in source
 
 
-def test_the_real_chart_library_is_in_it_once_and_small(folder, monkeypatch):
+def test_the_page_contains_the_real_chart_library_and_stays_small(folder, monkeypatch):
     monkeypatch.undo()
     path = write_report(folder)
     page = Page(path.read_text(encoding="utf-8"))
@@ -120,15 +121,22 @@ def test_the_real_chart_library_is_in_it_once_and_small(folder, monkeypatch):
     assert path.stat().st_size < 2_600_000
 
 
-def test_figures_are_such_as_plotly_accepts(folder):
+def test_plotly_accepts_the_figures(folder):
     import plotly.graph_objects as go
 
     run = read_run(folder)
-    sections = charts.sections(run.rows, run.evaluation)
+    sections = charts.chart_sections(run.rows, run.evaluation)
     titles = [chart.title for section in sections for chart in section.charts]
-    for title in ("Reward", "Part: bleu", "Part: perplexity", "Held-out bleu", "KL to the reference", "Mismatch KL"):
+    for title in (
+        "Reward",
+        "Reward part: bleu",
+        "Reward part: perplexity",
+        "Held-out bleu",
+        "KL to the reference",
+        "Mismatch KL",
+    ):
         assert title in titles
-    for title in ("Entropy", "Length in tokens", "Truncated share", "Diversity", "Gradient norm", "Loss"):
+    for title in ("Entropy", "Length in tokens", "Truncated fraction", "Diversity", "Gradient norm", "Loss"):
         assert title in titles
     assert titles[-1] == "sampler/cache_hits" and sections[-1].folded and len(set(titles)) == len(titles)
     for section in sections:
@@ -139,30 +147,30 @@ def test_figures_are_such_as_plotly_accepts(folder):
                 assert len(trace["x"]) == len(trace["y"])
 
 
-def test_the_band_is_mean_and_deviation_and_held_out_ends_come_from_the_evaluation():
+def test_band_and_held_out_points_of_the_reward_chart():
     rows = [{"step": 1, "reward/mean": 1.0, "reward/std": 0.5}, {"step": 2, "reward/mean": 2.0}]
-    chart = charts.sections(rows, {"reward": {"before": 0.5, "after": 3.0}})[0].charts[0]
+    chart = charts.chart_sections(rows, {"reward": {"before": 0.5, "after": 3.0}})[0].charts[0]
     low, high, mean, held_out = chart.figure["data"]
     assert (low["y"], high["y"], mean["y"]) == ([0.5, None], [1.5, None], [1.0, 2.0])
     assert (held_out["x"], held_out["y"]) == ([0, 2], [0.5, 3.0])
 
 
-def test_long_runs_are_thinned_but_keep_the_end_and_held_out_points():
+def test_thinning_keeps_the_last_row_and_held_out_measurements():
     rows = [{"step": i, "kl": 0.1} for i in range(1, 10_001)]
     rows[776]["held_out/reward"] = 1.0
-    kept = charts.thinned(rows)
+    kept = charts.thin_rows(rows)
     assert len(kept) <= charts.MAX_POINTS + 2
     assert kept[-1]["step"] == 10_000 and any("held_out/reward" in row for row in kept)
 
 
-def test_numbers_that_are_not_finite_become_gaps(folder):
+def test_non_finite_numbers_become_gaps(folder):
     rows = [{"step": 1, "reward/mean": math.nan, "kl": math.inf}, {"step": 2, "reward/mean": 1.0, "kl": 0.5}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     figures = json.loads(page_of(folder).scripts["script figures"])
     assert figures[0]["data"][0]["y"] == [None, 1.0]
 
 
-def test_hostile_text_is_text_everywhere(folder):
+def test_hostile_text_is_escaped_everywhere(folder):
     texts = dict.fromkeys(("prompt_id", "prompt", "reference", "text", "completion"), HOSTILE)
     rows = [{**texts, "reward": reward, "parts": {HOSTILE: 1}} for reward in (1.0, 2.0)]
     for when in ("before", "after"):
@@ -180,7 +188,7 @@ def test_hostile_text_is_text_everywhere(folder):
     assert "{{ 7*7 }}" in page.text
 
 
-def test_json_in_a_script_element_cannot_be_broken_out_of():
+def test_json_cannot_end_its_script_element():
     value = ["</script><!--<script>&", "\u2028\u2029", "\ud800"]
     text = script_json(value)
     assert not set("<>&\u2028\u2029\ud800") & set(text) and json.loads(text) == value
@@ -188,7 +196,7 @@ def test_json_in_a_script_element_cannot_be_broken_out_of():
         script_json([math.nan])
 
 
-def test_text_is_made_visible_and_kept_within_bounds():
+def test_invisible_characters_are_shown_and_long_text_is_shortened():
     assert samples.visible("a\r\nb\tc\u2028d") == "a\nb\tc\nd"
     assert samples.visible("\u202eabc\ufeff") == "[U+202E]abc[U+FEFF]"
     assert samples.visible("a\u200db\u200f") == "a\u200db\u200f"
@@ -215,26 +223,26 @@ def test_a_missing_file_is_named_and_the_rest_is_shown(folder, missing):
     assert "news" in page.text
 
 
-def test_a_run_without_warnings_has_no_warning_box_and_misses_nothing(folder):
+def test_a_run_without_warnings_has_no_warning_box(folder):
     (folder / "warnings.jsonl").unlink()
     assert "warning" not in page_of(folder).text
 
 
-def test_a_killed_run_is_told_as_far_as_it_came(folder):
+def test_a_killed_run_is_reported_up_to_its_last_step(folder):
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:7]) + lines[7][:40], encoding="utf-8")
     for name in ("evaluation.json", "evaluation/before.json", "evaluation/after.json"):
         (folder / name).unlink()
     page = page_of(folder)
-    assert "The run has done 7 of its 25 steps." in page.text
-    assert "Nothing is proved yet" in page.text and "so this is no proof" in page.text
+    assert "The run stopped after 7 of 25 steps." in page.text
+    assert "No conclusion yet" in page.text and "each step uses different prompts, so this proves nothing" in page.text
     assert "metrics.jsonl: 1 damaged line left out" in page.text
 
 
-def test_a_folder_with_a_recipe_alone_and_one_with_garbage_make_a_page(tmp_path):
+def test_a_folder_with_only_a_recipe_and_one_with_garbage_make_a_page(tmp_path):
     (tmp_path / "recipe.toml").write_text("name = 'x'", encoding="utf-8")
-    assert "Nothing is proved yet" in page_of(tmp_path).text
+    assert "No conclusion yet" in page_of(tmp_path).text
     (tmp_path / "evaluation").mkdir()
     for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "recipe.toml", "environment.json"):
         (tmp_path / name).write_bytes(
@@ -246,7 +254,7 @@ def test_a_folder_with_a_recipe_alone_and_one_with_garbage_make_a_page(tmp_path)
     assert "recipe.toml is not valid TOML" in page_of(tmp_path).text
 
 
-def test_steps_done_again_count_once_and_only_the_last_steps_samples_are_kept(folder):
+def test_repeated_steps_count_once_and_only_samples_of_the_last_step_are_kept(folder):
     synthetic_run.write_lines(folder / "metrics.jsonl", [{"step": s, "kl": k} for s, k in ((1, 1), (2, 2), (2, 3))])
     synthetic_run.write_lines(folder / "samples.jsonl", [{"step": s, "prompt_id": s} for s in (1, 2, 1, 2)])
     run = read_run(folder)
@@ -254,10 +262,10 @@ def test_steps_done_again_count_once_and_only_the_last_steps_samples_are_kept(fo
     assert [row["prompt_id"] for row in run.samples] == [2, 2]
 
 
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no folder"):
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -287,14 +295,14 @@ def test_the_same_run_gives_the_same_bytes(folder):
         (entry(-3.0, -3.5, -0.8, -0.2), "Held-out reward fell from -3.00 to -3.50"),
         (
             entry(-3.5, -3.4, -0.2, 0.4),
-            "There is no clear evidence that the held-out reward changed: it was -3.50 before",
+            "There is no clear evidence that held-out reward changed: -3.50 before training",
         ),
         ({"before": 1, "after": 2, "difference": 1}, "Held-out reward went from 1.000 to 2.000, without a test"),
-        (None, "Nothing is proved yet"),
+        (None, "No conclusion yet"),
     ],
 )
-def test_the_verdict_claims_what_the_interval_carries(reward, start):
-    assert verdict.verdict(RunData("x", evaluation={"reward": reward} if reward else {})).startswith(start)
+def test_the_conclusion_claims_only_what_the_interval_supports(reward, start):
+    assert main_conclusion(RunData("x", evaluation={"reward": reward} if reward else {})).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -302,11 +310,11 @@ def test_the_verdict_claims_what_the_interval_carries(reward, start):
     [
         (
             {"perplexity": entry(36, 22, -19, -11, better="lower"), "distinct_2": entry(0.95, 0.92, -0.04, -0.02)},
-            "The model became blander",
+            "The text became blander",
         ),
         (
             {"perplexity": entry(36, 22, -19, -11, better="lower"), "bleu": entry(0.4, 0.5, -0.1, 0.3)},
-            "BLEU against the true text did not clearly rise, so most of the gain may be just that",
+            "BLEU against the true text did not clearly rise, so this may explain most of the gain",
         ),
         (
             {"perplexity": entry(36, 22, -19, -11, better="lower"), "distinct_2": entry(0.95, 0.94, -0.03, 0.01)},
@@ -316,36 +324,54 @@ def test_the_verdict_claims_what_the_interval_carries(reward, start):
             {"perplexity": entry(36, 35, -5, 3, better="lower"), "distinct_2": entry(0.95, 0.92, -0.04, -0.02)},
             "less varied (distinct-2 0.950 to 0.920, -3%), though not more predictable",
         ),
-        ({"perplexity": entry(36, 35, -5, 3), "distinct_2": entry(0.95, 0.94, -0.03, 0.01)}, "No sign of the model"),
+        (
+            {"perplexity": entry(36, 35, -5, 3), "distinct_2": entry(0.95, 0.94, -0.03, 0.01)},
+            "There is no sign of blander text",
+        ),
         ({"distinct_2": entry(0.95, 0.92, -0.04, -0.02)}, "less varied (distinct-2 0.950 to 0.920, -3%)."),
         ({"length": entry(40, 50, 5, 15, better=None)}, "Answers became longer (40 to 50 tokens, +25%)"),
     ],
 )
-def test_blandness_is_told_as_measured(evaluation, words):
-    assert words in " ".join(verdict.blandness(RunData("x", evaluation=evaluation)))
+def test_blandness_follows_the_measurements(evaluation, words):
+    assert words in " ".join(blandness(RunData("x", evaluation=evaluation)))
 
 
-def test_contributions_are_kept_quiet_where_they_do_not_add_up():
+def test_contributions_are_listed_only_if_they_add_up():
     recipe = {"reward": [{"use": "a", "weight": 1.0}, {"use": "m:b", "weight": 2.0}]}
     parts = {"reward/a": entry(0, 1, 0.5, 1.5), "reward/b": entry(0, 1, 0.5, 1.5)}
     good = RunData("x", recipe=recipe, evaluation={"reward": entry(0, 3, 2.5, 3.5), **parts})
-    assert verdict.blandness(good) == ["Of the reward's +3.0, the weighted parts give: b +2.0 and a +1.0."]
+    assert blandness(good) == ["Contributions to the change of +3.0 in reward: b +2.0 and a +1.0."]
     bad = RunData("x", recipe=recipe, evaluation={"reward": entry(0, 4, 2.5, 4.5), **parts})
-    assert verdict.blandness(bad) == []
+    assert blandness(bad) == []
 
 
-def test_samples_are_paired_by_prompt_and_place_and_ranked_by_gain():
+def test_other_metrics_are_grouped_by_result():
+    evaluation = {
+        "reward": entry(0, 1, 0.5, 1.5),
+        "bleu": entry(1, 2, 0.5, 1.5),
+        "distinct_2": entry(0.9, 0.8, -0.2, -0.05),
+        "chrf": entry(1, 1.1, -0.5, 0.6),
+        "length": entry(40, 50, 5, 15, better=None),
+        "truth_nll": {"before": 1.0},
+    }
+    assert other_outcomes(evaluation) == (
+        "Other metrics: BLEU improved; distinct-2 got worse; length in tokens rose; chrF did not clearly change."
+    )
+    assert other_outcomes({"reward": entry(0, 1, 0.5, 1.5)}) == ""
+
+
+def test_samples_are_paired_by_prompt_and_index_and_ranked_by_gain():
     before = [{"prompt_id": "a", "reward": r, "text": str(r)} for r in (0.0, 1.0)] + [{"prompt_id": "only-before"}]
     after = [{"prompt_id": "a", "reward": r, "text": str(r)} for r in (2.0, 0.5)] + [{"prompt_id": "only-after"}]
-    found = samples.pairs(before, after)
-    assert [(pair.label, pair.gain) for pair in found] == [("a", 2.0), ("a, sample 2", -0.5)]
-    unpicked, gains, losses = samples.compared(found)
-    assert [pair.gain for pair in unpicked.first] == [2.0, -0.5]
+    pairs = samples.pair_samples(before, after)
+    assert [(pair.label, pair.gain) for pair in pairs] == [("a", 2.0), ("a, sample 2", -0.5)]
+    first, gains, losses = samples.rank_pairs(pairs)
+    assert [pair.gain for pair in first.first] == [2.0, -0.5]
     assert [pair.gain for pair in gains.first] == [2.0] and [pair.gain for pair in losses.first] == [-0.5]
-    assert gains.note == "1 of 2 answers gained, 1 lost."
+    assert gains.note == "Of 2 completions, 1 gained and 1 lost reward."
 
 
-def test_best_and_worst_training_samples_share_none():
-    best, worst = samples.trained([{"reward": float(i), "completion": str(i)} for i in range(5)])
+def test_no_training_sample_is_both_best_and_worst():
+    best, worst = samples.rank_training_samples([{"reward": float(i), "completion": str(i)} for i in range(5)])
     assert [item[2].text for item in best.first] == ["4", "3", "2"]
     assert [item[2].text for item in worst.first] == ["0", "1"]

