@@ -1,4 +1,4 @@
-"""A working folder with a small job in it, the real command line in a subprocess, and what a run must reproduce."""
+"""A working folder with a task and rewards, the real command line in a subprocess, and the bits a run reproduces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAILS = [" on Monday that", " the company said", " the match", "你。", " come 
 
 
 def prompts(first, last, prefix):
-    return [Prompt(f"{prefix}{place}", HEADS[place], TAILS[place]) for place in range(first, last)]
+    return [Prompt(f"{prefix}{index}", HEADS[index], TAILS[index]) for index in range(first, last)]
 
 
 class Headlines:
@@ -150,8 +150,8 @@ for line in sys.stdin:
         os.chdir(job["folder"])
         os.environ.update(job["environment"])
         for descriptor in (1, 2):
-            place = os.open(job["output"][descriptor - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(place, descriptor)
+            target = os.open(job["output"][descriptor - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(target, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["burnish", *job["arguments"]]
         try:
@@ -168,7 +168,7 @@ for line in sys.stdin:
         os._exit(status)
     print(child, flush=True)
 """
-"""A process that has imported everything and makes a child of itself for each command: start-up is paid for once."""
+"""A process that imports everything once and forks a child for each command, which saves the start-up time."""
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +184,7 @@ def server() -> Iterator[subprocess.Popen]:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left: its exit status and what it said."""
+    """The exit status and output of a finished command."""
 
     status: int
     out: str
@@ -234,14 +234,14 @@ def reply(server: subprocess.Popen, request: dict[str, Any]) -> str:
     return server.stdout.readline().strip()
 
 
-def hears_ctrl_c() -> None:
-    """pytest-xdist's workers ignore SIGINT, and a child would inherit that."""
+def restore_sigint() -> None:
+    """Undo the ignored SIGINT that a child would inherit from a pytest-xdist worker."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass
-class Workplace:
-    """A folder to work in, and the commands that are run there."""
+class Workspace:
+    """A folder to work in, and the commands that run there."""
 
     folder: Path
     server: subprocess.Popen
@@ -259,13 +259,13 @@ class Workplace:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         process = subprocess.Popen(
             [sys.executable, "-m", "burnish.cli.app", *map(str, arguments)],
-            cwd=self.folder, env={**os.environ, **(environment or {})}, preexec_fn=hears_ctrl_c, **options,
+            cwd=self.folder, env={**os.environ, **(environment or {})}, preexec_fn=restore_sigint, **options,
         )  # fmt: skip
         self.started.append(process)
         return process
 
     def fork(self, *arguments: object, first: str = "", **environment: str) -> Command:
-        """A command in a child of the server, which is quicker; ``first`` is Python that the child runs before it."""
+        """Run a command in a forked child of the server, which is faster, after the Python code ``first``."""
         stem = f"{self.folder.name}-{len(self.started)}"
         output = [self.folder.parent / f"{stem}.{name}" for name in ("out", "err")]
         job = {"folder": str(self.folder), "arguments": list(map(str, arguments)), "output": list(map(str, output)),
@@ -281,7 +281,7 @@ class Workplace:
         )
 
     def run(self, *arguments: object, **options: Any) -> Finished:
-        """A command in a new Python."""
+        """Run a command in a new Python process."""
         return self.finish(self.start(*arguments, **options))
 
     def ask(self, *arguments: object, first: str = "", **environment: str) -> Finished:
@@ -290,10 +290,10 @@ class Workplace:
 
 
 @pytest.fixture
-def place(tmp_path: Path, server: subprocess.Popen) -> Iterator[Workplace]:
-    """A working folder that holds ``jobs.py``."""
+def workspace(tmp_path: Path, server: subprocess.Popen) -> Iterator[Workspace]:
+    """Yield a working folder with ``jobs.py``."""
     (tmp_path / "work").mkdir()
-    here = Workplace(tmp_path / "work", server)
+    here = Workspace(tmp_path / "work", server)
     here.write("jobs.py", JOBS)
     yield here
     for process in here.started:
@@ -304,7 +304,7 @@ def place(tmp_path: Path, server: subprocess.Popen) -> Iterator[Workplace]:
 
 @pytest.fixture
 def tiny_recipe(tiny: Callable[[str], Path]) -> Callable[..., str]:
-    """TOML of a job for a tiny language model: BLEU, repetition and perplexity, KL, held-out measurements."""
+    """Return a function that makes a recipe for a tiny language model, with three rewards, KL and held-out measurements."""
 
     def text(kind: str = "llama", *, steps: int = 6, extra: str = "") -> str:
         return TINY.format(model=tiny(kind), steps=steps) + extra
@@ -314,12 +314,12 @@ def tiny_recipe(tiny: Callable[[str], Path]) -> Callable[..., str]:
 
 @pytest.fixture
 def traces() -> Callable[[Path], dict[str, Any]]:
-    """Everything of a run folder that two runs of one recipe and seed share to the bit, by name."""
+    """Return a function that reads everything in a run folder that is reproducible to the bit, by name."""
 
     def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def found(run: Path) -> dict[str, Any]:
+    def read(run: Path) -> dict[str, Any]:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         files = [
             "samples.jsonl",
@@ -339,4 +339,4 @@ def traces() -> Callable[[Path], dict[str, Any]]:
             **{str(path.relative_to(newest)): digest(path) for path in tensors},
         }
 
-    return found
+    return read

@@ -24,7 +24,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of two layers and a tokenizer whose tokens are bytes."""
+    """Return a folder with a random two-layer Llama and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *command: str) -> str:
-    """Standard output of a Python process started in ``folder``."""
+    """Run Python in ``folder`` and return its standard output."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=240
@@ -88,7 +88,7 @@ def test_grpo_minimal_learns_the_sentence(tmp_path: Path) -> None:
     printed = run(tmp_path, str(ROOT / "examples" / "grpo_minimal.py"))
     rewards = [float(value) for value in re.findall(r"mean reward (\d\.\d+)", printed)]
     assert len(rewards) == 11
-    # The first 64 samples come from the known world: 0.24, give or take four standard errors of 0.053.
+    # The expected reward of the first 64 samples is 0.24; four standard errors are 4 * 0.053.
     assert 0.02 < rewards[0] < 0.46
     assert min(rewards[-3:]) > 0.9
 

@@ -1,7 +1,7 @@
-"""The report in a real browser: charts are drawn, nothing is fetched, nothing complains, hostile text stays text.
+"""The report in a real browser: charts are drawn without a request or an error, and hostile text stays text.
 
-Chromium is driven over its debugging pipe (file descriptors 3 and 4, JSON messages that end in a NUL byte), which needs
-no port and no package.
+Chromium is controlled through its debugging pipe (file descriptors 3 and 4, JSON messages that end in a NUL byte), which
+needs neither a port nor a package.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ CHROMIUM = next(
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="NO BROWSER: the report was not looked at; install chromium to run this test"
-    ),
+    pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the report in a browser"),
 ]
 
 
@@ -41,14 +39,14 @@ HOSTILE = (
 
 
 class Browser:
-    """One page in headless Chromium, and what it said and asked for."""
+    """One page in headless Chromium, with its errors and requests."""
 
     def __init__(self, profile: Path) -> None:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
-        # Whatever the numbers of our ends are, the browser finds them at 3 and 4; a shell is the plain way to say so.
+        # A shell maps our ends of the pipes, whatever their numbers, to descriptors 3 and 4.
         redirected = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         self._process = subprocess.Popen(
             ["bash", "-c", redirected, str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "about:blank"],
@@ -59,7 +57,7 @@ class Browser:
         os.close(to_read)
         os.close(to_write)
         self._buffer, self._sent, self._session = b"", 0, ""
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -73,7 +71,7 @@ class Browser:
         os.close(self._write)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its answer; events that come before the answer are noted."""
+        """Send a command and return its answer; events that arrive before the answer are recorded."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": params}
         if self._session:
@@ -100,11 +98,11 @@ class Browser:
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(params["exceptionDetails"]))
+            self.errors.append(json.dumps(params["exceptionDetails"]))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(params["entry"]["text"])
+            self.errors.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.complaints.append(json.dumps(params["args"]))
+            self.errors.append(json.dumps(params["args"]))
 
     def evaluate(self, expression: str) -> Any:
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
@@ -112,7 +110,7 @@ class Browser:
         return answer["result"].get("value")
 
     def open(self, page: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        """Loads a page and waits until its charts are drawn, or could not be."""
+        """Load a page and wait until its charts are drawn or have failed."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.send("Emulation.setDeviceMetricsOverride", **screen)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -121,10 +119,10 @@ class Browser:
             if self.evaluate("document.readyState == 'complete' && !!document.documentElement.dataset.charts"):
                 return
             time.sleep(0.05)
-        raise AssertionError(f"no charts after 30 s: {self.complaints}")
+        raise AssertionError(f"no charts after 30 s: {self.errors}")
 
     def screenshot(self, path: Path) -> None:
-        """The whole page, for a person to look at."""
+        """Save an image of the whole page, for manual inspection."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         data = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
@@ -138,15 +136,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened.close()
 
 
-def looked_at(browser: Browser, page: Path, **options: Any) -> None:
-    browser.complaints.clear()
+def open_clean(browser: Browser, page: Path, **options: Any) -> None:
+    browser.errors.clear()
     browser.requests.clear()
     browser.open(page, **options)
 
 
-def test_every_chart_is_drawn_without_a_complaint_or_a_request(browser, tmp_path):
+def test_every_chart_is_drawn_without_an_error_or_a_request(browser, tmp_path):
     page = write_report(synthetic_run.write_run(tmp_path))
-    looked_at(browser, page)
+    open_clean(browser, page)
     assert browser.evaluate("document.documentElement.dataset.charts") == "drawn"
     drawn = browser.evaluate(
         "[...document.querySelectorAll('[data-figure]')].filter(e => !e.closest('details')).map("
@@ -157,7 +155,7 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(browser, tmp_path
     assert browser.evaluate(f"{folded}.querySelectorAll('svg').length") == 0
     browser.evaluate(f"{folded}.closest('details').open = true; new Promise(r => setTimeout(r, 300))")
     assert browser.evaluate(f"{folded}.querySelectorAll('svg').length") > 0
-    assert browser.complaints == []
+    assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert [url for url in browser.requests if url.startswith("file:")] == [page.as_uri()]
 
@@ -165,54 +163,54 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(browser, tmp_path
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (375, "light"), (320, "dark")])
 def test_the_page_fits_its_window(browser, tmp_path, width, scheme):
     page = write_report(synthetic_run.write_run(tmp_path))
-    looked_at(browser, page, width=width, height=800, scheme=scheme)
+    open_clean(browser, page, width=width, height=800, scheme=scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.complaints == []
+    assert browser.errors == []
     background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_chinese_is_set_in_a_font_that_has_it(browser, tmp_path):
+def test_chinese_uses_a_font_that_has_it(browser, tmp_path):
     fonts = subprocess.run(["fc-list", ":lang=zh-cn", "family"], capture_output=True, text=True, check=False).stdout
     if not fonts.strip():
-        pytest.skip("NO CHINESE FONT: install fonts-noto-cjk to look at Chinese in the report")
+        pytest.skip("NO CHINESE FONT: install fonts-noto-cjk to test Chinese in the report")
     page = write_report(synthetic_run.write_run(tmp_path))
-    looked_at(browser, page)
+    open_clean(browser, page)
     browser.send("DOM.enable")
     browser.send("CSS.enable")
     root = browser.send("DOM.getDocument")["root"]["nodeId"]
     nodes = browser.send("DOM.querySelectorAll", nodeId=root, selector='.text[lang="zh"]')["nodeIds"]
     assert nodes and browser.evaluate("document.querySelectorAll('.text:not([lang])').length") > 0
-    looked = 0
+    checked = 0
     for node in nodes:
         used = browser.send("CSS.getPlatformFontsForNode", nodeId=node)["fonts"]
         text = browser.send("DOM.getOuterHTML", nodeId=node)["outerHTML"]
         wanted = sum("\u4e00" <= letter <= "\u9fff" for letter in text)
         if not used:
-            continue  # folded away
-        looked += 1
-        # The font that set the Chinese characters is one of those that the system has for it.
+            continue  # inside a closed fold
+        checked += 1
+        # The Chinese characters use one of the system's Chinese fonts.
         most = max(used, key=lambda font: font["glyphCount"])
         assert most["glyphCount"] >= wanted and most["familyName"] in fonts, used
-    assert looked > 2
+    assert checked > 2
 
 
 def test_hostile_text_stays_text(browser, tmp_path):
     folder = synthetic_run.write_run(tmp_path, steps=3, prompts=4)
     spread_hostile_text(folder)
-    looked_at(browser, write_report(folder), width=375, height=800)
+    open_clean(browser, write_report(folder), width=375, height=800)
     assert browser.evaluate("document.documentElement.dataset.charts") == "drawn"
     assert browser.evaluate("window.pwned") is None
     foreign = "document.querySelectorAll('iframe, main img, main script, main style, main link').length"
     assert browser.evaluate(foreign) == 0
     assert "onload=window.pwned=3>" in browser.evaluate("document.querySelector('.columns .text').textContent")
     assert browser.evaluate("document.documentElement.scrollWidth") <= 375
-    assert browser.complaints == []
+    assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def spread_hostile_text(folder: Path) -> None:
-    """Puts hostile text wherever a run folder may hold text."""
+    """Write hostile text everywhere that a run folder may have text."""
     for when in ("before", "after"):
         path = folder / "evaluation" / f"{when}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["samples"]

@@ -1,4 +1,4 @@
-"""One recipe and one seed give the same bits: twice in a row, and killed at any moment and taken up again."""
+"""One recipe and seed give the same bits: in a second run, and in a run that is killed at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVERYTHING = [
     "algorithm.importance={form = 'truncate', level = 'sequence'}",
     "algorithm.overlong.weight=0.1",
 ]
-"""Whatever an algorithm keeps or draws from step to step."""
+"""Every setting that keeps state from step to step."""
 
 
 class TestTwice:
@@ -47,11 +47,11 @@ class TestTwice:
 
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
     @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
-    def test_tiny_language_model(self, place, tiny_recipe, traces, monkeypatch, lora, kind):
-        monkeypatch.chdir(place.folder)
-        path = place.write("tiny.toml", tiny_recipe(kind, steps=4, extra=lora))
-        first, second = (traces(train(path, place / name).run_dir) for name in ("a", "b"))
-        third = traces(train(path, place / "c", seed=1).run_dir)
+    def test_tiny_language_model(self, workspace, tiny_recipe, traces, monkeypatch, lora, kind):
+        monkeypatch.chdir(workspace.folder)
+        path = workspace.write("tiny.toml", tiny_recipe(kind, steps=4, extra=lora))
+        first, second = (traces(train(path, workspace / name).run_dir) for name in ("a", "b"))
+        third = traces(train(path, workspace / "c", seed=1).run_dir)
         assert first == second
         assert first["metrics"][-1]["grad_norm"] > 0
         assert all(row["mismatch_kl"] < 1e-5 for row in first["metrics"])
@@ -59,46 +59,46 @@ class TestTwice:
         for name in ("metrics", "samples.jsonl", weights, "optimizer.safetensors"):
             assert first[name] != third[name], name
 
-    def test_a_resumed_run_is_one_never_stopped(self, place, tiny_recipe, traces, monkeypatch):
-        """A reward that raises stops the run in the middle; with the reward mended it goes on."""
-        monkeypatch.chdir(place.folder)
-        path = place.write("tiny.toml", tiny_recipe(steps=6))
-        whole = traces(train(path, place / "whole").run_dir)
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, workspace, tiny_recipe, traces, monkeypatch):
+        """A reward that raises stops the run, which resumes once the reward works."""
+        monkeypatch.chdir(workspace.folder)
+        path = workspace.write("tiny.toml", tiny_recipe(steps=6))
+        whole = traces(train(path, workspace / "whole").run_dir)
         from burnish.rewards.library import diversity
 
-        true, calls = diversity.repeat_share, []
+        repeat_share, calls = diversity.repeat_share, []
 
         def breaks(tokens):
             calls.append(1)
             if len(calls) == 250:
                 raise burnish.BurnishError("stopped on purpose")
-            return true(tokens)
+            return repeat_share(tokens)
 
         monkeypatch.setattr("burnish.evaluation.guards.repeat_share", breaks)
         stopped = 0
         try:
-            train(path, place / "part")
+            train(path, workspace / "part")
         except burnish.BurnishError:
             stopped += 1
         calls[:] = range(1000)
-        resumed = burnish.train(resume=place / "part", observer=make_observer(quiet=True))
+        resumed = burnish.train(resume=workspace / "part", observer=make_observer(quiet=True))
         assert traces(resumed.run_dir) == whole
 
     @pytest.mark.slow
     @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
-    def test_what_an_algorithm_keeps_is_in_the_checkpoint(self, place, tiny_recipe, traces, monkeypatch, lora):
-        """The adapted KL coefficient, the reference that was reset, several updates: taken up after steps 2 and 4."""
-        monkeypatch.chdir(place.folder)
-        path = place.write("tiny.toml", tiny_recipe(steps=6, extra=lora))
-        whole = train(path, place / "whole", overrides=EVERYTHING).run_dir
+    def test_a_checkpoint_has_the_whole_state_of_the_algorithm(self, workspace, tiny_recipe, traces, monkeypatch, lora):
+        """Resume after steps 2 and 4 with an adapted KL coefficient, a reset reference and several updates per step."""
+        monkeypatch.chdir(workspace.folder)
+        path = workspace.write("tiny.toml", tiny_recipe(steps=6, extra=lora))
+        whole = train(path, workspace / "whole", overrides=EVERYTHING).run_dir
         expected = traces(whole)
-        found = [row["kl/coefficient"] for row in expected["metrics"]]
-        assert len(set(found)) > 3, "it is adapted"
+        coefficients = {row["kl/coefficient"] for row in expected["metrics"]}
+        assert len(coefficients) > 3, "the coefficient adapts"
         assert "anchor.safetensors" in expected
         for step in (4, 2):
-            part = place / f"part-{step}"
+            part = workspace / f"part-{step}"
             text = tiny_recipe(steps=6, extra=lora).replace("[checkpoint]", "[checkpoint]\nkeep = 9")
-            run = train(place.write("kept.toml", text), part, overrides=EVERYTHING).run_dir
+            run = train(workspace.write("kept.toml", text), part, overrides=EVERYTHING).run_dir
             for later in range(step + 1, 7):
                 shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)
             (run / "model").unlink()
@@ -111,7 +111,7 @@ class TestTwice:
         burnish.train(resume=run, observer=make_observer(quiet=True))
         assert traces(run) == before
 
-    def test_without_its_newest_checkpoint_a_run_goes_on_from_the_one_before(self, tmp_path, traces):
+    def test_without_its_newest_checkpoint_a_run_resumes_from_the_one_before(self, tmp_path, traces):
         text = (RECIPES / "toy.toml").read_text(encoding="utf-8").replace("every = 50", "every = 4")
         (tmp_path / "toy.toml").write_text(text, encoding="utf-8")
         run = train(tmp_path / "toy.toml", tmp_path / "a", steps=12).run_dir
@@ -121,8 +121,8 @@ class TestTwice:
         burnish.train(resume=run, observer=make_observer(quiet=True))
         assert traces(run) == whole
 
-    def test_the_link_to_the_model_is_mended(self, tmp_path, traces):
-        """A kill may come between the last checkpoint and the link."""
+    def test_the_link_to_the_model_is_repaired(self, tmp_path, traces):
+        """A kill may happen between the last checkpoint and the link."""
         run = train("toy", tmp_path / "a", steps=5).run_dir
         whole = traces(run)
         (run / "model").unlink()
@@ -166,96 +166,96 @@ def moments(steps: int, chance: random.Random) -> dict[str, Callable[[Watch], bo
     }
 
 
-def killed_and_resumed(place, recipe: str, steps: int, seed: int) -> Path:
-    run, chance = place / "killed", random.Random(seed)
+def killed_and_resumed(workspace, recipe: str, steps: int, seed: int) -> Path:
+    run, chance = workspace / "killed", random.Random(seed)
     arguments = ["train", recipe, "--run-dir", run]
     kills = 0
     for name, reached in moments(steps, chance).items():
-        process = place.fork(*arguments, "--quiet")
+        process = workspace.fork(*arguments, "--quiet")
         watch = Watch(run, process)
         if watch.until(lambda reached=reached, watch=watch: reached(watch)):
             time.sleep(chance.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
-        place.finish(process)
+        workspace.finish(process)
         if (run / "recipe.toml").exists():
             arguments = ["train", "--resume", run]
-        assert not (run / "report.html").exists(), f"{name}: it was finished already"
+        assert not (run / "report.html").exists(), f"{name}: the run had already finished"
     assert kills == 5
-    finished = place.ask("train", "--resume", run, "--quiet")
+    finished = workspace.ask("train", "--resume", run, "--quiet")
     assert (finished.status, finished.err) == (0, "")
     return run
 
 
 @pytest.mark.slow
 class TestKilled:
-    def test_toy(self, place, traces):
+    def test_toy(self, workspace, traces):
         text = (RECIPES / "toy.toml").read_text(encoding="utf-8").replace("every = 50", "every = 7")
-        path = place.write("toy.toml", text.replace("steps = 150", "steps = 120"))
-        whole = train(path, place / "whole").run_dir
-        assert traces(killed_and_resumed(place, "toy.toml", 120, seed=0)) == traces(whole)
+        path = workspace.write("toy.toml", text.replace("steps = 150", "steps = 120"))
+        whole = train(path, workspace / "whole").run_dir
+        assert traces(killed_and_resumed(workspace, "toy.toml", 120, seed=0)) == traces(whole)
 
     @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
-    def test_tiny_language_model(self, place, tiny_recipe, traces, monkeypatch, lora):
-        monkeypatch.chdir(place.folder)
-        path = place.write("tiny.toml", tiny_recipe(steps=16, extra=lora))
-        whole = train(path, place / "whole").run_dir
-        assert traces(killed_and_resumed(place, "tiny.toml", 16, seed=5)) == traces(whole)
+    def test_tiny_language_model(self, workspace, tiny_recipe, traces, monkeypatch, lora):
+        monkeypatch.chdir(workspace.folder)
+        path = workspace.write("tiny.toml", tiny_recipe(steps=16, extra=lora))
+        whole = train(path, workspace / "whole").run_dir
+        assert traces(killed_and_resumed(workspace, "tiny.toml", 16, seed=5)) == traces(whole)
 
 
 @pytest.mark.slow
 class TestInterrupted:
-    """Ctrl-C. What it saved is taken up again in this process: that it was another one changes no bit."""
+    """Ctrl-C, with the run resumed in this process."""
 
     @staticmethod
-    def same_but_for_a_checkpoint(ours: dict, theirs: dict) -> bool:
-        # Ctrl-C wrote a checkpoint of its own.
+    def equal_but_for_checkpoints(ours: dict, theirs: dict) -> bool:
+        # Ctrl-C wrote an extra checkpoint.
         return {**ours, "checkpoints": ()} == {**theirs, "checkpoints": ()}
 
-    def test_saves_and_says_how_to_go_on(self, place, tiny_recipe, traces, monkeypatch):
-        monkeypatch.chdir(place.folder)
+    def test_saves_and_prints_how_to_resume(self, workspace, tiny_recipe, traces, monkeypatch):
+        monkeypatch.chdir(workspace.folder)
         text = tiny_recipe(steps=16).replace("[checkpoint]\nevery = 2", "[checkpoint]\nevery = 100")
-        path = place.write("tiny.toml", text)
-        process = place.fork("train", "tiny.toml", "--run-dir", "run", "--quiet")
-        watch = Watch(place / "run", process)
+        path = workspace.write("tiny.toml", text)
+        process = workspace.fork("train", "tiny.toml", "--run-dir", "run", "--quiet")
+        watch = Watch(workspace / "run", process)
         assert watch.until(lambda: watch.lines() >= 3)
         process.send_signal(signal.SIGINT)
-        stopped = place.finish(process)
+        stopped = workspace.finish(process)
         assert stopped.status == 130
         assert len(stopped.lines) == 1
         assert "go on with: burnish train --resume run" in stopped.err
-        saved = [path.name for path in (place / "run" / "checkpoints").iterdir()]
+        saved = [path.name for path in (workspace / "run" / "checkpoints").iterdir()]
         assert saved == [f"step-{watch.lines()}"]
         assert f"saved after step {watch.lines()};" in stopped.err
-        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
-        whole = train(path, place / "whole").run_dir
-        assert self.same_but_for_a_checkpoint(traces(place / "run"), traces(whole))
+        burnish.train(resume=workspace / "run", observer=make_observer(quiet=True))
+        whole = train(path, workspace / "whole").run_dir
+        assert self.equal_but_for_checkpoints(traces(workspace / "run"), traces(whole))
 
     @pytest.mark.parametrize("delay", [0.0, 0.004, 0.03])
-    def test_pressed_twice(self, place, traces, delay):
+    def test_pressed_twice(self, workspace, traces, delay):
         # A Python of its own: the second one may come while the interpreter ends.
-        process = place.start("train", "toy", "--run-dir", "run", "--quiet")
-        watch = Watch(place / "run", process)
+        process = workspace.start("train", "toy", "--run-dir", "run", "--quiet")
+        watch = Watch(workspace / "run", process)
         assert watch.until(lambda: watch.lines() >= 5)
         process.send_signal(signal.SIGINT)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        stopped = place.finish(process)
+        stopped = workspace.finish(process)
         assert stopped.status == 130
         assert len(stopped.lines) == 1, stopped.err
         assert "burnish train --resume run" in stopped.err
-        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
-        whole = train("toy", place / "whole").run_dir
-        assert self.same_but_for_a_checkpoint(traces(place / "run"), traces(whole))
+        burnish.train(resume=workspace / "run", observer=make_observer(quiet=True))
+        whole = train("toy", workspace / "whole").run_dir
+        assert self.equal_but_for_checkpoints(traces(workspace / "run"), traces(whole))
 
-    def test_before_the_first_step(self, place):
-        process = place.start("train", "toy", "--run-dir", "run", "--quiet")
-        watch = Watch(place / "run", process)
+    def test_before_the_first_step(self, workspace):
+        process = workspace.start("train", "toy", "--run-dir", "run", "--quiet")
+        watch = Watch(workspace / "run", process)
         assert watch.until(lambda: watch.has("recipe.toml"))
         process.send_signal(signal.SIGINT)
-        stopped = place.finish(process)
+        stopped = workspace.finish(process)
         assert stopped.status == 130
         assert len(stopped.lines) == 1, stopped.err
         assert "burnish train --resume run" in stopped.err
-        burnish.train(resume=place / "run", observer=make_observer(quiet=True))
+        burnish.train(resume=workspace / "run", observer=make_observer(quiet=True))
         assert watch.lines() == 150
