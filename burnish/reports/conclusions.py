@@ -146,8 +146,8 @@ def _length(evaluation: Mapping[str, Any]) -> str:
     if moved not in ("up", "down"):
         return ""
     return (
-        f"Answers became {'longer' if moved == 'up' else 'shorter'} ({_from_to(evaluation, 'length', ' tokens')}), "
-        "which alone changes perplexity, BLEU and distinct-n."
+        f"Answers became {'longer' if moved == 'up' else 'shorter'} ({_from_to(evaluation, 'length', ' tokens')}); "
+        "this alone affects perplexity, BLEU and distinct-n."
     )
 
 
