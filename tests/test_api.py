@@ -1,4 +1,4 @@
-"""The library's verbs: what they make of names and functions before anything is loaded."""
+"""The library's verbs: model and reward names, errors before loading, and progress."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.fakes import RecordingObserver
 
 @pytest.fixture
 def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder as it is before the first checkpoint; the working folder is the one around it."""
+    """Return a run folder without a checkpoint, relative to the working folder."""
     monkeypatch.chdir(tmp_path)
     Run.create(load_recipe("news"), Path("early")).close()
     return Path("early")
 
 
 @pytest.mark.parametrize("name", ["early", "./early", "absolute"])
-def test_a_run_without_a_checkpoint_is_no_hub_id(early: Path, name: str) -> None:
+def test_a_run_without_a_checkpoint_is_not_a_hub_id(early: Path, name: str) -> None:
     model = str(early.absolute()) if name == "absolute" else name
     with pytest.raises(
         InputError, match=f"{model}: this run has no checkpoint yet; go on with: burnish train --resume"
@@ -35,13 +35,13 @@ def test_a_run_without_a_checkpoint_is_no_hub_id(early: Path, name: str) -> None
         api.generate(model, "a", sampling=SamplingParams(1))
 
 
-def test_a_runs_model_is_checked_as_any_folder_is(early: Path) -> None:
+def test_the_model_of_a_run_is_checked_like_any_folder(early: Path) -> None:
     (early / "model").mkdir()
     with pytest.raises(InputError, match=r"model folder early/model has no config\.json"):
         api.generate("early", "a", sampling=SamplingParams(1))
 
 
-def test_a_run_that_trained_no_language_model_is_not_taken_for_one(early: Path) -> None:
+def test_a_run_without_a_language_model_is_refused(early: Path) -> None:
     Run.create(load_recipe("toy"), Path("table")).close()
     Path("table/model").mkdir()
     with pytest.raises(InputError, match=r'table: this run trained policy\.use = "tabular", which is no'):
@@ -59,7 +59,7 @@ def recipe_with(model: str) -> dict[str, object]:
 
 
 class Stop(Exception):
-    """Raised where the model would be loaded: what comes before is all that is asked about."""
+    """Raised in place of loading the model, because the test is about what happens before."""
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ class Stop(Exception):
         ("smollm2-135m", "smollm2-135m"),
     ],
 )
-def test_a_model_folder_is_written_down_whole(
+def test_the_recipe_has_the_absolute_path_of_a_model_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, written: str
 ) -> None:
-    # A run that is taken up from another folder would look for a relative one there, and then on the hub.
+    # A run resumed from another folder would look for a relative path there, and then on the hub.
     def build(*_: object, **__: object) -> None:
         raise Stop
 
@@ -83,14 +83,14 @@ def test_a_model_folder_is_written_down_whole(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    (tmp_path / "smollm2-135m").mkdir()  # the catalogue's name goes before
+    (tmp_path / "smollm2-135m").mkdir()  # the catalogue's name takes precedence
     with pytest.raises(Stop):
         api.train(recipe_with(model.format(here=tmp_path)), run_dir="run", observer=make_observer(quiet=True))
     assert load_recipe("run/recipe.toml").policy.model == written.format(here=tmp_path)
 
 
 class Judge:
-    """A reward with a state of its own."""
+    """A reward with state."""
 
     def __init__(self, word: str) -> None:
         self.word = word
@@ -100,7 +100,7 @@ class Judge:
 
 
 def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(REWARDS, "_entries", {})  # what is registered here is forgotten again
+    monkeypatch.setattr(REWARDS, "_entries", {})  # undo the registration
     result = api.train(
         "toy", rewards={Judge("爱"): 1.0}, run_dir=tmp_path / "run", steps=1, observer=make_observer(quiet=True)
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("verb", ["generate", "score"])
-def test_a_first_use_is_not_silent(
+def test_a_download_is_reported_even_without_an_observer(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, verb: str, broken: bool
 ) -> None:
     def resolve(model: str, *, offline: bool, observer: Observer) -> Path:
@@ -139,7 +139,7 @@ def test_a_first_use_is_not_silent(
     assert observer.calls == [("message", "info", "fetching theirs"), ("finish",)]
 
 
-def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
+def test_an_empty_text_is_scored(tiny: Callable[[str], Path]) -> None:
     (row,) = api.score([""], rewards=["perplexity"], model=str(tiny("llama")))
     assert row == {"text": "", "parts": {"perplexity": 0.0}}
 
@@ -154,6 +154,8 @@ def test_texts_without_a_token_are_scored(tiny: Callable[[str], Path]) -> None:
         ("verifier", "7", "7", "use 'numeric' or 'exact' here"),
     ],
 )
-def test_a_score_that_cannot_be_had_says_how(use: str, text: str, reference: str | None, message: str) -> None:
+def test_a_reward_that_cannot_score_the_texts_is_refused(
+    use: str, text: str, reference: str | None, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         api.score([text], rewards=[use], reference=reference)

@@ -69,7 +69,6 @@ def test_progress_reads_only_metrics_of_a_step(run_folder: Path) -> None:
         if isinstance(observer, LiveProgress):
             observer.render()
         observer.finish()
-    # A run without a reward, such as sft, has a loss instead, so both are asked for.
     assert {"reward/mean", "kl", "entropy", "length/mean"} <= keys
     assert keys <= {key for row in rows for key in row}
 
