@@ -102,41 +102,40 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
     parts = [section.part for section in sections]
     if not any(section.counts for section in sections):
         raise ValueError("every reward has weight 0, so there is nothing to learn; give at least one a weight")
-    for section in sections:
-        part = section.part
-        if parts.count(part) > 1:
-            raise ValueError(f"two rewards are called '{part}'; set name = ... in one of them")
+    for index, section in enumerate(sections):
+        key = f"reward.{index}"
+        if parts.count(section.part) > 1:
+            raise ValueError(f"{key}: two rewards are called '{section.part}'; set name = ... in one of them")
         if section.gate is not None and not any(other.counts for other in sections if other is not section):
             raise ValueError(
-                f"reward '{part}': gate = {section.gate} controls the credit of the other parts, but no other part has a "
+                f"{key}: gate = {section.gate} controls the credit of the other parts, but no other part has a "
                 "weight; add one or remove gate"
             )
         compared = {"group": samples, "rank": samples, "batch": samples * prompts}.get(section.normalise or "")
         if compared is not None and compared < 2:
             raise ValueError(
-                f"reward '{part}': normalise = \"{section.normalise}\" compares completions, but there is only one; "
+                f'{key}: normalise = "{section.normalise}" compares completions, but there is only one; '
                 "sampling.samples_per_prompt must be at least 2"
             )
         if section.credit != "completion":
-            _check_token_credit(section, sections)
+            _check_token_credit(key, section, sections)
         if section.schedule and section.schedule.steps > steps:
             raise ValueError(
-                f"reward '{part}': schedule.steps = {section.schedule.steps} ends after the run's {steps} steps, but "
+                f"{key}: schedule.steps = {section.schedule.steps} ends after the run's {steps} steps, but "
                 f"held-out measurements use the final weight; use at most {steps}"
             )
 
 
-def _check_token_credit(section: RewardSection, sections: Sequence[RewardSection]) -> None:
-    key = f"reward '{section.part}': credit = \"{section.credit}\""
+def _check_token_credit(key: str, section: RewardSection, sections: Sequence[RewardSection]) -> None:
     if section.normalise:
         raise ValueError(
-            f'{key}: normalise = "{section.normalise}" compares whole completions; remove one of the two (presets such as '
-            "grpo already divide by the spread)"
+            f'{key}: normalise = "{section.normalise}" compares whole completions, so it cannot be combined with credit = '
+            f'"{section.credit}"; remove one of the two (presets such as grpo already divide by the spread)'
         )
     if gates := [other.part for other in sections if other.gate is not None]:
         raise ValueError(
-            f"{key}: the gate of '{gates[0]}' depends on the whole completion and cannot apply to single tokens; remove one "
-            "of the two"
+            f"{key}: the gate of '{gates[0]}' judges whole completions, so it cannot be combined with credit = "
+            f'"{section.credit}"; remove one of the two'
         )
 
 

@@ -250,10 +250,10 @@ class TestRecipe:
     def test_normalisation_gates_and_metrics_refuse_it(self):
         with pytest.raises(InputError, match=r"normalise = \"group\" compares whole completions"):
             load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token", "normalise": "group"}]})
-        with pytest.raises(InputError, match="the gate of 'regex' decides over whole completions"):
+        with pytest.raises(InputError, match="the gate of 'regex' judges whole completions"):
             gate = {"use": "regex", "pattern": "a", "gate": 1.0}
             load_recipe({**TOY, "reward": [{"use": "chrf", "credit": "token"}, gate]})
-        with pytest.raises(InputError, match="so it has no credit"):
+        with pytest.raises(InputError, match="takes no credit"):
             metrics = {"metrics": [{"use": "chrf", "credit": "token"}]}
             load_recipe({**TOY, "reward": [{"use": "exact"}], "evaluation": metrics})
         with pytest.raises(InputError, match="credit"):
