@@ -45,7 +45,7 @@ def test_a_name_stands_for_a_table_and_the_recipe_reads_itself_again() -> None:
         (["rouge"], r"evaluation.metrics.0: .*rouge_l"),
         ([{"use": "chrf", "word_ordr": 2}], r"evaluation.metrics.0: 'chrf' has no option 'word_ordr' .did you mean"),
         ([{"use": "chrf", "x": 1}], r"known: use, name, better, word_order$"),
-        ([{"use": "chrf", "weight": 2.0}], "not trained on, so it has no weight"),
+        ([{"use": "chrf", "weight": 2.0}], "not trained on and takes no weight"),
         (["chrf", "chrf"], "two metrics are called 'chrf'"),
         ([{"use": "chrf", "better": "more"}], "better"),
         ("chrf", "evaluation.metrics"),
