@@ -12,26 +12,21 @@ PACKAGE = sorted((ROOT / "burnish").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 QUESTIONS = ("How ", "What ", "When ", "Where ", "Which ", "Who ", "Why ")
 ENTRY_POINTS = {"main"}
-COMMANDS = ("app.command", "trains_by_recipe")
+COMMANDS = ("verbs.command", "train_verb")
 
 # Temporary: what exceeds a rule and is being split or renamed. All four must become empty.
 LONG_FILES: set[str] = {
-    "burnish/cli/app.py",
     "tests/catalogue/test_fetch.py",
-    "tests/end_to_end/test_bad_input.py",
 }
 LONG_FUNCTIONS: set[str] = {
     "burnish/evaluation/held_out.py:measure",
     "burnish/training/step.py:train_step",
 }
 SAME_NAMES: set[str] = {
-    "Checkpoint",
     "Learner",
     "Limits",
-    "Order",
     "Row",
     "Run",
-    "Section",
     "Session",
     "attend",
     "compare",
@@ -43,9 +38,7 @@ SAME_NAMES: set[str] = {
     "plain",
     "readable",
     "restore",
-    "reward_model",
     "summary",
-    "train",
     "train_step",
     "write_learner",
 }
@@ -66,14 +59,6 @@ LOOSE_DOCSTRINGS: set[str] = {
     "burnish/policies/module_contract.py",
     "burnish/policies/sampling_distribution.py",
     "burnish/policies/value_models.py",
-    "burnish/recipe/reading.py",
-    "burnish/recipe/sections.py",
-    "burnish/reports/__init__.py",
-    "burnish/reports/conclusions.py",
-    "burnish/reports/page/samples.py",
-    "burnish/reports/terminal/__init__.py",
-    "burnish/reports/terminal/run_state.py",
-    "burnish/reports/wording.py",
     "burnish/run/launch.py",
     "burnish/sandbox/layers.py",
     "burnish/sandbox/linux/child.py",
