@@ -38,7 +38,7 @@ from burnish.system.environment import environment
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
 from burnish.text import mostly_han_or_kana
-from burnish.training.reinforcement import HELD_OUT_SEED, Session
+from burnish.training.reinforcement import HELD_OUT_SEED, reinforcement_trainer
 from burnish.types import Completion, Prompt, SamplingParams
 
 RewardName = str | Callable[..., Any]
@@ -114,7 +114,7 @@ def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resul
     with discarded_on_failure(run, fresh=fresh):
         learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder)
     noted.write(run)
-    evaluation = Session(learner, run, observer, held_out).work()
+    evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 

@@ -175,11 +175,18 @@ class Task(Protocol):
 class Scorer(Protocol):
     """A combined reward."""
 
-    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        step: int | None = None,
+        flags: Sequence[tuple[str, ...]] | None = None,
+    ) -> Scores:
         """Score N completions.
 
         Args:
             completions: the completions to score.
+            flags: each completion's flags, such as "truncated"; None where the completions were not screened.
             step: the training step, counted from 1. None scores for a held-out measurement: final weights and no
                 normalisation, so that measurements are comparable.
         """

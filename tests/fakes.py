@@ -16,7 +16,7 @@ from burnish.policies.value_models import TableValueModel
 from burnish.recipe.algorithm import critic_settings, resolve_preset
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.training.critic import Critic
-from burnish.training.step import Learner
+from burnish.training.learner import Learner
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores, TokenRewards
 
 # Observers ----------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class FixedScorer:
             self.token_rewards = TokenRewards(self.total, tuple(np.array(row) for row in per_token))
             self.total = self.total + [sum(row) for row in per_token]
 
-    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
+    def score(self, completions: Sequence[Completion], *, step: int | None = None, flags: Any = None) -> Scores:
         return Scores(self.total, {"fixed": self.total}, {"fixed": 1.0}, token_rewards=self.token_rewards)
 
 
@@ -147,7 +147,7 @@ class FunctionScorer:
     def __init__(self, function: Callable[[Completion], float]) -> None:
         self.function = function
 
-    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
+    def score(self, completions: Sequence[Completion], *, step: int | None = None, flags: Any = None) -> Scores:
         total = np.array([self.function(completion) for completion in completions], dtype=float)
         return Scores(total, {"function": total}, {"function": 1.0})
 

@@ -30,7 +30,7 @@ def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_without_a_checkpoint_is_not_a_hub_id(early: Path, name: str) -> None:
     model = str(early.absolute()) if name == "absolute" else name
     with pytest.raises(
-        InputError, match=f"{model}: this run has no checkpoint yet; go on with: burnish train --resume"
+        InputError, match=f"{model}: this run has no checkpoint yet; resume with: burnish train --resume"
     ):
         api.generate(model, "a", sampling=SamplingParams(1))
 

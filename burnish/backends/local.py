@@ -19,8 +19,8 @@ from burnish.recipe.schema import PolicySection, Recipe
 from burnish.rewards.combine import Combination
 from burnish.system.memory import keep_freed_memory
 from burnish.training.critic import Critic
-from burnish.training.step import Learner
-from burnish.training.trainer import optimizer_for
+from burnish.training.learner import Learner
+from burnish.training.optimizer import build_optimizer
 from burnish.types import Prompt
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def build(
     rewards = resolve_rewards(recipe.algorithm, recipe.reward)
     scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
-        recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), optimizer_for(policy, recipe.optimizer),
+        recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), build_optimizer(policy, recipe.optimizer),
         critic=critic_for(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
@@ -114,4 +114,4 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
         model = TableValueModel(policy)
     else:
         raise InputError(f"algorithm.use = '{recipe.algorithm.use}': no critic is known for a {type(policy).__name__}")
-    return Critic(model, optimizer_for(model, recipe.optimizer), critic_settings(recipe.algorithm))
+    return Critic(model, build_optimizer(model, recipe.optimizer), critic_settings(recipe.algorithm))

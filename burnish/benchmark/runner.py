@@ -17,7 +17,8 @@ from burnish.benchmark.protocol import (
 )
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.system.machine import peak_memory
-from burnish.training.step import Learner, train_step
+from burnish.training.learner import Learner
+from burnish.training.step import train_step
 
 
 def recipe_for(order: Order, path: Path) -> Recipe:

@@ -141,7 +141,7 @@ def _of_run(run: Path, name: str) -> Path:
         )
     if (run / "model").is_dir():
         return run / "model"
-    raise InputError(f"{name}: this run has no checkpoint yet; go on with: burnish {verb} --resume {name}")
+    raise InputError(f"{name}: this run has no checkpoint yet; resume with: burnish {verb} --resume {name}")
 
 
 def check_model_folder(folder: Path) -> Path:

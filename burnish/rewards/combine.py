@@ -98,7 +98,13 @@ class Combination:
         parts = [Part(section.part, REWARDS.get(section.use), 1.0, section.options) for section in sections]
         return cls(parts, reference_policy) if parts else None
 
-    def score(self, completions: Sequence[Completion], *, step: int | None = None) -> Scores:
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        step: int | None = None,
+        flags: Sequence[tuple[str, ...]] | None = None,
+    ) -> Scores:
         """Return total [N] and parts [N] each, float64, in the completions' order.
 
         Args:

@@ -92,7 +92,9 @@ class Run:
         if folder is None:
             place = _unused(place)
         if (place / "recipe.toml").exists():
-            raise InputError(f"{place} holds a run already: choose another --run-dir, or go on with --resume {place}")
+            raise InputError(
+                f"{place} holds a run already: choose another --run-dir, or resume it with --resume {place}"
+            )
         with explained(f"cannot make the run folder {place}"):
             (place / "checkpoints").mkdir(parents=True, exist_ok=True)
             (place / "evaluation").mkdir(exist_ok=True)
@@ -120,7 +122,7 @@ class Run:
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         path = self.folder / name
         # Without a buffer, which would try again on closing and leave the tail of what did not fit.
-        with explained(f"cannot write {path}", self.after_making_room), open(path, "ab", buffering=0) as file:
+        with explained(f"cannot write {path}", self.advice_on_full_disk), open(path, "ab", buffering=0) as file:
             end = file.tell()
             try:
                 while left:
@@ -156,7 +158,7 @@ class Run:
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         temporary = target.with_name(f".{target.name}.partial")
-        with explained(f"cannot save {target}", self.after_making_room):
+        with explained(f"cannot save {target}", self.advice_on_full_disk):
             # Where it is there it is whole, and has the same bits: an interrupt came right after it was written.
             if not (target / "state.json").is_file():
                 try:
@@ -193,14 +195,14 @@ class Run:
 
     def choose_model(self, checkpoint: Checkpoint) -> None:
         """Makes a checkpoint's model the run's. Raises BurnishError where that cannot be written."""
-        with explained(f"cannot write to the run folder {self.folder}", self.after_making_room):
+        with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             self._point_model_at(checkpoint)
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
         """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after the checkpoint (None:
         before the first step)."""
         step = checkpoint.step if checkpoint else 0
-        with explained(f"cannot write to the run folder {self.folder}", self.after_making_room):
+        with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             for name in LINES:
                 path = self.folder / name
                 if path.exists():
@@ -214,17 +216,17 @@ class Run:
 
     def put(self, name: str, text: str) -> None:
         """Writes a file of the folder in one piece. Raises BurnishError where that fails."""
-        with explained(f"cannot write {self.folder / name}", self.after_making_room):
+        with explained(f"cannot write {self.folder / name}", self.advice_on_full_disk):
             write_text(self.folder / name, text)
 
     @property
-    def going_on(self) -> str:
+    def resume_command(self) -> str:
         """The command that takes the run up again."""
         return f"burnish {self.verb} --resume {self.folder}"
 
     @property
-    def after_making_room(self) -> str:
-        return f"make room, then go on with: {self.going_on}"
+    def advice_on_full_disk(self) -> str:
+        return f"make room, then resume with: {self.resume_command}"
 
     def discard(self) -> None:
         """Takes away what ``create`` made, of a run that never began; other files in the folder stay."""

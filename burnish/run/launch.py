@@ -42,7 +42,7 @@ def in_run(opened: Callable[[], Run], work: Callable[[Run], A], observer: Observ
             return work(run)
         except KeyboardInterrupt:
             # Before the first step, while the report was written, or for the second time while a checkpoint was.
-            raise Interrupted(f"stopped; go on with: {run.going_on}") from None
+            raise Interrupted(f"stopped; resume with: {run.resume_command}") from None
         finally:
             observer.finish()
             run.close()

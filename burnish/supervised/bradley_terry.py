@@ -1,4 +1,4 @@
-"""What a reward model learns from a pair: that the preferred answer scores higher."""
+"""The Bradley-Terry objective of a reward model: the preferred answer of a pair scores higher."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from burnish.evaluation.calibration import calibration
 from burnish.evaluation.statistics import mean_of_units
 from burnish.policies.reward_model import RewardModel
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import Metric, Seen
-from burnish.supervised.objective import Example, flat, right, two_answers, whole_examples
+from burnish.supervised.measurement import ExampleSums, SumMetric
+from burnish.supervised.objective import Example, accuracy, encode_pair, example_batches, flatten
 from burnish.training.batching import TokenBudget
 
 
-class Comparing:
+class BradleyTerry:
     """The Bradley-Terry model: -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2, the mean
     over the step's pairs; see ``burnish.algorithms.preference.bradley_terry_loss``.
 
@@ -33,10 +33,10 @@ class Comparing:
         centre: coefficient of the pull of the scores' level towards zero.
     """
 
-    metrics: tuple[Metric, ...] = (
-        Metric("preference_accuracy", "higher", "right", "pairs", mean_of_units),
-        Metric("preference_nll", "lower", "nll", "pairs", mean_of_units),
-        Metric("preference_margin", "higher", "margin", "pairs", mean_of_units),
+    metrics: tuple[SumMetric, ...] = (
+        SumMetric("preference_accuracy", "higher", "right", "pairs", mean_of_units),
+        SumMetric("preference_nll", "lower", "nll", "pairs", mean_of_units),
+        SumMetric("preference_margin", "higher", "margin", "pairs", mean_of_units),
     )
 
     def __init__(self, *, margin: float = 0.0, centre: float = 0.0) -> None:
@@ -45,13 +45,13 @@ class Comparing:
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if not isinstance(row, PreferencePair):
             raise InputError("these rows are texts: `burnish reward-model` learns from pairs, `burnish sft` from texts")
-        return [Example(row.unit, two_answers(encoder, row), row.margin)]
+        return [Example(row.unit, encode_pair(encoder, row), row.margin)]
 
     def backward(self, policy: RewardModel, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         total = 0.0
         found: list[Tensor] = []
-        for part in whole_examples(examples, budget):
-            scores = policy.scores(flat(part)[1]).double().view(-1, 2)
+        for part in example_batches(examples, budget):
+            scores = policy.scores(flatten(part)[1]).double().view(-1, 2)
             margins = torch.tensor([self.margin if example.margin is None else example.margin for example in part])
             losses = bradley_terry_loss(scores[:, 0], scores[:, 1], margins.double(), self.centre)
             loss = losses.sum() / len(examples)
@@ -62,28 +62,28 @@ class Comparing:
         margin = scores[:, 0] - scores[:, 1]
         return {
             "loss": total,
-            "preference/accuracy": float(right(margin).mean()),
+            "preference/accuracy": float(accuracy(margin).mean()),
             "preference/margin": float(margin.mean()),
             "score/mean": float(scores.mean()),
             "score/std": float(scores.std()),
             "tokens": sum(len(text.token_ids) for example in examples for text in example.texts),
         }
 
-    def seen(self, policy: RewardModel, examples: Sequence[Example]) -> list[Seen]:
-        scores = policy.scores(flat(examples)[1]).detach().double().view(-1, 2)
+    def sums(self, policy: RewardModel, examples: Sequence[Example]) -> list[ExampleSums]:
+        scores = policy.scores(flatten(examples)[1]).detach().double().view(-1, 2)
         margins = scores[:, 0] - scores[:, 1]
         losses = bradley_terry_loss(scores[:, 0], scores[:, 1])
         return [
-            Seen(
-                example.unit, {"right": float(right(margin)), "nll": float(loss), "margin": float(margin), "pairs": 1}
+            ExampleSums(
+                example.unit, {"right": float(accuracy(margin)), "nll": float(loss), "margin": float(margin), "pairs": 1}
             )
             for example, margin, loss in zip(examples, margins, losses, strict=True)
         ]  # fmt: skip
 
-    def findings(self, seen: Sequence[Seen], seed: int) -> Mapping[str, Any]:
+    def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         """``calibration.json``: whether sigmoid of the difference of two scores is how often the higher one is right."""
-        margins = np.array([one.numbers["margin"] for one in seen])
+        margins = np.array([one.numbers["margin"] for one in sums])
         confidence = 1 / (1 + np.exp(-np.abs(margins)))
         return {
-            "calibration.json": calibration(confidence, np.array([one.numbers["right"] for one in seen]), seed=seed)
+            "calibration.json": calibration(confidence, np.array([one.numbers["right"] for one in sums]), seed=seed)
         }

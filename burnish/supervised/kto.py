@@ -1,4 +1,4 @@
-"""What is learnt from answers that were judged one by one: Kahneman-Tversky optimisation (KTO)."""
+"""Kahneman-Tversky optimisation (KTO): learning from answers labelled desirable or undesirable."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, mean_of_units
 from burnish.protocols import Policy
 from burnish.supervised.encoding import Encoded, Encoder
-from burnish.supervised.measurement import Metric, Seen
+from burnish.supervised.measurement import ExampleSums, SumMetric
 from burnish.supervised.objective import (
     PLAIN,
     Example,
-    NoFindings,
-    flat,
-    lengths_of,
-    policy_reference,
-    right,
-    two_answers,
+    MetricsOnly,
+    accuracy,
+    encode_pair,
+    flatten,
+    reference_logprobs,
+    text_lengths,
 )
 from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion
@@ -47,7 +47,7 @@ def _mean(total: Array, count: Array) -> Array:
     return np.asarray(np.where(count > 0, total, 0.0) / np.where(count > 0, count, 1.0))
 
 
-class Judging(NoFindings):
+class KTO(MetricsOnly):
     """KTO (arXiv 2402.01306, equation 8): desirable answers gain and undesirable ones lose, measured against a reference
     point z0, the policy's KL from its start. The loss is the mean over the step's answers.
 
@@ -59,10 +59,10 @@ class Judging(NoFindings):
         desirable_weight, undesirable_weight: lambda_D and lambda_U.
     """
 
-    metrics: tuple[Metric, ...] = (
-        Metric("label_accuracy", "higher", "right", "answers", mean_of_units),
-        Metric("reward_gap", "higher", "good_reward", "good", gap_of_units, ("bad_reward", "bad")),
-        Metric("desirable_perplexity", "lower", "good_nll", "good_tokens", perplexity_or_one),
+    metrics: tuple[SumMetric, ...] = (
+        SumMetric("label_accuracy", "higher", "right", "answers", mean_of_units),
+        SumMetric("reward_gap", "higher", "good_reward", "good", gap_of_units, ("bad_reward", "bad")),
+        SumMetric("desirable_perplexity", "lower", "good_nll", "good_tokens", perplexity_or_one),
     )
 
     def __init__(self, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
@@ -71,7 +71,7 @@ class Judging(NoFindings):
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if isinstance(row, PreferencePair):
-            chosen, rejected = two_answers(encoder, row)
+            chosen, rejected = encode_pair(encoder, row)
             return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]
         if not isinstance(row, LabelledCompletion):
             raise InputError("these rows are texts without a label: KTO learns from labelled answers or from pairs")
@@ -79,47 +79,47 @@ class Judging(NoFindings):
         return [Example(row.unit, (text,), desirable=row.desirable)]
 
     def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
-        texts, completions = flat(examples)
+        texts, completions = flatten(examples)
         desirable = desirable_of(examples)
         point = self.reference_point(policy, texts)
         total = 0.0
         found = torch.zeros(len(examples), dtype=torch.float64)
-        for places in microbatches(completions, range(len(completions)), budget):
-            part = [completions[place] for place in places]
-            ratios = policy.logprobs(part, PLAIN).logprobs.double() - policy_reference(policy, part)
-            sums = sum_by_sequence(ratios, lengths_of([texts[place] for place in places]))
+        for indices in microbatches(completions, range(len(completions)), budget):
+            part = [completions[index] for index in indices]
+            ratios = policy.logprobs(part, PLAIN).logprobs.double() - reference_logprobs(policy, part)
+            sums = sum_by_sequence(ratios, text_lengths([texts[index] for index in indices]))
             losses = kto_loss(
-                sums, desirable[places], point, self.beta, self.desirable_weight, self.undesirable_weight
+                sums, desirable[indices], point, self.beta, self.desirable_weight, self.undesirable_weight
             )  # fmt: skip
             loss = losses.sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-            found[places] = self.beta * sums.detach()
+            found[indices] = self.beta * sums.detach()
         return {
             "loss": total,
-            "preference/accuracy": float(right(torch.where(desirable, found, -found)).mean()),
+            "preference/accuracy": float(accuracy(torch.where(desirable, found, -found)).mean()),
             "preference/reference_point": float(point),
             "preference/desirable": float(desirable.double().mean()),
             "tokens": sum(len(text.token_ids) for text in texts),
         }
 
-    def seen(self, policy: Policy, examples: Sequence[Example]) -> list[Seen]:
-        texts, completions = flat(examples)
-        lengths = lengths_of(texts)
+    def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
+        texts, completions = flatten(examples)
+        lengths = text_lengths(texts)
         logprobs = policy.token_logprobs(completions).double()
         likelihoods = sum_by_sequence(logprobs, lengths)
-        rewards = self.beta * sum_by_sequence(logprobs - policy_reference(policy, completions), lengths)
+        rewards = self.beta * sum_by_sequence(logprobs - reference_logprobs(policy, completions), lengths)
         found = []
         for example, reward, likelihood in zip(examples, rewards, likelihoods, strict=True):
             good = 1 if example.desirable else 0
             sign = 2 * good - 1
             numbers = {
-                "right": float(right(sign * reward)), "answers": 1,
+                "right": float(accuracy(sign * reward)), "answers": 1,
                 "good_reward": good * float(reward), "good": good,
                 "bad_reward": (1 - good) * float(reward), "bad": 1 - good,
                 "good_nll": -good * float(likelihood), "good_tokens": good * len(example.texts[0].token_ids),
             }  # fmt: skip
-            found.append(Seen(example.unit, numbers))
+            found.append(ExampleSums(example.unit, numbers))
         return found
 
     def reference_point(self, policy: Policy, texts: Sequence[Encoded]) -> Tensor:
@@ -129,7 +129,7 @@ class Judging(NoFindings):
             return torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
             logprobs = policy.token_logprobs(strangers).double()
-            ratios = logprobs - policy_reference(policy, strangers)
+            ratios = logprobs - reference_logprobs(policy, strangers)
         return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in strangers])))
 
 

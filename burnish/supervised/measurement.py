@@ -1,4 +1,4 @@
-"""What held-out examples say of a policy, written down example by example and compared before and after."""
+"""Held-out measurements of supervised runs: sums per example, compared before and after by unit of the split."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from burnish.evaluation.statistics import Array, Statistic, paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One held-out example: its unit of the split, and numbers that are summed over a unit's examples."""
+class ExampleSums:
+    """The measurement of one held-out example: its unit, and numbers that are summed over a unit's examples."""
 
     unit: str
     numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """A statistic of sums.
+class SumMetric:
+    """A metric that is a function of sums over examples.
 
     Attributes:
         better: "higher" or "lower".
-        total, count: which of the numbers are summed.
-        statistic: sums [..., 2] -> metric [...].
-        others: numbers that are summed behind these two, for a statistic of more.
+        total, count: names of the numbers that are summed.
+        statistic: sums [..., 2 + len(others)] -> metric [...].
+        others: names of further numbers that are summed.
     """
 
     name: str
@@ -39,50 +39,54 @@ class Metric:
     statistic: Statistic
     others: tuple[str, ...] = ()
 
-    def sums(self, seen: Sequence[Seen]) -> tuple[list[str], Array]:
-        """The units in the order they come in, and their sums [n, 2 and one for each of the others]."""
+    def unit_sums(self, examples: Sequence[ExampleSums]) -> tuple[list[str], Array]:
+        """Return the units in order of appearance and their sums [n, 2 + len(others)]."""
         names = (self.total, self.count, *self.others)
         units: dict[str, list[float]] = {}
-        for one in seen:
-            sums = units.setdefault(one.unit, [0.0] * len(names))
-            for place, name in enumerate(names):
-                sums[place] += one.numbers[name]
+        for example in examples:
+            sums = units.setdefault(example.unit, [0.0] * len(names))
+            for index, name in enumerate(names):
+                sums[index] += example.numbers[name]
         return list(units), np.array(list(units.values()))
 
 
-def summary(seen: Sequence[Seen], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Metric -> value over all examples."""
-    return {metric.name: float(metric.statistic(metric.sums(seen)[1].sum(axis=0))) for metric in metrics}
+def metric_values(examples: Sequence[ExampleSums], metrics: Sequence[SumMetric]) -> dict[str, float]:
+    """Return metric -> value over all examples."""
+    return {metric.name: float(metric.statistic(metric.unit_sums(examples)[1].sum(axis=0))) for metric in metrics}
 
 
-def compare(
-    before: Sequence[Seen], after: Sequence[Seen], metrics: Sequence[Metric], *, resamples: int, seed: int
+def compare_metrics(
+    before: Sequence[ExampleSums],
+    after: Sequence[ExampleSums],
+    metrics: Sequence[SumMetric],
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Metric -> before, after, difference, interval, p_value, n and better; the units of the split are the units of the
-    paired bootstrap.
+    """Return metric -> before, after, difference, interval, p_value, n and better, by a paired bootstrap over units.
 
     Raises:
         InputError: the two measured different units.
     """
     table: dict[str, dict[str, Any]] = {}
     for metric in metrics:
-        (units, first), (others, second) = metric.sums(before), metric.sums(after)
+        (units, first), (others, second) = metric.unit_sums(before), metric.unit_sums(after)
         if units != others:
-            raise InputError("the held-out rows are not those that were measured before training: start a new run")
-        found = paired_bootstrap(first, second, statistic=metric.statistic, resamples=resamples, seed=seed)
-        table[metric.name] = {**asdict(found), "interval": list(found.interval), "better": metric.better}
+            raise InputError("the held-out rows differ from those that were measured before training: start a new run")
+        result = paired_bootstrap(first, second, statistic=metric.statistic, resamples=resamples, seed=seed)
+        table[metric.name] = {**asdict(result), "interval": list(result.interval), "better": metric.better}
     return table
 
 
-def to_json(seen: Sequence[Seen]) -> str:
-    """JSON that ``from_json`` turns back, every float to the last bit."""
-    return json.dumps({"examples": [{"unit": one.unit, **one.numbers} for one in seen]}) + "\n"
+def sums_to_json(examples: Sequence[ExampleSums]) -> str:
+    """Return JSON that ``sums_from_json`` reads back, every float to the last bit."""
+    return json.dumps({"examples": [{"unit": example.unit, **example.numbers} for example in examples]}) + "\n"
 
 
-def from_json(text: str) -> list[Seen]:
-    """Raises InputError where the text is something else."""
+def sums_from_json(text: str) -> list[ExampleSums]:
+    """Read what ``sums_to_json`` wrote. Raises InputError for any other text."""
     try:
         rows = json.loads(text)["examples"]
-        return [Seen(row["unit"], {key: value for key, value in row.items() if key != "unit"}) for row in rows]
+        return [ExampleSums(row["unit"], {key: value for key, value in row.items() if key != "unit"}) for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"not a held-out measurement ({error}): start a new run") from error

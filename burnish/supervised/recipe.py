@@ -26,7 +26,7 @@ class Data(OpenSection):
     """Share of the rows that may be unusable; they are listed either way."""
 
 
-class Batch(Section):
+class BatchSection(Section):
     examples_per_step: int = Field(16, ge=1, le=MAX_SIZE)
     """Texts or pairs of one update."""
     max_tokens: int = Field(512, ge=2, le=MAX_SIZE)
@@ -47,7 +47,7 @@ class SupervisedRecipe(Job):
 
     kind: str
     data: Data
-    batch: Batch = Batch()
+    batch: BatchSection = BatchSection()
     evaluation: HeldOut = HeldOut()
 
     @model_validator(mode="after")

@@ -24,11 +24,12 @@ from burnish.run.launch import (
     with_absolute_model,
     with_absolute_path,
 )
-from burnish.supervised.bradley_terry import Comparing
+from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
+from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.kto import Judging
-from burnish.supervised.objective import PAIR_LOSSES, FineTuning, Objective, Preferring
+from burnish.supervised.kto import KTO
+from burnish.supervised.objective import Objective
 from burnish.supervised.recipe import (
     PreferRecipe,
     RewardModelRecipe,
@@ -37,10 +38,11 @@ from burnish.supervised.recipe import (
     kind_of,
     load_supervised,
 )
-from burnish.supervised.session import Learner, Session
+from burnish.supervised.sft import FineTuning
+from burnish.supervised.step import SupervisedLearner, supervised_trainer
 from burnish.system.environment import environment
 from burnish.system.memory import keep_freed_memory
-from burnish.training.trainer import optimizer_for
+from burnish.training.optimizer import build_optimizer
 
 R = TypeVar("R", bound=SupervisedRecipe)
 T = TypeVar("T", bound=Trainable)
@@ -83,25 +85,25 @@ class _Trained(Generic[T]):
 
 
 def _fine_tuning(recipe: SFTRecipe, model: CausalPolicy) -> _Trained[Policy]:
-    return _Trained(model, FineTuning(), optimizer_for(model, recipe.optimizer))
+    return _Trained(model, FineTuning(), build_optimizer(model, recipe.optimizer))
 
 
 def _preferring(recipe: PreferRecipe, model: CausalPolicy) -> _Trained[Policy]:
     settings = recipe.preference
     objective: Objective[Policy]
     if settings.use == "kto":
-        objective = Judging(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
+        objective = KTO(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
     else:
-        objective = Preferring(PAIR_LOSSES[settings.use], settings.beta)
-    return _Trained(model, objective, optimizer_for(model, recipe.optimizer))
+        objective = PairPreference(PAIR_LOSSES[settings.use], settings.beta)
+    return _Trained(model, objective, build_optimizer(model, recipe.optimizer))
 
 
 def _scoring(recipe: RewardModelRecipe, model: CausalPolicy) -> _Trained[RewardModel]:
     settings = recipe.reward_model
     trained = RewardModel(model, recipe.batch.max_tokens)
     rates = {HEAD_WEIGHT: settings.head_learning_rate}
-    objective = Comparing(margin=settings.margin, centre=settings.centre)
-    return _Trained(trained, objective, optimizer_for(trained, recipe.optimizer, rates))
+    objective = BradleyTerry(margin=settings.margin, centre=settings.centre)
+    return _Trained(trained, objective, build_optimizer(trained, recipe.optimizer, rates))
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,10 @@ class Verb(Generic[R, T]):
             warn_of_changes(run, environment(threads=recipe.threads, seed=recipe.seed), observer)
         with discarded_on_failure(run, fresh=fresh):
             learner = self._learner(recipe, observer, offline=offline)
-        evaluation = Session(learner, run, observer).work()
+        evaluation = supervised_trainer(learner, run, observer).train()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _learner(self, recipe: R, observer: Observer, *, offline: bool) -> Learner[T]:
+    def _learner(self, recipe: R, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
@@ -167,7 +169,7 @@ class Verb(Generic[R, T]):
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained = self.trained(recipe, policy)
         data = build_dataset(rows, recipe, trained.objective, encoder)
-        return Learner(recipe, trained.policy, trained.objective, data, trained.optimizer)
+        return SupervisedLearner(recipe, trained.policy, trained.objective, data, trained.optimizer)
 
 
 sft = Verb(SFTRecipe, _fine_tuning, "Fine-tunes on the texts that a recipe names.")

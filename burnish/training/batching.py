@@ -1,5 +1,7 @@
-"""How a step's completions are cut: into updates, and each update into microbatches, by tokens, each prompt counted once for
-the completions behind it."""
+"""Cuts a step's completions into updates, and each update into microbatches by a budget of tokens.
+
+A prompt counts once for all of its completions in a microbatch, since it is computed once for them.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.protocols import Trainable
 from burnish.types import Completion, Microbatch
 
 ENOUGH_TOKENS = 1152
-"""Larger microbatches make the products no faster, and take memory."""
+"""Larger microbatches do not make the matrix products faster, and take more memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """Tokens in one backward pass.
+    """Tokens in one forward and backward pass.
 
     Attributes:
-        usual: groups are put together up to this many.
-        most: a group that alone is larger stays whole up to this many, since cutting it means to run its prompt twice.
+        usual: groups share a microbatch up to this many tokens.
+        most: a single group larger than ``usual`` stays whole up to this many, since a cut would run its prompt twice.
     """
 
     usual: int
@@ -32,133 +35,150 @@ class TokenBudget:
 
     @classmethod
     def fitting(cls, tokens: int) -> TokenBudget:
-        """Where ``tokens`` fit into the memory."""
+        """Return the budget where at most ``tokens`` fit into memory."""
         return cls(min(ENOUGH_TOKENS, tokens), max(tokens, 1))
 
+    @classmethod
+    def for_policy(cls, tokens: int | None, policy: Trainable) -> TokenBudget:
+        """Return the budget of ``optimizer.tokens_per_microbatch``; None takes what fits this policy into memory."""
+        return cls.fitting(policy.max_microbatch_tokens) if tokens is None else cls(tokens, tokens)
 
-def microbatches(completions: Sequence[Completion], places: Sequence[int], budget: TokenBudget) -> list[list[int]]:
-    """The places, in order, cut into microbatches. Completions of one prompt that stand together stay together where they
-    fit; a single completion larger than the budget is a microbatch by itself.
+
+def microbatches(completions: Sequence[Completion], indices: Sequence[int], budget: TokenBudget) -> list[list[int]]:
+    """Return the indices, in order, cut into microbatches.
+
+    Neighbouring completions of one prompt stay together where they fit; a completion larger than the budget is a microbatch
+    of its own.
 
     Args:
-        places: which of the completions are trained.
+        indices: the completions that are trained.
     """
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     filled = 0
-    for group in _groups(completions, places):
+    for group in _neighbours(completions, indices):
         prompt = len(completions[group[0]].prompt_ids)
-        whole = prompt + sum(len(completions[place].token_ids) for place in group)
-        if found and filled + whole <= budget.usual:
-            found[-1] += group
+        whole = prompt + sum(len(completions[index].token_ids) for index in group)
+        if batches and filled + whole <= budget.usual:
+            batches[-1] += group
             filled += whole
             continue
         limit = budget.usual if whole > budget.most else whole
         filled = 0
-        for place in group:
-            length = len(completions[place].token_ids)
+        for index in group:
+            length = len(completions[index].token_ids)
             if not filled or filled + length > limit:
-                found.append([])
+                batches.append([])
                 filled = prompt
-            found[-1].append(place)
+            batches[-1].append(index)
             filled += length
-    return found
+    return batches
 
 
-def _groups(completions: Sequence[Completion], places: Sequence[int]) -> list[list[int]]:
-    """Neighbours with one prompt."""
-    found: list[list[int]] = []
-    for place in places:
-        if found and completions[found[-1][0]].prompt_ids == completions[place].prompt_ids:
-            found[-1].append(place)
+def _neighbours(completions: Sequence[Completion], indices: Sequence[int]) -> list[list[int]]:
+    """Return runs of neighbours that share a prompt."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and completions[runs[-1][0]].prompt_ids == completions[index].prompt_ids:
+            runs[-1].append(index)
         else:
-            found.append([place])
-    return found
+            runs.append([index])
+    return runs
 
 
-def update_places(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
-    """The completions that each update of a step is made of, by their places among the P*G; one list an update.
+def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
+    """Return, for each update of a step, the indices of its completions among the P*G.
 
-    In each epoch the prompts are shuffled, a function of ``seed``, and cut into minibatches whose sizes differ by one at
-    most; the samples of a prompt stay together but where a cut goes through them.
+    In each epoch the prompts are shuffled, as a function of ``seed``, and cut into minibatches whose sizes differ by at most
+    one; the samples of a prompt stay together except where a cut goes through them.
     """
     count = prompts * group
-    found = []
+    updates = []
     for epoch in range(epochs):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, epoch])))
         order = generator.permutation(prompts) if minibatches > 1 else np.arange(prompts)
-        places = (order[:, None] * group + np.arange(group)).flatten()
+        indices = (order[:, None] * group + np.arange(group)).flatten()
         bounds = [count * number // minibatches for number in range(minibatches + 1)]
-        found += [sorted(places[begin:end].tolist()) for begin, end in itertools.pairwise(bounds)]
-    return found
+        updates += [sorted(indices[begin:end].tolist()) for begin, end in itertools.pairwise(bounds)]
+    return updates
 
 
-def trained_places(advantages: Tensor, places: Sequence[int], *, every: bool) -> list[int]:
-    """Which completions of an update are run for the gradient: all, or those whose advantage is not zero, where a loss that
-    is a multiple of the advantage is all there is. At least one, so that there are metrics, and a gradient of zeros.
+def trained_indices(advantages: Tensor, indices: Sequence[int], *, every: bool) -> list[int]:
+    """Return the completions of an update that have a gradient: those whose advantage is not zero, or all of them.
+
+    At least one is returned, so that the update has metrics and a gradient of zeros.
 
     Args:
-        advantages: [N], of the whole step; 0 where that of every token is.
-        places: of the update's completions.
+        advantages: [N], of the whole step; 0 where every token's advantage is.
+        indices: the completions of the update.
+        every: whether the loss is more than a multiple of the advantage.
     """
-    return [place for place in places if every or advantages[place] != 0] or list(places[:1])
+    return [index for index in indices if every or advantages[index] != 0] or list(indices[:1])
 
 
-def asked_of(
-    ask: Callable[[Sequence[Completion]], Tensor],
+def evaluate_tokens(
+    evaluate: Callable[[Sequence[Completion]], Tensor],
     completions: Sequence[Completion],
     lengths: Tensor,
-    cut: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
 ) -> Tensor:
-    """What a model says of each token [T] of the completions in ``cut``, whose places it lists, before the first update;
-    not-a-number where a token belongs to none of them, since nothing may ask for it. No gradient."""
-    found = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
+    """Return what a model computes for each token of all completions, [T] float64, without gradient.
+
+    Tokens of completions that are in no batch are not-a-number, so that nothing uses them unnoticed.
+
+    Args:
+        evaluate: completions to one number per token.
+        batches: indices of the completions that are evaluated together.
+    """
+    pieces = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
     with torch.no_grad():
-        for places in cut:
-            answer = ask([completions[place] for place in places]).double()
-            pieces = torch.split(answer, lengths[list(places)].tolist())
-            for place, piece in zip(places, pieces, strict=True):
-                found[place] = piece
-    return torch.cat(found)
+        for indices in batches:
+            values = evaluate([completions[index] for index in indices]).double()
+            parts = torch.split(values, lengths[list(indices)].tolist())
+            for index, part in zip(indices, parts, strict=True):
+                pieces[index] = part
+    return torch.cat(pieces)
 
 
-def collate(
-    completions: Sequence[Completion],
-    lengths: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    sampler_logprobs: Tensor,
-    reference_logprobs: Tensor | None,
-    old_logprobs: Tensor | None,
-    cut: Sequence[Sequence[int]],
-    *,
-    old_values: Tensor | None = None,
-    returns: Tensor | None = None,
-) -> list[Microbatch]:
-    """One batch for each microbatch of ``cut``, which lists places among the completions; ``weights`` [N] become per-token
-    ones, as all else is [T]."""
-    sizes = lengths.tolist()
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """What is known of every token of a step; ``select`` cuts a microbatch out of it.
 
-    def chosen_of(values: Tensor, places: Sequence[int]) -> Tensor:
-        pieces = torch.split(values, sizes)
-        return torch.cat([pieces[place] for place in places])
+    Attributes:
+        lengths: [N], tokens of each completion.
+        the others: [T], as in ``Batch``.
+    """
 
-    def if_any(values: Tensor | None, places: Sequence[int]) -> Tensor | None:
-        return None if values is None else chosen_of(values, places)
+    completions: Sequence[Completion]
+    lengths: Tensor
+    advantages: Tensor
+    sampler_logprobs: Tensor
+    reference_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
 
-    batches = []
-    for places in cut:
-        chosen = torch.tensor(places)
-        repeats = lengths[chosen]
-        batches.append(
-            Microbatch(
-                completions=[completions[place] for place in places],
-                advantages=chosen_of(advantages, places),
-                weights=weights[chosen].repeat_interleave(repeats),
-                sampler_logprobs=chosen_of(sampler_logprobs, places),
-                reference_logprobs=if_any(reference_logprobs, places),
-                old_logprobs=if_any(old_logprobs, places),
-                old_values=if_any(old_values, places),
-                returns=if_any(returns, places),
-            )
+    def select(self, indices: Sequence[int], weights: Tensor) -> Microbatch:
+        """Return the microbatch of these completions.
+
+        Args:
+            weights: [N], each completion's weight per token in its update's loss.
+        """
+        chosen, sizes = torch.tensor(indices), self.lengths.tolist()
+
+        def tokens(values: Tensor) -> Tensor:
+            pieces = torch.split(values, sizes)
+            return torch.cat([pieces[index] for index in indices])
+
+        def optional(values: Tensor | None) -> Tensor | None:
+            return None if values is None else tokens(values)
+
+        return Microbatch(
+            completions=[self.completions[index] for index in indices],
+            advantages=tokens(self.advantages),
+            weights=weights[chosen].repeat_interleave(self.lengths[chosen]),
+            sampler_logprobs=tokens(self.sampler_logprobs),
+            reference_logprobs=optional(self.reference_logprobs),
+            old_logprobs=optional(self.old_logprobs),
+            old_values=optional(self.old_values),
+            returns=optional(self.returns),
         )
-    return batches

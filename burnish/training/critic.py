@@ -1,41 +1,49 @@
-"""The critic of PPO: a model of how much reward is still to come, trained beside the policy."""
+"""PPO's critic: a value model with its own optimizer, trained beside the policy."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.algorithms.credit import generalised_advantages, whitened
 from burnish.algorithms.losses import value_loss
 from burnish.algorithms.ops import padded
+from burnish.errors import InputError
 from burnish.protocols import ValueModel
 from burnish.recipe.algorithm import CriticSection
+from burnish.run.checkpoint import read_optimizer, write_optimizer
+from burnish.run.folder import Checkpoint
+from burnish.training.optimizer import clip_gradient, refuse_non_finite, set_learning_rate
 from burnish.types import Microbatch
+
+FOLDER = "critic"
+"""Folder of a checkpoint that holds the critic and its optimizer."""
 
 
 @dataclass(slots=True)
 class Critic:
-    """A value model with its own optimizer: nothing of it is shared with the policy, so neither loss needs a factor.
+    """A value model with its own optimizer. It shares nothing with the policy, so neither loss needs a factor.
 
     Attributes:
-        loss: of the update that is going on, summed over its microbatches.
+        loss: of the current update, summed over its microbatches.
     """
 
     model: ValueModel
     optimizer: torch.optim.Optimizer
     settings: CriticSection
     loss: float = 0.0
+    _updates: list[tuple[float, float]] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Starts an update."""
+    def begin_update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = 0.0
 
     def backward(self, batch: Microbatch) -> None:
-        """Adds the gradient of one microbatch; token losses are weighted as the policy's are."""
+        """Add the gradient of one microbatch; token losses have the policy loss's weights."""
         assert batch.old_values is not None
         assert batch.returns is not None
         values = self.model.values(batch.completions)
@@ -43,17 +51,44 @@ class Critic:
         loss.backward()  # type: ignore[no-untyped-call]
         self.loss += float(loss.detach())
 
-    def clipped_norm(self, limit: float | None) -> float:
-        """The norm of the gradient, which is then cut to the limit."""
-        parameters = list(self.model.trainable().values())
-        return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+    def check_gradient(self, step: int, update: int, limit: float | None) -> None:
+        """Clip the gradient's norm to ``limit``. Raises BurnishError where loss or gradient is not finite."""
+        norm = clip_gradient(self.model.trainable().values(), limit)
+        refuse_non_finite(step, self.loss, norm, update=update, of="critic's ")
+        self._updates.append((self.loss, norm))
 
-    def move(self, rate: float) -> None:
-        """The optimizer's step, at its multiple of the policy's learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate * rate
+    def apply_update(self, rate: float) -> None:
+        """Step the optimizer, at ``settings.rate`` times the policy's learning rate."""
+        set_learning_rate(self.optimizer, self.settings.rate * rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Return mean loss and gradient norm of the updates since the last call."""
+        losses, norms = zip(*self._updates, strict=True)
+        self._updates = []
+        return {"critic/loss": sum(losses) / len(losses), "critic/grad_norm": sum(norms) / len(norms)}
+
+    def write(self, folder: Path) -> None:
+        """Write weights and optimizer state into a checkpoint folder."""
+        target = folder / FOLDER
+        target.mkdir()
+        weights = {name: parameter.detach().contiguous() for name, parameter in self.model.trainable().items()}
+        save_file(weights, target / "model.safetensors")
+        write_optimizer(self.optimizer, self.model.trainable(), target)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Read what ``write`` wrote. Raises InputError where it belongs to another model."""
+        folder, parameters = checkpoint.folder / FOLDER, self.model.trainable()
+        saved = load_file(folder / "model.safetensors")
+        shapes = {name: weight.shape for name, weight in parameters.items()}
+        if {name: weight.shape for name, weight in saved.items()} != shapes:
+            raise InputError(f"{folder} holds the critic of another policy: it belongs to another recipe's run")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+        read_optimizer(self.optimizer, parameters, folder)
+        self._updates = []
 
 
 def token_credit(
@@ -62,29 +97,31 @@ def token_credit(
     values: Tensor,
     lengths: Tensor,
     settings: CriticSection,
-    gained: Tensor | None = None,
+    earned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, equation 16; arXiv 1707.06347, equation 11).
+    """Return whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, equation 16; arXiv 1707.06347, equation 11).
 
-    A text's reward comes with its last token; what the KL term takes, with the token that it is taken for.
+    The reward of a whole completion comes with its last token; a KL penalty with the token that it belongs to.
 
     Args:
-        rewards: [N], of whole texts.
+        rewards: [N], of whole completions.
         penalties: [T], taken from each token's reward.
         values: [T], V before each token, when the samples were drawn.
-        gained: [T], what came with each token besides.
+        earned: [T], rewards that came with single tokens.
     Returns:
-        Advantages of mean 0 and deviation 1 over the step's tokens, and, before that, A + V: what the values should be.
+        Advantages of mean 0 and deviation 1 over the step's tokens, and A + V before whitening: the values' targets.
     """
-    received = -penalties if gained is None else gained - penalties
+    received = -penalties if earned is None else earned - penalties
     received[lengths.cumsum(0) - 1] += rewards
     rows, mask = padded(received, lengths)
-    before, _ = padded(values, lengths)
-    found = generalised_advantages(rows, before, mask, discount=settings.discount, trace=settings.trace)[mask]
-    return whitened(found), found + values
+    value_rows, _ = padded(values, lengths)
+    advantages = generalised_advantages(
+        rows, value_rows, mask, discount=settings.discount, trace=settings.trace
+    )[mask]  # fmt: skip
+    return whitened(advantages), advantages + values
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - var(returns - values) / var(returns): 1 is foreseen, 0 is no better than a constant; 0 where nothing varies."""
+    """Return 1 - var(returns - values) / var(returns); 0 where the returns do not vary."""
     spread = float(returns.var(correction=0))
     return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0

@@ -1,4 +1,4 @@
-"""What a step says of itself: one flat dict of numbers, and a row for each sample."""
+"""Step metrics: one flat dict per step, one row per sample."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import FARTHEST
 from burnish.system.machine import peak_memory
+from burnish.training.policy_loss import MicrobatchLoss
+from burnish.training.rollouts import Rollouts
 from burnish.types import Completion, Microbatch, Scores
 
 
@@ -20,50 +22,36 @@ class Totals:
     """Sums over the updates and microbatches of a step, kept in float64.
 
     Args:
-        corrected: whether the loss has importance weights of sampler against trainer.
+        corrected: whether the loss has importance weights that correct for the sampler.
     """
 
     def __init__(self, *, corrected: bool = False) -> None:
         self._corrected = corrected
         self.loss = 0.0
-        """Of the update that is going on."""
+        """Of the current update."""
         self._updates: list[tuple[float, float]] = []
-        self._critic: list[tuple[float, float]] = []
         self._tokens = 0
         self._sums: dict[str, float] = {}
         self._weights, self._squares = 0.0, 0.0
 
-    def add(
-        self,
-        loss: Tensor,
-        logprobs: Tensor,
-        old: Tensor,
-        entropy: Tensor,
-        clipped: tuple[Tensor, Tensor],
-        factor: Tensor,
-        batch: Microbatch,
-    ) -> None:
-        """One microbatch, everything without gradient.
-
-        Args:
-            old: log-probabilities before the first update.
-            factor: the importance weights of sampler against trainer.
-        """
-        self.loss += float(loss)
+    def add(self, loss: MicrobatchLoss, batch: Microbatch) -> None:
+        """Add one microbatch."""
+        logprobs, old, clipped, importance = loss.logprobs, loss.old_logprobs, loss.clipped, loss.importance
+        self.loss += float(loss.loss.detach())
         self._tokens += len(logprobs)
         sums = {
-            "entropy": entropy.double().sum(),
-            # k3 of the sampler against the trainer on the same weights: zero but for rounding.
+            "entropy": loss.entropy.double().sum(),
+            # k3 of the sampler against the trainer on the same weights: zero except for rounding.
             "mismatch_kl": k3(batch.sampler_logprobs, old).sum(),
             "clip_fraction": (clipped[0] | clipped[1]).sum(),
             "clip_fraction/low": clipped[0].sum(),
             "clip_fraction/high": clipped[1].sum(),
         }
         if self._corrected:
-            sums["importance/mean"] = factor.sum()
-            sums["importance/dropped"] = (factor == 0).sum()
+            sums["importance/mean"] = importance.sum()
+            sums["importance/dropped"] = (importance == 0).sum()
         if batch.old_logprobs is not None:
-            # How far the updates have gone: KL(old || new), sampled from old.
+            # How far the updates have moved the policy: KL(old || new), sampled from old.
             sums["update_kl"] = k3(old, logprobs).sum()
         if batch.reference_logprobs is not None:
             sums["kl"] = k3(logprobs, batch.reference_logprobs).sum()
@@ -74,38 +62,32 @@ class Totals:
         self._weights += float(weights.sum())
         self._squares += float(weights.square().sum())
 
-    def updated(self, grad_norm: float) -> None:
-        """Ends an update."""
+    def end_update(self, grad_norm: float) -> None:
+        """Record an update's loss and gradient norm."""
         self._updates.append((self.loss, grad_norm))
         self.loss = 0.0
 
-    def criticised(self, loss: float, grad_norm: float) -> None:
-        """What an update was to the critic."""
-        self._critic.append((loss, grad_norm))
-
     def metrics(self) -> dict[str, float]:
-        """Means over tokens; loss and norm of the gradient, means over updates; and the share of tokens that count as
-        samples of the policy as it is now (Kong 1992)."""
+        """Return means over tokens, means over updates of loss and gradient norm, and the effective sample size.
+
+        The last is the share of tokens that count as samples of the current policy (Kong 1992).
+        """
         count = len(self._updates)
         return {
             "loss": sum(loss for loss, _ in self._updates) / count,
             "grad_norm": sum(norm for _, norm in self._updates) / count,
             **{name: value / self._tokens for name, value in sorted(self._sums.items())},
-            **(
-                {
-                    "critic/loss": sum(loss for loss, _ in self._critic) / count,
-                    "critic/grad_norm": sum(norm for _, norm in self._critic) / count,
-                }
-                if self._critic
-                else {}
-            ),
             "effective_sample_size": self._weights**2 / (self._tokens * self._squares),
         }
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """reward/mean, reward/std and the mean of each part, since the mean of a normalised total would be 0 at every step;
-    gate/<part>, the share of completions that reached its gate; weight/<part>, where that follows a schedule."""
+    """Return reward metrics of a step.
+
+    ``reward/mean`` and ``reward/std`` are of the total without normalisation, whose mean would be 0 at every step;
+    ``reward/<part>`` is a part's mean, ``gate/<part>`` the share of completions that reached its gate, ``weight/<part>``
+    a weight that follows a schedule.
+    """
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
     plain = scores.total if scores.unnormalised is None else scores.unnormalised
     gates = {f"gate/{name}": float(reached.mean()) for name, reached in scores.passed.items()}
@@ -114,46 +96,52 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
 
 
 def pair_metrics(margins: Tensor) -> dict[str, float]:
-    """Of DPO's pairs [P], not-a-number where a prompt has none: their share, and where there are any their mean loss and
-    margin before the step."""
-    found = margins[~margins.isnan()]
-    metrics = {"preference/pairs": len(found) / len(margins)}
-    if len(found):
-        loss = -nn.functional.logsigmoid(found).mean()
-        metrics |= {"preference/loss": float(loss), "preference/margin": float(found.mean())}
+    """Return the share of prompts with a pair, and the pairs' mean DPO loss and margin before the step.
+
+    Args:
+        margins: [P], not-a-number for a prompt without a pair.
+    """
+    known = margins[~margins.isnan()]
+    metrics = {"preference/pairs": len(known) / len(margins)}
+    if len(known):
+        loss = -nn.functional.logsigmoid(known).mean()
+        metrics |= {"preference/loss": float(loss), "preference/margin": float(known.mean())}
     return metrics
 
 
 def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """Lengths in tokens, and the share that was cut at the limit."""
+    """Return lengths in tokens, and the share of completions that was cut at the limit."""
     lengths = np.array([len(completion.token_ids) for completion in completions])
     cut = np.array([completion.finish_reason == "length" for completion in completions])
     return {"length/mean": float(lengths.mean()), "length/std": float(lengths.std()), "truncated": float(cut.mean())}
 
 
-def sample_rows(
-    step: int, completions: Sequence[Completion], scores: Scores, advantages: Tensor, flags: Sequence[tuple[str, ...]]
-) -> list[dict[str, Any]]:
-    """One row a completion for samples.jsonl."""
+def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor) -> list[dict[str, Any]]:
+    """Return one row per completion for samples.jsonl.
+
+    Args:
+        advantages: [N].
+    """
+    scores = rollouts.scores
     return [
         {
             "step": step,
             "prompt_id": completion.prompt.id,
             "prompt": completion.prompt.text,
             "completion": completion.text,
-            "reward": float(scores.total[place]),
-            "parts": {name: float(values[place]) for name, values in scores.parts.items()},
-            "advantage": float(advantages[place]),
-            "flags": list(flags[place]),
+            "reward": float(scores.total[index]),
+            "parts": {name: float(values[index]) for name, values in scores.parts.items()},
+            "advantage": float(advantages[index]),
+            "flags": list(rollouts.flags[index]),
             "finish_reason": completion.finish_reason,
             "tokens": len(completion.token_ids),
         }
-        for place, completion in enumerate(completions)
+        for index, completion in enumerate(rollouts.completions)
     ]
 
 
 class Clock:
-    """Seconds by name of what they were spent on. What no lap names is the update's, the longest part."""
+    """Seconds of a step by phase. Time that is in no lap is the update's, the longest phase."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
@@ -168,7 +156,7 @@ class Clock:
             self._laps[name] = self._laps.get(name, 0.0) + time.perf_counter() - begin
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds and rates of a step, and MB of memory that the process had at most until now."""
+        """Return seconds by phase, tokens per second, and the process's peak memory in MB."""
         total = time.perf_counter() - self._begin
         laps = {**self._laps, "update": total - sum(self._laps.values())}
         return {

@@ -1,46 +1,74 @@
-"""Groups of completions with their scores; where an algorithm asks for it, groups that teach nothing are drawn anew."""
+"""Rollouts: groups of completions, screened and scored, and the replacement of groups without spread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
 
 REFILL_SEED = 3
 """Mixed into the seed that draws the prompts of a refill."""
 
+Flags = tuple[str, ...]
 Sample = Callable[[Sequence[Prompt], Sequence[int]], list[Group]]
-"""Prompts and a seed to groups."""
+"""From prompts and a seed to their groups."""
+Screen = Callable[[Completion], Flags]
+Score = Callable[[Sequence[Completion], Sequence[Flags]], Scores]
 
-Score = Callable[[Sequence[Completion]], Scores]
+
+def flag_completion(completion: Completion) -> Flags:
+    """Return the flags that go into samples.jsonl beside a completion: ``empty``, ``truncated``."""
+    flags = {"empty": not completion.text.strip(), "truncated": completion.finish_reason == "length"}
+    return tuple(name for name, raised in flags.items() if raised)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rollouts:
-    """P groups with their scores, and what it took to fill them.
+    """P groups with their flags and scores, and what refilling them took.
 
     Attributes:
-        rounds: how often groups were drawn anew.
-        replaced: groups without spread that made room for another.
+        flags: N, of the completions.
+        refills: the rounds of refilling that were allowed; ``rounds`` of them were used.
+        replaced: groups without spread that another group replaced.
         flat: groups without spread that are left.
         wasted: tokens that were sampled and are in no group.
     """
 
     groups: list[Group]
+    flags: list[Flags]
     scores: Scores
+    refills: int = 0
     rounds: int = 0
     replaced: int = 0
     flat: int = 0
     wasted: int = 0
 
-    @property
+    @cached_property
     def completions(self) -> list[Completion]:
-        return [completion for group in self.groups for completion in group.completions]
+        """The N completions, group by group."""
+        return _completions(self.groups)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[N], tokens of each completion."""
+        return torch.tensor([len(completion.token_ids) for completion in self.completions])
+
+    @cached_property
+    def sampler_logprobs(self) -> Tensor:
+        """[T] float64, as recorded when the tokens were drawn."""
+        logprobs = [logprob for completion in self.completions for logprob in completion.sampler_logprobs]
+        return torch.tensor(logprobs, dtype=torch.float64)
 
     def refill_metrics(self) -> dict[str, float]:
+        """Return metrics of the refilling, none where it is switched off."""
+        if not self.refills:
+            return {}
         return {
             "refill/rounds": self.rounds,
             "refill/replaced": self.replaced,
@@ -50,80 +78,91 @@ class Rollouts:
 
 
 def collect(
-    sample: Sample, score: Score, prompts: Sequence[Prompt], pool: Sequence[Prompt], seed: tuple[int, int], refills: int
+    sample: Sample,
+    screen: Screen,
+    score: Score,
+    prompts: Sequence[Prompt],
+    pool: Sequence[Prompt],
+    seed: tuple[int, int],
+    refills: int,
 ) -> Rollouts:
-    """Groups of the prompts, scored. Groups whose rewards are all equal give way to groups of other prompts that are not
-    (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2), in at most so many rounds; the paper sets no bound.
+    """Sample groups of the prompts, screen and score them.
 
-    Those that are left over then stay as they are, so that a step always has P groups.
+    In at most ``refills`` rounds, groups whose rewards are all equal are replaced by groups of other prompts that are not
+    (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2; the paper sets no bound). Groups that are still flat then stay,
+    so that a step always has P groups.
 
     Args:
         pool: all prompts of the task.
         seed: of the run, and the step.
-        refills: rounds at most; 0 takes what comes.
     """
-    found = list(sample(prompts, seed))
-    scores = score(_completions(found))
+    groups = list(sample(prompts, seed))
+    flags = [screen(completion) for completion in _completions(groups)]
+    scores = score(_completions(groups), flags)
     rounds = replaced = wasted = 0
     for number in range(1, refills + 1):
-        flat = without_spread(scores, len(found))
+        flat = without_spread(scores, len(groups))
         if not flat:
             break
         rounds = number
         fresh = sample(refill_prompts(pool, len(flat), seed, number), (*seed, number))
-        judged = score(_completions(fresh))
-        useless = set(without_spread(judged, len(fresh)))
-        useful = [place for place in range(len(fresh)) if place not in useless]
+        fresh_flags = [screen(completion) for completion in _completions(fresh)]
+        fresh_scores = score(_completions(fresh), fresh_flags)
+        useless = set(without_spread(fresh_scores, len(fresh)))
+        useful = [index for index in range(len(fresh)) if index not in useless]
         swaps = list(zip(flat, useful, strict=False))  # as many as there are of both
         taken = {source for _, source in swaps}
-        wasted += sum(_tokens(found[place]) for place, _ in swaps)
-        wasted += sum(_tokens(group) for place, group in enumerate(fresh) if place not in taken)
+        wasted += sum(_tokens(groups[target]) for target, _ in swaps)
+        wasted += sum(_tokens(group) for index, group in enumerate(fresh) if index not in taken)
         replaced += len(swaps)
-        scores = _swapped(scores, judged, len(found), len(fresh), swaps)
-        for place, source in swaps:
-            found[place] = fresh[source]
-    return Rollouts(found, scores, rounds, replaced, len(without_spread(scores, len(found))), wasted)
+        scores = _swap_scores(scores, fresh_scores, len(groups), len(fresh), swaps)
+        size = len(flags) // len(groups)
+        for target, source in swaps:
+            groups[target] = fresh[source]
+            flags[target * size : (target + 1) * size] = fresh_flags[source * size : (source + 1) * size]
+    left = len(without_spread(scores, len(groups)))
+    return Rollouts(groups, flags, scores, refills, rounds, replaced, left, wasted)
 
 
 def refill_prompts(pool: Sequence[Prompt], count: int, seed: tuple[int, int], number: int) -> list[Prompt]:
-    """Prompts for a round of refilling, a function of the arguments alone; no prompt twice while there are enough."""
+    """Return prompts for a round of refilling, a function of the arguments; none twice while there are enough."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed[0], REFILL_SEED, seed[1], number])))
-    places = generator.choice(len(pool), count, replace=count > len(pool))
-    return [pool[place] for place in places]
+    indices = generator.choice(len(pool), count, replace=count > len(pool))
+    return [pool[index] for index in indices]
 
 
 def without_spread(scores: Scores, groups: int) -> list[int]:
-    """The groups whose rewards are all equal."""
+    """Return the indices of groups whose rewards are all equal."""
     total = np.asarray(scores.total).reshape(groups, -1)
-    return [int(place) for place in np.flatnonzero(total.max(-1) == total.min(-1))]
+    return [int(index) for index in np.flatnonzero(total.max(-1) == total.min(-1))]
 
 
-def _swapped(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swaps: list[tuple[int, int]]) -> Scores:
-    def of(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _swap_scores(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swaps: list[tuple[int, int]]) -> Scores:
+    def swap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         rows, others = np.array(ours).reshape(groups, -1), np.asarray(theirs).reshape(fresh_groups, -1)
-        for place, source in swaps:
-            rows[place] = others[source]
+        for target, source in swaps:
+            rows[target] = others[source]
         return rows.reshape(-1)
 
-    parts = {name: of(values, fresh.parts[name]) for name, values in scores.parts.items()}
-    plain = (
-        None
-        if scores.unnormalised is None or fresh.unnormalised is None
-        else of(scores.unnormalised, fresh.unnormalised)
-    )
-    tokens = None
+    parts = {name: swap(values, fresh.parts[name]) for name, values in scores.parts.items()}
+    unnormalised = None
+    if scores.unnormalised is not None and fresh.unnormalised is not None:
+        unnormalised = swap(scores.unnormalised, fresh.unnormalised)
+    token_rewards = None
     if scores.token_rewards is not None and fresh.token_rewards is not None:
-        gained = list(scores.token_rewards.per_token)
-        size, fresh_size = len(gained) // groups, len(fresh.token_rewards.per_token) // fresh_groups
-        for place, source in swaps:
-            taken = fresh.token_rewards.per_token[source * fresh_size : (source + 1) * fresh_size]
-            gained[place * size : (place + 1) * size] = taken
-        tokens = TokenRewards(
-            of(scores.token_rewards.per_completion, fresh.token_rewards.per_completion), tuple(gained)
-        )
-    passed = {name: of(reached, fresh.passed[name]) for name, reached in scores.passed.items()}
-    total = of(scores.total, fresh.total)
-    return replace(scores, total=total, parts=parts, unnormalised=plain, token_rewards=tokens, passed=passed)
+        per_token, fresh_per_token = list(scores.token_rewards.per_token), fresh.token_rewards.per_token
+        size, fresh_size = len(per_token) // groups, len(fresh_per_token) // fresh_groups
+        for target, source in swaps:
+            per_token[target * size : (target + 1) * size] = fresh_per_token[
+                source * fresh_size : (source + 1) * fresh_size
+            ]
+        per_completion = swap(scores.token_rewards.per_completion, fresh.token_rewards.per_completion)
+        token_rewards = TokenRewards(per_completion, tuple(per_token))
+    passed = {name: swap(reached, fresh.passed[name]) for name, reached in scores.passed.items()}
+    total = swap(scores.total, fresh.total)
+    return replace(
+        scores, total=total, parts=parts, unnormalised=unnormalised, token_rewards=token_rewards, passed=passed
+    )
 
 
 def _completions(groups: Sequence[Group]) -> list[Completion]:

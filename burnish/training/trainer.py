@@ -1,109 +1,170 @@
-"""What every run has in common, whatever a step of it is: measurements before and after, lines on disk, checkpoints, Ctrl-C,
-and taking a run up again. ``loop`` and ``supervised.session`` say what a step and a measurement are."""
+"""The loop around the step, shared by reinforcement and supervised learning.
+
+A trainer makes steps, measures the held-out side before and after, saves checkpoints, and resumes a run. It is given the
+step, the evaluator, the guards that may end a run early, and the checkpointer.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from burnish.errors import BurnishError, InputError
-from burnish.protocols import Observer, Trainable, ValueModel
-from burnish.run.folder import Checkpoint, Run
+from burnish.protocols import Observer
+from burnish.recipe.schema import Job
+from burnish.run.checkpoint import Checkpointer
+from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
+from burnish.system.files import json_text
 
-
-class Learning(Protocol):
-    """What a session needs of a learner: its state is the policy, the optimizer, ``step`` and what its session adds."""
-
-    recipe: Any
-    policy: Any
-    optimizer: torch.optim.Optimizer
-    step: int
-    interrupts: Interrupts
-
-
-L = TypeVar("L", bound=Learning)
 M = TypeVar("M")
+M_contra = TypeVar("M_contra", contravariant=True)
 
 
-class BaseSession(ABC, Generic[L, M]):
-    """One process's work on one run: L learns, and M is what a measurement finds.
+class Trainee(Protocol):
+    """The learner's side of the loop: how far it is, and what holds Ctrl-C back within a step."""
 
+    @property
+    def interrupts(self) -> Interrupts: ...
+
+    step: int
+
+
+class Evaluator(Protocol[M]):
+    """Measures the held-out side; M is a measurement."""
+
+    @property
+    def size(self) -> str:
+        """What is measured, for the reader: "40 held-out prompts"."""
+        ...
+
+    def measure(self) -> M:
+        """Measure the policy as it is now."""
+        ...
+
+    def summary(self, measurement: M) -> Mapping[str, float]:
+        """Return metric -> value."""
+        ...
+
+    def compare(self, before: M, after: M) -> dict[str, dict[str, Any]]:
+        """Return metric -> before, after, difference, interval, p_value, n."""
+        ...
+
+    def conclude(self, after: M) -> Mapping[str, Any]:
+        """Return further files of the run, name -> JSON value."""
+        ...
+
+    def to_json(self, measurement: M) -> str:
+        """Return a measurement as JSON, every float to the last bit."""
+        ...
+
+    def from_json(self, text: str) -> M: ...
+
+
+class Guards(Protocol[M_contra]):
+    """Watches a run for rewards that are gamed; may end it and go back to an earlier model."""
+
+    @property
+    def can_stop(self) -> bool: ...
+
+    def begin(self, before: M_contra) -> bool:
+        """Before the first step of this process. Returns whether the run has been stopped already."""
+        ...
+
+    def after_step(self, row: Mapping[str, Any] | None) -> bool:
+        """Watch a new row of metrics.jsonl (None: only the rows so far). Returns whether an alarm went off."""
+        ...
+
+    def examine(self, before: M_contra, now: M_contra) -> Mapping[str, Any]:
+        """Return what a measurement on the way adds to its row of held_out.jsonl."""
+        ...
+
+    def after_measurement(self, row: Mapping[str, Any]) -> bool:
+        """Watch a row of held_out.jsonl. Returns whether an alarm went off."""
+        ...
+
+    def stop(self) -> None:
+        """Record that the run ends here."""
+        ...
+
+    def spared_step(self) -> int | None:
+        """Return a step whose checkpoint must stay, however old."""
+        ...
+
+    def end(self) -> None:
+        """After the last step: where the run was stopped, go back to the model that was kept."""
+        ...
+
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        """Watch the final comparison, made after the last logged step."""
+        ...
+
+
+class NoGuards(Generic[M]):
+    """Guards that never go off."""
+
+    can_stop = False
+
+    def begin(self, before: M) -> bool:
+        return False
+
+    def after_step(self, row: Mapping[str, Any] | None) -> bool:
+        return False
+
+    def examine(self, before: M, now: M) -> Mapping[str, Any]:
+        return {}
+
+    def after_measurement(self, row: Mapping[str, Any]) -> bool:
+        return False
+
+    def stop(self) -> None: ...
+
+    def spared_step(self) -> int | None:
+        return None
+
+    def end(self) -> None: ...
+
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None: ...
+
+
+class Trainer(Generic[M]):
+    """One process's work on one run.
+
+    Args:
+        step: makes one step, writes its rows, and returns the row of metrics.jsonl.
+        measure_every: steps between two measurements on the way; 0 or None makes none.
     Attributes:
         logged: the last step whose rows are on disk.
     """
 
-    def __init__(self, learner: L, run: Run, observer: Observer) -> None:
-        self.learner, self.run, self.observer = learner, run, observer
+    def __init__(
+        self,
+        recipe: Job,
+        learner: Trainee,
+        step: Callable[[], Mapping[str, Any]],
+        *,
+        evaluator: Evaluator[M],
+        checkpointer: Checkpointer,
+        run: Run,
+        observer: Observer,
+        guards: Guards[M] | None = None,
+        measure_every: int | None = None,
+    ) -> None:
+        self.recipe, self.learner, self.step, self.measure_every = recipe, learner, step, measure_every
+        self.evaluator, self.checkpointer, self.run, self.observer = evaluator, checkpointer, run, observer
+        self.guards: Guards[M] = NoGuards() if guards is None else guards
         self.logged = 0
+        self._newest: tuple[int, M] | None = None
 
-    @abstractmethod
-    def step(self) -> Mapping[str, Any]:
-        """Makes one step and writes its rows; returns that for metrics.jsonl."""
-
-    @abstractmethod
-    def measure(self) -> M:
-        """Measures the held-out side as the policy is now."""
-
-    @abstractmethod
-    def summarised(self, found: M) -> Mapping[str, float]:
-        """Metric -> value."""
-
-    @abstractmethod
-    def read(self, text: str) -> M:
-        """What ``written`` wrote."""
-
-    @abstractmethod
-    def written(self, found: M) -> str:
-        """A measurement as JSON, every float to the last bit."""
-
-    @abstractmethod
-    def held_out_size(self) -> str:
-        """What is measured, for the reader: "40 held-out prompts"."""
-
-    @abstractmethod
-    def conclude(self, before: M, after: M) -> dict[str, dict[str, Any]]:
-        """Compares, and writes what was found."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides tensors and the step."""
-        return {}
-
-    def write(self, folder: Path) -> None:
-        """Fills a checkpoint folder with tensors."""
-        write_learner(self.learner, folder)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts the learner where the checkpoint was taken, bit for bit."""
-        restore(self.learner, checkpoint)
-
-    def begin(self) -> None:
-        """Before anything is restored; may refuse to go on."""
-
-    def over(self, before: M) -> bool:
-        """Before the first step and after each: what is due then, and whether the run ends here."""
-        self._measure_on_the_way()
-        return False
-
-    def spare(self) -> int | None:
-        """A step whose checkpoint stays, however old."""
-        return None
-
-    def work(self) -> dict[str, dict[str, Any]]:
-        """Trains from where the folder stands to the last step, and measures. Returns the evaluation.
+    def train(self) -> dict[str, dict[str, Any]]:
+        """Train from where the run folder is to the last step, and evaluate. Returns the evaluation.
 
         Raises:
-            Interrupted: on Ctrl-C, after a checkpoint.
+            Interrupted: on Ctrl-C, after a checkpoint was saved.
             BurnishError: a step failed; the folder holds everything up to it.
         """
-        self.logged = self._restored()
+        self.logged = self._resume()
         try:
             with self.learner.interrupts:
                 before = self._measured("before")
@@ -113,12 +174,22 @@ class BaseSession(ABC, Generic[L, M]):
             raise Interrupted(f"stopped, {self._saved()}") from None
         except BurnishError as error:
             raise self._failed(error) from error
-        return self.conclude(before, after)
+        evaluation = self.evaluator.compare(before, after)
+        self.run.put("evaluation.json", json_text(evaluation))
+        for name, value in self.evaluator.conclude(after).items():
+            self.run.put(name, json_text(value))
+        self.guards.after_evaluation(evaluation, self.logged)
+        return evaluation
 
     def _steps(self, before: M) -> None:
-        recipe, learner = self.learner.recipe, self.learner
+        if not self.guards.begin(before):
+            self._step_to_the_end(before)
+        self.guards.end()
+
+    def _step_to_the_end(self, before: M) -> None:
+        recipe, learner = self.recipe, self.learner
         self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
-        if self.over(before):
+        if self._ends_here(before, None):
             return
         while learner.step < recipe.steps:
             metrics = self.step()
@@ -127,38 +198,59 @@ class BaseSession(ABC, Generic[L, M]):
             self.observer.step(metrics)
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
                 self._save()
-            if self.over(before):
+            if self._ends_here(before, metrics):
                 return
 
-    def _measure_on_the_way(self) -> None:
-        """The periodic measurement, where this step is due one and has none yet; not after the last step, which the
-        measurement "after" follows."""
-        step, every = self.learner.step, self.learner.recipe.evaluation.every
-        if not every or step == 0 or step % every or step == self.learner.recipe.steps:
-            return
-        if all(row["step"] != step for row in self.run.rows("held_out.jsonl")):
-            self.run.append("held_out.jsonl", [{"step": step, **self.summarised(self.measure())}])
+    def _ends_here(self, before: M, row: Mapping[str, Any] | None) -> bool:
+        """Return whether the guards end the run after the step of this row, after the measurement that is due."""
+        alarm = self.guards.after_step(row)
+        if not (alarm and self.guards.can_stop):
+            alarm = self._measure_when_due(before) or alarm
+        if not (alarm and self.guards.can_stop):
+            return False
+        self.guards.stop()
+        return True
+
+    def _measure_when_due(self, before: M) -> bool:
+        """Make the periodic measurement where this step is due one and has none yet. Returns whether an alarm went off.
+
+        None is due after the last step, which the measurement "after" follows, unless its model may be replaced.
+        """
+        step, every = self.learner.step, self.measure_every
+        last = step == self.recipe.steps
+        if not every or step == 0 or (last and not self.guards.can_stop) or (step % every and not last):
+            return False
+        row = next((row for row in self.run.rows("held_out.jsonl") if row["step"] == step), None)
+        if row is None:
+            measurement = self.evaluator.measure()
+            self._newest = (step, measurement)
+            # Alarms go into the row, so that a run that is killed here finds them again.
+            row = {"step": step, **self.evaluator.summary(measurement), **self.guards.examine(before, measurement)}
+            self.run.append("held_out.jsonl", [row])
+        return self.guards.after_measurement(row)
 
     def _measured(self, when: str) -> M:
-        """The measurement of that name; that before training is read where it was made already."""
+        """Return the measurement "before" or "after" training; one that the run has made already is not repeated."""
         name = f"evaluation/{when}.json"
         path = self.run.folder / name
         if when == "before" and path.exists():
-            return self.read(path.read_text(encoding="utf-8"))
-        self.observer.message(f"measuring {self.held_out_size()} {when} training")
-        found = self.measure()
-        self.run.put(name, self.written(found))
-        return found
+            return self.evaluator.from_json(path.read_text(encoding="utf-8"))
+        if when == "after" and self._newest and self._newest[0] == self.learner.step:
+            measurement = self._newest[1]
+        else:
+            self.observer.message(f"measuring {self.evaluator.size} {when} training")
+            measurement = self.evaluator.measure()
+        self.run.put(name, self.evaluator.to_json(measurement))
+        return measurement
 
-    def _restored(self) -> int:
-        """Puts the learner where the newest checkpoint is and cuts the lines back to it; returns its step."""
-        self.begin()
+    def _resume(self) -> int:
+        """Restore the newest checkpoint and cut the run's lines back to it. Returns its step."""
         newest = next(reversed(self.run.checkpoints()), None)
         if newest:
-            self.restore(newest)
+            self.checkpointer.restore(newest)
             if not (self.run.folder / "evaluation" / "before.json").exists():
                 raise InputError(
-                    f"{self.run.folder}/evaluation/before.json is gone, so nothing can be compared with it: start a new run"
+                    f"{self.run.folder}/evaluation/before.json is missing, so nothing can be compared: start a new run"
                 )
         self.run.cut_back(newest)
         if newest:
@@ -166,7 +258,7 @@ class BaseSession(ABC, Generic[L, M]):
         return self.learner.step
 
     def _failed(self, error: BurnishError) -> BurnishError:
-        """The same error, after what was learnt so far has been saved, with how to go on."""
+        """Return the error with the command that resumes the run, after saving what was learnt."""
         if "--resume" in str(error):
             return error
         with suppress(BurnishError):
@@ -174,90 +266,13 @@ class BaseSession(ABC, Generic[L, M]):
         return error
 
     def _saved(self) -> str:
-        """Saves what can be saved and says how to go on."""
-        # Where a row could not be written the two disagree; then the last checkpoint is where the run goes on.
+        """Save what can be saved, and return how to resume."""
+        # Where a row could not be written the two differ; then the run resumes from the last checkpoint.
         if self.learner.step == self.logged > 0:
             self._save()
-        saved = self.run.checkpoints()
-        kept = f"saved after step {saved[-1].step}" if saved else "no step was finished"
-        return f"{kept}; go on with: {self.run.going_on}"
+        checkpoints = self.run.checkpoints()
+        kept = f"saved after step {checkpoints[-1].step}" if checkpoints else "no step was finished"
+        return f"{kept}; resume with: {self.run.resume_command}"
 
     def _save(self) -> None:
-        keep = self.learner.recipe.checkpoint.keep
-        self.run.save_checkpoint(self.learner.step, self.state(), self.write, keep, self.spare())
-
-
-def write_learner(learner: Learning, folder: Path) -> None:
-    """Fills a checkpoint folder: ``model/`` and ``optimizer.safetensors``."""
-    learner.policy.save(folder / "model")
-    write_optimizer(learner.optimizer, learner.policy.trainable(), folder)
-
-
-def restore(learner: Learning, checkpoint: Checkpoint) -> None:
-    """Gives the learner the checkpoint's weights, optimizer state and step.
-
-    Raises:
-        InputError: the checkpoint is damaged or belongs to another recipe.
-    """
-    with readable(checkpoint.folder):
-        learner.policy.load(checkpoint.folder / "model")
-        restore_optimizer(learner.optimizer, learner.policy.trainable(), checkpoint.folder)
-    learner.step = checkpoint.step
-
-
-@contextmanager
-def readable(checkpoint: Path) -> Iterator[None]:
-    """Raises InputError, with what to do, where something of a checkpoint's folder cannot be read."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{checkpoint} cannot be read ({error}); delete it to go on from an older checkpoint"
-        ) from error
-
-
-def write_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:
-    """Writes the optimizer's state into ``optimizer.safetensors``, by the names of the parameters."""
-    tensors = {}
-    for name, parameter in trainable.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
-    save_file(tensors, folder / "optimizer.safetensors")
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], folder: Path) -> None:
-    """Takes over what ``write_optimizer`` wrote. Raises InputError where it is of other parameters."""
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        kind, _, name = key.partition("/")
-        if name not in trainable:
-            raise InputError(f"{folder}: optimizer state of '{name}', which this policy does not have")
-        parameter = trainable[name]
-        # Fused AdamW needs its step counter on the parameter's device too.
-        optimizer.state[parameter][kind] = value.to(parameter.device)
-
-
-def optimizer_for(
-    policy: Trainable | ValueModel, settings: Any, rates: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over the trainable parameters.
-
-    Args:
-        rates: learning rates of their own for some parameters, by name; they follow the schedule in proportion.
-    """
-    own = rates or {}
-    trainable = policy.trainable()
-    groups: list[dict[str, Any]] = [{"params": [tensor for name, tensor in trainable.items() if name not in own]}]
-    groups += [
-        {"params": [trainable[name]], "factor": rate / settings.learning_rate} for name, rate in own.items()
-    ]  # fmt: skip
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        # One pass over the moments instead of a dozen, and no temporary copies.
-        fused=True,
-    )
+        self.checkpointer.save(self.guards.spared_step())

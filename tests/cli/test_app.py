@@ -195,7 +195,7 @@ def test_a_second_ctrl_c_keeps_the_message_of_the_first(monkeypatch, capsys):
     @pressed.command()
     def twice() -> None:
         try:
-            raise Interrupted("stopped, saved after step 3; go on with: burnish train --resume run")
+            raise Interrupted("stopped, saved after step 3; resume with: burnish train --resume run")
         finally:
             raise KeyboardInterrupt
 
@@ -209,5 +209,5 @@ def test_a_second_ctrl_c_keeps_the_message_of_the_first(monkeypatch, capsys):
         signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
     assert cli.first_interrupt(SystemExit(2)) is None
-    message = "burnish: stopped, saved after step 3; go on with: burnish train --resume run\n"
+    message = "burnish: stopped, saved after step 3; resume with: burnish train --resume run\n"
     assert capsys.readouterr().err == message

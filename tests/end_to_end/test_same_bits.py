@@ -223,7 +223,7 @@ class TestInterrupted:
         stopped = workspace.finish(process)
         assert stopped.status == 130
         assert len(stopped.lines) == 1
-        assert "go on with: burnish train --resume run" in stopped.err
+        assert "resume with: burnish train --resume run" in stopped.err
         saved = [path.name for path in (workspace / "run" / "checkpoints").iterdir()]
         assert saved == [f"step-{watch.lines()}"]
         assert f"saved after step {watch.lines()};" in stopped.err

@@ -21,7 +21,8 @@ from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_policy
 from burnish.recipe.algorithm import resolve_preset
 from burnish.recipe.schema import LoRA, Recipe
-from burnish.training.step import Learner, train_step
+from burnish.training.learner import Learner
+from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt
 from tests.fakes import FixedSampler, FixedScorer, FunctionScorer, RecordingOptimizer
 
@@ -91,8 +92,9 @@ def gradient(
     reference = policy.reference if policy.adapter else policy.reference.loaded
     reference.layout = layout
     sampler, recorder = FixedSampler(groups), RecordingOptimizer(policy)
-    learner = Learner(chosen, policy, sampler, scorer, PROMPTS, resolve_preset(chosen.algorithm), recorder, baseline=0.1,
+    learner = Learner(chosen, policy, sampler, scorer, PROMPTS, resolve_preset(chosen.algorithm), recorder,
                       critic=critic_for(policy, chosen))  # fmt: skip
+    learner.credit.baseline.mean = 0.1
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"
     return recorder.gradient

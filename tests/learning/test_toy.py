@@ -33,7 +33,7 @@ class Shuffled:
     def __init__(self, inner, seed: int) -> None:
         self.inner, self.random = inner, np.random.default_rng(seed)
 
-    def score(self, completions, *, step=None):
+    def score(self, completions, *, step=None, flags=None):
         scores = self.inner.score(completions)
         return replace(scores, total=self.random.permutation(scores.total))
 

@@ -13,8 +13,8 @@ from burnish.errors import InputError
 from burnish.generation.modules import ModuleSampler
 from burnish.policies.module import ModulePolicy, is_keras
 from burnish.policies.vocabulary import CharacterVocabulary
-from burnish.run.folder import Checkpoint
-from burnish.training.learner_state import restore, write_learner
+from burnish.run.checkpoint import Checkpointer
+from burnish.run.folder import Checkpoint, Run
 from burnish.training.step import train_step
 from burnish.types import Prompt, SamplingParams
 from tests.fakes import toy_recipe
@@ -89,14 +89,15 @@ def test_a_checkpoint_fits_a_model_whose_layers_have_other_numbers(tmp_path):
     one, _ = build(recipe("reward.0.use=repetition"))
     train_step(one)
     (tmp_path / "model").mkdir()
-    write_learner(one, tmp_path)
+    run = Run(tmp_path)
+    Checkpointer(run, one, keep=1).write(tmp_path)
     (tmp_path / "state.json").write_text('{"step": 1, "baseline": 0.0}')
     two, _ = build(recipe("seed=1", "reward.0.use=repetition"))
-    restore(two, Checkpoint(1, tmp_path))
+    Checkpointer(run, two, keep=1).restore(Checkpoint(1, tmp_path))
     before = [tensor.detach().clone() for tensor in one.policy.trainable().values()]
     for learner in (one, two):
         learner.recipe = one.recipe
-        learner.baseline = 0.0
+        learner.credit.baseline.mean = 0.0
         train_step(learner)
     assert list(one.policy.trainable()) == list(two.policy.trainable())
     for old, first, second in zip(

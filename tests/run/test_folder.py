@@ -133,7 +133,7 @@ class TestCheckpoints:
             (folder / "model" / "weights").write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with pytest.raises(BurnishError, match="make room, then go on with: burnish train --resume"):
+        with pytest.raises(BurnishError, match="make room, then resume with: burnish train --resume"):
             run.save_checkpoint(2, {}, fails, keep=1)
         assert names(run.folder / "checkpoints") == ["step-1"]
         assert (run.folder / "model" / "weights").read_text() == "1"

@@ -25,10 +25,10 @@ from burnish.policies.loading import load_policy
 from burnish.policies.reward_model import HEAD, RewardModel, load_reward_model
 from burnish.reports.terminal.progress import QuietProgress
 from burnish.rewards.registry import REWARDS
-from burnish.supervised.bradley_terry import Comparing
+from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import summary
-from burnish.supervised.objective import Example, flat
+from burnish.supervised.measurement import metric_values
+from burnish.supervised.objective import Example, flatten
 from burnish.training.batching import TokenBudget
 from burnish.types import Completion, Prompt
 from tests.fakes import SUBJECTS, supervised_recipe, write_lines
@@ -49,7 +49,7 @@ def scorer(folder: Path, **options: Any) -> RewardModel:
     return found
 
 
-def examples(model: RewardModel, objective: Comparing) -> list[Example]:
+def examples(model: RewardModel, objective: BradleyTerry) -> list[Example]:
     encoder = Encoder(model.backbone, 24)
     return [example for row in PAIRS for example in objective.examples(encoder, row)]
 
@@ -64,7 +64,7 @@ def gradients(model: RewardModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "lfm2"])
 def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
     model = scorer(tiny(kind))
-    texts = flat(examples(model, Comparing()))[1]
+    texts = flatten(examples(model, BradleyTerry()))[1]
     expected = []
     for text in texts:
         ids = torch.tensor([[*text.prompt_ids, *text.token_ids]])
@@ -78,7 +78,7 @@ class TestGradient:
     def test_it_is_that_of_the_padded_path_and_of_differences(self, tiny):
         model = scorer(tiny("gpt2"))
         assert model.backbone.layout is packed_states
-        objective = Comparing(margin=0.2, centre=0.05)
+        objective = BradleyTerry(margin=0.2, centre=0.05)
         drawn = examples(model, objective)
         numbers, found = [], []
         for layout, budget in ((packed_states, LARGE), (packed_states, SMALL), (padded_states, LARGE)):
@@ -108,7 +108,7 @@ class TestGradient:
         model = scorer(tiny("gpt2"))
         scores = torch.tensor([[1.0, 0.0], [2.0, 2.0], [-1.0, 1.0]], dtype=torch.float64).flatten()
         model.scores = lambda texts: scores.clone().requires_grad_()  # type: ignore[method-assign]
-        found = Comparing(margin=0.25, centre=0.1).backward(model, examples(model, Comparing()), LARGE)
+        found = BradleyTerry(margin=0.25, centre=0.1).backward(model, examples(model, BradleyTerry()), LARGE)
         # Differences less margins: 1 - 0.25, 0 - 0.5 (the row's own), -2 - 0.25; squared sums 1, 16, 0.
         losses = [math.log1p(math.exp(-x)) for x in (0.75, -0.5, -2.25)]
         assert found["loss"] == pytest.approx((sum(losses) + 0.1 * 17) / 3, abs=1e-12)
@@ -123,8 +123,8 @@ class TestGradient:
 
 def test_before_training_all_pairs_are_even(tiny):
     model = RewardModel(load_policy(tiny("gpt2"), dtype="float64"), 64)
-    objective = Comparing()
-    numbers = summary(objective.seen(model, examples(model, objective)), objective.metrics)
+    objective = BradleyTerry()
+    numbers = metric_values(objective.sums(model, examples(model, objective)), objective.metrics)
     assert numbers == {"preference_accuracy": 0.5, "preference_nll": pytest.approx(math.log(2)), "preference_margin": 0}
 
 

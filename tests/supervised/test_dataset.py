@@ -21,12 +21,12 @@ from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, 
 from burnish.data.splits import digest, split_items
 from burnish.errors import InputError
 from burnish.recipe.schema import builtin_recipes, load_recipe
+from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Checkpoint
 from burnish.supervised.dataset import split_rows
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
-from burnish.supervised.session import Session
 from burnish.supervised.sources import JsonLines, _exchanged
-from burnish.training.prompt_order import Draw
+from burnish.training.prompt_order import PromptOrder
 from burnish.types import Message
 
 
@@ -187,11 +187,11 @@ def test_false_continuations_are_others_of_the_same_side_each_once():
 
 
 def test_each_epoch_sees_each_example_once_and_any_step_can_be_drawn_first():
-    draw = Draw(10, 4, seed=3)
+    draw = PromptOrder(10, 4, seed=3)
     seen = [place for step in range(1, 6) for place in draw.step(step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
-    assert Draw(10, 4, seed=3).step(4) == seen[12:16]
+    assert PromptOrder(10, 4, seed=3).step(4) == seen[12:16]
 
 
 SFT = {"kind": "sft", "name": "small", "data": {"use": "news"}}
@@ -236,7 +236,7 @@ class TestRecipes:
             assert load_supervised(kind, tomllib.loads(recipe.toml())) == recipe
 
 
-def test_a_checkpoint_that_says_another_step_is_not_taken_up(tmp_path):
+def test_a_checkpoint_of_another_step_is_refused(tmp_path):
     (tmp_path / "state.json").write_text('{"step": 1}')
-    with pytest.raises(InputError, match=r"state\.json is of another step; delete the folder"):
-        Session(None, None, None).restore(Checkpoint(2, tmp_path))
+    with pytest.raises(InputError, match=r"state\.json belongs to another step: delete the folder"):
+        Checkpointer(None, None, 1).restore(Checkpoint(2, tmp_path))

@@ -18,10 +18,11 @@ from burnish.errors import InputError
 from burnish.policies.loading import load_policy
 from burnish.reports.terminal.progress import QuietProgress
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.kto import Judging, gap_of_units, mismatched
-from burnish.supervised.measurement import summary
-from burnish.supervised.objective import PLAIN, Example, FineTuning
+from burnish.supervised.kto import KTO, gap_of_units, mismatched
+from burnish.supervised.measurement import metric_values
+from burnish.supervised.objective import PLAIN, Example
 from burnish.supervised.recipe import PreferRecipe, load_supervised
+from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget
 from tests.fakes import SUBJECTS, supervised_recipe, write_lines
 
@@ -45,7 +46,7 @@ def moved(policy: Any) -> None:
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def examples(policy: Any, objective: Judging) -> list[Example]:
+def examples(policy: Any, objective: KTO) -> list[Example]:
     encoder = Encoder(policy, 24)
     return [example for row in ROWS for example in objective.examples(encoder, row)]
 
@@ -66,7 +67,7 @@ class TestLoss:
     def test_at_the_start_by_hand(self, policy):
         # pi = pi_ref: all h = 0 and z0 = 0, so that each loss is lambda (1 - sigmoid(0)) = lambda / 2: two desirable
         # answers of weight 1.5 and one undesirable of weight 0.5 give (0.75 + 0.75 + 0.25) / 3.
-        objective = Judging(0.3, 1.5, 0.5)
+        objective = KTO(0.3, 1.5, 0.5)
         drawn = examples(policy, objective)
         found = objective.backward(policy, drawn, LARGE)
         assert found["loss"] == pytest.approx(1.75 / 3, abs=1e-9)
@@ -82,7 +83,7 @@ class TestLoss:
 
     def test_away_from_the_start_it_is_the_papers_equation(self, policy):
         moved(policy)
-        objective = Judging(0.3, 1.5, 0.5)
+        objective = KTO(0.3, 1.5, 0.5)
         drawn = examples(policy, objective)
         found = objective.backward(policy, drawn, LARGE)
         slopes = gradients(policy)
@@ -103,7 +104,7 @@ class TestLoss:
 
     def test_the_split_into_microbatches_changes_nothing(self, policy):
         moved(policy)
-        objective = Judging(0.3)
+        objective = KTO(0.3)
         drawn = examples(policy, objective)
         found = [(objective.backward(policy, drawn, budget), gradients(policy)) for budget in (SMALL, LARGE)]
         assert found[0][0] == pytest.approx(found[1][0], abs=1e-10)
@@ -112,7 +113,7 @@ class TestLoss:
     def test_strangers_have_another_prompt_where_there_is_one(self, policy):
         encoder = Encoder(policy, 24)
         pair = PreferencePair("Shares", " fell", " sang on the way home", digest("2"))
-        drawn = [e for row in (pair, ROWS[0]) for e in Judging(0.1).examples(encoder, row)]
+        drawn = [e for row in (pair, ROWS[0]) for e in KTO(0.1).examples(encoder, row)]
         assert [example.desirable for example in drawn] == [True, False, True]
         texts = [example.texts[0] for example in drawn]
         found = mismatched(texts)
@@ -124,8 +125,8 @@ class TestLoss:
 
 
 def test_measured_by_hand(policy):
-    objective = Judging(0.3)
-    numbers = summary(objective.seen(policy, examples(policy, objective)), objective.metrics)
+    objective = KTO(0.3)
+    numbers = metric_values(objective.sums(policy, examples(policy, objective)), objective.metrics)
     assert (numbers["label_accuracy"], numbers["reward_gap"]) == (0.5, 0.0)
     # Means 6 / 2 and -4 / 1; without an undesirable answer, its mean counts 0.
     sums = torch.tensor([[6.0, 2.0, -4.0, 1.0], [6.0, 2.0, 0.0, 0.0]]).numpy()
@@ -198,6 +199,6 @@ def test_what_cannot_work_is_refused(changes, message):
 def test_rows_of_another_kind_are_refused(policy):
     encoder = Encoder(policy, 24)
     with pytest.raises(InputError, match="without a label"):
-        Judging(0.1).examples(encoder, PromptCompletion("a", "b", digest("a")))
+        KTO(0.1).examples(encoder, PromptCompletion("a", "b", digest("a")))
     with pytest.raises(InputError, match="pairs or judged answers"):
         FineTuning().examples(encoder, ROWS[0])

@@ -27,9 +27,18 @@ from burnish.reports.terminal.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
 from burnish.supervised.dataset import select_units
+from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import Metric, Seen, compare, from_json, summary, to_json
-from burnish.supervised.objective import PAIR_LOSSES, PLAIN, Example, FineTuning, Preferring
+from burnish.supervised.measurement import (
+    ExampleSums,
+    SumMetric,
+    compare_metrics,
+    metric_values,
+    sums_from_json,
+    sums_to_json,
+)
+from burnish.supervised.objective import PLAIN, Example
+from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget
 from burnish.types import Message
 from tests.fakes import SUBJECTS, InterruptingObserver, supervised_recipe, write_lines
@@ -76,7 +85,11 @@ def examples(objective: Any, policy: Any, rows: Any, max_tokens: int = 24) -> li
 
 @pytest.mark.parametrize(
     ("objective", "rows"),
-    [(FineTuning(), TEXTS), (Preferring(PAIR_LOSSES["dpo"], 0.3), PAIRS), (Preferring(PAIR_LOSSES["ipo"], 0.3), PAIRS)],
+    [
+        (FineTuning(), TEXTS),
+        (PairPreference(PAIR_LOSSES["dpo"], 0.3), PAIRS),
+        (PairPreference(PAIR_LOSSES["ipo"], 0.3), PAIRS),
+    ],
     ids=["sft", "dpo", "ipo"],
 )
 def test_the_split_into_microbatches_changes_nothing(policy, objective, rows):
@@ -101,8 +114,10 @@ class TestFineTuning:
         # All tokens of these rows are learnt; a mean of means over rows would be another number.
         assert found["tokens"] == len(logprobs) == sum(len(text.token_ids) for text in texts)
         assert found["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-10)
-        rows = FineTuning().seen(policy, drawn)
-        assert summary(rows, FineTuning.metrics)["truth_perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-9)
+        rows = FineTuning().sums(policy, drawn)
+        assert metric_values(rows, FineTuning.metrics)["truth_perplexity"] == pytest.approx(
+            math.exp(found["loss"]), rel=1e-9
+        )
 
     def test_only_the_assistants_turns_are_learnt(self, policy):
         policy.tokenizer.chat_template = (
@@ -140,18 +155,18 @@ class TestPreferring:
     @pytest.mark.parametrize(("name", "loss"), [("dpo", math.log(2)), ("ipo", (1 / 0.6) ** 2)])
     def test_before_training_nothing_is_preferred(self, policy, name, loss):
         # pi = pi_ref: every log-ratio is 0, so -log sigmoid(0) = log 2, and (0 - 1 / (2 * 0.3))^2.
-        objective = Preferring(PAIR_LOSSES[name], 0.3)
+        objective = PairPreference(PAIR_LOSSES[name], 0.3)
         drawn = examples(objective, policy, PAIRS)
         found = objective.backward(policy, drawn, LARGE)
         assert found["loss"] == pytest.approx(loss, abs=1e-9)
-        numbers = summary(objective.seen(policy, drawn), objective.metrics)
+        numbers = metric_values(objective.sums(policy, drawn), objective.metrics)
         assert numbers["preference_accuracy"] == 0.5
         assert numbers["preference_margin"] == 0.0
 
     def test_the_first_gradient_of_dpo_is_that_of_the_likelihoods_difference(self, policy):
         # d/dx -log sigmoid(beta x) at 0 is -beta/2: the gradient is -(beta/2) times the mean over pairs of that of
         # log pi(chosen) - log pi(rejected).
-        objective = Preferring(PAIR_LOSSES["dpo"], 0.3)
+        objective = PairPreference(PAIR_LOSSES["dpo"], 0.3)
         drawn = examples(objective, policy, PAIRS)
         objective.backward(policy, drawn, LARGE)
         found = gradients(policy)
@@ -164,38 +179,39 @@ class TestPreferring:
 
     def test_answers_that_are_alike_once_cut_are_refused(self, policy):
         row = PreferencePair("Shares", " fell after the company", " fell after the match", digest("1"))
-        (example,) = Preferring(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
+        (example,) = PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
         ids = example.texts[0].token_ids, example.texts[1].token_ids
         same = next(place for place, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
         room = len(example.texts[0].prompt_ids) + same
         with pytest.raises(ValueError, match="the same up to"):
-            Preferring(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, room), row)
+            PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, room), row)
 
 
 class TestMeasurement:
-    METRIC = Metric("mean", "lower", "total", "count", mean_of_units)
+    METRIC = SumMetric("mean", "lower", "total", "count", mean_of_units)
 
     def test_a_units_examples_are_summed(self):
         before = [
-            Seen("a", {"total": 6, "count": 2}),
-            Seen("b", {"total": 1, "count": 1}),
-            Seen("a", {"total": 2, "count": 1}),
+            ExampleSums("a", {"total": 6, "count": 2}),
+            ExampleSums("b", {"total": 1, "count": 1}),
+            ExampleSums("a", {"total": 2, "count": 1}),
         ]
         after = [
-            Seen(one.unit, {**one.numbers, "total": one.numbers["total"] - one.numbers["count"]}) for one in before
+            ExampleSums(one.unit, {**one.numbers, "total": one.numbers["total"] - one.numbers["count"]})
+            for one in before
         ]
-        found = compare(before, after, [self.METRIC], resamples=100, seed=0)["mean"]
+        found = compare_metrics(before, after, [self.METRIC], resamples=100, seed=0)["mean"]
         # (6 + 1 + 2) / 4, and one less for each count; two units, not three rows.
         assert (found["before"], found["after"], found["n"], found["better"]) == (2.25, 1.25, 2, "lower")
         assert found["interval"] == pytest.approx([-1, -1])
-        assert from_json(to_json(before)) == before
+        assert sums_from_json(sums_to_json(before)) == before
 
     def test_other_rows_are_refused(self):
-        seen = [Seen("a", {"total": 1, "count": 1}), Seen("b", {"total": 1, "count": 1})]
+        seen = [ExampleSums("a", {"total": 1, "count": 1}), ExampleSums("b", {"total": 1, "count": 1})]
         with pytest.raises(InputError, match="not those that were measured before"):
-            compare(seen, seen[::-1], [self.METRIC], resamples=100, seed=0)
+            compare_metrics(seen, seen[::-1], [self.METRIC], resamples=100, seed=0)
         with pytest.raises(InputError, match="start a new run"):
-            from_json("[1]")
+            sums_from_json("[1]")
 
     def test_fewer_units_are_the_same_whatever_the_order(self):
         everything = [Example(digest(str(n // 2)), ()) for n in range(40)]
@@ -257,7 +273,7 @@ class TestRuns:
         run = VERBS[verb]
         for name in ("first", "second"):
             run(job(verb), run_dir=name, observer=QuietProgress())
-        with pytest.raises(Interrupted, match=f"saved after step 3; go on with: burnish {verb} --resume stopped"):
+        with pytest.raises(Interrupted, match=f"saved after step 3; resume with: burnish {verb} --resume stopped"):
             run(job(verb), run_dir="stopped", observer=InterruptingObserver(3))
         run(resume="stopped", observer=QuietProgress())
         first = traces(Path("first"))
@@ -287,7 +303,7 @@ class TestRunFolders:
     def test_a_run_without_a_checkpoint_names_its_own_verb(self, job):
         Path("early").mkdir()
         Path("early/recipe.toml").write_text('kind = "sft"\n')
-        with pytest.raises(InputError, match="no checkpoint yet; go on with: burnish sft --resume early"):
+        with pytest.raises(InputError, match="no checkpoint yet; resume with: burnish sft --resume early"):
             resolve_model("early")
 
     def test_the_data_may_not_change_under_a_run(self, job):

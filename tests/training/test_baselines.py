@@ -13,7 +13,7 @@ import burnish
 from burnish.errors import InputError
 from burnish.recipe.schema import load_recipe
 from burnish.reports.terminal.progress import make_observer
-from burnish.training.baselines import of_prompts, remember
+from burnish.training.advantages import MovingBaseline
 from burnish.types import Group, Prompt
 
 P, Q = Group(Prompt("p", ""), ()), Group(Prompt("q", ""), ())
@@ -24,22 +24,32 @@ def rewards(*rows: tuple[float, ...]) -> torch.Tensor:
 
 
 def test_by_hand():
-    known: dict[str, float] = {}
-    assert of_prompts([P, Q], known, 0.25).tolist() == [[0.25], [0.25]]
-    remember(known, [P], rewards((1.0, 3.0)))
-    assert known == {"p": 2.0}
-    # p has its own mean; q, not sampled yet, the common one.
-    assert of_prompts([Q, P], known, 0.25).tolist() == [[0.25], [2.0]]
-    remember(known, [P, Q], rewards((0.0, 0.0), (4.0, 6.0)))
-    assert known == pytest.approx({"p": 0.9 * 2.0, "q": 5.0})
+    baseline = MovingBaseline(per_prompt=True)
+    baseline.mean = 0.25
+    assert baseline.expected([P, Q]).tolist() == [[0.25], [0.25]]
+    baseline.update([P], rewards((1.0, 3.0)), first=True)
+    assert baseline.prompt_means == {"p": 2.0}
+    # p has a mean of its own; q, which has not been sampled, takes the overall one.
+    assert baseline.expected([Q, P]).tolist() == [[2.0], [2.0]]
+    baseline.update([P, Q], rewards((0.0, 0.0), (4.0, 6.0)), first=False)
+    assert baseline.prompt_means == pytest.approx({"p": 0.9 * 2.0, "q": 5.0})
+    assert baseline.mean == pytest.approx(0.9 * 2.0 + 0.1 * 2.5)
 
 
 def test_a_prompt_that_is_drawn_twice_counts_twice():
-    known = {"p": 1.0}
-    assert of_prompts([P, P], known, 0.0).tolist() == [[1.0], [1.0]]
-    remember(known, [P, P], rewards((0.0,), (10.0,)))
+    baseline = MovingBaseline(per_prompt=True)
+    baseline.prompt_means = {"p": 1.0}
+    assert baseline.expected([P, P]).tolist() == [[1.0], [1.0]]
+    baseline.update([P, P], rewards((0.0,), (10.0,)), first=False)
     # 0.9 * 1 + 0 = 0.9; 0.9 * 0.9 + 0.1 * 10 = 1.81.
-    assert known == pytest.approx({"p": 1.81})
+    assert baseline.prompt_means == pytest.approx({"p": 1.81})
+
+
+def test_one_mean_for_all_prompts():
+    baseline = MovingBaseline()
+    baseline.update([P, Q], rewards((1.0, 3.0), (2.0, 2.0)), first=True)
+    assert baseline.expected([P, Q]) == 2.0
+    assert baseline.state() == {"baseline": 2.0}
 
 
 KEYS = ["algorithm.use=reinforce_baseline", "algorithm.baseline=prompt", "checkpoint.every=3", "checkpoint.keep=9"]

@@ -13,10 +13,10 @@ from burnish.policies.loading import load_policy
 from burnish.policies.tabular import TablePolicy
 from burnish.recipe.algorithm import KL
 from burnish.recipe.schema import LoRA
+from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
-from burnish.training.kl_reference import Anchor
-from burnish.training.learner_state import restore, state_of, write_learner
-from burnish.training.step import next_coefficient, train_step
+from burnish.training.kl_reference import KLTerm, PolicySnapshot
+from burnish.training.step import train_step
 from burnish.types import Completion, Prompt
 from tests.fakes import FixedScorer, toy_learner
 
@@ -26,16 +26,22 @@ def learner(*keys: str):
     return toy_learner(*small, *(f"algorithm.{key}" for key in keys))
 
 
+def adapted(settings: KL, distance: float, samples: int) -> float:
+    term = KLTerm(settings, TablePolicy())
+    term.finish_step(1, distance, samples=samples)
+    return term.coefficient
+
+
 class TestCoefficient:
     def test_by_hand(self):
         kl = KL(coefficient=0.5, target=2.0, horizon=100.0)
         # (2.2 - 2) / 2 = 0.1; 10 of 100 samples: 0.5 * (1 + 0.1 * 0.1).
-        assert next_coefficient(kl, 0.5, 2.2, samples=10) == pytest.approx(0.505, abs=1e-12)
+        assert adapted(kl, 2.2, samples=10) == pytest.approx(0.505, abs=1e-12)
         # Far off, the error counts as 0.2 at most: 0.5 * (1 - 0.1 * 0.2).
-        assert next_coefficient(kl, 0.5, -7.0, samples=10) == pytest.approx(0.49, abs=1e-12)
+        assert adapted(kl, -7.0, samples=10) == pytest.approx(0.49, abs=1e-12)
         # Without a horizon the rate is 0.1, whatever the step's size.
-        assert next_coefficient(KL(coefficient=0.5, target=2.0), 0.5, 9.0, samples=7) == pytest.approx(0.51, abs=1e-12)
-        assert next_coefficient(KL(coefficient=0.5), 0.5, 9.0, samples=10) == 0.5
+        assert adapted(KL(coefficient=0.5, target=2.0), 9.0, samples=7) == pytest.approx(0.51, abs=1e-12)
+        assert adapted(KL(coefficient=0.5), 9.0, samples=10) == 0.5
 
     def test_it_follows_the_metric_from_step_to_step(self):
         one = learner("kl={coefficient = 0.1, target = 0.05, where = 'reward', estimator = 'k1'}")
@@ -50,15 +56,17 @@ class TestCoefficient:
         key = "kl={coefficient = 0.1, target = 0.05, where = 'reward', estimator = 'k1'}"
         one = learner(key)
         train_step(one)
-        kept = one.kl_coefficient
+        kept = one.kl.coefficient
         assert kept != 0.1
-        saved = Run(tmp_path).save_checkpoint(1, state_of(one), lambda folder: write_learner(one, folder), keep=1)
+        run = Run(tmp_path)
+        Checkpointer(run, one, keep=1).save()
+        (saved,) = run.checkpoints()
         train_step(one)
-        assert one.kl_coefficient != kept
+        assert one.kl.coefficient != kept
         other = learner(key)
         for restored in (one, other):
-            restore(restored, saved)
-            assert restored.kl_coefficient == kept
+            Checkpointer(run, restored, keep=1).restore(saved)
+            assert restored.kl.coefficient == kept
 
     def test_a_low_target_holds_the_policy_back(self):
         def moved(target: str) -> float:
@@ -87,7 +95,7 @@ class TestReset:
             for parameter in policy.trainable().values():
                 parameter.add_(0.05)
         before = policy.token_logprobs([one])
-        anchor = Anchor.of(policy)
+        anchor = PolicySnapshot.take(policy)
         with torch.no_grad():
             for parameter in policy.trainable().values():
                 parameter.add_(0.1)
@@ -103,15 +111,17 @@ class TestReset:
         one = learner("kl={coefficient = 0.1, reset_every = 2}")
         train_step(one)
         run = Run(tmp_path)
-        kept = run.save_checkpoint(1, {"baseline": 0.0}, lambda folder: write_learner(one, folder), keep=1)
+        checkpointer = Checkpointer(run, one, keep=1)
+        checkpointer.save()
+        (kept,) = run.checkpoints()
         train_step(one)
-        assert one.anchor is not None
-        restore(one, kept)
-        assert one.step == 1 and one.anchor is None and one.kl_reference is one.policy.reference
+        assert one.kl.snapshot is not None
+        checkpointer.restore(kept)
+        assert one.step == 1 and one.kl.snapshot is None and one.kl.reference is one.policy.reference
 
     def test_the_policy_gets_its_weights_back_though_the_question_fails(self):
         policy = TablePolicy()
-        anchor = Anchor.of(policy)
+        anchor = PolicySnapshot.take(policy)
         with torch.no_grad():
             policy.parameter.add_(1.0)
         kept = policy.parameter.detach().clone()

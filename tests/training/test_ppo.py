@@ -24,10 +24,11 @@ from burnish.policies.vocabulary import build_vocabulary
 from burnish.recipe.algorithm import CriticSection
 from burnish.recipe.schema import LoRA, load_recipe
 from burnish.reports.terminal.progress import make_observer
-from burnish.run.folder import Checkpoint
+from burnish.run.checkpoint import Checkpointer
+from burnish.run.folder import Checkpoint, Run
 from burnish.training.critic import explained_variance, token_credit
-from burnish.training.learner_state import restore, write_learner
-from burnish.training.step import Learner, train_step
+from burnish.training.learner import Learner
+from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt
 from tests.fakes import toy_recipe, uniform_learner
 
@@ -241,11 +242,12 @@ class TestTakenUp:
         one, _ = build(chosen)
         train_step(one)
         (tmp_path / "model").mkdir()
-        write_learner(one, tmp_path)
+        checkpointer = Checkpointer(Run(tmp_path), one, keep=1)
+        checkpointer.write(tmp_path)
         (tmp_path / "state.json").write_text('{"step": 1, "baseline": 0.0, "kl_coefficient": 0.0}')
         one.critic.model.parameter = torch.nn.Parameter(torch.zeros(7, dtype=torch.float64))
         with pytest.raises(InputError, match="holds the critic of another policy"):
-            restore(one, Checkpoint(1, tmp_path))
+            checkpointer.restore(Checkpoint(1, tmp_path))
 
 
 class TestRefused:

@@ -9,7 +9,7 @@ import pytest
 
 from burnish.backends.local import build
 from burnish.recipe.schema import load_recipe
-from burnish.training.rollouts import collect, refill_prompts, without_spread
+from burnish.training.rollouts import collect, flag_completion, refill_prompts, without_spread
 from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt, Scores
 
@@ -37,13 +37,13 @@ class Script:
             for prompt, rewards in zip(prompts, self.now, strict=True)
         ]
 
-    def score(self, completions, step=None) -> Scores:
+    def score(self, completions, step=None, flags=None) -> Scores:
         total = np.array([reward for rewards in self.now for reward in rewards])
         assert len(total) == len(completions)
         return Scores(total, {"a": total / 2, "b": total * 0}, {"a": 2.0, "b": 1.0})
 
     def collect(self, prompts: int, refills: int):
-        return collect(self.sample, self.score, POOL[:prompts], POOL, (4, 9), refills)
+        return collect(self.sample, flag_completion, self.score, POOL[:prompts], POOL, (4, 9), refills)
 
 
 def rows(found) -> list[list[float]]:
@@ -75,7 +75,7 @@ def test_flat_groups_give_way_in_their_places():
 def test_totals_without_normalisation_go_with_their_groups():
     script = Script([[1, 1], [0, 1]], [[5, 6]])
     inner = script.score
-    script.score = lambda completions: replace(inner(completions), unnormalised=inner(completions).total + 100)
+    script.score = lambda completions, flags: replace(inner(completions), unnormalised=inner(completions).total + 100)
     found = script.collect(2, 1)
     assert rows(found) == [[5, 6], [0, 1]]
     assert found.scores.unnormalised.tolist() == [105, 106, 100, 101]

@@ -11,8 +11,11 @@ import torch
 from burnish.algorithms.presets import PRESETS
 from burnish.errors import BurnishError
 from burnish.policies.tabular import TablePolicy
-from burnish.training.batching import collate
-from burnish.training.step import Learner, draw_prompts, learning_rate, refuse_non_finite, screen, train_step
+from burnish.training.batching import StepTensors
+from burnish.training.learner import Learner
+from burnish.training.optimizer import learning_rate, refuse_non_finite
+from burnish.training.rollouts import flag_completion
+from burnish.training.step import draw_prompts, train_step
 from burnish.types import Completion, Group, Prompt
 from tests.fakes import FixedSampler, FixedScorer, toy_learner, toy_recipe
 
@@ -63,13 +66,14 @@ def completion(tokens: int, text: str = "我", reason: str = "stop") -> Completi
     return Completion(PROMPTS[0], (), (0,) * tokens, text, (-1.0,) * tokens, reason)  # type: ignore[arg-type]
 
 
-class TestCollate:
+class TestStepTensors:
     def test_numbers_go_with_their_tokens(self):
-        completions = [completion(2), completion(1), completion(3)]
-        batches = collate(
-            completions, torch.tensor([2, 1, 3]), torch.tensor([10.0, 10, 20, 30, 30, 30]), torch.tensor([0.1, 0.2, 0.3]),
-            torch.arange(6.0), torch.arange(6.0) + 100, torch.arange(6.0) - 100, [[2, 0], [1]],
+        tensors = StepTensors(
+            [completion(2), completion(1), completion(3)], torch.tensor([2, 1, 3]),
+            torch.tensor([10.0, 10, 20, 30, 30, 30]), torch.arange(6.0), torch.arange(6.0) + 100, torch.arange(6.0) - 100,
         )  # fmt: skip
+        weights = torch.tensor([0.1, 0.2, 0.3])
+        batches = [tensors.select(indices, weights) for indices in ([2, 0], [1])]
         assert [[len(one.token_ids) for one in batch.completions] for batch in batches] == [[3, 2], [1]]
         assert [batch.advantages.tolist() for batch in batches] == [[30, 30, 30, 10, 10], [20]]
         torch.testing.assert_close(batches[0].weights, torch.tensor([0.3, 0.3, 0.3, 0.1, 0.1]))
@@ -78,14 +82,16 @@ class TestCollate:
         assert [batch.old_logprobs.tolist() for batch in batches] == [[-97, -96, -95, -100, -99], [-98]]
 
     def test_without_a_reference(self):
-        (batch,) = collate([completion(1)], torch.tensor([1]), *[torch.zeros(1)] * 3, None, None, [[0]])
+        batch = StepTensors([completion(1)], torch.tensor([1]), torch.zeros(1), torch.zeros(1)).select(
+            [0], torch.ones(1)
+        )
         assert batch.reference_logprobs is batch.old_logprobs is None
 
 
-def test_screen():
-    assert screen(completion(1)) == ()
-    assert screen(completion(1, " \n")) == ("empty",)
-    assert screen(completion(1, "", "length")) == ("empty", "truncated")
+def test_flags():
+    assert flag_completion(completion(1)) == ()
+    assert flag_completion(completion(1, " \n")) == ("empty",)
+    assert flag_completion(completion(1, "", "length")) == ("empty", "truncated")
 
 
 SMALL = ["algorithm.use=reinforce", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=4"]
@@ -96,10 +102,10 @@ class TestStep:
     def test_a_reward_that_is_no_number_leaves_the_weights(self, value):
         learner = toy_learner(*SMALL, rewards=[1.0, 0.0, value, 0.0])
         before = learner.policy.parameter.detach().clone()
-        with pytest.raises(BurnishError, match=r"step 1: the loss is .* the weights were left as they were"):
+        with pytest.raises(BurnishError, match=r"step 1: the loss is .* the weights are unchanged"):
             train_step(learner)
         assert torch.equal(learner.policy.parameter.detach(), before)
-        assert (learner.step, learner.baseline) == (0, 0.0)
+        assert (learner.step, learner.credit.baseline.mean) == (0, 0.0)
 
     def test_samples_of_earlier_weights_are_stale(self):
         learner = toy_learner(*SMALL, rewards=[1.0, 2.0, 3.0, 2.0])
@@ -121,11 +127,11 @@ class TestStep:
         first = train_step(learner)
         # Step 1 has no earlier reward: b = 0. Then b is its mean, then 0.9 b + 0.1 mean.
         assert [row["advantage"] for row in first.samples] == [1.0, 2.0, 3.0, 2.0]
-        assert learner.baseline == pytest.approx(2.0)
+        assert learner.credit.baseline.mean == pytest.approx(2.0)
         learner.scorer = FixedScorer([0.0, 4.0, 8.0, 4.0])
         second = train_step(learner)
         assert [row["advantage"] for row in second.samples] == [-2.0, 2.0, 6.0, 2.0]
-        assert learner.baseline == pytest.approx(0.9 * 2.0 + 0.1 * 4.0)
+        assert learner.credit.baseline.mean == pytest.approx(0.9 * 2.0 + 0.1 * 4.0)
 
     def test_metrics_and_samples_by_hand(self):
         learner = toy_learner(*SMALL, rewards=[1.0, 2.0, 3.0, 6.0])

@@ -22,10 +22,11 @@ from burnish.recipe.algorithm import CriticSection
 from burnish.rewards.combine import Combination
 from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
+from burnish.training.advantages import split_rewards, token_advantages
 from burnish.training.critic import token_credit
-from burnish.training.rollouts import collect
-from burnish.training.step import Learner, train_step
-from burnish.training.token_advantages import split, token_advantages
+from burnish.training.learner import Learner
+from burnish.training.rollouts import collect, flag_completion
+from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt, Scores, TokenRewards
 from tests.fakes import FixedSampler, FixedScorer, RecordingOptimizer, toy_learner
 
@@ -132,7 +133,7 @@ def test_the_expected_gradient_is_that_of_the_reward(name, credit):
     completions = every_text()
     part = Part("hearts", reward_function("hearts", hearts), credit=credit)
     scores = Combination([part], decode=written).score(completions, step=1)
-    whole, gained = split(scores)
+    whole, gained = split_rewards(scores)
     assert gained is not None
     lengths = torch.tensor([len(one.token_ids) for one in completions])
     advantages, _ = token_advantages(PRESETS[name], whole.view(1, -1), gained, lengths, 0.3)
@@ -250,7 +251,7 @@ class TestStep:
         learner = step_of("reinforce_baseline", self.SCORER, self.GROUPS)
         report = train_step(learner)
         # 1 + (5 + 4 + 1) / 3 and 3 + 2; the advantage in samples.jsonl is the mean over tokens.
-        assert learner.baseline == pytest.approx((1 + 10 / 3 + 5) / 2)
+        assert learner.credit.baseline.mean == pytest.approx((1 + 10 / 3 + 5) / 2)
         assert [row["advantage"] for row in report.samples] == pytest.approx([13 / 3, 5])
         assert [row["reward"] for row in report.samples] == [6.0, 5.0]
 
@@ -263,7 +264,7 @@ class TestStep:
 
     def test_an_algorithm_without_tokens_says_so(self):
         learner = step_of("gspo", self.SCORER, self.GROUPS)
-        with pytest.raises(BurnishError, match="cannot take that: its ratio is that of the whole text"):
+        with pytest.raises(BurnishError, match="which this algorithm cannot use: its ratio is that of the whole text"):
             train_step(learner)
 
     def test_groups_drawn_anew_bring_their_tokens(self):
@@ -274,7 +275,10 @@ class TestStep:
         fresh = TokenRewards(np.array([5.0, 6.0]), (np.array([7.0, 0.0]), np.array([8.0, 0.0])))
         answers = [Scores(total, {}, {}, token_rewards=flat), Scores(np.array([1.0, 2.0]), {}, {}, token_rewards=fresh)]
         draws = [[first, second], [second]]
-        found = collect(lambda chosen, seed: draws.pop(0), lambda some: answers.pop(0), prompts, prompts, (0, 1), 1)
+        found = collect(
+            lambda chosen, seed: draws.pop(0), flag_completion, lambda some, flags: answers.pop(0), prompts, prompts,
+            (0, 1), 1,
+        )  # fmt: skip
         assert found.scores.token_rewards is not None
         assert found.scores.token_rewards.per_completion.tolist() == [5.0, 6.0, 0.0, 0.0]
         assert [row[0] for row in found.scores.token_rewards.per_token] == [7.0, 8.0, 2.0, 3.0]

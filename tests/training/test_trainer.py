@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import burnish.training.reinforcement
+import burnish.training.reward_guards
 import burnish.training.step
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
@@ -39,7 +40,7 @@ def breaks_at_the_seventh(text: str) -> float:
 def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
     CALLS["count"] = 0
     with pytest.raises(
-        BurnishError, match=r"out of luck[^\n]*\nsaved after step 6; go on with: burnish train --resume"
+        BurnishError, match=r"out of luck[^\n]*\nsaved after step 6; resume with: burnish train --resume"
     ):
         toy(tmp_path / "run", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
     assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").exists()
@@ -59,7 +60,7 @@ def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monk
         refuse(step, float("nan") if (step, update) == (4, 2) else loss, norm, update=update)
 
     monkeypatch.setattr(burnish.training.step, "refuse_non_finite", fails)
-    with pytest.raises(BurnishError, match=r"step 4, update 2: the loss is nan[^\n]*\nsaved after step 2; go on with"):
+    with pytest.raises(BurnishError, match=r"step 4, update 2: the loss is nan[^\n]*\nsaved after step 2; resume with"):
         toy(tmp_path / "run", *options)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     monkeypatch.undo()
@@ -92,9 +93,9 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
-    monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(burnish.training.reward_guards, "EQUAL_REWARDS", 1)
     monkeypatch.setattr(
-        burnish.training.reinforcement,
+        burnish.training.reward_guards,
         "diversity_alarm",
         lambda history, **named: "gamed" if len(history) > 5 else None,
     )
@@ -119,7 +120,7 @@ def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
     assert [row["gate/shut"] for row in rows] == [0.0] * 6 and [row["gate/open"] for row in rows] == [1.0] * 6
     assert [row["weight/fading"] for row in rows] == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0] and "weight/exact" not in rows[0]
     (text,) = [text for text in observer.warnings if "gate" in text]
-    assert text.startswith("no sample of the last 5 steps reached the gate of 'shut'") and "lower gate" in text
+    assert text.startswith("no sample of the last 5 steps reached the gate of 'shut'") and "lower the gate" in text
     assert "Gate: shut" in done.report.read_text(encoding="utf-8")
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from burnish.errors import BurnishError
-from burnish.training.batching import trained_places, update_places
-from burnish.training.step import Learner, train_step
+from burnish.training.batching import trained_indices, update_indices
+from burnish.training.learner import Learner
+from burnish.training.step import train_step
 from burnish.types import Completion, Group, Prompt
 from tests.fakes import toy_learner, toy_recipe, uniform_learner
 
@@ -62,7 +63,7 @@ class TestUpdates:
     def test_the_table_after_them_is_the_papers(self, epochs, minibatches):
         one = learner(epochs=epochs, minibatches=minibatches, clip_low=0.1, clip_high=0.3)
         train_step(one)
-        places = update_places(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
+        places = update_indices(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
         assert len(places) == epochs * minibatches
         torch.testing.assert_close(one.policy.parameter.detach(), by_hand(places, 0.1, 0.3, 0.5), rtol=0, atol=1e-12)
 
@@ -103,7 +104,7 @@ class TestUpdates:
 
         one.optimizer.step = runs_away
         with pytest.raises(
-            BurnishError, match=r"step 1, update 2: the loss is nan; the weights of this step's earlier"
+            BurnishError, match=r"step 1, update 2: the loss is nan; the earlier updates of this step are discarded"
         ):
             train_step(one)
         # The loop saves no checkpoint of a step that is counted and not written down.
@@ -113,7 +114,7 @@ class TestUpdates:
 class TestPlaces:
     @pytest.mark.parametrize(("prompts", "group", "minibatches"), [(4, 8, 4), (3, 5, 2), (1, 6, 4), (5, 1, 3)])
     def test_every_epoch_holds_every_sample_once(self, prompts, group, minibatches):
-        found = update_places(prompts, group, epochs=3, minibatches=minibatches, seed=SEED)
+        found = update_indices(prompts, group, epochs=3, minibatches=minibatches, seed=SEED)
         sizes = [len(update) for update in found]
         assert max(sizes) - min(sizes) <= 1
         for epoch in range(3):
@@ -121,25 +122,25 @@ class TestPlaces:
             assert sorted(place for update in part for place in update) == list(range(prompts * group))
 
     def test_samples_of_a_prompt_stay_together(self):
-        for update in update_places(4, 8, epochs=2, minibatches=4, seed=SEED):
+        for update in update_indices(4, 8, epochs=2, minibatches=4, seed=SEED):
             assert len({place // 8 for place in update}) == 1
 
     def test_shuffled_by_the_seed_alone(self):
         def drawn(seed):
-            return update_places(6, 2, epochs=2, minibatches=3, seed=seed)
+            return update_indices(6, 2, epochs=2, minibatches=3, seed=seed)
 
         assert drawn(SEED) == drawn(SEED)
         assert drawn(SEED) != drawn((3, 2, 2))
         assert drawn(SEED)[:3] != drawn(SEED)[3:]
 
     def test_one_minibatch_is_everything_in_order(self):
-        assert update_places(2, 2, epochs=2, minibatches=1, seed=SEED) == [[0, 1, 2, 3]] * 2
+        assert update_indices(2, 2, epochs=2, minibatches=1, seed=SEED) == [[0, 1, 2, 3]] * 2
 
     def test_trained(self):
         advantages = torch.tensor([0.0, 1.0, 0.0, -1.0])
-        assert trained_places(advantages, [0, 1, 3], every=False) == [1, 3]
-        assert trained_places(advantages, [2, 3], every=True) == [2, 3]
-        assert trained_places(advantages, [2, 0], every=False) == [2], "one, so that there are metrics"
+        assert trained_indices(advantages, [0, 1, 3], every=False) == [1, 3]
+        assert trained_indices(advantages, [2, 3], every=True) == [2, 3]
+        assert trained_indices(advantages, [2, 0], every=False) == [2], "one, so that there are metrics"
 
 
 class TestEntropy:

@@ -1,0 +1,132 @@
+"""What a checkpoint holds of a learner: weights, optimizer state, and parts such as baselines and a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from burnish.errors import InputError
+from burnish.protocols import Trainable
+from burnish.run.folder import Checkpoint, Run
+
+
+class Stateful(Protocol):
+    """A part of a learner that a checkpoint keeps besides weights and optimizer."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes into ``state.json``."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write tensors into the checkpoint folder."""
+        ...
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Read both back."""
+        ...
+
+
+class Checkpointed(Protocol):
+    """A learner that can be saved and restored."""
+
+    @property
+    def policy(self) -> Trainable: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def parts(self) -> Sequence[Stateful]:
+        """Everything besides policy and optimizer."""
+        ...
+
+    step: int
+
+
+class Checkpointer:
+    """Saves a learner into a run folder and restores it, bit for bit.
+
+    Args:
+        keep: number of newest checkpoints that stay.
+    """
+
+    def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
+        self.run, self.learner, self.keep = run, learner, keep
+
+    def save(self, spare: int | None = None) -> None:
+        """Save the learner after its current step.
+
+        Args:
+            spare: a step whose checkpoint stays, whatever its age.
+        Raises:
+            BurnishError: it could not be written; older checkpoints are unchanged.
+        """
+        state: dict[str, Any] = {}
+        for part in self.learner.parts:
+            state |= part.state()
+        self.run.save_checkpoint(self.learner.step, state, self.write, self.keep, spare)
+
+    def write(self, folder: Path) -> None:
+        """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""
+        policy = self.learner.policy
+        policy.save(folder / "model")
+        write_optimizer(self.learner.optimizer, policy.trainable(), folder)
+        for part in self.learner.parts:
+            part.write(folder)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Give the learner everything that the checkpoint holds of it.
+
+        Raises:
+            InputError: the checkpoint is damaged or belongs to another recipe.
+        """
+        if checkpoint.state.get("step") != checkpoint.step:
+            raise InputError(
+                f"{checkpoint.folder}/state.json belongs to another step: delete the folder to resume from an older one"
+            )
+        policy = self.learner.policy
+        with readable(checkpoint.folder):
+            for part in self.learner.parts:
+                part.restore(checkpoint)
+            policy.load(checkpoint.folder / "model")
+            read_optimizer(self.learner.optimizer, policy.trainable(), checkpoint.folder)
+        self.learner.step = checkpoint.step
+
+
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Raise InputError, with what to do, where a file of a checkpoint folder cannot be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{checkpoint} cannot be read ({error}); delete it to resume from an older checkpoint"
+        ) from error
+
+
+def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Write the optimizer's state into ``optimizer.safetensors``, by the parameters' names."""
+    tensors = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def read_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Read what ``write_optimizer`` wrote. Raises InputError where it belongs to other parameters."""
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            raise InputError(f"{folder}: optimizer state of '{name}', which this policy does not have")
+        parameter = parameters[name]
+        # Fused AdamW needs its step counter on the parameter's device too.
+        optimizer.state[parameter][kind] = value.to(parameter.device)

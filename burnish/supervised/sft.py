@@ -1,0 +1,61 @@
+"""Supervised fine-tuning by maximum likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from burnish.algorithms.ops import sum_by_sequence
+from burnish.algorithms.table_gradients import adding_to_grad
+from burnish.data.rows import Conversation, PromptCompletion, TrainingRow
+from burnish.errors import InputError
+from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
+from burnish.protocols import Policy
+from burnish.supervised.encoding import Encoder
+from burnish.supervised.measurement import ExampleSums, SumMetric
+from burnish.supervised.objective import PLAIN, Example, MetricsOnly, learnt_mask, text_lengths
+from burnish.training.batching import TokenBudget, microbatches
+
+
+class FineTuning(MetricsOnly):
+    """Maximum likelihood: minus the mean log-probability of the answers' tokens. Prompts are not learnt."""
+
+    metrics: tuple[SumMetric, ...] = (
+        SumMetric("truth_perplexity", "lower", "nll", "tokens", perplexity_of_units),
+        SumMetric("truth_nll", "lower", "nll", "tokens", mean_of_units),
+    )
+
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
+        if isinstance(row, Conversation):
+            return [Example(row.unit, (encoder.conversation(row),))]
+        if not isinstance(row, PromptCompletion):
+            raise InputError(
+                "these rows are pairs or labelled answers: `burnish sft` learns from texts; use `burnish prefer` for these"
+            )
+        if row.prompt:
+            return [Example(row.unit, (encoder.text(row.unit, row.prompt, row.completion),))]
+        return [Example(row.unit, (window,)) for window in encoder.windows(row)]
+
+    def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
+        texts = [text for example in examples for text in example.texts]
+        completions = [text.completion() for text in texts]
+        tokens = sum(sum(text.learnt) for text in texts)
+        total = 0.0
+        for indices in microbatches(completions, range(len(completions)), budget):
+            with adding_to_grad():
+                logprobs = policy.logprobs([completions[index] for index in indices], PLAIN).logprobs.double()
+            loss = -logprobs[learnt_mask([texts[index] for index in indices])].sum() / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            del logprobs, loss  # frees the graph before the next one is built
+        return {"loss": total, "tokens": tokens}
+
+    def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
+        texts = [text for example in examples for text in example.texts]
+        logprobs = policy.token_logprobs([text.completion() for text in texts]).double()
+        sums = sum_by_sequence(torch.where(learnt_mask(texts), logprobs, 0.0), text_lengths(texts))
+        return [
+            ExampleSums(text.unit, {"nll": -float(total), "tokens": sum(text.learnt)})
+            for text, total in zip(texts, sums, strict=True)
+        ]

@@ -1,0 +1,159 @@
+"""One step of supervised learning, and the trainer of a supervised run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from burnish.errors import InputError
+from burnish.protocols import Observer, Trainable
+from burnish.run.checkpoint import Checkpointer, Stateful
+from burnish.run.folder import Run
+from burnish.run.interrupts import Interrupts
+from burnish.supervised.dataset import Dataset
+from burnish.supervised.measurement import (
+    ExampleSums,
+    compare_metrics,
+    metric_values,
+    sums_from_json,
+    sums_to_json,
+)
+from burnish.supervised.objective import Objective
+from burnish.supervised.recipe import SupervisedRecipe
+from burnish.system.files import json_text
+from burnish.training.batching import TokenBudget
+from burnish.training.metrics import Clock
+from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
+from burnish.training.prompt_order import PromptOrder
+from burnish.training.trainer import Trainer
+
+MEASURED_AT_ONCE = 32
+"""Examples between two reports of progress."""
+
+T = TypeVar("T", bound=Trainable)
+
+
+@dataclass(slots=True)
+class SupervisedLearner(Generic[T]):
+    """Everything that a supervised step needs; the step changes the policy, the optimizer and ``step``."""
+
+    recipe: SupervisedRecipe
+    policy: T
+    objective: Objective[T]
+    data: Dataset
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    @property
+    def parts(self) -> tuple[Stateful, ...]:
+        return ()
+
+
+def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:
+    """Make one update and return its row for metrics.jsonl.
+
+    Raises:
+        BurnishError: the loss or the gradient is not finite; the weights are unchanged.
+    """
+    recipe, policy, settings = learner.recipe, learner.policy, learner.recipe.optimizer
+    step, clock = learner.step + 1, Clock()
+    order = PromptOrder(len(learner.data.train), recipe.batch.examples_per_step, recipe.seed)
+    examples = [learner.data.train[index] for index in order.step(step)]
+    budget = TokenBudget.for_policy(settings.tokens_per_microbatch, policy)
+
+    learner.optimizer.zero_grad(set_to_none=True)
+    metrics = learner.objective.backward(policy, examples, budget)
+    grad_norm = clip_gradient(policy.trainable().values(), settings.max_grad_norm)
+    refuse_non_finite(step, metrics["loss"], grad_norm, rewarded=False)
+    rate = learning_rate(recipe, step)
+    set_learning_rate(learner.optimizer, rate)
+    learner.interrupts.hold()  # until the trainer has written this step's row: half a step is not a state to save
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.step = step
+    tokens = sum(text.size for example in examples for text in example.texts)
+    return {"step": step, **metrics, "grad_norm": grad_norm, "learning_rate": rate, **clock.metrics(tokens=tokens)}
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleEvaluator(Generic[T]):
+    """Measures a supervised learner on its held-out examples."""
+
+    learner: SupervisedLearner[T]
+    observer: Observer
+
+    @property
+    def size(self) -> str:
+        return f"{len(self.learner.data.held_out)} held-out examples"
+
+    def measure(self) -> list[ExampleSums]:
+        examples = self.learner.data.held_out
+        sums: list[ExampleSums] = []
+        for start in range(0, len(examples), MEASURED_AT_ONCE):
+            part: Sequence[Any] = examples[start : start + MEASURED_AT_ONCE]
+            with torch.no_grad():
+                sums += self.learner.objective.sums(self.learner.policy, part)
+            self.observer.progress("evaluating", min(start + MEASURED_AT_ONCE, len(examples)), len(examples))
+        return sums
+
+    def summary(self, measurement: list[ExampleSums]) -> Mapping[str, float]:
+        return metric_values(measurement, self.learner.objective.metrics)
+
+    def compare(self, before: list[ExampleSums], after: list[ExampleSums]) -> dict[str, dict[str, Any]]:
+        recipe = self.learner.recipe
+        return compare_metrics(
+            before, after, self.learner.objective.metrics, resamples=recipe.evaluation.resamples, seed=recipe.seed
+        )  # fmt: skip
+
+    def conclude(self, after: list[ExampleSums]) -> Mapping[str, Any]:
+        return self.learner.objective.conclude(after, self.learner.recipe.seed)
+
+    def to_json(self, measurement: list[ExampleSums]) -> str:
+        return sums_to_json(measurement)
+
+    def from_json(self, text: str) -> list[ExampleSums]:
+        return sums_from_json(text)
+
+
+def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observer) -> Trainer[list[ExampleSums]]:
+    """Return the trainer of a supervised run.
+
+    Raises:
+        InputError: the data differ from those that the run began with.
+    """
+    recipe = learner.recipe
+    record_data(run, learner.data.described, observer)
+
+    def step() -> Mapping[str, Any]:
+        row = supervised_step(learner)
+        run.append("metrics.jsonl", [row])
+        return row
+
+    return Trainer(
+        recipe, learner, step, evaluator=ExampleEvaluator(learner, observer),
+        checkpointer=Checkpointer(run, learner, recipe.checkpoint.keep), run=run, observer=observer,
+        measure_every=recipe.evaluation.every,
+    )  # fmt: skip
+
+
+def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> None:
+    """Write ``data.json`` into a new run; raise InputError where a resumed run's data have changed."""
+    path = run.folder / "data.json"
+    if not path.exists():
+        run.put("data.json", json_text(described))
+        if described["broken"]:
+            text = f"{len(described['broken'])} rows cannot be used; data.json lists them"
+            observer.message(text, level="warning")
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        same = recorded["sha256"] == described["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}): start a new run") from error
+    if not same:
+        raise InputError(f"{described['origin']} has changed since {run.folder} began: start a new run")

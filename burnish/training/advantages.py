@@ -1,0 +1,303 @@
+"""Credit assignment: from the scores of a step's completions to an advantage for each of their tokens.
+
+The recipe's algorithm is one of three assigners, chosen before the first step. ``GroupCredit`` compares rewards with each
+other or with a moving baseline; ``PairCredit`` (online DPO) compares the best with the worst sample of a prompt;
+``CriticCredit`` (PPO) compares rewards with the values of a critic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.algorithms.advantages import Baseline, paired_strength
+from burnish.algorithms.credit import reward_to_go
+from burnish.algorithms.ops import padded, sum_by_sequence
+from burnish.algorithms.presets import Preset
+from burnish.algorithms.tokenwise import mean_to_come
+from burnish.errors import BurnishError
+from burnish.recipe.algorithm import Algorithm, pair_beta
+from burnish.run.folder import Checkpoint
+from burnish.training.batching import TokenBudget, evaluate_tokens, microbatches
+from burnish.training.critic import Critic, explained_variance, token_credit
+from burnish.training.metrics import pair_metrics
+from burnish.training.rollouts import Rollouts
+from burnish.types import Group, Microbatch, Scores
+
+DECAY = 0.9
+"""The share of a moving mean that stays when new rewards come in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The rewards of a step's completions after shaping.
+
+    Attributes:
+        whole: [N], what counts for a completion as a whole.
+        tokens: [T], what was earned with each token; None where every reward counts for whole completions.
+        penalties: [T], what the KL term takes from each token's reward.
+        group_size: G.
+    """
+
+    whole: Tensor
+    tokens: Tensor | None
+    penalties: Tensor
+    group_size: int
+
+    def by_group(self, lengths: Tensor) -> Tensor:
+        """Return the rewards of whole completions less their KL penalties, [P, G]."""
+        return (self.whole - sum_by_sequence(self.penalties, lengths)).view(-1, self.group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What each token of a step is trained with.
+
+    Attributes:
+        advantages: [T].
+        completion_advantages: [N], one per completion, for samples.jsonl.
+        tracked: [P, G], the rewards that a moving baseline follows.
+        values, returns: [T], what a critic expected before each token and what it should have expected; None without one.
+        metrics: of this step.
+    """
+
+    advantages: Tensor
+    completion_advantages: Tensor
+    tracked: Tensor
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class MovingBaseline:
+    """A moving mean of earlier rewards, over all prompts or for each prompt.
+
+    It does not depend on the samples of the current step, so subtracting it leaves the gradient unbiased (Williams 1992,
+    section 4).
+    """
+
+    def __init__(self, *, per_prompt: bool = False) -> None:
+        self.per_prompt = per_prompt
+        self.mean = 0.0
+        self.prompt_means: dict[str, float] = {}
+
+    def expected(self, groups: Sequence[Group]) -> Baseline:
+        """Return the mean, or [P, 1]: of each prompt's own rewards, the overall mean where a prompt is new."""
+        if not self.per_prompt:
+            return self.mean
+        means = [self.prompt_means.get(group.prompt.id, self.mean) for group in groups]
+        return torch.tensor(means, dtype=torch.float64).unsqueeze(-1)
+
+    def update(self, groups: Sequence[Group], rewards: Tensor, *, first: bool) -> None:
+        """Move the means: b <- 0.9 b + 0.1 mean; the first value is the mean itself.
+
+        Args:
+            rewards: [P, G].
+            first: whether this is the first step.
+        """
+        decay = 0.0 if first else DECAY
+        self.mean = decay * self.mean + (1 - decay) * float(rewards.mean())
+        if not self.per_prompt:
+            return
+        means = self.prompt_means
+        for group, mean in zip(groups, rewards.mean(-1).tolist(), strict=True):
+            name = group.prompt.id
+            means[name] = DECAY * means[name] + (1 - DECAY) * mean if name in means else mean
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"baseline": self.mean}
+        return state | ({"prompt_baselines": self.prompt_means} if self.prompt_means else {})
+
+    def write(self, folder: Path) -> None:
+        """Nothing: all of it is numbers, kept in ``state``."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        mean = float(state["baseline"])
+        self.prompt_means = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
+        self.mean = mean
+
+
+class CreditAssigner:
+    """Turns rewards into advantages; the base of the three kinds.
+
+    Attributes:
+        needs_reference: whether log-probabilities under the KL term's reference are needed.
+        trains_every_sample: whether completions of advantage zero are run for the gradient too.
+    """
+
+    needs_reference = False
+    trains_every_sample = False
+
+    def __init__(self, preset: Preset, baseline: MovingBaseline) -> None:
+        self.preset, self.baseline = preset, baseline
+
+    def assign(
+        self, rollouts: Rollouts, rewards: Rewards, reference_logprobs: Tensor | None, budget: TokenBudget
+    ) -> Credit:
+        """Return the credit of all tokens of a step.
+
+        Args:
+            reference_logprobs: [T]; None unless ``needs_reference`` or the KL term asks for them.
+            budget: tokens in one forward pass.
+        """
+        raise NotImplementedError
+
+    def begin_update(self) -> None:
+        """Prepare a value model's update, where there is one."""
+
+    def backward(self, batch: Microbatch) -> None:
+        """Add a microbatch's gradient of the value model's loss."""
+
+    def check_gradient(self, step: int, update: int, limit: float | None) -> None:
+        """Clip the value model's gradient. Raises BurnishError where it is not finite."""
+
+    def apply_update(self, rate: float) -> None:
+        """Move the value model, at the policy's learning rate times its own factor."""
+
+    def update_metrics(self) -> dict[str, float]:
+        """Return the value model's metrics of the step's updates."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def write(self, folder: Path) -> None:
+        """Write a value model into a checkpoint folder."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Read the value model of a checkpoint."""
+
+
+class GroupCredit(CreditAssigner):
+    """Advantages from the rewards of the step, by the preset's advantage function."""
+
+    def assign(
+        self, rollouts: Rollouts, rewards: Rewards, reference_logprobs: Tensor | None, budget: TokenBudget
+    ) -> Credit:
+        lengths, grouped = rollouts.lengths, rewards.by_group(rollouts.lengths)
+        baseline = self.baseline.expected(rollouts.groups)
+        if rewards.tokens is not None:
+            advantages, tracked = token_advantages(self.preset, grouped, rewards.tokens, lengths, baseline)
+            return Credit(advantages, sum_by_sequence(advantages, lengths) / lengths, tracked)
+        by_group, metrics = self.compare(grouped, baseline, rollouts, reference_logprobs)
+        return Credit(by_group.flatten().repeat_interleave(lengths), by_group.flatten(), grouped, metrics=metrics)
+
+    def compare(
+        self, grouped: Tensor, baseline: Baseline, rollouts: Rollouts, reference_logprobs: Tensor | None
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Return the advantages [P, G] of rewards [P, G], and metrics of the comparison."""
+        return self.preset.advantages(grouped, baseline), {}
+
+
+class PairCredit(GroupCredit):
+    """Online DPO (arXiv 2402.04792): the best sample of a prompt against its worst, in the strength of DPO's gradient."""
+
+    needs_reference = True
+
+    def __init__(self, preset: Preset, baseline: MovingBaseline, beta: float) -> None:
+        super().__init__(preset, baseline)
+        self.beta = beta
+
+    def compare(
+        self, grouped: Tensor, baseline: Baseline, rollouts: Rollouts, reference_logprobs: Tensor | None
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        assert reference_logprobs is not None
+        signs = self.preset.advantages(grouped, baseline)
+        # The samples are the policy's own, so pi is what the sampler recorded.
+        ratios = sum_by_sequence(rollouts.sampler_logprobs - reference_logprobs, rollouts.lengths).view(grouped.shape)
+        advantages, margins = paired_strength(signs, ratios, self.beta)
+        return advantages, pair_metrics(margins)
+
+
+class CriticCredit(CreditAssigner):
+    """PPO (arXiv 1707.06347): advantages by GAE from a critic, which is trained beside the policy."""
+
+    trains_every_sample = True
+
+    def __init__(self, preset: Preset, baseline: MovingBaseline, critic: Critic) -> None:
+        super().__init__(preset, baseline)
+        self.critic = critic
+
+    def assign(
+        self, rollouts: Rollouts, rewards: Rewards, reference_logprobs: Tensor | None, budget: TokenBudget
+    ) -> Credit:
+        completions, lengths = rollouts.completions, rollouts.lengths
+        batches = microbatches(completions, range(len(completions)), budget)
+        values = evaluate_tokens(self.critic.model.values, completions, lengths, batches)
+        advantages, returns = token_credit(
+            rewards.whole, rewards.penalties, values, lengths, self.critic.settings, rewards.tokens
+        )
+        means = sum_by_sequence(advantages, lengths) / lengths
+        metrics = {"critic/explained_variance": explained_variance(values, returns)}
+        return Credit(advantages, means, rewards.by_group(lengths), values, returns, metrics)
+
+    def begin_update(self) -> None:
+        self.critic.begin_update()
+
+    def backward(self, batch: Microbatch) -> None:
+        self.critic.backward(batch)
+
+    def check_gradient(self, step: int, update: int, limit: float | None) -> None:
+        self.critic.check_gradient(step, update, limit)
+
+    def apply_update(self, rate: float) -> None:
+        self.critic.apply_update(rate)
+
+    def update_metrics(self) -> dict[str, float]:
+        return self.critic.pop_metrics()
+
+    def write(self, folder: Path) -> None:
+        self.critic.write(folder)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.critic.restore(checkpoint)
+
+
+def credit_assigner(
+    preset: Preset, settings: Algorithm, baseline: MovingBaseline, critic: Critic | None
+) -> CreditAssigner:
+    """Return the assigner of an algorithm. Raises ValueError where it and the critic do not belong together."""
+    if preset.critic != (critic is not None):
+        raise ValueError("an algorithm with a critic needs one, and any other algorithm takes none")
+    if critic is not None:
+        return CriticCredit(preset, baseline, critic)
+    if preset.paired:
+        return PairCredit(preset, baseline, pair_beta(settings))
+    return GroupCredit(preset, baseline)
+
+
+def token_advantages(
+    preset: Preset, whole: Tensor, earned: Tensor, lengths: Tensor, baseline: Baseline
+) -> tuple[Tensor, Tensor]:
+    """Return per-token advantages [T], and each completion's mean reward-to-go [P, G], which a moving baseline follows.
+
+    Args:
+        whole: [P, G], rewards that count for every token of a completion.
+        earned: [T], the reward that came with each token, which counts for it and for the tokens before it.
+        lengths: [P*G].
+    Raises:
+        BurnishError: the algorithm has no per-token advantages.
+    """
+    if preset.tokenwise is None:
+        raise BurnishError(f"a reward gives credit to single tokens, which this algorithm cannot use: {preset.coarse}")
+    rows, mask = padded(earned, lengths)
+    shape = (*whole.shape, mask.shape[-1])
+    to_go = reward_to_go(rows).view(shape)
+    advantages = preset.tokenwise(whole, to_go, mask.view(shape), baseline)
+    return advantages.view(mask.shape)[mask], mean_to_come(whole, to_go, mask.view(shape))
+
+
+def split_rewards(scores: Scores) -> tuple[Tensor, Tensor | None]:
+    """Return the rewards of whole completions [N], and those of single tokens [T] or None."""
+    if scores.token_rewards is None:
+        return torch.from_numpy(scores.total), None
+    return torch.from_numpy(scores.token_rewards.per_completion), torch.from_numpy(
+        np.concatenate(scores.token_rewards.per_token)
+    )

@@ -1,0 +1,133 @@
+"""A learner: everything a training step needs, and the state that it carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.algorithms.presets import Preset
+from burnish.protocols import HasLaggedPolicy, Policy, Sampler, Scorer, StatefulScorer
+from burnish.recipe.schema import Recipe
+from burnish.run.checkpoint import Stateful
+from burnish.run.folder import Checkpoint
+from burnish.run.interrupts import Interrupts
+from burnish.training.advantages import CreditAssigner, MovingBaseline, credit_assigner
+from burnish.training.batching import TokenBudget
+from burnish.training.critic import Critic
+from burnish.training.kl_reference import KLTerm
+from burnish.training.policy_loss import PolicyLoss
+from burnish.training.rollouts import Rollouts, Screen, flag_completion
+from burnish.types import Completion, Prompt
+
+
+@dataclass(slots=True)
+class Learner:
+    """A policy, what it is trained on, and how.
+
+    The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the policy
+    near a reference, and ``policy_loss`` computes per-token losses.
+
+    Attributes:
+        prompts: the training prompts.
+        critic: PPO's value model; None for every other algorithm.
+        metrics: scores held-out completions by what is not trained on.
+        screen: flags completions before they are scored.
+        step: the number of steps taken.
+    Raises:
+        ValueError: a critic is missing for an algorithm that uses one, or given to another.
+    """
+
+    recipe: Recipe
+    policy: Policy
+    sampler: Sampler
+    scorer: Scorer
+    prompts: Sequence[Prompt]
+    preset: Preset
+    optimizer: torch.optim.Optimizer
+    critic: Critic | None = None
+    metrics: Scorer | None = None
+    screen: Screen = flag_completion
+    step: int = 0
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    credit: CreditAssigner = field(init=False)
+    kl: KLTerm = field(init=False)
+    policy_loss: PolicyLoss = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.recipe.algorithm
+        baseline = MovingBaseline(per_prompt=settings.baseline == "prompt")
+        self.kl = KLTerm(settings.kl, self.policy)
+        self.policy_loss = PolicyLoss(self.preset, settings, self.kl)
+        self.credit = credit_assigner(self.preset, settings, baseline, self.critic)
+
+    @property
+    def budget(self) -> TokenBudget:
+        """Tokens in one forward and backward pass."""
+        return TokenBudget.for_policy(self.recipe.optimizer.tokens_per_microbatch, self.policy)
+
+    @property
+    def trains_every_sample(self) -> bool:
+        """Whether samples of advantage zero have a gradient too."""
+        return self.credit.trains_every_sample or self.policy_loss.trains_every_sample
+
+    def reference_logprobs(self, completions: Sequence[Completion]) -> Tensor | None:
+        """Return log-probabilities [T], float64, under the KL term's reference; None where nothing needs them."""
+        if not (self.kl.active or self.credit.needs_reference):
+            return None
+        return self.kl.reference.token_logprobs(completions, self.recipe.sampling.temperature).double()
+
+    def finish_step(self, rollouts: Rollouts, tracked: Tensor, distance: float) -> None:
+        """Move all that follows the policy from step to step: baselines, KL coefficient and reference, reward statistics.
+
+        Args:
+            tracked: [P, G], the rewards that a moving baseline follows.
+            distance: mean KL of whole completions to the reference, nats.
+        """
+        self.credit.baseline.update(rollouts.groups, tracked, first=self.step == 1)
+        if isinstance(self.scorer, StatefulScorer):
+            self.scorer.update_state(rollouts.scores)
+        self.kl.finish_step(self.step, distance, samples=len(rollouts.completions))
+        sampling = self.recipe.sampling
+        if (
+            sampling.nlpo_top_p < 1
+            and self.step % sampling.nlpo_every == 0
+            and isinstance(self.policy, HasLaggedPolicy)
+        ):
+            self.policy.update_lagged_policy()
+
+    @property
+    def parts(self) -> tuple[Stateful, ...]:
+        """Everything besides policy and optimizer that a checkpoint holds."""
+        return (self.credit.baseline, self.kl, self.credit, ScorerState(self.scorer))
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerState:
+    """The part of a checkpoint that belongs to a scorer that compares rewards with those of earlier steps."""
+
+    scorer: Scorer
+
+    def state(self) -> dict[str, Any]:
+        if isinstance(self.scorer, StatefulScorer) and self.scorer.state:
+            return {"scorer": self.scorer.state}
+        return {}
+
+    def write(self, folder: Path) -> None:
+        """Nothing: the statistics are numbers, kept in ``state``."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        if isinstance(self.scorer, StatefulScorer) and self.scorer.state:
+            self.scorer.state = checkpoint.state["scorer"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """The rows that one step writes: one for metrics.jsonl, and one per completion for samples.jsonl."""
+
+    metrics: dict[str, Any]
+    samples: list[dict[str, Any]]

@@ -1,0 +1,88 @@
+"""AdamW over a policy's trainable parameters, its learning-rate schedule, and the checks before an update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from burnish.errors import BurnishError
+from burnish.protocols import Trainable, ValueModel
+from burnish.recipe.schema import Job
+
+
+def build_optimizer(
+    model: Trainable | ValueModel, settings: Any, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return AdamW (arXiv 1711.05101) over the trainable parameters.
+
+    Args:
+        settings: the recipe's ``[optimizer]``.
+        rates: learning rates of single parameters, by name; they follow the schedule in proportion.
+    """
+    rates = rates or {}
+    parameters = model.trainable()
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in parameters.items() if name not in rates]}
+    ]
+    groups += [
+        {"params": [parameters[name]], "factor": rate / settings.learning_rate} for name, rate in rates.items()
+    ]  # fmt: skip
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        # One pass over the moments instead of a dozen, and no temporary copies.
+        fused=True,
+    )
+
+
+def learning_rate(recipe: Job, step: int) -> float:
+    """Return the learning rate of a step, counted from 1.
+
+    A linear warm-up, then constant, or linear to zero after the last step.
+    """
+    optimizer = recipe.optimizer
+    if step <= optimizer.warmup_steps:
+        return optimizer.learning_rate * step / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    remaining = recipe.steps - optimizer.warmup_steps
+    return optimizer.learning_rate * (recipe.steps - step + 1) / remaining
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every parameter group, times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
+def clip_gradient(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
+    """Clip the gradient to a norm of ``limit`` (None: no limit) and return its norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if limit is None else limit))
+
+
+def refuse_non_finite(
+    step: int, loss: float, grad_norm: float, *, update: int = 1, of: str = "", rewarded: bool = True
+) -> None:
+    """Raise BurnishError where an update would make a weight not-a-number.
+
+    Args:
+        of: whose loss it is, such as "critic's ".
+        rewarded: whether rewards may be the cause.
+    """
+    advice = ", and look in samples.jsonl for rewards that diverge" if rewarded else ""
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if not math.isfinite(value):
+            where, weights = f"step {step}", "the weights are unchanged"
+            if update > 1:
+                where, weights = f"step {step}, update {update}", "the earlier updates of this step are discarded"
+            raise BurnishError(
+                f"{where}: the {of}{name} is {value}; {weights}. Resuming would fail in the same way: "
+                f"start again with a lower optimizer.learning_rate{advice}"
+            )

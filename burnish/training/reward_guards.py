@@ -1,0 +1,156 @@
+"""Guards of a reinforcement run: alarms for rewards that are gamed, and the return to the best model before one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from burnish.errors import InputError
+from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
+from burnish.evaluation.measurement import Measurement
+from burnish.protocols import Observer
+from burnish.recipe.schema import Recipe
+from burnish.run.checkpoint import Checkpointer
+from burnish.run.folder import Run
+
+EQUAL_REWARDS = 5
+"""Steps in a row without any difference between rewards before a warning."""
+
+Compare = Callable[[Measurement, Measurement], dict[str, dict[str, Any]]]
+
+
+class RewardGuards:
+    """Watches metrics and held-out measurements. With ``guards.stop`` an alarm ends the run, and the model with the highest
+    held-out reward before it is kept."""
+
+    def __init__(
+        self, recipe: Recipe, run: Run, observer: Observer, checkpointer: Checkpointer, compare: Compare
+    ) -> None:
+        self.recipe, self.run, self.observer = recipe, run, observer
+        self.checkpointer, self.compare = checkpointer, compare
+        self.start_reward = 0.0
+        """Held-out reward before training."""
+        self._history: list[Mapping[str, Any]] = []
+
+    @property
+    def can_stop(self) -> bool:
+        return self.recipe.guards.stop
+
+    @property
+    def step(self) -> int:
+        return self.checkpointer.learner.step
+
+    def begin(self, before: Measurement) -> bool:
+        self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
+        self._history = list(self.run.rows("metrics.jsonl"))
+        if self.can_stop and self.step == 0:
+            # The model that is kept if nothing better comes before an alarm.
+            self.checkpointer.save(self.spared_step())
+        return self._stop_row() is not None
+
+    def after_step(self, row: Mapping[str, Any] | None) -> bool:
+        if row is not None:
+            self._history.append(row)
+        if not self._history:
+            return False
+        step = self._history[-1]["step"]
+        alarms = self._alarms()
+        for kind, text in {**alarms, **self._warnings()}.items():
+            self._warn(step, kind, text)
+        return bool(alarms)
+
+    def _alarms(self) -> dict[str, str]:
+        """Return the alarms of the steps so far, by kind."""
+        history, guards = self._history, self.recipe.guards
+        alarms = {
+            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window),
+            "length": length_alarm(history, drift=guards.length_drift, window=guards.window),
+        }
+        for part in (key.removeprefix("reward/") for key in self.recipe.guarded if key.startswith("reward/")):
+            alarms[f"guard {part}"] = part_alarm(history, part, drop=guards.metric_drop, window=guards.window)
+        return {kind: text for kind, text in alarms.items() if text}
+
+    def _warnings(self) -> dict[str, str]:
+        """Return warnings that are no reason to stop, by kind."""
+        recent = self._history[-EQUAL_REWARDS:]
+        if len(recent) < EQUAL_REWARDS:
+            return {}
+        warnings = {}
+        if all(row["reward/std"] == 0 for row in recent):
+            warnings["equal rewards"] = (
+                f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
+            )
+        for gate in (key.removeprefix("gate/") for key in recent[-1] if key.startswith("gate/")):
+            if all(row.get(f"gate/{gate}") == 0 for row in recent):
+                warnings[f"gate {gate}"] = (
+                    f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward gave "
+                    f"credit; its mean in the last step was {recent[-1][f'reward/{gate}']:.3g}: lower the gate, or "
+                    "fine-tune first (burnish sft)"
+                )
+        return warnings
+
+    def examine(self, before: Measurement, now: Measurement) -> Mapping[str, Any]:
+        if not (self.recipe.guarded or self.can_stop):
+            return {}
+        alarms = guard_alarms(self.compare(before, now), **self._limits())
+        return {"alarms": alarms} if alarms else {}
+
+    def after_measurement(self, row: Mapping[str, Any]) -> bool:
+        alarms: Mapping[str, str] = row.get("alarms", {})
+        for key, text in alarms.items():
+            self._warn(row["step"], f"held-out {key}", text)
+        if self.can_stop and not alarms and row["reward"] > self._best(row["step"])[1]:
+            self.checkpointer.save(self.spared_step())
+        return bool(alarms)
+
+    def stop(self) -> None:
+        step = self.step
+        best, reward = self._best(step)
+        text = (
+            f"stopped after step {step} of {self.recipe.steps} because of an alarm; the model of step {best} is kept, which "
+            f"had the highest held-out reward before it, {reward:.3g}"
+        )
+        self.run.append("warnings.jsonl", [{"step": step, "kind": "stop", "text": text, "kept": best}])
+        self.observer.message(text, level="warning")
+
+    def spared_step(self) -> int | None:
+        return self._best(self.step + 1)[0] if self.can_stop else None
+
+    def end(self) -> None:
+        stopped = self._stop_row()
+        if stopped is None:
+            return
+        kept = next((saved for saved in self.run.checkpoints() if saved.step == stopped["kept"]), None)
+        if kept is None:
+            raise InputError(
+                f"{self.run.folder}/checkpoints/step-{stopped['kept']}, which the guards kept, is missing: start a new run"
+            )
+        self.checkpointer.restore(kept)
+        self.run.choose_model(kept)
+
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        for number, text in enumerate(evaluation_alarms(evaluation, **self._limits())):
+            self._warn(step, f"evaluation {number}", text)
+
+    def _best(self, until: int) -> tuple[int, float]:
+        """Return the step below ``until`` with the highest held-out reward, the start included, and that reward."""
+        rewards = {0: self.start_reward}
+        rewards |= {row["step"]: row["reward"] for row in self.run.rows("held_out.jsonl") if row["step"] < until}
+        best = max(rewards, key=rewards.__getitem__)
+        return best, rewards[best]
+
+    def _limits(self) -> dict[str, Any]:
+        recipe, guards = self.recipe, self.recipe.guards
+        return {
+            "guards": recipe.guarded, "drop": guards.diversity_drop, "metric_drop": guards.metric_drop,
+            "length_drift": guards.length_drift,
+        }  # fmt: skip
+
+    def _stop_row(self) -> dict[str, Any] | None:
+        return next((row for row in self.run.rows("warnings.jsonl") if row.get("kind") == "stop"), None)
+
+    def _warn(self, step: int, kind: str, text: str) -> None:
+        """Report a warning once per kind: repeated at every step it would bury everything else."""
+        if all(row.get("kind") != kind for row in self.run.rows("warnings.jsonl")):
+            self.run.append("warnings.jsonl", [{"step": step, "kind": kind, "text": text}])
+            self.observer.message(text, level="warning")
