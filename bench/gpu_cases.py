@@ -21,8 +21,10 @@ from burnish.policies.loading import load_model, load_policy
 from burnish.policies.pretrained import quiet_transformers
 from burnish.recipe.schema import LoRA, Optimizer, load_recipe
 from burnish.rewards.combine import Combination
-from burnish.training.step import Learner, train_step
-from burnish.training.trainer import optimizer_for, restore_optimizer, write_optimizer
+from burnish.run.checkpoint import read_optimizer, write_optimizer
+from burnish.training.learner import Learner
+from burnish.training.optimizer import build_optimizer
+from burnish.training.step import train_step
 from burnish.types import Completion, Prompt, SamplingParams
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -252,15 +254,15 @@ class Case:
         folder.mkdir(parents=True)
         policy = self.load()
         before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
-        optimizer = optimizer_for(policy, Optimizer(learning_rate=STEP_RATE))
+        optimizer = build_optimizer(policy, Optimizer(learning_rate=STEP_RATE))
         self.functional(policy)
         optimizer.step()
         off, alone = (apart(one, self.expected[2], self.dtype) for one in (self.logprobs(policy), self.yardstick[2]))
         moved = sum(int((weight != before[name]).sum()) for name, weight in policy.trainable().items())
         pushed = sum(int((weight.grad != 0).sum()) for weight in policy.trainable().values() if weight.grad is not None)
         write_optimizer(optimizer, policy.trainable(), folder)
-        restored = optimizer_for(policy, Optimizer(learning_rate=STEP_RATE))
-        restore_optimizer(restored, policy.trainable(), folder)
+        restored = build_optimizer(policy, Optimizer(learning_rate=STEP_RATE))
+        read_optimizer(restored, policy.trainable(), folder)
         restored.step()
         shift = apart(self.expected[2], self.expected[0], "float32")
         note = f"the step moves them by {shift:.2g}; {moved / pushed:.1%} of the weights with a gradient moved"
@@ -354,5 +356,5 @@ def learner_for(
         }
     )  # fmt: skip
     scorer = Combination.from_recipe(recipe.reward, policy.reference, decode=policy.decode)
-    optimizer = optimizer_for(policy, recipe.optimizer)
+    optimizer = build_optimizer(policy, recipe.optimizer)
     return Learner(recipe, policy, make_sampler(policy), scorer, prompts, PRESETS["grpo"], optimizer)

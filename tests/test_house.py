@@ -20,16 +20,12 @@ LONG_FILES: set[str] = {
 }
 LONG_FUNCTIONS: set[str] = {
     "burnish/evaluation/held_out.py:measure",
-    "burnish/training/step.py:train_step",
 }
 SAME_NAMES: set[str] = {
-    "Learner",
     "Limits",
     "Row",
     "Run",
-    "Session",
     "attend",
-    "compare",
     "environment",
     "explained",
     "holes",
@@ -37,10 +33,6 @@ SAME_NAMES: set[str] = {
     "padded",
     "plain",
     "readable",
-    "restore",
-    "summary",
-    "train_step",
-    "write_learner",
 }
 LOOSE_DOCSTRINGS: set[str] = {
     "burnish/algorithms/credit.py",
@@ -67,19 +59,8 @@ LOOSE_DOCSTRINGS: set[str] = {
     "burnish/sandbox/wasm/files.py",
     "burnish/sandbox/wasm/guest.py",
     "burnish/supervised/__init__.py",
-    "burnish/supervised/bradley_terry.py",
-    "burnish/supervised/kto.py",
-    "burnish/supervised/measurement.py",
-    "burnish/supervised/objective.py",
     "burnish/supervised/recipe.py",
     "burnish/system/machine.py",
-    "burnish/training/baselines.py",
-    "burnish/training/batching.py",
-    "burnish/training/kl_reference.py",
-    "burnish/training/learner_state.py",
-    "burnish/training/metrics.py",
-    "burnish/training/prompt_order.py",
-    "burnish/training/trainer.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a learner: weights, optimizer state, and parts such as baselines and a critic."""
+"""Checkpoints of a learner: weights, optimizer state, and parts such as baselines and a critic."""
 
 from __future__ import annotations
 

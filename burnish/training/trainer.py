@@ -62,7 +62,7 @@ class Evaluator(Protocol[M]):
     def from_json(self, text: str) -> M: ...
 
 
-class Guards(Protocol[M_contra]):
+class RunGuards(Protocol[M_contra]):
     """Watches a run for rewards that are gamed; may end it and go back to an earlier model."""
 
     @property
@@ -148,12 +148,12 @@ class Trainer(Generic[M]):
         checkpointer: Checkpointer,
         run: Run,
         observer: Observer,
-        guards: Guards[M] | None = None,
+        guards: RunGuards[M] | None = None,
         measure_every: int | None = None,
     ) -> None:
         self.recipe, self.learner, self.step, self.measure_every = recipe, learner, step, measure_every
         self.evaluator, self.checkpointer, self.run, self.observer = evaluator, checkpointer, run, observer
-        self.guards: Guards[M] = NoGuards() if guards is None else guards
+        self.guards: RunGuards[M] = NoGuards() if guards is None else guards
         self.logged = 0
         self._newest: tuple[int, M] | None = None
 
