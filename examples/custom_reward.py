@@ -1,4 +1,4 @@
-"""The news recipe with a reward of one's own; arguments are overrides, such as: custom_reward.py steps=50 seed=1"""
+"""Train the news recipe with a reward of your own. Arguments change the recipe: custom_reward.py steps=50 seed=1"""
 
 import sys
 

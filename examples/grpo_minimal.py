@@ -1,7 +1,7 @@
 """GRPO (arXiv 2402.03300) in one file: burnish's pure functions and a torch optimizer. Runs in seconds.
 
 The policy is a table of logits, the next character given the last one. It starts in the known world of ``burnish
-verify``, where 我爱你。 has probability 0.5 * 0.8 * 0.6 * 1.0 = 0.24, and is rewarded for saying just that.
+verify``, where 我爱你。 has probability 0.5 * 0.8 * 0.6 * 1.0 = 0.24, and is rewarded for writing exactly that.
 """
 
 import torch
@@ -17,7 +17,7 @@ STEPS, UPDATES, RATE, KL_COEFFICIENT = 100, 2, 0.05, 0.02
 
 
 def sample(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """N sequences: the state before each token [N, L], the token [N, L], and a mask [N, L], False past the end."""
+    """Return N sequences: the state before each token [N, L], the token [N, L], and a mask [N, L], False past the end."""
     state, going = torch.full((count,), START), torch.ones(count, dtype=torch.bool)
     states, tokens, mask = [], [], []
     for _ in range(LONGEST):
@@ -42,12 +42,12 @@ def main() -> None:
         states, tokens, mask = sample(policy.detach(), GROUPS * SAMPLES)
         lengths = mask.sum(-1)
         rewards = torch.tensor([reward(*pair) for pair in zip(tokens, mask, strict=True)], dtype=torch.float64)
-        # From a number a sequence [N] to a number a token [T].
+        # From one number per sequence [N] to one per token [T].
         advantage = advantages.group_normalised(rewards.view(GROUPS, SAMPLES)).flatten().repeat_interleave(lengths)
         weights = ops.sequence_weights(lengths, "sequence_mean").repeat_interleave(lengths)
         old_logprobs = policy.detach().log_softmax(-1)[states, tokens][mask]
         reference_logprobs = reference.log_softmax(-1)[states, tokens][mask]
-        for _ in range(UPDATES):  # from the second on the ratio differs from 1 and the clip can bite
+        for _ in range(UPDATES):  # from the second update on, the ratio differs from 1 and the clip can act
             logprobs = policy.log_softmax(-1)[states, tokens][mask]
             loss = losses.clipped_ratio(logprobs, logprobs - old_logprobs, advantage)
             loss = loss + KL_COEFFICIENT * kl.k3(logprobs, reference_logprobs)
