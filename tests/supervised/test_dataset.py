@@ -1,4 +1,4 @@
-"""Losses on preferences by hand, rows out of files, the split, the draw and the recipes."""
+"""Preference losses by hand, rows from files, the split, the order of examples, and recipes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TestJsonLines:
         assert found.rows[0].unit == digest("q")
         assert len(found.broken) == 2
 
-    def test_options_that_cannot_be_meant(self, tmp_path):
+    def test_invalid_options_are_refused(self, tmp_path):
         for options, message in (
             ({}, "path is missing"),
             ({"path": "x", "format": "pair"}, "did you mean 'pairs'"),
@@ -125,7 +125,7 @@ class TestJsonLines:
 
 
 def test_the_digest_of_rows_is_the_one_that_run_folders_hold():
-    """Of version 0.1, which digested the rows' ``repr`` under the names of then."""
+    """Version 0.1 digested the ``repr`` of rows, whose classes had other names."""
     conversation = Conversation((Message("user", "q"), Message("assistant", "a")), "u")
     turns = "(Turn(role='user', content='q'), Turn(role='assistant', content='a'))"
     rows = [
@@ -175,7 +175,7 @@ def test_the_split_depends_on_the_prompt_alone():
         split_rows(rows[:1] * 2 + [next(row for row in rows if row in train)], 1)
 
 
-def test_false_continuations_are_others_of_the_same_side_each_once():
+def test_false_continuations_come_from_the_same_side_each_used_once():
     passages = [(f"family {n // 3:02}", f"text {n}") for n in range(60)]
     sides = [(n // 3) % 4 == 0 for n in range(60)]
     false = _exchanged(passages, sides)
@@ -222,7 +222,7 @@ class TestRecipes:
             (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
         ],
     )
-    def test_what_cannot_work_is_refused(self, kind, data, override, message):
+    def test_invalid_recipes_are_refused(self, kind, data, override, message):
         with pytest.raises(InputError, match=message):
             load_supervised(kind, data, [override])
 

@@ -1,4 +1,4 @@
-"""The code task: problems that their own solutions solve and constants do not, and tests that stay hidden."""
+"""The code task: problems whose tests the reference solution passes and a constant does not, and hidden tests."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def unit_tests(one: Completion, *, whole: bool = False) -> float:
     return code_rewards.unit_tests([one], whole=whole)[0]
 
 
-def said(prompt: Prompt, text: str) -> Completion:
+def answer(prompt: Prompt, text: str) -> Completion:
     return Completion(prompt, (1,), (2,), text, (0.0,), "stop")
 
 
-def test_every_problem_has_ten_tests_that_no_constant_passes_and_two_other_examples() -> None:
-    made = problems()
-    assert len(made) == len({(one.name, one.specification) for one in made}) > 300
-    assert len({one.family for one in made}) == len(FAMILIES) > 70
-    for one in made:
+def test_every_problem_has_two_examples_and_ten_tests_that_no_constant_passes() -> None:
+    every = problems()
+    assert len(every) == len({(one.name, one.specification) for one in every}) > 300
+    assert len({one.family for one in every}) == len(FAMILIES) > 70
+    for one in every:
         assert len(one.tests) == TESTS and len(one.examples) == 2
-        inputs = [repr(given) for given, _ in (*one.tests, *one.examples)]
+        inputs = [repr(arguments) for arguments, _ in (*one.tests, *one.examples)]
         assert len(set(inputs)) == TESTS + 2
-        answers = [repr(answer) for _, answer in one.tests]
-        # Six of the twelve calls at most have one answer: a constant passes at most six tests of ten.
-        assert max(answers.count(answer) for answer in answers) <= 6
-        plain = [[list(given), answer] for given, answer in one.tests]
-        assert same(json.loads(json.dumps(plain)), plain), one.name  # nothing that JSON changes
+        answers = [repr(expected) for _, expected in one.tests]
+        # At most six of the twelve calls have the same answer, so a constant passes at most six of the ten tests.
+        assert max(map(answers.count, answers)) <= 6
+        plain = [[list(arguments), expected] for arguments, expected in one.tests]
+        assert same(json.loads(json.dumps(plain)), plain), one.name  # JSON keeps every value
         assert "{" not in one.specification
 
 
-def test_it_is_the_same_at_every_start_and_splits_by_content() -> None:
+def test_problems_are_deterministic_and_the_split_depends_on_content() -> None:
     task = Code()
     assert task.train() == Code().train()
     assert not {prompt.text for prompt in task.train()} & {prompt.text for prompt in task.evaluation()}
     some = Code(families=["add_number"], held_out_percent=50)
     kept = {prompt.id for prompt in Code(held_out_percent=50).train()}
-    assert {prompt.id for prompt in some.train()} <= kept  # company decides nothing
+    assert {prompt.id for prompt in some.train()} <= kept  # the other problems do not decide
 
 
 def test_whole_families_can_be_held_out() -> None:
@@ -73,12 +73,12 @@ def test_a_right_program_gets_everything_and_a_constant_never_all(chat: bool) ->
     right, wrong = f"    return x * {factor}\n", "    return 0\n"
     if chat:
         right, wrong = (f"```python\ndef multiply(x):\n{body}```" for body in (right, wrong))
-    assert unit_tests(said(prompt, right)) == unit_tests(said(prompt, right), whole=True) == 1.0
-    assert unit_tests(said(prompt, wrong)) <= 0.6
-    assert unit_tests(said(prompt, wrong), whole=True) == 0.0
+    assert unit_tests(answer(prompt, right)) == unit_tests(answer(prompt, right), whole=True) == 1.0
+    assert unit_tests(answer(prompt, wrong)) <= 0.6
+    assert unit_tests(answer(prompt, wrong), whole=True) == 0.0
 
 
-def test_what_follows_a_function_is_no_part_of_it() -> None:
+def test_the_text_after_a_function_is_not_part_of_it() -> None:
     assert extract_body("    return 1\n\nprint(2)\n    x = 3\n") == "    return 1\n\n"
     assert extract_body("return 1") == ""
     assert extract_body("") == ""
@@ -143,7 +143,7 @@ def test_a_program_that_ran_out_of_time_is_run_again_and_one_that_ended_is_not(m
 
     monkeypatch.setattr(code_rewards, "run_tests", under_load)
     tests = json.dumps({"calls": [{"function": "f", "arguments": [], "expected": 1}]})
-    completion = said(Prompt("slow", "Write f."), "def f():\n    return 1  # slow once")
+    completion = answer(Prompt("slow", "Write f."), "def f():\n    return 1  # slow once")
     completion = replace(completion, prompt=replace(completion.prompt, reference=tests))
     assert [unit_tests(completion) for _ in range(4)] == [0.0, 0.0, 1.0, 1.0]
     assert len(runs) == 3

@@ -1,4 +1,4 @@
-"""The news task: real articles, split by a stated hash, nothing on both sides."""
+"""The news task: real articles, split by the documented hash, none on both sides."""
 
 import hashlib
 import re
@@ -17,13 +17,13 @@ from tests.fakes import RecordingObserver
 
 
 def words(start: int, count: int) -> str:
-    """``count`` words that no other start has."""
+    """Return ``count`` words that are in no text with another start."""
     return " ".join(f"w{start}x{number}" for number in range(count))
 
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A made-up corpus of two files; the lines are as the fixture's user changes them before the first read."""
+    """A synthetic corpus of two files; a test may change the lines before the first read."""
     lines = [words(article, 60) for article in range(40)]
 
     def fake(name: str, **rest: object) -> dict[str, Path]:
@@ -45,10 +45,10 @@ def ids(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.id for prompt in prompts]
 
 
-# On a made-up corpus, where every number can be counted
+# On a synthetic corpus, where every number can be counted
 
 
-def test_prompt_reference_and_side_are_those_stated(corpus: list[str]) -> None:
+def test_prompt_reference_and_side_are_the_documented_ones(corpus: list[str]) -> None:
     task = News(prompt_words=10, reference_words=20, held_out_percent=30)
     for side, held_out in ((task.train(), False), (task.evaluation(), True)):
         expected = [text for text in corpus if (bucket(text) < 30) == held_out]
@@ -59,7 +59,7 @@ def test_prompt_reference_and_side_are_those_stated(corpus: list[str]) -> None:
     assert len(task.train()) + len(task.evaluation()) == 40
 
 
-def test_a_side_hangs_on_the_text_alone(corpus: list[str]) -> None:
+def test_a_side_depends_on_the_text_alone(corpus: list[str]) -> None:
     before = {prompt.id for prompt in News().evaluation()}
     corpus.reverse()
     corpus.append(words(99, 60))
@@ -67,8 +67,8 @@ def test_a_side_hangs_on_the_text_alone(corpus: list[str]) -> None:
     assert before <= after and len(after - before) <= 1
 
 
-def test_what_is_left_out_is_counted(corpus: list[str]) -> None:
-    corpus[1] = f"  {corpus[0].replace(' ', '   ', 4)}\t"  # the same but for its spaces
+def test_articles_left_out_are_counted(corpus: list[str]) -> None:
+    corpus[1] = f"  {corpus[0].replace(' ', '   ', 4)}\t"  # differs in white space only
     corpus[2] = ""
     corpus[3] = words(3, 39)  # 32 + 8 words are needed
     corpus[4] = words(4, 40)
@@ -86,7 +86,7 @@ def test_what_is_left_out_is_counted(corpus: list[str]) -> None:
 
 
 @pytest.mark.parametrize("shared", [12, 13])
-def test_versions_of_one_report_stay_together(corpus: list[str], shared: int) -> None:
+def test_versions_of_one_report_share_a_side(corpus: list[str], shared: int) -> None:
     # A chain: the first shares a run with the second, the second another with the third.
     run, other = words(100, shared), words(101, shared)
     corpus[0] = f"{words(0, 40)} {run.upper()} {words(50, 20)}"
@@ -98,7 +98,7 @@ def test_versions_of_one_report_stay_together(corpus: list[str], shared: int) ->
     assert repeats == 0
     assert [article.family for article in found[:3]] == ([together] * 3 if shared == 13 else chain)
     assert all(article.family == article.sha256 for article in found[3:])
-    # At a border between their own hashes the chain still goes to one side.
+    # With a percentage that separates their own hashes, the chain is still on one side.
     border = int(together[:8], 16) % 100 + 1
     if shared == 13 and 0 < border < 100:
         held_out = {prompt.text for prompt in News(held_out_percent=border).evaluation()}
@@ -109,14 +109,14 @@ def test_an_empty_side_names_the_option(corpus: list[str]) -> None:
     with pytest.raises(InputError, match="prompt_words = 60 leaves no article: each of the 40 has fewer than 68 words"):
         News(prompt_words=60).train()
     low, high = min(map(bucket, corpus)), max(map(bucket, corpus))
-    assert low > 0 and high < 99, "the made-up corpus must leave room at both ends"
+    assert low > 0 and high < 99, "the synthetic corpus must leave room at both ends"
     with pytest.raises(InputError, match=f"held_out_percent = {low} leaves no held-out prompt of 40: choose a larger"):
         News(held_out_percent=low).evaluation()
     with pytest.raises(InputError, match="leaves no training prompt of 40: choose a smaller number"):
         News(held_out_percent=high + 1).train()
 
 
-def test_an_empty_corpus_is_no_crash(corpus: list[str]) -> None:
+def test_an_empty_corpus_is_refused(corpus: list[str]) -> None:
     corpus.clear()
     with pytest.raises(InputError, match="prompt_words = 32 leaves no article"):
         News().train()
@@ -143,7 +143,7 @@ def test_the_registry_knows_its_options() -> None:
 
 def test_offline_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BURNISH_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.path", [])  # no installed package either
+    monkeypatch.setattr("sys.path", [])  # no installed package provides the data
     with pytest.raises(InputError, match="burnish fetch lee-news"):
         News().prepare(offline=True)
 
@@ -163,7 +163,7 @@ def test_the_real_corpus() -> None:
     assert len({prompt.id for prompt in every}) == len({prompt.text for prompt in every}) == 340
     assert all(len(prompt.text.split(" ")) == 32 for prompt in every)
     assert all(8 <= len((prompt.reference or "").split(" ")) <= 48 for prompt in every)
-    # The first article of each file, as it stands there.
+    # The first article of each file, verbatim.
     assert train[0].text.startswith("Hundreds of people have been forced") or held_out[0].text.startswith("Hundreds")
     assert any("£3,000" in article.text for article in articles()[0])
 

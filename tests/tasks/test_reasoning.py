@@ -1,4 +1,4 @@
-"""Reasoning: real questions, their generator's own verdict, and no credit for nonsense."""
+"""The reasoning task: generated questions, the generator's verifier, and no reward for nonsense."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def told(text: str, reference: str = "7") -> Completion:
 
 
 @pytest.mark.parametrize("generator", list(EASY))
-def test_every_generator_makes_questions_it_judges_itself(generator: str) -> None:
+def test_every_generator_verifies_its_own_questions(generator: str) -> None:
     task = Reasoning(generator=generator, size=120, held_out_percent=30)
     train, held_out = task.train(), task.evaluation()
     assert len(train) > len(held_out) > 0
@@ -42,24 +42,24 @@ def test_the_same_seed_gives_the_same_prompts_and_another_does_not() -> None:
     assert Reasoning(size=50).train() != Reasoning(size=50, seed=1).train()
 
 
-def test_without_a_template_the_answer_is_asked_for() -> None:
+def test_without_a_chat_template_the_prompt_ends_with_answer() -> None:
     prompt = Reasoning(size=20, chat=False, held_out_percent=50).train()[0]
     assert prompt.messages == () and prompt.text.endswith("\nGive the answer only.\nAnswer:")
 
 
-def test_a_verifier_pays_nonsense_only_where_it_is_asked_to() -> None:
+def test_partial_scores_for_wrong_answers_are_off_by_default() -> None:
     prompt = Reasoning(generator="spell_backward", size=40).train()[0]
     nonsense = (prompt.reference or "")[:-1] + "#"
-    # The generator pays (a share of) the letters that are in place.
+    # The generator gives part of the score for letters in the right position,
     assert verifier(said(prompt, nonsense), answer="whole", partial=True) > 0
     assert verifier(said(prompt, nonsense), answer="whole") == 0.0
-    # And a text which only contains the sum.
+    # and for a text that contains the sum.
     prompt = Reasoning(size=40).train()[0]
     assert 0 < verifier(said(prompt, f"x{prompt.reference}"), answer="whole", partial=True) < 1
     assert verifier(said(prompt, f"x{prompt.reference}"), answer="whole") == 0.0
 
 
-def test_the_verifiers_are_those_that_the_task_speaks_of() -> None:
+def test_the_verifiers_are_the_documented_ones() -> None:
     from reasoning_gym.factory import ProceduralDataset
 
     own = {name for name in EASY if type(create_generator(name)).score_answer is not ProceduralDataset.score_answer}
@@ -67,8 +67,8 @@ def test_the_verifiers_are_those_that_the_task_speaks_of() -> None:
 
 
 @pytest.mark.parametrize("word", ["abcdef", "abcdefghi"])
-def test_a_right_word_with_something_behind_it_is_wrong(word: str) -> None:
-    # In floating point 6 times 1/6 is below 1 and 9 times 1/9 above it, so the verifier does not see the end of it.
+def test_a_right_word_with_a_suffix_is_wrong(word: str) -> None:
+    # In floating point 6 times 1/6 is below 1 and 9 times 1/9 above it: the verifier does not see the suffix.
     entry = {"question": "?", "answer": word, "metadata": {}}
     prompt = Prompt("p", "?", word, {"generator": "spell_backward", "entry": entry})
     assert create_generator("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
@@ -77,7 +77,7 @@ def test_a_right_word_with_something_behind_it_is_wrong(word: str) -> None:
     assert verifier(said(prompt, word + "!"), answer="whole", partial=True) <= 1.0
 
 
-def test_listing_guesses_wins_nothing() -> None:
+def test_a_list_of_guesses_scores_nothing() -> None:
     prompt = Prompt(
         "p", "?", "7", {"generator": "chain_sum", "entry": {"question": "?", "answer": "7", "metadata": {}}}
     )
@@ -91,13 +91,13 @@ def test_listing_guesses_wins_nothing() -> None:
     [
         ("so 3 + 4 = 7.", "last_number", "7"),
         ("it is -7", "last_number", "-7"),
-        ("it is \u22127", "last_number", "-7"),  # a minus as typeset
+        ("it is \u22127", "last_number", "-7"),  # a typographic minus sign
         ("5\u22123", "last_number", "3"),
-        ("5-3", "last_number", "3"),  # a difference, not minus three
+        ("5-3", "last_number", "3"),  # a difference, not -3
         ("(2)-3", "last_number", "3"),
         ("1,234.50!", "last_number", "1234.50"),
         ("1, 2", "last_number", "2"),
-        ("٣", "last_number", "٣"),  # other scripts' digits are digits
+        ("٣", "last_number", "٣"),  # digits of other scripts count
         ("none", "last_number", ""),
         ("", "last_number", ""),
         ("a\n\n b \n", "last_line", "b"),
@@ -126,7 +126,7 @@ def test_numbers_by_hand(text: str, reference: str, tolerance: float, expected: 
     assert numeric(told(text, reference), tolerance=tolerance) == expected
 
 
-def test_what_cannot_be_judged_is_said() -> None:
+def test_a_prompt_that_cannot_be_verified_is_refused() -> None:
     with pytest.raises(InputError, match="needs a reference with a number"):
         numeric(told("7", "seven"))
     with pytest.raises(InputError, match="tolerance = -1"):

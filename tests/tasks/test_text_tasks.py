@@ -1,4 +1,4 @@
-"""Stories, dialogues, headlines and Chinese news: what is asked, what is true, and which side it is on."""
+"""Stories, dialogues, headlines and Chinese news: their prompts, references and sides."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TestStories:
         first = next(p for p in prompts if p.text.startswith("The wolf met a clever raven"))
         assert first.text == "The wolf met a clever raven" and first.messages == ()
         assert first.reference == "near water; they talked about apples and parted"
-        assert len(prompts) == 91  # each fable once, and the forty x; "Short." is too short
+        assert len(prompts) == 91  # each fable once, and the forty of x; "Short." is too short
 
     def test_words_are_in_the_story_and_the_reward_reads_them(self) -> None:
         for prompt in both(Story(given="words", words=6, chat=True))[:20]:
@@ -76,10 +76,10 @@ class TestStories:
             assert keywords(told) == 1.0 and prompt.messages[-1].content == prompt.text
         assert both(Story(given="words", words=6)) == both(Story(given="words", words=6))
 
-    def test_a_moral_is_the_choice_that_is_right(self) -> None:
+    def test_a_moral_is_the_correct_choice(self) -> None:
         prompts = both(Story(given="moral"))
         assert {"Moral: Trust no raven.\nStory:"} <= {prompt.text for prompt in prompts}
-        assert not any("x x x" in (prompt.reference or "") for prompt in prompts)  # no letter, no moral
+        assert not any("x x x" in (prompt.reference or "") for prompt in prompts)  # without a letter there is no moral
 
     def test_chinese_is_counted_in_characters(self) -> None:
         task = Story(language="zh", prompt_words=8, reference_words=10)
@@ -123,20 +123,20 @@ def talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TestDialogues:
     def test_each_reply_has_its_history(self) -> None:
         prompts = both(Dialogue(system="Be kind."))
-        assert len(prompts) == 40 + 80  # the second answer to a greeting is no turn
+        assert len(prompts) == 40 + 80  # the second answer to a greeting is not a turn
         hello = next(p for p in prompts if p.text == "Hello number 7?")
-        assert hello.reference == "Yes"  # and not True
+        assert hello.reference == "Yes"  # not True
         assert [m.role for m in hello.messages] == ["system", "user"]
         bye = next(p for p in prompts if p.reference == "Bye 7")
         assert bye.text == "A: Morning 7\nB: Good 7\nA: Fine 7" and bye.metadata["turns"] == 3
         assert [m.role for m in bye.messages] == ["system", "user", "assistant", "user"]
 
-    def test_a_conversation_lies_on_one_side(self) -> None:
+    def test_a_conversation_is_on_one_side(self) -> None:
         task = Dialogue(topics=["conversations"])
         numbers = [{(p.reference or "").split()[1] for p in side} for side in (task.train(), task.evaluation())]
         assert numbers[0] and numbers[1] and not numbers[0] & numbers[1]
 
-    def test_history_is_cut_and_a_template_can_do_without(self) -> None:
+    def test_history_is_cut_and_chat_is_optional(self) -> None:
         bye = next(p for p in both(Dialogue(history=0, chat=False)) if p.reference == "Bye 7")
         assert bye.text == "A: Fine 7\nB:" and bye.messages == ()
 
@@ -169,14 +169,14 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
     assert first.text.endswith("\n\nHe spoke for U.S. troops, 0. " + " ".join(f"word{n}" for n in range(14)))
     assert "minister" not in first.text
     numbers = [{int((p.reference or "").split()[3]) // 2 for p in side} for side in (task.train(), task.evaluation())]
-    assert not numbers[0] & numbers[1]  # versions of one report stay together
+    assert not numbers[0] & numbers[1]  # versions of one report share a side
     assert Headlines(body_words=20, chat=False, question="{article}").train()[0].text.endswith("\nHeadline:")
     for options, message in (({"body_words": 3}, "at least 20"), ({"question": "x"}, "must contain {article} once")):
         with pytest.raises(InputError, match=message):
             Headlines(**options)  # type: ignore[arg-type]
 
 
-def test_headlines_of_the_real_articles_are_held_out_where_the_articles_are() -> None:
+def test_headlines_of_real_articles_are_on_the_sides_of_the_articles() -> None:
     news, task = News(), Headlines()
     sides = [{prompt.id.rpartition("/")[2] for prompt in side} for side in (news.train(), news.evaluation())]
     made = [{prompt.id.rpartition("/")[2] for prompt in side} for side in (task.train(), task.evaluation())]

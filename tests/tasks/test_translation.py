@@ -1,4 +1,4 @@
-"""Translation: both directions and fine-tuning share one split; help pages are aligned by file and id."""
+"""The translation task: both directions and fine-tuning share one split; help pages are aligned by file and id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from burnish.tasks.translation import Translation, help_pairs, paragraphs
 
 @pytest.fixture
 def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty sentences in the catalogue's form; every tenth has the same English as the one before."""
+    """Sixty sentences in the catalogue's form; every tenth has the English of the one before."""
     import json
 
     rows = [
@@ -32,7 +32,7 @@ def test_both_directions_and_fine_tuning_hold_out_the_same() -> None:
     there, back = Translation(), Translation(source="en", target="zh")
     held = {prompt.metadata["source"] for prompt in there.evaluation()}
     assert held == {prompt.reference for prompt in back.evaluation()}
-    # One English for two Chinese sentences: both on one side.
+    # Two Chinese sentences with one English translation share a side.
     english = [{p.reference for p in side} for side in (there.train(), there.evaluation())]
     assert english[0] and english[1] and not english[0] & english[1]
     _, rows = split_rows(sources.TranslationRows().rows().rows, 25)
@@ -43,7 +43,7 @@ def test_both_directions_and_fine_tuning_hold_out_the_same() -> None:
 
 
 @pytest.mark.usefixtures("sentences")
-def test_a_chat_is_learnt_as_a_chat() -> None:
+def test_chat_rows_are_conversations() -> None:
     (row, *_), task = sources.TranslationRows(chat=True).rows().rows, Translation(chat=True)
     assert isinstance(row, Conversation) and [message.role for message in row.messages] == ["user", "assistant"]
     assert task.train()[0].messages[0].content == task.train()[0].text
@@ -66,7 +66,7 @@ def test_help_pages_are_aligned_by_file_and_id(tmp_path: Path) -> None:
         '<p id="par_4">Noch einmal</p><p id="par_1">Jetzt speichern.</p><p id="par_2">Same</p><p id="bm_1">Kein Absatz</p>',
     )  # fmt: skip
     page(tmp_path, "en-US", "b.html", '<p id="par_1">Alone</p>')
-    # The fourth repeats the first's English, the second is not translated, b.html has no German page.
+    # The fourth repeats the English of the first, the second is not translated, and b.html has no German page.
     assert help_pairs(tmp_path, "en", "de") == [("Save & close now.", "Jetzt speichern.")]
     with pytest.raises(InputError, match=r"no help in French.*libreoffice-help-fr"):
         help_pairs(tmp_path, "en", "fr")
@@ -75,7 +75,7 @@ def test_help_pages_are_aligned_by_file_and_id(tmp_path: Path) -> None:
         help_pairs(tmp_path, "en", "de")
 
 
-def test_an_unclosed_page_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_an_unclosed_page_is_read_up_to_its_last_whole_paragraph(tmp_path: Path) -> None:
     page(tmp_path, "de", "a.html", '<p id="par_1">ganz</p><p id="par_2">halb')
     assert paragraphs(tmp_path / "de" / "text" / "a.html") == {"par_1": "ganz"}
 
