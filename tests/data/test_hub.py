@@ -105,8 +105,8 @@ from burnish.errors import InputError
 from burnish.tasks.data import DataTask
 for options, offline in json.loads(sys.argv[1]):
     try:
-        found = DataTask(prompt="question", reference="answer", **options).examples(offline=offline, observer=None)
-        print(json.dumps([[each.prompt.text, each.prompt.reference] for each in found]))
+        examples = DataTask(prompt="question", reference="answer", **options).examples(offline=offline, observer=None)
+        print(json.dumps([[each.prompt.text, each.prompt.reference] for each in examples]))
     except InputError as error:
         print(json.dumps(str(error)))
 """

@@ -35,8 +35,8 @@ def bucket(text: str) -> int:
 
 def families(texts: list[str]) -> list[str]:
     """Return the family of each text."""
-    found = near_copy_families((sha256(text), (text,), text) for text in texts)
-    return [found[sha256(text)] for text in texts]
+    by_digest = near_copy_families((sha256(text), (text,), text) for text in texts)
+    return [by_digest[sha256(text)] for text in texts]
 
 
 def test_the_side_is_the_documented_hash_and_the_order_is_kept() -> None:

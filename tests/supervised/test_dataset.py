@@ -30,8 +30,8 @@ from burnish.training.prompt_order import PromptOrder
 from burnish.types import Message
 
 
-def close(found: torch.Tensor, wanted: list[float]) -> None:
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-12)
+def close(actual: torch.Tensor, expected: list[float]) -> None:
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -97,20 +97,20 @@ class TestJsonLines:
             '{"question": "a", "chosen": "b", "rejected": "c"}',
             "[1]",
         ]
-        found = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
-        assert found.rows == (PreferencePair("a", "b", "c", digest("a")),)
-        assert found.repeats == 1
-        assert [broken.position for broken in found.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
-        assert "no column 'rejected'" in found.broken[1].reason
+        rows = self.rows(tmp_path, "\n".join(lines), format="pairs", columns={"prompt": "question"})
+        assert rows.rows == (PreferencePair("a", "b", "c", digest("a")),)
+        assert rows.repeats == 1
+        assert [broken.position for broken in rows.broken] == [f"line {number}" for number in (2, 4, 5, 6, 7, 9)]
+        assert "no column 'rejected'" in rows.broken[1].reason
 
     def test_chat(self, tmp_path):
         chat = (
             '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
             '{"messages": [{"role": "user", "content": "q"}]}\n{"messages": [{"role": "tool", "content": "q"}]}'
         )
-        found = self.rows(tmp_path, chat, format="chat")
-        assert found.rows[0].unit == digest("q")
-        assert len(found.broken) == 2
+        rows = self.rows(tmp_path, chat, format="chat")
+        assert rows.rows[0].unit == digest("q")
+        assert len(rows.broken) == 2
 
     def test_invalid_options_are_refused(self, tmp_path):
         for options, message in (
@@ -179,16 +179,16 @@ def test_false_continuations_come_from_the_same_side_each_used_once():
     passages = [(f"family {n // 3:02}", f"text {n}") for n in range(60)]
     sides = [(n // 3) % 4 == 0 for n in range(60)]
     false = _exchanged(passages, sides)
-    place = {text: n for n, (_, text) in enumerate(passages)}
+    index = {text: n for n, (_, text) in enumerate(passages)}
     assert Counter(false) == Counter(text for _, text in passages)
     for n, text in enumerate(false):
-        assert sides[place[text]] == sides[n]
-        assert passages[place[text]][0] != passages[n][0]
+        assert sides[index[text]] == sides[n]
+        assert passages[index[text]][0] != passages[n][0]
 
 
 def test_each_epoch_sees_each_example_once_and_any_step_can_be_drawn_first():
     draw = PromptOrder(10, 4, seed=3)
-    seen = [place for step in range(1, 6) for place in draw.step(step)]
+    seen = [index for step in range(1, 6) for index in draw.step(step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
     assert PromptOrder(10, 4, seed=3).step(4) == seen[12:16]

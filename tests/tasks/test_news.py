@@ -92,12 +92,12 @@ def test_versions_of_one_report_share_a_side(corpus: list[str], shared: int) -> 
     corpus[0] = f"{words(0, 40)} {run.upper()} {words(50, 20)}"
     corpus[1] = f"{words(1, 40)} {run}, {words(51, 20)} {other}"
     corpus[2] = f"{words(2, 40)} {other} {words(52, 20)}"
-    found, repeats = articles()
-    chain = [article.sha256 for article in found[:3]]
+    unique, repeats = articles()
+    chain = [article.sha256 for article in unique[:3]]
     together = min(chain)
     assert repeats == 0
-    assert [article.family for article in found[:3]] == ([together] * 3 if shared == 13 else chain)
-    assert all(article.family == article.sha256 for article in found[3:])
+    assert [article.family for article in unique[:3]] == ([together] * 3 if shared == 13 else chain)
+    assert all(article.family == article.sha256 for article in unique[3:])
     # With a percentage that separates their own hashes, the chain is still on one side.
     border = int(together[:8], 16) % 100 + 1
     if shared == 13 and 0 < border < 100:

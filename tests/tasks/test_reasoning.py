@@ -15,12 +15,12 @@ from burnish.types import Completion, Prompt
 pytest.importorskip("reasoning_gym", reason="pip install 'burnish[reasoning]'")
 
 
-def said(prompt: Prompt, text: str) -> Completion:
+def completion(prompt: Prompt, text: str) -> Completion:
     return Completion(prompt, (1,), (2,), text, (0.0,), "stop")
 
 
-def told(text: str, reference: str = "7") -> Completion:
-    return said(Prompt("p", "?", reference), text)
+def answer(text: str, reference: str = "7") -> Completion:
+    return completion(Prompt("p", "?", reference), text)
 
 
 @pytest.mark.parametrize("generator", list(EASY))
@@ -31,9 +31,9 @@ def test_every_generator_verifies_its_own_questions(generator: str) -> None:
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
     for prompt in [*train[:10], *held_out[:10]]:
         assert prompt.reference
-        assert verifier(said(prompt, f" {prompt.reference}\n"), answer="whole") == 1.0
-        assert verifier(said(prompt, f"{prompt.reference} or so"), answer="whole") == 0.0
-        assert verifier(said(prompt, ""), answer="whole") == 0.0
+        assert verifier(completion(prompt, f" {prompt.reference}\n"), answer="whole") == 1.0
+        assert verifier(completion(prompt, f"{prompt.reference} or so"), answer="whole") == 0.0
+        assert verifier(completion(prompt, ""), answer="whole") == 0.0
         assert prompt.messages[-1].content == prompt.text
 
 
@@ -51,12 +51,12 @@ def test_partial_scores_for_wrong_answers_are_off_by_default() -> None:
     prompt = Reasoning(generator="spell_backward", size=40).train()[0]
     nonsense = (prompt.reference or "")[:-1] + "#"
     # The generator gives part of the score for letters in the right position,
-    assert verifier(said(prompt, nonsense), answer="whole", partial=True) > 0
-    assert verifier(said(prompt, nonsense), answer="whole") == 0.0
+    assert verifier(completion(prompt, nonsense), answer="whole", partial=True) > 0
+    assert verifier(completion(prompt, nonsense), answer="whole") == 0.0
     # and for a text that contains the sum.
     prompt = Reasoning(size=40).train()[0]
-    assert 0 < verifier(said(prompt, f"x{prompt.reference}"), answer="whole", partial=True) < 1
-    assert verifier(said(prompt, f"x{prompt.reference}"), answer="whole") == 0.0
+    assert 0 < verifier(completion(prompt, f"x{prompt.reference}"), answer="whole", partial=True) < 1
+    assert verifier(completion(prompt, f"x{prompt.reference}"), answer="whole") == 0.0
 
 
 def test_the_verifiers_are_the_documented_ones() -> None:
@@ -72,18 +72,18 @@ def test_a_right_word_with_a_suffix_is_wrong(word: str) -> None:
     entry = {"question": "?", "answer": word, "metadata": {}}
     prompt = Prompt("p", "?", word, {"generator": "spell_backward", "entry": entry})
     assert create_generator("spell_backward").score_answer(word + "!", entry) == pytest.approx(1.0)
-    assert verifier(said(prompt, word + "!"), answer="whole") == 0.0
-    assert verifier(said(prompt, word), answer="whole") == 1.0
-    assert verifier(said(prompt, word + "!"), answer="whole", partial=True) <= 1.0
+    assert verifier(completion(prompt, word + "!"), answer="whole") == 0.0
+    assert verifier(completion(prompt, word), answer="whole") == 1.0
+    assert verifier(completion(prompt, word + "!"), answer="whole", partial=True) <= 1.0
 
 
 def test_a_list_of_guesses_scores_nothing() -> None:
     prompt = Prompt(
         "p", "?", "7", {"generator": "chain_sum", "entry": {"question": "?", "answer": "7", "metadata": {}}}
     )
-    assert verifier(said(prompt, " ".join(map(str, range(20))))) == 0.0  # the last one is 19
-    assert verifier(said(prompt, "3 + 4 = 7.")) == 1.0
-    assert verifier(said(prompt, "7" * 5000)) == 0.0
+    assert verifier(completion(prompt, " ".join(map(str, range(20))))) == 0.0  # the last one is 19
+    assert verifier(completion(prompt, "3 + 4 = 7.")) == 1.0
+    assert verifier(completion(prompt, "7" * 5000)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ def test_answers_are_read(text: str, reading: str, expected: str) -> None:
     ],
 )  # fmt: skip
 def test_numbers_by_hand(text: str, reference: str, tolerance: float, expected: float) -> None:
-    assert numeric(told(text, reference), tolerance=tolerance) == expected
+    assert numeric(answer(text, reference), tolerance=tolerance) == expected
 
 
 def test_a_prompt_that_cannot_be_verified_is_refused() -> None:
     with pytest.raises(InputError, match="needs a reference with a number"):
-        numeric(told("7", "seven"))
+        numeric(answer("7", "seven"))
     with pytest.raises(InputError, match="tolerance = -1"):
-        numeric(told("7"), tolerance=-1.0)
+        numeric(answer("7"), tolerance=-1.0)
     with pytest.raises(InputError, match="prompt 'p' is of another"):
-        verifier(told("7"))
+        verifier(answer("7"))
     with pytest.raises(InputError, match=r"unknown answer = 'hole' \(did you mean 'whole'"):
-        verifier(said(Reasoning(size=20).train()[0], "7"), answer="hole")
+        verifier(completion(Reasoning(size=20).train()[0], "7"), answer="hole")
 
 
 def test_options_are_checked() -> None:

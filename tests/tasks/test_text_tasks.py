@@ -29,11 +29,11 @@ ANIMALS = ["wolf", "raven", "tiger", "horse", "mouse", "eagle", "camel", "sheep"
 
 
 def fable(text: str, moral: str, ideal: str = "The final answer is: B") -> str:
-    asked = (
+    question = (
         f"{text}\nWhich moral is this story attempting to convey? Please respond.\n"
         f'A) Never. B) {moral} C) Always.\nThe output should look like "My reasoning: A) x"'
     )
-    roles = [{"role": "system", "content": "s"}, {"role": "user", "content": asked}]
+    roles = [{"role": "system", "content": "s"}, {"role": "user", "content": question}]
     return json.dumps({"input": roles, "ideal": [ideal]}, ensure_ascii=False)
 
 
@@ -72,8 +72,8 @@ class TestStories:
         for prompt in both(Story(given="words", words=6, chat=True))[:20]:
             chosen = prompt.metadata["keywords"]
             assert len(set(chosen)) == 6 and prompt.text.endswith(f"with these words: {', '.join(chosen)}.")
-            told = Completion(prompt, (1,), (2,), prompt.reference or "", (0.0,), "stop")
-            assert keywords(told) == 1.0 and prompt.messages[-1].content == prompt.text
+            completion = Completion(prompt, (1,), (2,), prompt.reference or "", (0.0,), "stop")
+            assert keywords(completion) == 1.0 and prompt.messages[-1].content == prompt.text
         assert both(Story(given="words", words=6)) == both(Story(given="words", words=6))
 
     def test_a_moral_is_the_correct_choice(self) -> None:
@@ -191,8 +191,8 @@ def test_chinese_news_is_read_without_tags(tmp_path: Path, monkeypatch: pytest.M
         for n in range(60)
     ]
     path.write_text("\n".join(["", "  ", "短/a", *lines, lines[0]]), encoding="utf-8")
-    found = read_paragraphs(path)
-    assert found[0] == "短" and found[1].startswith("第0中国政府") and "/v" not in found[1] and "[" not in found[1]
+    texts = read_paragraphs(path)
+    assert texts[0] == "短" and texts[1].startswith("第0中国政府") and "/v" not in texts[1] and "[" not in texts[1]
     monkeypatch.setattr(news_zh, "_file", lambda: path)
     task = ChineseNews(prompt_characters=4, reference_characters=8)
     prompts = both(task)

@@ -50,9 +50,9 @@ def test_chat_rows_are_conversations() -> None:
 
 
 def page(folder: Path, language: str, name: str, body: str) -> None:
-    place = folder / language / "text" / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+    path = folder / language / "text" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
 
 
 def test_help_pages_are_aligned_by_file_and_id(tmp_path: Path) -> None:
