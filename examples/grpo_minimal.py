@@ -35,7 +35,7 @@ def reward(tokens: Tensor, mask: Tensor) -> float:
 
 def main() -> None:
     torch.manual_seed(0)
-    reference = exact.logits_of({START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}, len(WANTED))
+    reference = exact.logits_from_probabilities({START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}, len(WANTED))
     policy = reference.clone().requires_grad_()
     optimizer = torch.optim.Adam([policy], lr=RATE)
     for step in range(1, STEPS + 1):

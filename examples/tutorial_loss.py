@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from burnish.exactness.world import Sequences, all_sequences, expected_reward, logits_of, probabilities
+from burnish.exactness.world import Sequences, all_sequences, expected_reward, logits_from_probabilities, probabilities
 
 CHARACTERS = "我爱你。"
 START = {4: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 0.97}}
@@ -21,7 +21,7 @@ def world() -> tuple[Tensor, Sequences, Tensor]:
     sentences = all_sequences(4, max_length=4, end=3)
     wanted = torch.tensor([0, 1, 2, 3])
     rewards = ((sentences.tokens == wanted) & sentences.mask).all(-1).double()
-    return logits_of(START, 4), sentences, rewards
+    return logits_from_probabilities(START, 4), sentences, rewards
 
 
 def sampled_tokens(logits: Tensor, sentences: Sequences) -> Tensor:

@@ -70,7 +70,7 @@ def batch_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float =
     return _standardised(rewards, (-2, -1), epsilon)
 
 
-def decoupled(parts: Tensor, weights: Tensor, epsilon: float = 1e-4) -> Tensor:
+def decoupled_normalised(parts: Tensor, weights: Tensor, epsilon: float = 1e-4) -> Tensor:
     """GDPO: each reward part is normalised within its group, then the weighted sum over the step's P*G samples (arXiv
     2601.05242). Needs G >= 2.
 
@@ -118,7 +118,7 @@ def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """Online DPO's pair: +G/2 for the best sample of a prompt, -G/2 for the worst, 0 for the others. Needs G >= 2.
 
     Of equal ones the first; a group whose rewards are all equal has no pair and gives zero. With ``sequence_sum`` this is
-    2 / beta times the first gradient of DPO, the mean over prompts; ``paired_strength`` makes it DPO's anywhere.
+    2 / beta times the first gradient of DPO, the mean over prompts; ``scale_as_dpo`` makes it DPO's anywhere.
     """
     group = _group_size(rewards)
     best, worst = rewards.argmax(-1, keepdim=True), rewards.argmin(-1, keepdim=True)
@@ -126,7 +126,7 @@ def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     return signs.masked_fill(_equal(rewards, (-1,)), 0.0)
 
 
-def paired_strength(advantages: Tensor, ratios: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def scale_as_dpo(advantages: Tensor, ratios: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Makes ``best_and_worst`` the advantages of DPO's gradient on the policy's own samples, [..., P, G].
 
     The gradient of -log sigmoid(beta (h_best - h_worst)) is -beta sigmoid(-beta (h_best - h_worst)) times that of

@@ -24,7 +24,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Estimator = Literal["k1", "k2", "k3"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return (-difference).expm1() + difference
 
 
-ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adapted_coefficient(coefficient: float, kl: float, *, target: float, rate: float = 0.1) -> float:

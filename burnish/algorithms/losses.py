@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RatioLimits:
     """What keeps the ratio r = pi/pi_old in bounds.
 
     Attributes:
@@ -30,13 +30,15 @@ class Limits:
     gate_negative: float = 1.05
 
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Limits], Tensor]
-ClipFunction = Callable[[Tensor, Tensor, Limits], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor, Tensor, RatioLimits], Tensor]
+ClipFunction = Callable[[Tensor, Tensor, RatioLimits], tuple[Tensor, Tensor]]
 
-DEFAULT = Limits()
+DEFAULT_LIMITS = RatioLimits()
 
 
-def log_likelihood(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: Limits = DEFAULT) -> Tensor:
+def log_likelihood(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS
+) -> Tensor:
     """-A log pi(a|s): its gradient is the score-function estimator (Williams 1992; Sutton et al. 1999, theorem 1).
 
     The ratio is not used: the samples are taken to come from the policy as it is now.
@@ -44,7 +46,9 @@ def log_likelihood(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limi
     return -advantages * logprobs
 
 
-def clipped_ratio(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: Limits = DEFAULT) -> Tensor:
+def clipped_ratio(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS
+) -> Tensor:
     """-min(r A, clip(r, 1-low, 1+high) A) (PPO, arXiv 1707.06347, equation 7), with the dual clip where it is on.
 
     On the policy's own samples r = 1: the value is -A and the gradient that of ``log_likelihood``.
@@ -56,7 +60,9 @@ def clipped_ratio(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limit
     return -gain
 
 
-def clipped_weight(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: Limits = DEFAULT) -> Tensor:
+def clipped_weight(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS
+) -> Tensor:
     """CISPO: -stopgrad(clip(r, 1-low, 1+high)) A log pi (arXiv 2506.13585, equations 4 and 5).
 
     The weight is clipped and not the gradient, so no token falls out of the update.
@@ -65,7 +71,7 @@ def clipped_weight(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limi
     return -weight * advantages * logprobs
 
 
-def soft_gate(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: Limits = DEFAULT) -> Tensor:
+def soft_gate(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS) -> Tensor:
     """SAPO: -(4/tau) sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347, equations 5 and 6).
 
     At r = 1 the slope of the gate is 4/tau * tau/4 = 1, so on the policy's own samples the gradient is that of
@@ -76,7 +82,7 @@ def soft_gate(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: L
     return -(4 / tau) * (tau * (log_ratio.exp() - 1)).sigmoid() * advantages
 
 
-def clipped_gradients(log_ratio: Tensor, advantages: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+def tokens_with_clipped_gradient(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
     """Of ``clipped_ratio``: tokens whose gradient is cut, below and above, each [T] bool. The dual clip counts as above."""
     ratio = log_ratio.exp()
     high = (ratio > 1 + limits.high) & (advantages > 0)
@@ -85,13 +91,13 @@ def clipped_gradients(log_ratio: Tensor, advantages: Tensor, limits: Limits) -> 
     return (ratio < 1 - limits.low) & (advantages < 0), high
 
 
-def clipped_weights(log_ratio: Tensor, advantages: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+def tokens_with_clipped_weight(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
     """Of ``clipped_weight``: tokens whose weight is not the ratio itself, below and above, each [T] bool."""
     ratio = log_ratio.exp()
     return ratio < 1 - limits.low, ratio > 1 + limits.high
 
 
-def nothing_clipped(log_ratio: Tensor, advantages: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+def no_clipped_tokens(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
     """Of losses without a clip: no token below, none above."""
     none = torch.zeros_like(log_ratio, dtype=torch.bool)
     return none, none

@@ -10,7 +10,7 @@ from torch import Tensor
 Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"]
 RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]
 
-FARTHEST = 20.0
+MAX_LOG_RATIO = 20.0
 """A log-ratio counts as at most this far from 0: beyond, exp would run away, and every clip has acted long before."""
 
 
@@ -70,10 +70,10 @@ def log_ratio(logprobs: Tensor, old_logprobs: Tensor, lengths: Tensor, level: Ra
         if level == "sequence_mean":
             total = total / lengths.clamp_min(1)
         difference = total.repeat_interleave(lengths)
-    return difference.clamp(-FARTHEST, FARTHEST)
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def padded(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def pad_by_sequence(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Flat token values [T] as rows [N, L], zero past the end, and the mask [N, L] that flattens them again."""
     longest = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(longest) < lengths[:, None]

@@ -34,7 +34,7 @@ def adds_to_grad(table: Tensor) -> bool:
     return _ADDING.get() and table.is_leaf and table.requires_grad
 
 
-def grad_of(table: Tensor) -> Tensor:
+def ensure_grad(table: Tensor) -> Tensor:
     """The table's ``grad``, of zeros where it has none yet."""
     if table.grad is None:
         table.grad = torch.zeros_like(table)
@@ -57,7 +57,7 @@ class _Rows(torch.autograd.Function):
         if ctx.padding is not None:  # whose row is not trained
             real = numbers != ctx.padding
             numbers, rows = numbers[real], rows[real]
-        grad_of(table).index_add_(0, numbers, rows)
+        ensure_grad(table).index_add_(0, numbers, rows)
         return None, None, None
 
 

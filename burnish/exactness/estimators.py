@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms import losses
-from burnish.algorithms.advantages import decoupled
-from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
+from burnish.algorithms.advantages import decoupled_normalised
+from burnish.algorithms.credit_assignment import generalised_advantages, potential_differences, reward_to_go, whiten
 from burnish.algorithms.importance import Correction, Level, importance_weights
-from burnish.algorithms.kl import ESTIMATORS
+from burnish.algorithms.kl import KL_ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS, Preset
-from burnish.algorithms.shaping import Moments, by_rank, by_running_moments
+from burnish.algorithms.reward_shaping import RunningMoments, rank_in_group, standardise_by_moments
 from burnish.exactness import world as exact
 
 
@@ -199,7 +199,7 @@ def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) ->
     if sentences:
         latest = torch.where(whole | (place % 2 == 1), place + 1, 0).cummax(-1).values
         scores = torch.cat([before[:, :1], scores], -1).gather(-1, latest)
-    return increments(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
+    return potential_differences(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
 
 
 def by_token(
@@ -210,8 +210,8 @@ def by_token(
     def credit(groups: Groups) -> Tensor:
         shape = (len(groups.index), 1, groups.index.shape[1])
         to_go = reward_to_go(_gained(groups, potential, sentences=sentences))
-        assert preset.tokenwise is not None
-        found = preset.tokenwise(
+        assert preset.token_level is not None
+        found = preset.token_level(
             torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), baseline
         )
         return found.view(groups.mask.shape)
@@ -219,13 +219,13 @@ def by_token(
     return credit
 
 
-EARLIER = Moments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
+EARLIER = RunningMoments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
 """Of rewards that the samples at hand have no part in, as those of earlier steps are."""
 
 
 def _running(preset: Preset) -> CreditFunction:
     def credit(groups: Groups) -> Tensor:
-        rewards = by_running_moments(groups.rewards, EARLIER)
+        rewards = standardise_by_moments(groups.rewards, EARLIER)
         return preset.advantages(rewards.unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
 
     return credit
@@ -233,7 +233,7 @@ def _running(preset: Preset) -> CreditFunction:
 
 def _ranked(preset: Preset) -> CreditFunction:
     def credit(groups: Groups) -> Tensor:
-        return preset.advantages(by_rank(groups.rewards).unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
+        return preset.advantages(rank_in_group(groups.rewards).unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
 
     return credit
 
@@ -249,14 +249,14 @@ def _by_part(groups: Groups) -> Tensor:
     """Decoupled normalisation of two parts whose sum is the reward: itself with the text's length, and that length."""
     lengths = groups.mask.sum(-1).view_as(groups.rewards).double()
     parts = torch.stack([groups.rewards + 0.1 * lengths, lengths])
-    found = decoupled(parts.unsqueeze(-2), parts.new_tensor([1.0, -0.1]))
+    found = decoupled_normalised(parts.unsqueeze(-2), parts.new_tensor([1.0, -0.1]))
     return found.view(-1, 1).expand(groups.mask.shape)
 
 
 def _criticised(groups: Groups) -> Tensor:
     """PPO's whitened advantages, from a critic whose values are half of the true ones."""
     found, count = _values(0.5)(0.95)(groups), len(groups.index)
-    return whitened(found.view(count, -1), groups.mask.view(count, -1)).view_as(found)
+    return whiten(found.view(count, -1), groups.mask.view(count, -1)).view_as(found)
 
 
 _CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _criticised}
@@ -277,7 +277,7 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
     logprobs = picked.token_logprobs(world.logits.detach())[mask].requires_grad_()
     reference = picked.token_logprobs(world.reference)[mask]
     rewards = world.rewards[index]
-    kl = ESTIMATORS[estimator.kl_estimator] if estimator.kl_estimator else None
+    kl = KL_ESTIMATORS[estimator.kl_estimator] if estimator.kl_estimator else None
     if kl and estimator.where == "reward":
         rewards = rewards - coefficient * sum_by_sequence(kl(logprobs.detach(), reference), lengths).view(count, group)
     advantages = _advantages(estimator, Groups(world, index, rewards, mask), lengths, baseline)

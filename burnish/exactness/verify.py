@@ -122,7 +122,7 @@ def verify(
         for begin in range(0, samples, chunk):
             count = min(chunk, samples - begin)
             index = torch.multinomial(chance, count * group, True, generator=generator).view(count, group)
-            # Moments about the target, so that no digits are lost in the difference of large sums.
+            # RunningMoments about the target, so that no digits are lost in the difference of large sums.
             distance = estimates(world, estimator, index, coefficient=coefficient, baseline=baseline) - target
             first += distance.sum(0)
             second += distance.square().sum(0)

@@ -124,7 +124,7 @@ def gradient(value: Tensor, logits: Tensor) -> Tensor:
     return torch.nan_to_num(found, nan=0.0)
 
 
-def logits_of(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
+def logits_from_probabilities(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
     """Logits [V+1, V] in float64 from given probabilities; what is left of a row is spread evenly over its other tokens.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.algorithms.mask import masked_logprobs, top_p_set
+from burnish.algorithms.top_p_mask import masked_logprobs, top_p_set
 from burnish.errors import InputError
 from burnish.types import Prompt, SamplingParams
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.exactness.verify import World
-from burnish.exactness.world import all_sequences, logits_of
+from burnish.exactness.world import all_sequences, logits_from_probabilities
 from burnish.policies.sampling_distribution import draw, random_streams, sampling_logprobs
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
@@ -31,8 +31,8 @@ def known_world() -> World:
     sequences = all_sequences(len(VOCABULARY), max_length=4, end=len(VOCABULARY) - 1)
     wanted = torch.tensor([0, 1, 2, 3])
     rewards = ((sequences.tokens == wanted) & sequences.mask).all(-1).double()
-    reference = logits_of({2: PROBABILITIES[2]}, len(VOCABULARY))
-    return World(logits_of(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY))
+    reference = logits_from_probabilities({2: PROBABILITIES[2]}, len(VOCABULARY))
+    return World(logits_from_probabilities(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY))
 
 
 class Table:
@@ -82,7 +82,7 @@ class TablePolicy(Table):
     """
 
     def __init__(self, logits: Tensor | None = None, vocabulary: str = VOCABULARY) -> None:
-        table = logits_of(PROBABILITIES, len(vocabulary)) if logits is None else logits
+        table = logits_from_probabilities(PROBABILITIES, len(vocabulary)) if logits is None else logits
         super().__init__(table, vocabulary)
         self.parameter = nn.Parameter(table.clone())
         self.logits = self.parameter

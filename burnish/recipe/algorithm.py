@@ -174,8 +174,8 @@ def _check_clips(section: Algorithm, preset: Preset) -> None:
             )
     if section.dual_clip is None:
         return
-    if not preset.clips_dually:
-        others = _algorithms(lambda other: other.clips_dually)
+    if not preset.has_dual_clip:
+        others = _algorithms(lambda other: other.has_dual_clip)
         raise InputError(
             f"algorithm.dual_clip: the loss of '{section.use}' is not PPO's clipped ratio; remove it or use one of {others}"
         )
@@ -229,11 +229,11 @@ def check_credit(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
 
     preset = PRESETS[section.use]
     for index, reward in enumerate(rewards):
-        if reward.credit != "completion" and not preset.takes_tokens:
-            others = _algorithms(lambda other: other.takes_tokens)
+        if reward.credit != "completion" and not preset.supports_token_rewards:
+            others = _algorithms(lambda other: other.supports_token_rewards)
             raise InputError(
                 f"reward.{index}.credit = \"{reward.credit}\": '{section.use}' cannot tell tokens apart, since "
-                f"{preset.coarse}; remove it or use one of {others}"
+                f"{preset.why_completion_level}; remove it or use one of {others}"
             )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from burnish.algorithms.shaping import Moments, by_running_moments
+from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.normalise import normalise
 from burnish.rewards.part import Part
@@ -69,7 +69,7 @@ class Combination:
         self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
-        self.moments = {part.name: Moments() for part in parts if part.normalise == "running"}
+        self.moments = {part.name: RunningMoments() for part in parts if part.normalise == "running"}
 
     @classmethod
     def from_recipe(
@@ -155,13 +155,13 @@ class Combination:
                     f"the state of reward '{name}' is {numbers}: must be a count of at least 0, a mean, and a sum of "
                     "squares of at least 0"
                 )
-        self.moments = {name: Moments(*numbers) for name, numbers in restored.items()}
+        self.moments = {name: RunningMoments(*numbers) for name, numbers in restored.items()}
 
     def _normalised(self, part: Part, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
         if part.normalise is None:
             return values
         if part.normalise == "running":
-            return by_running_moments(torch.from_numpy(values), self.moments[part.name]).numpy()
+            return standardise_by_moments(torch.from_numpy(values), self.moments[part.name]).numpy()
         return normalise(part.normalise, values, completions)
 
     def _token_rewards(

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from burnish.algorithms.shaping import by_rank
+from burnish.algorithms.reward_shaping import rank_in_group
 from burnish.types import Completion
 
 Normalisation = Literal["group", "batch", "rank", "running"]
@@ -29,7 +29,7 @@ def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Compl
     for indices in groups.values():
         group = values[indices]
         if by == "rank":
-            result[indices] = by_rank(torch.from_numpy(group)).numpy()
+            result[indices] = rank_in_group(torch.from_numpy(group)).numpy()
         # Equal values stay 0: their mean may differ from them by a rounding error, which the division would magnify.
         elif group.min() < group.max():
             result[indices] = (group - group.mean()) / group.std()

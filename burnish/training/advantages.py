@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.algorithms.advantages import Baseline, paired_strength
-from burnish.algorithms.credit import reward_to_go
-from burnish.algorithms.ops import padded, sum_by_sequence
+from burnish.algorithms.advantages import Baseline, scale_as_dpo
+from burnish.algorithms.credit_assignment import reward_to_go
+from burnish.algorithms.ops import pad_by_sequence, sum_by_sequence
 from burnish.algorithms.presets import Preset
-from burnish.algorithms.tokenwise import mean_to_come
+from burnish.algorithms.token_level_advantages import mean_return
 from burnish.errors import BurnishError
 from burnish.recipe.algorithm import Algorithm, pair_beta
 from burnish.run.folder import Checkpoint
@@ -212,7 +212,7 @@ class PairCredit(GroupCredit):
         signs = self.preset.advantages(grouped, baseline)
         # The samples are the policy's own, so pi is what the sampler recorded.
         ratios = sum_by_sequence(rollouts.sampler_logprobs - reference_logprobs, rollouts.lengths).view(grouped.shape)
-        advantages, margins = paired_strength(signs, ratios, self.beta)
+        advantages, margins = scale_as_dpo(signs, ratios, self.beta)
         return advantages, pair_metrics(margins)
 
 
@@ -285,13 +285,13 @@ def token_advantages(
     Raises:
         BurnishError: the algorithm has no per-token advantages.
     """
-    if preset.tokenwise is None:
-        raise BurnishError(f"a reward gives credit to single tokens, which this algorithm cannot use: {preset.coarse}")
-    rows, mask = padded(earned, lengths)
+    if preset.token_level is None:
+        raise BurnishError(f"a reward gives credit to single tokens, which this algorithm cannot use: {preset.why_completion_level}")
+    rows, mask = pad_by_sequence(earned, lengths)
     shape = (*whole.shape, mask.shape[-1])
     to_go = reward_to_go(rows).view(shape)
-    advantages = preset.tokenwise(whole, to_go, mask.view(shape), baseline)
-    return advantages.view(mask.shape)[mask], mean_to_come(whole, to_go, mask.view(shape))
+    advantages = preset.token_level(whole, to_go, mask.view(shape), baseline)
+    return advantages.view(mask.shape)[mask], mean_return(whole, to_go, mask.view(shape))
 
 
 def split_rewards(scores: Scores) -> tuple[Tensor, Tensor | None]:

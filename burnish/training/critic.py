@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burnish.algorithms.credit import generalised_advantages, whitened
+from burnish.algorithms.credit_assignment import generalised_advantages, whiten
 from burnish.algorithms.losses import value_loss
-from burnish.algorithms.ops import padded
+from burnish.algorithms.ops import pad_by_sequence
 from burnish.errors import InputError
 from burnish.protocols import ValueModel
 from burnish.recipe.algorithm import CriticSection
@@ -113,12 +113,12 @@ def token_credit(
     """
     received = -penalties if earned is None else earned - penalties
     received[lengths.cumsum(0) - 1] += rewards
-    rows, mask = padded(received, lengths)
-    value_rows, _ = padded(values, lengths)
+    rows, mask = pad_by_sequence(received, lengths)
+    value_rows, _ = pad_by_sequence(values, lengths)
     advantages = generalised_advantages(
         rows, value_rows, mask, discount=settings.discount, trace=settings.trace
     )[mask]  # fmt: skip
-    return whitened(advantages), advantages + values
+    return whiten(advantages), advantages + values
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burnish.algorithms.kl import ESTIMATORS, adapted_coefficient
+from burnish.algorithms.kl import KL_ESTIMATORS, adapted_coefficient
 from burnish.protocols import LogprobModel, Policy
 from burnish.recipe.algorithm import KL
 from burnish.run.folder import Checkpoint
@@ -76,7 +76,7 @@ class KLTerm:
 
     def estimate(self, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
         """Return the weighted per-token penalty [T]."""
-        return self.coefficient * ESTIMATORS[self.settings.estimator](logprobs, reference_logprobs)
+        return self.coefficient * KL_ESTIMATORS[self.settings.estimator](logprobs, reference_logprobs)
 
     def reward_penalties(self, sampler_logprobs: Tensor, reference_logprobs: Tensor | None) -> Tensor:
         """Return what the term takes from each token's reward, [T]; zeros where it is part of the loss instead."""

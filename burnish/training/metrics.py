@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
-from burnish.algorithms.ops import FARTHEST
+from burnish.algorithms.ops import MAX_LOG_RATIO
 from burnish.system.machine import peak_memory
 from burnish.training.policy_loss import MicrobatchLoss
 from burnish.training.rollouts import Rollouts
@@ -58,7 +58,7 @@ class Totals:
             sums["kl/k1"] = k1(logprobs, batch.reference_logprobs).sum()
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        weights = (logprobs - batch.sampler_logprobs).clamp(-FARTHEST, FARTHEST).exp()
+        weights = (logprobs - batch.sampler_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         self._weights += float(weights.sum())
         self._squares += float(weights.square().sum())
 

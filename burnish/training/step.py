@@ -18,7 +18,7 @@ from torch import Tensor
 
 from burnish.algorithms.kl import k1
 from burnish.algorithms.ops import sequence_weights, sum_by_sequence
-from burnish.algorithms.shaping import length_cost, overlong_penalty
+from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward

@@ -7,11 +7,17 @@ import math
 import pytest
 import torch
 
-from burnish.algorithms.credit import generalised_advantages, increments, reward_to_go, whitened
+from burnish.algorithms.credit_assignment import generalised_advantages, potential_differences, reward_to_go, whiten
 from burnish.algorithms.importance import importance_weights
 from burnish.algorithms.kl import adapted_coefficient
-from burnish.algorithms.mask import masked_logprobs, top_p_set
-from burnish.algorithms.shaping import Moments, by_rank, by_running_moments, length_cost, overlong_penalty
+from burnish.algorithms.reward_shaping import (
+    RunningMoments,
+    length_cost,
+    overlong_penalty,
+    rank_in_group,
+    standardise_by_moments,
+)
+from burnish.algorithms.top_p_mask import masked_logprobs, top_p_set
 from burnish.exactness import world as exact
 from burnish.policies.tabular import known_world
 
@@ -42,15 +48,15 @@ class TestCredit:
 
     def test_whitened(self):
         # Mean 2, variance (1 + 0 + 1)/2 = 1.
-        close(whitened(tensor(1, 2, 3)), [-1, 0, 1], 1e-7)
-        assert whitened(tensor(0.1, 0.1, 0.1)).tolist() == [0.0] * 3
-        assert whitened(tensor(5)).tolist() == [0.0]
+        close(whiten(tensor(1, 2, 3)), [-1, 0, 1], 1e-7)
+        assert whiten(tensor(0.1, 0.1, 0.1)).tolist() == [0.0] * 3
+        assert whiten(tensor(5)).tolist() == [0.0]
 
     def test_increments(self):
         # Scores of the text so far 0.5, 0.2, 0.9: gained 0.5, -0.3, 0.7, which add up to the score of the whole, 0.9.
-        close(increments(tensor(0.5, 0.2, 0.9), keep_total=True), [0.5, -0.3, 0.7])
+        close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=True), [0.5, -0.3, 0.7])
         # As a potential the end is worth 0, so the last token pays 0.2 back and nothing is left.
-        shaping = increments(tensor(0.5, 0.2, 0.9), keep_total=False)
+        shaping = potential_differences(tensor(0.5, 0.2, 0.9), keep_total=False)
         close(shaping, [0.5, -0.3, -0.2])
         assert float(shaping.sum()) == pytest.approx(0, abs=1e-15)
 
@@ -107,26 +113,28 @@ class TestShaping:
 
     def test_moments_are_those_of_all_values(self):
         first, second = tensor(1, 2, 4), tensor(8, 0)
-        found = Moments().after(first).after(second)
+        found = RunningMoments().after(first).after(second)
         both = torch.cat([first, second])
         assert (found.count, found.mean) == (5, pytest.approx(3.0))
         assert found.deviation == pytest.approx(float(both.std()))
-        assert Moments().deviation == Moments().after(tensor(3, 3)).deviation == 1.0
+        assert RunningMoments().deviation == RunningMoments().after(tensor(3, 3)).deviation == 1.0
 
     def test_running_moments_are_those_of_earlier_rewards(self):
         # Earlier rewards 1 and 5: mean 3, std sqrt((4 + 4) / 1) = sqrt 8.
-        close(by_running_moments(tensor([1, 3, 3]), Moments().after(tensor(1, 5))), [[-2 / math.sqrt(8), 0, 0]])
-        close(by_running_moments(tensor(1, 3), Moments()), [1, 3])
+        close(
+            standardise_by_moments(tensor([1, 3, 3]), RunningMoments().after(tensor(1, 5))), [[-2 / math.sqrt(8), 0, 0]]
+        )
+        close(standardise_by_moments(tensor(1, 3), RunningMoments()), [1, 3])
 
     def test_ranks(self):
         # 1 is below two: -1; each 3 is above one and level with one: 1/2. Groups are apart; one alone has no rank.
-        close(by_rank(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
-        close(by_rank(tensor([7])), [[0]])
+        close(rank_in_group(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
+        close(rank_in_group(tensor([7])), [[0]])
         # Against the definition, pair by pair, with ties; and a group for which a table of pairs would not fit.
         rewards = torch.randint(5, (3, 40), generator=torch.Generator().manual_seed(0)).double()
         pairs = (rewards[..., :, None] - rewards[..., None, :]).sign().sum(-1) / 39
-        close(by_rank(rewards), pairs)
-        assert by_rank(torch.arange(300_000.0)).tolist()[::299_999] == [-1, 1]
+        close(rank_in_group(rewards), pairs)
+        assert rank_in_group(torch.arange(300_000.0)).tolist()[::299_999] == [-1, 1]
 
 
 def test_adapted_coefficient():

@@ -18,18 +18,18 @@ from burnish.algorithms.advantages import (
     moving_baseline,
     reinforce,
 )
-from burnish.algorithms.kl import ESTIMATORS, k1, k2, k3
+from burnish.algorithms.kl import KL_ESTIMATORS, k1, k2, k3
 from burnish.algorithms.losses import (
-    Limits,
-    clipped_gradients,
+    RatioLimits,
     clipped_ratio,
     clipped_weight,
-    clipped_weights,
     log_likelihood,
     soft_gate,
+    tokens_with_clipped_gradient,
+    tokens_with_clipped_weight,
     value_loss,
 )
-from burnish.algorithms.ops import effective_sample_size, log_ratio, padded, sequence_weights, sum_by_sequence
+from burnish.algorithms.ops import effective_sample_size, log_ratio, pad_by_sequence, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS
 
 
@@ -159,7 +159,7 @@ class TestLosses:
     def test_the_two_clips_are_set_apart(self):
         logprobs = tensor(math.log(1.27), math.log(0.85))
         # Above 1.27 < 1.28: not clipped. Below 0.85 < 0.9: min(-0.85, -0.9) = -0.9.
-        limits = Limits(low=0.1, high=0.28)
+        limits = RatioLimits(low=0.1, high=0.28)
         close(clipped_ratio(logprobs, logprobs, tensor(1.0, -1.0), limits), [-1.27, 0.9])
 
     def test_on_the_policys_own_samples_the_gradient_is_that_of_log_likelihood(self):
@@ -176,7 +176,7 @@ class TestLosses:
     def test_clipped_gradients_are_the_tokens_without_gradient(self):
         # Of the cases above: (1.5, +) is cut above and (0.5, -) below; (0.5, +), (1.5, -), (1.1, +) are not.
         ratios = tensor(1.5, 0.5, 0.5, 1.5, 1.1)
-        low, high = clipped_gradients(ratios.log(), tensor(1, -1, 1, -1, 1), Limits())
+        low, high = tokens_with_clipped_gradient(ratios.log(), tensor(1, -1, 1, -1, 1), RatioLimits())
         assert low.tolist() == [False, True, False, False, False]
         assert high.tolist() == [True, False, False, False, False]
 
@@ -191,7 +191,7 @@ class TestLosses:
     )
     def test_dual_clip(self, ratio, advantage, value, slope):
         logprobs = tensor(math.log(ratio)).requires_grad_()
-        loss = clipped_ratio(logprobs, logprobs, tensor(advantage), Limits(dual=3.0))
+        loss = clipped_ratio(logprobs, logprobs, tensor(advantage), RatioLimits(dual=3.0))
         close(loss.detach(), [value])
         loss.backward()
         close(logprobs.grad, [slope])
@@ -205,7 +205,7 @@ class TestLosses:
         close(loss.detach(), [3.0, -5.0])
         loss.sum().backward()
         close(logprobs.grad, [-6.0, 5.0])
-        low, high = clipped_weights(ratio, tensor(3.0, -1.0), limits)
+        low, high = tokens_with_clipped_weight(ratio, tensor(3.0, -1.0), limits)
         assert (low.tolist(), high.tolist()) == ([False, False], [False, True])
 
     def test_soft_gate(self):
@@ -251,7 +251,7 @@ class TestRatio:
         assert log_ratio(tensor(0.0), tensor(-900.0), torch.tensor([1])).exp().isfinite().all()
 
     def test_padded_and_back(self):
-        rows, mask = padded(tensor(1.0, 2.0, 3.0), self.LENGTHS)
+        rows, mask = pad_by_sequence(tensor(1.0, 2.0, 3.0), self.LENGTHS)
         assert rows.tolist() == [[1.0, 2.0], [3.0, 0.0]]
         assert rows[mask].tolist() == [1.0, 2.0, 3.0]
 
@@ -289,7 +289,7 @@ class TestKL:
     def test_k2_and_k3_are_never_negative_and_all_are_zero_on_equal_policies(self, first, second):
         assert float(k2(tensor(first), tensor(second))) >= 0
         assert float(k3(tensor(first), tensor(second))) >= 0
-        assert all(float(estimator(tensor(first), tensor(first))) == 0 for estimator in ESTIMATORS.values())
+        assert all(float(estimator(tensor(first), tensor(first))) == 0 for estimator in KL_ESTIMATORS.values())
 
 
 class TestAggregation:

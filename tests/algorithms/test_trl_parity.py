@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from burnish.algorithms.kl import k3
-from burnish.algorithms.losses import Limits
+from burnish.algorithms.losses import RatioLimits
 from burnish.algorithms.ops import log_ratio, sequence_weights
 from burnish.algorithms.presets import PRESETS
 
@@ -26,17 +26,17 @@ LONGEST = 4
 # Preset, limits, and the options that say the same to TRL. Its KL term is by default weighted with the ratio, which on the
 # policy's own samples is 1; that is switched off.
 CASES = {
-    "grpo": ("grpo", Limits(), {"loss_type": "grpo"}),
-    "grpo with KL": ("grpo", Limits(), {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False}),
-    "grpo with a dual clip": ("grpo", Limits(dual=1.5), {"loss_type": "grpo", "delta": 1.5}),
-    "dr_grpo": ("dr_grpo", Limits(), {"loss_type": "dr_grpo", "max_completion_length": LONGEST}),
-    "dapo": ("dapo", Limits(0.2, 0.28), {"loss_type": "dapo", "epsilon_high": 0.28}),
+    "grpo": ("grpo", RatioLimits(), {"loss_type": "grpo"}),
+    "grpo with KL": ("grpo", RatioLimits(), {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False}),
+    "grpo with a dual clip": ("grpo", RatioLimits(dual=1.5), {"loss_type": "grpo", "delta": 1.5}),
+    "dr_grpo": ("dr_grpo", RatioLimits(), {"loss_type": "dr_grpo", "max_completion_length": LONGEST}),
+    "dapo": ("dapo", RatioLimits(0.2, 0.28), {"loss_type": "dapo", "epsilon_high": 0.28}),
     "gspo": (
-        "gspo", Limits(0.1, 0.15),
+        "gspo", RatioLimits(0.1, 0.15),
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1, "epsilon_high": 0.15},
     ),
-    "cispo": ("cispo", Limits(1.0, 0.5), {"loss_type": "cispo", "epsilon_high": 1.5}),
-    "sapo": ("sapo", Limits(), {"loss_type": "sapo"}),
+    "cispo": ("cispo", RatioLimits(1.0, 0.5), {"loss_type": "cispo", "epsilon_high": 1.5}),
+    "sapo": ("sapo", RatioLimits(), {"loss_type": "sapo"}),
 }  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class TestWorld:
         )
 
     def test_logits_of_spreads_the_rest(self):
-        table = exact.logits_of({0: {1: 0.7}}, 3).exp()
+        table = exact.logits_from_probabilities({0: {1: 0.7}}, 3).exp()
         torch.testing.assert_close(table[0], torch.tensor([0.15, 0.7, 0.15], dtype=torch.float64))
         torch.testing.assert_close(table[1:], torch.full((3, 3), 1 / 3, dtype=torch.float64))
 

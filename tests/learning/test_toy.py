@@ -81,7 +81,7 @@ def right_so_far(text: str) -> float:
     return next((place for place in range(4) if text[place : place + 1] != "我爱你。"[place]), 4) / 4
 
 
-@pytest.mark.parametrize("algorithm", [name for name, preset in PRESETS.items() if preset.takes_tokens])
+@pytest.mark.parametrize("algorithm", [name for name, preset in PRESETS.items() if preset.supports_token_rewards])
 def test_credit_by_token_learns_to_say_it(algorithm):
     found = []
     for seed in SEEDS:

@@ -236,7 +236,7 @@ class TestRecipe:
             load_recipe({**TOY, "reward": [{"use": use, "credit": "token", **options}]})
         assert "\n" not in str(found.value)
 
-    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if not preset.takes_tokens])
+    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if not preset.supports_token_rewards])
     def test_algorithms_that_cannot_tell_tokens_apart_refuse_it(self, use):
         with pytest.raises(
             InputError, match=rf"reward\.0\.credit = \"sentence\": '{use}' cannot tell tokens apart"
@@ -245,7 +245,11 @@ class TestRecipe:
         assert "\n" not in str(found.value)
 
     def test_the_algorithms_that_refuse_it(self):
-        assert {name for name, preset in PRESETS.items() if not preset.takes_tokens} == {"gdpo", "gspo", "online_dpo"}
+        assert {name for name, preset in PRESETS.items() if not preset.supports_token_rewards} == {
+            "gdpo",
+            "gspo",
+            "online_dpo",
+        }
 
     def test_normalisation_gates_and_metrics_refuse_it(self):
         with pytest.raises(InputError, match=r"normalise = \"group\" compares whole completions"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import burnish
-from burnish.algorithms.advantages import best_and_worst, paired_strength
+from burnish.algorithms.advantages import best_and_worst, scale_as_dpo
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import dpo_loss
 from burnish.algorithms.presets import PRESETS
@@ -36,7 +36,7 @@ def test_the_best_and_the_worst():
 def test_the_strength_by_hand():
     ratios = tensor([0.5, -0.5], [-2.0, 3.0], [1.0, 1.0])
     rewards = tensor([1.0, 0.0], [1.0, 0.0], [1.0, 1.0])
-    advantages, margins = paired_strength(best_and_worst(rewards), ratios, 0.2)
+    advantages, margins = scale_as_dpo(best_and_worst(rewards), ratios, 0.2)
     # m = 0.2 * 1 and 0.2 * -5; A = +-2 beta sigmoid(-m) G / 2 = +-0.4 sigmoid(-m).
     first, second = (0.4 / (1 + math.exp(m)) for m in (0.2, -1.0))
     torch.testing.assert_close(advantages, tensor([first, -first], [second, -second], [0.0, 0.0]))
@@ -52,7 +52,7 @@ def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
 
     def credit(groups: Groups) -> torch.Tensor:
         ratios = exact.probabilities(world.logits, world.sequences).log() - reference
-        advantages, _ = paired_strength(best_and_worst(groups.rewards), ratios[groups.index], beta)
+        advantages, _ = scale_as_dpo(best_and_worst(groups.rewards), ratios[groups.index], beta)
         return advantages.view(-1, 1).expand(groups.mask.shape)
 
     found = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit), coefficient=0.0, baseline=0.0)

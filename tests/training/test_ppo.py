@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import burnish
-from burnish.algorithms.credit import whitened
+from burnish.algorithms.credit_assignment import whiten
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import critic_for
 from burnish.errors import BurnishError, InputError
@@ -70,7 +70,7 @@ class TestTokenCredit:
         values = torch.tensor([[1.0, 2, 3, 99], [5, 5, 0, 0], [7, 0, 0, 0]], dtype=torch.float64)
         mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
         expected = torch.tensor([[-1.0, 0, 1, 0], [0] * 4, [0] * 4], dtype=torch.float64)
-        torch.testing.assert_close(whitened(values, mask), expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(whiten(values, mask), expected, rtol=0, atol=1e-7)
 
     def test_explained_variance(self):
         assert explained_variance(tensor(1, 2), tensor(1, 2)) == 1

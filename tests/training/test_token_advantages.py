@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.algorithms.credit import increments
+from burnish.algorithms.credit_assignment import potential_differences
 from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.presets import PRESETS
-from burnish.algorithms.tokenwise import as_it_comes, less_baseline, less_mean, less_others, mean_to_come, over_spread
+from burnish.algorithms.token_level_advantages import (
+    mean_return,
+    token_group_centred,
+    token_group_normalised,
+    token_leave_one_out,
+    token_moving_baseline,
+    token_reinforce,
+)
 from burnish.errors import BurnishError
 from burnish.exactness import world as exact
 from burnish.policies.tabular import TablePolicy, known_world
@@ -46,46 +53,46 @@ class TestTokenwise:
     MASK = torch.tensor([[[True] * 3, [True, False, False]]])
 
     def test_as_it_comes(self):
-        close(as_it_comes(self.WHOLE, self.TO_GO, self.MASK), [[[6, 5, 2], [5, 0, 0]]])
+        close(token_reinforce(self.WHOLE, self.TO_GO, self.MASK), [[[6, 5, 2], [5, 0, 0]]])
 
     def test_less_a_baseline(self):
-        close(less_baseline(self.WHOLE, self.TO_GO, self.MASK, 2.0), [[[4, 3, 0], [3, 0, 0]]])
-        close(less_baseline(self.WHOLE, self.TO_GO, self.MASK, tensor([2])), [[[4, 3, 0], [3, 0, 0]]])
+        close(token_moving_baseline(self.WHOLE, self.TO_GO, self.MASK, 2.0), [[[4, 3, 0], [3, 0, 0]]])
+        close(token_moving_baseline(self.WHOLE, self.TO_GO, self.MASK, tensor([2])), [[[4, 3, 0], [3, 0, 0]]])
 
     def test_less_the_others(self):
         # The wholes: 1 - 3 and 3 - 1. Places: 5 - 2, then 4 - 0 and 1 - 0, where the other has ended.
-        close(less_others(self.WHOLE, self.TO_GO, self.MASK), [[[1, 2, -1], [-1, 0, 0]]])
-        close(less_mean(self.WHOLE, self.TO_GO, self.MASK), [[[0.5, 1, -0.5], [-0.5, 0, 0]]])
+        close(token_leave_one_out(self.WHOLE, self.TO_GO, self.MASK), [[[1, 2, -1], [-1, 0, 0]]])
+        close(token_group_centred(self.WHOLE, self.TO_GO, self.MASK), [[[0.5, 1, -0.5], [-0.5, 0, 0]]])
 
     def test_over_the_spread(self):
         # Token means of squares: (0.25 + 1 + 0.25) / 3 = 0.5 and 0.25; their sum over G - 1 = 1.
         scale = 1 / (math.sqrt(0.75) + 1e-4)
-        found = over_spread(self.WHOLE, self.TO_GO, self.MASK)
+        found = token_group_normalised(self.WHOLE, self.TO_GO, self.MASK)
         close(found, [[[0.5 * scale, scale, -0.5 * scale], [-0.5 * scale, 0, 0]]])
 
     def test_samples_that_come_to_the_same_on_different_ways_are_not_blown_up(self):
         # Totals 1 and 1, so that their deviation is 0; what is to come at the second token differs by 1.
         to_go, mask = tensor([[1, 1], [1, 0]]), torch.ones(1, 2, 2, dtype=torch.bool)
-        found = over_spread(torch.zeros(1, 2, dtype=torch.float64), to_go, mask)
+        found = token_group_normalised(torch.zeros(1, 2, dtype=torch.float64), to_go, mask)
         # Centred: 0, 1/2 and 0, -1/2; spread sqrt(1/8 + 1/8) = 1/2.
         close(found, [[[0, 0.5 / 0.5001], [0, -0.5 / 0.5001]]])
 
     def test_the_mean_to_come(self):
-        close(mean_to_come(self.WHOLE, self.TO_GO, self.MASK), [[1 + 10 / 3, 3 + 2]])
+        close(mean_return(self.WHOLE, self.TO_GO, self.MASK), [[1 + 10 / 3, 3 + 2]])
 
-    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.token_level])
     def test_without_tokens_it_is_the_presets_own_advantage(self, name):
         preset = PRESETS[name]
         rewards = tensor([1, 4, 4, -2], [0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1])
         mask = torch.arange(5) < torch.tensor([[1, 5, 2, 3], [2, 2, 2, 2], [5, 4, 3, 1]]).unsqueeze(-1)
-        found = preset.tokenwise(rewards, torch.zeros(3, 4, 5, dtype=torch.float64), mask, 0.3)
+        found = preset.token_level(rewards, torch.zeros(3, 4, 5, dtype=torch.float64), mask, 0.3)
         expected = preset.advantages(rewards, 0.3).unsqueeze(-1).expand(3, 4, 5).masked_fill(~mask, 0.0)
         close(found, expected, 1e-9)
         assert (found[1] == 0).all() or not preset.needs_group
 
-    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.token_level])
     def test_leading_dimensions_are_estimates_of_their_own(self, name):
-        function = PRESETS[name].tokenwise
+        function = PRESETS[name].token_level
         whole, to_go = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4, 5).double()
         mask = torch.rand(2, 3, 4, 5) < 0.7
         mask[..., 0] = True
@@ -95,12 +102,12 @@ class TestTokenwise:
             close(both[place], function(whole[place], to_go[place], mask[place], 0.3))
 
     def test_every_preset_takes_tokens_or_says_why_not(self):
-        assert all(preset.takes_tokens != bool(preset.coarse) for preset in PRESETS.values())
+        assert all(preset.supports_token_rewards != bool(preset.why_completion_level) for preset in PRESETS.values())
 
     def test_increments_from_what_no_text_is_worth(self):
         # 0.5 - 0.4, 0.2 - 0.5, 0.9 - 0.2: the whole's 0.9 less 0.4. As a potential: the last pays 0.2 back, in all -0.4.
-        close(increments(tensor(0.5, 0.2, 0.9), keep_total=True, empty=0.4), [0.1, -0.3, 0.7])
-        close(increments(tensor(0.5, 0.2, 0.9), keep_total=False, empty=0.4), [0.1, -0.3, -0.2])
+        close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=True, empty=0.4), [0.1, -0.3, 0.7])
+        close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=False, empty=0.4), [0.1, -0.3, -0.2])
 
 
 def hearts(text: str) -> float:
@@ -240,7 +247,7 @@ class TestStep:
         keys = {"optimizer.max_grad_norm": 1e9, "algorithm.length_cost": 2.0}
         close(self.gradient("reinforce", **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
 
-    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.tokenwise])
+    @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.token_level])
     def test_microbatches_leave_it(self, use):
         keys = {"optimizer.max_grad_norm": 1e9}
         whole = self.gradient(use, **keys)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.algorithms.table_gradients import adds_to_grad, grad_of
+from burnish.algorithms.table_gradients import adds_to_grad, ensure_grad
 from burnish.policies.kernels.linear import product
 from burnish.policies.sampling_distribution import is_truncated, kept_tokens
 from burnish.types import SamplingParams
@@ -96,7 +96,7 @@ class _FusedLogprobs(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
         weight_grad = None
         if for_weight:
-            weight_grad = grad_of(weight) if ctx.adds else torch.zeros_like(weight)
+            weight_grad = ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
         waiting, ctx.waiting = deque(ctx.waiting or ()), None

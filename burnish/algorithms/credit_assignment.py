@@ -35,7 +35,7 @@ def generalised_advantages(
     return reward_to_go(errors, discount * trace)
 
 
-def whitened(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
+def whiten(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + epsilon) over all tokens [..., T], as PPO implementations do; a lone or constant x gives 0.
 
     The variance has the divisor T - 1.
@@ -54,7 +54,7 @@ def whitened(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) 
     return (deviation / (variance + epsilon).sqrt()).masked_fill(most <= least, 0.0)
 
 
-def increments(potentials: Tensor, *, keep_total: bool, empty: float = 0.0) -> Tensor:
+def potential_differences(potentials: Tensor, *, keep_total: bool, empty: float = 0.0) -> Tensor:
     """What the score of a text gained with each token: phi_t - phi_(t-1); [..., L].
 
     With ``keep_total`` they add up to the score of the whole text less that of the empty one. Without it the text's end

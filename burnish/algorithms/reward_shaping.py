@@ -25,21 +25,21 @@ def length_cost(lengths: Tensor, longest: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class RunningMoments:
     """Count, mean and sum of squared deviations of the rewards so far (Welford 1962)."""
 
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
-    def after(self, values: Tensor) -> Moments:
+    def after(self, values: Tensor) -> RunningMoments:
         """With some more values in it."""
         count = float(values.numel())
         mean = float(values.mean())
         squares = float((values - mean).square().sum())
         total = self.count + count
         distance = mean - self.mean
-        return Moments(
+        return RunningMoments(
             total,
             self.mean + distance * count / total,
             self.squares + squares + distance * distance * self.count * count / total,
@@ -53,13 +53,13 @@ class Moments:
         return float((self.squares / (self.count - 1)) ** 0.5)
 
 
-def by_running_moments(rewards: Tensor, moments: Moments) -> Tensor:
+def standardise_by_moments(rewards: Tensor, moments: RunningMoments) -> Tensor:
     """(R - mean) / std of the rewards of earlier steps: numbers that these samples have no part in, so the gradient's
     direction is not biased, only its scale changes. The first step has no earlier one and is taken as it is."""
     return (rewards - moments.mean) / moments.deviation
 
 
-def by_rank(rewards: Tensor) -> Tensor:
+def rank_in_group(rewards: Tensor) -> Tensor:
     """The rank within the group, from -1 (worst) to 1 (best), ties sharing their mean rank: only the order counts.
 
     Args:

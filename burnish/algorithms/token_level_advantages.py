@@ -22,53 +22,55 @@ TokenAdvantages = Callable[[Tensor, Tensor, Tensor, Baseline], Tensor]
 """whole [..., P, G], to_go and mask [..., P, G, L], baseline: advantages [..., P, G, L], zero past the end."""
 
 
-def as_it_comes(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
+def token_reinforce(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """A_t = W + G_t: REINFORCE with rewards-to-go. ``baseline`` is not used."""
     return (whole.unsqueeze(-1) + to_go).masked_fill(~mask, 0.0)
 
 
-def less_baseline(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
+def token_moving_baseline(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """A_t = W + G_t - b.
 
     Args:
-        baseline: b, the moving mean over earlier steps of ``mean_to_come``; or [P, 1], that of each prompt's own.
+        baseline: b, the moving mean over earlier steps of ``mean_return``; or [P, 1], that of each prompt's own.
     """
     level = baseline.unsqueeze(-1) if isinstance(baseline, Tensor) else baseline
     return (whole.unsqueeze(-1) + to_go - level).masked_fill(~mask, 0.0)
 
 
-def less_others(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
+def token_leave_one_out(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """RLOO: less the mean of the other G-1 samples, of the whole and at each place. Needs G >= 2."""
     return _compared(leave_one_out, whole, to_go, mask)
 
 
-def less_mean(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
-    """Dr. GRPO: less the mean of the group, (G-1)/G times ``less_others``. Needs G >= 2."""
+def token_group_centred(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
+    """Dr. GRPO: less the mean of the group, (G-1)/G times ``token_leave_one_out``. Needs G >= 2."""
     return _compared(group_centred, whole, to_go, mask)
 
 
-def over_spread(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4) -> Tensor:
-    """GRPO: ``less_mean`` divided by the group's spread, sqrt(sum over samples of the token mean of A_t^2 / (G-1)) +
+def token_group_normalised(
+    whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4
+) -> Tensor:
+    """GRPO: ``token_group_centred`` divided by the group's spread, sqrt(sum over samples of the token mean of A_t^2 / (G-1)) +
     epsilon. Needs G >= 2.
 
     Where all tokens of a sample share one number that is the deviation of divisor G-1. The deviation of the totals would
     not do: samples that come to the same on different ways have none, and their tokens would be divided by epsilon.
     """
-    centred = less_mean(whole, to_go, mask)
+    centred = token_group_centred(whole, to_go, mask)
     squares = centred.square().sum(-1) / mask.sum(-1).clamp_min(1)
     spread = (squares.sum(-1, keepdim=True) / (whole.shape[-1] - 1)).sqrt()
     return centred / (spread + epsilon).unsqueeze(-1)
 
 
-def over_step_spread(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
-    """REINFORCE++: as ``over_spread``, with all P*G samples of the step as one group. Needs P*G >= 2."""
+def token_batch_normalised(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
+    """REINFORCE++: as ``token_group_normalised``, with all P*G samples of the step as one group. Needs P*G >= 2."""
     rows, longest = (*whole.shape[:-2], 1, -1), to_go.shape[-1]
-    found = over_spread(whole.reshape(rows), to_go.reshape(*rows, longest), mask.reshape(*rows, longest))
+    found = token_group_normalised(whole.reshape(rows), to_go.reshape(*rows, longest), mask.reshape(*rows, longest))
     return found.reshape(to_go.shape)
 
 
-def mean_to_come(whole: Tensor, to_go: Tensor, mask: Tensor) -> Tensor:
-    """W plus the mean of G_t over a sample's tokens, [..., P, G]: what ``less_baseline`` has to foresee."""
+def mean_return(whole: Tensor, to_go: Tensor, mask: Tensor) -> Tensor:
+    """W plus the mean of G_t over a sample's tokens, [..., P, G]: what ``token_moving_baseline`` has to foresee."""
     return whole + to_go.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
