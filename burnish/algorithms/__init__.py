@@ -1,4 +1,5 @@
-"""Tensors in, tensors out: advantages, losses, KL estimators and how they are aggregated.
+"""Pure functions of tensors: advantages, losses, KL estimators and their aggregation.
 
-Nothing here imports anything else of burnish, so each function can be read, tested and reused by itself.
+Nothing here imports the rest of burnish, so that each function can be read, tested and reused alone. Every function
+checks the shapes of its arguments and raises ValueError where they do not fit.
 """

@@ -1,7 +1,7 @@
-"""Advantages from rewards. Each function takes rewards [..., P, G] and returns advantages of the same shape.
+"""Advantage functions: rewards [..., P, G] to advantages of the same shape.
 
-Leading dimensions are independent estimates, which is how ``verify`` runs a hundred thousand of them at once, and how
-rewards-to-go are compared position by position.
+Leading dimensions are independent estimates. ``verify`` uses them to run a hundred thousand estimates at once, and
+token-level advantages to compare rewards-to-go position by position.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from burnish.algorithms.checks import check_baseline, check_equal_shapes, check_rank
+
 Baseline = float | Tensor
-"""One number, or one a prompt, [P, 1]."""
+"""One number, or one per prompt, [P, 1]."""
 
 AdvantageFunction = Callable[[Tensor, Baseline], Tensor]
 
 
 def reinforce(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
-    """R(tau) as it stands: A_i = R_i (Williams 1992, REINFORCE without a baseline). ``baseline`` is not used."""
+    """REINFORCE without a baseline: A_i = R_i (Williams 1992). ``baseline`` is not used."""
+    check_rank("rewards", rewards, "[..., P, G]", 2)
     return rewards
 
 
 def moving_baseline(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
-    """A_i = R_i - b (Williams 1992, section 4). Unbiased as long as b does not depend on these samples.
+    """REINFORCE with a moving baseline: A_i = R_i - b (Williams 1992, section 4).
+
+    Unbiased as long as b does not depend on these samples.
 
     Args:
-        baseline: b, the moving mean of the rewards of earlier steps; or [P, 1], that of each prompt's own.
+        baseline: b, the moving mean of the rewards of earlier steps; [P, 1] if each prompt has its own.
     """
+    check_rank("rewards", rewards, "[..., P, G]", 2)
+    check_baseline(baseline, rewards)
     return rewards - baseline
 
 
@@ -45,51 +52,30 @@ def group_centred(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     The mean contains the sample itself, so this is (G-1)/G times ``leave_one_out``.
     """
     _group_size(rewards)
-    # Of equal numbers too the mean can be off by a rounding error; an all-equal group is exactly zero.
+    # The mean of equal numbers can be off by a rounding error; an all-equal group is exactly zero.
     return (rewards - rewards.mean(-1, keepdim=True)).masked_fill(_equal(rewards, (-1,)), 0.0)
 
 
 def group_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4) -> Tensor:
     """GRPO: A_i = (R_i - mean_G) / (std_G + epsilon) (arXiv 2402.03300, section 4.1.2). Needs G >= 2.
 
-    The standard deviation is the unbiased one, divisor G-1, and epsilon is added to it, as in TRL. Both the division and
-    the mean that contains the sample itself bias the gradient; a group whose rewards are all equal gives exactly zero.
+    Deviation from the paper, as in TRL: epsilon is added to the standard deviation, which has the divisor G-1. The
+    division and the mean that contains the sample itself both bias the gradient. A group of equal rewards gives
+    exactly zero.
     """
     _group_size(rewards)
     return _standardised(rewards, (-1,), epsilon)
 
 
 def batch_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float = 1e-4) -> Tensor:
-    """REINFORCE++: A_i = (R_i - mean) / (std + epsilon), both over all P*G samples of the step (arXiv 2501.03262,
-    equation 8). Needs P*G >= 2.
+    """REINFORCE++: A_i = (R_i - mean) / (std + epsilon), both over all P*G samples of the step. Needs P*G >= 2.
 
-    The standard deviation has the divisor P*G - 1. Equal rewards give exactly zero.
+    arXiv 2501.03262, equation 8. The standard deviation has the divisor P*G - 1. Equal rewards give exactly zero.
     """
+    check_rank("rewards", rewards, "[..., P, G]", 2)
     if rewards.shape[-2] * rewards.shape[-1] < 2:
-        raise ValueError("a step needs at least 2 samples to be compared, this one has 1")
+        raise ValueError("a step needs at least 2 samples to compare, but has 1")
     return _standardised(rewards, (-2, -1), epsilon)
-
-
-def decoupled_normalised(parts: Tensor, weights: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """GDPO: each reward part is normalised within its group, then the weighted sum over the step's P*G samples (arXiv
-    2601.05242). Needs G >= 2.
-
-    A sum that is normalised once lets the part of the widest spread drown the others; here each has its weight's say. In
-    a group whose numbers of a part are all equal that part says 0. Groups are divided by the deviation of divisor G and
-    without an epsilon: the constant factor to divisor G-1 falls out again in the second step.
-
-    Args:
-        parts: [K, ..., P, G].
-        weights: [K].
-    Returns:
-        [..., P, G].
-    """
-    _group_size(parts)
-    deviation = parts - parts.mean(-1, keepdim=True)
-    equal = _equal(parts, (-1,))
-    spread = parts.std(-1, correction=0, keepdim=True).masked_fill(equal, 1.0)
-    scores = (deviation / spread).masked_fill(equal, 0.0)
-    return batch_normalised(torch.tensordot(weights, scores, 1), epsilon=epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +83,7 @@ class Advantage:
     """An advantage function by name.
 
     Attributes:
-        needs_group: whether it compares the samples of one prompt, so that G must be at least 2.
+        needs_group: whether it compares the samples of a prompt, so that G must be at least 2.
     """
 
     function: AdvantageFunction
@@ -117,8 +103,9 @@ ADVANTAGES: dict[str, Advantage] = {
 def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """Online DPO's pair: +G/2 for the best sample of a prompt, -G/2 for the worst, 0 for the others. Needs G >= 2.
 
-    Of equal ones the first; a group whose rewards are all equal has no pair and gives zero. With ``sequence_sum`` this is
-    2 / beta times the first gradient of DPO, the mean over prompts; ``scale_as_dpo`` makes it DPO's anywhere.
+    The first of equal samples counts; a group of equal rewards has no pair and gives zero. With ``sequence_sum`` this
+    is 2 / beta times DPO's gradient at its start, the mean over prompts; ``scale_as_dpo`` makes it DPO's gradient
+    anywhere.
     """
     group = _group_size(rewards)
     best, worst = rewards.argmax(-1, keepdim=True), rewards.argmin(-1, keepdim=True)
@@ -127,28 +114,32 @@ def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
 
 
 def scale_as_dpo(advantages: Tensor, ratios: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Makes ``best_and_worst`` the advantages of DPO's gradient on the policy's own samples, [..., P, G].
+    """Scale ``best_and_worst`` to the advantages of DPO's gradient on the policy's own samples.
 
     The gradient of -log sigmoid(beta (h_best - h_worst)) is -beta sigmoid(-beta (h_best - h_worst)) times that of
-    log pi(best) - log pi(worst) (arXiv 2305.18290, section 4). On samples of the policy itself it is a policy gradient with
-    these advantages, so online DPO (arXiv 2402.04792, algorithm 1) needs no step of its own.
+    log pi(best) - log pi(worst) (arXiv 2305.18290, section 4). On the policy's own samples it is a policy gradient with
+    these advantages, so that online DPO (arXiv 2402.04792, algorithm 1) needs no training step of its own.
 
     Args:
+        advantages: of ``best_and_worst``, [..., P, G].
         ratios: log-ratios h [..., P, G], the sum over a sample's tokens of log pi - log pi_ref.
         beta: strength of the pull towards the reference, above 0.
     Returns:
-        Advantages, and the margins beta (h_best - h_worst) [..., P] of the pairs, not-a-number where there is none.
+        Advantages [..., P, G], and the margins beta (h_best - h_worst) [..., P], not-a-number for groups without a
+        pair.
     """
+    check_rank("advantages", advantages, "[..., P, G]", 2)
+    check_equal_shapes(advantages=advantages, ratios=ratios)
     best, worst = advantages.argmax(-1, keepdim=True), advantages.argmin(-1, keepdim=True)
     margins = beta * (ratios.gather(-1, best) - ratios.gather(-1, worst))
     scaled = 2 * beta * (-margins).sigmoid() * advantages
-    found = (advantages != 0).any(-1)
-    return scaled, margins.squeeze(-1).masked_fill(~found, float("nan"))
+    has_pair = (advantages != 0).any(-1)
+    return scaled, margins.squeeze(-1).masked_fill(~has_pair, float("nan"))
 
 
 def _standardised(rewards: Tensor, over: tuple[int, ...], epsilon: float) -> Tensor:
     deviation = rewards - rewards.mean(over, keepdim=True)
-    # The mean of equal numbers can miss them by a rounding error, which the division would blow up to order one.
+    # The mean of equal numbers can be off by a rounding error, which the division would raise to order one.
     scaled = deviation / (rewards.std(over, keepdim=True) + epsilon)
     return scaled.masked_fill(_equal(rewards, over), 0.0)
 
@@ -158,7 +149,8 @@ def _equal(rewards: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _group_size(rewards: Tensor) -> int:
+    check_rank("rewards", rewards, "[..., P, G]", 2)
     group = rewards.shape[-1]
     if group < 2:
-        raise ValueError(f"a group needs at least 2 samples to be compared, this one has {group}")
+        raise ValueError(f"a group needs at least 2 samples to compare, but has {group}")
     return group

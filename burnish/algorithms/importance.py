@@ -1,8 +1,8 @@
-"""Importance weights where the sampler's policy mu is not quite the trained policy pi.
+"""Importance weights that correct for a sampler's policy mu that differs from the trained policy pi.
 
-E_mu[w f] = E_pi[f] with w = pi/mu of the whole text. Weights a token leave out how states are reached, which biases them
-(less, the nearer the two are); truncated ones trade bias for a bounded variance (Ionides 2008; Yao et al. 2025,
-"Your efficient RL framework secretly brings you off-policy RL training"); masked ones drop what is too far.
+E_mu[w f] = E_pi[f] with w = pi/mu of the whole text. Per-token weights ignore how states are reached, which biases them
+(less, the closer the two policies are). Truncated weights trade bias for a bounded variance (Ionides 2008; Yao et al.
+2025, "Your efficient RL framework secretly brings you off-policy RL training"); masked weights drop outliers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from burnish.algorithms.checks import check_flat
 from burnish.algorithms.ops import RatioLevel, log_ratio
 
 Correction = Literal["none", "truncate", "mask"]
@@ -27,13 +28,16 @@ def importance_weights(
     level: Level = "token",
     cap: float = 3.0,
 ) -> Tensor:
-    """The factor of each token's loss, [T], without gradient.
+    """Return the factor of each token's loss, [T], without gradient.
 
     Args:
-        logprobs, sampler_logprobs: [T], under the trained policy and as recorded when sampled.
-        correction: none (all 1), truncate (min(w, cap)), or mask (w, and 0 where w is above the cap).
+        logprobs, sampler_logprobs: [T], under the trained policy and as recorded by the sampler.
+        lengths: [N], adding up to T.
+        correction: none (all 1), truncate (min(w, cap)), or mask (w, or 0 where w is above the cap).
         level: w of each token, or of the whole sequence (the product over its tokens).
     """
+    check_flat(logprobs=logprobs, sampler_logprobs=sampler_logprobs)
+    check_flat(lengths=lengths)
     if correction == "none":
         return torch.ones_like(sampler_logprobs)
     whole: RatioLevel = "sequence_sum"

@@ -1,4 +1,4 @@
-"""Estimators of KL(pi || reference) from sampled tokens, and what their gradients really are.
+"""Estimators of KL(pi || reference) from sampled tokens, and their gradients.
 
 With d = log pi(a|s) - log reference(a|s) on tokens sampled from pi (Schulman 2020, "Approximating KL Divergence",
 joschu.net/blog/kl-approx.html):
@@ -9,13 +9,13 @@ joschu.net/blog/kl-approx.html):
 
 A good estimate of the value need not have a good gradient (arXiv 2506.09477; arXiv 2510.01555; arXiv 2512.21852):
 
-- in the reward (no gradient through it; the score function does the work), k1 gives the exact gradient of the sequence's
-  KL(pi || reference); k2 and k3 give something else;
-- in the loss (differentiated as it stands), k1's gradient has mean zero, so it pulls nowhere; k2's is the gradient of
-  the KL(pi || reference) of each visited state, the states themselves held fixed; k3's is that of the forward
+- In the reward (no gradient through it, only the score function), k1 gives the exact gradient of the sequence's
+  KL(pi || reference); k2 and k3 do not.
+- In the loss (differentiated directly), k1's gradient has mean zero and has no effect; k2's is the gradient of the
+  KL(pi || reference) of each visited state, with the visits held fixed; k3's is that of the forward
   KL(reference || pi) of each visited state.
 
-``burnish verify`` measures each of these sentences.
+``burnish verify`` measures each of these statements.
 """
 
 from __future__ import annotations
@@ -24,23 +24,28 @@ from typing import Literal
 
 from torch import Tensor
 
+from burnish.algorithms.checks import check_equal_shapes
+
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """d, a token; [T], nats."""
+    """Return d per token; [T], nats."""
+    check_equal_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs)
     return logprobs - reference_logprobs
 
 
 def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """d^2 / 2, a token; [T]."""
+    """Return d^2 / 2 per token; [T]."""
+    check_equal_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs)
     return (logprobs - reference_logprobs).square() / 2
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """exp(-d) - 1 + d, a token; [T], nats."""
+    """Return exp(-d) - 1 + d per token; [T], nats."""
+    check_equal_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs)
     difference = logprobs - reference_logprobs
-    # expm1 keeps the digits where d is small, which is where a policy starts.
+    # expm1 keeps the digits of a small d, as at the start of training.
     return (-difference).expm1() + difference
 
 
@@ -48,11 +53,13 @@ KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adapted_coefficient(coefficient: float, kl: float, *, target: float, rate: float = 0.1) -> float:
-    """The next coefficient: b (1 + rate * e), e = clip((kl - target) / target, -0.2, 0.2) (arXiv 1909.08593, section 2.2).
+    """Return the next coefficient, b (1 + rate * e) with e = clip((kl - target) / target, -0.2, 0.2).
+
+    Source: arXiv 1909.08593, section 2.2.
 
     Args:
-        kl: the step's KL of whole completions, nats.
-        target: what it shall be, nats.
+        kl: KL of whole completions in this step, nats.
+        target: desired KL, nats.
         rate: the paper's K_b.
     """
     error = max(-0.2, min(0.2, (kl - target) / target))

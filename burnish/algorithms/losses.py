@@ -1,7 +1,7 @@
-"""Losses a token. Each takes flat tensors [T] and returns [T]; how they are added up is ``ops.sequence_weights``.
+"""Per-token losses: flat tensors [T] to losses [T], which ``ops.sequence_weights`` adds up.
 
-All take the same four arguments, so that a preset can name any of them: the log-probabilities with gradient, the log of
-the ratio pi/pi_old with gradient (``ops.log_ratio``), the advantages, and the ratio's limits.
+All policy losses take the same four arguments, so that a preset can use any of them: the log-probabilities and the log
+of the ratio pi/pi_old (``ops.log_ratio``), both with gradient, the advantages, and the limits of the ratio.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from burnish.algorithms.checks import check_flat
+
 
 @dataclass(frozen=True, slots=True)
 class RatioLimits:
-    """What keeps the ratio r = pi/pi_old in bounds.
+    """Limits of the ratio r = pi/pi_old.
 
     Attributes:
         low, high: r is clipped to [1 - low, 1 + high].
-        dual: for A < 0, r counts as at most this (arXiv 1912.09729, equation 5); 0 is off, else above 1 + high.
-        gate_positive, gate_negative: temperatures of the soft gate for A > 0 and for the rest (arXiv 2511.20347).
+        dual: upper bound of r for A < 0 (arXiv 1912.09729, equation 5); 0 is off, otherwise above 1 + high.
+        gate_positive, gate_negative: temperatures of the soft gate for A > 0 and for A <= 0 (arXiv 2511.20347).
     """
 
     low: float = 0.2
@@ -39,20 +41,22 @@ DEFAULT_LIMITS = RatioLimits()
 def log_likelihood(
     logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS
 ) -> Tensor:
-    """-A log pi(a|s): its gradient is the score-function estimator (Williams 1992; Sutton et al. 1999, theorem 1).
+    """-A log pi(a|s), whose gradient is the score-function estimator (Williams 1992; Sutton et al. 1999, theorem 1).
 
-    The ratio is not used: the samples are taken to come from the policy as it is now.
+    The ratio is not used: the samples are assumed to come from the current policy.
     """
+    check_flat(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages)
     return -advantages * logprobs
 
 
 def clipped_ratio(
     logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS
 ) -> Tensor:
-    """-min(r A, clip(r, 1-low, 1+high) A) (PPO, arXiv 1707.06347, equation 7), with the dual clip where it is on.
+    """PPO: -min(r A, clip(r, 1-low, 1+high) A) (arXiv 1707.06347, equation 7), with the dual clip if it is on.
 
-    On the policy's own samples r = 1: the value is -A and the gradient that of ``log_likelihood``.
+    On the policy's own samples r = 1: the value is -A and the gradient is that of ``log_likelihood``.
     """
+    check_flat(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages)
     ratio = log_ratio.exp()
     gain = (ratio * advantages).minimum(ratio.clamp(1 - limits.low, 1 + limits.high) * advantages)
     if limits.dual > 0:
@@ -65,8 +69,9 @@ def clipped_weight(
 ) -> Tensor:
     """CISPO: -stopgrad(clip(r, 1-low, 1+high)) A log pi (arXiv 2506.13585, equations 4 and 5).
 
-    The weight is clipped and not the gradient, so no token falls out of the update.
+    The weight is clipped, not the gradient, so that no token drops out of the update.
     """
+    check_flat(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages)
     weight = log_ratio.detach().exp().clamp(1 - limits.low, 1 + limits.high)
     return -weight * advantages * logprobs
 
@@ -74,16 +79,21 @@ def clipped_weight(
 def soft_gate(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: RatioLimits = DEFAULT_LIMITS) -> Tensor:
     """SAPO: -(4/tau) sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347, equations 5 and 6).
 
-    At r = 1 the slope of the gate is 4/tau * tau/4 = 1, so on the policy's own samples the gradient is that of
-    ``log_likelihood``; away from 1 it fades instead of ending at an edge.
+    At r = 1 the slope of the gate is 4/tau * tau/4 = 1, so that on the policy's own samples the gradient is that of
+    ``log_likelihood``. Away from 1 it fades smoothly instead of dropping to zero at an edge.
     """
+    check_flat(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages)
     positive = advantages.new_tensor(limits.gate_positive)
     tau = torch.where(advantages > 0, positive, advantages.new_tensor(limits.gate_negative))
     return -(4 / tau) * (tau * (log_ratio.exp() - 1)).sigmoid() * advantages
 
 
 def tokens_with_clipped_gradient(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
-    """Of ``clipped_ratio``: tokens whose gradient is cut, below and above, each [T] bool. The dual clip counts as above."""
+    """Return the tokens whose gradient ``clipped_ratio`` cuts, below and above, each [T] bool.
+
+    The dual clip counts as above.
+    """
+    check_flat(log_ratio=log_ratio, advantages=advantages)
     ratio = log_ratio.exp()
     high = (ratio > 1 + limits.high) & (advantages > 0)
     if limits.dual > 0:
@@ -92,23 +102,27 @@ def tokens_with_clipped_gradient(log_ratio: Tensor, advantages: Tensor, limits: 
 
 
 def tokens_with_clipped_weight(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
-    """Of ``clipped_weight``: tokens whose weight is not the ratio itself, below and above, each [T] bool."""
+    """Return the tokens whose weight ``clipped_weight`` cuts, below and above, each [T] bool."""
+    check_flat(log_ratio=log_ratio, advantages=advantages)
     ratio = log_ratio.exp()
     return ratio < 1 - limits.low, ratio > 1 + limits.high
 
 
 def no_clipped_tokens(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
-    """Of losses without a clip: no token below, none above."""
+    """Return no tokens, for losses without a clip."""
+    check_flat(log_ratio=log_ratio, advantages=advantages)
     none = torch.zeros_like(log_ratio, dtype=torch.bool)
     return none, none
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
-    """max((V - R)^2, (clip(V, V_old-clip, V_old+clip) - R)^2) / 2, a token; [T] (PPO as its authors' code has it).
+    """max((V - R)^2, (clip(V, V_old-clip, V_old+clip) - R)^2) / 2 per token; [T] (as in the code of PPO's authors).
 
     Args:
-        clip: how far V may move from what it was when the samples were drawn, in units of the reward; 0 is off.
+        values, old_values, returns: V with gradient, V at sampling time, and R; [T].
+        clip: how far V may move from its value at sampling time, in units of the reward; 0 is off.
     """
+    check_flat(values=values, old_values=old_values, returns=returns)
     plain = (values - returns).square()
     if clip <= 0:
         return plain / 2

@@ -1,4 +1,4 @@
-"""Small tensor operations that more than one algorithm needs."""
+"""Operations on flat token tensors: aggregation weights, ratios, sums and padding by sequence."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from burnish.algorithms.checks import check_flat, check_rank
+
 Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"]
 RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]
 
 MAX_LOG_RATIO = 20.0
-"""A log-ratio counts as at most this far from 0: beyond, exp would run away, and every clip has acted long before."""
+"""Bound of the absolute value of a log-ratio: larger ones would overflow exp, and every clip acts long before."""
 
 
 def sequence_weights(lengths: Tensor, aggregation: Aggregation, longest: int | None = None) -> Tensor:
-    """What each token of each of N sequences counts in the step's loss, ``sum over tokens of weight * loss``.
+    """Return the weight of each sequence's tokens in the step's loss, ``sum over tokens of weight * loss``.
 
-    - sequence_sum: 1/N. The mean over sequences of the sum over tokens: the policy gradient as it is derived, and the
-      only one of the four that is unbiased where lengths differ.
+    - sequence_sum: 1/N. The mean over sequences of the sum over tokens: the policy gradient as derived, and the only
+      one of the four that is unbiased when lengths differ.
     - sequence_mean: 1/(N |o_i|). The mean over sequences of the token mean: GRPO, arXiv 2402.03300, equation 3.
     - token_mean: 1/sum of |o_i|. The mean over all tokens of the step: DAPO, arXiv 2503.14476, equation 8.
     - constant_length: 1/(N longest). ``sequence_sum`` in units that do not depend on the samples: Dr. GRPO, arXiv
       2503.20783, section 3.
 
     Args:
-        lengths: [..., N], trained tokens of each sequence, over the whole update and not over a microbatch.
-        longest: tokens that a completion may have; for constant_length only.
+        lengths: [..., N], trained tokens of each sequence of the whole update, not of a microbatch.
+        longest: maximum number of tokens of a completion; for constant_length only.
     Returns:
         [..., N], the weight of each token of each sequence.
     """
+    check_rank("lengths", lengths, "[..., N]", 1)
     lengths = lengths.double()
     count = lengths.shape[-1]
     if aggregation == "sequence_sum":
@@ -46,24 +49,28 @@ def sequence_weights(lengths: Tensor, aggregation: Aggregation, longest: int | N
 
 
 def owners(lengths: Tensor) -> Tensor:
-    """[T], the sequence that each token belongs to."""
+    """Return the index of the sequence that each token belongs to, [T]."""
+    check_flat(lengths=lengths)
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
 def sum_by_sequence(values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums flat token values [T] within each sequence; [N]. ``lengths`` [N] adds up to T."""
+    """Sum flat token values [T] within each sequence; [N]. ``lengths`` [N] adds up to T."""
+    check_flat(values=values)
     return torch.zeros(len(lengths), dtype=values.dtype).index_add(0, owners(lengths), values)
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor, lengths: Tensor, level: RatioLevel = "token") -> Tensor:
-    """log of pi/pi_old a token, with gradient; [T].
+    """Return the log of pi/pi_old per token, with gradient; [T].
 
     - token: of each token.
-    - sequence_mean: of the whole sequence, its mean over the tokens: GSPO's s_i, arXiv 2507.18071, equation 7.
-    - sequence_sum: of the whole sequence, its sum: the true importance ratio of the text.
+    - sequence_mean: the mean over the sequence's tokens: GSPO's s_i, arXiv 2507.18071, equation 7.
+    - sequence_sum: the sum over the sequence's tokens: the true importance ratio of the text.
 
-    The two sequence forms give every token of a sequence the same number. A log-ratio is held within +-20.
+    The sequence levels give every token of a sequence the same number. Log-ratios are clamped to +-20.
     """
+    check_flat(logprobs=logprobs, old_logprobs=old_logprobs)
+    check_flat(lengths=lengths)
     difference = logprobs - old_logprobs
     if level != "token":
         total = sum_by_sequence(difference, lengths)
@@ -74,7 +81,9 @@ def log_ratio(logprobs: Tensor, old_logprobs: Tensor, lengths: Tensor, level: Ra
 
 
 def pad_by_sequence(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat token values [T] as rows [N, L], zero past the end, and the mask [N, L] that flattens them again."""
+    """Return flat token values [T] as rows [N, L], zero past the end, and the mask [N, L] that flattens them again."""
+    check_flat(values=values)
+    check_flat(lengths=lengths)
     longest = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(longest) < lengths[:, None]
     rows = torch.zeros(len(lengths), longest, dtype=values.dtype).masked_scatter(mask, values)
@@ -82,5 +91,7 @@ def pad_by_sequence(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(sum w)^2 / (n sum w^2), the share of n weighted samples that count (Kong 1992): 1 where all weights are equal."""
+    """Return (sum w)^2 / (n sum w^2), the effective share of n weighted samples (Kong 1992); 1 if all weights are
+    equal."""
+    check_flat(weights=weights)
     return weights.sum().square() / (len(weights) * weights.square().sum()).clamp_min(1e-300)

@@ -1,8 +1,8 @@
-"""Losses on preferences: tensors in, tensors out.
+"""Preference losses: Bradley-Terry, DPO, IPO and KTO, one loss per pair.
 
 Shapes: M pairs (or M single completions for KTO). A log-ratio is the sum over a completion's tokens of
-log pi(y|x) - log pi_ref(y|x), in nats; a score is what a reward model says of a whole text. Every function returns one
-loss a pair, so that the caller weighs and sums; none averages.
+log pi(y|x) - log pi_ref(y|x), in nats; a score is a reward model's value of a whole text. No function averages: the
+caller weighs and sums.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from burnish.algorithms.checks import check_flat
+
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centre: float = 0.0) -> Tensor:
     """-log sigmoid(r_chosen - r_rejected - margin) + centre * (r_chosen + r_rejected)^2, [M].
 
     The first term is minus the log-likelihood of the Bradley-Terry model (Bradley and Terry 1952; for language models
-    arXiv 2203.02155, equation 1), with the margin of arXiv 2307.09288, equation 2. A comparison says nothing of the level of
-    the scores; the second term (arXiv 2312.09244) holds their mean at zero.
+    arXiv 2203.02155, equation 1), with the margin of arXiv 2307.09288, equation 2. Comparisons do not determine the
+    level of the scores; the second term (arXiv 2312.09244) keeps their mean at zero.
 
     Args:
         chosen, rejected: scores, [M].
-        margin: how much better the chosen is said to be, [M] or one number.
-        centre: coefficient of the second term; 0 leaves it out.
+        margin: labelled margin of the chosen text, [M] or one number.
+        centre: coefficient of the second term; 0 is off.
     """
+    check_flat(chosen=chosen, rejected=rejected)
+    if isinstance(margin, Tensor) and margin.dim() > 0:
+        check_flat(chosen=chosen, margin=margin)
     loss = -logsigmoid(chosen - rejected - margin)
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
@@ -33,21 +38,23 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
     Args:
         chosen, rejected: log-ratios h, [M].
-        beta: the strength of the pull towards the reference, above 0.
+        beta: strength of the pull towards the reference, above 0.
     """
+    check_flat(chosen=chosen, rejected=rejected)
     return -logsigmoid(beta * (chosen - rejected))
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, tau: float) -> Tensor:
     """(h_chosen - h_rejected - 1 / (2 tau))^2, [M]: identity preference optimisation, arXiv 2310.12036, equation 17.
 
-    The gap has a target, so that a pair that is always judged alike does not drive it to infinity as it does in DPO.
-    Log-ratios are sums over tokens, as in the paper; some implementations take means.
+    The gap has a target, so that a pair with a consistent preference does not drive it to infinity as in DPO.
+    Log-ratios are sums over tokens, as in the paper; some implementations use means.
 
     Args:
         chosen, rejected: log-ratios h, [M].
-        tau: regularisation, above 0; the paper's beta of DPO.
+        tau: regularisation, above 0; corresponds to DPO's beta.
     """
+    check_flat(chosen=chosen, rejected=rejected)
     return (chosen - rejected - 1 / (2 * tau)) ** 2
 
 
@@ -61,7 +68,7 @@ def kto_loss(
 ) -> Tensor:
     """lambda_y - v(x, y), [M]: Kahneman-Tversky optimisation, arXiv 2402.01306, equation 8.
 
-    v = lambda_D sigmoid(beta (h - z0)) for what is desirable, lambda_U sigmoid(beta (z0 - h)) for what is not.
+    v = lambda_D sigmoid(beta (h - z0)) for desirable completions, lambda_U sigmoid(beta (z0 - h)) for undesirable ones.
 
     Args:
         ratios: log-ratios h, [M].
@@ -70,6 +77,7 @@ def kto_loss(
         beta: risk aversion, above 0.
         desirable_weight, undesirable_weight: lambda_D and lambda_U.
     """
+    check_flat(ratios=ratios, desirable=desirable)
     gain = beta * (ratios - reference_point)
     weight = torch.where(
         desirable, torch.full_like(gain, desirable_weight), torch.full_like(gain, undesirable_weight)
@@ -78,10 +86,11 @@ def kto_loss(
 
 
 def kto_reference_point(mismatched: Tensor) -> Tensor:
-    """z0 = max(0, mean of the log-ratios), a scalar without gradient, arXiv 2402.01306.
+    """Return z0 = max(0, mean of the log-ratios), a scalar without gradient (arXiv 2402.01306).
 
     Args:
-        mismatched: [M], log-ratios of each prompt with another prompt's completion: a rough estimate of
-            KL(pi || pi_ref) that needs no sampling.
+        mismatched: [M], log-ratios of each prompt with another prompt's completion, a rough estimate of
+            KL(pi || pi_ref) without sampling.
     """
+    check_flat(mismatched=mismatched)
     return mismatched.detach().mean().clamp_min(0)

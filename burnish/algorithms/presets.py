@@ -1,4 +1,4 @@
-"""Algorithms by name: each is an advantage function, a loss function and a way of adding up."""
+"""Algorithms by name: each is an advantage function, a loss function and an aggregation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Preset:
     """One algorithm.
 
     Attributes:
-        advantages: rewards [P, G] and the moving baseline to advantages [P, G].
-        loss: logprobs, log_ratio, advantages, all [T], and the ratio's limits to a loss a token [T].
-        aggregation: how token losses add up; a recipe may choose another.
-        needs_group: whether it compares the samples of one prompt, so that G must be at least 2.
-        unbiased: whether its expected gradient claims to be the policy gradient; ``verify`` holds it to that.
-        paper: where it comes from.
+        advantages: rewards [P, G] and the moving baseline -> advantages [P, G].
+        loss: logprobs, log_ratio, advantages, all [T], and the limits of the ratio -> per-token loss [T].
+        aggregation: how token losses add up, unless the recipe chooses another way.
+        needs_group: whether it compares the samples of a prompt, so that G must be at least 2.
+        unbiased: whether its expected gradient claims to be the policy gradient, which ``verify`` tests.
+        paper: source.
         when: when to use it, in one line.
-        why: of a bias by design, the reason.
-        clipped: log_ratio, advantages and limits to the tokens that the loss clips, below and above.
-        ratio: of a token or of a sequence; None where the loss has no ratio, and so no second update on a batch.
+        why: reason of a bias by design.
+        clipped: log_ratio, advantages and limits -> the tokens that the loss clips, below and above.
+        ratio: level of the ratio; None if the loss has no ratio and so allows no second update on a batch.
         limits: of the ratio.
         needs_batch: whether it compares the samples of a step, so that P*G must be at least 2.
-        refills: rounds in which groups whose rewards are all equal give way to others.
+        refills: rounds in which groups of equal rewards are replaced by new ones.
         by_part: whether each reward part is normalised within its group before the parts are added up.
-        critic: whether a model of the reward still to come says each token's advantage, in place of ``advantages``.
-        paired: whether the advantages are those of two samples to be told apart, in DPO's strength: needs the reference.
-        token_level: the advantages a token where rewards came with tokens (``reward.credit``); None where it has none.
+        critic: whether a value model gives the advantage of each token, in place of ``advantages``.
+        paired: whether the advantages are those of a pair of samples, scaled as in DPO; needs the reference.
+        token_level: token-level advantages, for rewards that come with tokens (``reward.credit``); None if it has none.
         why_completion_level: why it has none.
     """
 
@@ -57,17 +57,17 @@ class Preset:
 
     @property
     def supports_token_rewards(self) -> bool:
-        """Whether it can tell a text's tokens apart by what came with them."""
+        """Whether rewards of single tokens make its advantages differ within a text."""
         return self.critic or self.token_level is not None
 
     @property
     def clips(self) -> bool:
-        """Whether the loss clips the ratio at all."""
+        """Whether the loss clips the ratio."""
         return self.clipped is not losses.no_clipped_tokens
 
     @property
     def has_baseline(self) -> bool:
-        """Whether rewards are compared with a moving mean."""
+        """Whether the moving baseline is subtracted from rewards."""
         return self.advantages is advantages.moving_baseline
 
     @property
@@ -79,86 +79,86 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "reinforce": Preset(
         advantages.reinforce, losses.log_likelihood, "sequence_sum", False, True,
-        "Williams 1992", "the textbook estimator, R(tau) as it stands: to compare with, its variance is high",
+        "Williams 1992", "the textbook estimator, for comparison: its variance is high",
         token_level=token_level_advantages.token_reinforce,
     ),
     "reinforce_baseline": Preset(
         advantages.moving_baseline, losses.log_likelihood, "sequence_sum", False, True,
-        "Williams 1992, section 4", "one sample a prompt: a moving mean of earlier rewards takes the offset away",
+        "Williams 1992, section 4", "one sample per prompt: a moving mean of earlier rewards removes the offset",
         token_level=token_level_advantages.token_moving_baseline,
     ),
     "reinforce_pp": Preset(
         advantages.batch_normalised, losses.clipped_ratio, "token_mean", False, False,
-        "arXiv 2501.03262", "one or few samples a prompt, rewards of one scale: no critic, steps of even size",
+        "arXiv 2501.03262", "one or few samples per prompt, rewards of one scale: no critic, steps of even size",
         why="divides by the step's deviation and by its token count; the mean contains the sample itself",
         clipped=losses.tokens_with_clipped_gradient, ratio="token", needs_batch=True,
         token_level=token_level_advantages.token_batch_normalised,
     ),
     "rloo": Preset(
         advantages.leave_one_out, losses.log_likelihood, "sequence_sum", True, True,
-        "arXiv 2402.14740", "several samples a prompt, and the gradient shall be the true one",
+        "arXiv 2402.14740", "several samples per prompt, and an unbiased gradient",
         token_level=token_level_advantages.token_leave_one_out,
     ),
     "grpo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,
-        "arXiv 2402.03300", "several samples a prompt whose rewards differ in scale from prompt to prompt",
+        "arXiv 2402.03300", "several samples per prompt, with rewards whose scale differs between prompts",
         why="divides by the group's deviation and by each length; the mean contains the sample itself",
         clipped=losses.tokens_with_clipped_gradient, ratio="token",
         token_level=token_level_advantages.token_group_normalised,
     ),
     "dr_grpo": Preset(
         advantages.group_centred, losses.clipped_ratio, "constant_length", True, False,
-        "arXiv 2503.20783", "as grpo, without its pull on lengths and without favour for prompts of little spread",
+        "arXiv 2503.20783", "as grpo, without its bias towards some lengths and towards prompts of little spread",
         why="only its scale is off: the true gradient times (G-1)/G and divided by the longest length",
         clipped=losses.tokens_with_clipped_gradient, ratio="token",
         token_level=token_level_advantages.token_group_centred,
     ),
     "dapo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "token_mean", True, False,
-        "arXiv 2503.14476", "rewards that are right or wrong: keeps exploring, and draws groups anew that teach nothing",
+        "arXiv 2503.14476", "right-or-wrong rewards: keeps exploring, and replaces groups of equal rewards",
         why="divides by the group's deviation and by the step's token count; the mean contains the sample itself",
         clipped=losses.tokens_with_clipped_gradient, ratio="token", limits=RatioLimits(low=0.2, high=0.28), refills=3,
         token_level=token_level_advantages.token_group_normalised,
     ),
     "ppo": Preset(
         advantages.reinforce, losses.clipped_ratio, "token_mean", False, False,
-        "arXiv 1707.06347", "long texts, one sample a prompt, several updates: a critic says which token did it",
-        why="believes the critic's values, whitens over the step's tokens and divides by their count",
+        "arXiv 1707.06347", "long texts, one sample per prompt, several updates: a critic credits single tokens",
+        why="relies on the critic's values, whitens over the step's tokens and divides by their count",
         clipped=losses.tokens_with_clipped_gradient, ratio="token", critic=True,
     ),
     "gdpo": Preset(
         advantages.batch_normalised, losses.clipped_ratio, "sequence_mean", True, False,
-        "arXiv 2601.05242", "several reward parts of unlike scale or spread: each has its weight's say, whatever its units",
+        "arXiv 2601.05242", "several reward parts of different scale or spread: each counts by its weight alone",
         why="divides each part by its group's deviation, the sum by the step's, and by each length",
         clipped=losses.tokens_with_clipped_gradient, ratio="token", by_part=True,
-        why_completion_level="it normalises each part's number of a whole text",
+        why_completion_level="it normalises each part's reward of a whole text",
     ),
     "gspo": Preset(
         advantages.group_normalised, losses.clipped_ratio, "sequence_mean", True, False,
-        "arXiv 2507.18071", "several updates on each batch, or mixtures of experts: whole texts are clipped, not tokens",
+        "arXiv 2507.18071", "several updates per batch, or mixtures of experts: clips whole texts instead of tokens",
         why="divides by the group's deviation and by each length, as grpo",
         clipped=losses.tokens_with_clipped_gradient, ratio="sequence_mean", limits=RatioLimits(low=3e-4, high=4e-4),
-        why_completion_level="its ratio is that of the whole text and gives every token the mean of the tokens' advantages",
+        why_completion_level="its ratio is that of the whole text and averages the advantages of its tokens",
     ),
     "cispo": Preset(
         advantages.group_normalised, losses.clipped_weight, "token_mean", True, False,
-        "arXiv 2506.13585", "several updates on each batch where rare tokens matter: none of them loses its gradient",
+        "arXiv 2506.13585", "several updates per batch where rare tokens matter: no token loses its gradient",
         why="divides by the group's deviation and by the step's token count; off-policy, weights are capped",
         clipped=losses.tokens_with_clipped_weight, ratio="token", limits=RatioLimits(low=1.0, high=4.0),
         token_level=token_level_advantages.token_group_normalised,
     ),
     "sapo": Preset(
         advantages.group_normalised, losses.soft_gate, "sequence_mean", True, False,
-        "arXiv 2511.20347", "several updates on each batch, and a clip's hard edge makes training unsteady",
+        "arXiv 2511.20347", "several updates per batch, where the hard edge of a clip makes training unstable",
         why="divides by the group's deviation and by each length, as grpo; off-policy, the gate fades gradients",
         ratio="token",
         token_level=token_level_advantages.token_group_normalised,
     ),
     "online_dpo": Preset(
         advantages.best_and_worst, losses.log_likelihood, "sequence_sum", True, False,
-        "arXiv 2402.04792", "a reward whose order can be trusted and whose size cannot, such as a reward model's",
-        why="knows the best and the worst of the rewards, not how far apart they are",
+        "arXiv 2402.04792", "a reward whose order is reliable but whose size is not, such as a reward model's",
+        why="uses the order of the best and the worst reward, not their distance",
         paired=True,
-        why_completion_level="it makes pairs of whole texts",
+        why_completion_level="it compares pairs of whole texts",
     ),
 }  # fmt: skip

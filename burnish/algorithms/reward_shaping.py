@@ -1,4 +1,4 @@
-"""What is done to rewards before they become advantages: length terms, normalisers, and their running state."""
+"""Reward shaping before advantages: length terms, normalisation, and running moments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from burnish.algorithms.checks import check_flat, check_rank
+
 
 def overlong_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
-    """DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, equation 13); [N] float64.
+    """Return DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, equation 13); [N] float64.
 
-    0 up to ``longest - buffer`` tokens, then falling linearly to -1 at ``longest``, with a buffer of ``share * longest``.
+    It is 0 up to ``longest - buffer`` tokens and falls linearly to -1 at ``longest``; the buffer is ``share *
+    longest``.
     """
+    check_flat(lengths=lengths)
     if share <= 0:
         return torch.zeros(len(lengths), dtype=torch.float64)
     buffer = share * longest
@@ -20,7 +24,8 @@ def overlong_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
 
 
 def length_cost(lengths: Tensor, longest: int) -> Tensor:
-    """-|o_i| / longest, in [-1, 0]: what brevity is worth; [N] float64."""
+    """Return -|o_i| / longest, in [-1, 0], the cost of length; [N] float64."""
+    check_flat(lengths=lengths)
     return -lengths.double() / longest
 
 
@@ -33,7 +38,7 @@ class RunningMoments:
     squares: float = 0.0
 
     def after(self, values: Tensor) -> RunningMoments:
-        """With some more values in it."""
+        """Return the moments with further values included."""
         count = float(values.numel())
         mean = float(values.mean())
         squares = float((values - mean).square().sum())
@@ -47,24 +52,47 @@ class RunningMoments:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation, divisor n-1; 1 while there is nothing to tell it from, so that nothing is scaled."""
+        """Standard deviation, divisor n-1; 1 (no scaling) for fewer than two values or equal ones."""
         if self.count < 2 or self.squares <= 0:
             return 1.0
         return float((self.squares / (self.count - 1)) ** 0.5)
 
 
 def standardise_by_moments(rewards: Tensor, moments: RunningMoments) -> Tensor:
-    """(R - mean) / std of the rewards of earlier steps: numbers that these samples have no part in, so the gradient's
-    direction is not biased, only its scale changes. The first step has no earlier one and is taken as it is."""
+    """Return (R - mean) / std, with the moments of the rewards of earlier steps.
+
+    These samples do not enter the moments, so that only the scale of the gradient changes, not its direction. The first
+    step has no earlier rewards and is unchanged.
+    """
     return (rewards - moments.mean) / moments.deviation
 
 
+def standardise(rewards: Tensor) -> Tensor:
+    """Return (R - mean) / std over the last dimension, with the divisor N and no epsilon; equal rewards give exactly
+    zero.
+
+    GDPO normalises each reward part like this within its group, before ``batch_normalised`` takes the weighted sum of
+    the parts over the step (arXiv 2601.05242). If the sum alone were normalised, the part of the widest spread would
+    drown the others; here each part counts by its weight. A divisor N-1 would change the sum by a constant factor,
+    which the second normalisation cancels.
+
+    Args:
+        rewards: [..., N].
+    """
+    check_rank("rewards", rewards, "[..., N]", 1)
+    # The mean of equal numbers can be off by a rounding error, which the division would raise to order one.
+    equal = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
+    spread = rewards.std(-1, correction=0, keepdim=True).masked_fill(equal, 1.0)
+    return ((rewards - rewards.mean(-1, keepdim=True)) / spread).masked_fill(equal, 0.0)
+
+
 def rank_in_group(rewards: Tensor) -> Tensor:
-    """The rank within the group, from -1 (worst) to 1 (best), ties sharing their mean rank: only the order counts.
+    """Return the rank within the group, from -1 (worst) to 1 (best); ties share their mean rank.
 
     Args:
         rewards: [..., G].
     """
+    check_rank("rewards", rewards, "[..., G]", 1)
     size, ordered = rewards.shape[-1], rewards.sort(-1).values
     below = torch.searchsorted(ordered, rewards.contiguous())
     above = size - torch.searchsorted(ordered, rewards.contiguous(), right=True)

@@ -1,1 +1,1 @@
-"""Gradients against enumeration: a world small enough to write down, the estimators, and their verification."""
+"""Gradients against enumeration: an enumerable world, the gradient estimators, and their verification."""

@@ -1,6 +1,6 @@
-"""Gradient estimators as rows of ``burnish verify``, and what each says of sampled groups of an enumerable world.
+"""Gradient estimators, the rows of ``burnish verify``, and their estimates from groups of an enumerable world.
 
-The same advantage, loss, credit, importance and aggregation functions run here as in training.
+The advantage, loss, credit, shaping, importance and aggregation functions are those of training.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms import losses
-from burnish.algorithms.advantages import decoupled_normalised
 from burnish.algorithms.credit_assignment import generalised_advantages, potential_differences, reward_to_go, whiten
 from burnish.algorithms.importance import Correction, Level, importance_weights
 from burnish.algorithms.kl import KL_ESTIMATORS
 from burnish.algorithms.ops import log_ratio, owners, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS, Preset
-from burnish.algorithms.reward_shaping import RunningMoments, rank_in_group, standardise_by_moments
+from burnish.algorithms.reward_shaping import RunningMoments, rank_in_group, standardise, standardise_by_moments
 from burnish.exactness import world as exact
 
 
@@ -28,9 +27,9 @@ class World:
 
     Attributes:
         logits, reference: [V+1, V].
-        sequences: all of them.
+        sequences: all S sequences.
         rewards: [S].
-        vocabulary: the tokens' names.
+        vocabulary: names of the tokens.
     """
 
     logits: Tensor
@@ -41,16 +40,16 @@ class World:
 
     @property
     def behaviour(self) -> Tensor:
-        """[V+1, V], another policy to sample from: halfway between the policy and its reference."""
+        """Logits [V+1, V] of another policy to sample from, halfway between the policy and its reference."""
         return ((self.logits.softmax(-1) + self.reference.softmax(-1)) / 2).log()
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """E groups of G sequences that were drawn: what a credit function may look at.
+    """E sampled groups of G sequences, the argument of a credit function.
 
     Attributes:
-        index: [E, G], which of the world's sequences.
+        index: [E, G], indices of the world's sequences.
         rewards: [E, G].
         mask: [E*G, L], True on real tokens.
     """
@@ -61,14 +60,14 @@ class Groups:
     mask: Tensor
 
     @property
-    def at_the_end(self) -> Tensor:
+    def terminal_rewards(self) -> Tensor:
         """[E*G, L], each sequence's reward on its last token."""
         last = self.mask.sum(-1, keepdim=True) - 1
         return torch.zeros(self.mask.shape, dtype=torch.float64).scatter(-1, last, self.rewards.view(-1, 1))
 
 
 CreditFunction = Callable[[Groups], Tensor]
-"""Advantages a token, [E*G, L]."""
+"""Groups -> token-level advantages [E*G, L]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,12 @@ class Estimator:
     """One row of the table.
 
     Attributes:
-        target: what its mean is compared with: a key of ``targets``.
-        unbiased: whether it claims to meet the target; one that does not is listed with its bias and the reason.
-        why: of a bias by design, the reason.
-        credit: advantages a token, where they are not those of the whole sequence.
-        scale: G and L to the factor that its claim says the target comes with.
-        importance: the correction and level with which it answers for samples of ``World.behaviour``.
+        target: the gradient its mean is compared with, a key of ``targets``.
+        unbiased: whether it claims to meet the target; the others are listed with their bias and its reason.
+        why: reason of a bias by design.
+        credit: token-level advantages, if they are not those of the whole sequence.
+        scale: G and L -> the factor of the target in its claim.
+        importance: correction and level of the importance weights, for samples of ``World.behaviour``.
         entropy: whether an entropy bonus is added, with the coefficient of the KL term.
     """
 
@@ -99,7 +98,8 @@ class Estimator:
 
 
 def estimators() -> list[Estimator]:
-    """All presets; credit by token; normalised rewards; KL estimators in both places; and samples of another policy."""
+    """Return all estimators: presets, token credit, normalised rewards, KL in the reward and the loss, off-policy
+    samples."""
     half = _values(0.5)
     rows = [
         Estimator(name, preset, unbiased=preset.unbiased, why=preset.why, credit=_CREDIT.get(name))
@@ -109,17 +109,17 @@ def estimators() -> list[Estimator]:
     grpo, dr_grpo = PRESETS["grpo"], PRESETS["dr_grpo"]
     clipped = replace(base, loss=losses.clipped_ratio, ratio="token")
 
-    def shrunk(group: int, most: int) -> float:
-        return (group - 1) / group / most
+    def shrunk(group: int, longest: int) -> float:
+        return (group - 1) / group / longest
 
     rescaled = Estimator("dr_grpo, rescaled", dr_grpo, scale=shrunk)
-    token = "a token's weight does not know how its state was reached"
+    token = "a token's weight ignores how its state was reached"
     return [
         *rows,
         rescaled,
         Estimator("gae, lambda 1", clipped, credit=half(1.0)),
         Estimator("gae, true values", clipped, credit=_values(1.0)(0.95)),
-        Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 believes values that are half of the true ones",
+        Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 relies on values half of the true ones",
                   credit=half(0.95)),
         Estimator("gae, by token", clipped, credit=_gae_by_token),
         Estimator("reinforce, by token", base, credit=by_token(base)),
@@ -130,37 +130,37 @@ def estimators() -> list[Estimator]:
         Estimator("rloo, true potential", rloo, credit=by_token(rloo, _true_values)),
         Estimator("dr_grpo, by token", dr_grpo, credit=by_token(dr_grpo), scale=shrunk),
         Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=by_token(grpo)),
-        Estimator("rloo, running rewards", rloo, credit=_running(rloo), scale=lambda group, most: 1 / EARLIER.deviation),
-        Estimator("rloo, ranked rewards", rloo, "J", False, "of a group's rewards only their order counts",
+        Estimator("rloo, running rewards", rloo, credit=_running(rloo), scale=lambda *_: 1 / EARLIER.deviation),
+        Estimator("rloo, ranked rewards", rloo, "J", False, "only the order of a group's rewards counts",
                   credit=_ranked(rloo)),
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
         Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
-        Estimator("kl k1 in loss", base, "J", True, "meets J: the KL term pulls nowhere", "k1", "loss"),
+        Estimator("kl k1 in loss", base, "J", True, "meets J: the KL term has no effect", "k1", "loss"),
         Estimator("kl k2 in loss", base, "J - b KL of states", True, "", "k2", "loss"),
         Estimator("kl k3 in loss", base, "J - b forward KL of states", True, "", "k3", "loss"),
         Estimator("entropy bonus", base, "J + b entropy of states", entropy=True),
-        Estimator("off-policy, no weights", base, "J", False, "samples of another policy, taken for its own",
+        Estimator("off-policy, no weights", base, "J", False, "samples of another policy, treated as its own",
                   importance=("none", "sequence")),
         Estimator("off-policy, sequence", base, importance=("mask", "sequence")),
         Estimator("off-policy, token", base, "J", False, token, importance=("mask", "token")),
-        Estimator("off-policy, truncated", base, "J", False, "the cap takes mass away where the policies differ most",
+        Estimator("off-policy, truncated", base, "J", False, "the cap removes mass where the policies differ most",
                   importance=("truncate", "sequence")),
     ]  # fmt: skip
 
 
 CAP = {"mask": 1e9, "truncate": 1.2}
-"""Of the off-policy rows: masking drops nothing there, so that what is seen is the weight itself."""
+"""Caps of the off-policy rows. Masking drops nothing there, so that the rows show the weights themselves."""
 
 
 def _values(share: float) -> Callable[[float], CreditFunction]:
-    """GAE with that share of the true values, by the trace lambda."""
+    """Return GAE with a share of the true values, as a function of the trace lambda."""
 
     def with_trace(trace: float) -> CreditFunction:
         def credit(groups: Groups) -> Tensor:
             world = groups.world
             values = share * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
-            return generalised_advantages(groups.at_the_end, values, groups.mask, trace=trace)
+            return generalised_advantages(groups.terminal_rewards, values, groups.mask, trace=trace)
 
         return credit
 
@@ -168,59 +168,63 @@ def _values(share: float) -> Callable[[float], CreditFunction]:
 
 
 Potential = Callable[[World], Tensor]
-"""What the text so far is said to be worth, before each token; [S, L], the empty text's first."""
+"""World -> potential of the text before each token, [S, L], starting with the empty text."""
 
 
-def _without_sense(world: World) -> Tensor:
-    """0.7 and then token ids and places: nothing that has to do with the reward."""
+def _arbitrary_potential(world: World) -> Tensor:
+    """Return 0.7 and then a sum of token ids and positions, unrelated to the reward."""
     return 0.7 + (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double().roll(1, -1).index_fill(
         -1, torch.tensor(0), 0.0
     )
 
 
 def _true_values(world: World) -> Tensor:
-    """What a text can still expect, which is the best that a potential can say."""
+    """Return the expected reward of each prefix, the best possible potential."""
     return exact.prefix_values(world.logits, world.sequences, world.rewards)
 
 
 def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) -> Tensor:
-    """The reward as ``reward.credit`` deals it out: what a potential gains along the text, whose whole is worth the reward.
+    """Return the reward as ``reward.credit`` distributes it: the gains of a potential that ends at the reward.
 
     Args:
-        sentences: whether only every second token, and the last, ends a sentence and gets a reward.
+        sentences: whether only every second token and the last one, as ends of sentences, get a reward.
     Returns:
-        [E*G, L], adding up to the reward less what the empty text is worth.
+        [E*G, L], adding up to the reward minus the potential of the empty text.
     """
     world, before = groups.world, potential(groups.world)
-    place = torch.arange(before.shape[-1])
-    whole = place >= world.sequences.lengths[:, None] - 1
-    # Past the end the potential stays what it was, so nothing is gained there.
+    position = torch.arange(before.shape[-1])
+    whole = position >= world.sequences.lengths[:, None] - 1
+    # Past the end the potential is constant, so that nothing is gained there.
     scores = torch.where(whole, world.rewards[:, None], before.roll(-1, -1))
     if sentences:
-        latest = torch.where(whole | (place % 2 == 1), place + 1, 0).cummax(-1).values
+        latest = torch.where(whole | (position % 2 == 1), position + 1, 0).cummax(-1).values
         scores = torch.cat([before[:, :1], scores], -1).gather(-1, latest)
     return potential_differences(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
 
 
 def by_token(
-    preset: Preset, potential: Potential = _without_sense, *, sentences: bool = False, baseline: float = 0.1
+    preset: Preset, potential: Potential = _arbitrary_potential, *, sentences: bool = False, baseline: float = 0.1
 ) -> CreditFunction:
-    """A preset's advantages a token of a reward that ``_gained`` deals out; the baseline is ``reinforce_baseline``'s."""
+    """Return a preset's token-level advantages of the reward that ``_gained`` distributes.
+
+    Args:
+        baseline: of ``reinforce_baseline``.
+    """
 
     def credit(groups: Groups) -> Tensor:
         shape = (len(groups.index), 1, groups.index.shape[1])
         to_go = reward_to_go(_gained(groups, potential, sentences=sentences))
         assert preset.token_level is not None
-        found = preset.token_level(
+        advantages = preset.token_level(
             torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), baseline
         )
-        return found.view(groups.mask.shape)
+        return advantages.view(groups.mask.shape)
 
     return credit
 
 
 EARLIER = RunningMoments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
-"""Of rewards that the samples at hand have no part in, as those of earlier steps are."""
+"""Moments of rewards that do not depend on the samples, as those of earlier steps."""
 
 
 def _running(preset: Preset) -> CreditFunction:
@@ -239,37 +243,39 @@ def _ranked(preset: Preset) -> CreditFunction:
 
 
 def _gae_by_token(groups: Groups) -> Tensor:
-    """GAE of lambda 1 over the same rewards, from a critic that says half of the true values of the whole reward."""
+    """Return GAE of lambda 1 over the same rewards, from a critic whose values are half of the true ones."""
     world = groups.world
     values = 0.5 * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
-    return generalised_advantages(_gained(groups, _without_sense), values, groups.mask, trace=1.0)
+    return generalised_advantages(_gained(groups, _arbitrary_potential), values, groups.mask, trace=1.0)
 
 
 def _by_part(groups: Groups) -> Tensor:
-    """Decoupled normalisation of two parts whose sum is the reward: itself with the text's length, and that length."""
+    """Return GDPO's advantages of two parts whose sum is the reward: the reward plus the text's length, and that
+    length."""
     lengths = groups.mask.sum(-1).view_as(groups.rewards).double()
     parts = torch.stack([groups.rewards + 0.1 * lengths, lengths])
-    found = decoupled_normalised(parts.unsqueeze(-2), parts.new_tensor([1.0, -0.1]))
-    return found.view(-1, 1).expand(groups.mask.shape)
+    rewards = torch.tensordot(parts.new_tensor([1.0, -0.1]), standardise(parts.unsqueeze(-2)), 1)
+    return PRESETS["gdpo"].advantages(rewards, 0.0).view(-1, 1).expand(groups.mask.shape)
 
 
-def _criticised(groups: Groups) -> Tensor:
-    """PPO's whitened advantages, from a critic whose values are half of the true ones."""
-    found, count = _values(0.5)(0.95)(groups), len(groups.index)
-    return whiten(found.view(count, -1), groups.mask.view(count, -1)).view_as(found)
+def _from_critic(groups: Groups) -> Tensor:
+    """Return PPO's whitened advantages, from a critic whose values are half of the true ones."""
+    advantages, count = _values(0.5)(0.95)(groups), len(groups.index)
+    return whiten(advantages.view(count, -1), groups.mask.view(count, -1)).view_as(advantages)
 
 
-_CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _criticised}
-"""Of presets whose advantages need more than one reward a sample. ``online_dpo`` is not among them: it descends DPO's loss
-over pairs, which is no return and none of ``targets``. So its row is the limit beta -> 0, divided by beta: what the order of
-rewards alone makes of the policy gradient."""
+_CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _from_critic}
+"""Credit functions of presets that need more than one reward per sample.
+
+``online_dpo`` is not among them: it descends DPO's loss over pairs, which is not a return and not one of ``targets``.
+Its row is the limit beta -> 0, divided by beta: a policy gradient from the order of the rewards alone."""
 
 
 def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:
-    """One gradient estimate of the objective for each group; [E, (V+1) * V].
+    """Return one gradient estimate of the objective per group; [E, (V+1) * V].
 
     Args:
-        index: [E, G], which of the world's sequences each group drew.
+        index: [E, G], indices of the world's sequences that each group drew.
     """
     count, group = index.shape
     picked = world.sequences[index.flatten()]
@@ -294,7 +300,8 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
     weights = sequence_weights(lengths.view(count, group), preset.aggregation, mask.shape[-1])
     weights = weights.flatten().repeat_interleave(lengths)
     (slope,) = torch.autograd.grad((weights * loss).sum(), logprobs)
-    # From d loss / d log p to d objective / d logits by hand: d log p(a|s) / d logit(v|s) = [v = a] - p(v|s).
+    # The chain rule from d loss / d log p to d objective / d logits, by hand: d log p(a|s) / d logit(v|s) = [v = a] -
+    # p(v|s).
     size, tokens = world.logits.numel(), world.logits.shape[1]
     owner = owners(lengths) // group
     row, token = picked.previous[mask], picked.tokens[mask]
@@ -313,7 +320,7 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
 
 
 def _advantages(estimator: Estimator, groups: Groups, lengths: Tensor, baseline: float) -> Tensor:
-    """[T]"""
+    """Return the advantages of all tokens, [T]."""
     if estimator.credit is not None:
         return estimator.credit(groups)[groups.mask]
     return estimator.preset.advantages(groups.rewards.unsqueeze(-2), baseline).flatten().repeat_interleave(lengths)

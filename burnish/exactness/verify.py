@@ -1,8 +1,8 @@
-"""Every gradient estimator against the exact gradient of an enumerable world.
+"""Verification of gradient estimators against the exact gradient of an enumerable world.
 
-Two proofs for each. By sampling: the estimator's mean over many independent groups, with its standard error and
-variance. By enumeration: its expectation over all pairs of sequences (G = 2), which has no sampling error at all, so that
-a bias shows down to rounding. The same advantage, loss and aggregation functions run here as in training.
+Each estimator is tested twice. By sampling: its mean over many independent groups, with standard error and variance. By
+enumeration: its expectation over all pairs of sequences (G = 2), which has no sampling error, so that a bias shows down
+to rounding.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found of one estimator. Tensors are [V+1, V], like the logits.
+    """Result for one estimator. Tensors are [V+1, V], like the logits.
 
     Attributes:
-        bias: the exact expectation with G = 2, minus the exact gradient.
+        bias: exact expectation with G = 2, minus the exact gradient.
         variance: of one estimate, summed over all components.
         deviation: largest distance of the sampled mean from the exact gradient, in standard errors.
-        limit: what ``deviation`` may reach by chance: 3 standard errors for a table of one number, more for many.
+        limit: bound of ``deviation`` by chance: 3 standard errors for a table of one number, more for many.
     """
 
     estimator: Estimator
@@ -44,7 +44,7 @@ class Finding:
 
     @property
     def agrees(self) -> bool:
-        """Whether both proofs allow that it is unbiased."""
+        """Whether both tests are consistent with an unbiased estimator."""
         return bool(self.bias.abs().max() <= ROUNDING) and self.deviation <= self.limit
 
     @property
@@ -53,7 +53,7 @@ class Finding:
 
 
 def targets(world: World, coefficient: float) -> dict[str, Tensor]:
-    """Exact gradients, [V+1, V] each, of what an estimator may aim at."""
+    """Return the exact gradient of each objective that an estimator may target, [V+1, V] each."""
     logits = world.logits.detach().clone().requires_grad_()
     reward = exact.expected_reward(logits, world.sequences, world.rewards)
     reverse = exact.state_kl(logits, world.reference, world.sequences, forward=False)
@@ -65,30 +65,30 @@ def targets(world: World, coefficient: float) -> dict[str, Tensor]:
         "J - b forward KL of states": reward - coefficient * forward,
         "J + b entropy of states": reward + coefficient * exact.state_entropy(logits, world.sequences),
     }
-    found = {}
+    gradients = {}
     for name, objective in objectives.items():
-        (one,) = torch.autograd.grad(objective, logits, retain_graph=True)
-        found[name] = torch.nan_to_num(one, nan=0.0)
-    return found
+        (slope,) = torch.autograd.grad(objective, logits, retain_graph=True)
+        gradients[name] = torch.nan_to_num(slope, nan=0.0)
+    return gradients
 
 
 def expectation(world: World, estimator: Estimator, *, coefficient: float, baseline: float) -> Tensor:
-    """The estimator's exact mean with G = 2, over all pairs of possible sequences; [(V+1) * V]."""
+    """Return the estimator's exact mean with G = 2, over all pairs of possible sequences; [(V+1) * V]."""
     chance = sampled_from(world, estimator)
     possible = chance.nonzero().squeeze(1)
     pairs = torch.cartesian_prod(possible, possible)
-    found = estimates(world, estimator, pairs, coefficient=coefficient, baseline=baseline)
-    return (chance[pairs[:, 0]] * chance[pairs[:, 1]]) @ found
+    rows = estimates(world, estimator, pairs, coefficient=coefficient, baseline=baseline)
+    return (chance[pairs[:, 0]] * chance[pairs[:, 1]]) @ rows
 
 
 def sampled_from(world: World, estimator: Estimator) -> Tensor:
-    """The probability of each sequence where the estimator's samples come from; [S]."""
+    """Return the probability of each sequence under the policy that the estimator samples from; [S]."""
     logits = world.behaviour if estimator.importance else world.logits.detach()
     return exact.probabilities(logits, world.sequences)
 
 
 def claimed(world: World, estimator: Estimator, wanted: Mapping[str, Tensor], group: int) -> Tensor:
-    """The gradient that the estimator says it meets with groups of that size; [(V+1) * V]."""
+    """Return the gradient that the estimator claims to meet with groups of this size; [(V+1) * V]."""
     factor = estimator.scale(group, world.sequences.tokens.shape[1]) if estimator.scale else 1.0
     return factor * wanted[estimator.target].flatten()
 
@@ -104,12 +104,13 @@ def verify(
     baseline: float = 0.1,
     chunk: int = 20_000,
 ) -> list[Finding]:
-    """Compares each estimator with its exact target.
+    """Compare each estimator with its exact target.
 
     Args:
-        samples: independent estimates, each from one group of ``group`` sequences.
-        coefficient: b, of the rows with a KL term.
-        baseline: b of ``reinforce_baseline``: any number that does not depend on the samples.
+        samples: number of independent estimates, each from one group of ``group`` sequences.
+        coefficient: b of the rows with a KL term or an entropy bonus.
+        baseline: b of ``reinforce_baseline``, any number that does not depend on the samples.
+        chunk: estimates computed at once; bounds the memory.
     """
     wanted = targets(world, coefficient)
     findings = []
@@ -122,7 +123,7 @@ def verify(
         for begin in range(0, samples, chunk):
             count = min(chunk, samples - begin)
             index = torch.multinomial(chance, count * group, True, generator=generator).view(count, group)
-            # RunningMoments about the target, so that no digits are lost in the difference of large sums.
+            # Moments about the target lose no digits in a difference of large sums.
             distance = estimates(world, estimator, index, coefficient=coefficient, baseline=baseline) - target
             first += distance.sum(0)
             second += distance.square().sum(0)
@@ -141,8 +142,8 @@ def _finding(
     deviation = float((shift[varies].abs() / error[varies]).max()) if varies.any() else 0.0
     if bool((shift[~varies].abs() > ROUNDING).any()):
         deviation = math.inf
-    # Rows of the softmax sum to zero and equal entries move together, but each component is counted as a test of its own:
-    # the limit keeps the whole row's false-alarm rate at that of one 3-sigma test.
+    # Each component counts as a separate test, although the rows of the softmax sum to zero and equal entries move
+    # together. The limit keeps the false-alarm rate of all of them at that of one 3-sigma test.
     level = math.erfc(3 / math.sqrt(2)) / max(1, int(varies.sum()))
     limit = float(torch.special.ndtri(torch.tensor(1 - level / 2, dtype=torch.float64)))
     shape = world.logits.shape
@@ -153,7 +154,7 @@ def _finding(
 
 
 def as_rows(findings: Iterable[Finding], world: World) -> list[Mapping[str, object]]:
-    """Plain records, one for each component that is not identically zero, for tables and JSON."""
+    """Return plain records for tables and JSON, one per component that is not identically zero."""
     names = [*world.vocabulary, "start"]
     rows: list[Mapping[str, object]] = []
     for finding in findings:

@@ -1,7 +1,7 @@
-"""A world small enough to write down: every sequence, its probability, and so every gradient exactly.
+"""An enumerable world: all sequences, their probabilities, and exact objectives.
 
-A tabular policy is a matrix of logits [V+1, V]: row v holds the logits of the token that follows token v, the last row
-those of the first token. A sequence ends with the end token or at ``max_length``.
+A tabular policy is a matrix of logits [V+1, V]. Row v holds the logits of the token after token v, the last row those
+of the first token. A sequence ends with the end token or at ``max_length``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Sequences:
     """S sequences in padded form.
 
     Attributes:
-        tokens: [S, L] token ids; anything (0) past the end.
-        previous: [S, L] the row each token is drawn from.
-        mask: [S, L] True on real tokens.
+        tokens: [S, L], token ids; 0 past the end.
+        previous: [S, L], the row that each token is drawn from.
+        mask: [S, L], True on real tokens.
     """
 
     tokens: Tensor
@@ -35,78 +35,78 @@ class Sequences:
         return Sequences(self.tokens[index], self.previous[index], self.mask[index])
 
     def token_logprobs(self, logits: Tensor) -> Tensor:
-        """[S, L], zero past the end."""
+        """Return the log-probability of each token, [S, L]; zero past the end."""
         return logits.log_softmax(-1)[self.previous, self.tokens].masked_fill(~self.mask, 0.0)
 
 
 def all_sequences(vocabulary: int, max_length: int, end: int) -> Sequences:
-    """Every sequence that can come out: those that end with ``end`` and those cut at ``max_length``."""
+    """Return all possible sequences: those that end with ``end`` and those cut at ``max_length``."""
     others = [token for token in range(vocabulary) if token != end]
-    found = [(*body, end) for length in range(max_length) for body in itertools.product(others, repeat=length)] + list(
+    rows = [(*body, end) for length in range(max_length) for body in itertools.product(others, repeat=length)] + list(
         itertools.product(others, repeat=max_length)
     )
-    tokens = torch.zeros(len(found), max_length, dtype=torch.long)
-    mask = torch.zeros(len(found), max_length, dtype=torch.bool)
-    for row, sequence in enumerate(found):
+    tokens = torch.zeros(len(rows), max_length, dtype=torch.long)
+    mask = torch.zeros(len(rows), max_length, dtype=torch.bool)
+    for row, sequence in enumerate(rows):
         tokens[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = True
-    start = torch.full((len(found), 1), vocabulary)
+    start = torch.full((len(rows), 1), vocabulary)
     return Sequences(tokens, torch.cat([start, tokens[:, :-1]], 1), mask)
 
 
 def probabilities(logits: Tensor, sequences: Sequences) -> Tensor:
-    """[S], with gradient; they sum to 1 over ``all_sequences``."""
+    """Return the probability of each sequence, [S], with gradient; they sum to 1 over ``all_sequences``."""
     return sequences.token_logprobs(logits).sum(-1).exp()
 
 
 def expected_reward(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
-    """J = sum over sequences of P(tau) R(tau); a scalar with gradient."""
+    """Return J, the sum over sequences of P(tau) R(tau); a scalar with gradient."""
     return probabilities(logits, sequences) @ rewards
 
 
 def sequence_kl(logits: Tensor, reference: Tensor, sequences: Sequences) -> Tensor:
-    """KL(pi || reference) of whole sequences; a scalar with gradient, nats."""
+    """Return KL(pi || reference) of whole sequences; a scalar with gradient, nats."""
     ratio = sequences.token_logprobs(logits).sum(-1) - sequences.token_logprobs(reference).sum(-1)
     probability = probabilities(logits, sequences)
-    # A sequence that cannot happen contributes 0 log 0 = 0, not not-a-number.
+    # An impossible sequence contributes 0 log 0 = 0, not NaN.
     possible = probability > 0
     return (probability[possible] * ratio[possible]).sum()
 
 
 def prefix_values(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
-    """V(s_t) = E[R | the tokens before t] under the policy, for every sequence of the world; [S, L], no gradient.
+    """Return V(s_t) = E[R | the tokens before t] under the policy, for every sequence of the world.
 
-    Zero past the end. Where a prefix cannot happen its value is 0: nobody is ever there.
+    [S, L], no gradient; zero past the end and for impossible prefixes.
     """
     chance = probabilities(logits.detach(), sequences)
-    found = torch.zeros(sequences.tokens.shape, dtype=logits.dtype)
-    for place in range(sequences.tokens.shape[1]):
-        # The tokens before a place, as one number; sequences that ended earlier share it with nobody.
+    values = torch.zeros(sequences.tokens.shape, dtype=logits.dtype)
+    for position in range(sequences.tokens.shape[1]):
+        # The tokens before a position as one number, unique for sequences that ended earlier.
         base = int(sequences.tokens.max()) + 2
-        tokens = torch.where(sequences.mask, sequences.tokens, base - 1)[:, :place]
-        key = (tokens * base ** torch.arange(place)).sum(-1)
+        tokens = torch.where(sequences.mask, sequences.tokens, base - 1)[:, :position]
+        key = (tokens * base ** torch.arange(position)).sum(-1)
         same = (key[:, None] == key[None, :]).to(logits.dtype)
         reached = same @ chance
         value = torch.where(reached > 0, (same @ (chance * rewards)) / reached.clamp_min(1e-300), 0.0)
-        found[:, place] = value
-    return found.masked_fill(~sequences.mask, 0.0)
+        values[:, position] = value
+    return values.masked_fill(~sequences.mask, 0.0)
 
 
 def visits(logits: Tensor, sequences: Sequences) -> Tensor:
-    """How often each row of the table is drawn from in one sequence, on average; [V+1], no gradient."""
-    found = torch.zeros(len(logits), dtype=logits.dtype)
+    """Return the mean number of times that a sequence draws from each row of the table; [V+1], no gradient."""
+    counts = torch.zeros(len(logits), dtype=logits.dtype)
     weight = (probabilities(logits, sequences).detach()[:, None] * sequences.mask).flatten()
-    return found.index_add(0, sequences.previous.flatten(), weight)
+    return counts.index_add(0, sequences.previous.flatten(), weight)
 
 
 def state_entropy(logits: Tensor, sequences: Sequences) -> Tensor:
-    """Sum over the visited states of the next token's entropy, how often states are visited held fixed; nats."""
+    """Return the sum over visited states of the next token's entropy, with the visits held fixed; nats."""
     surprise: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
     return (visits(logits, sequences) * surprise).sum()
 
 
 def state_kl(logits: Tensor, reference: Tensor, sequences: Sequences, *, forward: bool) -> Tensor:
-    """Sum over the visited states of the KL of the next token, how often states are visited held fixed (no gradient).
+    """Return the sum over visited states of the next token's KL, with the visits held fixed (no gradient); nats.
 
     Args:
         forward: KL(reference || pi) if true, KL(pi || reference) otherwise.
@@ -119,21 +119,22 @@ def state_kl(logits: Tensor, reference: Tensor, sequences: Sequences, *, forward
 
 
 def gradient(value: Tensor, logits: Tensor) -> Tensor:
-    """d value / d logits, [V+1, V]; zero where the logit is minus infinity."""
-    (found,) = torch.autograd.grad(value, logits)
-    return torch.nan_to_num(found, nan=0.0)
+    """Return d value / d logits, [V+1, V]; zero where the logit is minus infinity."""
+    (slope,) = torch.autograd.grad(value, logits)
+    return torch.nan_to_num(slope, nan=0.0)
 
 
 def logits_from_probabilities(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
-    """Logits [V+1, V] in float64 from given probabilities; what is left of a row is spread evenly over its other tokens.
+    """Return logits [V+1, V] in float64 for given probabilities; the rest of a row is spread evenly over its other
+    tokens.
 
     Args:
-        rows: row -> token -> probability; a row that is left out is uniform. The first token's row is ``vocabulary``.
+        rows: row -> token -> probability; omitted rows are uniform. The first token's row is ``vocabulary``.
     """
     table = torch.full((vocabulary + 1, vocabulary), 1 / vocabulary, dtype=torch.float64)
-    for row, given in rows.items():
-        left, others = 1 - sum(given.values()), vocabulary - len(given)
+    for row, known in rows.items():
+        left, others = 1 - sum(known.values()), vocabulary - len(known)
         table[row] = left / others if others else 0.0
-        for token, probability in given.items():
+        for token, probability in known.items():
             table[row, token] = probability
     return table.log()

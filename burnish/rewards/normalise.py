@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from burnish.algorithms.reward_shaping import rank_in_group
+from burnish.algorithms.reward_shaping import rank_in_group, standardise
 from burnish.types import Completion
 
 Normalisation = Literal["group", "batch", "rank", "running"]
@@ -26,11 +26,7 @@ def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Compl
     for index, completion in enumerate(completions):
         groups.setdefault("" if by == "batch" else completion.prompt.id, []).append(index)
     result = np.zeros_like(values)
+    scale = rank_in_group if by == "rank" else standardise
     for indices in groups.values():
-        group = values[indices]
-        if by == "rank":
-            result[indices] = rank_in_group(torch.from_numpy(group)).numpy()
-        # Equal values stay 0: their mean may differ from them by a rounding error, which the division would magnify.
-        elif group.min() < group.max():
-            result[indices] = (group - group.mean()) / group.std()
+        result[indices] = scale(torch.from_numpy(values[indices])).numpy()
     return result
