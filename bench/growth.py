@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from burnish.benchmark.harness import run_order, tokenizer_tools
+from burnish.benchmark.harness import run_job, tokenizer_tools
 from burnish.benchmark.workloads import Workload, prompts_for
 from burnish.system.machine import cores, processor
 
@@ -30,7 +30,7 @@ def measured() -> dict[str, list[tuple[int, float, float, float]]]:
         for size in sizes:
             work = replace(BASE, **{key: size})
             prompts = prompts_for(work, texts, encode, decode, render)
-            answer = run_order("burnish", work.order(folder, prompts, encode, peer=False, seed=0, threads=cores()))
+            answer = run_job("burnish", work.job(folder, prompts, encode, peer=False, seed=0, threads=cores()))
             assert answer is not None
             found[name].append((size, answer["tokens"], answer["seconds"], answer["peak_bytes"] / 1e9))
             print(name, *found[name][-1], flush=True)

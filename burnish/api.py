@@ -34,7 +34,7 @@ from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
-from burnish.system.environment import environment
+from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
 from burnish.text import mostly_han_or_kana
@@ -109,7 +109,7 @@ def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resul
     """Build everything that the run's recipe names, and train to the last step."""
     recipe = load_recipe(run.folder / "recipe.toml")
     if not fresh:
-        warn_of_changes(run, environment(threads=recipe.threads, seed=recipe.seed), observer)
+        warn_of_changes(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
     noted = Noting(observer)
     with discarded_on_failure(run, fresh=fresh):
         learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder)

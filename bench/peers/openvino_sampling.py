@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching on a sampling order of ``burnish bench``, in float32; it gives no log-probabilities.
+"""OpenVINO GenAI's continuous batching on a sampling job of ``burnish bench``, in float32; it gives no log-probabilities.
 
 The model is converted once, which takes a minute, and kept in a folder beside it.
 """
@@ -11,39 +11,39 @@ import sys
 import time
 from pathlib import Path
 
-from burnish.benchmark.protocol import Answer, Stage, Step, order_of_this_process, versions
+from burnish.benchmark.protocol import JobResult, Stage, Step, read_job, versions
 from burnish.system.machine import peak_memory
 
 
 def main() -> None:
-    order, stage = order_of_this_process(), Stage()
+    job, stage = read_job(), Stage()
     import openvino_genai
     from openvino import Tensor
 
-    folder = converted(Path(order.model))
+    folder = converted(Path(job.model))
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.max_num_seqs = order.completions
+    scheduler.max_num_seqs = job.completions
     scheduler.max_num_batched_tokens = 2048
     scheduler.enable_prefix_caching = True
     scheduler.cache_size = 1
     model = openvino_genai.ContinuousBatchingPipeline(
-        str(folder), scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": order.threads}
+        str(folder), scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": job.threads}
     )
     steps = []
-    for number in range(order.warmup + order.steps):
+    for number in range(job.warmup + job.steps):
         sampling = openvino_genai.GenerationConfig()
-        sampling.do_sample, sampling.temperature = True, order.temperature
+        sampling.do_sample, sampling.temperature = True, job.temperature
         sampling.top_k, sampling.top_p = 0, 1.0
-        sampling.max_new_tokens, sampling.num_return_sequences = order.max_new_tokens, order.samples_per_prompt
-        sampling.rng_seed = order.seed + number
+        sampling.max_new_tokens, sampling.num_return_sequences = job.max_new_tokens, job.samples_per_prompt
+        sampling.rng_seed = job.seed + number
         sampling.apply_chat_template = False
         begin = time.perf_counter()
-        done = model.generate([Tensor([list(ids)]) for ids in order.prompt_ids], [sampling] * len(order.prompt_ids))
+        done = model.generate([Tensor([list(ids)]) for ids in job.prompt_ids], [sampling] * len(job.prompt_ids))
         seconds = time.perf_counter() - begin
         steps.append(Step(seconds, seconds, sum(len(ids) for group in done for ids in group.m_generation_ids)))
     stage.answer(
-        Answer(
-            "openvino", tuple(steps[: order.warmup]), tuple(steps[order.warmup :]), peak_memory(),
+        JobResult(
+            "openvino", tuple(steps[: job.warmup]), tuple(steps[job.warmup :]), peak_memory(),
             versions("openvino", "openvino-genai"),
         )
     )  # fmt: skip

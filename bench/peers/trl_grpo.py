@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on an order of ``burnish bench``: the same prompts, rewards, limits and learning rate as burnish.
+"""TRL's GRPOTrainer on a job of ``burnish bench``: the same prompts, rewards, limits and learning rate as burnish.
 
 What TRL leaves to its user is set to what is fastest on a CPU and fits into memory: float32 (bfloat16 is slower on most
 CPUs), no gradient checkpointing, one backward pass of ``microbatch`` sequences, padding to the longest answer only.
@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 from burnish.benchmark.protocol import (
-    Answer,
-    Order,
+    BenchmarkJob,
+    JobResult,
     Stage,
     Step,
-    order_of_this_process,
+    read_job,
     refuse_other_prompts,
     versions,
 )
 from burnish.system.machine import peak_memory
 
 
-def trainer_for(order: Order, folder: Path):
+def trainer_for(job: BenchmarkJob, folder: Path):
     """A GRPOTrainer that counts the seconds and the tokens of each generation in ``generations``."""
     import torch
     from datasets import Dataset
@@ -37,30 +37,30 @@ def trainer_for(order: Order, folder: Path):
             self.generations.append((time.perf_counter() - begin, sum(map(len, generated[1]))))
             return generated
 
-    tokenizer = AutoTokenizer.from_pretrained(order.model)
-    refuse_other_prompts(order, tokenizer(text=list(order.prompts))["input_ids"])
-    accumulation, rest = divmod(order.completions, order.microbatch)
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    refuse_other_prompts(job, tokenizer(text=list(job.prompts))["input_ids"])
+    accumulation, rest = divmod(job.completions, job.microbatch)
     if rest:
-        raise SystemExit(f"microbatch {order.microbatch} does not divide the {order.completions} completions of a step")
+        raise SystemExit(f"microbatch {job.microbatch} does not divide the {job.completions} completions of a step")
     arguments = GRPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, loss_type="grpo", beta=0.0,
-        temperature=order.temperature, top_k=0, top_p=1.0, learning_rate=order.learning_rate,
-        lr_scheduler_type="constant", num_generations=order.samples_per_prompt,
-        max_completion_length=order.max_new_tokens, per_device_train_batch_size=order.microbatch,
+        temperature=job.temperature, top_k=0, top_p=1.0, learning_rate=job.learning_rate,
+        lr_scheduler_type="constant", num_generations=job.samples_per_prompt,
+        max_completion_length=job.max_new_tokens, per_device_train_batch_size=job.microbatch,
         gradient_accumulation_steps=accumulation, steps_per_generation=accumulation,
-        max_steps=order.warmup + order.steps, seed=order.seed, report_to=[], save_strategy="no", logging_steps=1,
+        max_steps=job.warmup + job.steps, seed=job.seed, report_to=[], save_strategy="no", logging_steps=1,
         dataloader_pin_memory=False, disable_tqdm=True,
     )  # fmt: skip
     adapter = None
-    if order.lora_rank is not None:
+    if job.lora_rank is not None:
         adapter = LoraConfig(
-            r=order.lora_rank, lora_alpha=2 * order.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=job.lora_rank, lora_alpha=2 * job.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
     trainer = Timed(
-        model=AutoModelForCausalLM.from_pretrained(order.model, dtype=torch.float32),
-        reward_funcs=lambda completions, **_: [order.reward(text) for text in completions],
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
+        reward_funcs=lambda completions, **_: [job.reward(text) for text in completions],
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": list(order.prompts)}),
+        train_dataset=Dataset.from_dict({"prompt": list(job.prompts)}),
         processing_class=tokenizer,
         peft_config=adapter,
     )
@@ -69,11 +69,11 @@ def trainer_for(order: Order, folder: Path):
 
 
 def main() -> None:
-    order, stage = order_of_this_process(), Stage()
+    job, stage = read_job(), Stage()
     import torch
     from transformers import TrainerCallback
 
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(job.threads)
     ends: list[float] = []
 
     class Clock(TrainerCallback):
@@ -84,7 +84,7 @@ def main() -> None:
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_for(order, Path(folder))
+        trainer = trainer_for(job, Path(folder))
         trainer.add_callback(Clock())
         trainer.train()
     if len(trainer.generations) != len(ends) - 1:
@@ -95,10 +95,10 @@ def main() -> None:
     )
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     stage.answer(
-        Answer(
+        JobResult(
             "trl",
-            steps[: order.warmup],
-            steps[order.warmup :],
+            steps[: job.warmup],
+            steps[job.warmup :],
             peak_memory(),
             versions("trl", "transformers", "torch", "peft", "accelerate"),
             {"rewards": rewards},

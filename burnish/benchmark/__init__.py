@@ -1,1 +1,1 @@
-"""What ``burnish bench`` runs: workloads, the machine's own limit, runners in processes of their own, and what they say."""
+"""Benchmark harness of ``burnish bench`` and ``burnish doctor``: workloads, runners, peers, the machine's limit."""

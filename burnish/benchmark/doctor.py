@@ -1,4 +1,4 @@
-"""What ``burnish doctor`` says: what this machine can do, what it should reach, and what is installed."""
+"""Report of ``burnish doctor``: the machine's speed, its limits for SmolLM2-135M, and the installed packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ PACKAGES = (
 
 
 def examined() -> dict[str, Any]:
-    """Measures for some seconds. Speeds in GFLOP/s, memory in bytes, tokens a second for SmolLM2-135M."""
+    """Measure for some seconds. Speeds are in GFLOP/s, memory in bytes, limits in tokens per second for
+    SmolLM2-135M."""
     rows = (*floor.SMALL_ROWS, floor.LARGE_ROWS)
     found = products(rows, dtypes=("float32", "bfloat16"))
     speeds = floor.speeds(found)
@@ -48,20 +49,22 @@ def examined() -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> Sequence[str]:
-    """The findings for a reader."""
-    said = [
+    """Return the report as lines of text."""
+    report = [
         f"processor    {found['processor']}, {found['cores']} cores, load {found['load']}",
         f"memory       {found['memory'] / 1e9:.1f} GB, {found['memory_free'] / 1e9:.1f} free",
     ]
     for one in found["products"]:
-        said.append(f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})")
+        report.append(f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})")
     for name, value in found["limit"].items():
-        said.append(f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)")
-    said.append("packages     " + ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number))
-    said.append("missing      " + ", ".join(name for name, number in found["packages"].items() if not number))
-    said.append(f"cache        {found['cache']['folder']}, {found['cache']['bytes'] / 1e9:.2f} GB")
-    said.append(f"model        smollm2-135m: {found['model']}")
-    return said
+        report.append(f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)")
+    report.append(
+        "packages     " + ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+    )
+    report.append("missing      " + ", ".join(name for name, number in found["packages"].items() if not number))
+    report.append(f"cache        {found['cache']['folder']}, {found['cache']['bytes'] / 1e9:.2f} GB")
+    report.append(f"model        smollm2-135m: {found['model']}")
+    return report
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Runs burnish and its peers in turn on the same orders, and sums up what they answered.
+"""Benchmark of burnish and its peers on the same jobs, and its tables.
 
-Each runner is a process of its own. After every measurement the table is written anew, so that an interrupted benchmark
-leaves what it has.
+Each runner is a separate process. The table is rewritten after every measurement, so that an interrupted benchmark
+keeps its results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.benchmark import floor
-from burnish.benchmark.protocol import Answer, Order
+from burnish.benchmark.protocol import BenchmarkJob, JobResult
 from burnish.benchmark.quiet import look
 from burnish.benchmark.workloads import Decode, Encode, Render, Workload, prompts_for, workload
 from burnish.errors import BurnishError, InputError
@@ -32,25 +32,25 @@ PEERS = {
     "vllm": ("sampling", "vllm_sampling.py"),
     "openvino": ("sampling", "openvino_sampling.py"),
 }
-"""Name -> the kind of work that it does, and its runner in bench/peers; it lives in .venv-<name> beside the checkout."""
+"""Name -> kind of work, and runner in bench/peers; its environment is .venv-<name> in the checkout."""
 ENVIRONMENTS = {"hf": "trl"}
-"""Peers that live in another's environment."""
+"""Peers that use another peer's environment."""
 PARAMETERS = 134_515_008
-"""Of SmolLM2-135M, the embedding that is its head as well counted once."""
+"""Parameters of SmolLM2-135M, its tied embedding and head counted once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WorkloadMedians:
     """One workload's medians over the rounds.
 
     Attributes:
-        seconds: of a step, by runner.
-        sampling: seconds of it spent sampling, by runner.
-        tokens: sampled in a step, by runner.
+        seconds: per step, by runner.
+        sampling: seconds per step spent sampling, by runner.
+        tokens: sampled per step, by runner.
         peak: bytes, by runner.
-        ratio: by peer, the median over rounds of its seconds a step divided by burnish's.
-        token_ratio: the same for seconds a sampled token.
-        limits: the shares of the machine's own limit that burnish reached: "sampling", "training".
+        ratio: by peer, the median over rounds of its seconds per step divided by burnish's.
+        token_ratio: the same for seconds per sampled token.
+        limits: the shares of the machine's limit that burnish reached: "sampling", "training".
     """
 
     workload: str
@@ -63,36 +63,37 @@ class Row:
     limits: Mapping[str, float]
 
 
-def python_of(peer: str) -> Path | None:
-    """The interpreter of a peer's environment; None where that was not built."""
-    place = CHECKOUT / f".venv-{ENVIRONMENTS.get(peer, peer)}" / "bin" / "python"
-    return place if place.exists() else None
+def peer_python(peer: str) -> Path | None:
+    """Return the interpreter of a peer's environment, or None if that is not built."""
+    path = CHECKOUT / f".venv-{ENVIRONMENTS.get(peer, peer)}" / "bin" / "python"
+    return path if path.exists() else None
 
 
 def check_peers(names: Sequence[str]) -> None:
-    """Raises InputError where a peer is not known or has no environment."""
+    """Raise InputError if a peer is unknown or has no environment."""
     for name in names:
         if name not in PEERS:
             raise InputError(f"there is no peer named '{name}'; known: {', '.join(PEERS)}")
-        if python_of(name) is None:
+        if peer_python(name) is None:
             raise InputError(f"peer '{name}' has no environment yet: build it with make bench-peer")
 
 
 def run_benchmark(
-    names: Sequence[str], *, peers: Sequence[str], rounds: int, out: Path, threads: int, force: bool, observer: Observer,
+    names: Sequence[str], *, peers: Sequence[str], rounds: int, out: Path, threads: int, force: bool,
+    observer: Observer,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures and writes ``bench.json``, ``bench.md`` and ``bench.svg`` into ``out``.
+    """Measure, and write ``bench.json``, ``bench.md`` and ``bench.svg`` into ``out``.
 
     Raises:
-        InputError: an unknown name, a peer that is not there, or a machine that is not quiet (unless ``force``).
-        BurnishError: a runner of burnish's own failed.
+        InputError: an unknown name, a missing peer, or a machine that is not quiet (unless ``force``).
+        BurnishError: burnish's own runner failed.
     """
     works = [workload(name) for name in names]
     check_peers(peers)
     quiet = look()
     if quiet.complaint and not force:
         raise InputError(f"the machine is not quiet: {quiet.complaint}; wait, or measure all the same with --force")
-    orders = _orders(works, threads)
+    jobs = _jobs(works, threads)
     observer.message("measuring the machine's own products")
     measured = products((*floor.SMALL_ROWS, floor.LARGE_ROWS))
     speeds = floor.speeds(measured)
@@ -105,17 +106,17 @@ def run_benchmark(
         for work in works:
             for runner in ("burnish", *(peer for peer in peers if PEERS[peer][0] == work.kind)):
                 observer.message(f"round {number}: {work.name}, {runner}")
-                answer = run_order(runner, orders[work.name, runner != "burnish"])
+                answer = run_job(runner, jobs[work.name, runner != "burnish"])
                 if answer is not None:
                     found["answers"].append({"round": number, "workload": work.name, **answer})
-                    _write(found, works, orders, speeds, out)
+                    _write(found, works, jobs, speeds, out)
                 else:
                     observer.message(f"{runner} failed on {work.name}: it is left out", level="warning")
     return found
 
 
 def tokenizer_tools() -> tuple[str, list[str], Encode, Decode, Render]:
-    """The embedded model's folder, news texts, and its tokenizer's three uses."""
+    """Return the built-in model's folder, news texts, and its tokenizer's encode, decode and chat template."""
     from transformers import AutoTokenizer
 
     from burnish.catalogue.convert import model_folder
@@ -131,44 +132,44 @@ def tokenizer_tools() -> tuple[str, list[str], Encode, Decode, Render]:
         return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def render(question: str) -> str:
-        said = [{"role": "user", "content": question}]
-        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        messages = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     return folder, [article.text for article in articles()[0]], encode, decode, render
 
 
-def _orders(works: Sequence[Workload], threads: int) -> dict[tuple[str, bool], Order]:
-    """(workload, whether for a peer) -> its order, on the embedded model and news."""
+def _jobs(works: Sequence[Workload], threads: int) -> dict[tuple[str, bool], BenchmarkJob]:
+    """Return (workload, whether for a peer) -> job, on the built-in model and news."""
     folder, texts, encode, decode, render = tokenizer_tools()
     made = {}
     for work in works:
         prompts = prompts_for(work, texts, encode, decode, render)
         for peer in (False, True):
-            made[work.name, peer] = work.order(folder, prompts, encode, peer=peer, seed=0, threads=threads)
+            made[work.name, peer] = work.job(folder, prompts, encode, peer=peer, seed=0, threads=threads)
     return made
 
 
-def run_order(runner: str, order: Order) -> dict[str, Any] | None:
-    """A runner's answer; None where a peer gave none.
+def run_job(runner: str, job: BenchmarkJob) -> dict[str, Any] | None:
+    """Run a job and return its result, or None if a peer failed.
 
     Raises:
-        BurnishError: burnish itself gave none.
+        BurnishError: burnish itself failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "order.json"
-        order.write(path)
+        path = Path(folder) / "job.json"
+        job.write(path)
         if runner == "burnish":
             command = [sys.executable, "-m", "burnish.benchmark.runner", str(path)]
         else:
-            command = [str(python_of(runner)), str(CHECKOUT / "bench" / "peers" / PEERS[runner][1]), str(path)]
-        settings = {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(order.threads)}
+            command = [str(peer_python(runner)), str(CHECKOUT / "bench" / "peers" / PEERS[runner][1]), str(path)]
+        settings = {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(job.threads)}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     try:
-        answer = Answer.parse(done.stdout)
+        answer = JobResult.parse(done.stdout)
     except (ValueError, KeyError, TypeError):
         if runner == "burnish":
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise BurnishError(f"burnish's own run of {order.workload} failed: {last}") from None
+            raise BurnishError(f"burnish's own run of {job.workload} failed: {last}") from None
         return None
     return {
         "runner": runner,
@@ -179,10 +180,10 @@ def run_order(runner: str, order: Order) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def summed_up(
-    answers: Sequence[Mapping[str, Any]], order: Order, speeds: floor.Speeds, parameters: int = PARAMETERS
-) -> Row:
-    """The medians of one workload's answers. Raises ValueError where burnish gave none."""
+def workload_medians(
+    answers: Sequence[Mapping[str, Any]], job: BenchmarkJob, speeds: floor.Speeds, parameters: int = PARAMETERS
+) -> WorkloadMedians:
+    """Return the medians of one workload's results. Raises ValueError if burnish has none."""
     by_runner: dict[str, list[Mapping[str, Any]]] = {}
     for answer in answers:
         by_runner.setdefault(answer["runner"], []).append(answer)
@@ -205,20 +206,20 @@ def summed_up(
 
     seconds, sampling, tokens = median("seconds"), median("sampling_seconds"), median("tokens")
     least = floor.sampling_seconds(
-        parameters, order.prompt_tokens, round(tokens["burnish"]), order.completions, speeds
+        parameters, job.prompt_tokens, round(tokens["burnish"]), job.completions, speeds
     )  # fmt: skip
     limits = {"sampling": least / sampling["burnish"]}
-    if order.kind == "grpo":
+    if job.kind == "grpo":
         training = floor.training_seconds(
-            parameters, order.prompt_tokens, round(tokens["burnish"]), speeds, adapter=order.lora_rank is not None
+            parameters, job.prompt_tokens, round(tokens["burnish"]), speeds, adapter=job.lora_rank is not None
         )
         limits["training"] = training / (seconds["burnish"] - sampling["burnish"])
     peak = {runner: round(value) for runner, value in median("peak_bytes").items()}
-    return Row(order.workload, seconds, sampling, tokens, peak, ratios(None), ratios("tokens"), limits)
+    return WorkloadMedians(job.workload, seconds, sampling, tokens, peak, ratios(None), ratios("tokens"), limits)
 
 
-def table(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
-    """The rows as Markdown, below what they were measured on."""
+def table(rows: Sequence[WorkloadMedians], found: Mapping[str, Any]) -> str:
+    """Return the rows as Markdown, headed by the machine."""
     rates = ", ".join(f"{float(value):.0f} at {rows} rows" for rows, value in found["gflops"].items())
     lines = [
         f"Processor {found['processor']}, {found['threads']} threads; float32 products in GFLOP/s: {rates}.",
@@ -241,15 +242,15 @@ def table(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def drawing(rows: Sequence[Row]) -> str:
-    """Seconds a step of every runner as bars, an SVG of its own."""
+def drawing(rows: Sequence[WorkloadMedians]) -> str:
+    """Return an SVG with the seconds per step of every runner as bars."""
     bars = [(row.workload, runner, row.seconds[runner]) for row in rows for runner in row.seconds]
     if not bars:
         return ""
     longest = max(seconds for *_, seconds in bars)
     parts = []
-    for place, (work, runner, seconds) in enumerate(bars):
-        top, width = 24 + 22 * place, 420 * seconds / longest
+    for index, (work, runner, seconds) in enumerate(bars):
+        top, width = 24 + 22 * index, 420 * seconds / longest
         colour = "#2f6f9f" if runner == "burnish" else "#b8b8b8"
         parts.append(f'<text x="150" y="{top + 12}" text-anchor="end">{work}, {runner}</text>')
         parts.append(f'<rect x="158" y="{top}" width="{width:.1f}" height="15" fill="{colour}"/>')
@@ -262,14 +263,14 @@ def drawing(rows: Sequence[Row]) -> str:
 
 
 def _write(
-    found: Mapping[str, Any], works: Sequence[Workload], orders: Mapping[tuple[str, bool], Order], speeds: floor.Speeds,
-    out: Path,
+    found: Mapping[str, Any], works: Sequence[Workload], jobs: Mapping[tuple[str, bool], BenchmarkJob],
+    speeds: floor.Speeds, out: Path,
 ) -> None:  # fmt: skip
     rows = []
     for work in works:
         answers = [answer for answer in found["answers"] if answer["workload"] == work.name]
         if any(answer["runner"] == "burnish" for answer in answers):
-            rows.append(summed_up(answers, orders[work.name, False], speeds))
+            rows.append(workload_medians(answers, jobs[work.name, False], speeds))
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (out / "bench.md").write_text(table(rows, found), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What the harness asks of a runner and what a runner answers: one order file in, one JSON object out.
+"""Protocol between harness and runners: one job file in, one JSON object out.
 
-A runner is a process of its own, in whatever environment its library needs, so this module uses the standard library
-alone: peers import it without any of burnish's dependencies.
+A runner is a separate process in the environment that its library needs. This module uses only the standard library, so
+that peers can import it without burnish's dependencies.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ Kind = Literal["grpo", "sampling"]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One piece of work, the same for every runner.
+class BenchmarkJob:
+    """One benchmark job, the same for every runner.
 
     Attributes:
         workload: its name.
         kind: a whole GRPO step, or sampling alone.
         model: a folder in Hugging Face form.
-        prompts: texts; every runner encodes them with the model's own tokenizer.
-        prompt_ids: what that must give, token by token; a runner refuses to measure anything else.
+        prompts: texts, which every runner encodes with the model's tokenizer.
+        prompt_ids: their expected token ids; a runner refuses to measure anything else.
         samples_per_prompt: G.
-        max_new_tokens: where an answer is cut.
-        steps: steps that are measured.
-        warmup: steps before them, timed apart.
-        microbatch: sequences in one backward pass of a runner that has to be told.
+        max_new_tokens: length limit of an answer.
+        steps: measured steps.
+        warmup: steps before them, timed separately.
+        microbatch: sequences per backward pass, for runners that need to be told.
         lora_rank: of the adapter; None trains all weights.
         letter: the reward is the share of this letter in the answer.
-        options: for burnish alone, changes to its recipe (``key=value``).
+        options: changes to the recipe (``key=value``), for burnish only.
     """
 
     workload: str
@@ -68,19 +68,19 @@ class Order:
         return sum(map(len, self.prompt_ids))
 
     def reward(self, text: str) -> float:
-        """The share of the letter, in [0, 1]: cheap, and not the same for every answer."""
+        """Return the share of the letter, in [0, 1]: a cheap reward that differs between answers."""
         return text.count(self.letter) / max(1, len(text))
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> Order:
-        found = json.loads(path.read_text(encoding="utf-8"))
+    def read(cls, path: Path) -> BenchmarkJob:
+        fields = json.loads(path.read_text(encoding="utf-8"))
         for key in ("prompts", "options"):
-            found[key] = tuple(found[key])
-        found["prompt_ids"] = tuple(map(tuple, found["prompt_ids"]))
-        return cls(**found)
+            fields[key] = tuple(fields[key])
+        fields["prompt_ids"] = tuple(map(tuple, fields["prompt_ids"]))
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class Step:
 
     Attributes:
         seconds: of the whole step.
-        sampling_seconds: of it, spent sampling.
-        tokens: sampled, the end-of-text tokens included, padding not.
+        sampling_seconds: the part of it spent sampling.
+        tokens: number of sampled tokens, with end-of-text tokens and without padding.
     """
 
     seconds: float
@@ -99,15 +99,15 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a runner measured.
+class JobResult:
+    """Measurements of a runner.
 
     Attributes:
         warmup: steps before the measurement.
-        steps: the measured ones.
-        peak_bytes: the largest resident memory of the runner's process (VmHWM of proc(5)); 0 where the system does not say.
-        versions: of the packages that did the work.
-        notes: anything else worth keeping.
+        steps: the measured steps.
+        peak_bytes: largest resident memory of the runner's process.
+        versions: of the packages involved.
+        notes: further facts.
     """
 
     runner: str
@@ -118,24 +118,24 @@ class Answer:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str) -> Answer:
-        """Raises ValueError, KeyError or TypeError where the text is no answer."""
-        found = json.loads(text)
+    def parse(cls, text: str) -> JobResult:
+        """Read a result. Raises ValueError, KeyError or TypeError if the text is not one."""
+        fields = json.loads(text)
         for key in ("warmup", "steps"):
-            found[key] = tuple(Step(**step) for step in found[key])
-        return cls(**found)
+            fields[key] = tuple(Step(**step) for step in fields[key])
+        return cls(**fields)
 
 
 class Stage:
-    """Standard output, kept for the one answer: whatever libraries print goes to standard error instead."""
+    """Standard output, reserved for the result: whatever libraries print goes to standard error."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
         self._output = os.dup(1)
         os.dup2(2, 1)
 
-    def answer(self, answer: Answer) -> NoReturn:
-        """Prints the answer and ends the process at once: a library's own way of leaving may hang or print."""
+    def answer(self, answer: JobResult) -> NoReturn:
+        """Print the result and end the process at once, since a library's exit handlers may hang or print."""
         sys.stdout.flush()
         sys.stderr.flush()
         with open(self._output, "w", encoding="utf-8") as output:
@@ -143,21 +143,21 @@ class Stage:
         os._exit(0)
 
 
-def order_of_this_process() -> Order:
-    """The order whose path is the process's only argument."""
+def read_job() -> BenchmarkJob:
+    """Read the job whose path is the process's only argument."""
     if len(sys.argv) != 2:
-        sys.exit("a runner takes one argument, the path of its order: start it with `burnish bench`")
-    return Order.read(Path(sys.argv[1]))
+        sys.exit("a runner takes one argument, the path of its job: start it with `burnish bench`")
+    return BenchmarkJob.read(Path(sys.argv[1]))
 
 
-def refuse_other_prompts(order: Order, encoded: Sequence[Sequence[int]]) -> None:
-    """Ends the process where a library encodes the prompts otherwise: it would not be the same work."""
-    if tuple(map(tuple, encoded)) != order.prompt_ids:
-        sys.exit(f"the prompts of {order.workload} are encoded to other tokens here than by the model's tokenizer")
+def refuse_other_prompts(job: BenchmarkJob, encoded: Sequence[Sequence[int]]) -> None:
+    """End the process if a library encodes the prompts differently, since the work would not be the same."""
+    if tuple(map(tuple, encoded)) != job.prompt_ids:
+        sys.exit(f"the prompts of {job.workload} are encoded to other tokens here than by the model's tokenizer")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of installed packages; those that are not there are left out."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

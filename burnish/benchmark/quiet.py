@@ -1,4 +1,4 @@
-"""Whether the machine is quiet enough for a time to mean something."""
+"""Check that the machine is quiet enough for meaningful timings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from burnish.system.machine import cores, load_average, spin
 
 MOST_LOAD = 0.3
-"""Of each core, in the last minute, by others."""
+"""Largest load average per core of the last minute."""
 LEAST_SHARE = 0.97
-"""Of the processor time that a busy loop on every core asks for."""
+"""Smallest share of processor time that a busy loop on every core must get."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """What was found before a measurement.
+    """State of the machine before a measurement.
 
     Attributes:
-        load: the load average of the last minute; None where the system does not say.
-        share: of the time that a busy loop on every core asked for, what it got.
-        cores: that this process may use.
+        load: load average of the last minute; None if the system has none.
+        share: share of the processor time that a busy loop on every core got.
+        cores: cores that this process may use.
     """
 
     load: float | None
@@ -28,9 +28,10 @@ class Quiet:
 
     @property
     def complaint(self) -> str | None:
-        """Why a time taken now would not mean much; None on a quiet machine.
+        """Reason why timings taken now would be unreliable; None on a quiet machine.
 
-        The load average looks a minute back, so a process that has just ended is still in it; the busy loop knows now.
+        The load average covers the last minute, including processes that have ended; the busy loop measures the
+        present.
         """
         if self.share < LEAST_SHARE:
             return f"a busy loop on {self.cores} cores got {self.share:.0%} of the time it asked for"
@@ -40,6 +41,6 @@ class Quiet:
 
 
 def look() -> Quiet:
-    """Looks at the load first and spins then: the spinning would count."""
+    """Measure the load and then spin, since spinning would add to the load."""
     load = load_average()
     return Quiet(load, spin(), cores())

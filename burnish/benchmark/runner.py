@@ -1,4 +1,4 @@
-"""burnish's own runner: ``python -m burnish.benchmark.runner ORDER`` does an order as a training run or a sampler would."""
+"""burnish's runner: ``python -m burnish.benchmark.runner JOB`` runs a job as a training run or a sampler."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from burnish.benchmark.protocol import (
-    Answer,
-    Order,
+    BenchmarkJob,
+    JobResult,
     Stage,
     Step,
-    order_of_this_process,
+    read_job,
     refuse_other_prompts,
     versions,
 )
@@ -21,42 +21,42 @@ from burnish.training.learner import Learner
 from burnish.training.step import train_step
 
 
-def recipe_for(order: Order, path: Path) -> Recipe:
-    """The recipe of an order that lies at ``path``: every default, but for what the order fixes."""
-    policy: dict[str, object] = {"model": order.model, "device": "cpu"}
-    if order.lora_rank is not None:
-        policy["lora"] = {"rank": order.lora_rank, "alpha": 2.0 * order.lora_rank}
+def recipe_for(job: BenchmarkJob, path: Path) -> Recipe:
+    """Return the recipe of a job saved at ``path``: the defaults, except for what the job fixes."""
+    policy: dict[str, object] = {"model": job.model, "device": "cpu"}
+    if job.lora_rank is not None:
+        policy["lora"] = {"rank": job.lora_rank, "alpha": 2.0 * job.lora_rank}
     return load_recipe(
         {
-            "name": f"bench-{order.workload}",
-            "seed": order.seed,
-            "steps": order.warmup + order.steps,
-            "threads": order.threads,
+            "name": f"bench-{job.workload}",
+            "seed": job.seed,
+            "steps": job.warmup + job.steps,
+            "threads": job.threads,
             "policy": policy,
-            "task": {"use": "burnish.benchmark.task:Ordered", "path": str(path)},
+            "task": {"use": "burnish.benchmark.task:JobPrompts", "path": str(path)},
             "sampling": {
-                "prompts_per_step": len(order.prompts),
-                "samples_per_prompt": order.samples_per_prompt,
-                "max_new_tokens": order.max_new_tokens,
-                "temperature": order.temperature,
+                "prompts_per_step": len(job.prompts),
+                "samples_per_prompt": job.samples_per_prompt,
+                "max_new_tokens": job.max_new_tokens,
+                "temperature": job.temperature,
             },
             "algorithm": {"use": "grpo"},
-            "reward": [{"use": "burnish.benchmark.task:letter_share", "letter": order.letter}],
-            "optimizer": {"learning_rate": order.learning_rate},
+            "reward": [{"use": "burnish.benchmark.task:letter_share", "letter": job.letter}],
+            "optimizer": {"learning_rate": job.learning_rate},
         },
-        list(order.options),
+        list(job.options),
     )
 
 
 def grpo_step(learner: Learner) -> tuple[Step, dict[str, float]]:
-    """One training step, and the metrics that say whether it was right."""
+    """Run one training step and return it with the metrics that show whether it was correct."""
     metrics = train_step(learner).metrics
     kept = {name: metrics[name] for name in ("reward/mean", "mismatch_kl", "grad_norm", "truncated", "time/update")}
     return Step(metrics["time/step"], metrics["time/generate"], metrics["tokens"]), kept
 
 
 def sampling_step(learner: Learner, number: int) -> Step:
-    """One draw of all samples with log-probabilities, the weights as they are."""
+    """Sample all completions once, with log-probabilities and without training."""
     sampling = learner.recipe.sampling
     begin = time.perf_counter()
     groups = learner.sampler.sample(
@@ -68,25 +68,25 @@ def sampling_step(learner: Learner, number: int) -> Step:
 
 
 def main() -> None:
-    order, stage = order_of_this_process(), Stage()
+    job, stage = read_job(), Stage()
     from burnish.backends.local import build
 
-    learner, _ = build(recipe_for(order, Path(sys.argv[1])), offline=True)
-    refuse_other_prompts(order, [learner.policy.reference.encode_prompt(prompt) for prompt in learner.prompts])
+    learner, _ = build(recipe_for(job, Path(sys.argv[1])), offline=True)
+    refuse_other_prompts(job, [learner.policy.reference.encode_prompt(prompt) for prompt in learner.prompts])
     steps: list[Step] = []
     notes: list[dict[str, float]] = []
-    for number in range(1, order.warmup + order.steps + 1):
-        if order.kind == "grpo":
+    for number in range(1, job.warmup + job.steps + 1):
+        if job.kind == "grpo":
             step, kept = grpo_step(learner)
             notes.append(kept)
         else:
             step = sampling_step(learner, number)
         steps.append(step)
     stage.answer(
-        Answer(
+        JobResult(
             "burnish",
-            tuple(steps[: order.warmup]),
-            tuple(steps[order.warmup :]),
+            tuple(steps[: job.warmup]),
+            tuple(steps[job.warmup :]),
             peak_memory(),
             versions("burnish", "torch", "transformers", "peft"),
             {"steps": notes},

@@ -1,27 +1,27 @@
-"""The task and the reward of a benchmark: exactly the prompts of an order, and the share of its letter."""
+"""Task and reward of a benchmark: the prompts of a job, and the share of its letter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from burnish.benchmark.protocol import Order
+from burnish.benchmark.protocol import BenchmarkJob
 from burnish.types import Completion, Prompt
 
 
-class Ordered:
-    """The prompts of an order file; the held-out side, which nobody measures here, is one prompt of its own."""
+class JobPrompts:
+    """The prompts of a job file; the held-out side, which is not measured, is one further prompt."""
 
     def __init__(self, *, path: str = "") -> None:
-        self.order = Order.read(Path(path))
+        self.job = BenchmarkJob.read(Path(path))
 
     def train(self) -> Sequence[Prompt]:
-        return [Prompt(f"bench/{place}", text) for place, text in enumerate(self.order.prompts)]
+        return [Prompt(f"bench/{index}", text) for index, text in enumerate(self.job.prompts)]
 
     def evaluation(self) -> Sequence[Prompt]:
-        return [Prompt("bench/held-out", self.order.prompts[0])]
+        return [Prompt("bench/held-out", self.job.prompts[0])]
 
 
 def letter_share(completion: Completion, *, letter: str = "e") -> float:
-    """As ``Order.reward``."""
+    """Return the share of the letter, as ``BenchmarkJob.reward``."""
     return completion.text.count(letter) / max(1, len(completion.text))

@@ -1,6 +1,6 @@
-"""The fixed pieces of work that are measured, and the prompts they are made of.
+"""Benchmark workloads and their prompts.
 
-All lengths are in tokens of SmolLM2's tokenizer. The prompts are a function of the data alone, so every runner on every
+All lengths are in tokens of SmolLM2's tokenizer. The prompts depend on the data only, so that every runner on every
 machine gets the same ones.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from burnish.benchmark.protocol import Kind, Order
+from burnish.benchmark.protocol import BenchmarkJob, Kind
 from burnish.errors import InputError
 from burnish.registry import nearest
 
@@ -23,11 +23,11 @@ class Workload:
     """One row of the benchmark.
 
     Attributes:
-        prompts, samples, max_new_tokens: P, G, and where an answer is cut.
-        prompt_tokens: length of each prompt; None for questions in the chat template, which have lengths of their own.
-        steps, warmup: measured steps and those before them, for burnish.
-        peer_steps, peer_warmup: the same for a peer, which may take minutes a step.
-        peer_microbatch: sequences of one backward pass of a peer: the most that fits into 24 GB.
+        prompts, samples, max_new_tokens: P, G, and the length limit of an answer.
+        prompt_tokens: length of each prompt; None for questions in the chat template, whose lengths vary.
+        steps, warmup: measured steps of burnish, and steps before them.
+        peer_steps, peer_warmup: the same for a peer, which may take minutes per step.
+        peer_microbatch: sequences per backward pass of a peer, the largest number that fits into 24 GB.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Workload:
         """N = P * G."""
         return self.prompts * self.samples
 
-    def order(
+    def job(
         self, model: str, prompts: Sequence[str], encode: Encode, *, peer: bool, seed: int, threads: int,
         options: Sequence[str] = (),
-    ) -> Order:  # fmt: skip
-        """The order of burnish or of a peer."""
-        return Order(
+    ) -> BenchmarkJob:  # fmt: skip
+        """Return the job of burnish or of a peer."""
+        return BenchmarkJob(
             workload=self.name, kind=self.kind, model=model, prompts=tuple(prompts),
             prompt_ids=tuple(tuple(encode(prompt)) for prompt in prompts), samples_per_prompt=self.samples,
             max_new_tokens=self.max_new_tokens, steps=self.peer_steps if peer else self.steps,
@@ -79,23 +79,23 @@ WORKLOADS: tuple[Workload, ...] = (
 )  # fmt: skip
 
 TINY = Workload("tiny", "grpo", "a random model, to try the benchmark itself", 2, 4, 8, 12, steps=2, peer_microbatch=8)
-"""Not measured unless asked for by name: it says nothing about speed."""
+"""Only measured by name: it says nothing about speed."""
 
 QUESTIONS = (
-    "What is the capital of France? Answer in one word.",
+    "What is the capital of France? JobResult in one word.",
     "Name three colours of the rainbow.",
     "What is 7 times 8? Give only the number.",
-    "Is the sun a star or a planet? Answer in one sentence.",
+    "Is the sun a star or a planet? JobResult in one sentence.",
     "Write a one-line greeting for a birthday card.",
     "Which animal says 'meow'? One word, please.",
     "Give me one synonym of 'happy'.",
     "How many days are there in a leap year? Just the number.",
 )
-"""Asked through the chat template, most are answered in a few tokens, some at length: a ragged batch."""
+"""Questions for the chat template. Most answers take a few tokens, some are long: a ragged batch."""
 
 
 def workload(name: str) -> Workload:
-    """The workload of that name. Raises InputError that lists them where there is none."""
+    """Return the workload of this name. Raises InputError with the list of names if there is none."""
     for known in (*WORKLOADS, TINY):
         if known.name == name:
             return known
@@ -104,13 +104,13 @@ def workload(name: str) -> Workload:
 
 
 def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode, decode: Decode) -> list[str]:
-    """Heads of texts that encode to exactly so many tokens, the first ``count`` of different ones.
+    """Return the first ``count`` distinct heads of texts that encode to exactly ``tokens`` tokens.
 
-    Texts that are too short are joined with those that follow. A head whose text does not encode to itself again (a
-    word cut in two may merge otherwise) is left out.
+    Texts that are too short are joined with the following ones. A head that does not encode to the same tokens again (a
+    word cut in two may merge differently) is skipped.
 
     Raises:
-        InputError: there are not enough.
+        InputError: there are too few.
     """
     found: dict[str, None] = {}
     for text in _joined(texts, tokens, encode):
@@ -123,7 +123,7 @@ def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode,
 
 
 def _joined(texts: Sequence[str], tokens: int, encode: Encode) -> Iterator[str]:
-    """Texts of at least so many tokens: each is joined with those after it until it is long enough."""
+    """Yield texts of at least ``tokens`` tokens, joining each with the following ones until it is long enough."""
     held = ""
     for text in texts:
         held = f"{held} {text}" if held else text
@@ -135,7 +135,7 @@ def _joined(texts: Sequence[str], tokens: int, encode: Encode) -> Iterator[str]:
 def prompts_for(
     work: Workload, texts: Sequence[str], encode: Encode, decode: Decode, render: Render | None
 ) -> list[str]:
-    """The prompts of a workload: heads of the texts, or the questions through the chat template ``render``."""
+    """Return the prompts of a workload: heads of the texts, or the questions through the chat template ``render``."""
     if work.prompt_tokens is not None:
         return exact_prompts(texts, work.prompts, work.prompt_tokens, encode, decode)
     if render is None:

@@ -1,4 +1,4 @@
-"""Models and data inside registry packages: what there is, where it comes from, and how it gets here."""
+"""Catalogue of models and data inside registry packages: entries, fetching, conversion."""
 
 from burnish.catalogue.convert import check_model_folder, model_folder, resolve_model
 from burnish.catalogue.entries import CatalogueEntry, CatalogueFile, lookup, names

@@ -61,7 +61,7 @@ def model_folder(name: str, *, offline: bool = False, observer: Observer | None 
             return place
         if observer:
             observer.message(f"{doing} to safetensors, once (about {max(20, entry.weights.size // 4_000_000)} s)")
-        with store.explained(doing):
+        with store.cache_errors(doing):
             weights = _joined(entry, pieces, temporary) if pieces else found[entry.weights.path]
             built = temporary / "model"
             _convert(entry, weights, built)

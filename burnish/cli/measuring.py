@@ -154,14 +154,14 @@ def bench(
 
     Also measures the limit of this machine. A peer can take minutes per step.
     """
-    from burnish.benchmark.harness import PEERS, python_of, run_benchmark
+    from burnish.benchmark.harness import PEERS, peer_python, run_benchmark
     from burnish.benchmark.workloads import WORKLOADS
     from burnish.reports.terminal.progress import make_observer
     from burnish.system.machine import cores
 
     results = run_benchmark(
         workloads or [work.name for work in WORKLOADS],
-        peers=peer if peer is not None else [name for name in PEERS if python_of(name)],
+        peers=peer if peer is not None else [name for name in PEERS if peer_python(name)],
         rounds=rounds, out=out, threads=threads or cores(), force=force, observer=make_observer(quiet=quiet),
     )  # fmt: skip
     if json:

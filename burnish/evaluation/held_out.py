@@ -7,10 +7,11 @@ the record without a model, so that a saved measurement can be compared again la
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import regex
 
 from burnish.errors import InputError
@@ -18,7 +19,7 @@ from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
 from burnish.text import WITHOUT_SPACES
-from burnish.types import Completion, Prompt, SamplingParams
+from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
 
 if TYPE_CHECKING:
     from burnish.protocols import HasReference, Observer, Sampler, Scorer
@@ -87,32 +88,23 @@ def measure(
     samples: list[Sample] = []
     truths: list[Truth] = []
     weights: Mapping[str, float] = {}
-    ways: dict[str, str] = {}
+    directions: dict[str, str] = {}
     for start in range(0, len(prompts), prompts_per_batch):
         groups = sampler.sample(
-            prompts[start : start + prompts_per_batch],
-            samples_per_prompt=samples_per_prompt,
-            sampling=sampling,
-            seed=seeds,
-            policy_version=policy_version,
-        )
-        # A sample is identified by its index in its group: before and after are paired by it.
-        indexed = [pair for group in groups for pair in enumerate(group.completions)]
-        completions = [completion for _, completion in indexed]
+            prompts[start : start + prompts_per_batch], samples_per_prompt=samples_per_prompt, sampling=sampling,
+            seed=seeds, policy_version=policy_version,
+        )  # fmt: skip
+        completions = [completion for group in groups for completion in group.completions]
         scores = scorer.score(completions)
         weights = scores.weights
         likelihoods = negative_log_likelihoods(completions, policy.reference)
         further = metrics.score(completions).parts if metrics else {}
-        ways = {name: (better or {}).get(name, "higher") for name in further}
-        for row, (index, completion) in enumerate(indexed):
-            parts, measured = (
-                {name: float(value[row]) for name, value in columns.items()} for columns in (scores.parts, further)
-            )
-            samples.append(_sample(completion, index, float(scores.total[row]), parts, likelihoods[row], measured))
+        directions = {name: (better or {}).get(name, "higher") for name in further}
+        samples.extend(_samples(groups, scores, likelihoods, further))
         truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
-    return Measurement(tuple(samples), tuple(truths), dict(weights), ways)
+    return Measurement(tuple(samples), tuple(truths), dict(weights), directions)
 
 
 def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[str, float]:
@@ -196,28 +188,26 @@ def _check_prompts(prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
         )
 
 
-def _sample(
-    completion: Completion,
-    index: int,
-    reward: float,
-    parts: Mapping[str, float],
-    nll: float,
-    metrics: Mapping[str, float],
-) -> Sample:
-    prompt = completion.prompt
-    return Sample(
-        prompt_id=prompt.id,
-        prompt=prompt.text,
-        reference=prompt.reference,
-        index=index,
-        text=completion.text,
-        reward=reward,
-        parts=parts,
-        tokens=len(completion.token_ids),
-        finish_reason=completion.finish_reason,
-        nll=nll,
-        metrics=metrics,
-    )
+def _samples(
+    groups: Sequence[Group], scores: Scores, likelihoods: Sequence[float], metrics: Mapping[str, np.ndarray]
+) -> Iterator[Sample]:
+    # A sample is identified by its index in its group: before and after are paired by it.
+    indexed = [pair for group in groups for pair in enumerate(group.completions)]
+    for row, (index, completion) in enumerate(indexed):
+        prompt = completion.prompt
+        yield Sample(
+            prompt_id=prompt.id,
+            prompt=prompt.text,
+            reference=prompt.reference,
+            index=index,
+            text=completion.text,
+            reward=float(scores.total[row]),
+            parts={name: float(values[row]) for name, values in scores.parts.items()},
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+            nll=likelihoods[row],
+            metrics={name: float(values[row]) for name, values in metrics.items()},
+        )
 
 
 def _truths(policy: HasReference, sampled: Sequence[Completion]) -> list[Truth]:

@@ -32,7 +32,9 @@ def known_world() -> World:
     wanted = torch.tensor([0, 1, 2, 3])
     rewards = ((sequences.tokens == wanted) & sequences.mask).all(-1).double()
     reference = logits_from_probabilities({2: PROBABILITIES[2]}, len(VOCABULARY))
-    return World(logits_from_probabilities(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY))
+    return World(
+        logits_from_probabilities(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY)
+    )
 
 
 class Table:

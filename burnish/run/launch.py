@@ -16,7 +16,7 @@ from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import OpenSection
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
-from burnish.system.environment import environment
+from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 
 BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
@@ -72,7 +72,7 @@ def run_of(
         raise InputError("name a recipe, or a run folder to resume")
     job = chosen(recipe)
     return Run.create(
-        job, Path(run_dir) if run_dir else None, environment(threads=job.threads, seed=job.seed), verb=verb
+        job, Path(run_dir) if run_dir else None, environment_record(threads=job.threads, seed=job.seed), verb=verb
     )
 
 

@@ -40,7 +40,7 @@ from burnish.supervised.recipe import (
 )
 from burnish.supervised.sft import FineTuning
 from burnish.supervised.step import SupervisedLearner, supervised_trainer
-from burnish.system.environment import environment
+from burnish.system.environment import environment_record
 from burnish.system.memory import keep_freed_memory
 from burnish.training.optimizer import build_optimizer
 
@@ -153,7 +153,7 @@ class Verb(Generic[R, T]):
         """Builds what the run's recipe names, and trains to the end."""
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
-            warn_of_changes(run, environment(threads=recipe.threads, seed=recipe.seed), observer)
+            warn_of_changes(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
         with discarded_on_failure(run, fresh=fresh):
             learner = self._learner(recipe, observer, offline=offline)
         evaluation = supervised_trainer(learner, run, observer).train()

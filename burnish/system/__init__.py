@@ -1,1 +1,2 @@
-"""The machine: its processor and memory, paths, files, optional packages, and the record of all that a run depends on."""
+"""The machine: its processor and memory, paths, files, optional packages, and the record of all that a run depends
+on."""

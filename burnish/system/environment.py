@@ -1,4 +1,4 @@
-"""The record of everything besides the recipe that a run's result may depend on."""
+"""Record of everything besides the recipe that a run's result may depend on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from burnish.system.machine import processor
 
 
-def environment(*, threads: int | None, seed: int) -> Mapping[str, Any]:
-    """What besides the recipe a result may depend on."""
+def environment_record(*, threads: int | None, seed: int) -> Mapping[str, Any]:
+    """Return versions, hardware, git commit and seed, the content of ``environment.json``."""
     import torch
 
     versions = {}
@@ -26,7 +26,7 @@ def environment(*, threads: int | None, seed: int) -> Mapping[str, Any]:
             versions[package] = "not installed"
     checkout = Path(__file__).parents[2]
     commit = "unknown"
-    # An installed burnish may lie inside somebody else's repository, whose commit says nothing.
+    # An installed burnish may lie inside another repository, whose commit says nothing.
     if (checkout / ".git").exists():
         with suppress(OSError, subprocess.CalledProcessError):
             command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]

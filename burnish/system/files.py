@@ -14,7 +14,7 @@ from burnish.errors import BurnishError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one piece: written beside it, on disk, then renamed."""
+    """Replace a file atomically: written next to it, synced to disk, then renamed."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -29,17 +29,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of indented JSON."""
+    """Replace a file atomically by indented JSON."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON with a line's end."""
+    """Return indented JSON with a final newline."""
     return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,23 +48,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes a file's content durable, where there is one."""
+    """Make the content of a file durable, if it exists."""
     if path.exists():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes all files below a folder durable, then the folders."""
-    for place, _, names in os.walk(folder, topdown=False):
+    """Make all files below a folder durable, then the folders."""
+    for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
-            sync_file(Path(place) / name)
-        sync_folder(Path(place))
+            sync_file(Path(parent) / name)
+        sync_folder(Path(parent))
 
 
 @contextmanager
 def explained(what: str, then: str = "") -> Iterator[None]:
-    """Turns an operating-system error into one line that names the fix."""
+    """Turn an operating-system error into a BurnishError of one line that names the fix."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def explained(what: str, then: str = "") -> Iterator[None]:
         fix = fixes.get(error.errno or 0, then)
         raise BurnishError(f"{what}: {error.strerror or error}{': ' + fix if fix else ''}") from error
     except Exception as error:
-        # safetensors reports a full disk as an error of its own kind.
+        # safetensors reports a full disk as its own kind of error.
         if type(error).__name__ != "SafetensorError":
             raise
         raise BurnishError(f"{what}: {error}{': ' + then if then else ''}") from error

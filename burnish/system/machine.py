@@ -1,7 +1,7 @@
-"""What the machine at hand can do: cores, memory, how fast its matrix products are, and whether somebody else is using it.
+"""The machine: cores, memory, load, and the speed of its matrix products.
 
-Speeds are of the products that a language model really does: the weights of a stack of layers, each used once before the
-first is used again, so that small batches pay for reading them from memory as decoding does.
+Speeds are measured on the products of a language model: the weights of a stack of layers, each used once before the
+first is used again, so that small batches pay for reading them from memory, as decoding does.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMOLLM2_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
-"""Outputs and inputs of the linear layers of one block of SmolLM2-135M (grouped queries: 9 heads, 3 of keys and values)."""
+"""Outputs and inputs of the linear layers of a block of SmolLM2-135M (9 query heads, 3 of keys and values)."""
 WEIGHT_BYTES = 256 << 20
-"""Weights that one pass reads at least: more than any processor caches."""
+"""Minimum size of the weights that a pass reads: more than any processor caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Product:
 
     Attributes:
         library: "linear" (torch's default for the dtype), or "onednn" and "mkl" with weights packed beforehand.
-        rows: tokens multiplied at once.
-        gflops: 10^9 floating-point operations a second, a multiplication and an addition counting as two.
+        rows: number of tokens multiplied at once.
+        gflops: 10^9 floating-point operations per second; a multiplication and an addition count as two.
     """
 
     library: str
@@ -46,13 +46,13 @@ def products(
     rows: Sequence[int], *, dtypes: Sequence[str] = ("float32",), shapes: Sequence[tuple[int, int]] = SMOLLM2_SHAPES,
     weight_bytes: int = WEIGHT_BYTES, passes: int = 5,
 ) -> list[Product]:  # fmt: skip
-    """Measures every library that this build of torch has, at each number of rows and dtype, with torch's threads.
+    """Measure every library of this build of torch, at each number of rows and dtype, with torch's threads.
 
-    The median of the passes counts, after one that is not timed.
+    The result is the median of the passes after an untimed one.
     """
     import torch
 
-    found = []
+    measured = []
     for dtype in dtypes:
         kind: torch.dtype = getattr(torch, dtype)
         size = kind.itemsize * sum(outputs * inputs for outputs, inputs in shapes)
@@ -64,56 +64,57 @@ def products(
                 with suppress(RuntimeError, NotImplementedError, AttributeError):
                     calls = [(prepare(weight, count), inputs[weight.shape[1]]) for weight in stack]
                     seconds = statistics.median(_passes(calls, passes))
-                    found.append(Product(library, dtype, count, work / seconds / 1e9))
-    return found
+                    measured.append(Product(library, dtype, count, work / seconds / 1e9))
+    return measured
 
 
 def _passes(calls: Sequence[tuple[Callable[[Tensor], Tensor], Tensor]], count: int) -> list[float]:
-    """Seconds of each pass over all calls, the first of all left out."""
+    """Return the seconds of each pass over all calls, without the first pass."""
     import torch
 
     times = []
     with torch.inference_mode():
         for _ in range(count + 1):
             begin = time.perf_counter()
-            for call, given in calls:
-                call(given)
+            for call, rows in calls:
+                call(rows)
             times.append(time.perf_counter() - begin)
     return times[1:]
 
 
 def libraries(dtype: str) -> Mapping[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]]]:
-    """Name -> what turns a weight [out, in] and a number of rows into a product; packing is not part of its time."""
+    """Return name -> function of a weight [out, in] and a number of rows that returns the product; it packs
+    beforehand."""
     import torch
 
     ops: Any = torch.ops
 
     def linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-        return lambda given: torch.nn.functional.linear(given, weight)
+        return lambda inputs: torch.nn.functional.linear(inputs, weight)
 
     def onednn(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
         packed = ops.mkldnn._reorder_linear_weight(weight, rows)
         multiply = ops.mkldnn._linear_pointwise
-        return lambda given: multiply(given, packed, None, "none", [], "")
+        return lambda inputs: multiply(inputs, packed, None, "none", [], "")
 
     def mkl(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
         packed = ops.mkl._mkl_reorder_linear_weight(weight, rows)
         multiply = ops.mkl._mkl_linear
-        return lambda given: multiply(given, packed, weight, None, rows)
+        return lambda inputs: multiply(inputs, packed, weight, None, rows)
 
-    found = {"linear": linear, "onednn": onednn}
-    return {**found, "mkl": mkl} if dtype == "float32" else found
+    common = {"linear": linear, "onednn": onednn}
+    return {**common, "mkl": mkl} if dtype == "float32" else common
 
 
-def best(found: Sequence[Product], rows: int, dtype: str = "float32") -> Product:
-    """The fastest of the products at that number of rows and dtype. Raises ValueError where none was measured."""
-    return max((one for one in found if (one.rows, one.dtype) == (rows, dtype)), key=lambda one: one.gflops)
+def best(measured: Sequence[Product], rows: int, dtype: str = "float32") -> Product:
+    """Return the fastest product at this number of rows and dtype. Raises ValueError if none was measured."""
+    return max((one for one in measured if (one.rows, one.dtype) == (rows, dtype)), key=lambda one: one.gflops)
 
 
 def spin(seconds: float = 0.5, workers: int | None = None) -> float:
-    """The share of the processor time it asked for that a short busy loop on every core really got, in [0, 1].
+    """Return the share of processor time that a short busy loop on every core got, in [0, 1].
 
-    On a quiet machine it is near 1; a neighbour that computes takes its part away.
+    It is near 1 on a quiet machine; other processes lower it.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -132,7 +133,8 @@ def _busy(seconds: float) -> float:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core in the last minute; None where the system does not say."""
+    """Return the mean number of processes that wanted a core in the last minute, or None if the system has no such
+    number."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -140,12 +142,12 @@ def load_average() -> float | None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[int, int] | None:
-    """Return the bytes of memory in all and available to a new process, or None where the system does not tell."""
+    """Return the bytes of memory in all and available to a new process, or None if the system does not tell."""
     import psutil
 
     try:
@@ -175,7 +177,7 @@ def peak_memory() -> int:
 
 
 def processor() -> str:
-    """The processor's own name, or what the platform calls it."""
+    """Return the model name of the processor."""
     import platform
 
     with suppress(OSError):

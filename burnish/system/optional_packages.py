@@ -1,4 +1,4 @@
-"""Packages that only some rewards and tasks need: imported when used, and asked for in one line where missing."""
+"""Optional packages of some rewards and tasks, imported when used."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from burnish.errors import InputError
 
 
 def needed(module: str, extra: str, what: str) -> Any:
-    """The imported module. Raises InputError with the one command that installs it where it is missing."""
+    """Return the imported module. Raises InputError with the command that installs it if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A broken package of that name is another matter than a missing one.
+        # A package that is broken, not missing, raises its own error.
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise InputError(f"{what} needs a package that is not installed: pip install 'burnish[{extra}]'") from error

@@ -22,11 +22,12 @@ def expanded(path: str | Path) -> Path:
 
 
 def home() -> Path:
-    """Return the folder for models, data and compiled files: ``BURNISH_HOME``, else ``burnish`` in the user's cache folder.
+    """Return the folder for models, data and compiled files: ``BURNISH_HOME``, else ``burnish`` in the user's cache
+    folder.
 
-    On Linux the cache folder is ``XDG_CACHE_HOME`` if that is an absolute path (the XDG specification ignores any other),
-    else ``~/.cache``. Other systems have folders of their own, such as ``~/Library/Caches``; a ``~/.cache/burnish`` from
-    an earlier version is used there as long as it exists. Nothing is created.
+    On Linux the cache folder is ``XDG_CACHE_HOME`` if that is an absolute path (the XDG specification ignores any
+    other), else ``~/.cache``. Other systems have folders of their own, such as ``~/Library/Caches``; a
+    ``~/.cache/burnish`` from an earlier version is used there as long as it exists. Nothing is created.
 
     Raises:
         InputError: the user has no home folder.

@@ -286,7 +286,9 @@ def token_advantages(
         BurnishError: the algorithm has no per-token advantages.
     """
     if preset.token_level is None:
-        raise BurnishError(f"a reward gives credit to single tokens, which this algorithm cannot use: {preset.why_completion_level}")
+        raise BurnishError(
+            f"a reward gives credit to single tokens, which this algorithm cannot use: {preset.why_completion_level}"
+        )
     rows, mask = pad_by_sequence(earned, lengths)
     shape = (*whole.shape, mask.shape[-1])
     to_go = reward_to_go(rows).view(shape)

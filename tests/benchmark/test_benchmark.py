@@ -10,8 +10,8 @@ import xml.dom.minidom
 import pytest
 
 from burnish.benchmark import floor
-from burnish.benchmark.harness import PARAMETERS, check_peers, drawing, summed_up, table
-from burnish.benchmark.protocol import Answer, Order, Step
+from burnish.benchmark.harness import PARAMETERS, check_peers, drawing, table, workload_medians
+from burnish.benchmark.protocol import BenchmarkJob, JobResult, Step
 from burnish.benchmark.quiet import Quiet
 from burnish.benchmark.workloads import WORKLOADS, exact_prompts, workload
 from burnish.errors import InputError
@@ -19,12 +19,12 @@ from burnish.errors import InputError
 SPEEDS = floor.Speeds(200.0, {32: 100.0, 64: 150.0})
 
 
-def order(**changes) -> Order:
+def job(**changes) -> BenchmarkJob:
     given = {
         "workload": "w", "kind": "grpo", "model": "m", "prompts": ("a", "b"), "prompt_ids": ((1, 2), (3, 4, 5)),
         "samples_per_prompt": 16, "max_new_tokens": 4, "steps": 1, "warmup": 0, "microbatch": 1,
     }  # fmt: skip
-    return Order(**given | changes)
+    return BenchmarkJob(**given | changes)
 
 
 def answer(number: int, runner: str, seconds: float, sampling: float, tokens: float, peak: int = 10) -> dict:
@@ -55,7 +55,7 @@ ANSWERS = [
 
 class TestSummary:
     def test_medians_of_ratios_within_rounds(self):
-        row = summed_up(ANSWERS, order(), SPEEDS, parameters=10**9)
+        row = workload_medians(ANSWERS, job(), SPEEDS, parameters=10**9)
         # 12/4 = 3, 10/5 = 2, 24/6 = 4: the median is 3 (the ratio of the medians would be 12/5).
         assert row.ratio == {"trl": 3.0}
         # A token: 3, (10/50) / (5/100) = 4, 4.
@@ -66,13 +66,13 @@ class TestSummary:
         assert row.limits == pytest.approx({"sampling": 2.05 / 2, "training": 3.15 / 3})
 
     def test_a_peer_that_gave_nothing_and_burnish_that_gave_nothing(self):
-        row = summed_up(ANSWERS[:1], order(kind="sampling"), SPEEDS)
+        row = workload_medians(ANSWERS[:1], job(kind="sampling"), SPEEDS)
         assert row.ratio == {} and set(row.limits) == {"sampling"}
         with pytest.raises(ValueError, match="burnish"):
-            summed_up(ANSWERS[1:2], order(), SPEEDS)
+            workload_medians(ANSWERS[1:2], job(), SPEEDS)
 
     def test_the_table_and_the_plot(self):
-        row = summed_up(ANSWERS, order(), SPEEDS, parameters=10**9)
+        row = workload_medians(ANSWERS, job(), SPEEDS, parameters=10**9)
         found = {"processor": "P", "threads": 2, "gflops": {"32": 100.0, "2048": 200.0}}
         text = table([row], found)
         assert "| w | trl | 12.0 | 4.0 | 100 | 25 | 0.00 | 3.00 | 4.00 |  |  |" in text
@@ -104,9 +104,9 @@ class TestWorkloads:
             exact_prompts(["a b c", "d"], 2, 3, encode, " ".join)
 
     def test_an_order_survives_its_file(self, tmp_path):
-        order(options=("threads=1",)).write(tmp_path / "order.json")
-        assert Order.read(tmp_path / "order.json") == order(options=("threads=1",))
-        assert order().prompt_tokens == 5 and order().completions == 32
+        job(options=("threads=1",)).write(tmp_path / "job.json")
+        assert BenchmarkJob.read(tmp_path / "job.json") == job(options=("threads=1",))
+        assert job().prompt_tokens == 5 and job().completions == 32
 
 
 def test_when_a_machine_is_quiet():
@@ -132,18 +132,18 @@ def test_the_runner_really_runs(tiny, tmp_path, kind):
     folder = tiny("llama")
     texts = ("The minister said", "Shares fell")
     ids = tuple(tuple(load_model(folder).tokenizer(text)["input_ids"]) for text in texts)
-    given = order(
+    given = job(
         kind=kind, model=str(folder), prompts=texts, prompt_ids=ids, samples_per_prompt=3, steps=2, warmup=1, threads=1
     )
-    given.write(tmp_path / "order.json")
-    command = [sys.executable, "-m", "burnish.benchmark.runner", str(tmp_path / "order.json")]
+    given.write(tmp_path / "job.json")
+    command = [sys.executable, "-m", "burnish.benchmark.runner", str(tmp_path / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = Answer.parse(done.stdout)
+    found = JobResult.parse(done.stdout)
     assert (len(found.warmup), len(found.steps)) == (1, 2)
     assert all(0 < step.sampling_seconds <= step.seconds and 6 <= step.tokens <= 24 for step in found.steps)
     assert found.peak_bytes > 10**8
-    other = json.loads((tmp_path / "order.json").read_text()) | {"prompt_ids": [[1], [2]]}
-    (tmp_path / "order.json").write_text(json.dumps(other))
+    other = json.loads((tmp_path / "job.json").read_text()) | {"prompt_ids": [[1], [2]]}
+    (tmp_path / "job.json").write_text(json.dumps(other))
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1 and "encoded to other tokens" in refused.stderr
 

@@ -151,7 +151,7 @@ def test_each_member_is_checked(
 
 def test_another_file_than_asked_for(tiny: CatalogueEntry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stub_pip(monkeypatch, tmp_path, "open(os.path.join(dest, 'tinypack-9-py3-none-any.whl'), 'w')")
-    with pytest.raises(BurnishError, match=r"tinypack-1\.2-py3-none-any\.whl but brought tinypack-9-py3-none-any\.whl"):
+    with pytest.raises(BurnishError, match=r"tinypack-9-py3-none-any\.whl instead of tinypack-1\.2-py3-none-any\.whl"):
         fetch("tiny")
 
 
@@ -186,7 +186,7 @@ sys.exit('ERROR: enough')
 
 def test_index_without_the_package(index: Path, tiny: CatalogueEntry, real_pip: None) -> None:
     (index / tiny.wheel).unlink()
-    with pytest.raises(BurnishError, match=r"could not bring tinypack==1\.2 \(.*No matching|satisfies"):
+    with pytest.raises(BurnishError, match=r"could not download tinypack==1\.2 \(.*No matching|satisfies"):
         fetch("tiny")
     assert leftovers() == []
 
