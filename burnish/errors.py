@@ -1,16 +1,16 @@
-"""The two ways burnish fails on purpose; the command line turns them into exit statuses 2 and 1."""
+"""Errors of burnish, which the command line turns into exit statuses 1 and 2."""
 
 from __future__ import annotations
 
 
 class BurnishError(Exception):
-    """Something failed while working. The message is one or two lines and names the fix."""
+    """A failure at work. The message has one or two lines and names the fix."""
 
     exit_status = 1
 
 
 class InputError(BurnishError):
-    """The input (recipe, option, file, plug-in) cannot work. The message names the place, the value and the fix."""
+    """Invalid input: a recipe, option, file or plug-in. The message names the location, the value and the fix."""
 
     exit_status = 2
 

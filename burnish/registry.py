@@ -1,7 +1,8 @@
-"""One small lazy registry for everything that is chosen by name: rewards, tasks, algorithms, models.
+"""Lazy registry of everything that is chosen by name: rewards, tasks, algorithms, models.
 
-A name is looked up among what was registered, then among burnish's own entries (imported only now), then among entry
-points of the group ``burnish.<kind>``; ``module:object`` reaches anything importable. A miss lists the choices.
+A name is looked up among the registered objects, then among burnish's own entries (imported on first use), then among
+the entry points of the group ``burnish.<kind>s``. ``module:object`` reaches anything importable. A miss lists the
+choices.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ T = TypeVar("T")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" where a choice is close to the name, else an empty string."""
+    """Return " (did you mean 'x'?)" if a choice is close to the name, else an empty string."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 class Registry(Generic[T]):
-    """Names of one kind, each leading to an object.
+    """Objects of one kind by name.
 
     Args:
         kind: singular, for messages and the entry-point group, such as "reward".
-        builtin: name -> "module:object" of what burnish ships; imported when first asked for.
-        wrap: makes the registered object out of what a dotted path or an entry point leads to (identity by default).
+        builtin: name -> "module:object" of burnish's own entries, imported on first use.
+        wrap: turns the object of a dotted path or an entry point into the registered one (identity by default).
     """
 
     def __init__(
@@ -45,12 +46,13 @@ class Registry(Generic[T]):
         self._paths: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Registers under a new name.
+        """Register an object under a new name.
 
-        What was defined again under the same module and qualified name (a notebook cell run twice) replaces the old.
+        An object defined again under the same module and qualified name (a notebook cell run twice) replaces the old
+        one.
 
         Raises:
-            InputError: the name is taken by something else.
+            InputError: the name is taken by another object.
         """
         module, qualname = _origin(entry)
         replaces = name not in self._entries or _origin(self._entries[name]) == (module, qualname)
@@ -61,7 +63,7 @@ class Registry(Generic[T]):
         return entry
 
     def names(self) -> list[str]:
-        """All names, sorted, nothing imported."""
+        """Return all names, sorted, without importing anything."""
         points = entry_points(group=f"burnish.{self.kind}s")
         return sorted({*self._entries, *self._builtin, *points.names})
 
@@ -69,7 +71,7 @@ class Registry(Generic[T]):
         return name in self.names()
 
     def get(self, name: str) -> T:
-        """The object of that name. Raises InputError with the list of names where there is none."""
+        """Return the object of this name. Raises InputError with the list of names if there is none."""
         if name in self._entries:
             return self._entries[name]
         if name in self._builtin:
@@ -88,23 +90,23 @@ class Registry(Generic[T]):
             f"known: {', '.join(names) or 'none'}; or write 'module:object'"
         )
 
-    def _loaded(self, name: str, found: object) -> T:
-        self._entries[name] = self._wrapped(name, found)
+    def _loaded(self, name: str, entry: object) -> T:
+        self._entries[name] = self._wrapped(name, entry)
         return self._entries[name]
 
-    def _wrapped(self, name: str, found: object) -> T:
-        return self._wrap(name, found) if self._wrap else cast("T", found)
+    def _wrapped(self, name: str, entry: object) -> T:
+        return self._wrap(name, entry) if self._wrap else cast("T", entry)
 
 
-def factory(kind: str, name: str, found: object) -> Callable[..., Any]:
-    """What a ``Registry`` of factories wraps by. Raises InputError where the object cannot be called."""
-    if not callable(found):
-        raise InputError(f"{kind} '{name}' is neither a class nor a function but a {type(found).__name__}")
-    return found
+def factory(kind: str, name: str, entry: object) -> Callable[..., Any]:
+    """Return the entry of a ``Registry`` of factories. Raises InputError if it is not callable."""
+    if not callable(entry):
+        raise InputError(f"{kind} '{name}' is neither a class nor a function but a {type(entry).__name__}")
+    return entry
 
 
 def of_kind(value: object, default: object) -> bool:
-    """Whether an option's value is of the type of its default; every value is where the default is None."""
+    """Whether an option's value has the type of its default; any value does if the default is None."""
     kinds = (int, float) if isinstance(default, float) else type(default)
     same = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
     return default is None or same
@@ -113,14 +115,14 @@ def of_kind(value: object, default: object) -> bool:
 def _origin(entry: object) -> tuple[object, object]:
     function = getattr(entry, "function", entry)
     name = getattr(function, "__qualname__", "<lambda>")
-    # All lambdas of a module share one name, and say nothing of being the same.
+    # All lambdas of a module share one name without being the same.
     return getattr(function, "__module__", None), id(function) if "<lambda>" in name else name
 
 
 def import_object(path: str, kind: str = "object") -> object:
-    """The object at ``module:object``, with the working folder importable as it is for a script.
+    """Return the object at ``module:object``, with the working folder importable as for a script.
 
-    Raises InputError that says whether the module or the object is missing.
+    Raises InputError that tells whether the module or the object is missing.
     """
     module_name, _, attribute = path.partition(":")
     here = os.getcwd()
@@ -134,19 +136,19 @@ def import_object(path: str, kind: str = "object") -> object:
             f"{kind} '{path}': cannot import '{module_name}' ({error}); run from the folder that holds it"
         ) from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = one_line(error)
         raise InputError(
             f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {reason} "
-            f"({place.filename}, line {place.lineno})"
+            f"({frame.filename}, line {frame.lineno})"
         ) from error
     finally:
         if added:
             sys.path.remove(here)
-    found: object = module
+    entry: object = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_")]
+        if not hasattr(entry, part):
+            public = [name for name in dir(entry) if not name.startswith("_")]
             raise InputError(f"{kind} '{path}': '{module_name}' has no '{attribute}'{nearest(attribute, public)}")
-        found = getattr(found, part)
-    return found
+        entry = getattr(entry, part)
+    return entry

@@ -1,6 +1,6 @@
-"""From a name to a folder that Hugging Face's loaders take: catalogue models are converted once, local folders checked.
+"""Model folders for Hugging Face's loaders: catalogue models converted once, local folders checked.
 
-A catalogue model is a GGUF file with quantised weights. transformers dequantises it; what is kept is a plain float32
+A catalogue model is a GGUF file with quantised weights. transformers dequantises it once; the cache keeps a float32
 model in safetensors with tokenizer and chat template, so that every later start is an ordinary load.
 """
 
@@ -27,51 +27,51 @@ from burnish.system.paths import expanded
 if TYPE_CHECKING:
     from burnish.protocols import Observer
 
-FORMAT = 1  # of a converted folder; a change of what conversion writes raises it, and old folders are left alone
+FORMAT = 1  # version of converted folders; raised when conversion changes, and old folders are left alone
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
 
-# GGUF names the tokenizer's pre-tokenizer ("smollm") and transformers takes the plain byte-level one for it. The
-# difference: SmolLM cuts digits off first, which matters where several spaces stand before a number.
+# GGUF names the pre-tokenizer ("smollm"), which transformers replaces by the plain byte-level one. They differ: SmolLM
+# splits off digits first, which matters after several spaces.
 DIGITS_FIRST = frozenset({"smollm2-135m"})
 
 
 def model_folder(name: str, *, offline: bool = False, observer: Observer | None = None) -> Path:
-    """The folder of a catalogue model: float32 safetensors, config, tokenizer, chat template, generation config.
+    """Return the folder of a catalogue model: float32 safetensors, config, tokenizer, chat template, generation config.
 
-    The first call fetches and converts (about 540 MB on disk for smollm2-135m); it is kept, and later calls return at
-    once. Two processes that call at the same time convert once.
+    The first call fetches and converts the model (about 540 MB on disk for smollm2-135m); later calls return at once.
+    Two processes that call at the same time convert once.
 
     Raises:
-        InputError: no such model; offline and not fetched yet; terms that nobody has accepted; the cache folder cannot be
-            written.
+        InputError: the model is unknown, not fetched yet and ``offline`` is set, or its terms are not accepted; or the
+            cache folder is not writable.
         BurnishError: the download failed, or the disk is full.
     """
     entry = lookup(name)
     if entry.kind != "model":
         raise InputError(f"'{name}' is a data set, not a model; models in the catalogue: {', '.join(names('model'))}")
-    place = store.home() / "models" / f"{name}-{entry.weights.sha256[:12]}-v{FORMAT}"
-    if store.published(place) is not None:
-        return place
-    found = fetch(name, offline=offline, observer=observer)
+    folder = store.home() / "models" / f"{name}-{entry.weights.sha256[:12]}-v{FORMAT}"
+    if store.published(folder) is not None:
+        return folder
+    files = fetch(name, offline=offline, observer=observer)
     pieces = [path for part in entry.parts for path in fetch(part, offline=offline, observer=observer).values()]
     doing = f"converting {name}"
     with store.workplace(f"{name}.model", doing, observer) as temporary:
-        if store.published(place) is not None:  # done by another process while this one waited
-            return place
+        if store.published(folder) is not None:  # converted by another process while this one waited
+            return folder
         if observer:
             observer.message(f"{doing} to safetensors, once (about {max(20, entry.weights.size // 4_000_000)} s)")
         with store.cache_errors(doing):
-            weights = _joined(entry, pieces, temporary) if pieces else found[entry.weights.path]
+            weights = _joined(entry, pieces, temporary) if pieces else files[entry.weights.path]
             built = temporary / "model"
             _convert(entry, weights, built)
             facts = {"name": name, "source": entry.requirement, "sha256": entry.weights.sha256}
-            store.publish(built, place, {**facts, "licence": entry.licence, "notice": entry.notice})
-    return place
+            store.publish(built, folder, {**facts, "licence": entry.licence, "notice": entry.notice})
+    return folder
 
 
 def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path:
-    """The one file that pieces make. Raises BurnishError where it is not the catalogue's."""
+    """Join pieces into one file. Raises BurnishError if its hash is not that of the catalogue."""
     whole = folder / entry.weights.path
     with whole.open("wb") as target:
         for piece in pieces:
@@ -85,31 +85,30 @@ def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path
 
 
 def resolve_model(model: str, *, offline: bool = False, observer: Observer | None = None) -> Path | str:
-    """What ``policy.model`` means: a catalogue name, a run folder, a model folder, or a hub id.
+    """Resolve ``policy.model``: a catalogue name, a run folder, a model folder, or a hub id.
 
     Returns:
-        A folder that was checked, or the hub id as it stands: the loader brings it, with ``local_files_only`` when
-        offline.
+        A checked folder, or the unchanged hub id, which the loader downloads unless offline.
 
     Raises:
-        InputError: nothing can be meant by it, the run has no checkpoint, or the folder cannot be loaded; the message says
-            what is missing.
-        BurnishError: as ``model_folder``.
+        InputError: the name fits none of these, the run has no checkpoint, or the folder cannot be loaded; the message
+            says what is missing.
+        BurnishError: as in ``model_folder``.
     """
     if model in names():
         return model_folder(model, offline=offline, observer=observer)
     path = expanded(model)
     if model and path.is_dir():
-        return check_model_folder(_of_run(path, model) if (path / "recipe.toml").is_file() else path)
+        return check_model_folder(_newest_weights(path, model) if (path / "recipe.toml").is_file() else path)
     if model and path.exists():
         raise InputError(f"model '{model}' is a file: name the folder that holds config.json and *.safetensors")
     parts = model.split("/")
     if len(parts) == 2 and parts[0] == "runs":  # where run folders go
         raise InputError(
-            f"model '{model}': there is no such folder. It is meant to be an earlier run: make it first (a recipe that "
+            f"model '{model}': there is no such folder. It names an earlier run: make it first (a recipe that "
             "starts from one says how at its top), or name another model: --set policy.model=..."
         )
-    # A hub id has at most one slash; "runs/model" is meant as a path where there is a folder "runs".
+    # A hub id has at most one slash; "runs/model" is a path if there is a folder "runs".
     if (
         model.startswith((".", "/", "~"))
         or "\\" in model
@@ -120,14 +119,14 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
     hint = nearest(model, names("model"))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or (len(parts) == 1 and hint):
         raise InputError(
-            f"model '{model}' is no catalogue name{hint}, no folder and no hub id; "
+            f"model '{model}' is not a catalogue name{hint}, a folder or a hub id; "
             f"catalogue: {', '.join(names('model'))}"
         )
     return model
 
 
-def _of_run(run: Path, name: str) -> Path:
-    """The newest weights of a run folder. Raises InputError where it has none, or none of a language model."""
+def _newest_weights(run: Path, name: str) -> Path:
+    """Return the newest weights of a run folder. Raises InputError if it has none, or not those of a language model."""
     try:
         written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     except ValueError:
@@ -136,8 +135,8 @@ def _of_run(run: Path, name: str) -> Path:
     use = policy.get("use", "causal_lm") if isinstance(policy, dict) else "causal_lm"
     if (run / "model").is_dir() and use != "causal_lm":
         raise InputError(
-            f'{name}: this run trained policy.use = "{use}", which is no causal language model; what it has reached stands '
-            "in its evaluation.json"
+            f'{name}: this run trained policy.use = "{use}", which is not a causal language model; its results are in its '
+            "evaluation.json"
         )
     if (run / "model").is_dir():
         return run / "model"
@@ -145,9 +144,9 @@ def _of_run(run: Path, name: str) -> Path:
 
 
 def check_model_folder(folder: Path) -> Path:
-    """The folder, where a causal language model can be loaded from it; only weights in safetensors are taken.
+    """Return the folder if a causal language model can be loaded from it; only safetensors weights are accepted.
 
-    Raises InputError that names the first thing missing: config, weights, a shard, the tail of a shard, the tokenizer.
+    Raises InputError that names what is missing: config, weights, a shard, the tail of a shard, or the tokenizer.
     """
     config = folder / "config.json"
     if (folder / "adapter_config.json").is_file():
@@ -166,9 +165,9 @@ def check_model_folder(folder: Path) -> Path:
 
 
 def _check_adapter(folder: Path) -> Path:
-    """A folder that holds a LoRA adapter: its weights, and the base model where it says that is.
+    """Check a folder with a LoRA adapter: its weights, and the base model that it names.
 
-    A config.json beside the adapter is the base's and changes nothing; a whole model beside it is one too many.
+    A config.json next to the adapter belongs to the base and is ignored; a whole model next to it is an error.
     """
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
@@ -190,13 +189,13 @@ def _check_adapter(folder: Path) -> Path:
         check_model_folder(Path(base))
     elif Path(base).is_absolute():
         raise InputError(
-            f"the adapter in {folder} belongs to the model {base}, which is not there: put the model's place on this "
-            "machine into adapter_config.json as base_model_name_or_path"
+            f"the adapter in {folder} belongs to the model {base}, which does not exist: set "
+            "base_model_name_or_path in adapter_config.json to the model's folder on this machine"
         )
     if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
         raise InputError(
-            f"model folder {folder} holds a whole model ({whole[0]}) and an adapter (adapter_config.json): which of them "
-            "is meant? Move one into a folder of its own"
+            f"model folder {folder} holds a whole model ({whole[0]}) and an adapter (adapter_config.json): move one of "
+            "them to a separate folder"
         )
     return folder
 
@@ -206,7 +205,7 @@ def _shards(folder: Path) -> list[Path]:
     if index.is_file():
         weight_map = _json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map: copy it again from where the model came from")
+            raise InputError(f"{index} has no weight_map: copy it again from the original model")
         shards = sorted({str(name) for name in weight_map.values()})
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
@@ -228,7 +227,8 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _check_shard(shard: Path) -> None:
-    """A safetensors file is 8 bytes of header length, a JSON header, then exactly the bytes that the header names."""
+    """Check that a safetensors file is complete: 8 bytes of header length, a JSON header, and the bytes that it
+    names."""
     size = shard.stat().st_size
     try:
         with shard.open("rb") as file:
@@ -238,10 +238,10 @@ def _check_shard(shard: Path) -> None:
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         header, ends, length = None, [], 0
     if header is None:
-        raise InputError(f"{shard} is no whole safetensors file ({size:,} bytes): copy or download it again")
+        raise InputError(f"{shard} is not a complete safetensors file ({size:,} bytes): copy or download it again")
     if size != 8 + length + max(ends, default=0):
         raise InputError(
-            f"{shard} has {size:,} bytes where its header asks for {8 + length + max(ends, default=0):,}: "
+            f"{shard} has {size:,} bytes but its header needs {8 + length + max(ends, default=0):,}: "
             "copy or download it again"
         )
 
@@ -255,12 +255,12 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:
-    """Dequantises a GGUF file into a plain Hugging Face folder. Raises OSError where the disk fails."""
+    """Dequantise a GGUF file into a plain Hugging Face folder. Raises OSError if the disk fails."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
+    auto_model: Any = AutoModelForCausalLM  # its class methods have no types
     try:
         with _quiet():
             source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
@@ -269,7 +269,7 @@ def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:
             for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
                 described.pop(key, None)
             config = type(quantised.config).from_dict({**described, "architectures": [type(quantised).__name__]})
-            # Built on the meta device: no time is spent on random weights that are replaced at once.
+            # On the meta device no time is spent on random weights that are replaced at once.
             with torch.device("meta"):
                 plain = auto_model.from_config(config, dtype=torch.float32)
             plain.load_state_dict(quantised.state_dict(), strict=True, assign=True)
@@ -278,12 +278,12 @@ def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:
             plain.save_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True)
             tokenizer.model_max_length = config.max_position_embeddings
-            for key in ("local_files_only", "is_local"):  # how it was loaded here is no part of the tokenizer
+            for key in ("local_files_only", "is_local"):  # how it was loaded is not part of the tokenizer
                 tokenizer.init_kwargs.pop(key, None)
             if entry.name in DIGITS_FIRST:
                 _cut_digits_first(tokenizer)
             tokenizer.save_pretrained(folder)
-        # safetensors keeps its file to its owner; a shared cache folder is as readable as the umask says.
+        # safetensors makes its file private to its owner; a shared cache folder follows the umask.
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
     except SafetensorError as error:
         if re.search(r"os error (28|122|27)\b|No space", str(error)):
@@ -301,7 +301,7 @@ def _cut_digits_first(tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' own bars and notes speak of loading a file that nobody asked to see."""
+    """Context without the progress bars and messages of transformers, which describe an internal step."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
@@ -310,7 +310,7 @@ def _quiet() -> Iterator[None]:
     level, bars, bar = logging.get_verbosity(), logging.is_progress_bar_enabled(), getattr(reader, "tqdm", None)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if bar is not None:  # the GGUF reader's bar takes no orders from transformers' settings
+    if bar is not None:  # the bar of the GGUF reader ignores transformers' settings
         reader.tqdm = functools.partial(bar, disable=True)
     try:
         yield

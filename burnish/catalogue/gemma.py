@@ -1,4 +1,4 @@
-"""Gemma 3 270M, which writes many languages, Chinese among them: a file in four wheels, under terms that bind its user."""
+"""Gemma 3 270M, a multilingual model (Chinese included): a file in several wheels, under terms that bind its users."""
 
 from __future__ import annotations
 
