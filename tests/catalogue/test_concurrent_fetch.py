@@ -14,7 +14,8 @@ import pytest
 from burnish.catalogue import fetch, home, store
 from burnish.catalogue.entries import CatalogueEntry
 from burnish.errors import InputError
-from tests.catalogue.wheels import FETCHING, MEMBERS, ROOT, Watcher, leftovers, stub_pip
+from tests.catalogue.wheels import FETCHING, MEMBERS, ROOT, leftovers, stub_pip
+from tests.fakes import RecordingObserver
 
 CHILD = """
 import json, sys
@@ -126,7 +127,7 @@ def test_interrupted_pip_does_not_go_on_alone(
     code = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nimport time\nwhile True: time.sleep(1)\n"
     stub_pip(monkeypatch, tmp_path, code)
 
-    class Interrupting(Watcher):
+    class Interrupting(RecordingObserver):
         def progress(self, phase: str, done: int, total: int) -> None:
             if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
                 raise KeyboardInterrupt

@@ -19,24 +19,24 @@ from tests.catalogue.wheels import (
     FETCHING,
     MEMBERS,
     NOTES,
-    Watcher,
     build_wheel,
     entry_for,
     leftovers,
     sha256,
     stub_pip,
 )
+from tests.fakes import RecordingObserver
 
 # The way in
 
 
 def test_download_then_cache(tiny: CatalogueEntry, real_pip: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    watcher = Watcher()
-    found = fetch("tiny", observer=watcher)
+    observer = RecordingObserver()
+    found = fetch("tiny", observer=observer)
     assert {path: file.read_bytes() for path, file in found.items()} == MEMBERS
-    assert watcher.messages == ["fetched tiny (102 kB from tinypack==1.2); licence: MIT; made for this test"]
-    assert watcher.rows[-1] == ("downloading tiny", tiny.wheel_size, tiny.wheel_size)
-    assert all(0 <= done <= total for _, done, total in watcher.rows)
+    assert observer.texts == ["fetched tiny (102 kB from tinypack==1.2); licence: MIT; made for this test"]
+    assert observer.phases[-1] == ("downloading tiny", tiny.wheel_size, tiny.wheel_size)
+    assert all(0 <= done <= total for _, done, total in observer.phases)
     assert leftovers() == []
     # Nothing but the two files and the marker came out of the wheel.
     place = found["tinypack/notes.txt"].parents[1]
@@ -47,8 +47,8 @@ def test_download_then_cache(tiny: CatalogueEntry, real_pip: None, monkeypatch: 
     ]
     # From now on no pip is needed, and nothing is said.
     monkeypatch.setattr(FETCHING, "_pip", lambda: pytest.fail("pip was called again"))
-    assert fetch("tiny", offline=True, observer=watcher) == found
-    assert len(watcher.messages) == 1
+    assert fetch("tiny", offline=True, observer=observer) == found
+    assert len(observer.texts) == 1
 
 
 def test_another_platforms_wheel_is_downloaded_all_the_same(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ sys.exit('ERROR: enough')
 """
     stub_pip(monkeypatch, tmp_path, code)
 
-    class Witness(Watcher):
+    class Witness(RecordingObserver):
         def progress(self, phase: str, done: int, total: int) -> None:
             super().progress(phase, done, total)
             if done:
@@ -178,7 +178,7 @@ sys.exit('ERROR: enough')
     witness = Witness()
     with pytest.raises(BurnishError, match="enough"):
         fetch("tiny", observer=witness)
-    assert witness.rows[-1] == ("downloading tiny", 5000, tiny.wheel_size)
+    assert witness.phases[-1] == ("downloading tiny", 5000, tiny.wheel_size)
 
 
 # What can be wrong with the machine

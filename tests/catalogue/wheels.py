@@ -20,20 +20,6 @@ NOTES = "第一行\nsecond line\n".encode()
 MEMBERS = {"tinypack/weights.bin": WEIGHTS, "tinypack/notes.txt": NOTES}
 
 
-class Watcher:
-    """Observer that records messages and progress."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.rows: list[tuple[str, int, int]] = []
-
-    def message(self, text: str, *, level: str = "info") -> None:
-        self.messages.append(text)
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        self.rows.append((phase, done, total))
-
-
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
