@@ -226,7 +226,7 @@ class TestRuns:
         Path("small.toml").write_text(tomli_w.dumps(recipe(tiny("llama"), pairs(), steps=1)))
         done = CliRunner().invoke(app, ["reward-model", "small.toml", "--run-dir", "run", "--quiet"])
         assert done.exit_code == 0, done.output
-        assert "preference accuracy" in done.stdout and "stated confidence" in done.stdout
+        assert "preference accuracy" in done.stdout and "mean conf." in done.stdout
 
     def test_rows_that_are_no_pairs_are_refused(self, tiny):
         rows = [{"prompt": one["prompt"], "completion": one["chosen"]} for one in pairs()]

@@ -200,5 +200,5 @@ def test_rows_of_another_kind_are_refused(policy):
     encoder = Encoder(policy, 24)
     with pytest.raises(InputError, match="without a label"):
         KTO(0.1).examples(encoder, PromptCompletion("a", "b", digest("a")))
-    with pytest.raises(InputError, match="pairs or judged answers"):
+    with pytest.raises(InputError, match="pairs or labelled answers"):
         FineTuning().examples(encoder, ROWS[0])

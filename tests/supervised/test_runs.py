@@ -183,7 +183,7 @@ class TestPreferring:
         ids = example.texts[0].token_ids, example.texts[1].token_ids
         same = next(place for place, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
         room = len(example.texts[0].prompt_ids) + same
-        with pytest.raises(ValueError, match="the same up to"):
+        with pytest.raises(ValueError, match="chosen and rejected are equal up to"):
             PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, room), row)
 
 
@@ -208,7 +208,7 @@ class TestMeasurement:
 
     def test_other_rows_are_refused(self):
         seen = [ExampleSums("a", {"total": 1, "count": 1}), ExampleSums("b", {"total": 1, "count": 1})]
-        with pytest.raises(InputError, match="not those that were measured before"):
+        with pytest.raises(InputError, match="differ from those that were measured before"):
             compare_metrics(seen, seen[::-1], [self.METRIC], resamples=100, seed=0)
         with pytest.raises(InputError, match="start a new run"):
             sums_from_json("[1]")
@@ -339,7 +339,7 @@ class TestCommands:
         assert tomllib.loads(checked.stdout)["batch"]["max_tokens"] == 64
         done = CliRunner().invoke(app, [verb, "small.toml", "--run-dir", "run", "--quiet", "--set", "steps=1"])
         assert done.exit_code == 0
-        assert shown in done.stdout and "model   run/model" in done.stdout
+        assert shown in done.stdout and "model     run/model" in done.stdout
         with pytest.raises(InputError, match="is a supervised run"):
             CliRunner().invoke(app, ["report", "run"], catch_exceptions=False)
 
