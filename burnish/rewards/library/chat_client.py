@@ -215,13 +215,17 @@ class ChatClient:
             with http.stream("POST", self.url, content=body) as response:
                 if not response.is_success:
                     raise self._refusal(response, deadline)
-                raw = _read(response, deadline)
+                raw = _read(response, deadline, LONGEST_RESPONSE)
+            if time.monotonic() > deadline:
+                raise TimeoutError
         except (httpx.TimeoutException, TimeoutError) as error:
             raise _FailedAttempt(f"no answer within {self.timeout:g} seconds") from error
         except (httpx.ConnectError, httpx.ProxyError) as error:
             raise _FailedAttempt(f"it cannot be reached ({one_line(error)})") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise _FailedAttempt(f"the answer broke off ({type(error).__name__})") from error
+        if len(raw) > LONGEST_RESPONSE:
+            raise _FailedAttempt(f"it sent more than {LONGEST_RESPONSE:,} bytes", retry=False)
         return self._text(raw, body)
 
     def _text(self, raw: bytes, body: bytes) -> str:
@@ -243,10 +247,15 @@ class ChatClient:
         return self._without_key(text.encode("utf-8", "replace").decode("utf-8"))
 
     def _refusal(self, response: httpx.Response, deadline: float) -> _FailedAttempt:
+        import httpx
+
         status = response.status_code
         if 300 <= status < 400:
             return _FailedAttempt(f"HTTP {status}: it redirects elsewhere; set url to that address", retry=False)
-        quoted = self._quoted_response(_read_beginning(response, deadline))
+        try:
+            quoted = self._quoted_response(_read(response, deadline, 2000)[:2000])
+        except httpx.HTTPError:
+            quoted = "a body that broke off"
         try:
             pause = max(0.0, float(response.headers.get("Retry-After", "")))
         except ValueError:
@@ -285,31 +294,14 @@ def _cached(store: sqlite3.Connection, key: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _read(response: httpx.Response, deadline: float) -> bytes:
-    """Return the whole body. Raises TimeoutError: httpx limits the time of each read, not that of all."""
+def _read(response: httpx.Response, deadline: float, longest: int) -> bytes:
+    """Return the body, or its beginning after the deadline or ``longest`` bytes: httpx only limits each single read."""
     raw = bytearray()
     for chunk in response.iter_raw():
         raw += chunk
-        if len(raw) > LONGEST_RESPONSE:
-            raise _FailedAttempt(f"it sent more than {LONGEST_RESPONSE:,} bytes", retry=False)
-        if time.monotonic() > deadline:
-            raise TimeoutError
+        if len(raw) > longest or time.monotonic() > deadline:
+            break
     return bytes(raw)
-
-
-def _read_beginning(response: httpx.Response, deadline: float) -> bytes:
-    """Return the first 2000 bytes of an error's body, or what came of them."""
-    import httpx
-
-    raw = bytearray()
-    try:
-        for chunk in response.iter_raw():
-            raw += chunk
-            if len(raw) >= 2000 or time.monotonic() > deadline:
-                break
-    except httpx.HTTPError:
-        pass
-    return bytes(raw[:2000])
 
 
 def _quoted(text: str) -> str:

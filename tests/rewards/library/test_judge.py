@@ -164,6 +164,7 @@ def test_failed_attempts_are_repeated(server: Server, tmp_path: Path, bad: Reply
         (status(500, b"out of order"), {}, 3, r"HTTP 500: 'out of order' \(asked 3 times\); set fallback"),
         (status(401), {}, 1, "HTTP 401.*check key_env"),
         (status(404), {}, 1, "HTTP 404.*check url and model"),
+        (lambda h: h.send(401, b"half", length=500), {}, 1, "HTTP 401: a body that broke off; check key_env"),
         (status(400, b"too long"), {}, 1, "HTTP 400: 'too long'"),
         (status(302, Location="http://127.0.0.1:9/"), {}, 1, "HTTP 302: it redirects elsewhere; set url"),
         (status(302, Location="http://[x/"), {}, 1, "HTTP 302: it redirects elsewhere"),
