@@ -97,7 +97,9 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
         return sum(abs(2.0 * float(_snownlp()(part)) - 1.0) for part in parts) / max(1, len(parts))
     tokens = [word for word in words(text) if any(map(str.isalpha, word))]
     strengths = _strengths()
-    return min(1.0, sum(abs(strengths.get(word, 0.0)) / 4 for word in set(tokens)) / max(1, len(tokens)) / strong)
+    # In the order of the text: a sum in the order of a set has other last digits in another process.
+    total = sum(abs(strengths.get(word, 0.0)) / 4 for word in dict.fromkeys(tokens))
+    return min(1.0, total / max(1, len(tokens)) / strong)
 
 
 @lru_cache(maxsize=1)

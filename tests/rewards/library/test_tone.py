@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 
 from burnish.errors import InputError
+from burnish.rewards.library import tone
 from burnish.rewards.library.tone import attractiveness, sentiment, toxicity
 from tests.rewards.completions import ODD_TEXTS
 
@@ -60,6 +61,14 @@ def test_attractiveness_by_hand() -> None:
         attractiveness("x", strong=0)
     with pytest.raises(InputError, match="unknown language = 'french'; known: auto, en, zh"):
         attractiveness("x", language="french")
+
+
+@needs_vader
+def test_attractiveness_adds_in_the_order_of_the_text() -> None:
+    # To the last bit, in every process: the order of a set depends on the hash seed.
+    words = "love hate brave terrible amazing lovely war hope fear joy crime winner panic hero grief".split()  # noqa: SIM905
+    total = sum(abs(tone._strengths().get(word, 0.0)) / 4 for word in words)
+    assert attractiveness(" ".join(words), strong=2.0) == total / len(words) / 2.0
 
 
 @needs_snownlp
