@@ -151,7 +151,7 @@ def test_an_empty_text_is_scored(tiny: Callable[[str], Path]) -> None:
         ("bleu", "a", " ", "'bleu' needs a reference"),
         ("grammar", "你好吗", None, "'grammar' supports only English, but text 1 is Chinese or Japanese"),
         ("similarity", "hello", "你好吗", "'similarity' supports only English, but the reference is Chinese"),
-        ("verifier", "7", "7", "use 'numeric' or 'exact' here"),
+        ("verifier", "7", "7", "use 'numeric' or 'exact' instead"),
     ],
 )
 def test_a_reward_that_cannot_score_the_texts_is_refused(
