@@ -155,8 +155,8 @@ class Microbatch:
     Attributes:
         completions: the M completions, in the order of their tokens.
         advantages: [T], advantage of each token.
-        weights: [T], weight of each token in the step's loss. The step's loss is the sum of ``sum(weights * loss)`` over
-            all microbatches, so the split into microbatches does not change it.
+        weights: [T], weight of each token in the step's loss. The step's loss is the sum of ``sum(weights * loss)``
+            over all microbatches, so the split into microbatches does not change it.
         sampler_logprobs: [T], as recorded by the sampler.
         reference_logprobs: [T], under the frozen reference; None without a KL term.
         old_logprobs: [T], under the policy before the step's first update; None if the step has one update.

@@ -1,1 +1,1 @@
-"""How text is sampled."""
+"""Sampling engines."""

@@ -1,8 +1,8 @@
-"""The sampling engine: continuous batching over a cache that shares each prompt among its samples.
+"""Sampling engine: continuous batching with a key-value cache that shares each prompt among its samples.
 
-A prompt is run once for its whole group; its samples enter as rows of the batch and leave it when they end, and another
-sample takes the place at once. The head sees live rows only. Rows have random numbers of their own, so a sample does not
-depend on who shares its batch, beyond rounding.
+A prompt is run once for its whole group. Its samples are rows of the batch; a finished row leaves at once and a waiting
+sample takes its place, so the head only sees unfinished rows. Each sample has its own random numbers, so apart from
+rounding it does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.generation.equal_length import EqualLengthSampler, Row, begun, grouped
+from burnish.generation.equal_length import EqualLengthSampler
 from burnish.generation.kv_cache import SharedPrefixCache
 from burnish.generation.repacked_model import RepackedModel
+from burnish.generation.rows import SampleRow, collect_groups, start_rows
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.packing import get_backbone, packed_states
@@ -27,33 +28,33 @@ from burnish.protocols import Sampler
 from burnish.types import Completion, Group, Prompt, SamplingParams
 
 ROWS = 64
-"""Samples in flight. More rows make the products faster, and each row's keys and values take memory."""
+"""Samples in flight. More rows make matrix products more efficient, but each needs memory for keys and values."""
 
 PREFILL_TOKENS = 2048
-"""Tokens of prompts run at once, unless one prompt is longer."""
+"""Prompt tokens per prefill pass; a single longer prompt is allowed."""
 
 
 def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> Sampler:
-    """The engine where the model's layers take packed rows, else a sampler that asks nothing of an architecture."""
+    """Return an ``Engine`` if the model runs packed sequences, else a sampler that works for every architecture."""
     if language_model.layout is packed_states:
         return Engine(language_model, rows=rows, dtype=dtype)
     return EqualLengthSampler(language_model, rows=rows)
 
 
 class Engine:
-    """Samples with the weights that the trainer trains.
+    """Sampler with shared prompts and continuous batching, with the weights that are trained.
 
     Args:
-        language_model: whose layout is ``packed``.
+        language_model: a model whose layout is ``packed_states``.
         rows: samples in flight.
-        dtype: of the products with weights while sampling; None is the model's own.
+        dtype: of the matrix products while sampling; None is the model's own.
     """
 
     def __init__(self, language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> None:
         self.language_model = language_model
         self.rows = rows
-        self._copy = RepackedModel(language_model.model, dtype)
-        self._plain = EqualLengthSampler(language_model, rows=rows)
+        self._repacked = RepackedModel(language_model.model, dtype)
+        self._fallback = EqualLengthSampler(language_model, rows=rows)
 
     @torch.no_grad()
     def sample(
@@ -65,161 +66,163 @@ class Engine:
         seed: Sequence[int],
         policy_version: int = 0,
     ) -> list[Group]:
-        """P groups of G completions.
+        """Return P groups of G completions.
 
         Raises:
-            InputError: a prompt and its completion would not fit into the model's positions.
+            InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
         """
         if not prompts:
             return []
-        encoded, rows = begun(self.language_model, prompts, samples_per_prompt, sampling, seed)
-        recorded = self.language_model.recorded
+        encoded, rows = start_rows(self.language_model, prompts, samples_per_prompt, sampling, seed)
+        forward_cache = self.language_model.forward_cache
         try:
-            with self._copy.ready(recorded) as model:
+            with self._repacked.repacked(forward_cache) as model:
                 rollout = _Rollout(self, model, encoded, rows, sampling)
                 rollout.run()
-        except UnsupportedAttention:  # these texts are longer than the window that its attention sees
-            return self._plain.sample(
+        except UnsupportedAttention:  # these texts are longer than the attention window
+            return self._fallback.sample(
                 prompts, samples_per_prompt=samples_per_prompt, sampling=sampling, seed=seed,
                 policy_version=policy_version,
             )  # fmt: skip
-        groups = grouped(self.language_model, prompts, encoded, rows, policy_version)
-        if recorded is not None:
-            rollout.note([completion for group in groups for completion in group.completions], rows)
+        groups = collect_groups(self.language_model, prompts, encoded, rows, policy_version)
+        if forward_cache is not None:
+            rollout.set_slots([completion for group in groups for completion in group.completions], rows)
         return groups
 
 
 class _Rollout:
-    """One call's work: what waits, what is in flight, and the cache between them."""
+    """State of one ``sample`` call: waiting samples, samples in flight, and their cache."""
 
     def __init__(
         self,
         engine: Engine,
         model: Any,
         encoded: Sequence[tuple[int, ...]],
-        rows: Sequence[Row],
+        rows: Sequence[SampleRow],
         sampling: SamplingParams,
     ) -> None:
         self.model, self.encoded, self.sampling = model, encoded, sampling
         self.ends = engine.language_model.end_ids
         self.waiting = deque(rows)
-        self.left = Counter(row.prompt for row in rows)
-        self.live: list[Row] = []
-        self.held: list[int] = []
-        """Which prompt each group of the cache is."""
-        room = min(engine.rows, len(rows))
+        self.remaining = Counter(row.prompt for row in rows)
+        self.live: list[SampleRow] = []
+        self.cached_prompts: list[int] = []
+        """The prompt of each group in the cache."""
+        max_rows = min(engine.rows, len(rows))
         longest = max(map(len, encoded))
-        self.room = room
-        self.last: dict[int, Tensor] = {}
-        """The last state [1, d] of each held prompt: the next of its samples begins there."""
-        self.recorded = engine.language_model.recorded
-        if self.recorded is not None:
-            self.recorded.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
-        self.recorded_prompts: dict[int, range] = {}
-        self.cache = SharedPrefixCache(min(room, len(encoded)), room, longest, sampling.max_new_tokens, model.device)
+        self.max_rows = max_rows
+        self.last_states: dict[int, Tensor] = {}
+        """The last state [1, d] of each cached prompt, which predicts the first token of its samples."""
+        self.forward_cache = engine.language_model.forward_cache
+        if self.forward_cache is not None:
+            self.forward_cache.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
+        self.prompt_slots: dict[int, range] = {}
+        self.cache = SharedPrefixCache(
+            min(max_rows, len(encoded)), max_rows, longest, sampling.max_new_tokens, model.device
+        )
 
     def run(self) -> None:
         with use_attention(self.model, self.cache, nullcontext):
             while self.waiting or self.live:
-                while self.waiting and len(self.live) < self.room:
+                while self.waiting and len(self.live) < self.max_rows:
                     self._admit()
                 if self.live:
                     self._decode()
 
-    def note(self, completions: Sequence[Completion], rows: Sequence[Row]) -> None:
-        """Tells the record where each completion's results are, if all of them are there."""
-        if self.recorded is None:
+    def set_slots(self, completions: Sequence[Completion], rows: Sequence[SampleRow]) -> None:
+        """Record the slots of each completion in the forward cache, if all of them are stored."""
+        if self.forward_cache is None:
             return
         for completion, row in zip(completions, rows, strict=True):
-            if row.prompt in self.recorded_prompts and len(row.places) == len(row.tokens) - 1:
-                self.recorded.note(completion, self.recorded_prompts[row.prompt], row.places)
+            if row.prompt in self.prompt_slots and len(row.slots) == len(row.tokens) - 1:
+                self.forward_cache.set_slots(completion, self.prompt_slots[row.prompt], row.slots)
 
     def _admit(self) -> None:
-        """Fills the free places, and runs the prompts that are not held yet; each new row gets its first token."""
-        entering: list[Row] = []
+        """Fill free rows with waiting samples, prefill new prompts, and draw each new row's first token."""
+        entering: list[SampleRow] = []
         new: list[int] = []
-        while self.waiting and len(self.live) + len(entering) < self.room:
+        while self.waiting and len(self.live) + len(entering) < self.max_rows:
             prompt = self.waiting[0].prompt
-            if prompt not in self.held and prompt not in new:
+            if prompt not in self.cached_prompts and prompt not in new:
                 if new and sum(len(self.encoded[other]) for other in [*new, prompt]) > PREFILL_TOKENS:
                     break
                 new.append(prompt)
             entering.append(self.waiting.popleft())
         self._prefill(new)
-        logits = self._logits(torch.cat([self.last[row.prompt] for row in entering]))
+        logits = self._logits(torch.cat([self.last_states[row.prompt] for row in entering]))
         for row in entering:
             self.live.append(row)
-            self.cache.add_row(self.held.index(row.prompt))
+            self.cache.add_row(self.cached_prompts.index(row.prompt))
         self._draw(logits, first=len(self.live) - len(entering))
 
     def _prefill(self, new: Sequence[int]) -> None:
-        """Runs prompts that samples are waiting to continue."""
+        """Run prompts and keep their keys, values and last states."""
         if not new:
             return
         lengths = [len(self.encoded[prompt]) for prompt in new]
         self.cache.prefill(lengths)
-        places = None if self.recorded is None else self.recorded.claim(sum(lengths))
-        if places is not None:
+        slots = None if self.forward_cache is None else self.forward_cache.allocate(sum(lengths))
+        if slots is not None:
             for prompt, stop, length in zip(new, accumulate(lengths), lengths, strict=True):
-                self.recorded_prompts[prompt] = places[stop - length : stop]
+                self.prompt_slots[prompt] = slots[stop - length : stop]
         states = self._run(
             [token for prompt in new for token in self.encoded[prompt]],
-            [place for length in lengths for place in range(length)],
+            [position for length in lengths for position in range(length)],
         )
-        self.held += new
+        self.cached_prompts += new
         last = torch.tensor(lengths, device=states.device).cumsum(0) - 1
-        self.last.update(zip(new, states[last].unsqueeze(1), strict=True))
+        self.last_states.update(zip(new, states[last].unsqueeze(1), strict=True))
 
     def _decode(self) -> None:
-        """One more token of every live row."""
+        """Draw one more token for every row in flight."""
         cache = self.cache
         cache.decode()
-        recorded = None if self.recorded is None else self.recorded.claim(len(self.live))
-        if recorded is not None:
-            for row, place in zip(self.live, recorded, strict=True):
-                row.places.append(place)
-        places = [
-            cache.prompt_lengths[group] + length for group, length in zip(cache.group_of, cache.lengths, strict=True)
+        slots = None if self.forward_cache is None else self.forward_cache.allocate(len(self.live))
+        if slots is not None:
+            for row, slot in zip(self.live, slots, strict=True):
+                row.slots.append(slot)
+        positions = [
+            cache.prompt_lengths[group] + length for group, length in zip(cache.row_groups, cache.lengths, strict=True)
         ]
-        states = self._run([row.tokens[-1] for row in self.live], places)
-        cache.decoded()
+        states = self._run([row.tokens[-1] for row in self.live], positions)
+        cache.advance()
         self._draw(self._logits(states), first=0)
 
-    def _run(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
-        """The last layer's states [T, d] of a packed row."""
+    def _run(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Return the last layer's states [T, d] of a packed sequence."""
         device = self.model.device
-        found: Tensor = get_backbone(self.model)(
+        states: Tensor = get_backbone(self.model)(
             input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([places], device=device),
+            position_ids=torch.tensor([positions], device=device),
             use_cache=False,
         )[0][0]
-        return found
+        return states
 
     def _logits(self, states: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(states)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _draw(self, logits: Tensor, *, first: int) -> None:
-        """Gives the live rows from ``first`` on their next token; those that end leave."""
+        """Draw the next token of the rows in flight from ``first`` on, and remove those that finish."""
         rows = self.live[first:]
-        uniforms = torch.tensor([row.stream[len(row.tokens)] for row in rows], device=logits.device)
+        uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
         tokens, logprobs = draw_tokens(logits, uniforms, self.sampling)
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.take(token, logprob, self.ends)
-        for place in reversed(range(first, len(self.live))):
-            row = self.live[place]
+            row.append(token, logprob, self.ends)
+        for index in reversed(range(first, len(self.live))):
+            row = self.live[index]
             if row.reason == "stop" or len(row.tokens) == self.sampling.max_new_tokens:
-                self._leave(place)
+                self._remove(index)
 
-    def _leave(self, place: int) -> None:
-        row, last = self.live[place], self.live.pop()
+    def _remove(self, index: int) -> None:
+        row, last = self.live[index], self.live.pop()
         if row is not last:
-            self.live[place] = last
-        self.cache.drop_row(place)
-        self.left[row.prompt] -= 1
-        if self.left[row.prompt] == 0:
-            group, moved = self.held.index(row.prompt), self.held.pop()
+            self.live[index] = last
+        self.cache.drop_row(index)
+        self.remaining[row.prompt] -= 1
+        if self.remaining[row.prompt] == 0:
+            group, moved = self.cached_prompts.index(row.prompt), self.cached_prompts.pop()
             if moved != row.prompt:
-                self.held[group] = moved
+                self.cached_prompts[group] = moved
             self.cache.drop_group(group)
-            del self.last[row.prompt]
+            del self.last_states[row.prompt]

@@ -1,7 +1,9 @@
-"""Keys and values of everything that is being sampled, allocated once.
+"""Key-value cache of the sampling engine, allocated once per call.
 
-A prompt's lie in one place for all samples of its group; a sample's own lie in a row that is written a token a step. A row
-that is done gives its place to another sample, or the last row is moved there: no row is copied because time passes.
+The keys and values of a prompt are stored once for all samples of its group. Each sample has a row for its own tokens,
+which grows by one token per step. When a sample finishes, the last row moves to its index; no other copies are made.
+
+Letters: P groups (prompts), B rows (samples), K key-value heads, g query heads per key-value head, D head dimension.
 """
 
 from __future__ import annotations
@@ -14,24 +16,27 @@ from torch import Tensor
 from burnish.policies.kernels.attention import GroupSpan, PackedAttention
 
 
-class _Layer:
-    """One layer's keys and values: of prompts [groups, K, T, D], of samples [rows, K, T, D]."""
+class _LayerCache:
+    """Keys and values of one layer: ``prompts`` are [groups, K, T, D] each, ``answers`` are [rows, K, T, D] each."""
 
     def __init__(
         self, key: Tensor, value: Tensor, groups: int, rows: int, longest_prompt: int, longest_answer: int
     ) -> None:
         heads = key.shape[0]
-        # Zeros, since a masked place counts zero times whatever stands there, and that must not be not-a-number.
+        # Zeros, not empty memory: masked positions have weight zero, and zero times NaN would be NaN.
         self.prompts = [tensor.new_zeros(groups, heads, longest_prompt, tensor.shape[-1]) for tensor in (key, value)]
         self.answers = [tensor.new_zeros(rows, heads, longest_answer, tensor.shape[-1]) for tensor in (key, value)]
 
 
 class SharedPrefixCache:
-    """Attends for the engine: ``prefill`` takes prompts in, ``decode`` one more token of every row.
+    """Attention backend of the engine: ``prefill`` adds prompts, ``decode`` adds one token to every row.
 
     Args:
-        groups, rows: prompts and samples that may be held at once.
-        longest_prompt, longest_answer: in tokens; the answer's last token needs no place, nothing is drawn after it.
+        groups: prompts that may be cached at once.
+        rows: samples that may be cached at once.
+        longest_prompt: in tokens.
+        longest_answer: in tokens; the last token is never run and needs no room.
+        device: of the indices and masks.
     """
 
     def __init__(
@@ -39,144 +44,146 @@ class SharedPrefixCache:
     ) -> None:
         self._device = device
         self._sizes = groups, rows, longest_prompt, max(longest_answer - 1, 1)
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, _LayerCache] = {}
         self.prompt_lengths: list[int] = []
-        """Of each held prompt; its place in the list is its group's."""
-        self.group_of: list[int] = []
+        """Length of each group's prompt."""
+        self.row_groups: list[int] = []
         self.lengths: list[int] = []
-        """Of each row: its group, and how many of its tokens the cache holds."""
+        """Of each row: its group (``row_groups``), and the number of its tokens in the cache."""
         self._incoming: PackedAttention | None = None
-        self._plan: _Plan | None = None
+        self._plan: _DecodePlan | None = None
 
     @property
-    def longest(self) -> int:
+    def max_text_length(self) -> int:
         return self._sizes[2] + self._sizes[3] + 1
 
     def prefill(self, lengths: Sequence[int]) -> None:
-        """What is run next are whole prompts of these lengths, one behind the other; they take the next groups."""
-        starts = [sum(lengths[:place]) for place in range(len(lengths))]
+        """Prepare for a pass over whole prompts of these lengths, one after the other; they become the last groups."""
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
         spans = (GroupSpan(start, start + length, ()) for start, length in zip(starts, lengths, strict=True))
         self._incoming = PackedAttention(tuple(spans))
         self.prompt_lengths += lengths
 
     def decode(self) -> None:
-        """What is run next is the newest token of every row."""
+        """Prepare for a pass over the newest token of every row."""
         self._incoming = None
-        self._plan = _Plan(self.group_of, self.lengths, self.prompt_lengths, self._device)
+        self._plan = _DecodePlan(self.row_groups, self.lengths, self.prompt_lengths, self._device)
 
-    def decoded(self) -> None:
-        """Every row has one token more."""
+    def advance(self) -> None:
+        """Count one more token in every row, after a ``decode`` pass."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def add_row(self, group: int) -> None:
-        """A new sample of a held prompt, behind the others."""
-        self.group_of.append(group)
+        """Append a row for a new sample of a cached prompt."""
+        self.row_groups.append(group)
         self.lengths.append(0)
 
     def drop_row(self, row: int) -> None:
-        """A sample is done; the last row takes its place."""
+        """Remove a row; the last row moves to its index."""
         last = len(self.lengths) - 1
         if row != last:
             for layer in self._layers.values():
                 for tensor in layer.answers:
                     tensor[row, :, : self.lengths[last]] = tensor[last, :, : self.lengths[last]]
-            self.group_of[row], self.lengths[row] = self.group_of[last], self.lengths[last]
-        del self.group_of[last], self.lengths[last]
+            self.row_groups[row], self.lengths[row] = self.row_groups[last], self.lengths[last]
+        del self.row_groups[last], self.lengths[last]
 
     def drop_group(self, group: int) -> None:
-        """A prompt has no more samples; the last prompt takes its place."""
+        """Remove a prompt without rows; the last prompt moves to its index."""
         last = len(self.prompt_lengths) - 1
         if group != last:
             for layer in self._layers.values():
                 for tensor in layer.prompts:
                     tensor[group, :, : self.prompt_lengths[last]] = tensor[last, :, : self.prompt_lengths[last]]
             self.prompt_lengths[group] = self.prompt_lengths[last]
-            self.group_of = [group if held == last else held for held in self.group_of]
+            self.row_groups = [group if cached == last else cached for cached in self.row_groups]
         del self.prompt_lengths[last]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer not in self._layers:
-            self._layers[layer] = _Layer(key, value, *self._sizes)
-        held = self._layers[layer]
+            self._layers[layer] = _LayerCache(key, value, *self._sizes)
+        cached = self._layers[layer]
         if self._incoming is not None:
             first = len(self.prompt_lengths) - len(self._incoming.spans)
-            for place, span in enumerate(self._incoming.spans, first):
-                for tensor, new in zip(held.prompts, (key, value), strict=True):
-                    tensor[place, :, : span.stop - span.start] = new[:, span.start : span.stop]
+            for group, span in enumerate(self._incoming.spans, first):
+                for tensor, new in zip(cached.prompts, (key, value), strict=True):
+                    tensor[group, :, : span.stop - span.start] = new[:, span.start : span.stop]
             return self._incoming.attend(layer, query, key, value, scale)
         assert self._plan is not None
-        return self._plan.attend(held, query, key, value, scale)
+        return self._plan.attend(cached, query, key, value, scale)
 
 
-class _Plan:
-    """How one step's rows lie in the cache: made once a step, used in every layer."""
+class _DecodePlan:
+    """Arrangement of one decoding step's rows, computed once per step and used in every layer."""
 
     def __init__(
         self,
-        group_of: Sequence[int],
+        row_groups: Sequence[int],
         lengths: Sequence[int],
         prompt_lengths: Sequence[int],
         device: torch.device | None,
     ) -> None:
-        self.rows, self.groups = len(group_of), len(prompt_lengths)
-        self.prompt, self.answer = max(prompt_lengths), max(lengths) + 1
-        self.even = min(lengths) == max(lengths)
+        self.rows, self.groups = len(row_groups), len(prompt_lengths)
+        self.prompt_width, self.answer_width = max(prompt_lengths), max(lengths) + 1
+        self.equal_lengths = min(lengths) == max(lengths)
         self.lengths = torch.tensor(lengths, device=device)
-        self.all = torch.arange(self.rows, device=device)
+        self.all_rows = torch.arange(self.rows, device=device)
         members: list[list[int]] = [[] for _ in prompt_lengths]
-        for row, group in enumerate(group_of):
+        for row, group in enumerate(row_groups):
             members[group].append(row)
-        # Rows by group in a rectangle [groups, size], so that a group's queries are one product with its prompt's keys.
+        # A rectangle [groups, size] of rows, padded with row 0: one product per group with its prompt's keys.
         self.size = max(map(len, members))
-        self.places: Tensor | None = None
+        self.order: Tensor | None = None
         if [row for rows in members for row in rows] != list(range(self.rows)) or self.rows != self.groups * self.size:
             filled = [rows + [0] * (self.size - len(rows)) for rows in members]
-            self.places = torch.tensor(filled, device=device).flatten()
-            back = [0] * self.rows
+            self.order = torch.tensor(filled, device=device).flatten()
+            inverse = [0] * self.rows
             for group, rows in enumerate(members):
-                for place, row in enumerate(rows):
-                    back[row] = group * self.size + place
-            self.back = torch.tensor(back, device=device)
+                for index, row in enumerate(rows):
+                    inverse[row] = group * self.size + index
+            self.inverse = torch.tensor(inverse, device=device)
         self.mask: Tensor | None = None
-        if not self.even or min(prompt_lengths) < self.prompt:
-            seen = torch.tensor([prompt_lengths[group] for group in group_of], device=device)
-            prompt = torch.arange(self.prompt, device=device) >= seen[:, None]
-            answer = torch.arange(self.answer, device=device) > self.lengths[:, None]
+        if not self.equal_lengths or min(prompt_lengths) < self.prompt_width:
+            row_prompt_lengths = torch.tensor([prompt_lengths[group] for group in row_groups], device=device)
+            prompt = torch.arange(self.prompt_width, device=device) >= row_prompt_lengths[:, None]
+            answer = torch.arange(self.answer_width, device=device) > self.lengths[:, None]
             self.mask = torch.cat([prompt, answer], 1)[:, None, None]
 
-    def attend(self, held: _Layer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, cached: _LayerCache, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, group = query.shape[:2]
-        for tensor, new in zip(held.answers, (key, value), strict=True):
-            if self.even:
-                tensor[: self.rows, :, self.answer - 1] = new.transpose(0, 1)
+        for tensor, new in zip(cached.answers, (key, value), strict=True):
+            if self.equal_lengths:
+                tensor[: self.rows, :, self.answer_width - 1] = new.transpose(0, 1)
             else:
-                tensor[self.all, :, self.lengths] = new.transpose(0, 1)
+                tensor[self.all_rows, :, self.lengths] = new.transpose(0, 1)
         queries = (query.permute(2, 0, 1, 3) * scale).contiguous()  # [B, K, g, D]
         own_keys, own_values = (
-            tensor[: self.rows].flatten(0, 1)[:, : self.answer] for tensor in held.answers
+            tensor[: self.rows].flatten(0, 1)[:, : self.answer_width] for tensor in cached.answers
         )  # [B K, T, D]
         prompt_keys, prompt_values = (
-            tensor[: self.groups].flatten(0, 1)[:, : self.prompt] for tensor in held.prompts
+            tensor[: self.groups].flatten(0, 1)[:, : self.prompt_width] for tensor in cached.prompts
         )  # [P K, T, D]
-        own = torch.bmm(queries.view(self.rows * heads, group, -1), own_keys.mT)
-        seen = torch.bmm(self._by_group(queries), prompt_keys.mT)
-        scores = torch.cat([self._by_row(seen, heads, group), own.view(self.rows, heads, group, -1)], -1)
+        own_scores = torch.bmm(queries.view(self.rows * heads, group, -1), own_keys.mT)
+        prompt_scores = torch.bmm(self._by_group(queries), prompt_keys.mT)
+        scores = torch.cat(
+            [self._by_row(prompt_scores, heads, group), own_scores.view(self.rows, heads, group, -1)], -1
+        )
         if self.mask is not None:
             scores.masked_fill_(self.mask, float("-inf"))
         weights = scores.softmax(-1)
-        of_prompt, of_own = weights[..., : self.prompt], weights[..., self.prompt :]
-        found = torch.bmm(of_own.flatten(0, 1), own_values).view(self.rows, heads, group, -1)
-        return found.add_(self._by_row(torch.bmm(self._by_group(of_prompt), prompt_values), heads, group))
+        prompt_weights, own_weights = weights[..., : self.prompt_width], weights[..., self.prompt_width :]
+        output = torch.bmm(own_weights.flatten(0, 1), own_values).view(self.rows, heads, group, -1)
+        return output.add_(self._by_row(torch.bmm(self._by_group(prompt_weights), prompt_values), heads, group))
 
     def _by_group(self, rows: Tensor) -> Tensor:
-        """[B, K, g, X] -> [P K, size g, X]."""
-        arranged = rows if self.places is None else rows[self.places]
+        """Arrange rows [B, K, g, X] by group: [P K, size g, X]."""
+        arranged = rows if self.order is None else rows[self.order]
         heads, group, width = rows.shape[1:]
         split = arranged.reshape(self.groups, self.size, heads, group, width).transpose(1, 2)
         return split.reshape(self.groups * heads, self.size * group, width)
 
     def _by_row(self, groups: Tensor, heads: int, group: int) -> Tensor:
-        """[P K, size g, X] -> [B, K, g, X]."""
+        """Invert ``_by_group``: [P K, size g, X] -> [B, K, g, X]."""
         split = groups.view(self.groups, heads, self.size, group, -1).transpose(1, 2)
         arranged = split.reshape(self.groups * self.size, heads, group, -1)
-        return arranged if self.places is None else arranged[self.back]
+        return arranged if self.order is None else arranged[self.inverse]

@@ -1,4 +1,4 @@
-"""Sampling from a module: from its state where it has one, else by giving it the whole text for each token."""
+"""Sampling from a torch module: incrementally if it has a state, else by running the whole text for each token."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.generation.equal_length import Row, begun, grouped
-from burnish.policies.module import ModuleModel, State, padded
+from burnish.generation.rows import SampleRow, collect_groups, start_rows
+from burnish.policies.kernels.packing import pad_token_ids
+from burnish.policies.module import ModuleModel, State
 from burnish.policies.sampling_distribution import draw_tokens
 from burnish.types import Group, Prompt, SamplingParams
 
 
 class _Texts(Protocol):
-    """N texts that grow by a token at a time."""
+    """N texts that grow by one token at a time."""
 
     logits: Tensor
-    """[N, V], of what comes next."""
+    """[N, V], logits of the next token."""
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with some of the rows only."""
+        """Keep only these rows."""
         ...
 
     def push(self, tokens: Tensor) -> None:
-        """Adds a token [N] to each."""
+        """Append one token [N] to each text."""
         ...
 
 
-class _FromState:
-    def __init__(self, model: ModuleModel, prompts: Sequence[Sequence[int]], owner: Tensor) -> None:
+class _StatefulTexts:
+    def __init__(self, model: ModuleModel, prompts: Sequence[Sequence[int]], row_prompts: Tensor) -> None:
         self.model = model
         logits, state = model.read_prompts(prompts)
-        self.logits = logits[owner]
-        self.state: State = tuple(part[owner] for part in state)
+        self.logits = logits[row_prompts]
+        self.state: State = tuple(part[row_prompts] for part in state)
 
     def keep(self, rows: Tensor) -> None:
         self.state = tuple(part[rows] for part in self.state)
@@ -44,17 +45,17 @@ class _FromState:
         self.logits = logits[:, -1]
 
 
-class _Recomputed:
-    def __init__(self, model: ModuleModel, prompts: Sequence[Sequence[int]], owner: Tensor) -> None:
+class _RecomputedTexts:
+    def __init__(self, model: ModuleModel, prompts: Sequence[Sequence[int]], row_prompts: Tensor) -> None:
         self.model = model
-        self.ids, mask = padded(prompts, model.device)
+        self.ids, mask = pad_token_ids(prompts, left=False, device=model.device)
         self.lengths = mask.sum(-1)
-        self.logits = self._read()[owner]
-        self.ids, self.lengths = self.ids[owner], self.lengths[owner]
+        self.logits = self._read()[row_prompts]
+        self.ids, self.lengths = self.ids[row_prompts], self.lengths[row_prompts]
 
     def _read(self) -> Tensor:
-        everywhere = self.model.logits(self.ids)
-        return everywhere[torch.arange(len(self.ids), device=self.ids.device), self.lengths - 1]
+        logits = self.model.logits(self.ids)
+        return logits[torch.arange(len(self.ids), device=self.ids.device), self.lengths - 1]
 
     def keep(self, rows: Tensor) -> None:
         self.ids, self.lengths = self.ids[rows], self.lengths[rows]
@@ -68,11 +69,11 @@ class _Recomputed:
 
 
 class ModuleSampler:
-    """Samples with the module's own weights, which it shares with the trainer.
+    """Sampler with the module's own weights, which are those that are trained.
 
     Args:
-        model: what to sample from.
-        recompute: gives the module the whole text for each token even where it could read on from a state.
+        model: the module to sample from.
+        recompute: run the whole text for each token even if the module has a state.
     """
 
     def __init__(self, model: ModuleModel, *, recompute: bool = False) -> None:
@@ -89,43 +90,46 @@ class ModuleSampler:
         seed: Sequence[int],
         policy_version: int = 0,
     ) -> list[Group]:
-        """P groups of G completions.
+        """Return P groups of G completions.
 
         Raises:
             InputError: a prompt cannot be encoded, or does not fit into the module's positions with its completion.
         """
         if not prompts:
             return []
-        encoded, rows = begun(self.model, prompts, samples_per_prompt, sampling, seed)
-        owner = torch.tensor([row.prompt for row in rows], device=self.model.device)
-        kind = _Recomputed if self.recompute else _FromState
-        texts: list[_Texts] = [kind(self.model, encoded, owner)]
+        encoded, rows = start_rows(self.model, prompts, samples_per_prompt, sampling, seed)
+        row_prompts = torch.tensor([row.prompt for row in rows], device=self.model.device)
+        texts_class = _RecomputedTexts if self.recompute else _StatefulTexts
+        texts: list[_Texts] = [texts_class(self.model, encoded, row_prompts)]
         if sampling.lagged_top_p < 1 and self.model.lagged is not None:
-            texts.append(kind(self.model.lagged, encoded, owner))
+            texts.append(texts_class(self.model.lagged, encoded, row_prompts))
         self._decode(texts, rows, sampling)
-        return grouped(self.model, prompts, encoded, rows, policy_version, with_end=True)
+        return collect_groups(self.model, prompts, encoded, rows, policy_version, with_end=True)
 
-    def _decode(self, texts: Sequence[_Texts], rows: Sequence[Row], sampling: SamplingParams) -> None:
-        """Fills the rows; those that are done leave the batch. The second of two readers, which see the same tokens, is the
-        lagged policy."""
-        reader, lagged = texts[0], texts[1] if len(texts) > 1 else None
+    def _decode(self, texts: Sequence[_Texts], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
+        """Draw tokens until all rows are finished; finished rows leave the batch.
+
+        Args:
+            texts: of the policy, and of the lagged policy if there is one; both see the same tokens.
+        """
+        policy, lagged = texts[0], texts[1] if len(texts) > 1 else None
         ends = self.model.vocabulary.ends
         live = list(rows)
         for step in range(sampling.max_new_tokens):
-            uniforms = torch.tensor([row.stream[step] for row in live], dtype=torch.float64)
-            # A copy: the draw writes over it, and a module may hand out a view of its own weights.
+            uniforms = torch.tensor([row.uniforms[step] for row in live], dtype=torch.float64)
+            # draw_tokens overwrites its input, and a module may return a view of its own weights.
             tokens, logprobs = draw_tokens(
-                reader.logits.clone(), uniforms.to(reader.logits.device), sampling, lagged.logits if lagged else None
+                policy.logits.clone(), uniforms.to(policy.logits.device), sampling, lagged.logits if lagged else None
             )
             for row, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.take(token, logprob, ends)
-            going = [place for place, row in enumerate(live) if row.reason == "length"]
-            if not going or step + 1 == sampling.max_new_tokens:
+                row.append(token, logprob, ends)
+            unfinished = [index for index, row in enumerate(live) if row.reason == "length"]
+            if not unfinished or step + 1 == sampling.max_new_tokens:
                 return
-            if len(going) < len(live):
-                index = torch.tensor(going, device=tokens.device)
+            if len(unfinished) < len(live):
+                kept = torch.tensor(unfinished, device=tokens.device)
                 for one in texts:
-                    one.keep(index)
-                live, tokens = [live[place] for place in going], tokens[index]
+                    one.keep(kept)
+                live, tokens = [live[index] for index in unfinished], tokens[kept]
             for one in texts:
                 one.push(tokens)

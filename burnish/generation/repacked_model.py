@@ -1,8 +1,8 @@
-"""A copy of a model that samples fast: the same parameters, its products with weights laid out for small batches.
+"""Copy of a model for fast sampling: the same parameters, with linear weights reordered for small batches.
 
-A decoding step multiplies a few dozen rows with every weight. On a CPU oneDNN does that up to twice as fast with weights
-that were reordered once; reordering all of them takes a fraction of a second, after each update. Adapters are merged into
-the reordered weights, so that a LoRA policy samples as fast as its base.
+A decoding step multiplies a few dozen rows with every weight. On a CPU, oneDNN does that up to twice as fast with
+weights that were reordered once; reordering all weights takes a fraction of a second after each update. Adapters are
+merged into the reordered weights, so a LoRA policy samples as fast as its base model.
 """
 
 from __future__ import annotations
@@ -15,82 +15,82 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.kernels.forward_cache import CachedOutputs, ForwardCache
-from burnish.policies.kernels.fused_layer import PRODUCTS, FusedDecoderLayer, known
+from burnish.policies.kernels.forward_cache import ForwardCache, LayerOutputs
+from burnish.policies.kernels.fused_layer import PROJECTIONS, FusedDecoderLayer, is_supported
 from burnish.policies.kernels.linear import has_onednn_linear
 from burnish.policies.kernels.packing import unwrap_peft
 
 ROWS = 64
-"""Rows that a reordered weight is meant for; other numbers work as well."""
+"""Number of input rows that the reordering optimises for; other numbers work, too."""
 
 
-Source = Callable[[], tuple[Tensor, Tensor | None]]
-"""A weight [out, in] and a bias as they are now."""
+WeightSource = Callable[[], tuple[Tensor, Tensor | None]]
+"""Returns the current weight [out, in] and bias [out]."""
 
 
 class RepackedLinear(nn.Module):
-    """x W' + b with a weight that ``pack`` has reordered; holds nothing until then.
+    """Linear layer with a reordered weight, which it has between ``repack`` and ``release``.
 
     Args:
-        sources: one, or several whose outputs come side by side.
-        dtype: of the product's inputs; its result has the input's.
+        sources: of the weight; several layers with a common input are concatenated along their outputs.
+        dtype: of the product; the output has the input's dtype.
     """
 
-    def __init__(self, sources: Sequence[Source], dtype: torch.dtype) -> None:
+    def __init__(self, sources: Sequence[WeightSource], dtype: torch.dtype) -> None:
         super().__init__()
         self.sources = sources
         self.dtype = dtype
-        self.packed: Any = None
-        self.results: list[CachedOutputs] = []
-        """Take what is computed, each its source's part, where somebody wants it again."""
-        self.offset: Tensor | None = None
+        self.weight: Any = None
+        self.outputs: list[LayerOutputs] = []
+        """Storage for the output of each source, if the forward cache is on."""
+        self.bias: Tensor | None = None
 
-    def pack(self) -> None:
+    def repack(self) -> None:
+        """Reorder the current weights."""
         weights, biases = zip(*(source() for source in self.sources), strict=True)
         weight = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), ROWS)
-        self.offset = None
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), ROWS)
+        self.bias = None
         if any(bias is not None for bias in biases):
             parts = [
                 weight.new_zeros(len(weight)) if bias is None else bias.detach()
                 for weight, bias in zip(weights, biases, strict=True)
             ]
-            self.offset = torch.cat(parts).to(self.dtype)
+            self.bias = torch.cat(parts).to(self.dtype)
 
     def release(self) -> None:
-        self.packed = self.offset = None
-        self.results = []
+        """Free the reordered weight."""
+        self.weight = self.bias = None
+        self.outputs = []
 
     def forward(self, rows: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows.to(self.dtype), self.packed, self.offset, "none", [], ""
-        )
-        if self.results:
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(rows.to(self.dtype), self.weight, self.bias, "none", [], "")
+        if self.outputs:
             begin = 0
-            for results in self.results:
-                results.add(found[..., begin : begin + results.width])
-                begin += results.width
-        return found.to(rows.dtype)
+            for part in self.outputs:
+                part.add(output[..., begin : begin + part.width])
+                begin += part.width
+        return output.to(rows.dtype)
 
 
 class RepackedModel:
-    """A model to sample from, whose weights are those of the trained model at each ``ready``.
+    """Copy of a model that samples with the current weights of the trained model.
 
     Args:
-        model: plain or peft; shares its parameters, is not changed.
-        dtype: of the products: float32, or bfloat16 for speed at the price of a small mismatch.
+        model: a transformers or peft model. It is not changed; the copy shares its parameters.
+        dtype: of the products: float32, or bfloat16 for speed at the price of a small sampler mismatch.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         trained = unwrap_peft(model)
-        self.kind = dtype or trained.dtype
+        self.dtype = dtype or trained.dtype
         self._layers: dict[RepackedLinear, list[nn.Module]] = {}
-        """Each with the trained modules whose products it makes."""
+        """Each repacked layer with the trained modules that it replaces."""
         self._head = trained.get_output_embeddings()
         if (
             trained.device.type != "cpu"
-            or self.kind not in (torch.float32, torch.bfloat16)
-            or not has_onednn_linear(self.kind)
+            or self.dtype not in (torch.float32, torch.bfloat16)
+            or not has_onednn_linear(self.dtype)
         ):
             self.model = trained
             return
@@ -100,48 +100,48 @@ class RepackedModel:
         for name, module in list(trained.named_modules()):
             if name.startswith(done):
                 continue
-            fused = self._fused(name, module)
+            fused = self._fuse(name, module)
             if fused is not None:
-                self._put(name, fused)
+                self._replace(name, fused)
                 done += (name + ".",)
-            elif _source(module) is not None:
-                self._put(name, self._packed(module))
-            if _source(module) is not None or _adapter(module):
-                done += (name + ".",)  # the base of an adapter is packed with it, or runs as it is
+            elif _weight_source(module) is not None:
+                self._replace(name, self._repack(module))
+            if _weight_source(module) is not None or _is_adapter(module):
+                done += (name + ".",)  # do not repack an adapter's base layer a second time
 
-    def _packed(self, *modules: nn.Module) -> RepackedLinear:
-        sources = [source for module in modules if (source := _source(module)) is not None]
-        layer = RepackedLinear(sources, self.kind)
+    def _repack(self, *modules: nn.Module) -> RepackedLinear:
+        sources = [source for module in modules if (source := _weight_source(module)) is not None]
+        layer = RepackedLinear(sources, self.dtype)
         self._layers[layer] = list(modules)
         return layer
 
-    def _fused(self, name: str, module: nn.Module) -> FusedDecoderLayer | None:
-        """A decoder layer in few operations, where it is of a kind that is known."""
-        if not known(module):
+    def _fuse(self, name: str, module: nn.Module) -> FusedDecoderLayer | None:
+        """Return a fused layer for a supported decoder layer, else None."""
+        if not is_supported(module):
             return None
-        parts = [module.get_submodule(part) for part in PRODUCTS]
-        if any(_source(part) is None for part in parts):
+        parts = [module.get_submodule(part) for part in PROJECTIONS]
+        if any(_weight_source(part) is None for part in parts):
             return None
         query, key, value, out, gate, up, down = parts
-        products = [self._packed(query, key, value), self._packed(out), self._packed(gate, up), self._packed(down)]
+        products = [self._repack(query, key, value), self._repack(out), self._repack(gate, up), self._repack(down)]
         return FusedDecoderLayer(self.model.get_submodule(name), products)
 
-    def _put(self, name: str, layer: nn.Module) -> None:
+    def _replace(self, name: str, layer: nn.Module) -> None:
         parent, _, own = name.rpartition(".")
         setattr(self.model.get_submodule(parent), own, layer)
 
     @contextmanager
-    def ready(self, recorded: ForwardCache | None = None) -> Iterator[Any]:
-        """The model, its products laid out from the weights as they are now; let go of at the end.
+    def repacked(self, forward_cache: ForwardCache | None = None) -> Iterator[Any]:
+        """Repack the current weights and provide the model; free the repacked weights at the end.
 
         Args:
-            recorded: takes the results of its products, but for the head's.
+            forward_cache: stores the outputs of the linear layers, except the head's.
         """
         for layer, modules in self._layers.items():
-            layer.pack()
-            if recorded is not None and self._head not in modules:
-                found = [_results(module, recorded) for module in modules]
-                layer.results = [] if None in found else [results for results in found if results is not None]
+            layer.repack()
+            if forward_cache is not None and self._head not in modules:
+                outputs = [_outputs(module, forward_cache) for module in modules]
+                layer.outputs = [] if None in outputs else [part for part in outputs if part is not None]
         try:
             yield self.model
         finally:
@@ -149,28 +149,28 @@ class RepackedModel:
                 layer.release()
 
 
-def _source(module: nn.Module) -> Source | None:
-    """How to get a module's weight [out, in] and bias, where it is a product with a weight and nothing more."""
+def _weight_source(module: nn.Module) -> WeightSource | None:
+    """Return the source of a module's weight and bias, or None if it is more than a linear layer."""
     from transformers.pytorch_utils import Conv1D
 
     if type(module) is nn.Linear:
         return lambda: (module.weight, module.bias)
     if type(module) is Conv1D:
         return lambda: (module.weight.T, module.bias)
-    return _merged(module) if _adapter(module) else None
+    return _merged_source(module) if _is_adapter(module) else None
 
 
-def _adapter(module: nn.Module) -> bool:
+def _is_adapter(module: nn.Module) -> bool:
     return type(module).__module__.startswith("peft.")
 
 
-def _results(module: Any, recorded: ForwardCache) -> CachedOutputs | None:
-    """Where the results of a module's product go, which training finds by the weight that it multiplies with."""
+def _outputs(module: Any, forward_cache: ForwardCache) -> LayerOutputs | None:
+    """Return where the training pass looks up the outputs of a module, or None if it cannot."""
     base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     if type(base) is not nn.Linear or base.weight.dtype != torch.float32:
-        return None  # transformers' Conv1D multiplies by another function
+        return None  # transformers' Conv1D does not call torch.nn.functional.linear
     if base is module:
-        return recorded.results(module.weight)
+        return forward_cache.layer_outputs(module.weight)
     pairs = [
         (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
         for name in module.active_adapters
@@ -181,16 +181,16 @@ def _results(module: Any, recorded: ForwardCache) -> CachedOutputs | None:
         return torch.stack(added).sum(0) if len(added) > 1 else added[0]
 
     parts = [part for inward, outward, _ in pairs for part in (inward, outward)]
-    return recorded.results(base.weight, adapters, parts)
+    return forward_cache.layer_outputs(base.weight, adapters, parts)
 
 
-def _merged(module: Any) -> Source | None:
-    """Weight and bias of an adapted product with its adapters added."""
+def _merged_source(module: Any) -> WeightSource | None:
+    """Return the source of a LoRA layer's merged weight and bias, or None for other adapters."""
     from peft.tuners.lora import Linear
 
     named = module.active_adapters if isinstance(module, Linear) else ()
     if not named or any(module.lora_bias.get(name) or name in module.lora_variant for name in named):
-        return None  # another kind of adapter, or one that does more than add a product (DoRA)
+        return None  # not LoRA, or a variant that does more than add a product (DoRA)
 
     def merged() -> tuple[Tensor, Tensor | None]:
         base: Any = module.get_base_layer()

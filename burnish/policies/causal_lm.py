@@ -1,7 +1,7 @@
-"""Any Hugging Face causal language model as a policy, whole or through LoRA adapters.
+"""Hugging Face causal language models as policies, fully trained or through LoRA adapters.
 
-How completions are laid out for a forward pass is the business of ``layout``; here are encoding, log-probabilities, the
-frozen reference, and saving. How one comes from files: ``loading``.
+This module encodes text, computes log-probabilities, keeps the frozen reference, and saves weights. How completions are
+arranged for a forward pass is in ``kernels.packing``; how models are loaded is in ``loading``.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 
 
 class CausalModel:
-    """A causal language model with its tokenizer: encodes, decodes, and says how probable a completion is.
+    """A causal language model with its tokenizer.
 
     Args:
-        model: in evaluation mode; dropout would make training another policy than the one that was sampled.
-        batch: completions in one forward pass where no gradient is wanted.
-        like: a language model of the same architecture, whose layout is taken over; without it, the model is probed.
+        model: a transformers or peft model. It is put into evaluation mode: with dropout, the trained policy would
+            differ from the sampled one.
+        tokenizer: its tokenizer.
+        batch: completions per forward pass without gradient.
+        like: a model of the same architecture whose layout is taken over; without it, the layouts are compared.
     """
 
     def __init__(
@@ -60,11 +62,11 @@ class CausalModel:
         self.tokenizer = tokenizer
         self.batch = batch
         self.reference: LanguageModel = self
-        """What the model's texts are judged by; itself, until somebody says otherwise."""
-        self.recorded: ForwardCache | None = None
-        """Where a sampler leaves what it computed of the policy's own samples."""
+        """Reference model for KL terms and fluency; the model itself unless replaced."""
+        self.forward_cache: ForwardCache | None = None
+        """Outputs of linear layers that the sampler stores for the training forward pass."""
         self.layout: Layout | None
-        """How completions are laid out; None where the model's own head must make the logits."""
+        """Arrangement of completions for a forward pass; None if the logits need the model's own head."""
         self.padding_reason: str
         if like is None:
             self.layout, self.padding_reason = choose_layout(self.model)
@@ -77,12 +79,12 @@ class CausalModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens that fit into one text, prompt and completion together; None where the model sets no bound."""
+        """Maximum number of tokens of a text, prompt and completion together; None if there is no limit."""
         config: Any = self.model.config.get_text_config()
         for name in ("max_position_embeddings", "n_positions"):
-            found = getattr(config, name, None)
-            if isinstance(found, int) and found > 0:
-                return found
+            limit = getattr(config, name, None)
+            if isinstance(limit, int) and limit > 0:
+                return limit
         return None
 
     @property
@@ -93,17 +95,17 @@ class CausalModel:
         return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text with no special tokens around it."""
+        """Return the token ids of a text, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a prompt, with the beginning-of-text token where the model has one.
+        """Return the token ids of a prompt, with the beginning-of-text token if the model has one.
 
-        A prompt with messages goes through the model's chat template, up to where the assistant's answer begins.
+        A prompt with messages goes through the model's chat template, up to the start of the assistant's answer.
 
         Raises:
-            InputError: the prompt is empty and the model has no token to begin with, or it has messages and the model
-                has no chat template, or one that refuses them.
+            InputError: the prompt is empty and the model has no token to begin with; or it has messages and the model
+                has no chat template, or the template rejects them.
         """
         if prompt.messages:
             return chat_ids(self.tokenizer, prompt)
@@ -122,17 +124,17 @@ class CausalModel:
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """[T], nats, under the whole softmax; on the CPU."""
-        found = []
+        """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
+        logprobs = []
         for start in range(0, len(completions), self.batch):
             part = completions[start : start + self.batch]
-            found.append(self._stats(part, SamplingParams(1, temperature)).logprobs)
-        return torch.cat(found) if found else torch.zeros(0)
+            logprobs.append(self._stats(part, SamplingParams(1, temperature)).logprobs)
+        return torch.cat(logprobs) if logprobs else torch.zeros(0)
 
     def _stats(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
-        """Log-probabilities and entropies [T], nats, at least float32, on the CPU.
+        """Return log-probabilities and entropies, [T] each, nats, at least float32, on the CPU.
 
         Raises:
             InputError: a prompt with its completion is longer than the model's positions.
@@ -142,17 +144,17 @@ class CausalModel:
             raise InputError(
                 f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
             )
-        product = get_linear_head(self.model)
-        if self.layout is None or product is None:
+        head = get_linear_head(self.model)
+        if self.layout is None or head is None:
             return _stats_of_logits(
                 *padded_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient
             )
         try:
-            states, tokens = self.layout(self.model, completions, self.recorded)
-        except UnsupportedAttention:  # texts longer than the window that its attention sees
+            states, tokens = self.layout(self.model, completions, self.forward_cache)
+        except UnsupportedAttention:  # a text is longer than the attention window
             states, tokens = padded_states(self.model, completions)
-        found = fused_logprobs(states, *product, tokens, sampling, entropy_gradient=entropy_gradient)
-        return TokenStats(*(tensor.cpu() for tensor in found))
+        stats = fused_logprobs(states, *head, tokens, sampling, entropy_gradient=entropy_gradient)
+        return TokenStats(*(tensor.cpu() for tensor in stats))
 
 
 def _stats_of_logits(logits: Tensor, tokens: Tensor, sampling: SamplingParams, *, entropy_gradient: bool) -> TokenStats:
@@ -166,7 +168,7 @@ def _stats_of_logits(logits: Tensor, tokens: Tensor, sampling: SamplingParams, *
 
 
 class _AdapterOff(CausalModel):
-    """The reference of a LoRA policy: its own base with the adapter switched off, no second copy."""
+    """Reference of a LoRA policy: the same model with its adapter turned off, without a second copy."""
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
@@ -175,12 +177,11 @@ class _AdapterOff(CausalModel):
 
 
 class ReloadedReference:
-    """The policy that training started from, read again from its files when it is asked, and let go of when told: while
-    nobody asks, it takes no memory.
+    """The policy before training, loaded from its files on first use; ``release`` frees its memory.
 
     Args:
-        load: reads it.
-        like: the trained policy, whose tokenizer and layout are the same.
+        load: loads the model.
+        like: the trained policy, which has the same tokenizer and layout.
     """
 
     def __init__(self, load: Callable[[], CausalModel], like: CausalModel) -> None:
@@ -204,18 +205,19 @@ class ReloadedReference:
         return self._like.encode_prompt(prompt)
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """As of ``CausalModel``."""
+        """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
         return self.loaded.token_logprobs(completions, temperature)
 
 
 class CausalPolicy(CausalModel):
-    """The trained policy.
+    """A causal language model that is trained.
 
     Args:
-        model: a plain transformers model (all of it is trained) or a peft model (its adapter is).
-        base: where the model came from, written beside a saved adapter.
+        model: a transformers model (all weights are trained) or a peft model (its adapter is trained).
+        tokenizer: its tokenizer.
+        base: name or folder of the base model.
         like: as in ``CausalModel``.
-        start: reads the frozen reference of a policy without an adapter; without it, the reference is a copy.
+        start: loads the frozen reference of a policy without an adapter; without it, the reference is a copy.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class CausalPolicy(CausalModel):
     ) -> None:
         super().__init__(model, tokenizer, like=like)
         self.base = base
-        self._record: ForwardCache | None = None
+        self._own_cache: ForwardCache | None = None
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer, like=self)
@@ -241,7 +243,7 @@ class CausalPolicy(CausalModel):
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
-        """Log-probabilities [T] with gradient and entropies [T], nats, on the CPU."""
+        """Return log-probabilities with gradient and entropies, [T] each, nats, on the CPU."""
         return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
 
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
@@ -256,38 +258,40 @@ class CausalPolicy(CausalModel):
             getattr(m, "gradient_checkpointing", False) for m in self.model.modules()
         ):
             return
-        room = int(device_memory_bytes(self.device) * memory_share)
-        if self._record is None or self._record.room != room:
-            self._record = ForwardCache(room)
-        self._record.clear()
-        self.recorded = self._record
+        max_bytes = int(device_memory_bytes(self.device) * memory_share)
+        if self._own_cache is None or self._own_cache.max_bytes != max_bytes:
+            self._own_cache = ForwardCache(max_bytes)
+        self._own_cache.clear()
+        self.forward_cache = self._own_cache
 
     def stop_forward_cache(self) -> None:
-        """Ends that; its memory is kept for the next step."""
-        self.recorded = None
+        """Stop storing and reusing outputs; the buffers stay allocated for the next step."""
+        self.forward_cache = None
 
     @cached_property
     def max_microbatch_tokens(self) -> int:
-        """Tokens whose activations take a sixth of the memory; its size is asked for, not what is free of it just now, so
-        that a run is cut into the same microbatches each time."""
+        """Number of tokens whose activations fill a sixth of the device's memory.
+
+        It depends on the size of the memory and not on what is free, so a run always uses the same microbatches.
+        """
         return max(1, device_memory_bytes(self.device) // 6 // max(1, activation_bytes_per_token(self.model)))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """Hugging Face form: a whole model, or the adapter with the name of its base; the tokenizer beside either."""
+        """Write the model, or the adapter with the name of its base, and the tokenizer in Hugging Face format."""
         with quiet_transformers():
-            # peft would look on the hub whether the base's embedding has grown; it never does.
+            # Otherwise peft asks the hub whether the base model's embedding was resized; it never is.
             options = {"save_embedding_layers": False} if self.adapter else {}
             self.model.save_pretrained(folder, safe_serialization=True, **options)
             self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Takes over saved weights in place, bit for bit.
+        """Load saved weights in place, bit for bit.
 
         Raises:
-            InputError: a weight is missing or of another shape, so these weights belong to another model.
+            InputError: a weight is missing or has another shape, so the folder belongs to another model.
         """
         if self.adapter:
             from peft import set_peft_model_state_dict
@@ -296,15 +300,17 @@ class CausalPolicy(CausalModel):
             set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_WEIGHTS))
             return
         if (folder / "adapter_config.json").exists():
-            raise InputError(f"{folder} holds an adapter, and this policy has none: another model's folder")
-        # Not the file's own names: transformers renames and regroups some weights (GPT-NeoX, experts) when it saves.
+            raise InputError(
+                f"{folder} holds an adapter, and this policy has none: the folder belongs to another model"
+            )
+        # Load through transformers, which renames and regroups some weights (GPT-NeoX, experts) when it saves.
         with loading_errors(folder), quiet_transformers():
             saved = dict(load_full_model(folder, self.model.dtype, offline=True).named_parameters())
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             if name not in saved or saved[name].shape != parameter.shape:
                 raise InputError(
-                    f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: another model's folder"
+                    f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: the folder belongs to another model"
                 )
         with torch.no_grad():
             for name, parameter in parameters.items():

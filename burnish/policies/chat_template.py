@@ -1,4 +1,4 @@
-"""A conversation as token ids, through the chat template that a model was tuned with."""
+"""Token ids of conversations, by the model's chat template."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
-    """The prompt's messages as the template writes them, followed by what begins the assistant's answer.
+    """Return the token ids of a prompt's messages, followed by the start of the assistant's answer.
 
     Raises:
-        InputError: the tokenizer has no chat template, or its template refuses these messages (some take no system
-            message, or only turns that alternate).
+        InputError: the tokenizer has no chat template, or its template rejects these messages (some accept no system
+            message, or require alternating roles).
     """
     import jinja2
 

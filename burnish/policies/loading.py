@@ -1,4 +1,4 @@
-"""Policies from files: a local folder or a hub id becomes a ``CausalModel``, or a ``CausalPolicy`` to train."""
+"""Loading of causal language models and policies from local folders and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def load_model(
     offline: bool = False,
     like: CausalModel | None = None,
 ) -> CausalModel:
-    """Loads a model and its tokenizer from a local folder or a hub id, from safetensors only.
+    """Load a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
-    A folder that holds a LoRA adapter loads its base, which may be such a folder too, and merges the adapter into it.
+    If the source is a LoRA adapter, its base model (which may be an adapter, too) is loaded and the adapter is merged.
 
     Raises:
-        InputError: it cannot be loaded; the message says what is missing.
+        InputError: the model cannot be loaded; the message names the cause.
     """
     from transformers import AutoTokenizer
 
     with loading_errors(source), quiet_transformers():
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    moved: PreTrainedModel = model.to(place)
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    moved: PreTrainedModel = model.to(target)
     return CausalModel(moved, tokenizer, like=like)
 
 
@@ -50,17 +50,22 @@ def load_policy(
     seed: int = 0,
     gradient_checkpointing: bool = False,
 ) -> CausalPolicy:
-    """A policy to train, from a local folder or a hub id.
+    """Load a policy to train from a local folder or a hub id.
 
     Args:
+        source: a local folder or a hub id.
         lora: a record with rank, alpha and targets; None trains all weights.
-        seed: of the adapter's first weights.
-        gradient_checkpointing: whether layers run again in the backward pass instead of keeping what they computed.
+        dtype: of the weights.
+        device: "auto" takes a GPU if there is one.
+        offline: whether the hub must not be contacted.
+        seed: of the adapter's initial weights.
+        gradient_checkpointing: whether layers run again in the backward pass instead of storing their activations.
 
     Raises:
-        InputError: as ``load_model``, or the layers cannot be run again.
+        InputError: as ``load_model``; or the layers do not support gradient checkpointing.
     """
-    # A run's "model" is a link that moves on while that run does; what it leads to now is what training starts from.
+    # A run's "model" is a link to its latest checkpoint. Resolve it now, so that the reference stays where training
+    # starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
     loaded = load_model(source, dtype=dtype, device=device, offline=offline)
     if lora is None:

@@ -1,4 +1,4 @@
-"""The language model of countless tutorials: Embedding, LSTM, Dense. Small enough to train from nothing on a laptop."""
+"""LSTM language model (Embedding, LSTM, Linear), small enough to train from scratch on a laptop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 
 class LSTM(nn.Module):
-    """Token ids [B, T] to logits [B, T, V] (Hochreiter and Schmidhuber 1997; as a language model, Graves 2013,
-    arXiv 1308.0850).
+    """LSTM from token ids [B, T] to logits [B, T, V].
+
+    Hochreiter and Schmidhuber (1997); as a language model, Graves (2013), arXiv 1308.0850.
 
     Args:
         vocabulary_size: V.
-        embedding: width of a token's vector.
-        hidden: width of each layer's state.
-        layers: LSTM layers on top of one another.
-        dropout: share of the activations that are switched off between the layers and before the head, in training mode
-            alone; the policy that is sampled and updated is in evaluation mode and has none.
+        embedding: size of token embeddings.
+        hidden: size of each layer's state.
+        layers: number of stacked LSTM layers.
+        dropout: between the layers and before the head, in pretraining only; the sampled and trained policy is in
+            evaluation mode.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class LSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, embedding)
-        # torch warns of a dropout between layers where there is only one.
+        # torch warns if there is a dropout between layers but only one layer.
         between = dropout if layers > 1 else 0.0
         self.recurrent = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -34,17 +35,17 @@ class LSTM(nn.Module):
         return self.advance(tokens, None)[0]
 
     def advance(self, tokens: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Reads on from a state: logits [B, T, V] and the state after the last token.
+        """Return logits [B, T, V] of tokens after a state, and the state after the last token.
 
         Args:
             tokens: [B, T].
             state: hidden and cell state, [B, layers, hidden] each; None before the first token.
         """
-        inner = None
+        initial = None
         if state is not None:
             hidden, cell = (part.transpose(0, 1).contiguous() for part in state)
-            inner = (hidden, cell)
+            initial = (hidden, cell)
         # cuDNN's LSTM has no backward pass in evaluation mode.
         with torch.backends.cudnn.flags(enabled=self.training):
-            output, after = self.recurrent(self.embedding(tokens), inner)
+            output, after = self.recurrent(self.embedding(tokens), initial)
         return self.head(self.dropout(output)), tuple(part.transpose(0, 1) for part in after)

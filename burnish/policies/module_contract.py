@@ -1,5 +1,8 @@
-"""Tries a module on a few tokens before it is trusted as a policy: the shape of its scores, what they are, that no score
-looks ahead or at other rows, and that reading on from a state is the same as reading from the start."""
+"""Checks of a module before it becomes a policy.
+
+On a few tokens: the shape and kind of its scores, that no score depends on later tokens or on other rows, and that
+reading from a state equals reading from the start.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from torch import Tensor, nn
 from burnish.errors import InputError, one_line
 
 LENGTH = 6
-"""Tokens of the text that a module is tried on."""
+"""Tokens of the text that a module is checked on."""
 
 
 @torch.no_grad()
 def check_module(module: nn.Module, vocabulary: int, kind: str, name: str, device: torch.device) -> None:
-    """Raises InputError that says which part of the contract the module does not keep.
+    """Raise InputError with the reason if the module violates the contract.
 
     Args:
-        vocabulary: V, how many scores there must be.
-        kind: what the scores are said to be: "logits", "probabilities" or "logprobs".
-        name: what messages call the module.
-        device: where its parameters lie.
+        module: the module.
+        vocabulary: V, the required number of scores.
+        kind: the declared kind of scores: "logits", "probabilities" or "logprobs".
+        name: name of the module in messages.
+        device: of the module's parameters.
     """
     where = f"module '{name}'"
     # Row 0 is a text; each other row t is the same text with all tokens from position t on changed.
@@ -56,45 +60,47 @@ def check_module(module: nn.Module, vocabulary: int, kind: str, name: str, devic
 
 def _scores(module: nn.Module, ids: Tensor, vocabulary: int, where: str) -> Tensor:
     try:
-        found: Any = module(ids)
+        scores: Any = module(ids)
     except Exception as error:
         reason = one_line(error)
         raise InputError(
             f"{where} raised {type(error).__name__} for token ids {list(ids.shape)}: {reason[:200]}"
         ) from error
-    if not isinstance(found, Tensor):
-        raise InputError(f"{where} returns a {type(found).__name__}: wrap it in a module that returns the scores alone")
-    wanted = [*ids.shape, vocabulary]
-    if list(found.shape) != wanted:
+    if not isinstance(scores, Tensor):
+        raise InputError(
+            f"{where} returns a {type(scores).__name__}: wrap it in a module that returns the scores alone"
+        )
+    expected = [*ids.shape, vocabulary]
+    if list(scores.shape) != expected:
         hint = ""
-        if found.dim() == 2:
+        if scores.dim() == 2:
             hint = (
                 "; scores are needed at every position, not after the last token alone (Keras: return_sequences=True)"
             )
-        elif list(found.shape[:-1]) == wanted[:-1]:
-            hint = f": the vocabulary has {vocabulary} tokens, the module {found.shape[-1]} scores"
-        raise InputError(f"{where} returns {list(found.shape)} for token ids {list(ids.shape)}, not {wanted}{hint}")
-    if not found.is_floating_point() or not bool(found.isfinite().all()):
+        elif list(scores.shape[:-1]) == expected[:-1]:
+            hint = f": the vocabulary has {vocabulary} tokens, the module {scores.shape[-1]} scores"
+        raise InputError(f"{where} returns {list(scores.shape)} for token ids {list(ids.shape)}, not {expected}{hint}")
+    if not scores.is_floating_point() or not bool(scores.isfinite().all()):
         raise InputError(
-            f"{where} returns scores that are no finite numbers ({found.dtype}): check its weights; a token that must not "
-            "come is given a large negative logit, not minus infinity"
+            f"{where} returns scores that are not finite numbers ({scores.dtype}): check its weights; give a token that "
+            "must not be sampled a large negative logit, not minus infinity"
         )
-    return found
+    return scores
 
 
 def _check_kind(scores: Tensor, kind: str, where: str) -> None:
-    wide = scores.double()
-    sums = wide.sum(-1)
-    sum_to_one = bool((wide >= 0).all()) and bool(((sums - 1).abs() < 1e-2).all())
-    masses = wide.logsumexp(-1).exp()
+    exact = scores.double()
+    sums = exact.sum(-1)
+    sum_to_one = bool((exact >= 0).all()) and bool(((sums - 1).abs() < 1e-2).all())
+    masses = exact.logsumexp(-1).exp()
     if kind == "logits" and sum_to_one:
         raise InputError(
-            f"{where}: its scores are not negative and sum to 1 in every row, so they are no logits: set policy.scores = "
+            f"{where}: its scores are not negative and sum to 1 in every row, so they are not logits: set policy.scores = "
             '"probabilities", or take the softmax out'
         )
     if kind == "probabilities" and not sum_to_one:
         raise InputError(
-            f'{where}: policy.scores = "probabilities", but a row of scores has the smallest {float(wide.min()):.3g} and '
+            f'{where}: policy.scores = "probabilities", but a row of scores has the smallest {float(exact.min()):.3g} and '
             f'the sum {float(sums.flatten()[0]):.3g}, not 1: set policy.scores = "logits", or put a softmax over the last '
             "dimension"
         )
@@ -106,7 +112,7 @@ def _check_kind(scores: Tensor, kind: str, where: str) -> None:
 
 
 def _check_advance(module: Any, rows: Tensor, scores: Tensor, tolerance: float, where: str) -> None:
-    """Read in two parts, the second for rows in another order, the scores must be those of one pass."""
+    """Raise InputError unless reading in two parts, the second with reordered rows, gives the scores of one pass."""
     half = LENGTH // 2
     order = torch.arange(len(rows), device=rows.device).flip(0)
     try:

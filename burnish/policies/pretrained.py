@@ -1,4 +1,4 @@
-"""transformers models from folders and hub ids, with every weight from safetensors, and adapters upon them."""
+"""Loading of transformers models and LoRA adapters, with all weights from safetensors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
-    """A whole model; where the source is an adapter, its base with the adapter merged into it.
+    """Load a model; if the source is an adapter, load its base model and merge the adapter.
 
-    The adapter is found here and not by transformers, which would take up one beside a base without a word, and would
-    take a pickled one.
+    The adapter is resolved here and not by transformers, which would silently apply an adapter that lies next to a
+    model, and would load a pickled one.
     """
     from transformers.utils.hub import cached_file
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -36,12 +36,12 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) 
         raise ValueError("its adapter_config.json names itself as the base model")
     from peft import PeftModel
 
-    # In the folder where adapter_model.safetensors lies, peft reads that and no other file.
+    # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
     return PeftModel.from_pretrained(load_merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
 
 
 def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
-    """A transformers model with all of its weights. Raises ValueError where its files lack some."""
+    """Load a transformers model with all of its weights. Raises ValueError if its files lack some."""
     from transformers import AutoModelForCausalLM
 
     auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
@@ -54,7 +54,7 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
         output_loading_info=True,
     )
     if missing := sorted(loading["missing_keys"]):
-        # transformers would fill them with random numbers and go on.
+        # transformers would initialise them randomly and only warn.
         raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
@@ -62,7 +62,7 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
 
 
 def add_lora_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
-    """The model with an adapter that is still without effect."""
+    """Return the model with a new LoRA adapter, whose initial effect is zero."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -72,7 +72,7 @@ def add_lora_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
-        # Not what the model was loaded from at last: where the source is an adapter itself, that is the adapter's base.
+        # If the source is an adapter itself, peft would name the adapter's base instead.
         adapted.peft_config["default"].base_model_name_or_path = str(source)
     return adapted
 
@@ -88,7 +88,7 @@ def loading_errors(source: str | Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars and advice, and without what the libraries deprecate of each other."""
+    """Silence progress bars and advice of transformers, and deprecation warnings between the libraries."""
     import warnings
 
     from transformers.utils import logging

@@ -1,8 +1,9 @@
-"""Training a module from nothing by maximum likelihood, so that there is a language to reinforce.
+"""Maximum-likelihood pretraining of a module from scratch, so that there is a language to reinforce.
 
-Text is one stream, each text after the token that begins it and before the one that ends it. A batch is B windows of
-T tokens: even ones from where a text begins, as every prompt does, odd ones from anywhere. Which, is a function of seed
-and step alone.
+The texts are concatenated to one stream, each between the vocabulary's begin and end tokens. A batch is B windows of T
+tokens: windows with an even index start at the beginning of a text, as prompts do; the others start anywhere. The
+    choice
+depends on the seed and the step only.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from burnish.protocols import Observer
 
 STREAM = 3
-"""Mixed into the seed, so that windows share no random numbers with prompts and samples."""
+"""Mixed into the seed, so that windows, prompts and samples have independent random numbers."""
 
 
-class Settings(Protocol):
-    """What ``[policy] pretrain`` says."""
+class PretrainSettings(Protocol):
+    """The keys of ``[policy] pretrain``."""
 
     @property
     def steps(self) -> int: ...
@@ -43,25 +44,34 @@ class Settings(Protocol):
 
 
 def pretrain(
-    policy: ModulePolicy, texts: Sequence[str], settings: Settings, *, seed: int, observer: Observer | None = None
+    policy: ModulePolicy,
+    texts: Sequence[str],
+    settings: PretrainSettings,
+    *,
+    seed: int,
+    observer: Observer | None = None,
 ) -> list[float]:
-    """Trains by AdamW with a rate that rises over the first twentieth of the steps and then falls to zero like a cosine.
+    """Train with AdamW, a linear warm-up over a twentieth of the steps, and a cosine decay to 0.
 
-    The module's dropout is on meanwhile, and off again afterwards. The policy's reference is the trained module.
+    The module's dropout is on during pretraining. Afterwards the trained module is the policy's reference.
 
     Args:
-        texts: whole training texts.
+        policy: the policy to train.
+        texts: complete training texts.
+        settings: steps, learning rate, windows per batch, tokens per window.
         seed: of the windows and of dropout.
-        observer: told "pretraining", steps done, steps in all.
+        observer: receives the progress of the phase "pretraining".
     Returns:
-        Each step's loss, nats a token.
+        The loss of each step, nats per token.
     Raises:
-        InputError: there is less text than a window.
+        InputError: the texts are shorter than a window.
         BurnishError: the loss is not finite.
     """
     stream, starts = token_stream(policy.vocabulary, texts)
     if len(stream) < 2:
-        raise InputError("pretraining: the task has no training text: give its prompts references, or leave it out")
+        raise InputError(
+            "pretraining: the task has no training text; give its prompts references, or remove policy.pretrain"
+        )
     length = min(settings.length, len(stream) - 1)
     parameters = list(policy.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01)
@@ -72,8 +82,10 @@ def pretrain(
         try:
             for step in range(settings.steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * rate(step, settings.steps)
-                window = windows(stream, starts, settings.windows, length, (seed, STREAM, step)).to(policy.device)
+                    group["lr"] = settings.learning_rate * learning_rate_factor(step, settings.steps)
+                window = sample_windows(stream, starts, settings.windows, length, (seed, STREAM, step)).to(
+                    policy.device
+                )
                 optimizer.zero_grad(set_to_none=True)
                 loss = mean_nll(policy, window)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -94,14 +106,16 @@ def pretrain(
 
 
 def mean_nll(policy: ModulePolicy, window: Tensor) -> Tensor:
-    """Mean of -log p of each token of a window [B, T+1] given those before it in the window; a scalar, nats."""
+    """Return the mean negative log-likelihood of a window's tokens [B, T+1] given the tokens before them; a scalar, nats."""
     logprobs = policy.logits(window[:, :-1]).log_softmax(-1)
     return -logprobs.gather(-1, window[:, 1:, None]).mean()
 
 
 def token_stream(vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """All texts as one row of token ids [S], and where each begins. One token both ends a text and begins the next where
-    the vocabulary has the same for both."""
+    """Return all texts as one sequence of token ids [S], and the index where each text begins.
+
+    If the begin and end tokens are the same, one token ends a text and begins the next.
+    """
     begin = [] if vocabulary.begin is None else [vocabulary.begin]
     end = sorted(vocabulary.ends)[:1]
     ids: list[int] = []
@@ -117,18 +131,18 @@ def token_stream(vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[Tensor, 
     return torch.tensor(ids, dtype=torch.long), starts
 
 
-def windows(stream: Tensor, starts: Sequence[int], count: int, length: int, seed: Sequence[int]) -> Tensor:
-    """[count, length + 1] token ids."""
+def sample_windows(stream: Tensor, starts: Sequence[int], count: int, length: int, seed: Sequence[int]) -> Tensor:
+    """Return windows of the stream, [count, length + 1] token ids."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed))))
     last = len(stream) - length - 1
-    anywhere = random.integers(0, last + 1, count)
-    beginning = np.minimum(np.asarray(starts)[random.integers(0, len(starts), count)], last)
-    chosen = np.where(np.arange(count) % 2 == 0, beginning, anywhere)
+    random_starts = random.integers(0, last + 1, count)
+    text_starts = np.minimum(np.asarray(starts)[random.integers(0, len(starts), count)], last)
+    chosen = np.where(np.arange(count) % 2 == 0, text_starts, random_starts)
     return torch.stack([stream[start : start + length + 1] for start in chosen.tolist()])
 
 
-def rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step, counted from 0: linear warm-up, then half a cosine to zero."""
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Return the fraction of the learning rate at a step (from 0): linear warm-up, then half a cosine to 0."""
     warmup = max(1, steps // 20)
     if step < warmup:
         return (step + 1) / warmup

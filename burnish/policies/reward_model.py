@@ -1,7 +1,7 @@
-"""A reward model: a causal language model whose last state, through one row of weights, is a text's score.
+"""Reward model: a causal language model whose last hidden state gives a text's score through a linear head.
 
-The state behind a text's last token is what one more token would be drawn from. So a text with any token added to it, laid
-out as every other (each prompt once, no padding), gives the score, and no layout has to know of reward models.
+The state after a text's last token is the state that predicts one more token. A text plus any token, arranged like
+every other completion (each prompt once, no padding), therefore gives the score without a special layout.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from burnish.types import Completion
 
 HEAD = "reward_head.safetensors"
 HEAD_WEIGHT = "weight"
-"""The head's own name, in its file and among what is trained."""
+"""Name of the head's weight in its file and among the trained parameters."""
 
 
 class RewardModel:
-    """Scores texts: ``w . state(prompt, completion)``, a number without unit; only differences mean something.
+    """Scores texts by ``w . state(prompt, completion)``; only differences of scores have a meaning.
+
+    The head's weight starts at zero, so before training every score is 0.
 
     Args:
-        backbone: any causal language model, whole or with an adapter. Its own head has no part in the score.
-        max_tokens: of a prompt with its completion; what is longer was cut there when it learnt.
-        batch: texts in one forward pass where no gradient is wanted.
-
-    The row of weights begins at zero, so that before training every text scores 0 and every pair is even.
+        backbone: a causal language model, fully trained or with an adapter; its own head is not used.
+        max_tokens: limit of a prompt with its completion; longer texts are truncated, as in training.
+        batch: texts per forward pass without gradient.
     """
 
     def __init__(self, backbone: CausalModel, max_tokens: int, *, batch: int = 16) -> None:
@@ -46,25 +46,25 @@ class RewardModel:
         self.head = nn.Parameter(torch.zeros(_width(backbone), dtype=_wide(backbone), device=backbone.device))
 
     def scores(self, completions: Sequence[Completion]) -> Tensor:
-        """[N] with gradient, at least float32, on the CPU."""
+        """Return the scores [N] with gradient, at least float32, on the CPU."""
         longer = [replace(one, token_ids=(*one.token_ids, PAD_ID)) for one in completions]
         model = self.backbone.model
         try:
             states, _ = (self.backbone.layout or padded_states)(model, longer, None)
-        except UnsupportedAttention:  # texts longer than the window that its attention sees
+        except UnsupportedAttention:  # a text is longer than the attention window
             states, _ = padded_states(model, longer)
         ends = torch.tensor([len(one.token_ids) for one in longer], device=states.device).cumsum(0) - 1
         return (states[ends].to(self.head.dtype) @ self.head).cpu()
 
     @torch.no_grad()
     def score_texts(self, completions: Sequence[Completion]) -> list[float]:
-        """Scores [N] of texts as they read, whoever wrote them: they are encoded by this model's own tokenizer.
+        """Return the scores [N] of the completions' texts, encoded by this model's own tokenizer.
 
-        Texts longer than ``max_tokens`` are cut there, as in training. One that was stopped by its writer ends with the
-        end-of-text token; one that was cut does not.
+        Texts longer than ``max_tokens`` are truncated, as in training. A text with finish reason "stop" ends with the
+        end-of-text token; a truncated one does not.
 
         Raises:
-            InputError: a prompt alone is longer, or the model has no chat template for a conversation.
+            InputError: a prompt alone is too long, or it is a conversation and the model has no chat template.
         """
         texts = [self._encoded(completion) for completion in completions]
         found = [
@@ -86,17 +86,17 @@ class RewardModel:
 
     @property
     def max_microbatch_tokens(self) -> int:
-        """As of a policy."""
-        assert isinstance(self.backbone, CausalPolicy), "only a trained model is asked"
+        """Number of tokens whose forward and backward pass fit into memory."""
+        assert isinstance(self.backbone, CausalPolicy), "only a policy can be trained"
         return self.backbone.max_microbatch_tokens
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """The backbone's, without a head of its own, and the row of weights, which comes last."""
-        assert isinstance(self.backbone, CausalPolicy), "only a trained model is asked"
+        """Return the backbone's parameters except its head's, and the reward head's weight as the last."""
+        assert isinstance(self.backbone, CausalPolicy), "only a policy can be trained"
         model = unwrap_peft(self.backbone.model)
         own = model.get_output_embeddings()
         unused = set() if own is None else {id(parameter) for parameter in own.parameters()}
-        # Where embedding and head are one, it is the embedding that is trained.
+        # A head that is tied to the embedding is trained as the embedding.
         unused -= {id(parameter) for parameter in model.get_input_embeddings().parameters()}
         found = {
             name: parameter for name, parameter in self.backbone.trainable().items() if id(parameter) not in unused
@@ -104,14 +104,14 @@ class RewardModel:
         return {**found, HEAD_WEIGHT: self.head}
 
     def save(self, folder: Path) -> None:
-        """The backbone as any language model, and ``reward_head.safetensors`` beside it."""
-        assert isinstance(self.backbone, CausalPolicy), "only a trained model is saved"
+        """Write the backbone as a language model, and ``reward_head.safetensors`` beside it."""
+        assert isinstance(self.backbone, CausalPolicy), "only a policy can be saved"
         self.backbone.save(folder)
         save_file({HEAD_WEIGHT: self.head.detach()}, folder / HEAD, metadata={"max_tokens": str(self.max_tokens)})
 
     def load(self, folder: Path) -> None:
-        """Takes over saved weights in place, bit for bit. Raises InputError where they belong to another model."""
-        assert isinstance(self.backbone, CausalPolicy), "only a trained model is resumed"
+        """Load saved weights in place, bit for bit. Raises InputError if they belong to another model."""
+        assert isinstance(self.backbone, CausalPolicy), "only a policy can be resumed"
         self.backbone.load(folder)
         self._take_head(folder)
 
@@ -124,7 +124,7 @@ class RewardModel:
 
 
 def _width(backbone: CausalModel) -> int:
-    """Of the states: that of the model's own head, since some models project between embeddings and states."""
+    """Return the size of the states: the input size of the model's own head (some models project the embeddings)."""
     model = unwrap_peft(backbone.model)
     return int((model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[1])
 
@@ -134,10 +134,10 @@ def _wide(backbone: CausalModel) -> torch.dtype:
 
 
 def find_model_folder(path: str) -> Path:
-    """The model folder of a reward model: of a run of ``burnish reward-model``, or the folder itself.
+    """Return the model folder of a run of ``burnish reward-model``, or the folder itself.
 
     Raises:
-        InputError: there is no such folder, the run has no checkpoint yet, or it holds no reward model.
+        InputError: the folder does not exist, the run has no checkpoint yet, or it is not a reward model.
     """
     run = expanded(path)
     if not path or not run.is_dir():
@@ -147,13 +147,13 @@ def find_model_folder(path: str) -> Path:
         raise InputError(f"reward model '{path}': this run has no checkpoint yet; train it to its first one")
     if not (folder / HEAD).is_file():
         raise InputError(
-            f"reward model '{path}' is none: it has no {HEAD}; train one with `burnish reward-model RECIPE`"
+            f"'{path}' is not a reward model: it has no {HEAD}; train one with `burnish reward-model RECIPE`"
         )
     return folder
 
 
 def read_reward_head(folder: Path) -> tuple[Tensor, int]:
-    """The row of weights, and the tokens that the model reads. Raises InputError where the file is damaged."""
+    """Return the head's weight and the model's token limit. Raises InputError if the file is damaged."""
     try:
         with safe_open(folder / HEAD, framework="pt") as file:
             return file.get_tensor(HEAD_WEIGHT), int((file.metadata() or {})["max_tokens"])
@@ -163,7 +163,7 @@ def read_reward_head(folder: Path) -> tuple[Tensor, int]:
 
 
 def load_reward_model(path: str, *, offline: bool = True) -> RewardModel:
-    """A frozen reward model from a run or model folder, an adapter merged into its base.
+    """Load a frozen reward model from a run or model folder; an adapter is merged into its base.
 
     Raises:
         InputError: as ``find_model_folder`` and ``load_model``.

@@ -1,5 +1,8 @@
-"""The distribution that is sampled from, and the draw from it. Sampler and trainer use the same functions, so that the
-log-probabilities the trainer differentiates are those of the distribution really sampled from."""
+"""Sampling distribution, and draws from it.
+
+The sampler and the trainer use the same functions, so the log-probabilities that the trainer differentiates are those
+of the distribution that was sampled from. Letters: N rows, V vocabulary size.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,29 @@ from burnish.errors import InputError
 from burnish.types import Prompt, SamplingParams
 
 TOP = 1024
-"""Most probable tokens that a truncated distribution is first looked for in."""
+"""Number of most probable tokens that a truncated distribution is first searched in."""
 BLOCK = 128
-"""Tokens whose mass is summed before the search of a draw."""
+"""Tokens per block, whose probabilities are summed before the search of a draw."""
 
 
 def is_truncated(sampling: SamplingParams) -> bool:
-    """Whether some tokens can never be drawn."""
+    """Return whether some tokens have probability zero."""
     return sampling.top_p < 1 or sampling.top_k > 0
 
 
 def sampling_logprobs(
     logits: Tensor, sampling: SamplingParams, always: Tensor | None = None, lagged: Tensor | None = None
 ) -> Tensor:
-    """Log-probabilities of the distribution that ``sampling`` describes; minus infinity where a token cannot be drawn.
+    """Return the log-probabilities [..., V] of the sampling distribution; minus infinity for truncated tokens.
 
-    The set of kept tokens is piecewise constant in the logits, so differentiating through this gives the gradient of
-    the truncated distribution itself: nothing is left to correct for the mass that was cut away.
+    The set of kept tokens is piecewise constant in the logits. Differentiating through this function therefore gives
+    the gradient of the truncated distribution itself; the probability that was cut off needs no correction.
 
     Args:
         logits: [..., V].
-        always: as in ``kept_tokens``.
-        lagged: [..., V], the lagged policy's logits, where ``sampling`` asks for them.
+        sampling: temperature and truncation.
+        always: [...], as in ``kept_tokens``.
+        lagged: [..., V], logits of the lagged policy, if ``sampling`` needs them.
     """
     scaled = logits / sampling.temperature if sampling.temperature != 1 else logits
     if is_truncated(sampling):
@@ -48,20 +52,22 @@ def sampling_logprobs(
 
 
 def _lagged(logits: Tensor | None, sampling: SamplingParams) -> Tensor:
-    """The lagged policy's logits [..., V] at the temperature of ``sampling``."""
+    """Return the lagged policy's logits [..., V] divided by the temperature."""
     if logits is None:
-        raise InputError("sampling.nlpo_top_p needs a lagged policy, and here is none: leave it out")
+        raise InputError("sampling.nlpo_top_p needs a lagged policy, which this policy does not have: remove it")
     return logits / sampling.temperature
 
 
 def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
-    """Which tokens can be drawn, [..., V] bool. Ties at the edge go to the lower token id, so the set never depends on the
-    batch.
+    """Return which tokens can be drawn, [..., V] bool.
+
+    Ties at the edge of the set go to the lower token id, so the set does not depend on the batch.
 
     Args:
         scaled: [..., V], logits divided by the temperature.
-        always: [...] token ids that are kept in any case. The trainer passes the tokens that were sampled: they were
-            kept then, and a rounding error at the edge of the set must not make them impossible now.
+        sampling: the truncation.
+        always: [...], token ids that are always kept. The trainer passes the sampled tokens: they were kept when they
+            were sampled, and a rounding error at the edge of the set must not make them impossible now.
     """
     rows = scaled.reshape(-1, scaled.shape[-1])
     keep, open_rows = _kept_among_the_top(rows, sampling)
@@ -73,8 +79,12 @@ def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None 
 
 
 def _kept_among_the_top(rows: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """The kept sets [N, V] found in each row's most probable tokens, and the rows that these do not settle: their set is
-    larger, or ties cross its edge. Sorting the whole vocabulary takes many times as long."""
+    """Search the kept sets in each row's most probable tokens; sorting the whole vocabulary takes many times as long.
+
+    Returns:
+        The sets [N, V] bool, and the indices of the rows that need sorting: their set is larger, or ties cross its
+        edge.
+    """
     count = min(TOP, rows.shape[-1])
     ordered = rows.topk(count, -1).values
     if sampling.top_k > 0:
@@ -82,7 +92,7 @@ def _kept_among_the_top(rows: Tensor, sampling: SamplingParams) -> tuple[Tensor,
     number = torch.full((len(rows),), ordered.shape[1], device=rows.device)
     settled = number.new_full((len(rows),), sampling.top_k <= count or count == rows.shape[-1], dtype=torch.bool)
     if sampling.top_p < 1:
-        # top_p is a share of what top_k has left, as in transformers.
+        # top_p is a fraction of the mass that top_k has kept, as in transformers.
         whole = ordered if sampling.top_k > 0 else rows
         mass = (ordered.double() - whole.double().logsumexp(-1, keepdim=True)).exp()
         inside = mass.cumsum(-1) - mass < sampling.top_p
@@ -95,7 +105,7 @@ def _kept_among_the_top(rows: Tensor, sampling: SamplingParams) -> tuple[Tensor,
 
 
 def _kept_by_sorting(rows: Tensor, sampling: SamplingParams) -> Tensor:
-    """[N, V] bool."""
+    """Return the kept sets [N, V] bool by sorting each row."""
     ordered, order = rows.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_k > 0:
@@ -107,16 +117,17 @@ def _kept_by_sorting(rows: Tensor, sampling: SamplingParams) -> Tensor:
 
 
 def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """One token a row by inverting the cumulative distribution: the first token whose cumulated mass exceeds u * total.
+    """Return one token per row by inverting the cumulative distribution: the first token whose cumulated mass exceeds u
+    * total.
 
-    One uniform number and a search, first among sums of blocks of tokens, then within the block, so that the vocabulary is
-    passed over once and in the scores' own precision.
+    The search is first among sums of blocks of tokens, then within a block, so it reads the vocabulary once and in the
+    scores' own precision.
 
     Args:
         scores: [N, V], logits or log-probabilities.
-        uniforms: [N] float64 in [0, 1).
+        uniforms: [N], float64 in [0, 1).
     Returns:
-        [N] token ids; never one whose probability is zero.
+        [N], token ids; never one of probability zero.
     """
     return _draw((scores - scores.amax(-1, keepdim=True)).exp_(), uniforms)[0]
 
@@ -124,12 +135,13 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
 def draw_tokens(
     logits: Tensor, uniforms: Tensor, sampling: SamplingParams, lagged: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [N] drawn from the distribution that ``sampling`` describes, and their log-probabilities [N], nats, float64.
+    """Return tokens [N] drawn from the sampling distribution, and their log-probabilities [N], nats, float64.
 
     Args:
-        logits: [N, V], at least float32; not divided by the temperature yet. Its memory is written over.
-        uniforms: [N] float64 in [0, 1).
-        lagged: [N, V], the lagged policy's logits, where ``sampling`` asks for them.
+        logits: [N, V], at least float32, not yet divided by the temperature. Overwritten.
+        uniforms: [N], float64 in [0, 1).
+        sampling: temperature and truncation.
+        lagged: [N, V], logits of the lagged policy, if ``sampling`` needs them.
     """
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
@@ -142,7 +154,7 @@ def draw_tokens(
 
 
 def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [N] and their log-probabilities [N] float64, from masses [N, V] that need not add up to 1."""
+    """Return tokens [N] and their log-probabilities [N], float64, for unnormalised masses [N, V]."""
     short = -masses.shape[-1] % BLOCK
     if short:
         masses = torch.nn.functional.pad(masses, (0, short))
@@ -154,13 +166,15 @@ def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     before = (cumulative - sums).gather(-1, block)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
     tokens = block * BLOCK + _first_above(inside, (wanted - before).clamp_min(0))
-    chosen = masses.gather(-1, tokens).double().log() - cumulative[:, -1:].log()
-    return tokens.squeeze(-1), chosen.squeeze(-1)
+    logprobs = masses.gather(-1, tokens).double().log() - cumulative[:, -1:].log()
+    return tokens.squeeze(-1), logprobs.squeeze(-1)
 
 
 def _first_above(cumulative: Tensor, wanted: Tensor) -> Tensor:
-    """[N, 1], the first place of each row whose cumulated mass exceeds what is wanted; the last place with any mass where
-    rounding has put the wanted one past the end."""
+    """Return [N, 1], the first index of each row whose cumulated mass exceeds ``wanted``.
+
+    If rounding has moved ``wanted`` past the end, it is the last index with any mass.
+    """
     last = cumulative[:, -1:]
     return torch.searchsorted(cumulative, torch.minimum(wanted, last.nextafter(torch.zeros_like(last))), right=True)
 
@@ -168,13 +182,13 @@ def _first_above(cumulative: Tensor, wanted: Tensor) -> Tensor:
 def random_streams(
     prompts: Sequence[Prompt], samples_per_prompt: int, seed: Sequence[int], length: int
 ) -> list[np.ndarray]:
-    """The random numbers of P*G samples, prompt by prompt: [length] float64 in [0, 1) each.
+    """Return the random numbers of P*G samples, prompt by prompt: [length], float64 in [0, 1) each.
 
-    A sample's numbers depend on the seed, its prompt's id and its own index, not on who shares its batch. A prompt that
-    occurs twice gets other numbers the second time.
+    A sample's numbers depend on the seed, its prompt's id and its index only, not on the rest of the batch. A prompt
+    that occurs twice has other numbers the second time.
     """
     seen: Counter[str] = Counter()
-    found = []
+    streams = []
     for prompt in prompts:
         digest = hashlib.sha256(prompt.id.encode()).digest()
         words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
@@ -182,5 +196,5 @@ def random_streams(
         seen[prompt.id] += 1
         for index in range(first, first + samples_per_prompt):
             sequence = np.random.SeedSequence([*seed, *words, index])
-            found.append(np.random.Generator(np.random.Philox(sequence)).random(length))
-    return found
+            streams.append(np.random.Generator(np.random.Philox(sequence)).random(length))
+    return streams

@@ -1,4 +1,4 @@
-"""A policy that is a table: the next token depends on the last one alone. Small enough for every number to be known."""
+"""Tabular policy: the next token depends on the last token only, so every quantity can be computed exactly."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 VOCABULARY = "我爱你。"
 START = len(VOCABULARY)
 PROBABILITIES = {START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}
-"""Row -> token -> probability of the known world: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1."""
+"""State -> token -> probability in the known world: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1."""
 
 
 def known_world() -> World:
-    """The world of ``burnish verify``: reward 1 for 我爱你。, 0 for the 120 other sequences; J = 0.5 * 0.8 * 0.6 = 0.24.
+    """Return the world of ``burnish verify``.
 
-    The reference of its KL terms is uniform but for the row that has probability 1, which it shares.
+    The reward is 1 for 我爱你。 and 0 for the 120 other sequences, so J = 0.5 * 0.8 * 0.6 = 0.24. The reference of its KL
+    terms is uniform, except for the row with probability 1, which is the same in both.
     """
     sequences = all_sequences(len(VOCABULARY), max_length=4, end=len(VOCABULARY) - 1)
     wanted = torch.tensor([0, 1, 2, 3])
@@ -37,8 +38,8 @@ def known_world() -> World:
     )
 
 
-class Table:
-    """Log-probabilities from a table of logits; the frozen reference is one of these."""
+class TableModel:
+    """Table of logits [V+1, V]: one row per last token and one for the start. Also the frozen reference."""
 
     def __init__(self, logits: Tensor, vocabulary: str = VOCABULARY) -> None:
         self.logits = logits
@@ -46,27 +47,27 @@ class Table:
         self.end = len(vocabulary) - 1
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids, one a character. Raises InputError on a character that the table does not have."""
+        """Return one token id per character. Raises InputError for a character that is not in the vocabulary."""
         unknown = [character for character in text if character not in self.vocabulary]
         if unknown:
             raise InputError(f"the table knows only {' '.join(self.vocabulary)}, not '{unknown[0]}'")
         return tuple(self.vocabulary.index(character) for character in text)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's tokens; none for an empty prompt, which is the start state."""
+        """Return the prompt's token ids; an empty prompt has none and means the start state."""
         return self.encode(prompt.text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self.vocabulary[token] for token in token_ids)
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """[T], nats."""
+        """Return log-probabilities [T], nats, without gradient."""
         rows, tokens = self.states(completions)
         with torch.no_grad():
             return (self.logits / temperature).log_softmax(-1)[rows, tokens]
 
     def states(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-        """The table's row that each token was drawn from, and the tokens; [T] each."""
+        """Return the row of the table that predicts each token, and the tokens; [T] each."""
         rows: list[int] = []
         tokens: list[int] = []
         for completion in completions:
@@ -76,11 +77,12 @@ class Table:
         return torch.tensor(rows, dtype=torch.long), torch.tensor(tokens, dtype=torch.long)
 
 
-class TablePolicy(Table):
-    """The table as a policy, and its own sampler.
+class TablePolicy(TableModel):
+    """Table of logits that is trained; it is its own sampler.
 
     Args:
-        logits: [V+1, V] float64; the known world where it is left out.
+        logits: [V+1, V], float64; by default those of the known world.
+        vocabulary: one character per token; the last one ends a text.
     """
 
     def __init__(self, logits: Tensor | None = None, vocabulary: str = VOCABULARY) -> None:
@@ -88,29 +90,29 @@ class TablePolicy(Table):
         super().__init__(table, vocabulary)
         self.parameter = nn.Parameter(table.clone())
         self.logits = self.parameter
-        self._reference = Table(table.clone(), vocabulary)
+        self._reference = TableModel(table.clone(), vocabulary)
         self.lagged: Tensor | None = None
-        """[V+1, V], an earlier table, where it masks what is drawn."""
+        """[V+1, V], logits of the lagged policy, if there is one."""
 
     @property
     def reference(self) -> LanguageModel:
         return self._reference
 
     def update_lagged_policy(self) -> None:
-        """Makes the table as it is now the lagged policy."""
+        """Replace the lagged policy by the current table."""
         self.lagged = self.parameter.detach().clone()
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
-        """Log-probabilities [T] with gradient and entropies [T], nats."""
+        """Return log-probabilities with gradient and entropies, [T] each, nats."""
         rows, tokens = self.states(completions)
         lagged = None if self.lagged is None else self.lagged[rows]
         full = sampling_logprobs(self.parameter.index_select(0, rows), sampling, always=tokens, lagged=lagged)
-        # A logit of minus infinity has probability 0 whatever the others are: its share of every gradient is 0.
+        # A token with a logit of minus infinity has probability 0 and adds nothing to any gradient.
         chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
         seen = full if entropy_gradient else full.detach()
-        # The slope of x log x at 0 is infinite, and infinity times a slope of 0 is no number: what is impossible is masked.
+        # d/dp (p log p) is infinite at p = 0, and infinity times 0 is NaN: mask impossible tokens.
         entropy = -(seen.exp() * torch.where(seen.isfinite(), seen, 0.0)).sum(-1)
         return TokenStats(chosen, entropy)
 
@@ -130,7 +132,7 @@ class TablePolicy(Table):
         seed: Sequence[int],
         policy_version: int = 0,
     ) -> list[Group]:
-        """P groups of G completions."""
+        """Return P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
         uniforms = torch.from_numpy(
@@ -148,7 +150,7 @@ class TablePolicy(Table):
         ]  # fmt: skip
 
     def _draw(self, table: Tensor, states: Tensor, uniforms: Tensor) -> list[list[tuple[int, float]]]:
-        """Return the tokens of N samples with their log-probabilities; ``states`` [N] are the rows that they start from."""
+        """Return the tokens of N samples with their log-probabilities; ``states`` [N] are their first rows."""
         drawn: list[list[tuple[int, float]]] = [[] for _ in states]
         live = torch.arange(len(states))
         for numbers in uniforms.T:
@@ -166,7 +168,7 @@ class TablePolicy(Table):
         self, prompt: Prompt, prompt_ids: tuple[int, ...], drawn: list[tuple[int, float]], version: int, index: int
     ) -> Completion:
         tokens, logprobs = zip(*drawn, strict=True)
-        # The full stop ends the text and is part of it, unlike the end-of-text token of a language model.
+        # Unlike an end-of-text token, the full stop that ends the text is part of it.
         return Completion(
             prompt, prompt_ids, tokens, self.decode(tokens), logprobs,
             "stop" if tokens[-1] == self.end else "length", version, index,

@@ -1,5 +1,8 @@
-"""Value models: V(s), the reward still to come, before each token of a completion. Each is a copy of a policy as it was when
-training started, with a head of one number whose first weights are zero, so that V is 0 before anything is learnt."""
+"""Value models: V(s), the expected return, before each token of a completion.
+
+Each is a copy of the policy before training, with a linear head of one output. The head starts at zero, so V is 0
+before training.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from burnish.types import Completion
 
 
 class TableValueModel:
-    """One number a state of a tabular policy."""
+    """Value model of a tabular policy: one number per state."""
 
     def __init__(self, policy: TablePolicy) -> None:
         self._policy = policy
         self.parameter = nn.Parameter(torch.zeros(len(policy.logits), dtype=torch.float64))
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
-        """[T], with gradient."""
+        """Return V(s) before each token, [T], float64, with gradient."""
         return self.parameter[self._policy.states(completions)[0]]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
@@ -33,25 +36,24 @@ class TableValueModel:
 
 
 class CausalValueModel:
-    """A copy of a language model's trunk with a linear head on the state that each token was drawn from.
+    """Value model of a causal language model: a copy of its backbone and a linear head on the state before each token.
 
-    What is trained of the policy is trained of the copy: all of it, or an adapter. Completions are laid out as the policy
-    lays them out, each distinct prompt run once.
+    The copy trains the same weights as the policy (all, or an adapter) and arranges completions as the policy does.
     """
 
     def __init__(self, policy: CausalPolicy) -> None:
         self._policy = policy
         self.model = copy.deepcopy(policy.model)
-        product = get_linear_head(self.model)
-        width = self.model.config.get_text_config().hidden_size if product is None else product[0].shape[1]
-        self.head = _head(width, policy.model.dtype, policy.device)
+        head = get_linear_head(self.model)
+        width = self.model.config.get_text_config().hidden_size if head is None else head[0].shape[1]
+        self.head = _zero_head(width, policy.model.dtype, policy.device)
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
-        """[T], float64, with gradient, on the CPU."""
+        """Return V(s) before each token, [T], float64, with gradient, on the CPU."""
         layout = self._policy.layout or padded_states
         try:
             states, _ = layout(self.model, completions, None)
-        except UnsupportedAttention:  # texts longer than the window that its attention sees
+        except UnsupportedAttention:  # a text is longer than the attention window
             states, _ = padded_states(self.model, completions)
         return self.head(states).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
@@ -61,7 +63,7 @@ class CausalValueModel:
 
 
 class ModuleValueModel:
-    """A copy of a module with a linear head on the scores of all tokens: what a module's states are, it does not say."""
+    """Value model of a module: a copy and a linear head on its V scores, as a module exposes no hidden states."""
 
     def __init__(self, policy: ModulePolicy) -> None:
         module = frozen_copy(policy.module)
@@ -70,11 +72,11 @@ class ModuleValueModel:
             weights[name].requires_grad_(True)
         self.model = ModuleModel(module, policy.vocabulary, scores=policy.scores, batch=policy.batch, check=False)
         first = next(iter(policy.trainable().values()))
-        kind = torch.promote_types(first.dtype, torch.float32)
-        self.head = _head(policy.vocabulary.size, kind, policy.device)
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        self.head = _zero_head(policy.vocabulary.size, dtype, policy.device)
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
-        """[T], float64, with gradient, on the CPU."""
+        """Return V(s) before each token, [T], float64, with gradient, on the CPU."""
         scores, _ = self.model.completion_logits(completions)
         return self.head(scores).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
@@ -88,11 +90,11 @@ class ModuleValueModel:
         return {**{f"trunk.{name}": weight for name, weight in kept.items()}, **_named(self.head)}
 
 
-def _head(width: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
-    made = nn.Linear(width, 1, dtype=dtype, device=device)
-    nn.init.zeros_(made.weight)
-    nn.init.zeros_(made.bias)
-    return made
+def _zero_head(width: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+    head = nn.Linear(width, 1, dtype=dtype, device=device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _named(module: nn.Module) -> dict[str, nn.Parameter]:

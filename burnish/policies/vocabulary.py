@@ -1,7 +1,6 @@
-"""Vocabularies of models that come without a tokenizer: characters, bytes, or byte pairs learnt from the training text.
+"""Vocabularies for models without a tokenizer: characters, bytes, or byte pairs learnt from the training text.
 
-One is built from texts by a rule that knows no chance, is saved beside the weights as ``vocabulary.json``, and read back
-to the same token ids.
+A vocabulary is built from texts deterministically and saved beside the weights as ``vocabulary.json``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def refuse_messages(prompt: Prompt) -> None:
-    """Raises InputError where a prompt is a conversation, for which a bare vocabulary has no template."""
+    """Raise InputError if a prompt is a conversation: a bare vocabulary has no chat template."""
     if prompt.messages:
         raise InputError(
             f"prompt '{prompt.id}' is a conversation, and this policy has no chat template: set task.chat = false, or "
@@ -35,16 +34,16 @@ def refuse_messages(prompt: Prompt) -> None:
 
 
 class Vocabulary(Protocol):
-    """Text to token ids and back."""
+    """Mapping between text and token ids."""
 
     @property
     def size(self) -> int:
-        """V, how many tokens there are."""
+        """V, the number of tokens."""
         ...
 
     @property
     def begin(self) -> int | None:
-        """The token that stands before every text; None where texts begin with their first character."""
+        """The token before every text; None if texts begin with their first character."""
         ...
 
     @property
@@ -53,27 +52,26 @@ class Vocabulary(Protocol):
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids, with nothing before and after them. Raises InputError where a character has no token."""
+        """Return token ids, without special tokens. Raises InputError if a character has no token."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
     def to_json(self) -> dict[str, Any]:
-        """What ``read_vocabulary`` makes the same vocabulary of."""
+        """Return a JSON object that ``read_vocabulary`` reads."""
         ...
 
 
 @dataclass(frozen=True)
 class CharacterVocabulary:
-    """One token a character.
+    """One token per character.
 
     Args:
-        tokens: token id -> token. One of a single character is text; longer ones, such as ``<end>``, are marks that no
-            text contains.
-        begin: id of the token that stands before every text, if there is one.
-        end: id of the token that ends a text, if there is one. A single character (a full stop) ends the text and is
-            part of it.
-        unknown: id of the token for characters that have none; without it such a character is refused.
+        tokens: the tokens, by id. A single character is text; a longer token, such as ``<end>``, is a special token
+            that no text contains.
+        begin: id of the token before every text, if any.
+        end: id of the token that ends a text, if any. A single character (a full stop) ends the text and is part of it.
+        unknown: id of the token for characters without a token; if None, they raise InputError.
 
     Raises:
         InputError: a token occurs twice or is empty, or an id is out of range.
@@ -87,19 +85,20 @@ class CharacterVocabulary:
 
     def __post_init__(self) -> None:
         if "" in self.tokens or len(set(self.tokens)) < len(self.tokens) or len(self.tokens) < 2:
-            raise InputError("vocabulary: it needs at least two tokens, all different and none of them empty")
+            raise InputError("vocabulary: it needs at least two tokens, all different and not empty")
         for name in ("begin", "end", "unknown"):
-            place = getattr(self, name)
-            if place is not None and not 0 <= place < len(self.tokens):
-                raise InputError(f"vocabulary: {name} = {place} is no token: write a number below {len(self.tokens)}")
-        self._ids.update({token: place for place, token in enumerate(self.tokens) if len(token) == 1})
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < len(self.tokens):
+                raise InputError(
+                    f"vocabulary: {name} = {token} is not a token id: write a number below {len(self.tokens)}"
+                )
+        self._ids.update({token: index for index, token in enumerate(self.tokens) if len(token) == 1})
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharacterVocabulary:
-        """The characters of the texts in the order of their code points, after ``<end>``, which also stands before every
-        text, and ``<unknown>``."""
-        found = sorted({character for text in texts for character in text})
-        return cls((END, UNKNOWN, *found), begin=0, end=0, unknown=1)
+        """Return the texts' characters by code point, after ``<end>`` (which also begins texts) and ``<unknown>``."""
+        characters = sorted({character for text in texts for character in text})
+        return cls((END, UNKNOWN, *characters), begin=0, end=0, unknown=1)
 
     @property
     def size(self) -> int:
@@ -115,14 +114,14 @@ class CharacterVocabulary:
         missing = next((character for character in text if character not in self._ids), None)
         if missing is not None:
             raise InputError(
-                f"the vocabulary has no token for {missing!r}: take the character out, or give the vocabulary an unknown"
+                f"the vocabulary has no token for {missing!r}: remove the character, or give the vocabulary an unknown token"
             )
         return tuple(self._ids[character] for character in text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(self._shown(token) for token in token_ids)
+        return "".join(self._token_text(token) for token in token_ids)
 
-    def _shown(self, token: int) -> str:
+    def _token_text(self, token: int) -> str:
         if len(self.tokens[token]) == 1:
             return self.tokens[token]
         return REPLACEMENT if token == self.unknown else ""
@@ -135,12 +134,13 @@ class CharacterVocabulary:
 
 
 class ByteVocabulary:
-    """Bytes, and pairs of them that occurred often (byte-level BPE, Sennrich et al. 2016, arXiv 1508.07909): any text has
-    tokens. Token 0 begins and ends a text.
+    """Bytes and frequent pairs of them (byte-level BPE, Sennrich et al. 2016, arXiv 1508.07909): any text has tokens.
+
+    Token 0 begins and ends a text.
 
     Args:
-        tokenizer: of the package tokenizers, without special tokens, so that no text is taken for one.
-        kind: "byte" or "bpe", as it is written down.
+        tokenizer: of the package tokenizers, without special tokens, so that no text is mistaken for one.
+        kind: "byte" or "bpe", as saved.
     """
 
     begin = 0
@@ -152,17 +152,17 @@ class ByteVocabulary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], size: int | None = None) -> ByteVocabulary:
-        """Byte pairs learnt from the texts until there are ``size`` tokens; None: the 256 bytes alone.
+        """Learn byte pairs from the texts until there are ``size`` tokens; None: the 256 bytes only.
 
         Raises:
-            InputError: the size leaves no room for the bytes and the end.
+            InputError: the size is too small for the bytes and the end token.
         """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if size is not None and size < 257:
-            raise InputError(f"policy.vocabulary_size = {size}: there are 256 bytes and the end: write 257 or more")
+            raise InputError(f"policy.vocabulary_size = {size}: 256 bytes and the end token need 257 or more")
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(alphabet)}, merges=[]))
+        tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         if size is not None:
@@ -175,7 +175,7 @@ class ByteVocabulary:
         return 1 + int(self.tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> tuple[int, ...]:
-        # A lone surrogate has no bytes in UTF-8.
+        # A lone surrogate cannot be encoded in UTF-8.
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return tuple(1 + token for token in self.tokenizer.encode(clean, add_special_tokens=False).ids)
 
@@ -187,10 +187,10 @@ class ByteVocabulary:
 
 
 def build_vocabulary(kind: str, texts: Iterable[str], size: int | None = None) -> Vocabulary:
-    """A vocabulary of one of ``KINDS`` from texts.
+    """Return a vocabulary of one of ``KINDS`` from texts.
 
     Args:
-        size: tokens of a "bpe" vocabulary, at least 257; of that kind alone.
+        size: tokens of a "bpe" vocabulary, at least 257; ignored for other kinds.
     """
     if kind == "character":
         return CharacterVocabulary.from_texts(texts)
@@ -198,16 +198,16 @@ def build_vocabulary(kind: str, texts: Iterable[str], size: int | None = None) -
 
 
 def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
-    """Writes ``vocabulary.json`` into a folder."""
+    """Write ``vocabulary.json`` into a folder."""
     text = json.dumps(vocabulary.to_json(), ensure_ascii=False, indent=1) + "\n"
     (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of a file that ``write_vocabulary`` wrote, or that somebody wrote in its form.
+    """Return the vocabulary of a file in the format of ``write_vocabulary``.
 
     Raises:
-        InputError: the file is missing or says something else.
+        InputError: the file is missing or invalid.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -221,7 +221,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: no vocabulary can be read here: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # tokenizers raises Exception itself
         reason = one_line(error)
         raise InputError(f"{path}: not a vocabulary ({type(error).__name__}: {reason[:200]})") from error

@@ -14,7 +14,7 @@ from burnish import api
 from burnish.backends.local import build
 from burnish.backends.modules import build_module_policy
 from burnish.errors import InputError
-from burnish.policies.pretraining import rate, token_stream, windows
+from burnish.policies.pretraining import learning_rate_factor, sample_windows, token_stream
 from burnish.policies.vocabulary import CharacterVocabulary
 from burnish.recipe.schema import Pretrain, load_recipe
 from burnish.reports.terminal.progress import make_observer
@@ -42,13 +42,19 @@ class TestPretraining:
         assert (stream.tolist(), starts) == ([0, 1, 1], [0, 2])
 
     def test_windows_lie_in_the_stream_and_half_of_them_begin_a_text(self):
-        found = windows(torch.arange(50), [0, 20, 45], 4000, 9, (0, 3, 1))
+        found = sample_windows(torch.arange(50), [0, 20, 45], 4000, 9, (0, 3, 1))
         assert (found.diff(dim=1) == 1).all() and found.min() == 0 and found.max() == 49
         assert set(found[::2, 0].tolist()) == {0, 20, 40}, "the last begins too late for a whole window"
         assert len(set(found[1::2, 0].tolist())) == 41
 
     def test_rate(self):
-        assert [round(rate(step, 40), 6) for step in (0, 1, 2, 21, 39)] == [0.5, 1.0, 1.0, 0.5, 0.001708]
+        assert [round(learning_rate_factor(step, 40), 6) for step in (0, 1, 2, 21, 39)] == [
+            0.5,
+            1.0,
+            1.0,
+            0.5,
+            0.001708,
+        ]
 
     def test_it_learns_a_text_and_a_resumed_run_has_the_same_start(self, tmp_path):
         section = load_recipe("toy", ["policy.use=lstm", "policy.lstm={embedding=8, hidden=16}"]).policy

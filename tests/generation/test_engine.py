@@ -230,8 +230,8 @@ class TestSamplers:
         "sampler, rows, samples", [(Engine, 1, 2), (Engine, 5, 6), (Engine, 64, 6), (EqualLengthSampler, 7, 6)]
     )
     def test_a_sample_does_not_change_with_its_companions(self, tiny, alone, kind, sampler, rows, samples):
-        """With 1 row the samples come one after another; with 5, those that wait take the places of those that end, in the
-        middle of groups; with 64 all are in flight at once."""
+        """With 1 row the samples come one after another; with 5, those that wait take the places of those that end, in
+        the middle of groups; with 64 all are in flight at once."""
         model = load_model(tiny(kind), dtype="float64")
         together = sampler(model, rows=rows).sample(ASKED, samples_per_prompt=samples, sampling=LONG, seed=(3, 1))
         reasons: Counter[str] = Counter()

@@ -50,8 +50,9 @@ def recipe(
 
 
 def in_float64(model: torch.nn.Module) -> None:
-    """transformers' RMSNorm rounds to float32 whatever the dtype is, which is a jump of 1e-7 where two ways of adding up
-    differ in the last bit of 1e-16. Here it is computed in float64, so that what is seen is burnish's own arithmetic."""
+    """transformers' RMSNorm rounds to float32 whatever the dtype is, which is a jump of 1e-7 where two ways of adding
+    up differ in the last bit of 1e-16. Here it is computed in float64, so that what is seen is burnish's own
+    arithmetic."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)

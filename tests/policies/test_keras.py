@@ -115,7 +115,7 @@ def test_one_seed_gives_the_same_weights():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="no logits"):
+    with pytest.raises(InputError, match="not logits"):
         build(recipe(scores="logits"))
     with pytest.raises(InputError, match="return_sequences=True"):
         build(recipe(make="last_only", scores="logits"))

@@ -66,7 +66,7 @@ class TestContract:
             ("batch", "rest of the batch"),
             ("last", "return_sequences=True"),
             ("tuple", "returns a tuple"),
-            ("nan", "no finite numbers"),
+            ("nan", "not finite numbers"),
         ],
     )
     def test_what_is_refused(self, broken, message):
@@ -94,7 +94,7 @@ class TestContract:
     @pytest.mark.parametrize(
         ("last", "said", "message"),
         [
-            ("softmax", "logits", "no logits"),
+            ("softmax", "logits", "not logits"),
             ("", "probabilities", "sum"),
             ("log_softmax", "probabilities", "sum"),
             ("", "logprobs", "log_softmax"),

@@ -60,7 +60,7 @@ class TestVocabulary:
             ("{", "not a vocabulary"),
             ('{"kind": "words"}', "known: character, byte, bpe"),
             ('{"kind": "character", "tokens": ["a", "a"]}', "all different"),
-            ('{"kind": "character", "tokens": ["a", "b"], "end": 2}', "end = 2 is no token"),
+            ('{"kind": "character", "tokens": ["a", "b"], "end": 2}', "end = 2 is not a token"),
             ('{"kind": "bpe", "tokenizer": {}}', "not a vocabulary"),
             ("[1]", "not a vocabulary"),
         ],

@@ -1,1 +1,1 @@
-"""Fast and exact kernels for packed batches: attention, products, the head, recomputation and the forward cache."""
+"""Fast, exact forward and backward passes: packing, attention, linear layers, head, recomputation, forward cache."""

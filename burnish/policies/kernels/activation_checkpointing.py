@@ -1,5 +1,7 @@
-"""Gradient checkpointing (arXiv 1604.06174): layers keep their input alone and run again in the backward pass, which takes
-about a third more time and a fraction of the memory."""
+"""Gradient checkpointing (arXiv 1604.06174): layers store their input only and run again in the backward pass.
+
+Training takes about a third longer and needs a fraction of the activation memory.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +16,30 @@ from burnish.policies.kernels.attention import current_attention
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Makes a model's layers do so wherever a gradient is wanted; dropout stays off.
+    """Turn on gradient checkpointing for the layers of a model; dropout stays off.
 
     Raises:
-        InputError: its layers cannot.
+        InputError: the model's layers do not support it.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise InputError(
-            f"policy.gradient_checkpointing: the layers of {model.config.model_type} cannot be run again; leave it out"
+            f"policy.gradient_checkpointing: {model.config.model_type} models do not support it; set it to false"
         )
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = _checkpointed  # type: ignore[assignment]
-        # The layer's own flag, not its parts': it is asked for checkpointing alone, and dropout stays as it is.
+        # This flag of the layer itself enables checkpointing; its submodules keep theirs, so dropout stays off.
         layer.training = True
 
 
 def _checkpointed(function: Callable[..., Any], *args: Any) -> Any:
-    # The backward pass comes when nobody is attending any more.
-    again = current_attention()
+    # The backward pass runs after use_attention() has ended.
+    restore_attention = current_attention()
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), again()
+        return nullcontext(), restore_attention()
 
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)

@@ -1,8 +1,15 @@
-"""Attention for tokens that are laid out without padding, through transformers' attention interface.
+"""Attention for packed sequences, plugged into transformers' attention interface.
 
-A model is called with all tokens in one row, [1, T]. Embeddings, norms, products and position embeddings do not care which
-text a token belongs to; attention alone does, and asks the backend of ``use_attention``: a training pack, or the caches of
-the sampling engine. Nothing of a model is patched: the implementation is chosen by its name in the model's configuration.
+Problem: in reinforcement learning many completions share a prompt. A padded batch computes each prompt once per sample
+and spends work on padding.
+
+Idea: concatenate all tokens of a microbatch into one sequence, [1, T]. Embeddings, norms, linear layers and position
+embeddings treat tokens independently, so they need no change. Only attention has to know which tokens belong together.
+``use_attention`` routes a model's attention to an ``AttentionBackend``: ``PackedAttention`` (here) for training, or the
+key-value cache of the sampling engine. The model is not patched; its configuration selects the implementation by name.
+
+Layout of the tensors: K key-value heads, g query heads per key-value head (H = K g), T tokens, D head dimension.
+Queries are [K, g, T, D]; keys and values are [K, T, D]; outputs are [T, K, g, D].
 """
 
 from __future__ import annotations
@@ -17,29 +24,30 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-NAME = "burnish_packed"
+IMPLEMENTATION = "burnish_packed"
 
 
-class Attending(Protocol):
-    """Who knows which token sees which."""
+class AttentionBackend(Protocol):
+    """Attention over a layout of tokens that the backend knows."""
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest text, prompt and completion together."""
+    def max_text_length(self) -> int:
+        """Number of tokens of the longest text, prompt and completion together."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Queries [K, g, T, D] of g heads for each of K key-value heads, keys and values [K, T, D]; returns [T, K, g, D]."""
+        """Return the attention output [T, K, g, D] for queries [K, g, T, D] and keys and values [K, T, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSpan:
-    """A prompt and its completions in a packed row: the prompt first, the completions after it, one behind the other.
+    """Positions of a prompt and its completions in a packed sequence; the completions follow the prompt directly.
 
     Attributes:
-        start, stop: where the prompt lies.
-        completions: (start, stop) of each; they see the prompt and themselves, causally.
+        start: first position of the prompt.
+        stop: position after the prompt.
+        completions: (start, stop) of each completion. A completion attends to the prompt and causally to itself.
     """
 
     start: int
@@ -48,129 +56,154 @@ class GroupSpan:
 
 
 class UnsupportedAttention(ValueError):
-    """A model asks attention for something that the packed form does not have."""
+    """A feature of a model's attention that packed attention does not implement."""
 
 
-Multiplying = Callable[[], AbstractContextManager[None]]
+LinearContext = Callable[[], AbstractContextManager[None]]
 
-_ATTENDING: ContextVar[tuple[Any, Attending, Multiplying] | None] = ContextVar("attending", default=None)
+_CURRENT: ContextVar[tuple[Any, AttentionBackend, LinearContext] | None] = ContextVar("attention", default=None)
 
 
 @contextmanager
-def use_attention(model: Any, how: Attending, products: Multiplying) -> Iterator[None]:
-    """Inside, the attention layers of a transformers model ask ``how``; ``products`` says how it multiplies."""
+def use_attention(model: Any, backend: AttentionBackend, linear_context: LinearContext) -> Iterator[None]:
+    """Run the attention layers of a transformers model through a backend within this context.
+
+    Args:
+        model: a transformers model, without a peft wrapper.
+        backend: computes the attention.
+        linear_context: makes a context for the forward pass, which chooses the implementation of linear layers.
+    """
     _register()
     config = model.config
     before = config._attn_implementation
-    token = _ATTENDING.set((model, how, products))
-    config._attn_implementation = NAME
+    token = _CURRENT.set((model, backend, linear_context))
+    config._attn_implementation = IMPLEMENTATION
     try:
-        with products():
+        with linear_context():
             yield
     finally:
         config._attn_implementation = before
-        _ATTENDING.reset(token)
+        _CURRENT.reset(token)
 
 
 def current_attention() -> Callable[[], AbstractContextManager[None]]:
-    """Gives back, later, what is attending now; nothing where nobody is."""
-    found = _ATTENDING.get()
-    return nullcontext if found is None else partial(use_attention, *found)
+    """Return a function that makes a context with the attention that is in use now.
+
+    The backward pass of gradient checkpointing runs layers again after ``use_attention`` has ended.
+    """
+    current = _CURRENT.get()
+    return nullcontext if current is None else partial(use_attention, *current)
 
 
 def _register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _no_mask)
 
 
 def _no_mask(*args: Any, **options: Any) -> None:
-    """Who sees whom is not a matter of masks here."""
+    """Return no mask: the backend decides which tokens attend to which."""
 
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' contract: query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]."""
-    how = _who()
+    """Compute attention by transformers' contract.
+
+    Args:
+        query: [1, H, T, D].
+        key: [1, K, T, D].
+        value: [1, K, T, D].
+
+    Returns:
+        [1, T, H, D], and None for the attention weights.
+    """
+    backend = _backend()
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise UnsupportedAttention(f"its attention has {name}")
     window = options.get("sliding_window")
-    if window is not None and how.longest > window:
-        raise UnsupportedAttention(f"its attention sees no further than {window} tokens")
+    if window is not None and backend.max_text_length > window:
+        raise UnsupportedAttention(f"its attention is limited to a window of {window} tokens")
     if query.shape[0] != 1:
-        raise UnsupportedAttention("its layers see another batch than the model was given")
+        raise UnsupportedAttention("its layers change the batch dimension")
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     keys, values = key[0], value[0]
     queries = query[0].view(keys.shape[0], -1, *query.shape[2:])
-    attended = how.attend(module.layer_idx, queries, keys, values, scale)
+    attended = backend.attend(module.layer_idx, queries, keys, values, scale)
     return attended.flatten(1, 2).unsqueeze(0), None
 
 
 def dispatch_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Asks what is ``use_attention``: queries [K, g, T, D], keys and values [K, T, D]; returns [T, K, g, D]."""
-    return _who().attend(layer, queries, keys, values, scale)
+    """Return the output [T, K, g, D] of the current backend for queries [K, g, T, D], keys and values [K, T, D]."""
+    return _backend().attend(layer, queries, keys, values, scale)
 
 
-def _who() -> Attending:
-    found = _ATTENDING.get()
-    assert found is not None, "the implementation is chosen by use_attention() alone"
-    return found[1]
+def _backend() -> AttentionBackend:
+    current = _CURRENT.get()
+    assert current is not None, "only use_attention() selects this implementation"
+    return current[1]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """Attends within the spans of one packed row, with gradient."""
+    """Differentiable attention within the spans of one packed sequence."""
 
     spans: tuple[GroupSpan, ...]
 
     @property
-    def longest(self) -> int:
+    def max_text_length(self) -> int:
         return max(
             span.stop - span.start + max((stop - start for start, stop in span.completions), default=0)
             for span in self.spans
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        found: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
-        return found
+        output: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
+        return output
 
 
 class SharedPrefixAttention(torch.autograd.Function):
-    """Softmax attention of prompts, causal, and of completions over their prompt and themselves.
+    """Softmax attention of prompts (causal) and of completions (to their prompt, and causally to themselves).
 
-    A completion's attention is computed in two parts, over the prompt's keys and over its own, and merged by the
-    logarithms of their normalisers. The backward pass of softmax attention needs the output and the normaliser alone
-    (FlashAttention, arXiv 2205.14135, appendix B.4), so that each part's backward pass, given the merged ones, yields that
-    part's share of the exact gradient. Keys and values are neither repeated for their g query heads nor for G samples.
+    A completion's attention has two parts, over the prompt's keys and over its own keys. They are computed separately
+    and merged by the log-sum-exp of their scores (the normaliser). The backward pass of softmax attention needs only
+    the output and the normaliser (FlashAttention, arXiv 2205.14135, appendix B.4). With the merged output and
+    normaliser, the backward pass of each part therefore gives its exact contribution to the gradient. Keys and values
+    are repeated neither for their g query heads nor for the G samples of a prompt.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[GroupSpan], scale: float
     ) -> Tensor:
-        """query [K, g, T, D], key and value [K, T, D]; returns [T, K, g, D]."""
+        """Return [T, K, g, D] for query [K, g, T, D], key and value [K, T, D]."""
         heads, group, length, _ = query.shape
         out = query.new_empty(length, heads, group, value.shape[-1])
         normaliser = query.new_empty(length, heads, group, dtype=_wide(query))
         for span in spans:
-            for run in _runs(span):
-                own = run.place
-                seen, seen_normaliser = _attend(
-                    run.fold(query[:, :, own]), run.fold(key[:, own]), run.fold(value[:, own]), True, scale
+            for texts in _equal_texts(span):
+                own = texts.positions
+                part_out, part_normaliser = _attend(
+                    texts.to_batch(query[:, :, own]),
+                    texts.to_batch(key[:, own]),
+                    texts.to_batch(value[:, own]),
+                    True,
+                    scale,
                 )
-                out[own] = run.unfold(seen).movedim(2, 0)
-                normaliser[own] = run.unfold(seen_normaliser.unsqueeze(-1)).squeeze(-1).movedim(2, 0)
+                out[own] = texts.from_batch(part_out).movedim(2, 0)
+                normaliser[own] = texts.from_batch(part_normaliser.unsqueeze(-1)).squeeze(-1).movedim(2, 0)
             first, last = _extent(span)
             if last > first:
                 prompt = slice(span.start, span.stop)
-                seen, seen_normaliser = _attend(query[:, :, first:last], key[:, prompt], value[:, prompt], False, scale)
-                _merge(out[first:last], normaliser[first:last], seen, seen_normaliser)
+                part_out, part_normaliser = _attend(
+                    query[:, :, first:last], key[:, prompt], value[:, prompt], False, scale
+                )
+                _merge(out[first:last], normaliser[first:last], part_out, part_normaliser)
         ctx.save_for_backward(query, key, value, out, normaliser)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -181,74 +214,81 @@ class SharedPrefixAttention(torch.autograd.Function):
         query_grad, key_grad, value_grad = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         grad, out, normaliser = (tensor.movedim(0, 2) for tensor in (grad, out, normaliser))
 
-        def part(queries: slice, keys: slice, causal: bool, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
-            found = _attend_backward(
-                run.fold(grad[:, :, queries]), run.fold(query[:, :, queries]), run.fold(key[:, keys]),
-                run.fold(value[:, keys]), run.fold(out[:, :, queries]),
-                run.fold(normaliser[:, :, queries].unsqueeze(-1)).squeeze(-1), causal, ctx.scale,
+        def part_grads(queries: slice, keys: slice, causal: bool, texts: _EqualTexts) -> tuple[Tensor, Tensor, Tensor]:
+            grads = _attend_backward(
+                texts.to_batch(grad[:, :, queries]), texts.to_batch(query[:, :, queries]), texts.to_batch(key[:, keys]),
+                texts.to_batch(value[:, keys]), texts.to_batch(out[:, :, queries]),
+                texts.to_batch(normaliser[:, :, queries].unsqueeze(-1)).squeeze(-1), causal, ctx.scale,
             )  # fmt: skip
-            return run.unfold(found[0]), run.unfold(found[1]), run.unfold(found[2])
+            return texts.from_batch(grads[0]), texts.from_batch(grads[1]), texts.from_batch(grads[2])
 
         for span in ctx.spans:
-            for run in _runs(span):
-                own = run.place
-                query_grad[:, :, own], key_grad[:, own], value_grad[:, own] = part(own, own, True, run)
+            for texts in _equal_texts(span):
+                own = texts.positions
+                query_grad[:, :, own], key_grad[:, own], value_grad[:, own] = part_grads(own, own, True, texts)
             first, last = _extent(span)
             if last > first:
                 prompt, rest = slice(span.start, span.stop), slice(first, last)
-                from_query, from_key, from_value = part(rest, prompt, False, _Run(first, 1, last - first))
-                query_grad[:, :, rest] += from_query
-                key_grad[:, prompt] += from_key
-                value_grad[:, prompt] += from_value
+                query_part, key_part, value_part = part_grads(rest, prompt, False, _EqualTexts(first, 1, last - first))
+                query_grad[:, :, rest] += query_part
+                key_grad[:, prompt] += key_part
+                value_grad[:, prompt] += value_part
         return query_grad, key_grad, value_grad, None, None
 
 
 def _extent(span: GroupSpan) -> tuple[int, int]:
-    """Where a span's completions lie, all together."""
+    """Return the positions (start, stop) of all completions of a span together."""
     return span.stop, max((stop for _, stop in span.completions), default=span.stop)
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """Texts of one length that lie one behind the other: one call for all of them."""
+class _EqualTexts:
+    """Adjacent texts of equal length, which one kernel call handles as a batch."""
 
     start: int
     count: int
     length: int
 
     @property
-    def place(self) -> slice:
+    def positions(self) -> slice:
         return slice(self.start, self.start + self.count * self.length)
 
-    def fold(self, tensor: Tensor) -> Tensor:
-        """[K, ..., count L, D] -> [count K, ..., L, D]; no copy where there is one text."""
+    def to_batch(self, tensor: Tensor) -> Tensor:
+        """Reshape [K, ..., count L, D] to [count K, ..., L, D]; no copy for a single text."""
         if self.count == 1:
             return tensor
         split = tensor.view(*tensor.shape[:-2], self.count, self.length, tensor.shape[-1])
         return split.movedim(-3, 0).flatten(0, 1)
 
-    def unfold(self, tensor: Tensor) -> Tensor:
-        """The other way."""
+    def from_batch(self, tensor: Tensor) -> Tensor:
+        """Invert ``to_batch``."""
         if self.count == 1:
             return tensor
         split = tensor.reshape(self.count, -1, *tensor.shape[1:])
         return split.movedim(0, -3).flatten(-3, -2)
 
 
-def _runs(span: GroupSpan) -> list[_Run]:
-    """The prompt, and its completions with neighbours of one length together."""
-    found = [_Run(span.start, 1, span.stop - span.start)]
+def _equal_texts(span: GroupSpan) -> list[_EqualTexts]:
+    """Return the prompt, and its completions with adjacent ones of equal length together."""
+    batches = [_EqualTexts(span.start, 1, span.stop - span.start)]
     for start, stop in span.completions:
-        last = found[-1]
-        if len(found) > 1 and last.length == stop - start:
-            found[-1] = _Run(last.start, last.count + 1, last.length)
+        last = batches[-1]
+        if len(batches) > 1 and last.length == stop - start:
+            batches[-1] = _EqualTexts(last.start, last.count + 1, last.length)
         else:
-            found.append(_Run(start, 1, stop - start))
-    return found
+            batches.append(_EqualTexts(start, 1, stop - start))
+    return batches
 
 
 def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Tensor) -> None:
-    """Makes one softmax of two over disjoint keys: out [S, K, g, D] in place, other [K, g, S, D]."""
+    """Merge two softmax attentions over disjoint keys, in place.
+
+    Args:
+        out: [S, K, g, D], the first output; receives the result.
+        normaliser: [S, K, g], log-sum-exp of its scores; receives that of all scores.
+        other: [K, g, S, D], the second output.
+        other_normaliser: [K, g, S].
+    """
     other, other_normaliser = other.movedim(2, 0), other_normaliser.movedim(2, 0)
     total = torch.logaddexp(normaliser, other_normaliser)
     out.mul_((normaliser - total).exp_().unsqueeze(-1))
@@ -257,10 +297,14 @@ def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Ten
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of [K, g, S, D] over [K, T, D]: output [K, g, S, D] and the logarithm of the normaliser [K, g, S], at least
-    float32: in bfloat16 it would change the weights by percents."""
+    """Return the attention of queries [K, g, S, D] over keys and values [K, T, D].
+
+    Returns:
+        The output [K, g, S, D] and the log-sum-exp of the scores [K, g, S], at least float32: rounded to bfloat16 it
+        would change the attention weights by several percent.
+    """
     if query.device.type == "cpu":
-        # Strides of zero stand for the repeats over g, which the kernel takes.
+        # The kernel accepts strides of zero, so the repeats over g take no memory.
         shape = (key.shape[0], query.shape[1], key.shape[1], key.shape[2])
         out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key.unsqueeze(1).expand(shape), value.unsqueeze(1).expand(*shape[:3], value.shape[-1]),
@@ -273,19 +317,19 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: floa
 def _attend_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query [K, g, S, D], key and value [K, T, D]."""
+    """Return the gradients of query [K, g, S, D], key and value [K, T, D]."""
     if query.device.type == "cpu":
         shape = (key.shape[0], query.shape[1], key.shape[1], key.shape[2])
-        by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        query_grad, key_grad, value_grad = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key.unsqueeze(1).expand(shape), value.unsqueeze(1).expand(*shape[:3], value.shape[-1]),
             out, normaliser, 0.0, causal, scale=scale,
         )  # fmt: skip
-        return by_query, by_key.sum(1), by_value.sum(1)
+        return query_grad, key_grad.sum(1), value_grad.sum(1)
     return eager_attention_backward(grad, query, key, value, out, normaliser, causal, scale)
 
 
 def eager_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """``_attend`` in plain tensor operations of at least float32, for devices without the fused kernel."""
+    """Compute ``_attend`` by plain tensor operations in at least float32, for devices without the fused CPU kernel."""
     wide = _wide(query)
     scores = _scores(query.to(wide), key.to(wide), causal, scale)
     normaliser = scores.logsumexp(-1)
@@ -296,14 +340,17 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, sca
 def eager_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With P the attention weights and O the output: dV = P'dO, dS = P (dO V' - sum(dO O)), dQ = dS K, dK = dS'Q."""
-    narrow = query.dtype
+    """Compute ``_attend_backward`` by plain tensor operations.
+
+    With attention weights P and output O: dV = P^T dO, dS = P (dO V^T - sum(dO O)), dQ = dS K, dK = dS^T Q.
+    """
+    dtype = query.dtype
     grad, query, key, value, out = (tensor.to(_wide(query)) for tensor in (grad, query, key, value, out))
     weights = (_scores(query, key, causal, scale) - normaliser.unsqueeze(-1)).exp()
-    by_score = weights * (grad @ value.unsqueeze(1).mT - (grad * out).sum(-1, keepdim=True)) * scale
-    by_key = (by_score.mT @ query).sum(1)
-    by_query, by_value = by_score @ key.unsqueeze(1), (weights.mT @ grad).sum(1)
-    return by_query.to(narrow), by_key.to(narrow), by_value.to(narrow)
+    score_grad = weights * (grad @ value.unsqueeze(1).mT - (grad * out).sum(-1, keepdim=True)) * scale
+    key_grad = (score_grad.mT @ query).sum(1)
+    query_grad, value_grad = score_grad @ key.unsqueeze(1), (weights.mT @ grad).sum(1)
+    return query_grad.to(dtype), key_grad.to(dtype), value_grad.to(dtype)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

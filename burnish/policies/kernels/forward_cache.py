@@ -1,11 +1,17 @@
-"""Sampling has already done the forward pass: its products with the weights, kept for the gradient of the same tokens.
+"""Reuse of the sampling forward pass in the training forward pass.
 
-While the weights are what they were when a completion was sampled, the training pass would multiply the same states with the
-same weights again. Here each token's results wait instead, and the training pass looks them up; norms, attention and all
-else between the products runs as ever, and so does the backward pass. With all of them kept, a third of a training step's
-products are saved, and half of them where only adapters are trained. A kept number saves as many multiplications as the
-weight has inputs, so those with the most inputs, which narrow a block's states, come first: of a Llama they are a quarter of
-the work and a ninth of the numbers.
+Problem: until the weights change, training multiplies the same hidden states by the same weights as sampling did.
+
+Idea: the sampler stores the outputs of its linear layers, token by token. The training pass looks them up instead of
+computing them; norms, attention and everything else between the linear layers runs as usual, and so does the backward
+pass. With all outputs stored, a training step saves a third of its matrix products, or half of them if only adapters
+are trained.
+
+Memory: a stored number saves as many multiplications as the weight has inputs. Weights with the most inputs (the
+down-projections) therefore come first; in a Llama they are a quarter of the work and a ninth of the numbers.
+
+Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers; every token that the
+sampler runs takes one slot.
 """
 
 from __future__ import annotations
@@ -21,159 +27,164 @@ from torch import Tensor
 from burnish.types import Completion
 
 Lookup = Callable[[Tensor, Tensor], Tensor | None]
-"""(weight, rows [T, in]) -> the product [T, out] that is known already, or None."""
+"""(weight [out, in], inputs [T, in]) -> stored output [T, out], or None if it is not stored."""
 
 FINGERPRINT = 16
-"""Numbers of a weight by which it is known to be unchanged: an optimizer's step moves all of them."""
+"""Elements per weight that detect a change; an optimizer step changes all of them."""
 
 
 @dataclass(slots=True, eq=False)
-class CachedOutputs:
-    """What one product gave.
+class LayerOutputs:
+    """Stored outputs of one linear layer.
 
     Attributes:
-        width: numbers of one token.
-        saved: multiplications that each of them saves.
-        adapters: of rows [T, in], what adapters added to the product with the weight itself; None where there are none.
-        kept: [capacity, width], allocated when more is needed than ever before and written anew in every step: fresh
-            memory would cost as much time again as the copy does; None where there is no room for this weight's.
-        filled: tokens whose results are all there, since the last ``clear``; -1 where some are not.
-        place: where the next tokens go; None while nothing is kept.
+        width: output features.
+        inputs: input features: the number of multiplications that each stored number saves.
+        adapters: maps inputs [T, in] to the adapters' contribution to the output [T, out]; None without adapters.
+        buffer: [capacity, width], float32; None if this layer is not stored. It is reused in every step and grows only
+            if a step needs more, because touching fresh memory takes as long as the copy itself.
+        filled: number of complete slots since the last ``clear``; -1 if some outputs are missing.
+        slots: slots of the tokens that are run next; None if they are not stored.
     """
 
     width: int
-    saved: int
+    inputs: int
     adapters: Callable[[Tensor], Tensor] | None
-    kept: Tensor | None = None
+    buffer: Tensor | None = None
     filled: int = 0
-    place: slice | None = None
+    slots: slice | None = None
 
     @property
     def bytes(self) -> int:
         return self.width * torch.float32.itemsize
 
-    def add(self, piece: Tensor) -> None:
-        if self.place is None or self.kept is None:
+    def add(self, output: Tensor) -> None:
+        """Store an output [..., T, width] in the current slots."""
+        if self.slots is None or self.buffer is None:
             return
-        rows = piece.flatten(0, -2)
-        # A product that a pass makes twice, or of some tokens alone as an expert does, is of no use.
-        if self.filled != self.place.start or len(rows) != self.place.stop - self.place.start:
+        rows = output.flatten(0, -2)
+        # A layer that runs twice per pass, or on some of the tokens only (an expert), cannot be stored.
+        if self.filled != self.slots.start or len(rows) != self.slots.stop - self.slots.start:
             self.filled = -1
             return
-        self.kept[self.place] = rows
-        self.filled = self.place.stop
+        self.buffer[self.slots] = rows
+        self.filled = self.slots.stop
 
 
 class ForwardCache:
-    """CachedOutputs by weight and token. A sampler writes them, ``finder`` reads them.
+    """Outputs of linear layers by weight and token. A sampler writes them; ``lookup`` reads them.
 
     Args:
-        room: bytes they may take. Which weights' results are kept follows from it and from the tokens that are expected
-            first; where more tokens come, the last ones are not kept.
+        max_bytes: memory limit. The limit and the number of tokens of the first ``reserve`` decide which layers are
+            stored. Tokens beyond the limit are not stored.
     """
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._results: dict[int, CachedOutputs] = {}
-        self._chosen: list[CachedOutputs] = []
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._layers: dict[int, LayerOutputs] = {}
+        self._stored: list[LayerOutputs] = []
         self._weights: list[Tensor] = []
         self._capacity = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all tokens, keeps the memory."""
+        """Forget all tokens, but keep the buffers."""
         self._full = False
         self._tokens = 0
         self._fingerprint: Tensor | None = None
-        """A few numbers of each weight, as they were when the first token was run."""
-        # The completion is kept beside its places: as long as it lives, no other object has its id.
-        self._places: dict[int, tuple[Completion, Sequence[int], Sequence[int]]] = {}
-        for results in self._results.values():
-            results.filled, results.place = 0, None
+        """Some elements of each weight when the first token was run."""
+        # Storing the completion itself keeps its id unique.
+        self._slots: dict[int, tuple[Completion, Sequence[int], Sequence[int]]] = {}
+        for layer in self._layers.values():
+            layer.filled, layer.slots = 0, None
 
-    def results(
+    def layer_outputs(
         self, weight: Tensor, adapters: Callable[[Tensor], Tensor] | None = None, parts: Sequence[Tensor] = ()
-    ) -> CachedOutputs:
-        """Where a product's results go.
+    ) -> LayerOutputs:
+        """Return the storage for a linear layer.
 
         Args:
-            weight: [out, in]; results are looked up by it.
-            parts: further tensors that the results depend on.
+            weight: [out, in]; lookups are by its identity.
+            adapters: as in ``LayerOutputs``.
+            parts: further tensors that the output depends on.
         """
-        if id(weight) not in self._results:
-            self._results[id(weight)] = CachedOutputs(weight.shape[0], weight.shape[1], adapters)
+        if id(weight) not in self._layers:
+            self._layers[id(weight)] = LayerOutputs(weight.shape[0], weight.shape[1], adapters)
             self._weights += [weight, *parts]
-        return self._results[id(weight)]
+        return self._layers[id(weight)]
 
     @property
     def bytes_per_token(self) -> int:
-        """Of the results that are kept."""
-        return sum(results.bytes for results in self._chosen)
+        """Bytes per token of the layers that are stored."""
+        return sum(layer.bytes for layer in self._stored)
 
     @property
-    def size(self) -> int:
-        """ByteVocabulary that are in use."""
+    def used_bytes(self) -> int:
+        """Bytes in use."""
         return self._tokens * self.bytes_per_token
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for so many more tokens, or for as many as fit."""
+        """Make room for ``tokens`` more tokens, or for as many as the limit allows."""
         if self._tokens == 0:
             self._choose(tokens)
-        capacity = min(self._tokens + tokens, self.room // max(1, self.bytes_per_token))
+        capacity = min(self._tokens + tokens, self.max_bytes // max(1, self.bytes_per_token))
         if capacity <= self._capacity:
             return
-        for results in self._chosen:
-            grown = torch.empty(capacity, results.width)
-            if results.kept is not None:
-                grown[: self._tokens] = results.kept[: self._tokens]
-            results.kept = grown
+        for layer in self._stored:
+            grown = torch.empty(capacity, layer.width)
+            if layer.buffer is not None:
+                grown[: self._tokens] = layer.buffer[: self._tokens]
+            layer.buffer = grown
         self._capacity = capacity
 
     def _choose(self, tokens: int) -> None:
-        """The weights whose results of so many tokens fit, those that save most first; one at least."""
-        ordered = sorted(self._results.values(), key=lambda results: -results.saved)
-        totals = itertools.accumulate(results.bytes for results in ordered)
-        chosen = [one for one, total in zip(ordered, totals, strict=True) if total * tokens <= self.room] or ordered[:1]
-        if chosen != self._chosen:
-            self._chosen, self._capacity = chosen, 0
-            for results in ordered:
-                results.kept = None
+        """Choose the layers that save most and whose outputs for ``tokens`` tokens fit; at least one."""
+        ordered = sorted(self._layers.values(), key=lambda layer: -layer.inputs)
+        totals = itertools.accumulate(layer.bytes for layer in ordered)
+        fits = [total * tokens <= self.max_bytes for total in totals]
+        stored = [layer for layer, fit in zip(ordered, fits, strict=True) if fit] or ordered[:1]
+        if stored != self._stored:
+            self._stored, self._capacity = stored, 0
+            for layer in ordered:
+                layer.buffer = None
 
-    def claim(self, tokens: int) -> range | None:
-        """The places of the tokens that are run next, or None where there is no room any more."""
-        self._full = self._full or not self._chosen or self._tokens + tokens > self._capacity
-        places = None if self._full else range(self._tokens, self._tokens + tokens)
-        if places is not None:
-            self._tokens = places.stop
+    def allocate(self, tokens: int) -> range | None:
+        """Return the slots of the ``tokens`` tokens that are run next, or None if they do not fit."""
+        self._full = self._full or not self._stored or self._tokens + tokens > self._capacity
+        slots = None if self._full else range(self._tokens, self._tokens + tokens)
+        if slots is not None:
+            self._tokens = slots.stop
             if self._fingerprint is None:
                 self._fingerprint = _fingerprint(self._weights)
-        for results in self._results.values():
-            results.place = None if places is None else slice(places.start, places.stop)
-        return places
+        for layer in self._layers.values():
+            layer.slots = None if slots is None else slice(slots.start, slots.stop)
+        return slots
 
-    def note(self, completion: Completion, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """The places of a completion's prompt and of all its tokens but the last, which is never run."""
-        self._places[id(completion)] = completion, prompt, answer
+    def set_slots(self, completion: Completion, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Record the slots of a completion's prompt and of all its tokens but the last, which is never run."""
+        self._slots[id(completion)] = completion, prompt, answer
 
-    def places(self, completion: Completion) -> tuple[Sequence[int], Sequence[int]] | None:
-        found = self._places.get(id(completion))
-        return None if found is None else found[1:]
+    def get_slots(self, completion: Completion) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Return the slots of a completion's prompt and tokens, or None if they are not all stored."""
+        entry = self._slots.get(id(completion))
+        return None if entry is None else entry[1:]
 
-    def finder(self, places: Sequence[int]) -> Lookup | None:
-        """Looks up the results of the tokens at these places; None where a weight has changed since."""
+    def lookup(self, slots: Sequence[int]) -> Lookup | None:
+        """Return a lookup of the outputs of the tokens in these slots; None if a weight has changed."""
         if self._fingerprint is None or not torch.equal(self._fingerprint, _fingerprint(self._weights)):
             return None
-        return partial(self._find, torch.tensor(places))
+        return partial(self._find, torch.tensor(slots))
 
-    def _find(self, places: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
-        results = self._results.get(id(weight))
-        if results is None or results.kept is None or results.filled != self._tokens:
+    def _find(self, slots: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
+        # The stored output includes the adapters' part, which training computes itself: subtract it.
+        layer = self._layers.get(id(weight))
+        if layer is None or layer.buffer is None or layer.filled != self._tokens:
             return None
-        found = results.kept.index_select(0, places)
-        return found if results.adapters is None else found.sub_(results.adapters(rows))
+        output = layer.buffer.index_select(0, slots)
+        return output if layer.adapters is None else output.sub_(layer.adapters(rows))
 
 
 @torch.no_grad()
 def _fingerprint(weights: Sequence[Tensor]) -> Tensor:
-    """Not the versions that autograd counts: fused optimizers move weights without counting."""
+    """Return some elements of each weight. Autograd's version counters do not see fused optimizers."""
     return torch.cat([weight.reshape(-1)[:: max(1, weight.numel() // FINGERPRINT)][:FINGERPRINT] for weight in weights])

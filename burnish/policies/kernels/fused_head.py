@@ -1,9 +1,12 @@
-"""Log-probabilities and entropies of chosen tokens straight from hidden states: however many tokens there are, only so much
-of [tokens, vocabulary] exists at one time as fits into a fixed amount of memory.
+"""Log-probabilities and entropies of tokens directly from hidden states, in constant memory.
 
-The head is applied to a few hundred rows at a time. The forward pass keeps each row's normaliser and, for a backward pass
-that may come, the probabilities of the first rows, up to ``KEPT_ELEMENTS``; the backward pass makes the logits of the others
-again, chunk by chunk, and hands their gradient on at once.
+Problem: the logits [T, V] of all tokens are by far the largest tensor of a training step.
+
+Idea: apply the head to a chunk of a few hundred rows at a time. The forward pass stores each row's normaliser
+(log-sum-exp) and, if a backward pass may follow, the probabilities of the first chunks, up to ``KEPT_ELEMENTS``. The
+backward pass recomputes the logits of the other chunks and propagates their gradient at once.
+
+Letters: T tokens, S rows of a chunk, V vocabulary size, d hidden size.
 """
 
 from __future__ import annotations
@@ -15,21 +18,21 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.table_gradients import adds_to_grad, ensure_grad
-from burnish.policies.kernels.linear import product
+from burnish.policies.kernels.linear import linear_forward
 from burnish.policies.sampling_distribution import is_truncated, kept_tokens
 from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22
-"""Logits in one chunk, 48 MB in float32: 256 rows of 49,152. Fewer rows make slower products, more make slower passes."""
+"""Logits per chunk, 48 MB in float32: 256 rows of 49,152. Smaller chunks slow down the products, larger the rest."""
 
 CACHED_ELEMENTS = 3 << 19
-"""Logits that are worked on at one time, 6 MB in float32: 32 rows of 49,152."""
+"""Logits per elementwise pass, 6 MB in float32 (32 rows of 49,152), so that they stay in the processor's cache."""
 
 COLUMNS = 4096
-"""Of the vocabulary, in one product of the backward pass."""
+"""Vocabulary entries per product of the backward pass on a CPU."""
 
 KEPT_ELEMENTS = 3 << 24
-"""Probabilities that wait for the backward pass, 192 MB in float32, however many tokens there are."""
+"""Probabilities stored for the backward pass, 192 MB in float32, however many tokens there are."""
 
 
 def fused_logprobs(
@@ -41,14 +44,15 @@ def fused_logprobs(
     *,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [T] of the tokens and entropies [T], nats, of the distribution that ``sampling`` describes.
+    """Return the log-probabilities [T] of tokens and the entropies [T] of the sampling distribution, nats.
 
     Args:
-        hidden: [T, d], the state that each token was drawn from.
-        weight: [V, d] of the head.
-        bias: [V], where the head has one.
-        tokens: [T].
-        entropy_gradient: whether the entropies are differentiable too.
+        hidden: [T, d], the state that predicts each token.
+        weight: [V, d], weight of the head.
+        bias: [V], bias of the head, or None.
+        tokens: [T], token ids.
+        sampling: temperature and truncation.
+        entropy_gradient: whether the entropies are differentiable.
     """
     keep = torch.is_grad_enabled()
     logprobs, entropy = _FusedLogprobs.apply(hidden, weight, bias, tokens, sampling, keep)  # type: ignore[no-untyped-call]
@@ -66,12 +70,12 @@ class _FusedLogprobs(torch.autograd.Function):
         sampling: SamplingParams,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        """``keep``: whether a backward pass may come; in here autograd is off in any case."""
+        """``keep`` says whether a backward pass may follow; autograd is always off in here."""
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(len(tokens), dtype=kind)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         ctx.waiting = []
-        """Of the first chunks: probabilities [S, V], each row times its divisor [S]."""
+        """For the first chunks: unnormalised probabilities [S, V], and the divisor [S] of each row."""
         room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
             logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
@@ -120,16 +124,15 @@ class _FusedLogprobs(torch.autograd.Function):
             if ctx.sampling.temperature != 1:
                 grad.div_(ctx.sampling.temperature)
             grad = grad.to(weight.dtype)
-            # Some columns at a time: they stay in the caches for both products, and oneDNN, which lays out weights anew,
-            # never does so with all of them.
-            # Sums of many pieces have no room for rounding in a narrow type.
+            # A block of columns stays in the processor's cache for both products, and oneDNN reorders one block at a
+            # time. The sum over blocks is accumulated in at least float32.
             sums = None if hidden_grad is None else hidden.new_zeros(len(grad), hidden.shape[1], dtype=by_logprob.dtype)
             for columns in _slices(len(weight), COLUMNS if weight.device.type == "cpu" else len(weight)):
                 part = grad[:, columns]
                 if sums is not None:
-                    sums += product(part, weight[columns].t())
+                    sums += linear_forward(part, weight[columns].t())
                 if weight_grad is not None:
-                    weight_grad[columns] += product(part.t(), hidden[rows].t())
+                    weight_grad[columns] += linear_forward(part.t(), hidden[rows].t())
             if hidden_grad is not None and sums is not None:
                 hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
@@ -138,15 +141,18 @@ class _FusedLogprobs(torch.autograd.Function):
 
 
 def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Makes exp(l - top) of logits [S, V] in place, some rows at a time, so that all passes over them but one meet the
-    caches. Returns top [S], the rows' sums [S], and the sums of each exp(l - top) times its l - top [S]."""
+    """Replace logits [S, V] by exp(l - max) in place, a few rows at a time so that they stay in the cache.
+
+    Returns:
+        The rows' maxima [S], the sums of exp(l - max) [S], and the sums of (l - max) exp(l - max) [S].
+    """
     top, total, weighted = (logits.new_empty(len(logits)) for _ in range(3))
     for rows in _slices(len(logits), max(1, CACHED_ELEMENTS // logits.shape[-1])):
         part = logits[rows]
         top[rows] = part.amax(-1)
         masses = part.sub_(top[rows, None]).exp()
         total[rows] = masses.sum(-1)
-        # Where a token is cut away, 0 * -inf stands for 0.
+        # A truncated token has p = 0 and l = -inf; p l counts as 0.
         finite = part if kept is None else part.masked_fill_(~kept[rows], 0.0)
         weighted[rows] = (masses.unsqueeze(1) @ finite.unsqueeze(2)).flatten()
         part.copy_(masses)
@@ -164,8 +170,12 @@ def _slices(length: int, step: int) -> list[slice]:
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled logits [S, V], at least float32, minus infinity where a token cannot be drawn; and which can be."""
-    logits = product(hidden, weight, bias)
+    """Return the scaled logits [S, V], at least float32, and which tokens can be sampled ([S, V] bool, or None for
+    all).
+
+    The logit of a token that cannot be sampled is minus infinity.
+    """
+    logits = linear_forward(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)

@@ -1,9 +1,11 @@
-"""Decoder layers of Llama's kind with fewer, larger operations, for sampling.
+"""Fused decoder layers of the Llama family, for sampling.
 
-A decoding step multiplies a few rows with every weight, and between the products runs some ninety small operations a layer,
-whose calls take as long as a third of the products. Here products of the same input are one (queries, keys and values; gate
-and up), norms are one operation, and queries and keys are turned together. The order of all arithmetic within a number is
-the layer's own, so that the results are, to the bit where oneDNN's products are, those of training's forward pass.
+Problem: a decoding step multiplies a few rows with every weight. Between the products, a layer runs about ninety small
+operations, whose call overhead is a third of the products' time.
+
+Idea: one product for linear layers with a common input (q, k and v; gate and up), one operation per norm, one rotation
+for queries and keys together. Each number is computed by the same operations in the same order as in the original
+layer, so the results equal the training forward pass to the bit, as far as oneDNN's products do.
 """
 
 from __future__ import annotations
@@ -16,32 +18,33 @@ from torch import Tensor, nn
 
 from burnish.policies.kernels.attention import dispatch_attention
 
-KNOWN = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
-"""Architectures whose layers this is, by transformers' names: RMSNorm before attention and before a gated MLP; queries and
-keys are turned and not normed. A subclass may do otherwise and is not taken."""
+SUPPORTED_LAYERS = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
+"""Model type -> layer class in transformers: RMSNorm before attention and before a gated MLP, rotary positions without
+norms of queries and keys. Subclasses may differ and are not supported.
+"""
 
-PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 
 
-def known(layer: nn.Module) -> bool:
-    """Whether a module is such a layer, and each token sees all before it."""
-    kinds = [f"transformers.models.{kind}.modeling_{kind}.{name}" for kind, name in KNOWN.items()]
+def is_supported(layer: nn.Module) -> bool:
+    """Return whether a module is a supported layer without a sliding window."""
+    kinds = [f"transformers.models.{kind}.modeling_{kind}.{name}" for kind, name in SUPPORTED_LAYERS.items()]
     name = f"{type(layer).__module__}.{type(layer).__qualname__}"
     return name in kinds and getattr(layer.self_attn, "sliding_window", None) is None
 
 
 class FusedDecoderLayer(nn.Module):
-    """One layer, by its own norms and activation.
+    """A decoder layer with fused linear layers.
 
     Args:
-        layer: of the copy that samples; its norms are used.
-        products: of q, k and v in one; o; gate and up in one; down.
+        layer: the layer of the sampling model; its norms and activation are used.
+        projections: qkv, output, gate and up, down.
     """
 
-    def __init__(self, layer: Any, products: Sequence[nn.Module]) -> None:
+    def __init__(self, layer: Any, projections: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.into, self.out, self.gated, self.down = products
+        self.qkv, self.out, self.gate_up, self.down = projections
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self.activation = layer.mlp.act_fn
         attention = layer.self_attn
@@ -49,27 +52,27 @@ class FusedDecoderLayer(nn.Module):
         self.groups = attention.num_key_value_groups
 
     def forward(self, states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
-        """States [1, T, d]; cosines and sines [1, T, D]."""
-        found = self.into(_norm(self.norms[0], states))[0].view(states.shape[1], -1, self.width)  # [T, H + 2K, D]
-        heads = found.shape[1] // (self.groups + 2)
-        turned = _turn(found[:, :-heads], *position_embeddings)
-        queries, keys = turned[:, :-heads].transpose(0, 1), turned[:, -heads:].transpose(0, 1)
-        queries, values = queries.view(heads, self.groups, *queries.shape[1:]), found[:, -heads:].transpose(0, 1)
+        """Return the next states [1, T, d]; the position embeddings are cosines and sines, [1, T, D] each."""
+        projected = self.qkv(_norm(self.norms[0], states))[0].view(states.shape[1], -1, self.width)  # [T, H + 2K, D]
+        heads = projected.shape[1] // (self.groups + 2)
+        rotated = _rotate(projected[:, :-heads], *position_embeddings)
+        queries, keys = rotated[:, :-heads].transpose(0, 1), rotated[:, -heads:].transpose(0, 1)
+        queries, values = queries.view(heads, self.groups, *queries.shape[1:]), projected[:, -heads:].transpose(0, 1)
         attended = dispatch_attention(self.layer_idx, queries, keys, values, self.scale)  # [T, K, g, D]
         states = states + self.out(attended.flatten(1).unsqueeze(0))
-        gate, up = self.gated(_norm(self.norms[1], states)).chunk(2, -1)
+        gate, up = self.gate_up(_norm(self.norms[1], states)).chunk(2, -1)
         return states.add_(self.down(self.activation(gate).mul_(up)))
 
 
 def _norm(norm: Any, states: Tensor) -> Tensor:
-    if states.dtype != torch.float32:  # the layer's own rounds before it multiplies by the weight
-        found: Tensor = norm(states)
-        return found
+    if states.dtype != torch.float32:  # the model's own norm rounds before it multiplies by the weight
+        normed: Tensor = norm(states)
+        return normed
     return torch.nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def _turn(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary positions of [T, H, D] (arXiv 2104.09864, in transformers' order: halves, not neighbours)."""
+def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Apply rotary position embeddings (arXiv 2104.09864) to [T, H, D], with transformers' halves instead of pairs."""
     half = heads.shape[-1] // 2
-    turned = torch.cat((-heads[..., half:], heads[..., :half]), -1)
-    return (heads * cosines[0].unsqueeze(1)).add_(turned.mul_(sines[0].unsqueeze(1)))
+    rotated = torch.cat((-heads[..., half:], heads[..., :half]), -1)
+    return (heads * cosines[0].unsqueeze(1)).add_(rotated.mul_(sines[0].unsqueeze(1)))

@@ -1,8 +1,8 @@
-"""Matrix products by the library that is faster on this processor.
+"""Linear layers computed by the faster CPU library.
 
-torch multiplies float32 matrices with MKL, which on processors of AMD takes a path that reaches about 85% of what oneDNN
-does there, and less where the result is wide, as logits are. The choice hangs on the processor's name alone and never on a
-measurement, so that one machine always gives the same bits.
+torch multiplies float32 matrices with MKL. On AMD processors MKL reaches about 85% of the speed of oneDNN, and less for
+wide outputs such as logits. The choice of library depends on the processor's vendor only and never on a measurement, so
+one machine always computes the same bits.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from burnish.policies.kernels.forward_cache import Lookup
 from burnish.policies.kernels.recompute import apply_elementwise, get_recomputation
 
 MIN_ROWS = 64
-"""Below, laying out the weight anew for each product eats the gain."""
+"""With fewer rows, reordering the weight for each product costs more than oneDNN gains."""
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this processor is of the kind that oneDNN multiplies faster on, and torch has oneDNN's product."""
+    """Return whether oneDNN is faster than MKL on this processor and available in this build of torch."""
     if not has_onednn_linear():
         return False
     try:
@@ -38,25 +38,25 @@ def onednn_is_faster() -> bool:
 
 @cache
 def has_onednn_linear(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether torch's oneDNN operators multiply numbers of this type on this processor."""
+    """Return whether torch's oneDNN operators compute linear layers of this dtype on this processor."""
     weight = torch.ones(2, 2, dtype=dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-        found = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
     except (AttributeError, NotImplementedError, RuntimeError):  # an operator of another build, or none
         return False
-    return bool((found == 2).all())
+    return bool((product == 2).all())
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows [S, in] times the transpose of weight [out, in], without gradient."""
-    if _fits(rows, weight):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return found
+def linear_forward(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``rows`` [S, in] times the transpose of ``weight`` [out, in], plus the bias [out]; without gradient."""
+    if _use_onednn(rows, weight):
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return output
     return torch.nn.functional.linear(rows, weight, bias)
 
 
-def _fits(rows: Tensor, weight: Tensor) -> bool:
+def _use_onednn(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == "cpu"
@@ -66,56 +66,61 @@ def _fits(rows: Tensor, weight: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x W' + b."""
+    """Differentiable linear layer, y = x W^T + b."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, found: Tensor | None) -> Tensor:
-        """``found`` is the product [T, out], where it is known already."""
-        # What made the rows is kept for the backward pass anyway: they are made again there and not kept too.
-        ctx.again, parts = get_recomputation(rows) or (_itself, (rows,))
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None) -> Tensor:
+        """Return y [..., out] for rows [..., in]; ``output`` is y, flattened to [T, out], if it is known already."""
+        # The inputs of elementwise results are saved anyway, so the rows are recomputed from them and not saved.
+        ctx.recompute, parts = get_recomputation(rows) or (_identity, (rows,))
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
-        found = product(rows.flatten(0, -2), weight, bias) if found is None else found
-        return found.view(*rows.shape[:-1], weight.shape[0])
+        output = linear_forward(rows.flatten(0, -2), weight, bias) if output is None else output
+        return output.view(*rows.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         weight, *parts = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
-        by_rows = product(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        by_weight = product(flat.t(), ctx.again(*parts).flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
-        by_bias = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
-        return by_rows, by_weight, by_bias, None
+        rows_grad = linear_forward(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        weight_grad = (
+            linear_forward(flat.t(), ctx.recompute(*parts).flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        )
+        bias_grad = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
+        return rows_grad, weight_grad, bias_grad, None
 
 
-def _itself(rows: Tensor) -> Tensor:
+def _identity(rows: Tensor) -> Tensor:
     return rows
 
 
-class _Products(TorchFunctionMode):
-    def __init__(self, find: Lookup | None) -> None:
+class _LinearMode(TorchFunctionMode):
+    def __init__(self, lookup: Lookup | None) -> None:
         super().__init__()
-        self.find = find
+        self.lookup = lookup
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is torch.nn.functional.linear and not options:
             rows, weight, bias = args if len(args) == 3 else (*args, None)
             with torch.no_grad():
-                found = None if self.find is None or rows.dim() < 2 else self.find(weight, rows.flatten(0, -2))
-            if found is not None or _fits(rows, weight) or get_recomputation(rows) is not None:
-                return _Linear.apply(rows, weight, bias, found)  # type: ignore[no-untyped-call]
+                output = None if self.lookup is None or rows.dim() < 2 else self.lookup(weight, rows.flatten(0, -2))
+            if output is not None or _use_onednn(rows, weight) or get_recomputation(rows) is not None:
+                return _Linear.apply(rows, weight, bias, output)  # type: ignore[no-untyped-call]
         if func is torch.nn.functional.embedding:
             return embedding(*args, **options)
         return apply_elementwise(func, args, options)
 
 
 @contextmanager
-def fast_linear(find: Lookup | None = None) -> Iterator[None]:
-    """Inside, ``torch.nn.functional.linear`` takes the faster library, forward and backward, and makes no product that is
-    found; models are not changed."""
-    if find is None and not onednn_is_faster():
+def fast_linear(lookup: Lookup | None = None) -> Iterator[None]:
+    """Run ``torch.nn.functional.linear`` by the faster library within this context; models are not changed.
+
+    Args:
+        lookup: returns outputs that are known already (``forward_cache``); they are not computed again.
+    """
+    if lookup is None and not onednn_is_faster():
         yield
         return
-    with _Products(find):
+    with _LinearMode(lookup):
         yield

@@ -1,8 +1,9 @@
-"""How completions are laid out for a forward pass. Padding is made here, where it is needed at all, and never leaves.
+"""Arrangement of completions for a forward pass: packed or padded. Padding exists only in this module.
 
-Two layouts give the same numbers. ``packed`` runs each distinct prompt once, its completions behind it, all texts of a
-microbatch in one row without padding. ``plain`` runs each prompt with its completion, which every architecture understands.
-A model is checked on a few tokens when it is loaded, and takes what agrees with its own logits.
+Both layouts give the same hidden states. ``packed_states`` runs each distinct prompt once, followed by its completions,
+and concatenates all texts of a microbatch into one sequence without padding. ``padded_states`` runs each prompt with
+its completion as a row of a padded batch, which every architecture supports. When a model is loaded, ``choose_layout``
+compares the layouts with the model's own logits on a few tokens and takes the fastest that agrees.
 """
 
 from __future__ import annotations
@@ -24,45 +25,47 @@ from burnish.policies.kernels.linear import fast_linear
 from burnish.types import Completion, Prompt
 
 Layout = Callable[[Any, Sequence[Completion], ForwardCache | None], tuple[Tensor, Tensor]]
-"""(model, completions, what is known of them) -> the state [T, d] that each token was drawn from, and the tokens [T]."""
+"""(model, completions, forward cache) -> the state [T, d] that predicts each token, and the tokens [T]."""
 
 PROBE = ((2, 3, 4), (5, 6)), ((7, 8), (3, 9, 4)), ((2, 3, 4), (4,))
-"""Prompts and completions, of unequal lengths and one prompt twice, that a layout is checked on."""
+"""Prompts and completions to compare layouts on: unequal lengths, and a prompt with two completions."""
 
 PAD_ID = 0
-"""A token to fill with; masked everywhere, so any will do. A tokenizer's own padding token may have been added to it alone
-and have no row in the model's embedding; 0 always has one."""
+"""Token id of padding positions, which are always masked. Id 0 always has a row in the embedding; the tokenizer's own
+padding token may not.
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """All texts of a microbatch in one row of T tokens.
+class PackedBatch:
+    """All texts of a microbatch as one sequence of S tokens.
 
-    A completion's last token is not run: nothing is drawn from the state behind it.
+    The last token of a completion is not run: its state predicts nothing.
 
     Attributes:
-        ids, positions: [1, T].
-        texts: which token sees which.
-        sources: [N], for each token of each completion, in order, the place in the row whose state it was drawn from.
-        tokens: [N], those tokens.
-        recorded: [T], where each token's results are recorded; empty where one's are not.
+        ids: [1, S], token ids.
+        positions: [1, S], position of each token in its own text.
+        attention: which tokens attend to which.
+        sources: [T], for each completion token in order, the position in the sequence whose state predicts it.
+        tokens: [T], the completion tokens.
+        cache_slots: [S], slot of each token in the forward cache; empty unless all tokens are cached.
     """
 
     ids: Tensor
     positions: Tensor
-    texts: PackedAttention
+    attention: PackedAttention
     sources: Tensor
     tokens: Tensor
-    recorded: Sequence[int]
+    cache_slots: Sequence[int]
 
 
-def pack(completions: Sequence[Completion], device: Any = None, recorded: ForwardCache | None = None) -> Pack:
-    """Lays completions out, each distinct prompt once, whatever their order."""
-    known = [None if recorded is None else recorded.places(completion) for completion in completions]
-    places: list[int] = []
+def pack(completions: Sequence[Completion], device: Any = None, cache: ForwardCache | None = None) -> PackedBatch:
+    """Arrange completions as one sequence, each distinct prompt once; the completions may be in any order."""
+    slots = [None if cache is None else cache.get_slots(completion) for completion in completions]
+    cache_slots: list[int] = []
     groups: dict[tuple[int, ...], list[int]] = {}
-    for place, completion in enumerate(completions):
-        groups.setdefault(completion.prompt_ids, []).append(place)
+    for index, completion in enumerate(completions):
+        groups.setdefault(completion.prompt_ids, []).append(index)
     ids: list[int] = []
     positions: list[int] = []
     spans = []
@@ -71,53 +74,56 @@ def pack(completions: Sequence[Completion], device: Any = None, recorded: Forwar
         start = len(ids)
         ids += prompt_ids
         positions += range(len(prompt_ids))
-        if (first := known[members[0]]) is not None:
-            places += first[0]
+        if (group_slots := slots[members[0]]) is not None:
+            cache_slots += group_slots[0]
         stop = len(ids)
-        inner = []
-        for place in members:
-            answer = completions[place].token_ids
+        answer_spans = []
+        for index in members:
+            answer = completions[index].token_ids
             begin = len(ids)
             ids += answer[:-1]
             positions += range(len(prompt_ids), len(prompt_ids) + len(answer) - 1)
-            if (own := known[place]) is not None:
-                places += own[1]
-            sources[place] = [stop - 1, *range(begin, len(ids))][: len(answer)]
+            if (own := slots[index]) is not None:
+                cache_slots += own[1]
+            sources[index] = [stop - 1, *range(begin, len(ids))][: len(answer)]
             if len(ids) > begin:
-                inner.append((begin, len(ids)))
-        spans.append(GroupSpan(start, stop, tuple(inner)))
+                answer_spans.append((begin, len(ids)))
+        spans.append(GroupSpan(start, stop, tuple(answer_spans)))
     tokens = [token for completion in completions for token in completion.token_ids]
-    return Pack(
+    return PackedBatch(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         PackedAttention(tuple(spans)),
-        torch.tensor([source for found in sources for source in found], dtype=torch.long, device=device),
+        torch.tensor([source for answer in sources for source in answer], dtype=torch.long, device=device),
         torch.tensor(tokens, dtype=torch.long, device=device),
-        () if None in known else places,
+        () if None in slots else cache_slots,
     )
 
 
 def packed_states(
-    model: Any, completions: Sequence[Completion], recorded: ForwardCache | None = None
+    model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each distinct prompt once, nothing padded."""
+    """Return the states [T, d] and tokens [T] by running each distinct prompt once, without padding."""
     if not any(completion.token_ids for completion in completions):
         return _no_states(model)
-    row = pack(completions, model.device, recorded)
-    find = recorded.finder(row.recorded) if recorded is not None and row.recorded else None
-    on_cpu = row.ids.device.type == "cpu"
-    # The products are the CPU's: a GPU's results must not depend on the name of the processor beside it.
-    with use_attention(unwrap_peft(model), row.texts, partial(fast_linear, find) if on_cpu else nullcontext):
-        states = get_backbone(model)(input_ids=row.ids, position_ids=row.positions, use_cache=False)[0][0]
-    # All samples of a prompt follow its last token. The backward pass of indexing on a CPU, and of index_select on a GPU,
-    # adds their gradients with atomics, so that the bits would depend on a race of threads.
-    return states.index_select(0, row.sources) if on_cpu else states[row.sources], row.tokens
+    batch = pack(completions, model.device, cache)
+    lookup = cache.lookup(batch.cache_slots) if cache is not None and batch.cache_slots else None
+    on_cpu = batch.ids.device.type == "cpu"
+    # fast_linear is for CPUs: the results on a GPU must not depend on the host's processor.
+    with use_attention(unwrap_peft(model), batch.attention, partial(fast_linear, lookup) if on_cpu else nullcontext):
+        states = get_backbone(model)(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)[0][0]
+    # All samples of a prompt use the state of its last token, so its gradient is a sum. Indexing on a CPU, and
+    # index_select on a GPU, add it up with atomics, in an order that differs from run to run.
+    return states.index_select(0, batch.sources) if on_cpu else states[batch.sources], batch.tokens
 
 
 def padded_states(
-    model: Any, completions: Sequence[Completion], recorded: ForwardCache | None = None
+    model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prompts padded on the left and completions on the right, so that all completions start in the same column."""
+    """Return the states [T, d] and tokens [T] by running a padded batch.
+
+    Prompts are padded on the left and completions on the right, so all completions start in the same column.
+    """
     if not any(completion.token_ids for completion in completions):
         return _no_states(model)
     inputs, chosen, answers = _padded_texts(model, completions)
@@ -127,7 +133,7 @@ def padded_states(
 
 
 def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-    """As ``plain``, but the logits [T, V] that the model's own head makes, whatever it does beside a product."""
+    """Return the logits [T, V] of the model's own head and the tokens [T], for heads that are not a linear layer."""
     if not any(completion.token_ids for completion in completions):
         weight = model.get_input_embeddings().weight
         return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
@@ -139,26 +145,26 @@ def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor
 
 
 def token_positions(mask: Tensor) -> Tensor:
-    """Position of each real token in its own text, [B, T]; padding takes 0."""
+    """Return the position of each token in its own text, [B, T], for a mask [B, T]; 0 for padding."""
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def padded(rows: Sequence[Sequence[int]], *, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and their mask [B, T], 1 on real tokens."""
+def pad_token_ids(rows: Sequence[Sequence[int]], *, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Return token ids [B, T] and their mask [B, T], 1 for tokens and 0 for padding."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), PAD_ID)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
     for row, tokens in enumerate(rows):
-        place = slice(longest - len(tokens), longest) if left else slice(0, len(tokens))
-        ids[row, place] = torch.tensor(tokens, dtype=torch.long)
-        mask[row, place] = 1
+        columns = slice(longest - len(tokens), longest) if left else slice(0, len(tokens))
+        ids[row, columns] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, columns] = 1
     return ids.to(device), mask.to(device)
 
 
 def _padded_texts(model: Any, completions: Sequence[Completion]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A model's inputs, which of the answers' places are real [B, L], and the answers [B, L]."""
-    prompts, prompt_mask = padded([c.prompt_ids for c in completions], left=True, device=model.device)
-    answers, answer_mask = padded([c.token_ids for c in completions], left=False, device=model.device)
+    """Return a model's inputs, a mask of the completion tokens [B, L], and the completion tokens [B, L]."""
+    prompts, prompt_mask = pad_token_ids([c.prompt_ids for c in completions], left=True, device=model.device)
+    answers, answer_mask = pad_token_ids([c.token_ids for c in completions], left=False, device=model.device)
     mask = torch.cat([prompt_mask, answer_mask], 1)
     inputs = {
         "input_ids": torch.cat([prompts, answers], 1), "attention_mask": mask, "position_ids": token_positions(mask)
@@ -167,30 +173,30 @@ def _padded_texts(model: Any, completions: Sequence[Completion]) -> tuple[dict[s
 
 
 def unwrap_peft(model: Any) -> Any:
-    """The transformers model, which a peft model is wrapped around."""
+    """Return the transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def get_backbone(model: Any) -> Any:
-    """The transformers model without its head."""
+    """Return the transformers model without its head."""
     return unwrap_peft(model).base_model
 
 
 def get_linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
-    """Weight [V, d] and bias of the head, or None where it is no plain product."""
-    found = unwrap_peft(model).get_output_embeddings()
-    return (found.weight, found.bias) if type(found) is torch.nn.Linear else None
+    """Return the weight [V, d] and the bias of the head, or None if the head is not a linear layer."""
+    output = unwrap_peft(model).get_output_embeddings()
+    return (output.weight, output.bias) if type(output) is torch.nn.Linear else None
 
 
 def _no_states(model: Any) -> tuple[Tensor, Tensor]:
-    """What a layout returns where no completion has a token: there is nothing to run the model on."""
-    found = get_linear_head(model)
-    weight = model.get_input_embeddings().weight if found is None else found[0]
+    """Return the states [0, d] and tokens [0] of completions without tokens."""
+    head = get_linear_head(model)
+    weight = model.get_input_embeddings().weight if head is None else head[0]
     return weight.new_zeros(0, weight.shape[1]), torch.zeros(0, dtype=torch.long, device=weight.device)
 
 
 def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
-    """The argument that keeps the head off all but the last ``count`` tokens, where the model has it."""
+    """Return the keyword argument that applies the head to the last ``count`` tokens only, if the model has one."""
     return (
         {"logits_to_keep": count}
         if "logits_to_keep" in inspect.signature(unwrap_peft(model).forward).parameters
@@ -200,8 +206,12 @@ def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
 
 @torch.no_grad()
 def choose_layout(model: Any) -> tuple[Layout | None, str]:
-    """``packed`` where it agrees with the model's own logits on a few tokens; else ``plain``, or None where a product with
-    the head's weight does not give the model's logits either; and the reason, empty for ``packed``."""
+    """Return the fastest layout that agrees with the model's own logits, and why it is not ``packed_states``.
+
+    Returns:
+        The layout, or None if a product with the head's weight does not reproduce the logits; and the reason, "" for
+        ``packed_states``.
+    """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     probe = [
         Completion(Prompt("", ""), _within(prompt, vocabulary), _within(answer, vocabulary), "", (), "length")
@@ -210,30 +220,30 @@ def choose_layout(model: Any) -> tuple[Layout | None, str]:
     expected, _ = padded_logits(model, probe)
     reason = ""
     for layout in (packed_states, padded_states):
-        found = _distance(model, layout, probe, expected)
-        if not found:
+        mismatch = _mismatch(model, layout, probe, expected)
+        if not mismatch:
             return layout, reason
-        reason = reason or found
+        reason = reason or mismatch
     return None, reason
 
 
-def _distance(model: Any, layout: Layout, probe: Sequence[Completion], expected: Tensor) -> str:
-    """Why a layout does not do for a model; empty where it does."""
-    product = get_linear_head(model)
-    if product is None:
-        return "its head is no plain product"
+def _mismatch(model: Any, layout: Layout, probe: Sequence[Completion], expected: Tensor) -> str:
+    """Return why a layout does not work for a model, or "" if it does."""
+    head = get_linear_head(model)
+    if head is None:
+        return "its head is not a linear layer"
     try:
         states, _ = layout(model, probe, None)
-        logits = torch.nn.functional.linear(states, *product)
+        logits = torch.nn.functional.linear(states, *head)
     except UnsupportedAttention as error:
         return str(error)
-    except Exception as error:  # whatever an architecture does not support, the next layout does
-        return f"its layers cannot be run on a packed row ({type(error).__name__}: {str(error)[:80]})"
+    except Exception as error:  # an architecture may fail in any way; the next layout may work
+        return f"its layers cannot run a packed sequence ({type(error).__name__}: {str(error)[:80]})"
     scale = max(float(expected.abs().max()), 1e-9)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2)
     distance = float((logits - expected).abs().max()) / scale
     if not distance <= tolerance:
-        return f"packing moves its logits by {distance:.1e} of their size"
+        return f"packing changes its logits by a relative {distance:.1e}"
     return ""
 
 
@@ -242,7 +252,7 @@ def _within(tokens: Sequence[int], vocabulary: int) -> tuple[int, ...]:
 
 
 def activation_bytes_per_token(model: Any) -> int:
-    """ByteVocabulary that the layers keep for the backward pass, a token; counted on a few tokens."""
+    """Return the bytes per token that the layers store for the backward pass, measured on a few tokens."""
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
 
@@ -265,7 +275,7 @@ def activation_bytes_per_token(model: Any) -> int:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """Size of the memory that a device computes in."""
+    """Return the size of a device's memory in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:

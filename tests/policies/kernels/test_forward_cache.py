@@ -78,8 +78,8 @@ class TestGradient:
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         completions = sampled(policy)
-        for results in policy.recorded._results.values():
-            results.kept.mul_(1.5)
+        for layer in policy.forward_cache._layers.values():
+            layer.buffer.mul_(1.5)
         wrong, _ = gradient(policy, completions)
         policy.stop_forward_cache()
         right, _ = gradient(policy, completions)
@@ -87,19 +87,19 @@ class TestGradient:
 
 
 class TestWhenItMayBeUsed:
-    def finder(self, policy: CausalPolicy, completion: Completion):
-        places = policy.recorded.places(completion)
-        return None if places is None else policy.recorded.finder([*places[0], *places[1]])
+    def lookup(self, policy: CausalPolicy, completion: Completion):
+        slots = policy.forward_cache.get_slots(completion)
+        return None if slots is None else policy.forward_cache.lookup([*slots[0], *slots[1]])
 
     def test_not_after_an_update(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         completions = sampled(policy)
-        assert self.finder(policy, completions[0]) is not None
+        assert self.lookup(policy, completions[0]) is not None
         optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6, fused=True)
         policy.logprobs(completions, SAMPLING).logprobs.sum().backward()
         optimizer.step()
-        assert self.finder(policy, completions[0]) is None
+        assert self.lookup(policy, completions[0]) is None
         found, _ = gradient(policy, completions)
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=0)
@@ -108,24 +108,24 @@ class TestWhenItMayBeUsed:
         policy = adapted(load_policy(tiny("llama"), lora=LoRA(rank=2, targets=["q_proj"])))
         policy.start_forward_cache()
         completions = sampled(policy)
-        assert self.finder(policy, completions[0]) is not None
+        assert self.lookup(policy, completions[0]) is not None
         with torch.no_grad():
             next(iter(policy.trainable().values())).mul_(1.001)
-        assert self.finder(policy, completions[0]) is None
+        assert self.lookup(policy, completions[0]) is None
 
     def test_not_for_another_completion_of_the_same_tokens(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         first = sampled(policy)[0]
         copied = Completion(first.prompt, first.prompt_ids, first.token_ids, first.text, (), first.finish_reason)
-        assert policy.recorded.places(copied) is None
+        assert policy.forward_cache.get_slots(copied) is None
 
     def test_two_rollouts_of_one_step_are_one_record(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         completions = [*sampled(policy), *sampled(policy, seed=1)]
         found, _ = gradient(policy, completions)
-        assert self.finder(policy, completions[0]) is not None and self.finder(policy, completions[-1]) is not None
+        assert self.lookup(policy, completions[0]) is not None and self.lookup(policy, completions[-1]) is not None
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
@@ -135,29 +135,29 @@ class TestWhenItMayBeUsed:
         sampled(policy)
         widest = policy.model.config.intermediate_size
         assert widest > policy.model.config.hidden_size
-        everything = policy.recorded.bytes_per_token
-        policy.recorded = ForwardCache(policy.recorded.size // 2)
+        everything = policy.forward_cache.bytes_per_token
+        policy.forward_cache = ForwardCache(policy.forward_cache.used_bytes // 2)
         completions = sampled(policy)
-        assert all(policy.recorded.places(completion) is not None for completion in completions)
-        assert 0 < policy.recorded.bytes_per_token <= everything // 2
-        chosen = policy.recorded._chosen
-        others = [results for results in policy.recorded._results.values() if results not in chosen]
-        assert min(one.saved for one in chosen) >= max(one.saved for one in others)
-        assert all(one.kept is None for one in others)
-        assert max(one.saved for one in chosen) == widest
+        assert all(policy.forward_cache.get_slots(completion) is not None for completion in completions)
+        assert 0 < policy.forward_cache.bytes_per_token <= everything // 2
+        chosen = policy.forward_cache._stored
+        others = [layer for layer in policy.forward_cache._layers.values() if layer not in chosen]
+        assert min(one.inputs for one in chosen) >= max(one.inputs for one in others)
+        assert all(one.buffer is None for one in others)
+        assert max(one.inputs for one in chosen) == widest
         gradient(policy, completions)
 
     def test_what_has_no_room_is_computed_anew(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         sampled(policy)
-        one = max(policy.recorded._results.values(), key=lambda results: results.saved)
-        needed = one.bytes * policy.recorded._tokens
-        policy.recorded = ForwardCache(needed // 2)
+        one = max(policy.forward_cache._layers.values(), key=lambda layer: layer.inputs)
+        needed = one.bytes * policy.forward_cache._tokens
+        policy.forward_cache = ForwardCache(needed // 2)
         completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
-        known = [policy.recorded.places(completion) is not None for completion in completions]
+        known = [policy.forward_cache.get_slots(completion) is not None for completion in completions]
         assert any(known) and not all(known)
-        assert 0 < policy.recorded.size <= needed // 2
+        assert 0 < policy.forward_cache.used_bytes <= needed // 2
         found, _ = gradient(policy, completions)
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
@@ -165,10 +165,10 @@ class TestWhenItMayBeUsed:
     def test_nothing_is_kept_unless_asked_or_where_memory_is_short(self, tiny):
         policy = load_policy(tiny("llama"))
         sampled(policy)
-        assert policy.recorded is None
+        assert policy.forward_cache is None
         short = load_policy(tiny("llama"), gradient_checkpointing=True)
         short.start_forward_cache()
-        assert short.recorded is None
+        assert short.forward_cache is None
 
 
 class TestAProductOfSomeTokens:
@@ -176,27 +176,27 @@ class TestAProductOfSomeTokens:
 
     @pytest.mark.parametrize("rows", [1, 2, 5])
     def test_is_not_looked_up_and_harms_nobody(self, rows):
-        recorded = ForwardCache(1 << 20)
+        cache = ForwardCache(1 << 20)
         weight, other = torch.ones(4, 3), torch.ones(6, 3)
-        expert, whole = recorded.results(weight), recorded.results(other)
-        recorded.reserve(10)
-        recorded.claim(3)
+        expert, whole = cache.layer_outputs(weight), cache.layer_outputs(other)
+        cache.reserve(10)
+        cache.allocate(3)
         expert.add(torch.ones(1, rows, 4))
         whole.add(torch.full((1, 3, 6), 7.0))
-        find = recorded.finder([2, 0])
+        find = cache.lookup([2, 0])
         assert find is not None
         assert find(weight, torch.ones(2, 3)) is None
         assert torch.equal(find(other, torch.ones(2, 3)), torch.full((2, 6), 7.0))
 
     def test_nor_one_that_a_pass_makes_twice(self):
-        recorded = ForwardCache(1 << 20)
+        cache = ForwardCache(1 << 20)
         weight = torch.ones(4, 3)
-        results = recorded.results(weight)
-        recorded.reserve(10)
-        recorded.claim(3)
-        results.add(torch.ones(1, 3, 4))
-        results.add(torch.zeros(1, 3, 4))
-        assert recorded.finder([0])(weight, torch.ones(1, 3)) is None
-        # And none in the next pass: twice as many results in one pass and none in the other come to the right number.
-        recorded.claim(3)
-        assert recorded.finder([0])(weight, torch.ones(1, 3)) is None
+        layer = cache.layer_outputs(weight)
+        cache.reserve(10)
+        cache.allocate(3)
+        layer.add(torch.ones(1, 3, 4))
+        layer.add(torch.zeros(1, 3, 4))
+        assert cache.lookup([0])(weight, torch.ones(1, 3)) is None
+        # And none in the next pass: twice as many layer in one pass and none in the other come to the right number.
+        cache.allocate(3)
+        assert cache.lookup([0])(weight, torch.ones(1, 3)) is None

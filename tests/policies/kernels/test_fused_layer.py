@@ -63,9 +63,9 @@ def test_gives_what_the_layers_give(kind, options) -> None:
     fast = RepackedModel(model)
     assert sum(isinstance(module, FusedDecoderLayer) for module in fast.model.modules()) == 2
     ids = torch.tensor([[1, 2, 3, 4, 40, 41, 5, 6, 49]])
-    for _ in range(2):  # the weights as they are at each ``ready``
+    for _ in range(2):  # the weights as they are at each ``repacked``
         expected = states(model, ids)
-        with fast.ready() as copy:
+        with fast.repacked() as copy:
             found = states(copy, ids)
         assert float((found - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
         moved(model)
@@ -99,7 +99,7 @@ def test_adapters_are_merged(tiny) -> None:
     assert sum(isinstance(module, FusedDecoderLayer) for module in fast.model.modules()) == 2
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
     expected = states(policy.model.get_base_model(), ids)
-    with fast.ready() as copy:
+    with fast.repacked() as copy:
         found = states(copy, ids)
     assert float((found - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
 
@@ -117,7 +117,7 @@ def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
     assert fused == [False, True]
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
     expected = states(model.get_base_model(), ids)
-    with RepackedModel(model).ready() as copy:
+    with RepackedModel(model).repacked() as copy:
         assert float((states(copy, ids) - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
 
 

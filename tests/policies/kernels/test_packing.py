@@ -37,11 +37,11 @@ class TestPack:
         # A completion's last token is not run.
         assert row.ids.tolist() == [[1, 2, 3, 4, 8, 6]]
         assert row.positions.tolist() == [[0, 1, 2, 3, 2, 0]]
-        assert row.texts.spans == (GroupSpan(0, 2, ((2, 4), (4, 5))), GroupSpan(5, 6, ()))
+        assert row.attention.spans == (GroupSpan(0, 2, ((2, 4), (4, 5))), GroupSpan(5, 6, ()))
         assert row.tokens.tolist() == [3, 4, 5, 7, 8, 9]
         # 3 is drawn after 2 (place 1), 4 after 3 (2), 5 after 4 (3), 7 after 6 (5), 8 after 2 (1), 9 after 8 (4).
         assert row.sources.tolist() == [1, 2, 3, 5, 1, 4]
-        assert row.texts.longest == 4
+        assert row.attention.max_text_length == 4
 
 
 class TestAttention:
