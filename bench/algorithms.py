@@ -1,9 +1,9 @@
 """All algorithms side by side on one real task, one budget, several seeds: ``python bench/algorithms.py`` writes
 bench/results/algorithms.json and algorithms.md. An hour on two cores.
 
-The task is the recipe ``lstm``: a character LSTM, pretrained once on news, then reinforced for 60 steps of 8 prompts x 8
-samples with the recipe's reward, from the same weights, at the same learning rate, with each seed and algorithm. What counts
-is the held-out reward after training minus before it.
+The task is the recipe ``lstm``: a character LSTM, pretrained once on news, then reinforced for 60 steps of 8 prompts x
+8 samples with the recipe's reward, from the same weights, at the same learning rate, with each seed and algorithm. What
+counts is the held-out reward after training minus before it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTROL = "shuffled rewards"
 
 
 def recipe(algorithm: str, seed: int, steps: int, weights: Path | None) -> dict[str, Any]:
-    """The recipe of one run; without weights, of the pretraining."""
+    """Return the recipe of one run; without weights, that of the pretraining."""
     made = tomllib.loads((ROOT / "recipes" / "lstm.toml").read_text(encoding="utf-8"))
     made |= {"steps": steps, "seed": seed}
     made["evaluation"] = {"samples_per_prompt": 4}
@@ -41,20 +41,20 @@ def recipe(algorithm: str, seed: int, steps: int, weights: Path | None) -> dict[
         made["reward"] = [part | {"weight": 0.0} for part in made["reward"]]
         made["reward"] += [{"use": "bench.algorithms:noise", "name": "noise", "weight": 1.0}]
         algorithm = "rloo"
-    # The pull towards the start is no part of the comparison.
+    # The KL term is not part of the comparison.
     made["algorithm"] = {"use": algorithm}
     return made
 
 
 def noise(completion: Any) -> float:
-    """A reward that knows nothing: a number by the completion's text alone."""
+    """Return a number that depends only on a hash of the completion's text: a reward without information."""
     import hashlib
 
     return hashlib.sha256(completion.text.encode()).digest()[0] / 255
 
 
 def run(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains in a process of its own, and returns the held-out measurement."""
+    """Train in a separate process, and return the held-out measurement."""
     if not (folder / "evaluation.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         code = f"import burnish, json, sys; burnish.train(json.load(sys.stdin), run_dir={str(folder)!r})"
@@ -68,7 +68,7 @@ def run(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and half the width of its 95% interval by Student's t."""
+    """Return the mean over seeds and half the width of its 95% interval by Student's t."""
     count = len(values)
     if count < 2:
         return statistics.mean(values), math.nan
@@ -100,13 +100,13 @@ def main() -> None:
 
 
 def gain(answer: Mapping[str, Any]) -> float:
-    """By how much the recipe's own reward rose on held-out prompts, whatever was trained."""
+    """Return the gain of the recipe's own reward on held-out prompts, whatever was trained."""
     weights = {part["use"]: part["weight"] for part in recipe("rloo", 0, 1, None)["reward"]}
     return sum(weight * float(answer[f"reward/{use}"]["difference"]) for use, weight in weights.items())
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]], steps: int) -> str:
-    """One row an algorithm, the largest gain first."""
+    """Return a table with one row per algorithm, the largest gain first."""
     lines = [
         f"Gain of held-out reward in {steps} steps from one pretrained model: mean over seeds with a 95% interval "
         "(Student's t), the least and the most.",
@@ -127,7 +127,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], steps: int) -> str:
 
 
 def kept(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table is made of, and what lets it be checked: each metric before and after, and the difference."""
+    """Return the data behind the table: each metric before and after, and the difference."""
     return {key: {name: row[name] for name in ("before", "after", "difference")} for key, row in answer.items()}
 
 

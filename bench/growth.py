@@ -1,5 +1,8 @@
-"""How a step's time and memory grow with the number of samples, the prompt's length and the answer's length, against the
-straight line through the first two points: ``python bench/growth.py`` writes bench/results/growth.md and growth.svg."""
+"""Growth of a step's time and memory with the number of samples and the lengths of prompts and answers.
+
+``python bench/growth.py`` writes bench/results/growth.md and growth.svg, with the straight line through the first two
+points for comparison.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from burnish.system.machine import cores, processor
 OUT = Path(__file__).parent / "results"
 BASE = Workload("growth", "grpo", "", prompts=4, samples=8, max_new_tokens=32, prompt_tokens=64, steps=1)
 SERIES: dict[str, tuple[str, Sequence[int]]] = {
-    "samples a prompt": ("samples", (4, 8, 16, 32)),
-    "tokens of a prompt": ("prompt_tokens", (64, 256, 512, 1024)),
-    "tokens of an answer": ("max_new_tokens", (16, 32, 64, 128)),
+    "samples per prompt": ("samples", (4, 8, 16, 32)),
+    "tokens per prompt": ("prompt_tokens", (64, 256, 512, 1024)),
+    "tokens per answer": ("max_new_tokens", (16, 32, 64, 128)),
 }
 
 
 def measured() -> dict[str, list[tuple[int, float, float, float]]]:
-    """Series -> (size, sampled tokens, seconds a step, peak GB) at each size."""
+    """Series -> (size, sampled tokens, seconds per step, peak GB) at each size."""
     folder, texts, encode, decode, render = tokenizer_tools()
     found: dict[str, list[tuple[int, float, float, float]]] = {}
     for name, (key, sizes) in SERIES.items():
@@ -45,7 +48,7 @@ def line(first: tuple[float, float], second: tuple[float, float], at: float) -> 
 def table(found: dict[str, list[tuple[int, float, float, float]]]) -> str:
     lines = [f"Processor {processor()}, {cores()} threads, SmolLM2-135M.", ""]
     lines += [
-        "| series | size | sampled tokens | seconds a step | straight line | peak memory, GB |",
+        "| series | size | sampled tokens | seconds per step | straight line | peak memory, GB |",
         "|---|---|---|---|---|---|",
     ]
     for name, points in found.items():

@@ -1,4 +1,5 @@
-"""What runs of one recipe measured, a column a run, for the recipe's comment; and what they wrote, for docs/en/samples.md.
+"""What runs of one recipe measured, a column a run, for the recipe's comment; and what they wrote, for
+docs/en/samples.md.
 
 python bench/recipes.py runs/code-0 runs/code-1 runs/code-2
 python bench/recipes.py --samples runs/code-0 runs/dialogue-0 ... > docs/en/samples.md

@@ -29,14 +29,14 @@ def examined() -> dict[str, Any]:
     """Measure for some seconds. Speeds are in GFLOP/s, memory in bytes, limits in tokens per second for
     SmolLM2-135M."""
     rows = (*floor.SMALL_ROWS, floor.LARGE_ROWS)
-    found = products(rows, dtypes=("float32", "bfloat16"))
-    speeds = floor.speeds(found)
+    measured = products(rows, dtypes=("float32", "bfloat16"))
+    speeds = floor.speeds(measured)
     sizes = memory() or (0, 0)
     return {
         "processor": processor(), "cores": cores(), "load": load_average(), "memory": sizes[0], "memory_free": sizes[1],
         "products": [
             {"dtype": dtype, "rows": count, "library": one.library, "gflops": one.gflops}
-            for dtype in ("float32", "bfloat16") for count in rows for one in [best(found, count, dtype)]
+            for dtype in ("float32", "bfloat16") for count in rows for one in [best(measured, count, dtype)]
         ],
         "limit": {
             **{f"sampling {n} rows": floor.tokens_per_second(PARAMETERS, speeds.at(n)) for n in floor.SMALL_ROWS},
@@ -48,22 +48,22 @@ def examined() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lines(found: Mapping[str, Any]) -> Sequence[str]:
+def lines(facts: Mapping[str, Any]) -> Sequence[str]:
     """Return the report as lines of text."""
     report = [
-        f"processor    {found['processor']}, {found['cores']} cores, load {found['load']}",
-        f"memory       {found['memory'] / 1e9:.1f} GB, {found['memory_free'] / 1e9:.1f} free",
+        f"processor    {facts['processor']}, {facts['cores']} cores, load {facts['load']}",
+        f"memory       {facts['memory'] / 1e9:.1f} GB, {facts['memory_free'] / 1e9:.1f} free",
     ]
-    for one in found["products"]:
+    for one in facts["products"]:
         report.append(f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})")
-    for name, value in found["limit"].items():
+    for name, value in facts["limit"].items():
         report.append(f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)")
     report.append(
-        "packages     " + ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+        "packages     " + ", ".join(f"{name} {number}" for name, number in facts["packages"].items() if number)
     )
-    report.append("missing      " + ", ".join(name for name, number in found["packages"].items() if not number))
-    report.append(f"cache        {found['cache']['folder']}, {found['cache']['bytes'] / 1e9:.2f} GB")
-    report.append(f"model        smollm2-135m: {found['model']}")
+    report.append("missing      " + ", ".join(name for name, number in facts["packages"].items() if not number))
+    report.append(f"cache        {facts['cache']['folder']}, {facts['cache']['bytes'] / 1e9:.2f} GB")
+    report.append(f"model        smollm2-135m: {facts['model']}")
     return report
 
 

@@ -33,9 +33,11 @@ class Speeds:
         return self.small[min(self.small, key=lambda measured: abs(measured - rows))]
 
 
-def speeds(found: Sequence[Product], dtype: str = "float32") -> Speeds:
+def speeds(measured: Sequence[Product], dtype: str = "float32") -> Speeds:
     """Return the speed of the fastest library at each number of rows."""
-    return Speeds(best(found, LARGE_ROWS, dtype).gflops, {rows: best(found, rows, dtype).gflops for rows in SMALL_ROWS})
+    return Speeds(
+        best(measured, LARGE_ROWS, dtype).gflops, {rows: best(measured, rows, dtype).gflops for rows in SMALL_ROWS}
+    )
 
 
 def sampling_seconds(parameters: int, prompt_tokens: int, tokens: int, completions: int, machine: Speeds) -> float:

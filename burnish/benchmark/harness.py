@@ -97,7 +97,7 @@ def run_benchmark(
     observer.message("measuring the machine's own products")
     measured = products((*floor.SMALL_ROWS, floor.LARGE_ROWS))
     speeds = floor.speeds(measured)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "processor": processor(), "threads": threads, "memory": (memory() or (0, 0))[0],
         "load": quiet.load, "share": quiet.share,
         "gflops": {str(rows): speeds.small[rows] for rows in floor.SMALL_ROWS} | {"2048": speeds.large}, "answers": [],
@@ -108,11 +108,11 @@ def run_benchmark(
                 observer.message(f"round {number}: {work.name}, {runner}")
                 answer = run_job(runner, jobs[work.name, runner != "burnish"])
                 if answer is not None:
-                    found["answers"].append({"round": number, "workload": work.name, **answer})
-                    _write(found, works, jobs, speeds, out)
+                    results["answers"].append({"round": number, "workload": work.name, **answer})
+                    _write(results, works, jobs, speeds, out)
                 else:
                     observer.message(f"{runner} failed on {work.name}: it is left out", level="warning")
-    return found
+    return results
 
 
 def tokenizer_tools() -> tuple[str, list[str], Encode, Decode, Render]:
@@ -192,16 +192,16 @@ def workload_medians(
         raise ValueError("no answer of burnish's own")
 
     def median(key: str) -> dict[str, float]:
-        return {runner: statistics.median(one[key] for one in found) for runner, found in by_runner.items()}
+        return {runner: statistics.median(one[key] for one in results) for runner, results in by_runner.items()}
 
     def ratios(each: str | None) -> dict[str, float]:
         def cost(one: Mapping[str, Any]) -> float:
             return float(one["seconds"]) / (float(one[each]) if each else 1.0)
 
         return {
-            runner: statistics.median(cost(one) / cost(own[one["round"]]) for one in found if one["round"] in own)
-            for runner, found in by_runner.items()
-            if runner != "burnish" and any(one["round"] in own for one in found)
+            runner: statistics.median(cost(one) / cost(own[one["round"]]) for one in results if one["round"] in own)
+            for runner, results in by_runner.items()
+            if runner != "burnish" and any(one["round"] in own for one in results)
         }
 
     seconds, sampling, tokens = median("seconds"), median("sampling_seconds"), median("tokens")
@@ -218,14 +218,14 @@ def workload_medians(
     return WorkloadMedians(job.workload, seconds, sampling, tokens, peak, ratios(None), ratios("tokens"), limits)
 
 
-def table(rows: Sequence[WorkloadMedians], found: Mapping[str, Any]) -> str:
+def table(rows: Sequence[WorkloadMedians], results: Mapping[str, Any]) -> str:
     """Return the rows as Markdown, headed by the machine."""
-    rates = ", ".join(f"{float(value):.0f} at {rows} rows" for rows, value in found["gflops"].items())
+    rates = ", ".join(f"{float(value):.0f} at {rows} rows" for rows, value in results["gflops"].items())
     lines = [
-        f"Processor {found['processor']}, {found['threads']} threads; float32 products in GFLOP/s: {rates}.",
+        f"Processor {results['processor']}, {results['threads']} threads; float32 products in GFLOP/s: {rates}.",
         "",
-        "| workload | runner | seconds a step | sampling | sampled tokens | tokens/s sampling | peak memory, GB | "
-        "times burnish | a token | of the limit: sampling | training |",
+        "| workload | runner | seconds per step | sampling | sampled tokens | tokens/s sampling | peak memory, GB | "
+        "times burnish | per token | of the limit: sampling | training |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -258,20 +258,20 @@ def drawing(rows: Sequence[WorkloadMedians]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="660" height="{34 + 22 * len(bars)}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-        f'<text x="158" y="14" font-weight="bold">Seconds a step</text>{"".join(parts)}</svg>\n'
+        f'<text x="158" y="14" font-weight="bold">Seconds per step</text>{"".join(parts)}</svg>\n'
     )
 
 
 def _write(
-    found: Mapping[str, Any], works: Sequence[Workload], jobs: Mapping[tuple[str, bool], BenchmarkJob],
+    results: Mapping[str, Any], works: Sequence[Workload], jobs: Mapping[tuple[str, bool], BenchmarkJob],
     speeds: floor.Speeds, out: Path,
 ) -> None:  # fmt: skip
     rows = []
     for work in works:
-        answers = [answer for answer in found["answers"] if answer["workload"] == work.name]
+        answers = [answer for answer in results["answers"] if answer["workload"] == work.name]
         if any(answer["runner"] == "burnish" for answer in answers):
             rows.append(workload_medians(answers, jobs[work.name, False], speeds))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / "bench.md").write_text(table(rows, found), encoding="utf-8")
+    (out / "bench.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "bench.md").write_text(table(rows, results), encoding="utf-8")
     (out / "bench.svg").write_text(drawing(rows), encoding="utf-8")

@@ -158,8 +158,8 @@ def refuse_other_prompts(job: BenchmarkJob, encoded: Sequence[Sequence[int]]) ->
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found = {}
+    installed = {}
     for package in packages:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

@@ -112,14 +112,14 @@ def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode,
     Raises:
         InputError: there are too few.
     """
-    found: dict[str, None] = {}
+    heads: dict[str, None] = {}
     for text in _joined(texts, tokens, encode):
         head = decode(list(encode(text))[:tokens])
         if list(encode(head)) == list(encode(text))[:tokens]:
-            found[head] = None
-        if len(found) == count:
-            return list(found)
-    raise InputError(f"only {len(found)} of {count} prompts of exactly {tokens} tokens can be made of these texts")
+            heads[head] = None
+        if len(heads) == count:
+            return list(heads)
+    raise InputError(f"only {len(heads)} of {count} prompts of exactly {tokens} tokens can be made of these texts")
 
 
 def _joined(texts: Sequence[str], tokens: int, encode: Encode) -> Iterator[str]:
