@@ -1,5 +1,7 @@
-"""Credit assignment to tokens: rewards-to-go, GAE and potential-based shaping. Rows are padded, [..., L], with
-zeros."""
+"""Credit assignment to tokens: rewards-to-go, GAE and potential-based shaping.
+
+Rows are padded with zeros past the end, [..., L].
+"""
 
 from __future__ import annotations
 

@@ -1,2 +1,1 @@
-"""The machine: its processor and memory, paths, files, optional packages, and the record of all that a run depends
-on."""
+"""The machine and the process: cores and memory, paths, files, and the record of the environment."""

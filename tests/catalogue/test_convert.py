@@ -144,7 +144,7 @@ def test_hints_for_a_run_folder_and_an_adapter(folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="names no base model"):
         check_model_folder(folder)
     config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(InputError, match="gone, which is not there"):
+    with pytest.raises(InputError, match="gone, which does not exist"):
         check_model_folder(folder)
     config.write_text(json.dumps({"base_model_name_or_path": str(folder)}))
     with pytest.raises(InputError, match="names its own folder as the base"):

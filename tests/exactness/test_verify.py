@@ -247,7 +247,7 @@ def probability_instead_of_logprob(logprobs, log_ratio, advantages, limits):
 
 def first_token_only(groups):
     """Credit for no token after the first."""
-    return groups.at_the_end.sum(-1, keepdim=True) * (torch.arange(groups.mask.shape[-1]) == 0)
+    return groups.terminal_rewards.sum(-1, keepdim=True) * (torch.arange(groups.mask.shape[-1]) == 0)
 
 
 WRONG = {
