@@ -33,7 +33,14 @@ from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
-from burnish.run.launch import Noting, discarded_on_failure, in_run, run_of, warn_of_changes, with_absolute_model
+from burnish.run.launch import (
+    WarningRecorder,
+    create_or_open_run,
+    discard_on_failure,
+    resolve_recipe_paths,
+    warn_if_environment_changed,
+    work_in_run,
+)
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.tasks.registry import TASKS
@@ -96,10 +103,12 @@ def train(
     watcher = observer or make_observer()
 
     def read(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        return with_absolute_model(_read_recipe(source, rewards, overrides, changes)).resolved()
+        return resolve_recipe_paths(_read_recipe(source, rewards, overrides, changes)).resolved()
 
-    return in_run(
-        lambda: run_of(recipe, read, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)),
+    return work_in_run(
+        lambda: create_or_open_run(
+            recipe, read, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)
+        ),
         lambda run: _train(run, watcher, offline=offline, fresh=resume is None),
         watcher,
     )
@@ -109,9 +118,9 @@ def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Resul
     """Build everything that the run's recipe names, and train to the last step."""
     recipe = load_recipe(run.folder / "recipe.toml")
     if not fresh:
-        warn_of_changes(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
-    noted = Noting(observer)
-    with discarded_on_failure(run, fresh=fresh):
+        warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
+    noted = WarningRecorder(observer)
+    with discard_on_failure(run, fresh=fresh):
         learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder)
     noted.write(run)
     evaluation = reinforcement_trainer(learner, run, observer, held_out).train()

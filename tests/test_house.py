@@ -22,7 +22,6 @@ SAME_NAMES: set[str] = {
     "attend",
     "holes",
     "padded",
-    "readable",
 }
 LOOSE_DOCSTRINGS: set[str] = {
     "burnish/algorithms/credit_assignment.py",
@@ -35,15 +34,12 @@ LOOSE_DOCSTRINGS: set[str] = {
     "burnish/policies/module_contract.py",
     "burnish/policies/sampling_distribution.py",
     "burnish/policies/value_models.py",
-    "burnish/run/launch.py",
     "burnish/sandbox/layers.py",
     "burnish/sandbox/linux/child.py",
     "burnish/sandbox/program.py",
     "burnish/sandbox/verdict.py",
     "burnish/sandbox/wasm/files.py",
     "burnish/sandbox/wasm/guest.py",
-    "burnish/supervised/__init__.py",
-    "burnish/supervised/recipe.py",
     "burnish/system/__init__.py",
 }
 

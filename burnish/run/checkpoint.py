@@ -20,7 +20,7 @@ class Stateful(Protocol):
     """A part of a learner that a checkpoint keeps besides weights and optimizer."""
 
     def state(self) -> dict[str, Any]:
-        """Return what goes into ``state.json``."""
+        """Return the part's entries of ``state.json``."""
         ...
 
     def write(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class Stateful(Protocol):
         ...
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Read both back."""
+        """Read the entries and the tensors back."""
         ...
 
 
@@ -53,7 +53,7 @@ class Checkpointer:
     """Saves a learner into a run folder and restores it, bit for bit.
 
     Args:
-        keep: number of newest checkpoints that stay.
+        keep: how many of the newest checkpoints to keep.
     """
 
     def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
@@ -63,9 +63,9 @@ class Checkpointer:
         """Save the learner after its current step.
 
         Args:
-            spare: a step whose checkpoint stays, whatever its age.
+            spare: a step whose checkpoint is kept, however old it is.
         Raises:
-            BurnishError: it could not be written; older checkpoints are unchanged.
+            BurnishError: the checkpoint could not be written; older checkpoints are unchanged.
         """
         state: dict[str, Any] = {}
         for part in self.learner.parts:
@@ -81,7 +81,7 @@ class Checkpointer:
             part.write(folder)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Give the learner everything that the checkpoint holds of it.
+        """Restore the learner from a checkpoint.
 
         Raises:
             InputError: the checkpoint is damaged or belongs to another recipe.
@@ -91,7 +91,7 @@ class Checkpointer:
                 f"{checkpoint.folder}/state.json belongs to another step: delete the folder to resume from an older one"
             )
         policy = self.learner.policy
-        with readable(checkpoint.folder):
+        with checkpoint_errors(checkpoint.folder):
             for part in self.learner.parts:
                 part.restore(checkpoint)
             policy.load(checkpoint.folder / "model")
@@ -100,8 +100,8 @@ class Checkpointer:
 
 
 @contextmanager
-def readable(checkpoint: Path) -> Iterator[None]:
-    """Raise InputError, with what to do, where a file of a checkpoint folder cannot be read."""
+def checkpoint_errors(checkpoint: Path) -> Iterator[None]:
+    """Turn any error from reading a checkpoint folder into an InputError that says what to do."""
     try:
         yield
     except InputError:
@@ -113,7 +113,7 @@ def readable(checkpoint: Path) -> Iterator[None]:
 
 
 def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
-    """Write the optimizer's state into ``optimizer.safetensors``, by the parameters' names."""
+    """Write the optimizer's state to ``optimizer.safetensors``, keyed by parameter name."""
     tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -122,11 +122,11 @@ def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
 
 
 def read_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
-    """Read what ``write_optimizer`` wrote. Raises InputError where it belongs to other parameters."""
+    """Read what ``write_optimizer`` wrote. Raise InputError if it belongs to other parameters."""
     for key, value in load_file(folder / "optimizer.safetensors").items():
         kind, _, name = key.partition("/")
         if name not in parameters:
-            raise InputError(f"{folder}: optimizer state of '{name}', which this policy does not have")
+            raise InputError(f"{folder}: has optimizer state for '{name}', a parameter that this policy does not have")
         parameter = parameters[name]
         # Fused AdamW needs its step counter on the parameter's device too.
         optimizer.state[parameter][kind] = value.to(parameter.device)

@@ -1,8 +1,8 @@
-"""A run folder: what a run writes, atomically, and how it is taken up again.
+"""The run folder: atomic writes, checkpoints and resuming.
 
-Whatever moment a run is killed at, the folder holds whole checkpoints and whole lines up to some step; resuming cuts the
-lines back to the newest checkpoint and goes on from there. All randomness is a function of seed and step, so the steps
-that are done again come out with the same bits.
+Whenever a run is killed, its folder holds complete checkpoints and complete lines up to some step. Resuming drops the
+lines after the newest checkpoint and continues from there. All randomness is a function of seed and step, so repeated
+steps give the same bits.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"
-"""The rows of somebody's data that cannot be used, with their places and reasons; there where there are any."""
+"""Lists the unusable rows of a user's data, with positions and reasons. Written only if there are any."""
 START = "start"
-"""Folder of what training started from, where that was made by the run and not loaded."""
+"""Folder of the initial model, for runs that build it instead of loading it."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint on disk: ``model/``, ``optimizer.safetensors`` and ``state.json``."""
+    """A complete checkpoint on disk: ``model/``, ``optimizer.safetensors`` and ``state.json``."""
 
     step: int
     folder: Path
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the learner wrote besides tensors. Raises InputError where it cannot be read."""
+        """The learner's state besides tensors. Raises InputError if it cannot be read."""
         path = self.folder / "state.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to go on from an older one"
+                f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to resume from an older one"
             ) from error
-        return found
+        return state
 
 
 class Run:
-    """One run folder, held by one process at a time.
+    """A run folder, locked by one process at a time.
 
     Args:
-        verb: the command that goes on with it, for messages.
+        verb: the command that resumes the run, for messages.
     """
 
     def __init__(self, folder: Path, verb: str = "train") -> None:
@@ -75,7 +75,7 @@ class Run:
             ) from error
         except NotImplementedError as error:
             raise BurnishError(
-                f"{folder}: this file system knows no locks: choose a run folder on a local disk"
+                f"{folder}: this file system does not support locks: choose a run folder on a local disk"
             ) from error
 
     @classmethod
@@ -87,28 +87,29 @@ class Run:
         *,
         verb: str = "train",
     ) -> Run:
-        """Makes a new run folder. Raises InputError where it holds a run already, BurnishError where it cannot be made."""
-        place = folder or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        if folder is None:
-            place = _unused(place)
-        if (place / "recipe.toml").exists():
-            raise InputError(
-                f"{place} holds a run already: choose another --run-dir, or resume it with --resume {place}"
-            )
-        with explained(f"cannot make the run folder {place}"):
-            (place / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (place / "evaluation").mkdir(exist_ok=True)
-            run = cls(place, verb)
-            write_json(place / "environment.json", environment or {})
+        """Create a run folder.
+
+        Raises:
+            InputError: the folder already holds a run.
+            BurnishError: the folder cannot be made.
+        """
+        path = folder or _make_unused(Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if (path / "recipe.toml").exists():
+            raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
+        with explained(f"cannot make the run folder {path}"):
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "evaluation").mkdir(exist_ok=True)
+            run = cls(path, verb)
+            write_json(path / "environment.json", environment or {})
             # The recipe comes last: a folder with a recipe is a run.
-            write_text(place / "recipe.toml", recipe.toml())
+            write_text(path / "recipe.toml", recipe.toml())
         return run
 
     @classmethod
     def open(cls, folder: Path, verb: str = "train") -> Run:
-        """Takes up an existing run folder. Raises InputError where there is none."""
+        """Open an existing run folder. Raise InputError if it is not one."""
         if not (folder / "recipe.toml").is_file():
-            raise InputError(f"{folder} is no run folder: it has no recipe.toml")
+            raise InputError(f"{folder} is not a run folder: it has no recipe.toml")
         with explained(f"cannot write to the run folder {folder}"):
             return cls(folder, verb)
 
@@ -116,50 +117,51 @@ class Run:
         self._lock.release()
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds lines to one of the .jsonl files; they are with the operating system when this returns."""
+        """Append rows to a .jsonl file and hand them to the operating system."""
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
-        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        remaining = memoryview(text.encode("utf-8", "backslashreplace"))
         path = self.folder / name
-        # Without a buffer, which would try again on closing and leave the tail of what did not fit.
+        # Unbuffered: a buffer would retry on close and leave part of what did not fit.
         with explained(f"cannot write {path}", self.advice_on_full_disk), open(path, "ab", buffering=0) as file:
             end = file.tell()
             try:
-                while left:
-                    left = left[file.write(left) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except OSError:
-                # Half a line would stand in the way of the next one.
+                # Half a line would corrupt the next one.
                 with suppress(OSError):
                     file.truncate(end)
                 raise
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a .jsonl file; a last line that was cut off by a kill is left out."""
+        """Return the rows of a .jsonl file, without a last line that was cut off by a kill."""
         return list(read_lines(self.folder / name))
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Whole checkpoints, oldest first."""
-        found = []
+        """Return the complete checkpoints, oldest first."""
+        checkpoints = []
         for path in (self.folder / "checkpoints").glob("step-*"):
             if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file():
-                found.append(Checkpoint(int(match[1]), path))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+                checkpoints.append(Checkpoint(int(match[1]), path))
+        return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def save_checkpoint(
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int, spare: int | None = None
     ) -> Checkpoint:
-        """Writes checkpoints/step-N in one piece, then lets go of all but the newest ``keep``.
+        """Write checkpoints/step-N atomically, then delete all but the newest ``keep``.
 
         Args:
             write: fills a folder with ``model/`` and ``optimizer.safetensors``.
-            spare: step of one that stays whatever its age.
+            spare: a step whose checkpoint is kept, however old it is.
         Raises:
-            BurnishError: it could not be written, for instance on a full disk; older checkpoints are as they were.
+            BurnishError: the checkpoint could not be written, for instance because the disk is full; older checkpoints
+                are unchanged.
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         temporary = target.with_name(f".{target.name}.partial")
         with explained(f"cannot save {target}", self.advice_on_full_disk):
-            # Where it is there it is whole, and has the same bits: an interrupt came right after it was written.
+            # An existing one is complete and has the same bits: an interrupt came right after it was written.
             if not (target / "state.json").is_file():
                 try:
                     for leftover in (temporary, target):
@@ -167,7 +169,7 @@ class Run:
                     (temporary / "model").mkdir(parents=True)
                     write(temporary)
                     write_json(temporary / "state.json", {"step": step, **state})
-                    # The lines up to this step must outlive a power cut if the checkpoint does.
+                    # If the checkpoint survives a power cut, the lines up to its step must too.
                     for name in LINES:
                         sync_file(self.folder / name)
                     sync_tree(temporary)
@@ -180,7 +182,7 @@ class Run:
             for old in self.checkpoints()[:-keep]:
                 if old.step == spare:
                     continue
-                # Renamed first: half of a checkpoint must never look like a whole one.
+                # Renamed first: a half-deleted checkpoint must never look complete.
                 temporary = old.folder.with_name(f".{old.folder.name}.partial")
                 os.rename(old.folder, temporary)
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -194,13 +196,15 @@ class Run:
         os.replace(fresh, link)
 
     def choose_model(self, checkpoint: Checkpoint) -> None:
-        """Makes a checkpoint's model the run's. Raises BurnishError where that cannot be written."""
+        """Make a checkpoint's model the run's. Raise BurnishError if the link cannot be written."""
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             self._point_model_at(checkpoint)
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
-        """Drops lines of later steps and leftovers of a kill, so that the folder is as it was after the checkpoint (None:
-        before the first step)."""
+        """Return the folder to its state after a checkpoint, or before the first step (None).
+
+        Later lines and the leftovers of a kill are deleted.
+        """
         step = checkpoint.step if checkpoint else 0
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             for name in LINES:
@@ -211,17 +215,17 @@ class Run:
             for leftover in (self.folder / "checkpoints").glob(".*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if checkpoint:
-                # A kill may have come between the checkpoint and the link to its model.
+                # The run may have been killed after writing the checkpoint and before linking its model.
                 self._point_model_at(checkpoint)
 
     def put(self, name: str, text: str) -> None:
-        """Writes a file of the folder in one piece. Raises BurnishError where that fails."""
+        """Write a file of the folder atomically. Raise BurnishError if that fails."""
         with explained(f"cannot write {self.folder / name}", self.advice_on_full_disk):
             write_text(self.folder / name, text)
 
     @property
     def resume_command(self) -> str:
-        """The command that takes the run up again."""
+        """The command that resumes the run."""
         return f"burnish {self.verb} --resume {self.folder}"
 
     @property
@@ -229,7 +233,7 @@ class Run:
         return f"make room, then resume with: {self.resume_command}"
 
     def discard(self) -> None:
-        """Takes away what ``create`` made, of a run that never began; other files in the folder stay."""
+        """Delete what ``create`` made, for a run that never began; other files in the folder stay."""
         self.close()
         with suppress(OSError):
             for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS):
@@ -239,11 +243,11 @@ class Run:
                 (self.folder / name).rmdir()
 
 
-def _unused(place: Path) -> Path:
-    """The folder, or one with a number behind it, made by this process and no other."""
-    with explained(f"cannot make the run folder {place}"):
+def _make_unused(path: Path) -> Path:
+    """Make the folder, with a number appended if the name is taken, and return its path."""
+    with explained(f"cannot make the run folder {path}"):
         for number in itertools.count(1):
-            numbered = place if number == 1 else place.with_name(f"{place.name}-{number}")
+            numbered = path if number == 1 else path.with_name(f"{path.name}-{number}")
             with suppress(FileExistsError):
                 numbered.mkdir(parents=True)
                 return numbered
@@ -251,10 +255,10 @@ def _unused(place: Path) -> Path:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file; stops without complaint at a last line that is not whole.
+    """Yield the rows of a .jsonl file, without a last line that is incomplete.
 
     Raises:
-        InputError: a line that is not the last one cannot be read.
+        InputError: a line before the last cannot be read.
     """
     if not path.exists():
         return
@@ -267,5 +271,5 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A metrics row without its timings: what must be equal between two runs of one recipe and seed."""
+    """Return a metrics row without timings: the part that is equal in two runs of one recipe and seed."""
     return {key: value for key, value in row.items() if not key.startswith(TIMINGS)}

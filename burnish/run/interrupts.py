@@ -1,4 +1,4 @@
-"""Ctrl-C, held back while the weights and the lines on disk disagree."""
+"""Delays Ctrl-C while the weights and the lines on disk disagree."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from burnish.errors import BurnishError
 
 
 class Interrupts:
-    """Within the block, SIGINT raises KeyboardInterrupt as ever, but for the time between ``hold`` and ``release``.
+    """Context manager in which SIGINT raises KeyboardInterrupt, except between ``hold`` and ``release``.
 
-    A step holds before the optimizer moves the weights, and the loop releases once the step's rows are written, so that a
-    checkpoint can be saved whenever the KeyboardInterrupt comes. Outside the main thread, where no signal arrives, nothing
-    happens.
+    A step calls ``hold`` before the optimizer moves the weights, and the loop calls ``release`` once the step's rows are
+    written, so a checkpoint can be saved at any KeyboardInterrupt. Outside the main thread, which receives no signals,
+    it does nothing.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,11 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._previous)
 
     def hold(self) -> None:
+        """Delay SIGINT until ``release``."""
         self._held = True
 
     def release(self) -> None:
-        """Raises KeyboardInterrupt if one came meanwhile."""
+        """Stop delaying; raise KeyboardInterrupt if a SIGINT arrived since ``hold``."""
         self._held = False
         if self._pending:
             self._pending = False
@@ -54,6 +55,6 @@ class Interrupts:
 
 
 class Interrupted(BurnishError):
-    """Somebody pressed Ctrl-C; the run folder is whole and says how to go on."""
+    """The run was stopped by Ctrl-C; its folder is intact, and the message names the command to resume."""
 
     exit_status = 130

@@ -1,5 +1,8 @@
-"""How every verb that trains begins and ends: a run folder made or taken up, Ctrl-C, and a recipe that means the same
-wherever the run goes on."""
+"""Start and end of every command that trains.
+
+Opens or creates the run folder, handles Ctrl-C, and makes the recipe's paths absolute so that the run can be resumed
+from any directory.
+"""
 
 from __future__ import annotations
 
@@ -19,88 +22,93 @@ from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 
-BITS_HANG_ON = ("processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish")
-FILES_OF: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}
-"""Reward or source of rows -> its option that is the path of a file."""
+REPRODUCIBILITY_KEYS = (
+    "processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish",
+)  # fmt: skip
+"""Entries of environment.json on which the bits of a run depend."""
+FILE_OPTIONS: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}
+"""Name of a reward or data source -> its option that holds a file path."""
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=OpenSection)
 A = TypeVar("A")
 
 
-def in_run(opened: Callable[[], Run], work: Callable[[Run], A], observer: Observer) -> A:
-    """What the work in a run folder gives; the folder is closed behind it.
+def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer: Observer) -> A:
+    """Open a run folder, return the result of the work in it, and close the folder.
 
     Raises:
-        Interrupted: on Ctrl-C, from the moment that the folder is there, with how to go on.
+        Interrupted: Ctrl-C was pressed after the folder was opened; the message names the command to resume.
     """
     with Interrupts() as interrupts:
         interrupts.hold()
-        run = opened()
+        run = open_run()
         try:
             interrupts.release()
             return work(run)
         except KeyboardInterrupt:
-            # Before the first step, while the report was written, or for the second time while a checkpoint was.
+            # Before the first step, during the report, or a second Ctrl-C during a checkpoint.
             raise Interrupted(f"stopped; resume with: {run.resume_command}") from None
         finally:
             observer.finish()
             run.close()
 
 
-def run_of(
+def create_or_open_run(
     recipe: object,
-    chosen: Callable[[Any], Job],
+    read: Callable[[Any], Job],
     *,
     run_dir: str | Path | None,
     resume: str | Path | None,
     changed: bool,
     verb: str = "train",
 ) -> Run:
-    """A new run folder with its recipe in it, or the one to resume.
+    """Create a run folder for a recipe, or open the one to resume.
 
     Args:
-        recipe: what ``chosen`` reads; None where a run is taken up.
-        changed: whether the call changes something of the recipe.
+        recipe: the source that ``read`` turns into a recipe; None to resume a run.
+        changed: whether the call overrides parts of the recipe.
         verb: the command.
+
+    Raises:
+        InputError: a run to resume comes with a recipe, changes or a folder, or there is neither recipe nor run.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
-            raise InputError("a resumed run keeps its recipe and its folder: give resume alone")
+            raise InputError("a resumed run keeps its recipe and its folder: pass resume alone")
         return Run.open(Path(resume), verb)
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
-    job = chosen(recipe)
+    job = read(recipe)
     return Run.create(
         job, Path(run_dir) if run_dir else None, environment_record(threads=job.threads, seed=job.seed), verb=verb
     )
 
 
 @contextmanager
-def discarded_on_failure(run: Run, *, fresh: bool) -> Iterator[None]:
-    """A fresh run's folder is taken away again where what it needs cannot be built."""
+def discard_on_failure(run: Run, *, fresh: bool) -> Iterator[None]:
+    """Delete the folder of a fresh run if building its parts fails."""
     try:
         yield
     except BurnishError:
         if fresh:
-            # Nothing was done yet, and the folder would stand in the way of the mended recipe.
+            # Nothing was trained yet, and the folder would block the corrected recipe.
             run.discard()
         raise
 
 
-class Noting:
-    """An observer that hands everything on, and notes what is a warning: what was said before the first step belongs to
-    the run as much as what the steps say."""
+class WarningRecorder:
+    """Observer that forwards everything and records warnings, so that those before the first step reach the run folder."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.warnings: list[str] = []
 
     def write(self, run: Run) -> None:
-        """Adds to warnings.jsonl, under step 0, what does not stand there."""
+        """Append the warnings that warnings.jsonl does not have yet, under step 0."""
         known = {row.get("text") for row in run.rows("warnings.jsonl")}
         if new := [text for text in dict.fromkeys(self.warnings) if text not in known]:
-            # A kill may have left half a line, which nothing may be written behind.
+            # A kill may have left half a line, which must be removed before appending.
             run.cut_back(next(reversed(run.checkpoints()), None))
             run.append("warnings.jsonl", [{"step": 0, "kind": "start", "text": text} for text in new])
 
@@ -122,28 +130,32 @@ class Noting:
         self.observer.finish()
 
 
-def warn_of_changes(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
-    """Says which of the things that a run's bits hang on are no longer what they were."""
+def warn_if_environment_changed(run: Run, now: Mapping[str, Any], observer: Observer) -> None:
+    """Warn about the changes since the run began that may change its bits."""
     path = run.folder / "environment.json"
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{key} {then[key]} -> {now[key]}" for key in BITS_HANG_ON if key in then and then[key] != now[key]]
+        keys = [key for key in REPRODUCIBILITY_KEYS if key in then and then[key] != now[key]]
+        changed = [f"{key} {then[key]} -> {now[key]}" for key in keys]
     except (OSError, ValueError, TypeError):
-        observer.message(f"{path} cannot be read: whether this is the same machine is not known", level="warning")
+        observer.message(f"{path} cannot be read: unable to check for changes of the environment", level="warning")
         return
     if changed:
-        text = f"resumed elsewhere than it began ({', '.join(changed)}): the bits may differ from a run never stopped"
+        text = (
+            f"the environment has changed since the run began ({', '.join(changed)}): results may differ from those of an "
+            "uninterrupted run"
+        )
         observer.message(text, level="warning")
 
 
-def with_absolute_model(recipe: J) -> J:
-    """A recipe that means the same models wherever the run is taken up again."""
+def resolve_recipe_paths(recipe: J) -> J:
+    """Return the recipe with absolute paths, so that the run can be resumed from any directory."""
     files = {key: expanded(value) for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))}
-    if found := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
-        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=found)})
+    if paths := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=paths)})
     if isinstance(recipe, Recipe):
-        rewards = [with_absolute_path(section) for section in recipe.reward]
-        metrics = [with_absolute_path(section) for section in recipe.evaluation.metrics]
+        rewards = [resolve_section_path(section) for section in recipe.reward]
+        metrics = [resolve_section_path(section) for section in recipe.evaluation.metrics]
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
         recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
@@ -154,9 +166,9 @@ def with_absolute_model(recipe: J) -> J:
     return recipe.model_copy(update={"policy": policy})
 
 
-def with_absolute_path(section: S) -> S:
-    """A section that means the same file wherever the run is taken up again, if it names one."""
-    option = FILES_OF.get(section.use, "")
+def resolve_section_path(section: S) -> S:
+    """Return the section with an absolute path, if it names a file."""
+    option = FILE_OPTIONS.get(section.use, "")
     path = section.options.get(option)
     if not isinstance(path, str) or not path:
         return section

@@ -20,13 +20,13 @@ class TestRunFolders:
 
     def test_new_run_in_the_folder_of_another(self, workspace, done):
         before = {name: (done / name).read_bytes() for name in ("metrics.jsonl", "recipe.toml", "evaluation.json")}
-        refused(workspace.ask("train", "toy.toml", "--run-dir", "run"), 2, "run holds a run already", "--resume run")
+        refused(workspace.ask("train", "toy.toml", "--run-dir", "run"), 2, "run already holds a run", "--resume run")
         assert all((done / name).read_bytes() == was for name, was in before.items())
 
     def test_resume_without_a_run(self, workspace):
         (workspace / "empty").mkdir()
         for name in ("empty", "nowhere", "jobs.py"):
-            refused(workspace.ask("train", "--resume", name), 2, f"{name} is no run folder")
+            refused(workspace.ask("train", "--resume", name), 2, f"{name} is not a run folder")
         assert contents(workspace / "empty") == []
 
     @pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json"])

@@ -42,7 +42,7 @@ class TestCreate:
         assert load_recipe(run.folder / "recipe.toml") == RECIPE
 
     def test_twice_is_refused(self, run):
-        with pytest.raises(InputError, match="holds a run already"):
+        with pytest.raises(InputError, match="already holds a run"):
             Run.create(RECIPE, run.folder)
 
     def test_a_name_of_its_own_each_time(self, tmp_path, monkeypatch):

@@ -168,17 +168,17 @@ def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) ->
     assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
 
 
-def test_a_resume_elsewhere_is_said(tmp_path: Path) -> None:
+def test_a_resume_in_another_environment_warns(tmp_path: Path) -> None:
     toy(tmp_path / "run", "steps=2")
     same = RecordingObserver()
     train(resume=tmp_path / "run", observer=same)
-    assert not any("resumed elsewhere" in text for text in same.warnings)
+    assert not any("environment has changed" in text for text in same.warnings)
     path = tmp_path / "run" / "environment.json"
     then = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**then, "threads": then["threads"] + 1, "torch": "1.0"}), encoding="utf-8")
     other = RecordingObserver()
     train(resume=tmp_path / "run", observer=other)
-    (text,) = [text for text in other.warnings if "resumed elsewhere" in text]
+    (text,) = [text for text in other.warnings if "environment has changed" in text]
     assert f"threads {then['threads'] + 1} -> {then['threads']}" in text and "torch 1.0 -> " in text
     assert "numpy" not in text
     path.write_text("[", encoding="utf-8")
