@@ -1,1 +1,1 @@
-"""What comes before and beside reinforcement learning: fine-tuning on examples, and preference optimisation."""
+"""Supervised learning: fine-tuning on texts, preference optimisation and reward models."""

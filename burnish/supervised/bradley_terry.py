@@ -22,15 +22,18 @@ from burnish.training.batching import TokenBudget
 
 
 class BradleyTerry:
-    """The Bradley-Terry model: -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2, the mean
-    over the step's pairs; see ``burnish.algorithms.preference.bradley_terry_loss``.
+    """The Bradley-Terry objective of a reward model.
 
-    Measured on held-out pairs without margin and centre: how often the preferred answer scores higher, by how much, and
-    -log sigmoid of that, which rewards a judge for being right and for knowing how sure it may be.
+    The loss is the mean over the step's pairs of
+    -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2;
+    see ``burnish.algorithms.preference.bradley_terry_loss``.
+
+    Held-out metrics, without margin and centre: how often the preferred answer scores higher, the mean score difference,
+    and its -log sigmoid, a proper scoring rule.
 
     Args:
-        margin: of pairs that bring none of their own.
-        centre: coefficient of the pull of the scores' level towards zero.
+        margin: the margin of pairs whose row has none.
+        centre: coefficient of the term that pulls the scores towards zero.
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -49,7 +52,7 @@ class BradleyTerry:
 
     def backward(self, policy: RewardModel, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         total = 0.0
-        found: list[Tensor] = []
+        pair_scores: list[Tensor] = []
         for part in example_batches(examples, budget):
             scores = policy.scores(flatten(part)[1]).double().view(-1, 2)
             margins = torch.tensor([self.margin if example.margin is None else example.margin for example in part])
@@ -57,8 +60,8 @@ class BradleyTerry:
             loss = losses.sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-            found.append(scores.detach())
-        scores = torch.cat(found)
+            pair_scores.append(scores.detach())
+        scores = torch.cat(pair_scores)
         margin = scores[:, 0] - scores[:, 1]
         return {
             "loss": total,
@@ -81,7 +84,7 @@ class BradleyTerry:
         ]  # fmt: skip
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
-        """``calibration.json``: whether sigmoid of the difference of two scores is how often the higher one is right."""
+        """Return ``calibration.json``: whether the sigmoid of a score difference is the share of pairs ranked correctly."""
         margins = np.array([one.numbers["margin"] for one in sums])
         confidence = 1 / (1 + np.exp(-np.abs(margins)))
         return {

@@ -1,4 +1,4 @@
-"""A run's data set: training and held-out examples from a source's rows, with a list of the rows left out."""
+"""A run's data set: training and held-out examples from a source's rows, with a list of the unusable rows."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from burnish.supervised.sources import SOURCES
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The examples that a run trains on, and those it is measured on.
+    """The training and held-out examples of a run.
 
     Attributes:
-        described: the content of ``data.json``: counts, the rows left out, and a digest of the others.
+        described: the content of ``data.json``: counts, the unusable rows, and a digest of the usable ones.
     """
 
     train: tuple[Example, ...]
@@ -48,7 +48,7 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
     """Split the rows and encode them.
 
     Raises:
-        InputError: a side of the split is empty or has labelled answers of one label only, this objective cannot learn
+        InputError: a side of the split is empty or its labelled answers have only one label, the objective cannot learn
             from rows of this kind, or too many rows cannot be encoded.
     """
     sides = split_rows(rows.rows, recipe.data.held_out_percent)
@@ -61,7 +61,7 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
     _refuse_broken(broken, len(rows.rows) + len(rows.broken), recipe.data)
     train, held_out = encoded[0], select_units(encoded[1], recipe.evaluation.prompts)
     if not train or len({example.unit for example in held_out}) < 2:
-        raise InputError("data: no training row or fewer than two held-out prompts can be used: give more rows")
+        raise InputError("data: no training row or fewer than two held-out prompts can be used: add more rows")
     _refuse_one_label("training", train)
     _refuse_one_label("held-out", held_out)
     described = {
@@ -82,7 +82,7 @@ def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[Training
     """Return the training and the held-out rows.
 
     Raises:
-        InputError: there is no training row, or fewer than two held-out units, too few for an interval.
+        InputError: there is no training row, or there are fewer than two held-out units, too few for an interval.
     """
     try:
         return split_items(rows, [row.unit for row in rows], percent, least_held_out=2)
@@ -91,15 +91,15 @@ def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[Training
 
 
 def select_units(held_out: Sequence[Example], count: int | None) -> tuple[Example, ...]:
-    """Return the examples of ``count`` units, in the order of their digests: a source may list easy rows first."""
-    # The first eight digits decide the side of the split; the others do not depend on it.
+    """Return the examples of ``count`` units, chosen by digest because a source may list easy rows first."""
+    # The first eight digits decide the side of the split, so the order starts at the ninth.
     units = sorted({example.unit for example in held_out}, key=lambda unit: (unit[8:], unit))[:count]
     kept = set(units)
     return tuple(example for example in held_out if example.unit in kept)
 
 
 def _refuse_one_label(side: str, examples: Sequence[Example]) -> None:
-    """Refuse labelled answers of one label: the loss and the metrics of KTO compare the two."""
+    """Raise InputError if all labelled answers have one label: KTO compares the two."""
     labels = {example.desirable for example in examples}
     if labels in ({True}, {False}):
         label, other = ("true", "false") if True in labels else ("false", "true")

@@ -34,10 +34,10 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {"dpo": dpo_loss, "ipo": ipo_loss}
 
 
 class PairPreference(MetricsOnly):
-    """DPO or IPO: the preferred answer gains on the other, relative to the model that training started from.
+    """DPO or IPO: raises the preferred answer over the rejected one, relative to the initial model.
 
     A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section 4);
-    a pair's margin is that of the preferred answer less that of the other.
+    a pair's margin is the implicit reward of the preferred answer minus that of the rejected one.
     """
 
     metrics: tuple[SumMetric, ...] = (

@@ -1,4 +1,4 @@
-"""Token encoding of training rows: which tokens are read, which are learnt, and where a text is cut."""
+"""Token encoding of training rows, with a mask of the learnt tokens and a limit on length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Encoded:
 
     Attributes:
         unit: the unit of its row.
-        prompt_ids: tokens that are read and not learnt.
-        token_ids: the tokens that follow.
-        learnt: one flag per token of ``token_ids``: False for messages of others than the assistant.
+        prompt_ids: tokens of the prompt, which are not learnt.
+        token_ids: the tokens after the prompt.
+        learnt: one flag per token of ``token_ids``; False outside the assistant's messages.
         cut: whether the text was longer than the limit.
     """
 
@@ -37,7 +37,7 @@ class Encoded:
         return len(self.prompt_ids) + len(self.token_ids)
 
     def completion(self) -> Completion:
-        """Return the text as a completion. It was not sampled: its ``sampler_logprobs`` are zeros without meaning."""
+        """Return the text as a completion. It was not sampled: its ``sampler_logprobs`` are placeholder zeros."""
         reason: FinishReason = "length" if self.cut else "stop"
         return Completion(
             Prompt(self.unit, self.prompt), self.prompt_ids, self.token_ids, self.text, (0.0,) * len(self.token_ids),
@@ -50,7 +50,7 @@ class Encoder:
 
     Args:
         model: the model whose tokenizer and special tokens are used.
-        max_tokens: the most tokens of a prompt with its completion; at most the model's positions.
+        max_tokens: limit on the tokens of a prompt plus its completion; at most the model's positions.
 
     Raises:
         InputError: ``max_tokens`` is too large, or the tokenizer has no end-of-text token.
@@ -59,7 +59,7 @@ class Encoder:
     def __init__(self, model: CausalModel, max_tokens: int) -> None:
         if model.max_positions is not None and max_tokens > model.max_positions:
             raise InputError(
-                f"batch.max_tokens = {max_tokens}: the model has {model.max_positions} positions; choose at most that many"
+                f"batch.max_tokens = {max_tokens}: the model has {model.max_positions} positions; choose a smaller value"
             )
         end = model.tokenizer.eos_token_id
         if end is None:
@@ -74,7 +74,7 @@ class Encoder:
         """Encode a prompt as for sampling, then the completion and the end-of-text token.
 
         Raises:
-            ValueError: the text cannot be used, with the reason.
+            ValueError: the text cannot be used; the message has the reason.
         """
         self._refuse_special(prompt, completion)
         try:
@@ -87,7 +87,8 @@ class Encoder:
     def windows(self, row: PromptCompletion) -> list[Encoded]:
         """Encode a plain text as windows of at most ``max_tokens``.
 
-        Every window begins like a text; only the last one has the end-of-text token. Each token is in one window.
+        Every window begins with the tokens of an empty prompt; only the last one has the end-of-text token. Each token is in
+        exactly one window.
         """
         self._refuse_special(row.completion)
         prompt_ids = self.model.encode_prompt(Prompt(row.unit, ""))
@@ -102,14 +103,14 @@ class Encoder:
         return windows
 
     def conversation(self, row: Conversation) -> Encoded:
-        """Encode a conversation with the model's chat template; each answer is learnt with the token that ends it.
+        """Encode a conversation with the model's chat template; each answer is learnt with its end token.
 
-        The template is applied to growing parts of the conversation, so that an answer is tokenized separately from
-        what the template writes before it, as in generation.
+        The template is applied to growing prefixes of the conversation, so that an answer is tokenized separately from the
+        template's text before it, as in generation.
 
         Raises:
             InputError: the model has no chat template.
-            ValueError: the template refuses this conversation, or changes earlier messages as it grows.
+            ValueError: the template rejects this conversation, or changes earlier messages as it grows.
         """
         if not self.model.tokenizer.chat_template:
             raise InputError('the model has no chat template: use a chat model, or rows of format = "completion"')
@@ -129,7 +130,7 @@ class Encoder:
         return self._cut(row.unit, row.opening, answers, prompt_ids, tuple(tokens[:length]), tuple(learnt[:length]))
 
     def _pieces(self, row: Conversation) -> list[tuple[str, bool]]:
-        """Return the conversation's text in pieces, and whether each is an answer."""
+        """Split the conversation's text into pieces; return each with whether it is an answer."""
         messages = [{"role": message.role, "content": message.content} for message in row.messages]
         pieces: list[tuple[str, bool]] = []
         done = ""
@@ -140,7 +141,7 @@ class Encoder:
             after = self._templated(messages[: index + 1], begin_answer=False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise ValueError(
-                    "the chat template changes earlier messages as the conversation grows: give one row for each answer"
+                    "the chat template changes earlier messages as the conversation grows: write one row per answer"
                 )
             pieces += [(before[len(done) :], False), (after[len(before) :], True)]
             done = after
@@ -153,7 +154,7 @@ class Encoder:
         try:
             return str(apply(list(messages), tokenize=False, add_generation_prompt=begin_answer))
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses it ({one_line(error)[:80]})") from error
+            raise ValueError(f"the chat template rejects it ({one_line(error)[:80]})") from error
 
     def _until_end(self, ids: Sequence[int]) -> list[bool]:
         """Return which tokens of an answer are learnt: those up to the last end token, or all if there is none."""
@@ -180,14 +181,14 @@ class Encoder:
         return Encoded(unit, prompt, text, prompt_ids, kept, learnt[:room], len(kept) < len(token_ids))
 
     def _refuse_special(self, *texts: str) -> None:
-        """Refuse a text that spells a control token: a user's message could end itself and write the answer."""
+        """Raise ValueError for a text that contains a control token: a user's message could forge the answer."""
         for special in self._special:
             if any(special in text for text in texts):
                 raise ValueError(f"contains {special}, which the tokenizer reads as a control token")
 
 
 def encode_rows(rows: Sequence[Any], encode: Callable[[Any], Any]) -> tuple[list[Any], list[BrokenRow]]:
-    """Return the result of ``encode`` for each row, and the rows for which it raised ValueError."""
+    """Return the results of ``encode`` and the rows for which it raised ValueError."""
     results, broken = [], []
     for number, row in enumerate(rows, start=1):
         try:

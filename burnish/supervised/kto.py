@@ -31,15 +31,16 @@ from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion
 
 
-def gap_of_units(sums: Array) -> Array:
-    """The mean of what is desirable less that of what is not: sums [..., 4] of total, count, total, count -> [...].
+def desirable_gap(sums: Array) -> Array:
+    """Return the desirable answers' mean minus the undesirable ones': sums [..., 4] (total, count, total, count) -> [...].
 
-    A resample may hold none of one kind, whose mean then counts 0."""
+    If a resample has no answer of one label, the mean of that label counts as 0.
+    """
     return _mean(sums[..., 0], sums[..., 1]) - _mean(sums[..., 2], sums[..., 3])
 
 
 def perplexity_or_one(sums: Array) -> Array:
-    """Corpus perplexity [..., 2] -> [...]; 1 where a resample holds no token."""
+    """Return corpus perplexity, sums [..., 2] -> [...]; 1 if a resample has no token."""
     return np.exp(_mean(sums[..., 0], sums[..., 1]))
 
 
@@ -48,20 +49,22 @@ def _mean(total: Array, count: Array) -> Array:
 
 
 class KTO(MetricsOnly):
-    """KTO (arXiv 2402.01306, equation 8): desirable answers gain and undesirable ones lose, measured against a reference
-    point z0, the policy's KL from its start. The loss is the mean over the step's answers.
+    """KTO (arXiv 2402.01306, equation 8): raises desirable answers and lowers undesirable ones.
 
-    z0 is estimated as in the paper's section 4.2, from each prompt of the step with the answer to another one; over the
-    whole step, where the paper's code takes a microbatch. Pairs count as two answers, one of each kind.
+    Both are measured against a reference point z0, the KL divergence of the policy from its reference. The loss is the
+    mean over the step's answers.
+
+    z0 is estimated as in the paper's section 4.2, by pairing each prompt with the answer to another prompt. The estimate
+    uses the whole step; the paper's code uses a microbatch. A pair counts as two answers, one of each label.
 
     Args:
-        beta: the paper's; the implicit reward is ``beta (log pi - log pi_ref)``, summed over an answer's tokens.
+        beta: beta of the paper; the implicit reward is ``beta (log pi - log pi_ref)``, summed over an answer's tokens.
         desirable_weight, undesirable_weight: lambda_D and lambda_U.
     """
 
     metrics: tuple[SumMetric, ...] = (
         SumMetric("label_accuracy", "higher", "right", "answers", mean_of_units),
-        SumMetric("reward_gap", "higher", "good_reward", "good", gap_of_units, ("bad_reward", "bad")),
+        SumMetric("reward_gap", "higher", "good_reward", "good", desirable_gap, ("bad_reward", "bad")),
         SumMetric("desirable_perplexity", "lower", "good_nll", "good_tokens", perplexity_or_one),
     )
 
@@ -80,10 +83,10 @@ class KTO(MetricsOnly):
 
     def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         texts, completions = flatten(examples)
-        desirable = desirable_of(examples)
+        desirable = desirable_mask(examples)
         point = self.reference_point(policy, texts)
         total = 0.0
-        found = torch.zeros(len(examples), dtype=torch.float64)
+        rewards = torch.zeros(len(examples), dtype=torch.float64)
         for indices in microbatches(completions, range(len(completions)), budget):
             part = [completions[index] for index in indices]
             ratios = policy.logprobs(part, PLAIN).logprobs.double() - reference_logprobs(policy, part)
@@ -94,10 +97,10 @@ class KTO(MetricsOnly):
             loss = losses.sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-            found[indices] = self.beta * sums.detach()
+            rewards[indices] = self.beta * sums.detach()
         return {
             "loss": total,
-            "preference/accuracy": float(accuracy(torch.where(desirable, found, -found)).mean()),
+            "preference/accuracy": float(accuracy(torch.where(desirable, rewards, -rewards)).mean()),
             "preference/reference_point": float(point),
             "preference/desirable": float(desirable.double().mean()),
             "tokens": sum(len(text.token_ids) for text in texts),
@@ -109,7 +112,7 @@ class KTO(MetricsOnly):
         logprobs = policy.token_logprobs(completions).double()
         likelihoods = sum_by_sequence(logprobs, lengths)
         rewards = self.beta * sum_by_sequence(logprobs - reference_logprobs(policy, completions), lengths)
-        found = []
+        measured = []
         for example, reward, likelihood in zip(examples, rewards, likelihoods, strict=True):
             good = 1 if example.desirable else 0
             sign = 2 * good - 1
@@ -119,34 +122,37 @@ class KTO(MetricsOnly):
                 "bad_reward": (1 - good) * float(reward), "bad": 1 - good,
                 "good_nll": -good * float(likelihood), "good_tokens": good * len(example.texts[0].token_ids),
             }  # fmt: skip
-            found.append(ExampleSums(example.unit, numbers))
-        return found
+            measured.append(ExampleSums(example.unit, numbers))
+        return measured
 
     def reference_point(self, policy: Policy, texts: Sequence[Encoded]) -> Tensor:
-        """z0 of a step, a scalar without gradient; 0 where the step has one answer alone."""
-        strangers = mismatched(texts)
-        if not strangers:
+        """Return z0 of a step, a scalar without gradient; 0 if the step has a single answer."""
+        unrelated = mismatched(texts)
+        if not unrelated:
             return torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
-            logprobs = policy.token_logprobs(strangers).double()
-            ratios = logprobs - reference_logprobs(policy, strangers)
-        return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in strangers])))
+            logprobs = policy.token_logprobs(unrelated).double()
+            ratios = logprobs - reference_logprobs(policy, unrelated)
+        return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in unrelated])))
 
 
 def mismatched(texts: Sequence[Encoded]) -> list[Completion]:
-    """Each prompt with the answer of the next text that has another prompt, or, where all have the same, of the next one.
-    None is longer than the longest text of the step."""
+    """Return each prompt with the answer of the next text that has a different prompt.
+
+    If all prompts are equal, the answer is that of the next text. Answers are cut so that no text is longer than the
+    longest of the step.
+    """
     longest = max(text.size for text in texts)
-    found = []
-    for place, text in enumerate(texts):
-        others = [texts[(place + step) % len(texts)] for step in range(1, len(texts))]
+    completions = []
+    for index, text in enumerate(texts):
+        others = [texts[(index + step) % len(texts)] for step in range(1, len(texts))]
         if others:
             other = next((one for one in others if one.prompt_ids != text.prompt_ids), others[0])
             tokens = other.token_ids[: longest - len(text.prompt_ids)]
-            found.append(replace(text.completion(), token_ids=tokens, sampler_logprobs=(0.0,) * len(tokens)))
-    return found
+            completions.append(replace(text.completion(), token_ids=tokens, sampler_logprobs=(0.0,) * len(tokens)))
+    return completions
 
 
-def desirable_of(examples: Sequence[Example]) -> Tensor:
-    """[M] bool."""
+def desirable_mask(examples: Sequence[Example]) -> Tensor:
+    """Return which examples are desirable, [M] bool."""
     return torch.tensor([bool(example.desirable) for example in examples])

@@ -63,10 +63,10 @@ def compare_metrics(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return metric -> before, after, difference, interval, p_value, n and better, by a paired bootstrap over units.
+    """Return metric -> before, after, difference, interval, p_value, n and better, from a paired bootstrap over units.
 
     Raises:
-        InputError: the two measured different units.
+        InputError: the two measurements cover different units.
     """
     table: dict[str, dict[str, Any]] = {}
     for metric in metrics:
@@ -79,12 +79,12 @@ def compare_metrics(
 
 
 def sums_to_json(examples: Sequence[ExampleSums]) -> str:
-    """Return JSON that ``sums_from_json`` reads back, every float to the last bit."""
+    """Return JSON from which ``sums_from_json`` restores every float exactly."""
     return json.dumps({"examples": [{"unit": example.unit, **example.numbers} for example in examples]}) + "\n"
 
 
 def sums_from_json(text: str) -> list[ExampleSums]:
-    """Read what ``sums_to_json`` wrote. Raises InputError for any other text."""
+    """Read what ``sums_to_json`` wrote. Raise InputError for any other text."""
     try:
         rows = json.loads(text)["examples"]
         return [ExampleSums(row["unit"], {key: value for key, value in row.items() if key != "unit"}) for row in rows]

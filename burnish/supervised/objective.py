@@ -1,6 +1,6 @@
 """Supervised objectives: from rows to examples, their loss and gradient, and held-out measurements.
 
-All numbers of a step count over the whole step, so a cut into microbatches changes nothing.
+Losses and metrics are computed over the whole step, so the split into microbatches does not change them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from burnish.training.batching import TokenBudget
 from burnish.types import Completion, SamplingParams
 
 PLAIN = SamplingParams(max_new_tokens=1)
-"""The whole softmax at temperature 1: what is learnt is the model's own distribution."""
+"""The full softmax at temperature 1: training fits the model's own distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Example:
 
     Attributes:
         unit: all examples of one unit are on one side of the split.
-        margin: of a pair, where its row has one.
-        desirable: of a labelled answer.
+        margin: the margin of a pair whose row has one.
+        desirable: the label of a labelled answer.
     """
 
     unit: str
@@ -43,36 +43,41 @@ P = TypeVar("P", contravariant=True)
 
 
 class Objective(Protocol[P]):
-    """What a supervised verb minimises; P is the model that it trains."""
+    """The loss that a supervised command minimises; P is the type of the trained model."""
 
     metrics: tuple[SumMetric, ...]
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        """Return the examples of a row. Raises ValueError where the row cannot be used, InputError where no such row can."""
+        """Return the examples of a row.
+
+        Raises:
+            ValueError: this row cannot be used.
+            InputError: the objective cannot use rows of this kind.
+        """
         ...
 
     def backward(self, policy: P, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
-        """Add the gradient of the step's loss; return the step's metrics, ``loss`` and ``tokens`` among them."""
+        """Add the gradient of the step's loss and return the step's metrics, including ``loss`` and ``tokens``."""
         ...
 
     def sums(self, policy: P, examples: Sequence[Example]) -> list[ExampleSums]:
-        """Return what a held-out measurement keeps of each example."""
+        """Return the sums of each held-out example."""
         ...
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
-        """Return further files about the measurement after training: file name -> JSON value."""
+        """Return additional files about the measurement after training: file name -> JSON value."""
         ...
 
 
 class MetricsOnly:
-    """Base of objectives that write no file besides their metrics."""
+    """Base class of objectives that write no additional files."""
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         return {}
 
 
 def encode_pair(encoder: Encoder, row: PreferencePair) -> tuple[Encoded, ...]:
-    """Return the preferred answer and the other. Raises ValueError where they are equal or cannot be used."""
+    """Return the preferred and the rejected answer. Raise ValueError if they are equal or cannot be used."""
     texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
     if texts[0].token_ids == texts[1].token_ids:
         raise ValueError("chosen and rejected are equal up to batch.max_tokens, where they are cut")
@@ -80,10 +85,7 @@ def encode_pair(encoder: Encoder, row: PreferencePair) -> tuple[Encoded, ...]:
 
 
 def accuracy(margins: Tensor) -> Tensor:
-    """Return 1 where the preferred answer has the higher implicit reward, 0 where the lower, 0.5 where they are equal.
-
-    Before training all are equal.
-    """
+    """Return 1 for each positive margin, 0 for each negative one and 0.5 for zero, the value of all before training."""
     return (margins.sign() + 1) / 2
 
 
@@ -100,17 +102,17 @@ def reference_logprobs(policy: Policy, completions: Sequence[Completion]) -> Ten
 
 
 def text_lengths(texts: Sequence[Encoded]) -> Tensor:
-    """Return the trained and read tokens after each prompt, [N]."""
+    """Return the number of tokens after each prompt, [N]."""
     return torch.tensor([len(text.token_ids) for text in texts])
 
 
 def learnt_mask(texts: Sequence[Encoded]) -> Tensor:
-    """Return which of the tokens [T] are learnt."""
+    """Return which tokens are learnt, [T] bool."""
     return torch.tensor([flag for text in texts for flag in text.learnt])
 
 
 def example_batches(examples: Sequence[Example], budget: TokenBudget) -> list[list[Example]]:
-    """Return the examples in order, in microbatches. The answers of a pair share one loss and stay together at any size."""
+    """Return the examples in order, cut into microbatches. A pair shares one loss and stays together at any size."""
     batches: list[list[Example]] = []
     filled = 0
     for example in examples:

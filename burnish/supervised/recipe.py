@@ -1,5 +1,7 @@
-"""The recipes of ``burnish sft``, ``prefer`` and ``reward-model``: as strict as that of ``train``, with the same keys where
-they mean the same."""
+"""Recipes of ``burnish sft``, ``prefer`` and ``reward-model``.
+
+They are validated as strictly as those of ``burnish train`` and share its keys.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +20,32 @@ from burnish.tasks.registry import check_task_options
 
 
 class Data(OpenSection):
-    """Where the rows come from; further keys are the source's options."""
+    """The source of the rows; all other keys are options of the source."""
 
     held_out_percent: int = Field(25, ge=1, le=99)
-    """Share of the rows, by a hash of their prompts, that training never sees."""
+    """Percentage of the rows that are held out from training, by a hash of their prompts."""
     max_broken: float = Field(0.01, ge=0, lt=1)
-    """Share of the rows that may be unusable; they are listed either way."""
+    """Largest share of unusable rows to accept; data.json lists them."""
 
 
 class BatchSection(Section):
     examples_per_step: int = Field(16, ge=1, le=MAX_SIZE)
-    """Texts or pairs of one update."""
+    """Texts or pairs per update."""
     max_tokens: int = Field(512, ge=2, le=MAX_SIZE)
-    """Tokens of a prompt with its completion; what is longer is cut there."""
+    """Limit on the tokens of a prompt plus its completion; longer texts are cut."""
 
 
 class HeldOut(Section):
     every: int = Field(0, ge=0)
-    """Held-out measurement every so many steps, besides before and after training; 0 leaves that out."""
+    """Steps between held-out measurements; 0 measures only before and after training."""
     prompts: int | None = Field(None, ge=2)
-    """How many held-out prompts (units of the split); None takes all."""
+    """Number of held-out prompts (units of the split) to measure; None measures all."""
     resamples: int = Field(1000, ge=100, le=10**6)
-    """Bootstrap resamples behind each interval."""
+    """Bootstrap resamples per interval."""
 
 
 class SupervisedRecipe(Job):
-    """What the recipes for rows of text have in common."""
+    """Base class of the recipes for training on rows of text."""
 
     kind: str
     data: Data
@@ -53,12 +55,12 @@ class SupervisedRecipe(Job):
     @model_validator(mode="after")
     def _language_model(self) -> SupervisedRecipe:
         if self.policy.use != "causal_lm":
-            raise ValueError(f"policy.use = '{self.policy.use}': only a causal_lm is trained from rows of text")
+            raise ValueError(f"policy.use = '{self.policy.use}': only a causal_lm can be trained on rows of text")
         return self
 
 
 class SFTRecipe(SupervisedRecipe):
-    """One run of ``burnish sft``."""
+    """Recipe of ``burnish sft``."""
 
     kind: Literal["sft"]
 
@@ -66,14 +68,14 @@ class SFTRecipe(SupervisedRecipe):
 class Preference(Section):
     use: Literal["dpo", "ipo", "kto"] = "dpo"
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull towards the reference; the tau of IPO."""
+    """Strength of the pull towards the reference; tau in IPO."""
     desirable_weight: float | None = Field(None, gt=0)
-    """Of KTO's desirable answers; None means 1."""
+    """KTO's weight of desirable answers; None means 1."""
     undesirable_weight: float | None = Field(None, gt=0)
-    """Of its undesirable ones; None means 1."""
+    """KTO's weight of undesirable answers; None means 1."""
 
     @model_validator(mode="after")
-    def _weights_are_of_kto(self) -> Preference:
+    def _only_kto_has_weights(self) -> Preference:
         for name in ("desirable_weight", "undesirable_weight"):
             if self.use != "kto" and getattr(self, name) is not None:
                 raise ValueError(f'{name} belongs to use = "kto": leave it out with "{self.use}"')
@@ -81,16 +83,16 @@ class Preference(Section):
 
 
 class PreferRecipe(SupervisedRecipe):
-    """One run of ``burnish prefer``."""
+    """Recipe of ``burnish prefer``."""
 
     kind: Literal["prefer"]
     preference: Preference = Preference()
 
     @model_validator(mode="after")
-    def _strangers(self) -> PreferRecipe:
+    def _kto_needs_two_examples(self) -> PreferRecipe:
         if self.preference.use == "kto" and self.batch.examples_per_step < 2:
             raise ValueError(
-                'preference.use = "kto" measures from prompts with the answers to others, so batch.examples_per_step must '
+                'preference.use = "kto" pairs each prompt with the answer to another one, so batch.examples_per_step must '
                 "be at least 2"
             )
         return self
@@ -98,15 +100,15 @@ class PreferRecipe(SupervisedRecipe):
 
 class Scoring(Section):
     margin: float = Field(0.0, ge=0)
-    """How much better the preferred answer shall score, for pairs that bring no margin of their own."""
+    """How much higher the preferred answer should score, for pairs whose row has no margin."""
     centre: float = Field(0.01, ge=0)
-    """Pull of the scores' level towards zero, which comparisons leave open; 0 leaves it out."""
+    """Strength of the pull of the scores towards zero: comparisons do not fix their level. 0 turns it off."""
     head_learning_rate: float = Field(1e-3, gt=0)
-    """Of the row of weights that makes the score, which begins at zero; ``optimizer.learning_rate`` is the backbone's."""
+    """Learning rate of the score head, which starts at zero; ``optimizer.learning_rate`` is that of the backbone."""
 
 
 class RewardModelRecipe(SupervisedRecipe):
-    """One run of ``burnish reward-model``."""
+    """Recipe of ``burnish reward-model``."""
 
     kind: Literal["reward-model"]
     reward_model: Scoring = Scoring()
@@ -122,24 +124,24 @@ def load_supervised(
     *,
     changes: Mapping[str, Any] | None = None,
 ) -> R:
-    """Reads a recipe of a kind from a TOML file, a shipped recipe's name or a mapping.
+    """Load a recipe from a TOML file, a built-in recipe's name or a mapping.
 
     Raises:
-        InputError: the file is missing or broken, of another verb, or cannot work.
+        InputError: the file is missing or broken, is for another command, or has invalid settings.
     """
-    data, where = read_recipe(source, overrides, changes=changes, kind=kind_of(model))
+    data, where = read_recipe(source, overrides, changes=changes, kind=recipe_kind(model))
     recipe = validate(model, data, where)
     try:
         factory = SOURCES.get(recipe.data.use)
         check_task_options(factory, recipe.data.options)
-        # The source's own checks of its options, before anything is loaded.
+        # The source checks its options before anything is loaded.
         factory(**recipe.data.options)
     except InputError as error:
         raise InputError(f"{where}: data: {error}") from error
     return recipe
 
 
-def kind_of(model: type[SupervisedRecipe]) -> str:
-    """What the ``kind`` of such recipes is, which is the verb's name too."""
+def recipe_kind(model: type[SupervisedRecipe]) -> str:
+    """Return the ``kind`` of these recipes, which is also the name of the command."""
     kind: str = model.model_fields["kind"].annotation.__args__[0]  # type: ignore[union-attr]
     return kind

@@ -19,7 +19,7 @@ from burnish.training.batching import TokenBudget, microbatches
 
 
 class FineTuning(MetricsOnly):
-    """Maximum likelihood: minus the mean log-probability of the answers' tokens. Prompts are not learnt."""
+    """Maximum likelihood: the negative mean log-probability of the learnt tokens of a step. Prompts are not learnt."""
 
     metrics: tuple[SumMetric, ...] = (
         SumMetric("truth_perplexity", "lower", "nll", "tokens", perplexity_of_units),

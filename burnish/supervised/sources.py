@@ -40,8 +40,8 @@ from burnish.types import Message
 class Source(Protocol):
     """A source of rows of one kind, in a fixed order.
 
-    Rows that must share a side of the split have the same unit. A source that mixes texts of several rows may do so
-    only within a side, for which it is given ``held_out_percent``.
+    Rows that must share a side of the split have the same unit. A source that mixes texts of several rows must stay
+    within a side, which it knows from ``held_out_percent``.
     """
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows: ...
@@ -70,10 +70,10 @@ class JsonLines:
         format: "chat" (``messages``: a list of ``{"role", "content"}``), "completion" (``prompt``, ``completion``),
             "text" (``text``), "labelled" (``prompt``, ``completion``, ``label``: true or false) or
             "pairs" (``prompt``, ``chosen``, ``rejected`` and optionally ``margin``).
-        columns: the file's own names for these, such as ``{ prompt = "question" }``.
+        columns: the file's names for these fields, such as ``{ prompt = "question" }``.
 
     Raises:
-        InputError: an option is missing or unknown, or (when read) the file cannot be read.
+        InputError: an option is missing or unknown, or ``rows`` cannot read the file.
     """
 
     def __init__(self, *, path: str = "", format: str = "", columns: dict[str, str] | None = None) -> None:
@@ -119,7 +119,7 @@ class TranslationRows(Sentences):
 
 
 def _training_row(one: TaskExample, unit: str) -> TrainingRow:
-    """Return a task's example as a row that teaches its reference."""
+    """Return a task's example as a row whose completion is the reference."""
     prompt, reference = one.prompt, one.prompt.reference or ""
     if prompt.messages:
         return Conversation((*prompt.messages, Message("assistant", reference)), unit)
@@ -141,7 +141,7 @@ class NewsText:
 
 
 class NewsPairs:
-    """Heads of news passages, each with its true continuation (chosen) and a false one (rejected).
+    """Beginnings of news passages, each with its true continuation (chosen) and a false one (rejected).
 
     An article is cut into passages. Units are articles, as in ``NewsText``: the passages of an article share a side and
     are not independent evidence.
@@ -150,7 +150,7 @@ class NewsPairs:
         rejected: "other" (the continuation of another article on the same side of the split; each is used once, so that
             a continuation alone does not show whether it is true) or "words" (the true continuation's words, shuffled).
         prompt_words, completion_words: the size of a passage.
-        passages: the most passages per article, from its beginning.
+        passages: the maximum number of passages per article, from its beginning.
         seed: the seed of the shuffles.
     """
 
@@ -210,7 +210,7 @@ class NewsPairs:
 def _exchanged(passages: Sequence[tuple[str, str]], sides: Sequence[bool]) -> list[str]:
     """Return for each (family, completion) a completion of another family on the same side, each used once.
 
-    On a side with too few families, each keeps its own.
+    On a side with too few families, each keeps its own completion.
     """
     false = [completion for _, completion in passages]
     for side in (False, True):

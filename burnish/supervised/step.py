@@ -32,14 +32,14 @@ from burnish.training.prompt_order import PromptOrder
 from burnish.training.trainer import Trainer
 
 MEASURED_AT_ONCE = 32
-"""Examples between two reports of progress."""
+"""Examples per batch of a measurement, after each of which progress is reported."""
 
 T = TypeVar("T", bound=Trainable)
 
 
 @dataclass(slots=True)
 class SupervisedLearner(Generic[T]):
-    """Everything that a supervised step needs; the step changes the policy, the optimizer and ``step``."""
+    """State of supervised training; a step changes the policy, the optimizer and ``step``."""
 
     recipe: SupervisedRecipe
     policy: T
@@ -72,7 +72,7 @@ def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:
     refuse_non_finite(step, metrics["loss"], grad_norm, rewarded=False)
     rate = learning_rate(recipe, step)
     set_learning_rate(learner.optimizer, rate)
-    learner.interrupts.hold()  # until the trainer has written this step's row: half a step is not a state to save
+    learner.interrupts.hold()  # until the trainer has written this step's row: half a step must not be saved
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.step = step
@@ -124,7 +124,7 @@ def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observ
     """Return the trainer of a supervised run.
 
     Raises:
-        InputError: the data differ from those that the run began with.
+        InputError: the data have changed since the run began.
     """
     recipe = learner.recipe
     record_data(run, learner.data.described, observer)
@@ -142,7 +142,7 @@ def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observ
 
 
 def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> None:
-    """Write ``data.json`` into a new run; raise InputError where a resumed run's data have changed."""
+    """Write ``data.json`` for a new run; raise InputError if a resumed run's data have changed."""
     path = run.folder / "data.json"
     if not path.exists():
         run.put("data.json", json_text(described))

@@ -1,4 +1,4 @@
-"""``burnish.sft``, ``burnish.prefer`` and ``burnish.reward_model``: a recipe in, a run folder with its proof out."""
+"""The functions ``burnish.sft``, ``burnish.prefer`` and ``burnish.reward_model``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.launch import (
-    discarded_on_failure,
-    in_run,
-    run_of,
-    warn_of_changes,
-    with_absolute_model,
-    with_absolute_path,
+    create_or_open_run,
+    discard_on_failure,
+    resolve_recipe_paths,
+    resolve_section_path,
+    warn_if_environment_changed,
+    work_in_run,
 )
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
@@ -35,8 +35,8 @@ from burnish.supervised.recipe import (
     RewardModelRecipe,
     SFTRecipe,
     SupervisedRecipe,
-    kind_of,
     load_supervised,
+    recipe_kind,
 )
 from burnish.supervised.sft import FineTuning
 from burnish.supervised.step import SupervisedLearner, supervised_trainer
@@ -51,12 +51,12 @@ Source = str | Path | Mapping[str, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class SupervisedResult:
-    """What a run leaves behind.
+    """The result of a supervised run.
 
     Attributes:
         run_dir: the run folder.
         evaluation: held-out metric -> before, after, difference, interval, p_value, n.
-        metrics: one row a step.
+        metrics: one row per step.
     """
 
     run_dir: Path
@@ -65,63 +65,63 @@ class SupervisedResult:
 
     @property
     def model(self) -> Path:
-        """The trained model in Hugging Face form."""
+        """The folder of the trained model, in Hugging Face format."""
         return self.run_dir / "model"
 
     @property
     def calibration(self) -> Mapping[str, Any] | None:
-        """Of a reward model, the content of ``calibration.json``: error, by_chance, by_chance_95, pairs and table."""
+        """Content of a reward model's ``calibration.json``: error, by_chance, by_chance_95, pairs and table."""
         path = self.run_dir / "calibration.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained(Generic[T]):
-    """What a verb trains, what it minimises, and by what it moves."""
+class _Setup(Generic[T]):
+    """The trained model with its objective and its optimizer."""
 
     policy: T
     objective: Objective[T]
     optimizer: torch.optim.Optimizer
 
 
-def _fine_tuning(recipe: SFTRecipe, model: CausalPolicy) -> _Trained[Policy]:
-    return _Trained(model, FineTuning(), build_optimizer(model, recipe.optimizer))
+def _set_up_sft(recipe: SFTRecipe, model: CausalPolicy) -> _Setup[Policy]:
+    return _Setup(model, FineTuning(), build_optimizer(model, recipe.optimizer))
 
 
-def _preferring(recipe: PreferRecipe, model: CausalPolicy) -> _Trained[Policy]:
+def _set_up_preference(recipe: PreferRecipe, model: CausalPolicy) -> _Setup[Policy]:
     settings = recipe.preference
     objective: Objective[Policy]
     if settings.use == "kto":
         objective = KTO(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
     else:
         objective = PairPreference(PAIR_LOSSES[settings.use], settings.beta)
-    return _Trained(model, objective, build_optimizer(model, recipe.optimizer))
+    return _Setup(model, objective, build_optimizer(model, recipe.optimizer))
 
 
-def _scoring(recipe: RewardModelRecipe, model: CausalPolicy) -> _Trained[RewardModel]:
+def _set_up_reward_model(recipe: RewardModelRecipe, model: CausalPolicy) -> _Setup[RewardModel]:
     settings = recipe.reward_model
     trained = RewardModel(model, recipe.batch.max_tokens)
     rates = {HEAD_WEIGHT: settings.head_learning_rate}
     objective = BradleyTerry(margin=settings.margin, centre=settings.centre)
-    return _Trained(trained, objective, build_optimizer(trained, recipe.optimizer, rates))
+    return _Setup(trained, objective, build_optimizer(trained, recipe.optimizer, rates))
 
 
 @dataclass(frozen=True)
 class Verb(Generic[R, T]):
-    """A function that trains by a recipe, or takes up a run.
+    """A function that trains by a recipe or resumes a run.
 
     Attributes:
-        kind: of the recipe.
-        trained: makes of the recipe and its model what is trained.
-        does: its docstring; arguments and errors are those of ``burnish.train``.
+        kind: the class of its recipes.
+        set_up: builds model, objective and optimizer from a recipe and its language model.
+        summary: its docstring; arguments and errors are those of ``burnish.train``.
     """
 
     kind: type[R]
-    trained: Callable[[R, CausalPolicy], _Trained[T]]
-    does: str
+    set_up: Callable[[R, CausalPolicy], _Setup[T]]
+    summary: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", self.does)
+        object.__setattr__(self, "__doc__", self.summary)
 
     def __call__(
         self,
@@ -134,53 +134,52 @@ class Verb(Generic[R, T]):
         overrides: Sequence[str] = (),
         **changes: Any,
     ) -> SupervisedResult:
-        """Arguments and errors as of ``burnish.train``."""
-        watcher, verb = observer or make_observer(), kind_of(self.kind)
+        """Train by a recipe, or resume a run. Arguments and errors are those of ``burnish.train``."""
+        watcher, verb = observer or make_observer(), recipe_kind(self.kind)
 
-        def chosen(source: str | Path | Mapping[str, Any]) -> R:
-            read = with_absolute_model(load_supervised(self.kind, source, overrides, changes=changes))
-            return read.model_copy(update={"data": with_absolute_path(read.data)})
+        def read(source: str | Path | Mapping[str, Any]) -> R:
+            loaded = resolve_recipe_paths(load_supervised(self.kind, source, overrides, changes=changes))
+            return loaded.model_copy(update={"data": resolve_section_path(loaded.data)})
 
-        return in_run(
-            lambda: run_of(
-                recipe, chosen, run_dir=run_dir, resume=resume, changed=bool(overrides or changes), verb=verb
+        return work_in_run(
+            lambda: create_or_open_run(
+                recipe, read, run_dir=run_dir, resume=resume, changed=bool(overrides or changes), verb=verb
             ),
-            lambda run: self._worked(run, watcher, offline=offline, fresh=resume is None),
+            lambda run: self._train(run, watcher, offline=offline, fresh=resume is None),
             watcher,
         )
 
-    def _worked(self, run: Run, observer: Observer, *, offline: bool, fresh: bool) -> SupervisedResult:
-        """Builds what the run's recipe names, and trains to the end."""
+    def _train(self, run: Run, observer: Observer, *, offline: bool, fresh: bool) -> SupervisedResult:
+        """Build everything that the run's recipe names, and train to the last step."""
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
-            warn_of_changes(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
-        with discarded_on_failure(run, fresh=fresh):
-            learner = self._learner(recipe, observer, offline=offline)
+            warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
+        with discard_on_failure(run, fresh=fresh):
+            learner = self._build_learner(recipe, observer, offline=offline)
         evaluation = supervised_trainer(learner, run, observer).train()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _learner(self, recipe: R, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
+    def _build_learner(self, recipe: R, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        # The rows come first: they are read in a moment, and a model is not.
+        # The rows come first, since reading them is quick and loading a model is not.
         rows = read_rows(recipe.data, offline=offline, observer=observer)
         policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
         encoder = Encoder(policy, recipe.batch.max_tokens)
-        trained = self.trained(recipe, policy)
-        data = build_dataset(rows, recipe, trained.objective, encoder)
-        return SupervisedLearner(recipe, trained.policy, trained.objective, data, trained.optimizer)
+        setup = self.set_up(recipe, policy)
+        data = build_dataset(rows, recipe, setup.objective, encoder)
+        return SupervisedLearner(recipe, setup.policy, setup.objective, data, setup.optimizer)
 
 
-sft = Verb(SFTRecipe, _fine_tuning, "Fine-tunes on the texts that a recipe names.")
+sft = Verb(SFTRecipe, _set_up_sft, "Fine-tune a model on texts.")
 prefer = Verb(
     PreferRecipe,
-    _preferring,
-    "Learns which answers are preferred, from pairs (DPO, IPO) or from answers judged one by one (KTO).",
+    _set_up_preference,
+    "Train on preferences: pairs of answers (DPO, IPO) or labelled answers (KTO).",
 )
 reward_model = Verb(
     RewardModelRecipe,
-    _scoring,
-    "Learns from pairs to score answers (Bradley-Terry); the run folder is what the reward ``reward_model`` takes for its "
-    "``path``.",
+    _set_up_reward_model,
+    "Train a reward model on pairs (Bradley-Terry); its run folder is the ``path`` of the reward ``reward_model``.",
 )

@@ -24,7 +24,7 @@ from burnish.recipe.schema import builtin_recipes, load_recipe
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Checkpoint
 from burnish.supervised.dataset import split_rows
-from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, kind_of, load_supervised
+from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, load_supervised, recipe_kind
 from burnish.supervised.sources import JsonLines, _exchanged
 from burnish.training.prompt_order import PromptOrder
 from burnish.types import Message
@@ -228,7 +228,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe, RewardModelRecipe])
     def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
-        names = builtin_recipes(kind_of(kind))
+        names = builtin_recipes(recipe_kind(kind))
         assert names
         for name in names:
             recipe = load_supervised(kind, name)

@@ -18,7 +18,7 @@ from burnish.errors import InputError
 from burnish.policies.loading import load_policy
 from burnish.reports.terminal.progress import QuietProgress
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.kto import KTO, gap_of_units, mismatched
+from burnish.supervised.kto import KTO, desirable_gap, mismatched
 from burnish.supervised.measurement import metric_values
 from burnish.supervised.objective import PLAIN, Example
 from burnish.supervised.recipe import PreferRecipe, load_supervised
@@ -89,10 +89,10 @@ class TestLoss:
         slopes = gradients(policy)
         texts = [example.texts[0] for example in drawn]
         # z0: each prompt with the next answer, and the last with the first.
-        strangers = [
+        unrelated = [
             replace(texts[place].completion(), token_ids=texts[(place + 1) % 3].token_ids) for place in range(3)
         ]
-        point = max(0.0, sum(float(ratio(policy, one).detach()) for one in strangers) / 3)
+        point = max(0.0, sum(float(ratio(policy, one).detach()) for one in unrelated) / 3)
         assert found["preference/reference_point"] == pytest.approx(point, abs=1e-9)
         total = torch.zeros((), dtype=torch.float64)
         for text, row in zip(texts, ROWS, strict=True):
@@ -130,7 +130,7 @@ def test_measured_by_hand(policy):
     assert (numbers["label_accuracy"], numbers["reward_gap"]) == (0.5, 0.0)
     # Means 6 / 2 and -4 / 1; without an undesirable answer, its mean counts 0.
     sums = torch.tensor([[6.0, 2.0, -4.0, 1.0], [6.0, 2.0, 0.0, 0.0]]).numpy()
-    assert gap_of_units(sums).tolist() == [7.0, 3.0]
+    assert desirable_gap(sums).tolist() == [7.0, 3.0]
 
 
 def recipe(model: Path, **changes: Any) -> dict[str, Any]:
