@@ -18,9 +18,6 @@ COMMANDS = ("verbs.command", "train_verb")
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 SAME_NAMES: set[str] = {
-    "Run",
-    "attend",
-    "holes",
     "padded",
 }
 LOOSE_DOCSTRINGS: set[str] = {
@@ -34,12 +31,6 @@ LOOSE_DOCSTRINGS: set[str] = {
     "burnish/policies/module_contract.py",
     "burnish/policies/sampling_distribution.py",
     "burnish/policies/value_models.py",
-    "burnish/sandbox/layers.py",
-    "burnish/sandbox/linux/child.py",
-    "burnish/sandbox/program.py",
-    "burnish/sandbox/verdict.py",
-    "burnish/sandbox/wasm/files.py",
-    "burnish/sandbox/wasm/guest.py",
     "burnish/system/__init__.py",
 }
 

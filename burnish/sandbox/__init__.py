@@ -1,1 +1,1 @@
-"""Running Python that nobody has read: what a model wrote, with nothing to reach and little to use up."""
+"""Sandbox for untrusted Python programs, such as those that a model writes."""

@@ -1,9 +1,9 @@
-"""Unit tests of a program: it answers calls inside the sandbox, and the answers are compared outside.
+"""Unit tests of a program: its functions are called inside the sandbox, and the answers are compared outside.
 
-The child is sent the functions' names and arguments, never what is expected. It answers with one line of JSON a call on a
-descriptor that the program shares, so a program can write any line there; that gains it nothing, since a forged answer
-has to be the right one to count, and a function might as well have returned it. What a program can do is see all the
-arguments at once, and carry state from call to call.
+The program's process receives the names of functions and their arguments, never the expected answers. It writes one line
+of JSON per call to a descriptor that the program can write to as well. Forging a line gains nothing: only the right answer
+counts, and a function could have returned it. A program does see all arguments at once, and keeps its state from call to
+call.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.sandbox.names import STRONGEST
-from burnish.sandbox.run import DEFAULT, Limits, Verdict, attend
+from burnish.sandbox.run import DEFAULT, Limits, Verdict, run_request
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One unit test: a function of the program, positional arguments, and the answer, all of JSON's types."""
+    """One unit test: a function of the program, positional arguments and the expected answer, all of JSON types."""
 
     function: str
     arguments: tuple[Any, ...]
@@ -30,11 +30,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a program made of its tests.
+    """Result of a program's unit tests.
 
     Attributes:
-        passed: one a call.
-        verdict: of the process: calls after a timeout, a crash or a limit have no answer and count as failed.
+        passed: one value per call.
+        verdict: of the process. Calls after a timeout, a crash or a broken limit have no answer and count as failed.
     """
 
     passed: tuple[bool, ...]
@@ -42,49 +42,49 @@ class Outcome:
 
 
 def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT, layer: str = STRONGEST) -> Outcome:
-    """Runs a program, then calls its functions, in one process and in order.
+    """Run a program, then call its functions in order, in the same process.
 
     Args:
         program: Python source that defines the functions.
-        calls: what to ask and what to expect.
+        calls: the functions, their arguments and the expected answers.
         limits: of the program and all its calls together.
-        layer: as of ``run``.
+        layer: as in ``run``.
 
     Raises:
-        InputError: arguments or an expected answer that JSON does not have.
+        InputError: JSON cannot represent the arguments or the expected answer.
     """
     for call in calls:
         _check(call)
-    asked = [{"function": call.function, "arguments": list(call.arguments)} for call in calls]
-    work = {"source": program, "name": "program.py", "calls": asked}
-    verdict, heard = attend(work, limits=limits, answers=True, layer=layer)
-    lines = heard.split(b"\n")[: len(calls)]
+    questions = [{"function": call.function, "arguments": list(call.arguments)} for call in calls]
+    request = {"source": program, "name": "program.py", "calls": questions}
+    verdict, answered = run_request(request, limits=limits, answers=True, layer=layer)
+    lines = answered.split(b"\n")[: len(calls)]
     lines += [b""] * (len(calls) - len(lines))
-    return Outcome(tuple(_right(line, call.expected) for line, call in zip(lines, calls, strict=True)), verdict)
+    return Outcome(tuple(_is_correct(line, call.expected) for line, call in zip(lines, calls, strict=True)), verdict)
 
 
 def _check(call: Call) -> None:
-    plain = [list(call.arguments), call.expected]
+    values = [list(call.arguments), call.expected]
     try:
-        kept = json.loads(json.dumps(plain))
+        decoded = json.loads(json.dumps(values))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"unit test of '{call.function}': {error}; use lists, dicts, text and numbers") from error
-    if not same(kept, plain):
+    if not equal_json(decoded, values):
         raise InputError(
             f"unit test of '{call.function}': JSON changes its values; use lists, text keys, finite numbers"
         )
 
 
-def _right(line: bytes, expected: Any) -> bool:
+def _is_correct(line: bytes, expected: Any) -> bool:
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(answer, dict) and "value" in answer and same(answer["value"], expected)
+    return isinstance(answer, dict) and "value" in answer and equal_json(answer["value"], expected)
 
 
-def same(answer: Any, expected: Any) -> bool:
-    """Whether two values of JSON's types are equal: true is not 1, and a float may differ by a relative 1e-9."""
+def equal_json(answer: Any, expected: Any) -> bool:
+    """Return whether two JSON values are equal. True is not 1, and floats may differ by a relative 1e-9."""
     if isinstance(answer, bool) or isinstance(expected, bool):
         return answer is expected
     if isinstance(answer, float) or isinstance(expected, float):
@@ -92,10 +92,10 @@ def same(answer: Any, expected: Any) -> bool:
             return False
         try:
             return math.isclose(answer, expected, rel_tol=1e-9)
-        except OverflowError:  # a whole number beyond the floats
+        except OverflowError:  # an integer too large for a float
             return False
     if isinstance(answer, list) and isinstance(expected, list):
-        return len(answer) == len(expected) and all(map(same, answer, expected))
+        return len(answer) == len(expected) and all(map(equal_json, answer, expected))
     if isinstance(answer, dict) and isinstance(expected, dict):
-        return answer.keys() == expected.keys() and all(same(answer[key], expected[key]) for key in expected)
+        return answer.keys() == expected.keys() and all(equal_json(answer[key], expected[key]) for key in expected)
     return type(answer) is type(expected) and bool(answer == expected)

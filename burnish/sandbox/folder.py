@@ -1,4 +1,4 @@
-"""A program's own folder: made empty, watched while it runs, and removed however it was left."""
+"""Temporary folder of a program: creation, limits on its content, and removal."""
 
 from __future__ import annotations
 
@@ -8,72 +8,75 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 
-MOST_ENTRIES = 100
-"""Low, as removing a folder takes some file systems milliseconds."""
-MOST_BYTES = 64 << 20
+MAX_ENTRIES = 100
+"""Low, since removing a folder takes milliseconds on some file systems."""
+MAX_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
-def own_folder(place: str | None = None) -> Iterator[str]:
-    """An empty folder that only this user can enter, in a folder or in the usual place; gone at the end, with everything
-    in it."""
-    folder = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandbox-", dir=place))
+def temporary_folder(parent: str | None = None) -> Iterator[str]:
+    """Create an empty folder that only this user can enter; remove it with its content on exit.
+
+    Args:
+        parent: the folder in which to create it; by default, the system's temporary directory.
+    """
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandbox-", dir=parent))
     try:
         yield folder
     finally:
-        remove(folder)
+        remove_folder(folder)
 
 
-def environment(folder: str) -> dict[str, str]:
-    """All variables that a program sees."""
+def program_environment(folder: str) -> dict[str, str]:
+    """Return all environment variables that a program sees."""
     return {
         "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1",
-        # The order of a set of words is the same in every run, so that a reward is.
+        # Fixes the order of sets of strings, so that a program's reward is reproducible.
         "PYTHONHASHSEED": "0",
     }  # fmt: skip
 
 
-def overfull(folder: str) -> str | None:
-    """Why the folder's content is too much, or None. A folder that hides what is in it is too much as well."""
+def exceeded_limit(folder: str) -> str | None:
+    """Return the limit that the folder's content exceeds, or None. A folder that cannot be listed counts as exceeding it."""
     entries, size = 0, 0
-    waiting = [folder]
-    while waiting:
+    pending = [folder]
+    while pending:
         try:
-            with os.scandir(waiting.pop()) as found:
-                for entry in found:
+            with os.scandir(pending.pop()) as listing:
+                for entry in listing:
                     entries += 1
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        pending.append(entry.path)
                     else:
                         size += _on_disk(entry.path)
-                    if entries > MOST_ENTRIES:
-                        return f"made more than {MOST_ENTRIES} files"
+                    if entries > MAX_ENTRIES:
+                        return f"made more than {MAX_ENTRIES} files"
         except (FileNotFoundError, NotADirectoryError):
-            continue  # the program is at work in there
+            continue  # the program has just removed it
         except OSError as error:
-            return f"made a folder that cannot be looked into ({error.strerror})"
-    return f"wrote more than {MOST_BYTES >> 20} MB of files" if size > MOST_BYTES else None
+            return f"made a folder that cannot be listed ({error.strerror})"
+    return f"wrote more than {MAX_BYTES >> 20} MB of files" if size > MAX_BYTES else None
 
 
 def _on_disk(path: str) -> int:
-    """Bytes that a file takes; its length where the system does not tell (Windows)."""
-    # Not the entry's own ``stat``, which on Windows is of the time when the file was opened.
-    found = os.stat(path, follow_symlinks=False)
-    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
+    """Return the bytes that a file occupies on disk; on Windows, its length."""
+    # Not ``DirEntry.stat``, whose size is out of date on Windows while the file is open.
+    status = os.stat(path, follow_symlinks=False)
+    return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
 
 
-def remove(folder: str) -> None:
-    """Removes a folder that a program has filled and left.
+def remove_folder(folder: str) -> None:
+    """Remove a program's folder, whatever it contains.
 
-    Folders nested deeper than a path can be long, and folders without permissions, are what ``shutil.rmtree`` fails at:
-    here each is opened up, and the folders in it are moved to the top before it goes. No symbolic link is followed.
+    ``shutil.rmtree`` fails on folders without permissions and on trees deeper than the longest path. This function makes
+    each folder accessible and moves its subfolders to the top before removing it. It follows no symbolic links.
 
     Raises:
-        OSError: something cannot be removed.
+        OSError: an entry cannot be removed.
     """
     while True:
-        with os.scandir(folder) as found:
-            entries = list(found)
+        with os.scandir(folder) as listing:
+            entries = list(listing)
         if not entries:
             break
         for entry in entries:
@@ -86,11 +89,11 @@ def remove(folder: str) -> None:
 
 def _flatten(inner: str, top: str) -> None:
     os.chmod(inner, 0o700)
-    with os.scandir(inner) as found:
-        entries = list(found)
+    with os.scandir(inner) as listing:
+        entries = list(listing)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            # Moving a folder writes its "..", for which it must be writable itself.
+            # Moving a folder rewrites its "..", so the folder itself must be writable.
             os.chmod(entry.path, 0o700)
             os.rename(entry.path, os.path.join(top, secrets.token_hex(16)))
         else:

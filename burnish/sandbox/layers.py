@@ -1,11 +1,11 @@
-"""Which walls stand around programs here: the strongest that hold, found out once and kept up for all programs.
+"""Layers of the sandbox: selection of the strongest that works on this machine, set up once for all programs.
 
-| layer | walls |
+| layer | protection |
 |---|---|
-| ``namespaces`` | no process, network or file of outside is there (see ``namespaces``), and what ``landlock`` has |
-| ``landlock`` | Landlock and seccomp: what is outside can be told of, and not be reached |
-| ``wasm`` | a Python inside WebAssembly, which has no call for what is outside (see ``wasm``); on any system |
-| ``none`` | limits on time, memory and output only: the program can do what its user can |
+| ``namespaces`` | hides outside processes, networks and files (see ``namespaces``), and everything in ``landlock`` |
+| ``landlock`` | Landlock and seccomp: outside objects cannot be reached, but some facts about them can be learned |
+| ``wasm`` | Python inside WebAssembly, which has no system calls for the outside (see ``wasm``); on any system |
+| ``none`` | limits on time, memory and output only: the program can do all that its user can |
 """
 
 from __future__ import annotations
@@ -23,143 +23,146 @@ from burnish.errors import InputError
 from burnish.sandbox.names import CHOICES, NONE, STRONG, STRONGEST, TITLES, WASM
 from burnish.sandbox.verdict import Limits, Unavailable, Verdict
 
-__all__ = ["STRONG", "TITLES", "Unavailable", "Walls", "checked", "close", "standing", "unavailable"]
+__all__ = ["STRONG", "TITLES", "Runner", "Unavailable", "check_layer", "close", "get_runner", "unavailable_reason"]
 
 
-class Walls(Protocol):
+class Runner(Protocol):
     """Runs programs within one layer."""
 
     @property
     def layer(self) -> str: ...
 
-    def run(self, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
-        """Runs one program and waits for its end; threads may do so at once.
+    def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+        """Run one program and wait for its end. Safe to call from several threads at once.
 
         Args:
-            work: the arguments of ``program.work``: ``source``, ``name``, and ``calls`` where it is to answer.
-            limits: what it may use.
-            answers: whether it is to answer.
+            request: the arguments of ``program.execute``: ``source``, ``name``, and ``calls`` if it should answer any.
+            limits: the resources that it may use.
+            answers: whether to collect answers.
 
         Returns:
-            What became of it, and what it answered, to be trusted no more than the program is.
+            The verdict, and the bytes that it answered. The program controls these bytes: do not trust them.
 
         Raises:
-            Unavailable: it could not be started.
+            Unavailable: the program could not be started.
         """
         ...
 
     def alive(self) -> bool:
-        """Whether it can start programs for this process, and not for one that this is a copy of."""
+        """Return whether it belongs to this process (not to its parent before a fork) and can start programs."""
         ...
 
     def close(self) -> None:
-        """Ends its processes and removes its folders."""
+        """End its processes and remove its folders."""
         ...
 
 
-def checked(layer: str) -> str:
-    """The name of a layer, or of the choice among them. Raises InputError where there is none of that name."""
+def check_layer(layer: str) -> str:
+    """Return the name of a layer, or "strongest". Raises InputError for any other name."""
     if layer not in CHOICES:
         raise InputError(f"sandbox = {layer!r}: must be one of {', '.join(CHOICES)}")
     return layer
 
 
-def unavailable(layer: str | None = None) -> str | None:
-    """Why this machine cannot have a strong layer, in one line; None where it can, as far as can be told beforehand.
+def unavailable_reason(layer: str | None = None) -> str | None:
+    """Return why this machine does not support a strong layer, in one line, or None.
+
+    None means only that the requirements are met: the layer has not been tested yet.
 
     Args:
-        layer: which; left out, one of those that are Linux's own walls.
+        layer: the layer; by default, either of the two for Linux.
     """
     if layer == WASM:
         from burnish.sandbox.wasm import files as wasm_files
 
-        return wasm_files.missing()
+        return wasm_files.missing_packages()
     if sys.platform != "linux":
         return f"the sandbox needs Linux with Landlock and seccomp; this is {platform.system() or sys.platform}"
-    # walls is imported for its compiled form to be kept: the child writes none.
     from burnish.sandbox.linux import kernel, landlock
 
     if kernel.machine() not in kernel.ARCHITECTURES or struct.calcsize("P") != 8:
         known = " or ".join(kernel.ARCHITECTURES)
-        return f"the sandbox knows the system calls of 64-bit {known}; this is {kernel.machine()}"
+        return f"the sandbox supports 64-bit {known} only; this is {kernel.machine()}"
     if not landlock.version():
         return "the sandbox needs a kernel with Landlock (Linux 5.13 or newer, and 'landlock' among its active LSMs)"
     return None
 
 
-def standing(layer: str = STRONGEST) -> Walls:
-    """The walls of a layer, put up and tried by attacks from inside that had to fail, when they are first asked for.
+def get_runner(layer: str = STRONGEST) -> Runner:
+    """Return the runner of a layer. The first call sets it up and attacks it from inside; every attack must fail.
 
     Args:
-        layer: one of ``CHOICES``; ``STRONGEST`` is never ``NONE``.
+        layer: one of ``CHOICES``; ``STRONGEST`` never selects ``NONE``.
 
     Raises:
-        Unavailable: no such walls stand here.
-        InputError: there is no such layer.
+        Unavailable: the layer does not work on this machine.
+        InputError: the layer does not exist.
     """
     with _lock:
-        if checked(layer) != STRONGEST:
-            return _standing(layer)
+        if check_layer(layer) != STRONGEST:
+            return _get_or_start(layer)
         reasons: list[str] = []
         for name in STRONG:
-            reason = unavailable(name)
-            if reason is None and (name in _up or name not in _failed):
+            reason = unavailable_reason(name)
+            if reason is None and (name in _runners or name not in _failures):
                 try:
-                    return _standing(name)
+                    return _get_or_start(name)
                 except Unavailable as error:
-                    _failed[name] = str(error)
-            reasons.append(reason or _failed[name])
-        # What two layers lack is said once.
+                    _failures[name] = str(error)
+            reasons.append(reason or _failures[name])
+        # Two layers may have the same reason.
         raise Unavailable("; ".join(dict.fromkeys(reasons)))
 
 
-def _standing(layer: str) -> Walls:
-    """The walls of one layer. Raises Unavailable, which names the layer where it was tried and did not hold."""
-    reason = None if layer == NONE else unavailable(layer)
+def _get_or_start(layer: str) -> Runner:
+    """Return the runner of one layer. Raises Unavailable, which names the layer if its setup or an attack on it failed."""
+    reason = None if layer == NONE else unavailable_reason(layer)
     if reason:
         raise Unavailable(reason)
-    walls = _up.get(layer)
-    if walls is not None and walls.alive():
-        return walls
-    if walls is not None:
-        walls.close()
-        del _up[layer]
+    runner = _runners.get(layer)
+    if runner is not None and runner.alive():
+        return runner
+    if runner is not None:
+        runner.close()
+        del _runners[layer]
     try:
-        _up[layer] = _put_up(layer)
+        _runners[layer] = _start_runner(layer)
     except Unavailable as error:
         raise Unavailable(f"{TITLES[layer]}: {error}") from error
-    return _up[layer]
+    return _runners[layer]
 
 
-def _put_up(layer: str) -> Walls:
+def _start_runner(layer: str) -> Runner:
     if layer == WASM:
-        from burnish.sandbox.wasm.layer import Workers
+        from burnish.sandbox.wasm.layer import WorkerPool
 
-        return Workers()
+        return WorkerPool()
     if os.name != "posix":
-        raise Unavailable(f"programs can be run on Linux and other POSIX systems only; this is {platform.system()}")
-    from burnish.sandbox.linux.forked import NoWalls, Server
+        raise Unavailable(
+            f"the sandbox runs programs on Linux and other POSIX systems only; this is {platform.system()}"
+        )
+    from burnish.sandbox.linux.forked import ForkServer, Unconfined
 
-    return NoWalls() if layer == NONE else Server(layer)
+    return Unconfined() if layer == NONE else ForkServer(layer)
 
 
 def close() -> None:
-    """Ends the processes that start programs, and removes their folders; the next program starts them anew."""
+    """End the processes that start programs and remove their folders. The next program starts them again."""
     with _lock:
-        for walls in _up.values():
-            walls.close()
-        _up.clear()
-        _failed.clear()
+        for runner in _runners.values():
+            runner.close()
+        _runners.clear()
+        _failures.clear()
 
 
 _lock = threading.Lock()
-_up: dict[str, Walls] = {}
-_failed: dict[str, str] = {}
-"""Layer -> why it does not stand here; not tried again where the strongest is asked for."""
+_runners: dict[str, Runner] = {}
+_failures: dict[str, str] = {}
+"""Layer -> why it failed here. ``STRONGEST`` does not try it again."""
 
 
 def _after_fork() -> None:
-    # The copy's lock may be held by a thread that it does not have.
+    # In the child, the lock may be held by a thread that was not copied.
     global _lock
     _lock = threading.Lock()
 

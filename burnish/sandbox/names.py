@@ -1,4 +1,4 @@
-"""The layers' names, as recipes, commands and verdicts say them."""
+"""Layer names, as in recipes, commands and verdicts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is done with a program where it runs, whatever the layer: it is executed, and then answers calls.
+"""Execution of a program and of calls to its functions, inside its process, on every layer.
 
-Only the standard library is imported here, and of that what every Python has: the layer ``wasm`` sends this file's text
-to a Python inside WebAssembly, and the others import it in a bare Python.
+This module imports only those parts of the standard library that every Python has: the layer ``wasm`` sends its text to
+a Python inside WebAssembly, and the other layers import it in a Python without site-packages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any, NoReturn
 
 MEMORY_STATUS = 77
 FILE_BYTES = 8 << 20
-"""Size of the largest file that a program can write, where the system has such a limit."""
+"""Largest size of a file that a program can write, on systems with such a limit."""
 
 
-def work(source: str, name: str, calls: list[dict[str, Any]] | None, answers: int | None) -> int:
-    """Runs a program as ``__main__``, then the calls, whose answers go to a descriptor as lines of JSON.
+def execute(source: str, name: str, calls: list[dict[str, Any]] | None, answers: int | None) -> int:
+    """Run a program as ``__main__``, then the calls; return the exit status.
 
-    Returns:
-        The exit status.
+    Each call writes its answer as one line of JSON to the descriptor ``answers``.
     """
     module = types.ModuleType("__main__")
     module.__file__ = name
@@ -38,51 +37,53 @@ def work(source: str, name: str, calls: list[dict[str, Any]] | None, answers: in
         os.write(2, b"MemoryError: over the sandbox's limit\n")
         return MEMORY_STATUS
     except BaseException as error:
-        _show(error, source, name)
+        _print_traceback(error, source, name)
         return 1
     for call in calls or []:
-        _answer(module, call, answers)
+        _answer_call(module, call, answers)
     return 0
 
 
 def _status(code: object) -> int:
-    """What ``sys.exit`` makes of its argument."""
+    """Return the exit status that ``sys.exit`` derives from its argument."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
     return 1
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process as Python would, without taking Python itself to pieces: in a fork, whose every page is copied when
-    it is touched, that took three times as long as all the rest."""
+def exit_process(status: int) -> NoReturn:
+    """End the process as Python would, but without finalising the interpreter.
+
+    In a forked process, finalisation copies every page that it touches. It took three times as long as everything else.
+    """
     atexit._run_exitfuncs()
     sys.modules["__main__"].__dict__.clear()
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         try:
             getattr(sys, name).flush()
-        except BaseException:  # a program may have put anything there
+        except BaseException:  # a program may have replaced the stream
             status = status or (120 if name == "stdout" else 0)
     os._exit(status)
 
 
-def _show(error: BaseException, source: str, name: str) -> None:
-    # Imported only here, since most of the time that a short program takes is spent on imports.
+def _print_traceback(error: BaseException, source: str, name: str) -> None:
+    # Imported only when needed: imports take most of a short program's time.
     import linecache
     import traceback
 
-    # The program's lines are in no file.
+    # The program has no file from which to read its lines.
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     trace = error.__traceback__
     traceback.print_exception(type(error), error, trace.tb_next if trace else None)
 
 
-def _answer(module: types.ModuleType, call: dict[str, Any], answers: int | None) -> None:
+def _answer_call(module: types.ModuleType, call: dict[str, Any], answers: int | None) -> None:
     assert answers is not None
     try:
         line = json.dumps({"value": getattr(module, call["function"])(*call["arguments"])})
     except BaseException as error:
         line = json.dumps({"error": f"{type(error).__name__}: {error}"[:500]})
-    left = line.encode() + b"\n"
-    while left:
-        left = left[os.write(answers, left) :]
+    remaining = line.encode() + b"\n"
+    while remaining:
+        remaining = remaining[os.write(answers, remaining) :]

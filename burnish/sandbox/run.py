@@ -1,8 +1,7 @@
-"""One Python program, run where it can reach nothing: on the strongest layer that stands here, or on the one that is named.
+"""Runs one untrusted Python program in the sandbox.
 
-A process of its own behind walls, or a WebAssembly instance of its own, with an empty folder, an almost empty
-environment and no open file but its output (see ``layers``). It cannot start processes or threads, so ending it ends all
-of it.
+The program gets its own confined process or WebAssembly instance, an empty folder, an almost empty environment and no open
+file but its output (see ``layers``). It cannot start processes or threads, so nothing of it outlives its end.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ from burnish.sandbox import layers
 from burnish.sandbox.names import STRONGEST
 from burnish.sandbox.verdict import DEFAULT, Limits, Unavailable, Verdict
 
-__all__ = ["DEFAULT", "Limits", "Verdict", "attend", "run"]
+__all__ = ["DEFAULT", "Limits", "Verdict", "run", "run_request"]
 
 
 def run(source: str, *, limits: Limits = DEFAULT, name: str = "program.py", layer: str = STRONGEST) -> Verdict:
-    """Runs a Python program, of the standard library only, and waits for its end. Threads may run programs at once.
+    """Run a Python program that uses only the standard library, and wait for its end. Safe to call from several threads.
 
     Args:
         source: the program.
-        limits: what it may use.
-        name: what its tracebacks call it.
-        layer: "namespaces", "landlock", "wasm", "strongest" of these, or "none": no walls at all.
+        limits: the resources that it may use.
+        name: its file name in tracebacks.
+        layer: "namespaces", "landlock", "wasm", "strongest" of these, or "none": limits only, no confinement.
 
     Raises:
-        InputError: there is no such layer.
+        InputError: the layer does not exist.
     """
-    return attend({"source": source, "name": name}, limits=limits, layer=layer)[0]
+    return run_request({"source": source, "name": name}, limits=limits, layer=layer)[0]
 
 
-def attend(
-    work: Mapping[str, Any], *, limits: Limits, answers: bool = False, layer: str = STRONGEST
+def run_request(
+    request: Mapping[str, Any], *, limits: Limits, answers: bool = False, layer: str = STRONGEST
 ) -> tuple[Verdict, bytes]:
-    """Runs a job of ``program.work`` and returns the verdict, and what it answered if it was to answer."""
+    """Run ``program.execute`` with the arguments in a request; return the verdict, and the answers if requested."""
     try:
-        return layers.standing(layer).run(work, limits, answers)
+        return layers.get_runner(layer).run(request, limits, answers)
     except Unavailable as error:
         return Verdict("refused", str(error)), b""

@@ -1,4 +1,4 @@
-"""What a program may use, and what is said of it afterwards: the same words on every layer."""
+"""Limits of a program and its verdict, in the same terms on every layer."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from burnish.sandbox.program import MEMORY_STATUS
 
 Status = Literal["ok", "error", "timeout", "memory", "killed", "refused"]
 
-LEAST_MEMORY = 64
+MIN_MEMORY = 64
 START_SECONDS = 30.0
-"""How long Python may take to start."""
-LOOK_EVERY = 0.1
-"""Seconds between two looks into a program's folder."""
+"""Time limit for the start of Python."""
+FOLDER_CHECK_SECONDS = 0.1
+"""Interval at which a program's folder is checked."""
 
 
 class Unavailable(BurnishError):
-    """A layer does not stand here, for the reason that the message gives in one line."""
+    """A layer does not work on this machine; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use.
+    """Resources that a program may use.
 
     Attributes:
-        seconds: of wall-clock time, from its first line on.
-        memory: MB of address space, the interpreter's own included.
-        output: bytes on standard output, and as many on standard error.
+        seconds: wall-clock time from its first line on.
+        memory: MB of address space, including the interpreter's.
+        output: bytes on each of standard output and standard error.
 
     Raises:
-        InputError: a limit with which nothing could run.
+        InputError: a limit is out of range.
     """
 
     seconds: float = 10.0
@@ -42,8 +42,8 @@ class Limits:
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 86_400:
             raise InputError(f"sandbox: seconds = {self.seconds:g} must be above 0 and at most 86400")
-        if not LEAST_MEMORY <= self.memory <= 1 << 20:
-            raise InputError(f"sandbox: memory = {self.memory} MB must be between {LEAST_MEMORY} and {1 << 20}")
+        if not MIN_MEMORY <= self.memory <= 1 << 20:
+            raise InputError(f"sandbox: memory = {self.memory} MB must be between {MIN_MEMORY} and {1 << 20}")
         if self.output < 1:
             raise InputError(f"sandbox: output = {self.output} bytes must be at least 1")
 
@@ -53,16 +53,16 @@ DEFAULT = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a program.
+    """Result of running a program.
 
     Attributes:
-        status: "ok" (exit status 0), "error" (an exception or another exit status), "timeout", "memory" (a MemoryError
-            ended it), "killed" (by a signal, or for too much output or too many files), "refused" (it was not run).
-        reason: the status in a few words; empty where it is "ok".
-        stdout, stderr: what it wrote, up to the limit; bytes that are no UTF-8 are written as escapes.
+        status: "ok" (exit status 0), "error" (an exception or another exit status), "timeout", "memory" (ended by
+            a MemoryError), "killed" (by a signal, or for too much output or too many files), "refused" (not run).
+        reason: why, in a few words; empty if the status is "ok".
+        stdout, stderr: its output, up to the limit; bytes that are not UTF-8 are escaped.
         seconds: wall-clock time from its first line on.
-        memory: MB of the largest resident set; None where it was not run.
-        layer: the walls that stood around it.
+        memory: largest resident set in MB; None if not run or not measurable.
+        layer: the layer in which it ran.
     """
 
     status: Status
@@ -74,8 +74,8 @@ class Verdict:
     layer: str = ""
 
 
-def told_by(code: int) -> tuple[Status, str]:
-    """Status and reason of a process that ended by itself, from its exit code."""
+def status_from_exit_code(code: int) -> tuple[Status, str]:
+    """Return the status and reason for the exit code of a process that broke no limit."""
     if code == 0:
         return "ok", ""
     if code == MEMORY_STATUS:

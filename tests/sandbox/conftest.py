@@ -1,4 +1,4 @@
-"""What the sandbox's tests share: what is left behind, and a copy of the package."""
+"""Fixtures of the sandbox's tests: a check for leftovers, the layers, and a copy of the package."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def descriptors() -> set[str]:
     return {name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
-def children(of: int) -> set[int]:
-    """Processes, zombies among them, whose parent is the given one."""
-    found = set()
+def children(parent: int) -> set[int]:
+    """Return the child processes of a process, including zombies."""
+    processes = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
-                if int(stat.read().rpartition(")")[2].split()[1]) == of:
-                    found.add(int(name))
+                if int(stat.read().rpartition(")")[2].split()[1]) == parent:
+                    processes.add(int(name))
         except OSError:
             continue
-    return found
+    return processes
 
 
 @pytest.fixture
@@ -44,8 +44,7 @@ def children_of() -> Callable[[int], set[int]]:
 
 @pytest.fixture
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """After the test, once what starts programs is gone, no process, zombie, open descriptor or file is there that was not
-    before."""
+    """Check that the test leaves no process, zombie, open descriptor or file behind once the runners are closed."""
     if sys.platform != "linux":
         yield
         return
@@ -63,15 +62,15 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def no_wasm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages of the layer wasm are not installed, whether or not they are."""
+    """Make the packages of the layer wasm look uninstalled."""
     monkeypatch.setattr(wasm_files.importlib.util, "find_spec", lambda _: None)
 
 
 @pytest.fixture(params=(NAMESPACES, LANDLOCK))
 def layer(request: pytest.FixtureRequest) -> str:
-    """Each of Linux's strong layers; one that does not stand here is skipped."""
+    """Each strong layer of Linux. Skips the test for a layer that does not work here."""
     try:
-        layers.standing(request.param)
+        layers.get_runner(request.param)
     except layers.Unavailable as error:
         pytest.skip(f"NO SUCH LAYER HERE: {error}")
     return str(request.param)
@@ -79,29 +78,29 @@ def layer(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def copy_of_the_package() -> Callable[[Path], Path]:
-    """Copies burnish without what the sandbox does not need, to be changed or to be read by another user."""
+    """Copy the parts of burnish that the sandbox needs, to be modified or read by another user."""
 
-    def copied(place: Path) -> Path:
-        (place / "burnish").mkdir()
+    def copied(folder: Path) -> Path:
+        (folder / "burnish").mkdir()
         for name in ("__init__.py", "errors.py"):
-            shutil.copy(PACKAGE / name, place / "burnish")
+            shutil.copy(PACKAGE / name, folder / "burnish")
         shutil.copytree(
-            PACKAGE / "sandbox", place / "burnish" / "sandbox", ignore=shutil.ignore_patterns("__pycache__")
+            PACKAGE / "sandbox", folder / "burnish" / "sandbox", ignore=shutil.ignore_patterns("__pycache__")
         )
-        return place / "burnish" / "sandbox"
+        return folder / "burnish" / "sandbox"
 
     return copied
 
 
 @pytest.fixture
 def outlives_nobody() -> Callable[[Iterable[int]], None]:
-    """Fails where one of the processes, whose parent was killed, is still there after ten seconds."""
+    """Fail if one of the processes, whose parent was killed, still exists after ten seconds."""
 
     def ended(processes: Iterable[int]) -> None:
         for _ in range(500):
             if not any(os.path.exists(f"/proc/{process}") for process in processes):
                 return
             time.sleep(0.02)
-        pytest.fail("it outlives its parent")
+        pytest.fail("a process outlives its parent")
 
     return ended

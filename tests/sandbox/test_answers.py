@@ -1,4 +1,4 @@
-"""Programs that are to answer: unit tests compared outside the sandbox, the reward made of them, and the command."""
+"""Unit tests of programs, the reward that uses them, and the command ``burnish sandbox``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.library import code as code_rewards
 from burnish.rewards.library.code import extract_program
-from burnish.sandbox.answers import Call, run_tests, same
-from burnish.sandbox.layers import standing, unavailable
+from burnish.sandbox.answers import Call, equal_json, run_tests
+from burnish.sandbox.layers import get_runner, unavailable_reason
 from burnish.sandbox.names import TITLES
 from burnish.sandbox.run import Limits
 from burnish.types import Completion, Prompt
 
-here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
+here_only = pytest.mark.skipif(unavailable_reason() is not None, reason=f"NO SANDBOX HERE: {unavailable_reason()}")
 QUICK = Limits(seconds=0.3)
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ class TestAnswers:
             "def add(a, b): return {a}",
         ],
     )
-    def test_nothing_but_the_right_answer_counts(self, program: str) -> None:
+    def test_only_right_answers_count(self, program: str) -> None:
         assert run_tests(program, CALLS, limits=QUICK).passed == (False, False, False)
 
     def test_a_flood_of_answers_is_cut(self) -> None:
@@ -69,7 +69,7 @@ class TestAnswers:
             True, False, False,
         )  # fmt: skip
 
-    def test_tests_that_json_cannot_say_are_bad_input(self) -> None:
+    def test_values_that_json_cannot_represent_are_bad_input(self) -> None:
         for wrong in (Call("f", ({1},), 0), Call("f", (), (1, 2)), Call("f", (), {1: 2}), Call("f", (), float("nan"))):
             with pytest.raises(InputError, match="unit test of 'f'"):
                 run_tests("", [wrong])
@@ -82,8 +82,8 @@ class TestAnswers:
             ({"a": 1}, {"a": 1.0}, True), ({"a": 1}, {"b": 1}, False), (10**400, 1.5, False), ([], {}, False),
         ],
     )  # fmt: skip
-    def test_what_is_equal(self, answer: object, expected: object, equal: bool) -> None:
-        assert same(answer, expected) is equal
+    def test_equal_json(self, answer: object, expected: object, equal: bool) -> None:
+        assert equal_json(answer, expected) is equal
 
 
 def unit_tests(one: Completion) -> float:
@@ -106,14 +106,14 @@ REFERENCE = json.dumps(
 
 @here_only
 class TestReward:
-    def test_is_the_share_of_tests_passed(self) -> None:
+    def test_scores_the_share_of_passed_tests(self) -> None:
         assert unit_tests(completion(f"Sure:\n```python\n{ADD}```\nDone.", REFERENCE)) == 1.0
         assert unit_tests(completion(ADD, REFERENCE)) == 1.0
         assert unit_tests(completion("def add(a, b): return 3", REFERENCE)) == 0.5
         assert unit_tests(completion("", REFERENCE)) == 0.0
         assert unit_tests(completion("我不会写程序。", REFERENCE)) == 0.0
 
-    def test_a_program_that_calls_itself_done_earns_nothing(self) -> None:
+    def test_a_program_that_claims_success_scores_zero(self) -> None:
         assert unit_tests(completion("import os\nprint('2 passed')\nos._exit(0)", REFERENCE)) == 0.0
 
     def test_the_program_is_the_first_block(self) -> None:
@@ -122,7 +122,7 @@ class TestReward:
         assert extract_program("x = 1") == "x = 1"
 
     @pytest.mark.parametrize("reference", [None, "", "3", "[]", '{"calls": []}', '{"calls": [{"function": 1}]}', "{"])
-    def test_a_reference_of_another_form_is_bad_input(self, reference: str | None) -> None:
+    def test_a_malformed_reference_is_bad_input(self, reference: str | None) -> None:
         with pytest.raises(InputError, match="prompt 'p'"):
             unit_tests(completion(ADD, reference))
 
@@ -130,8 +130,8 @@ class TestReward:
     def test_without_a_sandbox_there_is_no_score(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "win32")
         with pytest.raises(BurnishError, match="'unit_tests': the sandbox needs Linux"):
-            # A program that no test before has asked about: those have their score already.
-            unit_tests(completion(f"{ADD}\nasked_only_here = 1\n", REFERENCE))
+            # A program of its own, since scores of earlier programs are cached.
+            unit_tests(completion(f"{ADD}\nonly_in_this_test = 1\n", REFERENCE))
 
 
 class TestCommand:
@@ -159,7 +159,7 @@ class TestCommand:
         assert self.call(monkeypatch, str(file), "--json", "--seconds", "0.3", "--memory", "100") == 1
         found = json.loads(capsys.readouterr().out)
         assert list(found) == ["status", "reason", "stdout", "stderr", "seconds", "memory", "layer"]
-        assert found["layer"] == TITLES[standing().layer]
+        assert found["layer"] == TITLES[get_runner().layer]
         assert (found["status"], found["stdout"]) == ("timeout", "")
 
     def test_bad_input(self, monkeypatch, capsys, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sandbox's layers: which is chosen, what is seen from within, and that nothing passes from one program to the next."""
+"""Layers of the sandbox: selection, what a program sees, and isolation of programs from each other."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from burnish.types import Completion, Prompt
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]
-here_only = pytest.mark.skipif(layers.unavailable() is not None, reason=f"NO SANDBOX HERE: {layers.unavailable()}")
+here_only = pytest.mark.skipif(
+    layers.unavailable_reason() is not None, reason=f"NO SANDBOX HERE: {layers.unavailable_reason()}"
+)
 QUICK = Limits(seconds=0.3)
 
 
 @pytest.fixture
 def namespaces() -> str:
     try:
-        return layers.standing("namespaces").layer
+        return layers.get_runner("namespaces").layer
     except layers.Unavailable as error:
         pytest.skip(f"NO NAMESPACES HERE: {error}")
 
 
 def in_copy(place: Path, code: str) -> str:
-    """What code says that runs with a copy of the package."""
+    """Return what code prints that runs with a copy of the package."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,
@@ -52,46 +54,47 @@ def in_copy(place: Path, code: str) -> str:
 
 
 class TestChoice:
-    def test_the_strongest_that_stands_is_taken(self, namespaces: str) -> None:
+    def test_the_strongest_working_layer_is_used(self, namespaces: str) -> None:
         assert run("print(1)").layer == "namespaces + landlock + seccomp"
         assert run("print(1)", layer="landlock").layer == "landlock + seccomp"
 
     @pytest.mark.parametrize(
-        ("text", "instead", "hole"),
+        ("text", "replacement", "leak"),
         [
             ("_NEW_NETWORK | ", "", "connecting to this machine succeeded"),
-            ('kernel.call("pivot_root", b".", b".")', "", "seeing processes succeeded"),
+            ('kernel.syscall("pivot_root", b".", b".")', "", "seeing processes succeeded"),
             ('max_user_namespaces", "0"', 'max_user_namespaces", "9"', "making a user namespace succeeded"),
             ("_NEW_PID | signal.SIGCHLD", "signal.SIGCHLD", "signalling a process outside succeeded"),
             ("user, group =", "raise OSError('no namespaces')\n    user, group =", "no namespaces"),
         ],
     )  # fmt: skip
-    def test_where_namespaces_leak_the_next_layer_is_taken(
-        self, text: str, instead: str, hole: str, namespaces: str, tmp_path: Path,
+    def test_the_next_layer_is_used_if_namespaces_leak(
+        self, text: str, replacement: str, leak: str, namespaces: str, tmp_path: Path,
         copy_of_the_package: Callable[[Path], Path],
     ) -> None:  # fmt: skip
         changed = copy_of_the_package(tmp_path) / "linux" / "namespaces.py"
         before = changed.read_text(encoding="utf-8")
         assert before.count(text) == 1
-        changed.write_text(before.replace(text, instead), encoding="utf-8")
-        said = in_copy(
+        changed.write_text(before.replace(text, replacement), encoding="utf-8")
+        printed = in_copy(
             tmp_path,
             "from burnish.sandbox.run import run\n"
             "print(run('').layer)\nv = run('', layer='namespaces')\nprint(v.status, v.reason)",
         )
-        taken, refused = said.splitlines()
-        assert taken == "landlock + seccomp"
-        assert refused.startswith("refused namespaces + landlock + seccomp: ") and hole in refused
+        used, refused = printed.splitlines()
+        assert used == "landlock + seccomp"
+        assert refused.startswith("refused namespaces + landlock + seccomp: ") and leak in refused
 
-    def test_without_namespaces_every_attack_on_them_succeeds(self, namespaces: str) -> None:
+    def test_every_attack_on_namespaces_succeeds_without_them(self, namespaces: str) -> None:
         # The control: attacks that fail anywhere would prove nothing.
         code = (
-            "import os\nfrom burnish.sandbox.linux.namespaces import *\nprint(len(ATTACKS), len(holes(os.getppid())))"
+            "import os\nfrom burnish.sandbox.linux.namespaces import *\n"
+            "print(len(ATTACKS), len(find_namespace_leaks(os.getppid())))"
         )
         every, succeeded = in_copy(PACKAGE.parent, code).split()
-        assert int(succeeded) == int(every) + 1  # nor is it the first process
+        assert int(succeeded) == int(every) + 1  # it is not the first process either
 
-    def test_a_layer_of_no_name_is_bad_input(self) -> None:
+    def test_an_unknown_layer_is_bad_input(self) -> None:
         with pytest.raises(
             InputError, match="sandbox = 'docker': must be one of strongest, namespaces, landlock, wasm, none"
         ):
@@ -100,7 +103,7 @@ class TestChoice:
 
 @here_only
 class TestWithin:
-    def test_nothing_of_outside_has_a_name(self, namespaces: str) -> None:
+    def test_nothing_outside_is_visible(self, namespaces: str) -> None:
         source = (
             "import os, socket, sys\n"
             "print(os.getpid(), os.getppid(), os.getuid())\n"
@@ -144,7 +147,7 @@ class TestWithin:
                         memory.seek(start)
                         assert secret.encode() not in memory.read(end - start), line
 
-    def test_a_killed_starter_is_started_again_and_what_it_began_goes_on(
+    def test_a_killed_server_is_restarted_and_its_programs_continue(
         self, layer: str, children_of: Callable[[int], set[int]]
     ) -> None:
         found: list[Verdict] = []
@@ -164,7 +167,9 @@ class TestWithin:
         assert run("print(8)", layer=layer).stdout == "8\n"
 
     @pytest.mark.slow
-    def test_who_dies_waiting_takes_the_program_along(self, layer: str, children_of: Callable[[int], set[int]]) -> None:
+    def test_the_death_of_a_supervisor_kills_its_program(
+        self, layer: str, children_of: Callable[[int], set[int]]
+    ) -> None:
         found: list[Verdict] = []
         thread = threading.Thread(target=lambda: found.append(run("while True: pass", layer=layer)))
         thread.start()
@@ -185,9 +190,9 @@ class TestWithin:
                 break
             time.sleep(0.02)
         else:
-            pytest.fail("it goes on")
+            pytest.fail("the program is still running")
 
-    def test_a_copy_of_this_process_starts_its_own(self, layer: str) -> None:
+    def test_a_forked_process_starts_its_own_server(self, layer: str) -> None:
         assert run("print(1)", layer=layer).stdout == "1\n"
         code = (
             "import os\nfrom burnish.sandbox import layers\nfrom burnish.sandbox.run import run\n"
@@ -200,7 +205,7 @@ class TestWithin:
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX only")
 class TestNone:
-    def test_it_has_limits_and_no_walls(self) -> None:
+    def test_it_has_limits_only(self) -> None:
         verdict = run("open('/etc/passwd').close()\nprint(len(__import__('os').environ))", layer="none")
         assert (verdict.status, verdict.stdout, verdict.layer) == ("ok", "6\n", "none: limits alone")
         assert run("while True: pass", layer="none", limits=QUICK).status == "timeout"
@@ -209,9 +214,7 @@ class TestNone:
         assert run("import sys; sys.exit('no')", layer="none").status == "error"
 
     @pytest.mark.usefixtures("no_wasm")
-    def test_it_is_all_there_is_on_other_systems_and_never_taken_by_itself(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_must_be_named_on_other_systems(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers.sys, "platform", "freebsd14")
         assert run("print(1)").status == "refused"
         assert run("print(1)", layer="none").stdout == "1\n"
@@ -223,7 +226,7 @@ class TestNone:
         assert "Error" in run("import os\nos.fork()", layer="none").stderr
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="a limit on processes binds all but root")
-    def test_its_group_ends_with_it(self) -> None:
+    def test_its_process_group_ends_with_it(self) -> None:
         verdict = run(
             "import os, time\nif os.fork() == 0: time.sleep(60)\nprint(os.getpid(), flush=True)",
             layer="none",
@@ -236,11 +239,11 @@ class TestNone:
                 break
             time.sleep(0.02)
         else:
-            pytest.fail(f"{members} go on")
+            pytest.fail(f"{members} are still running")
 
 
 def group(process: str) -> int | None:
-    """The process group of a process that is no zombie."""
+    """Return the process group of a process, or None if it is a zombie or has ended."""
     try:
         state, _, number = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
     except OSError:
@@ -250,16 +253,16 @@ def group(process: str) -> int | None:
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: list[tuple[str, str]] = []
+        self.messages: list[tuple[str, str]] = []
 
     def message(self, text: str, *, level: str = "info") -> None:
-        self.heard.append((level, text))
+        self.messages.append((level, text))
 
     def __getattr__(self, _: str) -> Any:
         return lambda *_, **__: None
 
 
-def asked(programs: Sequence[str]) -> list[Completion]:
+def completions(programs: Sequence[str]) -> list[Completion]:
     tests = json.dumps({"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]})
     return [Completion(Prompt("p", "Add.", tests), (), (), program, (), "stop") for program in programs]
 
@@ -268,21 +271,21 @@ class TestReward:
     def test_the_log_names_the_layer(self, layer: str) -> None:
         listener = Listener()
         say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": layer}]}), listener)
-        assert listener.heard == [("info", f"sandbox: {layers.TITLES[layer]}")]
+        assert listener.messages == [("info", f"sandbox: {layers.TITLES[layer]}")]
 
     @pytest.mark.usefixtures("no_wasm")
-    def test_none_must_be_said_and_is_warned_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_none_must_be_set_explicitly_and_logs_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers.sys, "platform", "freebsd14")
         listener = Listener()
         with pytest.raises(
-            BurnishError, match=r'needs Linux.*unless the \[\[reward\]\] says sandbox = "none"'
+            BurnishError, match=r'needs Linux.*unless the \[\[reward\]\] sets sandbox = "none"'
         ) as refused:
             say_walls(load_recipe("code"), listener)
-        assert "\n" not in str(refused.value) and listener.heard == []
+        assert "\n" not in str(refused.value) and listener.messages == []
         say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "none"}]}), listener)
-        ((level, text),) = listener.heard
+        ((level, text),) = listener.messages
         assert level == "warning" and 'sandbox = "none"' in text
-        right, wrong = asked(["def add(a, b): return a + b  # none", "def add(a, b): return 0  # none"])
+        right, wrong = completions(["def add(a, b): return a + b  # none", "def add(a, b): return 0  # none"])
         assert unit_tests([right, wrong], sandbox="none") == [1.0, 0.0]
         with pytest.raises(BurnishError, match="unless the"):
             unit_tests([right])
@@ -293,7 +296,7 @@ class TestReward:
                 load_recipe("code", changes={"reward": [{"use": "unit_tests", **wrong}]})
 
     @here_only
-    def test_programs_are_judged_in_order_whoever_ends_first(self) -> None:
+    def test_scores_are_in_the_order_of_the_programs(self) -> None:
         slow = "import time\ntime.sleep(0.3)\ndef add(a, b): return a + b  # slow"
         programs = [slow, "def add(a, b): return 0  # now", slow, "def add(a, b): return a + b  # now"]
-        assert unit_tests(asked(programs)) == [1.0, 0.0, 1.0, 1.0]
+        assert unit_tests(completions(programs)) == [1.0, 0.0, 1.0, 1.0]

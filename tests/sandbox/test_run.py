@@ -1,4 +1,4 @@
-"""What the sandbox says of a program: limits end what does not end, and nothing is left behind."""
+"""Running a program: its limits, its verdict and its folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.sandbox import folder as folder_module
-from burnish.sandbox.folder import overfull, own_folder
-from burnish.sandbox.layers import unavailable
-from burnish.sandbox.linux import supervise as watch
+from burnish.sandbox.folder import exceeded_limit, temporary_folder
+from burnish.sandbox.layers import unavailable_reason
+from burnish.sandbox.linux import supervise
 from burnish.sandbox.run import Limits, Verdict, run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
-here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
+here_only = pytest.mark.skipif(unavailable_reason() is not None, reason=f"NO SANDBOX HERE: {unavailable_reason()}")
 QUICK = Limits(seconds=0.3)
 
 
@@ -26,7 +26,7 @@ class TestLimits:
         "source",
         [
             "while True: pass",
-            "print(10 ** 10 ** 10)",  # one call, in which no signal would be heard
+            "print(10 ** 10 ** 10)",  # one call, during which Python handles no signals
             "import signal\nfor n in {*range(1, 65)} - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
             "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
             "import os, time\nos.close(1); os.close(2); time.sleep(60)",
@@ -34,7 +34,7 @@ class TestLimits:
             "import atexit, time\natexit.register(time.sleep, 60)",
         ],
     )
-    def test_what_does_not_end_is_ended(self, source: str) -> None:
+    def test_endless_programs_are_ended(self, source: str) -> None:
         verdict = run(source, limits=QUICK)
         assert (verdict.status, verdict.reason) == ("timeout", "ran longer than 0.3 s")
 
@@ -45,7 +45,7 @@ class TestLimits:
         verdict = run(source, limits=Limits(memory=128))
         assert (verdict.status, verdict.stderr) == ("memory", "MemoryError: over the sandbox's limit\n")
 
-    def test_memory_that_is_handled_is_no_failure_and_is_measured(self) -> None:
+    def test_a_handled_memory_error_is_not_a_failure_and_memory_is_measured(self) -> None:
         source = (
             "import time\ntry: bytearray(1 << 30)\nexcept MemoryError: print('caught')\n"
             "x = bytes(b'1') * (60 << 20)\ntime.sleep(0.2)"
@@ -64,13 +64,13 @@ class TestLimits:
         assert run("print('x' * 4999)", limits=Limits(output=5000)).stdout == "x" * 4999 + "\n"
         assert run("print('x' * 5000)", limits=Limits(output=5000)).status == "killed"
 
-    def test_a_file_has_a_largest_size(self) -> None:
+    def test_the_size_of_a_file_is_limited(self) -> None:
         verdict = run("with open('x', 'wb') as file: file.write(bytes((8 << 20) + 1))")
         assert verdict.status == "error"
         assert "[Errno 27] File too large" in verdict.stderr
 
-    def test_files_altogether_have_a_largest_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(folder_module, "MOST_BYTES", 2 << 20)
+    def test_the_total_size_of_files_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(folder_module, "MAX_BYTES", 2 << 20)
         verdict = run("import time\nfor n in range(9): open(str(n), 'wb').write(bytes(1 << 20))\ntime.sleep(60)")
         assert (verdict.status, verdict.reason) == ("killed", "wrote more than 2 MB of files")
 
@@ -81,14 +81,14 @@ class TestLimits:
             "import os, time\nfor n in range(400):\n    os.mkdir('d' * 200); os.chdir('d' * 200)\ntime.sleep(60)",
         ],
     )
-    def test_many_and_deep_folders_end_it_and_go_away(self, source: str) -> None:
+    def test_many_or_deep_folders_end_the_program_and_are_removed(self, source: str) -> None:
         assert run(source).status == "killed"
 
-    def test_locked_folders_go_away(self) -> None:
+    def test_locked_folders_are_removed(self) -> None:
         verdict = run("import os\nos.makedirs('a/b/c'); os.mkdir('a/b/locked', 0)\nos.symlink('/', 'a/root')")
         assert verdict.status == "ok"
 
-    def test_limits_with_which_nothing_runs_are_bad_input(self) -> None:
+    def test_limits_out_of_range_are_bad_input(self) -> None:
         for wrong in ({"seconds": 0}, {"seconds": float("nan")}, {"memory": 10}, {"output": 0}):
             with pytest.raises(InputError, match="sandbox: "):
                 Limits(**wrong)
@@ -136,7 +136,7 @@ class TestVerdict:
         verdict = run(source)
         assert (verdict.status, verdict.reason) == (status, reason)
 
-    def test_bytes_that_are_no_text_are_escaped(self) -> None:
+    def test_invalid_utf8_is_escaped(self) -> None:
         assert run(r"import os; os.write(1, b'a\xff')").stdout == r"a\xff"
 
     def test_sets_have_the_same_order_in_every_run(self) -> None:
@@ -144,35 +144,35 @@ class TestVerdict:
         assert run(source).stdout == run(source).stdout
 
     def test_several_threads_run_programs_at_once(self) -> None:
-        found: dict[int, Verdict] = {}
+        verdicts: dict[int, Verdict] = {}
 
         def one(number: int) -> None:
-            found[number] = run(f"print({number})")
+            verdicts[number] = run(f"print({number})")
 
         threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert {number: verdict.stdout for number, verdict in found.items()} == {n: f"{n}\n" for n in range(6)}
+        assert {number: verdict.stdout for number, verdict in verdicts.items()} == {n: f"{n}\n" for n in range(6)}
 
     def test_ctrl_c_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(watch, "overfull", stop)
+        monkeypatch.setattr(supervise, "exceeded_limit", stop)
         with pytest.raises(KeyboardInterrupt):
             run("while True: pass")
 
 
 class TestFolder:
-    def test_what_is_outside_stays(self, tmp_path: Path) -> None:
+    def test_files_outside_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "file").write_text("x", encoding="utf-8")
-        with own_folder() as folder:
+        with temporary_folder() as folder:
             os.makedirs(f"{folder}/a/b")
             os.symlink(tmp_path / "kept", f"{folder}/a/b/link")
             os.symlink(tmp_path / "kept", f"{folder}/link")
-            assert overfull(folder) is None
+            assert exceeded_limit(folder) is None
         assert not os.path.exists(folder)
         assert (tmp_path / "kept" / "file").read_text(encoding="utf-8") == "x"

@@ -10,7 +10,7 @@ import pytest
 from burnish.errors import InputError
 from burnish.rewards.library import code as code_rewards
 from burnish.rewards.library.code import extract_body, extract_program
-from burnish.sandbox.answers import Call, Outcome, same
+from burnish.sandbox.answers import Call, Outcome, equal_json
 from burnish.sandbox.run import Limits, Verdict
 from burnish.tasks.code import Code, plain_calls
 from burnish.tasks.programs import FAMILIES, TESTS, problems
@@ -37,7 +37,7 @@ def test_every_problem_has_two_examples_and_ten_tests_that_no_constant_passes() 
         # At most six of the twelve calls have the same answer, so a constant passes at most six of the ten tests.
         assert max(map(answers.count, answers)) <= 6
         plain = [[list(arguments), expected] for arguments, expected in one.tests]
-        assert same(json.loads(json.dumps(plain)), plain), one.name  # JSON keeps every value
+        assert equal_json(json.loads(json.dumps(plain)), plain), one.name  # JSON keeps every value
         assert "{" not in one.specification
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.registry import reward
 from burnish.sandbox.answers import Call, run_tests
-from burnish.sandbox.layers import checked, standing
+from burnish.sandbox.layers import check_layer, get_runner
 from burnish.sandbox.names import NONE, STRONGEST, TITLES
 from burnish.sandbox.verdict import Limits, Unavailable
 from burnish.system.machine import cores
@@ -33,7 +33,7 @@ _UNLESS = (
 
 def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) -> None:
     try:
-        checked(sandbox)
+        check_layer(sandbox)
         Limits(seconds=seconds, memory=memory)
     except InputError as error:
         raise InputError(f"'unit_tests': {error}") from error
@@ -46,7 +46,7 @@ def _preflight(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
         BurnishError: no layer works on this machine.
     """
     try:
-        layer = standing(sandbox).layer
+        layer = get_runner(sandbox).layer
     except Unavailable as error:
         raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
     if layer == NONE:

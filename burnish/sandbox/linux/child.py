@@ -1,7 +1,7 @@
-"""What runs inside: a bare Python that forks a process a program, which puts its walls up, tries them, and runs it.
+"""Entry point of the sandbox's Python: forks a process per program, which confines itself and runs the program.
 
-``burnish.sandbox.layers`` starts it as a file, with one argument of JSON. Everything that is heard of a program after
-its first line may be the program's own invention; see ``burnish.sandbox.answers`` for what that leaves to be trusted.
+``burnish.sandbox.linux.forked`` starts this file with one argument of JSON, without site-packages. Anything that arrives
+from a program's process after the program's first line may be forged; see ``burnish.sandbox.answers``.
 """
 
 from __future__ import annotations
@@ -13,55 +13,58 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from burnish.sandbox.linux.server import Given
+    from burnish.sandbox.linux.server import ProgramContext
 
-USUAL = (
+COMMON_MODULES = (
     "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "itertools",
     "linecache", "math", "operator", "random", "re", "statistics", "string", "time", "traceback", "typing",
 )  # fmt: skip
-"""Imported once for all programs, where a process serves many."""
+"""Modules that the server imports once for all programs."""
 
 
 def main() -> None:
-    asked = json.loads(sys.argv[1])
-    sys.path.append(asked["package"])
+    options = json.loads(sys.argv[1])
+    sys.path.append(options["package"])
     from burnish.sandbox import names, program
-    from burnish.sandbox.linux import confine as walls
-    from burnish.sandbox.linux import server
+    from burnish.sandbox.linux import confine, server
 
-    sys.path.remove(asked["package"])
-    if asked["layer"] == names.NONE:
-        given = server.watch(asked["descriptors"])
+    sys.path.remove(options["package"])
+    if options["layer"] == names.NONE:
+        context = server.fork_program(options["descriptors"])
     else:
-        for name in USUAL:
+        for name in COMMON_MODULES:
             __import__(name)
-        given = server.serve(socket.socket(fileno=asked["channel"]), asked["layer"], asked["home"], os.getppid())
-    # From here on this is the process of one program.
-    job = _job(given)
+        context = server.serve(
+            socket.socket(fileno=options["channel"]), options["layer"], options["home"], os.getppid()
+        )
+    # Only the process of a single program gets here.
+    job = _load_job(context)
     try:
-        if asked["layer"] == names.NONE:
-            walls.limit(job["seconds"], job["memory"])
-            holes: list[str] = []
+        if options["layer"] == names.NONE:
+            confine.set_limits(job["seconds"], job["memory"])
+            leaks: list[str] = []
         else:
-            walls.put_up(job["folder"], seconds=job["seconds"], memory=job["memory"], parent=given.watcher)
-            holes = walls.holes(names=asked["layer"] != names.NAMESPACES)
-        refusal = f"the walls do not hold: {', '.join(holes)}" if holes else None
+            confine.confine_program(
+                job["folder"], seconds=job["seconds"], memory=job["memory"], parent=context.supervisor
+            )
+            leaks = confine.find_leaks(names=options["layer"] != names.NAMESPACES)
+        refusal = f"the confinement leaks: {', '.join(leaks)}" if leaks else None
     except (OSError, KeyError, ValueError) as error:
-        refusal = f"the walls cannot be put up: {error}"
+        refusal = f"the confinement could not be set up: {error}"
     for module in [name for name in sys.modules if name.partition(".")[0] == "burnish"]:
         del sys.modules[module]
-    os.write(given.report, (f"refused: {refusal}" if refusal else "ready\n").encode("utf-8", "backslashreplace"))
-    os.close(given.report)
+    os.write(context.report, (f"refused: {refusal}" if refusal else "ready\n").encode("utf-8", "backslashreplace"))
+    os.close(context.report)
     if refusal:
         os._exit(1)
-    program.leave(program.work(job["source"], job["name"], job.get("calls"), given.answers))
+    program.exit_process(program.execute(job["source"], job["name"], job.get("calls"), context.answers))
 
 
-def _job(given: Given) -> dict[str, Any]:
-    """The job, with the program's output and folder in place."""
-    with open(given.job, "rb") as file:
+def _load_job(context: ProgramContext) -> dict[str, Any]:
+    """Read the job; redirect standard output and error, and enter the program's folder."""
+    with open(context.job, "rb") as file:
         job: dict[str, Any] = json.loads(file.read())
-    for number, descriptor in ((1, given.stdout), (2, given.stderr)):
+    for number, descriptor in ((1, context.stdout), (2, context.stderr)):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(job["folder"])

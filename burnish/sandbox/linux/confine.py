@@ -1,6 +1,6 @@
-"""The walls around a program, put up by the process that will run it, and tried before the program's first line.
+"""Confinement of a program, set up by its own process and tested there before the program's first line.
 
-Only the standard library is imported here: this runs in a bare Python.
+This module runs in a Python without site-packages, so it imports only the standard library and the sandbox.
 """
 
 from __future__ import annotations
@@ -18,59 +18,59 @@ from burnish.sandbox.linux import kernel, landlock, seccomp
 from burnish.sandbox.program import FILE_BYTES
 
 OPEN_FILES = 32
-_INSTALLED = ("site-packages", "dist-packages")
+_SITE_PACKAGES = ("site-packages", "dist-packages")
 _DATA = ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/urandom")
 
 
-def around_all(programs: str) -> None:
-    """Shuts the process in that starts programs: none of them can ever reach more than it.
+def confine_server(programs: str) -> None:
+    """Confine the process that starts programs. The programs inherit its restrictions.
 
     Args:
-        programs: the folder that holds the programs' own folders.
+        programs: the folder that contains the programs' folders.
 
     Raises:
-        OSError: the kernel refuses a part; nothing may be run then.
+        OSError: the kernel refused a restriction; no program may be run.
     """
-    # Without it, another process of this user, a program among them, could look in.
+    # Keeps other processes of this user, programs among them, from reading this process's memory.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    rules = landlock.ruleset(read=readable(), write=[programs], use=["/dev/null"], names=listable())
+    rules = landlock.create_ruleset(read=readable_paths(), write=[programs], use=["/dev/null"], names=stdlib_folders())
     landlock.restrict(rules)
     os.close(rules)
 
 
-def put_up(folder: str, *, seconds: float, memory: int, parent: int) -> None:
-    """Shuts a program's process in for good: limits, no privileges, Landlock, the filter of system calls.
+def confine_program(folder: str, *, seconds: float, memory: int, parent: int) -> None:
+    """Confine a program's process irrevocably: resource limits, no capabilities, Landlock, the seccomp filter.
 
     Args:
-        folder: the one folder in which it may write.
-        seconds: of processor time; a second more is granted, since the parent's clock is the one that decides.
+        folder: the only folder in which it may write.
+        seconds: processor time. The limit is one second higher, since the parent enforces wall-clock time.
         memory: bytes of address space.
-        parent: the process without which this one must not live.
+        parent: the process whose death kills this one.
 
     Raises:
-        OSError: the kernel refuses a part; nothing may be run then.
+        OSError: the kernel refused a restriction; the program must not be run.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        raise ProcessLookupError("the process that started the sandbox is gone")
+        raise ProcessLookupError("the process that started the sandbox has ended")
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    # What is readable was narrowed by ``around_all``: a file is opened only where both sets of rules let it.
-    rules = landlock.ruleset(read=places(), write=[folder], use=["/dev/null"], names=listable())
-    limit(seconds, memory)
+    # ``confine_server`` excludes site-packages already: a file can be opened only if both rulesets allow it.
+    rules = landlock.create_ruleset(read=library_paths(), write=[folder], use=["/dev/null"], names=stdlib_folders())
+    set_limits(seconds, memory)
     kernel.drop_capabilities()
     landlock.restrict(rules)
     os.close(rules)
     seccomp.install()
 
 
-def limit(seconds: float, memory: int) -> None:
-    """Limits on processor time, address space, processes, file sizes, descriptors and core files.
+def set_limits(seconds: float, memory: int) -> None:
+    """Limit processor time, address space, processes, file sizes, descriptors and core files.
 
     Raises:
-        OSError, ValueError: the system does not take one.
+        OSError, ValueError: the system refused a limit.
     """
     processor = math.ceil(seconds) + 1
-    for which, soft, hard in (
+    for resource_id, soft, hard in (
         (resource.RLIMIT_CPU, processor, processor + 1),
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_NPROC, 0, 0),
@@ -78,53 +78,53 @@ def limit(seconds: float, memory: int) -> None:
         (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
         (resource.RLIMIT_CORE, 0, 0),
     ):
-        # A limit that is lower already stays.
-        _, most = resource.getrlimit(which)
-        top = hard if most == resource.RLIM_INFINITY else min(hard, most)
-        resource.setrlimit(which, (min(soft, top), top))
+        # An existing limit that is lower stays in force.
+        _, current = resource.getrlimit(resource_id)
+        maximum = hard if current == resource.RLIM_INFINITY else min(hard, current)
+        resource.setrlimit(resource_id, (min(soft, maximum), maximum))
 
 
-def readable() -> list[str]:
-    """Python's standard library without its site-packages, and the folders of the shared libraries in use.
+def readable_paths() -> list[str]:
+    """Return the standard library's entries except site-packages, and the paths of shared libraries.
 
-    Site-packages are left out because data sets are installed there, and with them the answers to a task.
+    Site-packages may contain data sets, and with them the answers to a task.
     """
-    found: list[str] = []
-    for library in listable():
+    paths: list[str] = []
+    for library in stdlib_folders():
         with os.scandir(library) as entries:
-            found += [entry.path for entry in entries if entry.name not in _INSTALLED]
-    # In namespaces, some distributions' links into /etc lead nowhere.
-    return [path for path in (*found, *_libraries()) if os.path.exists(path)]
+            paths += [entry.path for entry in entries if entry.name not in _SITE_PACKAGES]
+    # Some distributions link to files in /etc, which do not exist in the namespaces.
+    return [path for path in (*paths, *_shared_library_paths()) if os.path.exists(path)]
 
 
-def places() -> list[str]:
-    """What ``readable`` names, in few words: site-packages lie within."""
-    return [*listable(), *_libraries()]
+def library_paths() -> list[str]:
+    """Return the whole standard library folders and the paths of shared libraries. They include site-packages."""
+    return [*stdlib_folders(), *_shared_library_paths()]
 
 
-def installed() -> list[str]:
-    """The folders of installed packages within ``places``."""
-    return [os.path.join(library, name) for library in listable() for name in _INSTALLED]
+def site_packages_folders() -> list[str]:
+    """Return the site-packages folders within ``library_paths()``."""
+    return [os.path.join(library, name) for library in stdlib_folders() for name in _SITE_PACKAGES]
 
 
 @functools.cache
-def _libraries() -> tuple[str, ...]:
-    """Folders and files outside the standard library; asked while /proc is there, and kept."""
-    found: list[str] = []
+def _shared_library_paths() -> tuple[str, ...]:
+    """Return paths outside the standard library. Cached, since the first call needs /proc."""
+    paths: list[str] = []
     packages = os.path.realpath(os.path.dirname(os.__file__))
     for folder in _library_folders():
-        # A folder that holds Python's own library holds site-packages too, so its files are named one by one.
+        # A folder that contains the standard library contains site-packages too, so only its libraries are listed.
         if packages.startswith(folder + os.sep):
             with os.scandir(folder) as entries:
-                found += [entry.path for entry in entries if ".so" in entry.name and not entry.is_dir()]
+                paths += [entry.path for entry in entries if ".so" in entry.name and not entry.is_dir()]
         elif not folder.startswith(packages):
-            found.append(folder)
-    return tuple(path for path in (*found, *_DATA) if os.path.exists(path))
+            paths.append(folder)
+    return tuple(path for path in (*paths, *_DATA) if os.path.exists(path))
 
 
 @functools.cache
-def listable() -> list[str]:
-    """Folders in which Python looks for modules, and therefore lists names."""
+def stdlib_folders() -> list[str]:
+    """Return the standard library's folders. Python must be able to list them to import modules."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     compiled = os.path.join(sys.base_exec_prefix, sys.platlibdir, version)
     return sorted({folder for folder in (os.path.dirname(os.__file__), compiled) if os.path.isdir(folder)})
@@ -146,7 +146,7 @@ def _list_outside() -> None:
 
 
 def _open_socket() -> None:
-    os.close(kernel.call("socket", 2, 1, 0))
+    os.close(kernel.syscall("socket", 2, 1, 0))
 
 
 def _fork() -> None:
@@ -169,21 +169,21 @@ ATTACKS: dict[str, Callable[[], None]] = {
 }
 
 
-def holes(*, names: bool = True) -> list[str]:
-    """What this process can do although the walls should stop it; empty where they hold.
+def find_leaks(*, names: bool = True) -> list[str]:
+    """Attack this process's confinement; return the attacks that did not fail as expected.
 
     Args:
-        names: whether files of outside have names here; where they have none, /etc/passwd may be missing.
+        names: whether outside files are visible by name. If not, /etc/passwd may be missing.
     """
     expected = (errno.EPERM, errno.EACCES) if names else (errno.EPERM, errno.EACCES, errno.ENOENT)
-    found = []
+    leaks = []
     for name, attack in ATTACKS.items():
         try:
             attack()
         except OSError as error:
-            # A failure for any other reason proves nothing about the walls.
+            # Any other failure proves nothing about the confinement.
             if error.errno not in expected:
-                found.append(f"{name} failed for another reason ({error.strerror})")
+                leaks.append(f"{name} failed for another reason ({error.strerror})")
         else:
-            found.append(f"{name} succeeded")
-    return found
+            leaks.append(f"{name} succeeded")
+    return leaks

@@ -1,4 +1,4 @@
-"""The layers in which a program is a process of this system's Python: behind Linux's walls, or behind none."""
+"""Layers in which a program is a process of this Python: ``namespaces`` and ``landlock``, and ``none``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.sandbox.folder import environment, remove
-from burnish.sandbox.linux.supervise import attend, job_file
+from burnish.sandbox.folder import program_environment, remove_folder
+from burnish.sandbox.linux.supervise import job_file, run_supervised
 from burnish.sandbox.names import NONE
 from burnish.sandbox.verdict import START_SECONDS, Limits, Unavailable, Verdict
 
@@ -24,8 +24,8 @@ _PACKAGE = Path(__file__).resolve().parents[3]
 _NO_PROGRAM = {"source": "", "name": "", "seconds": 10.0, "memory": 1 << 30}
 
 
-class Server:
-    """A process that forks one for each program (see ``server``), behind the walls of one layer."""
+class ForkServer:
+    """Runner of a confined layer: a process that forks one process per program (see ``server``)."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -35,69 +35,69 @@ class Server:
         for name in ("root", "programs"):
             os.mkdir(os.path.join(self._home, name), 0o700)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asked = {"package": str(_PACKAGE), "layer": layer, "home": self._home, "channel": theirs.fileno()}
+        options = {"package": str(_PACKAGE), "layer": layer, "home": self._home, "channel": theirs.fileno()}
         with theirs, tempfile.TemporaryFile() as errors:
-            self._process = _python(asked, [theirs.fileno()], self._home, stderr=errors)
+            self._process = _start_python(options, [theirs.fileno()], self._home, stderr=errors)
             theirs.close()
             try:
-                self._begin(errors)
+                self._wait_until_ready(errors)
             except BaseException:
                 self.close()
                 raise
 
-    def _begin(self, errors: Any) -> None:
+    def _wait_until_ready(self, errors: Any) -> None:
         waited = 0.0
         while not select.select([self._channel], [], [], _TICK)[0]:
-            # Counted, not looked up: a clock goes on while this process is stopped, and the other one with it.
+            # Counts ticks instead of reading a clock, which continues while both processes are suspended.
             waited += _TICK
             if waited > START_SECONDS:
                 raise Unavailable(f"Python did not start within {START_SECONDS:g} s")
-        said = self._channel.recv(1 << 16).decode("utf-8", "backslashreplace")
-        if said != "ready":
+        report = self._channel.recv(1 << 16).decode("utf-8", "backslashreplace")
+        if report != "ready":
             errors.seek(0)
             last = (errors.read().decode("utf-8", "backslashreplace").strip().splitlines() or [""])[-1]
-            reason = said.removeprefix("refused: ") or last or "Python ended before it began"
+            reason = report.removeprefix("refused: ") or last or "Python ended while it was starting"
             raise Unavailable(reason)
-        refusal = self._tried()
+        refusal = self._try_empty_program()
         if refusal:
             raise Unavailable(refusal)
 
-    def _tried(self) -> str | None:
-        """Why a program could not be run, by an empty one; its process attacks its walls as each does."""
+    def _try_empty_program(self) -> str | None:
+        """Run an empty program, whose process attacks its confinement; return why it was refused, or None."""
         ours, theirs = socket.socketpair()
         read, write = os.pipe()
         null = os.open(os.devnull, os.O_WRONLY)
-        with ours, theirs, open(read, "rb") as report, job_file(_NO_PROGRAM | {"folder": self.programs}) as job:
+        with ours, theirs, open(read, "rb") as pipe, job_file(_NO_PROGRAM | {"folder": self.programs}) as job:
             try:
                 self.start([theirs.fileno(), job, null, null, write])
             finally:
                 os.close(write)
                 os.close(null)
-            said = report.read().decode("utf-8", "backslashreplace")
+            report = pipe.read().decode("utf-8", "backslashreplace")
             theirs.close()
-            ours.recv(1)  # its watcher's word that it has ended
-        return None if said == "ready\n" else said.removeprefix("refused: ") or "a program could not be started"
+            ours.recv(1)  # waits for its supervisor's exit record
+        return None if report == "ready\n" else report.removeprefix("refused: ") or "a program could not be started"
 
     def alive(self) -> bool:
-        """Whether it can start programs for this process, and not for one that this is a copy of."""
+        """Return whether it belongs to this process (not to its parent before a fork) and can start programs."""
         return self._owner == os.getpid() and self._process.poll() is None and os.path.isdir(self.programs)
 
-    def run(self, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
-        return attend(self.start, self.programs, self.layer, work, limits, answers)
+    def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+        return run_supervised(self.start, self.programs, self.layer, request, limits, answers)
 
     def start(self, descriptors: Sequence[int]) -> None:
-        """Has a program started that the descriptors of ``server.watch`` are for."""
+        """Ask the server to start a program with the descriptors that ``server.fork_program`` takes."""
         try:
             socket.send_fds(self._channel, [b"x"], descriptors)
         except OSError as error:
-            raise Unavailable(f"the process that starts programs is gone ({error.strerror})") from error
+            raise Unavailable(f"the process that starts programs has ended ({error.strerror})") from error
 
     def close(self) -> None:
         if self._owner != os.getpid():
             self._channel.close()
             return
         with contextlib.suppress(OSError):
-            # Heard even where a copy of this process holds the channel too.
+            # Reaches the server even if a fork of this process has the channel open too.
             self._channel.shutdown(socket.SHUT_RDWR)
         self._channel.close()
         try:
@@ -106,31 +106,31 @@ class Server:
             self._process.kill()
             self._process.wait()
         with contextlib.suppress(FileNotFoundError):
-            remove(self._home)
+            remove_folder(self._home)
 
 
-class NoWalls:
-    """A fresh Python for each program, with limits and a session of its own, and nothing that keeps it in."""
+class Unconfined:
+    """Runner of the layer ``none``: starts Python for each program, with limits and a new session, unconfined."""
 
     layer = NONE
 
-    def run(self, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
-        return attend(self._start, None, self.layer, work, limits, answers)
+    def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+        return run_supervised(self._start, None, self.layer, request, limits, answers)
 
     def alive(self) -> bool:
         return True
 
     def close(self) -> None:
-        """There is nothing to end: each program's process is waited for."""
+        """Do nothing: no process outlives ``run``."""
 
     def _start(self, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-        asked = {"package": str(_PACKAGE), "layer": NONE, "descriptors": list(descriptors)}
-        return _python(asked, descriptors, "/", stderr=subprocess.DEVNULL)
+        options = {"package": str(_PACKAGE), "layer": NONE, "descriptors": list(descriptors)}
+        return _start_python(options, descriptors, "/", stderr=subprocess.DEVNULL)
 
 
-def _python(asked: object, passed: Sequence[int], folder: str, *, stderr: Any) -> subprocess.Popen[bytes]:
+def _start_python(options: object, passed: Sequence[int], folder: str, *, stderr: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-s", "-S", "-P", "-X", "utf8", str(Path(__file__).with_name("child.py")), json.dumps(asked)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, cwd=folder, env=environment(folder),
+        [sys.executable, "-s", "-S", "-P", "-X", "utf8", str(Path(__file__).with_name("child.py")), json.dumps(options)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, cwd=folder, env=program_environment(folder),
         pass_fds=passed, start_new_session=True,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The Linux kernel's own interface, through ctypes: system calls by number, structures, and what they refuse.
+"""Linux system calls by number, through ctypes.
 
-Numbers are those of the kernel's tables for x86_64 (``arch/x86/entry/syscalls/syscall_64.tbl``) and for aarch64
-(``include/uapi/asm-generic/unistd.h``). A name without a number on a machine does not exist there.
+The numbers are from the kernel's tables for x86_64 (``arch/x86/entry/syscalls/syscall_64.tbl``) and aarch64
+(``include/uapi/asm-generic/unistd.h``). A call whose number is None does not exist on that machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""machine -> AUDIT_ARCH constant, which a seccomp filter must compare before it trusts a number."""
+"""Machine -> AUDIT_ARCH constant. A seccomp filter must compare it before it relies on a number."""
 
 _TABLE: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
@@ -56,21 +56,21 @@ _TABLE: dict[str, tuple[int | None, int | None]] = {
 
 
 class KernelError(OSError):
-    """A system call failed; ``errno`` and text as the kernel gave them, with the call's name before."""
+    """A system call failed, with the kernel's ``errno`` and the call's name before its text."""
 
 
 def machine() -> str:
-    """The machine's name, such as "x86_64"."""
+    """Return the machine's name, such as "x86_64"."""
     return os.uname().machine
 
 
-def number(name: str, on: str | None = None) -> int | None:
-    """The number of a system call on this machine (or another), or None where it has no such call.
+def syscall_number(name: str, on_machine: str | None = None) -> int | None:
+    """Return the number of a system call, or None if the machine (by default this one) does not have it.
 
     Raises:
-        KeyError: burnish has no table for the machine, or the name is in none.
+        KeyError: the machine or the name is unknown.
     """
-    column = {"x86_64": 0, "aarch64": 1}[on or machine()]
+    column = {"x86_64": 0, "aarch64": 1}[on_machine or machine()]
     return _TABLE[name][column]
 
 
@@ -78,17 +78,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def call(name: str, *arguments: int | bytes | ctypes.Array[Any] | ctypes.Structure | None) -> int:
-    """A system call by name. Structures and byte strings are passed by address.
+def syscall(name: str, *arguments: int | bytes | ctypes.Array[Any] | ctypes.Structure | None) -> int:
+    """Make a system call by name. Structures and byte strings are passed by address.
 
     Raises:
-        KernelError: the kernel refused, or the machine has no such call.
+        KernelError: the call failed, or the machine does not have it.
     """
-    which = number(name)
-    if which is None:
+    number = syscall_number(name)
+    if number is None:
         raise KernelError(38, f"{name}: no such system call on {machine()}")
     passed = [_argument(value) for value in arguments]
-    result = int(_libc.syscall(ctypes.c_long(which), *passed))
+    result = int(_libc.syscall(ctypes.c_long(number), *passed))
     if result < 0:
         code = ctypes.get_errno()
         raise KernelError(code, f"{name}: {os.strerror(code)}")
@@ -106,8 +106,8 @@ def _argument(value: int | bytes | ctypes.Array[Any] | ctypes.Structure | None) 
 
 
 def prctl(option: int, value: int | ctypes.Structure = 0, extra: int | ctypes.Structure = 0) -> None:
-    """``prctl(2)``. Raises KernelError."""
-    call("prctl", option, value, extra, 0, 0)
+    """Call ``prctl(2)``. Raises KernelError."""
+    syscall("prctl", option, value, extra, 0, 0)
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -115,11 +115,11 @@ class _CapabilityHeader(ctypes.Structure):
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability for good. Raises KernelError."""
+    """Drop every capability irrevocably. Raises KernelError."""
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)
-        except KernelError:  # the first number that this kernel does not have, or nothing to give up
+        except KernelError:  # past the kernel's last capability, or there is none to drop
             break
     # Version 3: two words each of effective, permitted and inheritable, all zero.
-    call("capset", _CapabilityHeader(0x20080522, 0), (ctypes.c_uint32 * 6)())
+    syscall("capset", _CapabilityHeader(0x20080522, 0), (ctypes.c_uint32 * 6)())

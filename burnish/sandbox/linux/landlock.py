@@ -1,4 +1,4 @@
-"""Landlock: from now on this process opens files below the named folders and nowhere else. It needs no privilege.
+"""Landlock: restricts this process to files below given folders. Needs no privileges.
 
 Source: landlock(7), Documentation/userspace-api/landlock.rst, linux/landlock.h.
 """
@@ -19,11 +19,11 @@ WRITE = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG 
 USE_FILE = _READ_FILE | _WRITE_FILE | _TRUNCATE
 
 _FILES_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-"""Version of the interface -> all rights over files that it knows; a version between takes the one below."""
+"""ABI version -> mask of all file rights that it knows. A version not listed uses the one below it."""
 _ALL_TCP = 0b11
-"""Binding and connecting, from version 4 on."""
+"""Bind and connect, from version 4."""
 _ALL_SCOPES = 0b11
-"""Abstract UNIX sockets and signals to processes outside, from version 6 on."""
+"""Abstract UNIX sockets and signals to processes outside, from version 6."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -37,9 +37,9 @@ class _PathRule(ctypes.Structure):
 
 
 def version() -> int:
-    """The version of Landlock that the kernel offers; 0 where it has none or it is switched off."""
+    """Return the kernel's Landlock ABI version; 0 if Landlock is missing or disabled."""
     try:
-        return kernel.call("landlock_create_ruleset", None, 0, 1)
+        return kernel.syscall("landlock_create_ruleset", None, 0, 1)
     except (OSError, KeyError):
         return 0
 
@@ -48,30 +48,32 @@ def _known_rights(abi: int) -> int:
     return _FILES_BY_ABI[max(known for known in _FILES_BY_ABI if known <= abi)]
 
 
-def ruleset(read: Iterable[str], write: Iterable[str], use: Iterable[str] = (), names: Iterable[str] = ()) -> int:
-    """A set of rules as a file descriptor, to be put on with ``restrict``.
+def create_ruleset(
+    read: Iterable[str], write: Iterable[str], use: Iterable[str] = (), names: Iterable[str] = ()
+) -> int:
+    """Create a ruleset for ``restrict``; return its file descriptor.
 
     Args:
         read: folders or files that may be read.
-        write: folders in which files and folders may be made, changed and removed.
+        write: folders in which files and folders may be created, changed and removed.
         use: single files that may be read and written, such as /dev/null.
-        names: folders whose names may be listed, at any depth, and no file be read.
+        names: folders that may be listed at any depth, but whose files may not be read.
 
     Raises:
-        KernelError: the kernel has no Landlock.
+        KernelError: the kernel does not support Landlock.
         OSError: a path does not exist.
     """
     abi = version()
     if not abi:
-        raise kernel.KernelError(95, "this kernel has no Landlock")
+        raise kernel.KernelError(95, "this kernel does not support Landlock")
     known = _known_rights(abi)
-    rules = _Ruleset(known, _ALL_TCP if abi >= 4 else 0, _ALL_SCOPES if abi >= 6 else 0)
+    attributes = _Ruleset(known, _ALL_TCP if abi >= 4 else 0, _ALL_SCOPES if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    found = kernel.call("landlock_create_ruleset", rules, size, 0)
+    rules = kernel.syscall("landlock_create_ruleset", attributes, size, 0)
     for paths, rights in ((read, READ), (write, WRITE), (use, USE_FILE), (names, LIST)):
         for path in paths:
-            _allow(found, path, rights & known)
-    return found
+            _allow(rules, path, rights & known)
+    return rules
 
 
 def _allow(rules: int, path: str, rights: int) -> None:
@@ -80,12 +82,12 @@ def _allow(rules: int, path: str, rights: int) -> None:
         if not os.path.isdir(path):
             rights &= USE_FILE
         beneath = 1
-        kernel.call("landlock_add_rule", rules, beneath, _PathRule(rights, descriptor), 0)
+        kernel.syscall("landlock_add_rule", rules, beneath, _PathRule(rights, descriptor), 0)
     finally:
         os.close(descriptor)
 
 
 def restrict(rules: int) -> None:
-    """Puts the rules on this process for good. Raises KernelError."""
+    """Apply a ruleset to this process irrevocably. Raises KernelError."""
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    kernel.call("landlock_restrict_self", rules, 0)
+    kernel.syscall("landlock_restrict_self", rules, 0)

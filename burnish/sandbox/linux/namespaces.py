@@ -1,8 +1,8 @@
-"""Namespaces of its own: no process, no network and no file of outside has so much as a name in there.
+"""Linux namespaces that hide all outside processes, networks and files.
 
-No privilege is needed where the kernel lets an ordinary user make a user namespace. What bubblewrap does with
-``--unshare-all --disable-userns`` is done here with the same system calls: that needs no program installed, and lets one
-process enter once and start every program from in there.
+No privileges are needed if the kernel lets an ordinary user create a user namespace. The system calls are those of
+bubblewrap with ``--unshare-all --disable-userns``. Making them here needs no installed program, and lets one process
+enter the namespaces once and start every program inside.
 
 Source: namespaces(7), user_namespaces(7), pid_namespaces(7), mount_namespaces(7), pivot_root(2), mount_setattr(2).
 """
@@ -26,8 +26,8 @@ _NOSUID, _NODEV, _NOEXEC = 2, 4, 8
 _READ_ONLY_ATTRIBUTE, _NOSUID_ATTRIBUTE = 1, 2
 _DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-INSIDE = 65534
-"""User and group as the programs see them; outside they are those of the process that entered."""
+INSIDE_ID = 65534
+"""User and group id inside. Outside, they are those of the process that entered."""
 
 
 class _Attributes(ctypes.Structure):
@@ -37,30 +37,31 @@ class _Attributes(ctypes.Structure):
 
 
 def enter(root: str, *, read: Iterable[str], write: str, devices: Iterable[str], hidden: Iterable[str]) -> None:
-    """Moves this process, for good, to where there is nothing but what is named. Its process id stays: what it starts
-    with ``fork_first`` is in a process namespace of its own.
+    """Move this process irrevocably into new namespaces that contain only the given paths.
+
+    The process keeps its process namespace; ``fork_into_pid_namespace`` creates one for its child.
 
     Args:
-        root: an empty folder on which the new tree is mounted; outside, it stays empty.
-        read: folders and files that are to be there, at their own paths; they cannot be written to.
-        write: the folder that can.
-        devices: device files that are to be there.
-        hidden: folders below those of ``read`` that are to be empty.
+        root: an empty folder on which the new file tree is mounted. From outside it still looks empty.
+        read: folders and files to show read-only, at their own paths.
+        write: the folder to show writable.
+        devices: device files to show.
+        hidden: folders below those in ``read`` to replace by empty ones.
 
     Raises:
-        OSError: the kernel refuses; this process may be half in, and must not go on.
+        OSError: the kernel refused a step. The process may be partly moved and must end.
     """
     user, group = os.geteuid(), os.getegid()
-    kernel.call("unshare", _NEW_USER | _NEW_MOUNTS | _NEW_NETWORK | _NEW_IPC | _NEW_UTS | _NEW_CGROUP)
-    _say("/proc/self/setgroups", "deny")
-    _say("/proc/self/uid_map", f"{INSIDE} {user} 1")
-    _say("/proc/self/gid_map", f"{INSIDE} {group} 1")
-    # No user namespace within this one, whatever else may fail.
-    _say("/proc/sys/user/max_user_namespaces", "0")
+    kernel.syscall("unshare", _NEW_USER | _NEW_MOUNTS | _NEW_NETWORK | _NEW_IPC | _NEW_UTS | _NEW_CGROUP)
+    _write_text("/proc/self/setgroups", "deny")
+    _write_text("/proc/self/uid_map", f"{INSIDE_ID} {user} 1")
+    _write_text("/proc/self/gid_map", f"{INSIDE_ID} {group} 1")
+    # Forbids nested user namespaces, even if another protection fails.
+    _write_text("/proc/sys/user/max_user_namespaces", "0")
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV | _NOEXEC, "size=1m,mode=0755")
     with os.scandir("/") as entries:
-        # The C library is found by way of /lib and /lib64, which mostly are links.
+        # The C library is found through /lib and /lib64, which are usually links.
         for entry in entries:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), root + entry.path)
@@ -75,50 +76,51 @@ def enter(root: str, *, read: Iterable[str], write: str, devices: Iterable[str],
             _mount(nothing, root + path, None, _BIND)
     _bind(write, root, _NOSUID_ATTRIBUTE)
     os.chdir(root)
-    kernel.call("pivot_root", b".", b".")
-    # The old tree now lies on top of the new one, at the same place.
-    kernel.call("umount2", b".", _DETACH)
+    kernel.syscall("pivot_root", b".", b".")
+    # The old tree is now mounted on top of the new one, at the same path.
+    kernel.syscall("umount2", b".", _DETACH)
     os.chdir("/")
     _set_attributes("/", _READ_ONLY_ATTRIBUTE, recursive=False)
 
 
-def _say(path: str, text: str) -> None:
+def _write_text(path: str, text: str) -> None:
     with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    given = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
-    kernel.call("mount", *given[:3], flags, given[3])
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    kernel.syscall("mount", *encoded[:3], flags, encoded[3])
 
 
 def _bind(path: str, root: str, attributes: int) -> None:
-    """A path of outside, at the same place below the new root; by its real name too where it leads over a link."""
+    """Mount an outside path at the same path below the new root, and at its real path if that differs."""
     for name in dict.fromkeys((path, os.path.realpath(path))):
-        place = root + name
+        target = root + name
         if os.path.isdir(name):
-            os.makedirs(place, exist_ok=True)
+            os.makedirs(target, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            if not os.path.exists(place):
-                os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-        _mount(name, place, None, _BIND | _RECURSIVE)
-        _set_attributes(place, attributes, recursive=True)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if not os.path.exists(target):
+                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        _mount(name, target, None, _BIND | _RECURSIVE)
+        _set_attributes(target, attributes, recursive=True)
 
 
 def _set_attributes(path: str, attributes: int, *, recursive: bool) -> None:
     flags = _AT_RECURSIVE if recursive else 0
     wanted = _Attributes(attributes, 0, 0, 0)
-    kernel.call("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, wanted, ctypes.sizeof(wanted))
+    kernel.syscall("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, wanted, ctypes.sizeof(wanted))
 
 
-def fork_first() -> int:
-    """Forks into a process namespace of the child's own, in which it is the first: with its end, all in there ends.
+def fork_into_pid_namespace() -> int:
+    """Fork a child that is the first process of a new process namespace; when it ends, the kernel kills the others in it.
 
-    The child is a copy that Python was not told of (``os.fork`` could make no namespace): it may not use what Python
-    mends after a fork, such as locks of other threads. It may fork in its turn, after which all is as usual.
+    Returns 0 in the child, as ``os.fork`` does. ``os.fork`` cannot create a namespace, so Python does not know of this fork
+    and runs no after-fork handlers: the child must not use state that they repair, such as locks of other threads. A child
+    that it creates with ``os.fork`` is not restricted in this way.
     """
-    return kernel.call("clone", _NEW_PID | signal.SIGCHLD, 0, 0, 0, 0)
+    return kernel.syscall("clone", _NEW_PID | signal.SIGCHLD, 0, 0, 0, 0)
 
 
 def _signal_outside(outside: int) -> None:
@@ -133,37 +135,37 @@ def _see_files(_: int) -> None:
     os.stat("/etc/passwd")
 
 
-def _reach_out(_: int) -> None:
-    with socket.socket() as line:
+def _connect(_: int) -> None:
+    with socket.socket() as connection:
         try:
-            line.connect(("127.0.0.1", 1))
+            connection.connect(("127.0.0.1", 1))
         except OSError as error:
-            # That nobody listens there can only be told by a network that is there.
+            # "Connection refused" shows that a network exists.
             if error.errno != errno.ECONNREFUSED:
                 raise
 
 
-def _nest(_: int) -> None:
-    kernel.call("unshare", _NEW_USER)
+def _create_user_namespace(_: int) -> None:
+    kernel.syscall("unshare", _NEW_USER)
 
 
 ATTACKS: dict[str, Callable[[int], None]] = {
     "signalling a process outside": _signal_outside,
     "seeing processes": _see_processes,
     "seeing /etc/passwd": _see_files,
-    "connecting to this machine": _reach_out,
-    "making a user namespace": _nest,
+    "connecting to this machine": _connect,
+    "making a user namespace": _create_user_namespace,
 }
-"""Tried from inside when the namespaces are new, before any other wall is up; each gets a process id of outside."""
+"""Tried inside new namespaces, before any other restriction applies. Each takes the id of an outside process."""
 
 
-def holes(outside: int) -> list[str]:
-    """What the first process of a new namespace can do although it should not; empty where the namespaces hold."""
-    found = [] if os.getpid() == 1 and os.getppid() == 0 else ["it is not the first process"]
+def find_namespace_leaks(outside: int) -> list[str]:
+    """Attack the namespaces from their first process; return the attacks that succeeded."""
+    leaks = [] if os.getpid() == 1 and os.getppid() == 0 else ["it is not the first process"]
     for name, attack in ATTACKS.items():
         try:
             attack(outside)
         except OSError:
             continue
-        found.append(f"{name} succeeded")
-    return found
+        leaks.append(f"{name} succeeded")
+    return leaks

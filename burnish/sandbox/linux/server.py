@@ -1,12 +1,11 @@
-"""The process that starts programs, and the one that waits for each: a fork costs less than a start of Python.
+"""Server process that forks programs, and the supervisor of each. A fork is faster than starting Python.
 
-The server has imported what programs mostly need, has gone into its namespaces and behind its walls, and then forks twice
-for each request: a watcher, first in a process namespace of its own where there are namespaces, and the program, which
-goes on behind walls of its own. The server reads no program, so that no later one can find an earlier one's text in its
-memory: the descriptor that a request brings is read by the program's process. What a program does to Python is gone
-with its process.
+The server imports common modules, confines itself and then forks twice per request. The first child is the supervisor, in
+the layer ``namespaces`` the first process of a new process namespace. It forks the program's process, which confines
+itself further. The server never reads a program, so no later program can find its text in inherited memory: a request
+brings a descriptor, which only the program's process reads. Changes that a program makes to Python end with its process.
 
-Only the standard library is imported here: this runs in a bare Python.
+This module runs in a Python without site-packages, so it imports only the standard library and the sandbox.
 """
 
 from __future__ import annotations
@@ -21,105 +20,111 @@ import socket
 import struct
 from typing import NamedTuple, NoReturn
 
-from burnish.sandbox.linux import confine as walls
-from burnish.sandbox.linux import namespaces, seccomp
+from burnish.sandbox.linux import confine, namespaces, seccomp
 from burnish.sandbox.names import NAMESPACES
 
-END = struct.Struct("=iq")
-"""How a watcher says what became of its program: status as of wait(2), and the largest resident set as of getrusage(2)."""
-_MOST_DESCRIPTORS = 6
+EXIT_RECORD = struct.Struct("=iq")
+"""A supervisor's report: wait(2) status of the program and its largest resident set as in getrusage(2)."""
+_MAX_DESCRIPTORS = 6
 
 
-class Given(NamedTuple):
-    """What a program's process has: descriptors, and the process that waits for it."""
+class ProgramContext(NamedTuple):
+    """Descriptors of a program's process, and the id of its supervisor."""
 
     job: int
     stdout: int
     stderr: int
     report: int
     answers: int | None
-    watcher: int
+    supervisor: int
 
 
-def serve(channel: socket.socket, layer: str, home: str, outside: int) -> Given:
-    """Goes behind the walls, says so on the channel, and starts programs until the channel's other end is closed.
+def serve(channel: socket.socket, layer: str, home: str, outside: int) -> ProgramContext:
+    """Confine this process, report it on the channel, and fork programs until the channel's other end is closed.
 
-    Returns in each program's process, and nowhere else.
+    Returns only in the programs' processes.
 
     Args:
+        channel: a socket of type SOCK_SEQPACKET that brings one packet with descriptors per program.
         layer: "namespaces" or "landlock".
-        home: a folder with the folders ``root``, which is empty, and ``programs``.
-        outside: a process that must be out of reach in namespaces.
+        home: a folder with the subfolders ``root`` (empty) and ``programs``.
+        outside: id of a process that must be unreachable from the namespaces.
     """
     try:
-        _shut_in(layer, home, outside)
+        _confine(layer, home, outside)
     except (OSError, KeyError, ValueError) as error:
         channel.send(f"refused: {error}".encode("utf-8", "backslashreplace"))
         os._exit(1)
-    # Watchers leave no zombies behind.
+    # The kernel reaps supervisors, so none become zombies.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
     channel.send(b"ready")
     while True:
-        # No more is read of a request than its descriptors.
-        asked, descriptors, *_ = socket.recv_fds(channel, 1, _MOST_DESCRIPTORS)
-        if not asked:
+        # Of a request, the server reads only its descriptors.
+        packet, descriptors, *_ = socket.recv_fds(channel, 1, _MAX_DESCRIPTORS)
+        if not packet:
             os._exit(0)
-        with contextlib.suppress(OSError):  # the other end of ``control`` hears that nobody waits
-            if (namespaces.fork_first() if layer == NAMESPACES else os.fork()) == 0:
+        with contextlib.suppress(OSError):  # fork failed: closing ``control`` below tells the requester
+            if (namespaces.fork_into_pid_namespace() if layer == NAMESPACES else os.fork()) == 0:
                 channel.close()
-                return watch(descriptors)
+                return fork_program(descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _shut_in(layer: str, home: str, outside: int) -> None:
+def _confine(layer: str, home: str, outside: int) -> None:
     programs = os.path.join(home, "programs")
-    readable = walls.places()
+    readable = confine.library_paths()
     if layer == NAMESPACES:
         namespaces.enter(
-            os.path.join(home, "root"), read=readable, write=programs, devices=["/dev/null"], hidden=walls.installed()
+            os.path.join(home, "root"),
+            read=readable,
+            write=programs,
+            devices=["/dev/null"],
+            hidden=confine.site_packages_folders(),
         )
-        found = _tried(outside)
-        if found:
-            raise OSError(f"the namespaces do not hold: {', '.join(found)}")
-        # Every program is the second process of its namespace, and its filter is made once.
-        seccomp.program(2)
+        leaks = _probe_namespaces(outside)
+        if leaks:
+            raise OSError(f"the namespaces leak: {', '.join(leaks)}")
+        # Every program has process id 2 in its namespace, so the filter is built once and cached.
+        seccomp.build_filter(2)
     else:
         os.chdir("/")
-    walls.around_all(programs)
+    confine.confine_server(programs)
 
 
-def _tried(outside: int) -> list[str]:
-    """What the first process of a new process namespace can do although it should not."""
+def _probe_namespaces(outside: int) -> list[str]:
+    """Fork a process into a new process namespace and return the attacks that succeeded there."""
     read, write = os.pipe()
-    child = namespaces.fork_first()
+    child = namespaces.fork_into_pid_namespace()
     if child == 0:
         try:
-            os.write(write, json.dumps(namespaces.holes(outside)).encode())
+            os.write(write, json.dumps(namespaces.find_namespace_leaks(outside)).encode())
         finally:
             os._exit(0)
     os.close(write)
-    with open(read, "rb") as answer:
-        said = answer.read()
+    with open(read, "rb") as pipe:
+        leaks = pipe.read()
     os.waitpid(child, 0)
-    return list(json.loads(said)) if said else ["no attack was tried"]
+    return list(json.loads(leaks)) if leaks else ["no attack was tried"]
 
 
-def watch(descriptors: list[int]) -> Given:
-    """Starts a program's process, in which it returns, and waits for its end or for the end of who asked.
+def fork_program(descriptors: list[int]) -> ProgramContext:
+    """Fork a program's process and supervise it. Returns only in the program's process.
+
+    The supervisor kills the program when the other end of ``control`` is shut down or closed.
 
     Args:
-        descriptors: ``control``, over which goes how the program ended and whose other end, shut down, ends it; then
-            those of ``Given``.
+        descriptors: ``control``, a socket to which the supervisor writes an ``EXIT_RECORD``; then those of
+            ``ProgramContext``.
     """
     control, *rest = descriptors
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(write)
-    own = os.getpid()
+    supervisor = os.getpid()
     program = os.fork()
     if program:
         for descriptor in rest:
@@ -129,29 +134,29 @@ def watch(descriptors: list[int]) -> Given:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor in (control, read, write):
         os.close(descriptor)
-    # With its group, what it has started ends too, where no wall keeps it from starting anything.
+    # In the layer ``none`` a program can start processes: its process group is killed with it.
     os.setsid()
     job, stdout, stderr, report = rest[:4]
-    return Given(job, stdout, stderr, report, rest[4] if len(rest) > 4 else None, own)
+    return ProgramContext(job, stdout, stderr, report, rest[4] if len(rest) > 4 else None, supervisor)
 
 
-def _over(program: int) -> bool:
-    if not hasattr(os, "waitid"):  # macOS, where one that stops is taken for one that ends
+def _has_ended(program: int) -> bool:
+    if not hasattr(os, "waitid"):  # macOS: a stopped program is treated as ended
         return True
     return os.waitid(os.P_PID, program, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _wait(program: int, control: int, ended: int) -> NoReturn:
     try:
-        # The parent is told of a program that stops itself too, and goes on waiting.
-        while control not in select.select([control, ended], [], [])[0] and not _over(program):
+        # SIGCHLD also arrives when a program is stopped; the supervisor then continues to wait.
+        while control not in select.select([control, ended], [], [])[0] and not _has_ended(program):
             os.read(ended, 64)
     finally:
-        # It has not been waited for: the number is its own still, be it dead or alive.
+        # The program has not been reaped, so its process id cannot have been reused.
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(OSError):
                 kill(program, signal.SIGKILL)
         _, status, used = os.wait4(program, 0)
         with contextlib.suppress(OSError):
-            os.write(control, END.pack(status, used.ru_maxrss))
+            os.write(control, EXIT_RECORD.pack(status, used.ru_maxrss))
         os._exit(0)

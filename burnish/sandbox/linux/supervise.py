@@ -1,4 +1,4 @@
-"""A program that is a process: started, read from, ended where it breaks a limit, and what became of it."""
+"""Runs a program as a process: starts it, reads its output, ends it if it breaks a limit, and returns a verdict."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from burnish.sandbox.folder import overfull, own_folder
-from burnish.sandbox.linux.server import END
+from burnish.sandbox.folder import exceeded_limit, temporary_folder
+from burnish.sandbox.linux.server import EXIT_RECORD
 from burnish.sandbox.names import TITLES
-from burnish.sandbox.verdict import LOOK_EVERY, START_SECONDS, Limits, Status, Verdict, told_by
+from burnish.sandbox.verdict import FOLDER_CHECK_SECONDS, START_SECONDS, Limits, Status, Verdict, status_from_exit_code
 
 _TICK = 0.02
 _END_SECONDS = 120.0
@@ -26,70 +26,71 @@ _END_SECONDS = 120.0
 
 @contextlib.contextmanager
 def job_file(job: object) -> Iterator[int]:
-    """A file in memory with a job as JSON, to be read from its beginning."""
-    with contextlib.ExitStack() as kept:
+    """Write a job as JSON to a file in memory; yield its descriptor, positioned at the beginning."""
+    with contextlib.ExitStack() as cleanup:
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("job")
-            kept.callback(os.close, descriptor)
+            cleanup.callback(os.close, descriptor)
         else:
-            descriptor = kept.enter_context(tempfile.TemporaryFile(buffering=0)).fileno()
-        left = memoryview(json.dumps(job).encode())
-        while left:
-            left = left[os.write(descriptor, left) :]
+            descriptor = cleanup.enter_context(tempfile.TemporaryFile(buffering=0)).fileno()
+        remaining = memoryview(json.dumps(job).encode())
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
 
 
-def attend(
+def run_supervised(
     start: Callable[[Sequence[int]], subprocess.Popen[bytes] | None], programs: str | None, layer: str,
-    work: Mapping[str, Any], limits: Limits, answers: bool,
+    request: Mapping[str, Any], limits: Limits, answers: bool,
 ) -> tuple[Verdict, bytes]:  # fmt: skip
-    """Starts a program, waits for its end, and returns the verdict, and what came over the descriptor for answers.
+    """Start a program and wait for its end; return the verdict and the bytes that it answered.
 
     Args:
-        start: starts the program that the descriptors of ``server.watch`` are for, and returns what is to be waited for.
-        programs: the folder for the programs' own folders; None for the usual place.
-        layer: the walls that stand around it.
-        work, limits, answers: as of ``layers.Walls.run``.
+        start: starts a program with the descriptors that ``server.fork_program`` takes; returns a process to wait for, or
+            None.
+        programs: the folder in which to create the program's folder; None for the system's temporary directory.
+        layer: the layer in which it runs.
+        request, limits, answers: as in ``layers.Runner.run``.
     """
-    with own_folder(programs) as folder, contextlib.ExitStack() as kept:
+    with temporary_folder(programs) as folder, contextlib.ExitStack() as cleanup:
         names = ("stdout", "stderr", "report", "answers") if answers else ("stdout", "stderr", "report")
-        control, theirs = map(kept.enter_context, socket.socketpair())
+        control, theirs = map(cleanup.enter_context, socket.socketpair())
         pipes = {}
         for name in names:
             read, write = os.pipe()
-            pipes[name] = (kept.enter_context(open(read, "rb", 0)), kept.enter_context(open(write, "wb", 0)))
-        job = {**work, "folder": folder, "seconds": limits.seconds, "memory": limits.memory << 20}
-        with job_file(job) as described:
-            passed = [theirs.fileno(), described, *(end.fileno() for _, end in pipes.values())]
+            pipes[name] = (cleanup.enter_context(open(read, "rb", 0)), cleanup.enter_context(open(write, "wb", 0)))
+        job = {**request, "folder": folder, "seconds": limits.seconds, "memory": limits.memory << 20}
+        with job_file(job) as job_descriptor:
+            passed = [theirs.fileno(), job_descriptor, *(end.fileno() for _, end in pipes.values())]
             process = start(passed)
         if process is not None:
-            kept.callback(process.wait)
+            cleanup.callback(process.wait)
         theirs.close()
         for _, end in pipes.values():
             end.close()
-        watch = _Watch(control, {name: end.fileno() for name, (end, _) in pipes.items()}, limits, folder)
+        monitor = _Monitor(control, {name: end.fileno() for name, (end, _) in pipes.items()}, limits, folder)
         try:
-            cut = watch.until_end()
+            cut = monitor.wait()
         finally:
-            watch.end()
-        return watch.verdict(cut, TITLES[layer]), bytes(watch.heard.get("answers", b""))
+            monitor.end()
+        return monitor.verdict(cut, TITLES[layer]), bytes(monitor.received.get("answers", b""))
 
 
-class _Watch:
-    """Reads what a program writes until it ends or breaks a limit."""
+class _Monitor:
+    """Reads a program's output until it ends or breaks a limit."""
 
     def __init__(self, control: socket.socket, streams: Mapping[str, int], limits: Limits, folder: str) -> None:
         self.control, self.limits, self.folder = control, limits, folder
         self.streams = dict(streams)
-        self.heard = {name: bytearray() for name in streams}
-        self.begun: float | None = None
-        self.ended = self.looked = time.monotonic()
+        self.received = {name: bytearray() for name in streams}
+        self.started: float | None = None
+        self.ended = self.checked = time.monotonic()
         self.waited = 0.0
-        self.said: bytes | None = None
+        self.exit_record: bytes | None = None
 
-    def until_end(self) -> tuple[Status, str] | None:
-        """None where the program ended by itself, else the limit that it broke."""
+    def wait(self) -> tuple[Status, str] | None:
+        """Wait until the program ends, and return None, or until it breaks a limit, and return the status and reason."""
         end = self.control.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(end, selectors.EVENT_READ)
@@ -99,83 +100,83 @@ class _Watch:
             while True:
                 ready = selector.select(_TICK)
                 before, self.ended = self.ended, time.monotonic()
-                # Time in which this process itself was stopped, and the starting one with it, is nobody's delay.
+                # Does not count time during which this process was suspended, since the server was suspended too.
                 self.waited += min(self.ended - before, 5 * _TICK)
-                over = any(key.fd == end for key, _ in ready)
+                ended = any(key.fd == end for key, _ in ready)
                 for key, _ in ready:
-                    if key.fd != end and not self._hear(key.data):
+                    if key.fd != end and not self._read(key.data):
                         selector.unregister(key.fd)
-                if self.begun is None and self.heard["report"].startswith(b"ready"):
-                    self.begun = self.ended
-                if over:
-                    return self._rest()
-                cut = self._broken()
+                if self.started is None and self.received["report"].startswith(b"ready"):
+                    self.started = self.ended
+                if ended:
+                    return self._drain()
+                cut = self._broken_limit()
                 if cut:
                     return cut
 
-    def _hear(self, name: str) -> bool:
-        """Reads what is there. False at the end of the stream."""
+    def _read(self, name: str) -> bool:
+        """Read the available bytes of a stream. Returns False at its end."""
         try:
-            piece = os.read(self.streams[name], 1 << 16)
+            chunk = os.read(self.streams[name], 1 << 16)
         except BlockingIOError:
             return True
-        self.heard[name] += piece
-        return bool(piece)
+        self.received[name] += chunk
+        return bool(chunk)
 
-    def _rest(self) -> tuple[Status, str] | None:
-        """What is still in the pipes of a process that has ended."""
+    def _drain(self) -> tuple[Status, str] | None:
+        """Read the remaining output of a process that has ended."""
         for name in self.streams:
             before = -1
-            while len(self.heard[name]) > before:
-                before = len(self.heard[name])
-                self._hear(name)
-        if self.begun is None and self.heard["report"].startswith(b"ready"):
-            self.begun = self.ended
+            while len(self.received[name]) > before:
+                before = len(self.received[name])
+                self._read(name)
+        if self.started is None and self.received["report"].startswith(b"ready"):
+            self.started = self.ended
         return self._too_much_output()
 
     def end(self) -> None:
-        """Ends the program if it has not ended, and hears from its watcher how it did."""
+        """End the program if it is still running, and receive its supervisor's exit record."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_WR)
         self.control.settimeout(_END_SECONDS)
         try:
-            self.said = self.control.recv(END.size)
+            self.exit_record = self.control.recv(EXIT_RECORD.size)
         except OSError:
-            self.said = b""
+            self.exit_record = b""
 
-    def _broken(self) -> tuple[Status, str] | None:
-        if self.begun is None:
+    def _broken_limit(self) -> tuple[Status, str] | None:
+        if self.started is None:
             slow = self.waited > START_SECONDS
             return ("refused", f"Python did not start within {START_SECONDS:g} s") if slow else None
-        if self.ended - self.begun > self.limits.seconds:
+        if self.ended - self.started > self.limits.seconds:
             return "timeout", f"ran longer than {self.limits.seconds:g} s"
-        if self.ended - self.looked > LOOK_EVERY:
-            self.looked = self.ended
-            reason = overfull(self.folder)
+        if self.ended - self.checked > FOLDER_CHECK_SECONDS:
+            self.checked = self.ended
+            reason = exceeded_limit(self.folder)
             if reason:
                 return "killed", reason
         return self._too_much_output()
 
     def _too_much_output(self) -> tuple[Status, str] | None:
-        for name, heard in self.heard.items():
-            if len(heard) > self.limits.output:
+        for name, received in self.received.items():
+            if len(received) > self.limits.output:
                 return "killed", f"wrote more than {self.limits.output} bytes on {name}"
         return None
 
     def verdict(self, cut: tuple[Status, str] | None, layer: str) -> Verdict:
         stdout, stderr = (
-            bytes(self.heard[name][: self.limits.output]).decode("utf-8", "backslashreplace")
+            bytes(self.received[name][: self.limits.output]).decode("utf-8", "backslashreplace")
             for name in ("stdout", "stderr")
         )
-        whole = self.said is not None and len(self.said) == END.size
-        ended, peak = END.unpack(self.said or b"") if whole else (signal.SIGKILL, None)
-        code = os.waitstatus_to_exitcode(ended)
-        if self.begun is None:
-            said = bytes(self.heard["report"]).decode("utf-8", "backslashreplace").removeprefix("refused: ")
+        complete = self.exit_record is not None and len(self.exit_record) == EXIT_RECORD.size
+        wait_status, peak = EXIT_RECORD.unpack(self.exit_record or b"") if complete else (signal.SIGKILL, None)
+        code = os.waitstatus_to_exitcode(wait_status)
+        if self.started is None:
+            refusal = bytes(self.received["report"]).decode("utf-8", "backslashreplace").removeprefix("refused: ")
             last = (stderr.strip().splitlines() or [""])[-1]
-            reason = cut[1] if cut else said or last or f"Python ended with status {code} before the program began"
+            reason = cut[1] if cut else refusal or last or f"Python ended with status {code} before the program began"
             return Verdict("refused", reason)
-        status, reason = cut or told_by(code)
-        # In bytes on macOS, in KB elsewhere.
+        status, reason = cut or status_from_exit_code(code)
+        # ru_maxrss is in bytes on macOS, in KB elsewhere.
         memory = None if peak is None else round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-        return Verdict(status, reason, stdout, stderr, round(self.ended - self.begun, 3), memory, layer)
+        return Verdict(status, reason, stdout, stderr, round(self.ended - self.started, 3), memory, layer)

@@ -1,6 +1,6 @@
-"""What Python inside WebAssembly executes, after the text of ``program``: it reads its job and does it.
+"""Code that Python inside WebAssembly executes after that of ``program``: reads a job and runs it.
 
-Nothing of burnish can be imported there; ``worker`` passes both texts as code.
+burnish cannot be imported there, so ``layer`` passes both texts as code.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from burnish.sandbox.program import leave, work
+    from burnish.sandbox.program import execute, exit_process
 
-_BESIDE = ("tzdata",)
-"""Not of the standard library, and read by it."""
+_DATA_PACKAGES = ("tzdata",)
+"""Packages outside the standard library that it reads."""
 
 
-class StandardLibrary:
-    """Hides the packages that this Python was built with: a program has the same modules on every layer."""
+class StandardLibraryFinder:
+    """Import finder that hides the packages built into this Python, so a program has the same modules on every layer."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> Any:
-        """The module's place. Raises ModuleNotFoundError where it is a package that was built in."""
-        if path is not None or name.startswith("_") or name in sys.stdlib_module_names or name in _BESIDE:
+        """Return a module's spec, or None for the next finder. Raises ModuleNotFoundError for a built-in package."""
+        if path is not None or name.startswith("_") or name in sys.stdlib_module_names or name in _DATA_PACKAGES:
             return None
-        # What a program has written itself may be anything.
-        places = [place for place in sys.path if not place.endswith(".zip")]
-        found = importlib.machinery.PathFinder.find_spec(name, places)
-        if found is None:
+        # Modules that the program has written itself have any name.
+        folders = [folder for folder in sys.path if not folder.endswith(".zip")]
+        spec = importlib.machinery.PathFinder.find_spec(name, folders)
+        if spec is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return found
+        return spec
 
 
 def do_job(home: str, answers: str) -> None:
-    """Does the job that lies on standard input, and leaves with the program's exit status.
+    """Run the job on standard input, and exit with the program's status.
 
     Args:
-        home: the program's own folder.
-        answers: the file for its answers.
+        home: the program's folder.
+        answers: path of the file for its answers.
     """
     job = json.loads(sys.stdin.buffer.read())
-    sys.meta_path.insert(0, StandardLibrary)
+    sys.meta_path.insert(0, StandardLibraryFinder)
     os.chdir(home)
     calls = job.get("calls")
-    to = None if calls is None else os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    leave(work(job["source"], job["name"], calls, to))
+    descriptor = None if calls is None else os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    exit_process(execute(job["source"], job["name"], calls, descriptor))

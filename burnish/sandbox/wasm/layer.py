@@ -1,9 +1,9 @@
-"""The layer ``wasm``: programs run by a Python inside WebAssembly, on Linux, macOS and Windows alike.
+"""Layer ``wasm``: runs programs in Python inside WebAssembly, on Linux, macOS and Windows.
 
-WebAssembly reaches nothing but its own memory and the calls that it is given, here those of WASI (files in folders that are
-handed over, clocks, random numbers, output) without links. There are no sockets, processes or threads among them to be
-refused. The programs run in processes of their own all the same (``worker``), as one that hangs in a call can be ended
-only with its process; each is started once and runs many programs, every one in a fresh instance.
+WebAssembly code can use only its own memory and the functions that it imports. Here these are WASI's, except links: files in
+given folders, clocks, random numbers and output. None of them creates sockets, processes or threads. Programs still run
+in separate processes (``worker``), since a program that hangs in a call can be ended only with its process. Each process
+runs many programs, each in a fresh instance.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from burnish.sandbox.folder import environment, own_folder
+from burnish.sandbox.folder import program_environment, temporary_folder
 from burnish.sandbox.names import TITLES, WASM
 from burnish.sandbox.program import FILE_BYTES
-from burnish.sandbox.verdict import LOOK_EVERY, START_SECONDS, Limits, Status, Unavailable, Verdict, told_by
+from burnish.sandbox.verdict import (
+    FOLDER_CHECK_SECONDS,
+    START_SECONDS,
+    Limits,
+    Status,
+    Unavailable,
+    Verdict,
+    status_from_exit_code,
+)
 from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm.worker import ANSWERS, ANSWERS_FILE, HOME, receive, send
 
 _PACKAGE = Path(__file__).resolve().parents[3]
 _GRACE = 5.0
-"""Seconds that a worker has beyond a program's own, to end the program itself."""
+"""Seconds beyond a program's time limit in which its worker must end it."""
 _CODE = """
 for text in {texts!r}:
     exec(compile(text, "sandbox", "exec"))
@@ -61,10 +69,10 @@ for name, attack in attacks.items():
     try:
         attack()
     except AttributeError as error:
-        # A call that this Python does not have.
+        # This Python does not have the call.
         if getattr(error, "obj", None) is not os: print(name, "failed for another reason", error)
     except OSError as error:
-        # A failure for any other reason proves nothing about the walls.
+        # Any other failure proves nothing about the confinement.
         if error.errno not in refusals: print(name, f"failed for another reason ({error})")
     else:
         print(name, "succeeded")
@@ -72,8 +80,8 @@ print("tried")
 """
 
 
-class Workers:
-    """The processes in which programs run: as many as run at once, kept for the next ones."""
+class WorkerPool:
+    """Pool of worker processes: as many as programs have run at once, kept for later programs."""
 
     layer = WASM
 
@@ -83,24 +91,24 @@ class Workers:
         self._closed = False
         self._all: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._files = wasm_files.files()
+        self._files = wasm_files.prepare_files()
         try:
-            first = self._started()
+            first = self._start_worker()
         except _Unloadable:
-            wasm_files.discard(self._files)
-            self._files = wasm_files.files()
-            first = self._started()
+            wasm_files.discard_module(self._files)
+            self._files = wasm_files.prepare_files()
+            first = self._start_worker()
         self._idle.append(first)
 
-    def run(self, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+    def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
         try:
-            return self._run(self._taken(), work, limits, answers)
-        except _Gone:
-            return self._run(self._started(), work, limits, answers)
+            return self._run(self._take_worker(), request, limits, answers)
+        except _WorkerGone:
+            return self._run(self._start_worker(), request, limits, answers)
 
-    def _run(self, worker: _Worker, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+    def _run(self, worker: _Worker, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
         try:
-            found = worker.run(work, limits, answers)
+            outcome = worker.run(request, limits, answers)
         except BaseException:
             self._drop(worker)
             raise
@@ -109,13 +117,13 @@ class Workers:
                 self._idle.append(worker)
         else:
             self._drop(worker)
-        return found
+        return outcome
 
     def alive(self) -> bool:
         return self._owner == os.getpid() and not self._closed and self._files.module.is_file()
 
     def close(self) -> None:
-        # A copy of this process has workers that are not its own.
+        # A forked child must not kill its parent's workers.
         own = self._owner == os.getpid()
         with self._lock if own else contextlib.nullcontext():
             self._closed = True
@@ -123,7 +131,7 @@ class Workers:
         for worker in workers:
             worker.close(kill=own)
 
-    def _taken(self) -> _Worker:
+    def _take_worker(self) -> _Worker:
         while True:
             with self._lock:
                 if not self._idle:
@@ -132,9 +140,9 @@ class Workers:
             if worker.alive():
                 return worker
             self._drop(worker)
-        return self._started()
+        return self._start_worker()
 
-    def _started(self) -> _Worker:
+    def _start_worker(self) -> _Worker:
         worker = _Worker(self._files)
         with self._lock:
             if self._closed:
@@ -155,88 +163,90 @@ class Workers:
 
 
 class _Unloadable(Unavailable):
-    """The compiled file is there and cannot be used."""
+    """The compiled file exists but cannot be loaded."""
 
 
-class _Gone(Unavailable):
-    """A process had ended before it was asked."""
+class _WorkerGone(Unavailable):
+    """A worker had ended before it received a job."""
 
 
 class _Worker:
-    """One process, which runs one program at a time."""
+    """One worker process, which runs one program at a time."""
 
-    def __init__(self, files: wasm_files.Files) -> None:
+    def __init__(self, files: wasm_files.RuntimeFiles) -> None:
         self._overdue = self._leaving = False
-        inside = f"{ANSWERS}/{ANSWERS_FILE}"
+        answers = f"{ANSWERS}/{ANSWERS_FILE}"
         here = Path(__file__).parent
         texts = [path.read_text(encoding="utf-8") for path in (here.parent / "program.py", here / "guest.py")]
-        asked = {
+        options = {
             "module": str(files.module), "library": str(files.library), "packages": files.packages,
-            "package": str(_PACKAGE), "file_bytes": FILE_BYTES, "environment": environment(HOME),
-            "code": _CODE.format(texts=texts, home=HOME, answers=inside),
+            "package": str(_PACKAGE), "file_bytes": FILE_BYTES, "environment": program_environment(HOME),
+            "code": _CODE.format(texts=texts, home=HOME, answers=answers),
         }  # fmt: skip
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            self._process = wasm_files.worker(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+            self._process = wasm_files.start_worker(
+                options, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
         except BaseException:
             self._errors.close()
             raise
 
     def begin(self) -> None:
-        """Waits for it to be ready, and tries its walls.
+        """Wait until the worker is ready, and attack its confinement.
 
         Raises:
-            Unavailable: it cannot run programs, or they can reach what they should not.
+            Unavailable: it cannot run programs, or an attack succeeded.
         """
-        said = self._heard(START_SECONDS)
-        if said is None:
+        reply = self._receive(START_SECONDS)
+        if reply is None:
             self._process.wait()
             self._errors.seek(0)
             last = (self._errors.read().decode("utf-8", "backslashreplace").strip().splitlines() or [""])[-1]
-            raise Unavailable(last or "Python ended before it began")
-        if "refused" in said:
-            raise _Unloadable(said["refused"])
+            raise Unavailable(last or "Python ended while it was starting")
+        if "refused" in reply:
+            raise _Unloadable(reply["refused"])
         source = _ATTACKS.replace("HERE", repr(str(Path(__file__).resolve())), 1)
         verdict, _ = self.run({"source": source, "name": "attacks"}, Limits(seconds=START_SECONDS), answers=False)
-        *holes, last = verdict.stdout.splitlines() or [""]
+        *leaks, last = verdict.stdout.splitlines() or [""]
         if verdict.status != "ok" or last != "tried":
-            raise Unavailable(f"a program could not be started: {verdict.reason or 'it said nothing'}")
-        if holes:
-            raise Unavailable(f"the walls do not hold: {', '.join(holes)}")
+            raise Unavailable(f"a program could not be started: {verdict.reason or 'it printed nothing'}")
+        if leaks:
+            raise Unavailable(f"the confinement leaks: {', '.join(leaks)}")
 
-    def run(self, work: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
-        """As ``layers.Walls.run``; afterwards the process may have ended."""
-        with own_folder() as folder:
-            places = {name: os.path.join(folder, name) for name in ("home", "answers", "stdin")}
-            os.mkdir(places["home"], 0o700)
-            os.mkdir(places["answers"], 0o700)
-            with open(places["stdin"], "w", encoding="utf-8") as file:
-                json.dump(dict(work), file)
+    def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
+        """Run a program, as ``layers.Runner.run`` does. The worker may have ended afterwards."""
+        with temporary_folder() as folder:
+            paths = {name: os.path.join(folder, name) for name in ("home", "answers", "stdin")}
+            os.mkdir(paths["home"], 0o700)
+            os.mkdir(paths["answers"], 0o700)
+            with open(paths["stdin"], "w", encoding="utf-8") as file:
+                json.dump(dict(request), file)
             job = {
-                **places, "seconds": limits.seconds, "memory": limits.memory << 20, "output": limits.output,
-                "look_every": LOOK_EVERY,
+                **paths, "seconds": limits.seconds, "memory": limits.memory << 20, "output": limits.output,
+                "check_seconds": FOLDER_CHECK_SECONDS,
             }  # fmt: skip
             try:
-                said = self._asked(job, limits.seconds + _GRACE)
+                reply = self._exchange(job, limits.seconds + _GRACE)
             except BaseException:
-                # Before its folder goes.
+                # The worker must end before its folder is removed.
                 self._process.kill()
                 self._process.wait()
                 raise
-            verdict = self._verdict(said, limits)
-            heard = _answers(os.path.join(places["answers"], ANSWERS_FILE), limits.output) if answers else b""
-        if len(heard) > limits.output and verdict.status in ("ok", "error"):
+            verdict = self._verdict(reply, limits)
+            answered = _read_answers(os.path.join(paths["answers"], ANSWERS_FILE), limits.output) if answers else b""
+        if len(answered) > limits.output and verdict.status in ("ok", "error"):
             verdict = Verdict(
                 "killed", f"wrote more than {limits.output} bytes on answers", verdict.stdout, verdict.stderr,
                 verdict.seconds, verdict.memory, verdict.layer,
             )  # fmt: skip
-        return verdict, heard
+        return verdict, answered
 
     def alive(self) -> bool:
         return not self._leaving and self._process.poll() is None
 
     def close(self, *, kill: bool) -> None:
-        """Lets go of it, and ends it where it is this process's own."""
+        """Close the streams to the worker; kill it if it belongs to this process."""
         if kill:
             self._process.kill()
             self._process.wait()
@@ -244,59 +254,61 @@ class _Worker:
             with contextlib.suppress(OSError):
                 _stream(stream).close()
 
-    def _asked(self, job: object, seconds: float) -> dict[str, Any] | None:
+    def _exchange(self, job: object, seconds: float) -> dict[str, Any] | None:
         try:
             send(_stream(self._process.stdin), job)
         except OSError as error:
-            raise _Gone("the process that runs programs is gone") from error
-        said = self._heard(seconds)
-        if said is None or said.get("leaving"):
+            raise _WorkerGone("the process that runs programs has ended") from error
+        reply = self._receive(seconds)
+        if reply is None or reply.get("leaving"):
             self._leaving = True
             self._process.wait()
-        return said
+        return reply
 
-    def _heard(self, seconds: float) -> dict[str, Any] | None:
-        """What it says; None where it ended, or was ended for saying nothing in that time."""
-        late = threading.Timer(seconds, self._late)
-        late.daemon = True
-        late.start()
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        """Return the worker's next message, or None if it ended or was killed for taking longer than ``seconds``."""
+        timer = threading.Timer(seconds, self._kill_overdue)
+        timer.daemon = True
+        timer.start()
         try:
             return receive(_stream(self._process.stdout))
         finally:
-            late.cancel()
+            timer.cancel()
 
-    def _late(self) -> None:
+    def _kill_overdue(self) -> None:
         self._overdue = True
         self._process.kill()
 
-    def _verdict(self, said: dict[str, Any] | None, limits: Limits) -> Verdict:
+    def _verdict(self, reply: dict[str, Any] | None, limits: Limits) -> Verdict:
         layer = TITLES[WASM]
-        if said is None:
+        if reply is None:
             if self._overdue:
                 return Verdict("timeout", f"ran longer than {limits.seconds:g} s", layer=layer)
             return Verdict("killed", "the process that ran it ended", layer=layer)
-        if "refused" in said:
-            return Verdict("refused", f"{layer}: {said['refused']}")
-        status, reason = _ended(said)
+        if "refused" in reply:
+            return Verdict("refused", f"{layer}: {reply['refused']}")
+        status, reason = _status(reply)
         stdout, stderr = (
-            base64.b64decode(said[name]).decode("utf-8", "backslashreplace") for name in ("stdout", "stderr")
+            base64.b64decode(reply[name]).decode("utf-8", "backslashreplace") for name in ("stdout", "stderr")
         )
-        memory = None if said["memory"] is None else round(said["memory"] / (1 << 20), 1)
-        return Verdict(status, reason, stdout, stderr, said["seconds"], memory, layer)
+        memory = None if reply["memory"] is None else round(reply["memory"] / (1 << 20), 1)
+        return Verdict(status, reason, stdout, stderr, reply["seconds"], memory, layer)
 
 
-def _ended(said: Mapping[str, Any]) -> tuple[Status, str]:
-    if said["cut"]:
-        status, reason = said["cut"]
+def _status(reply: Mapping[str, Any]) -> tuple[Status, str]:
+    if reply["cut"]:
+        status, reason = reply["cut"]
         return status, reason
-    return told_by(said["status"]) if "status" in said else ("killed", f"by WebAssembly: {said['trap']}")
+    if "status" in reply:
+        return status_from_exit_code(reply["status"])
+    return "killed", f"by WebAssembly: {reply['trap']}"
 
 
-def _answers(path: str, most: int) -> bytes:
-    """What a program answered, to a byte more than it may."""
+def _read_answers(path: str, limit: int) -> bytes:
+    """Return a program's answers, at most one byte over the limit."""
     try:
         with open(path, "rb") as file:
-            return file.read(most + 1)
+            return file.read(limit + 1)
     except OSError:
         return b""
 

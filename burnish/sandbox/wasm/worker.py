@@ -1,10 +1,10 @@
-"""The process in which programs of the layer ``wasm`` run, one after another, each in a fresh WebAssembly instance.
+"""Worker process of the layer ``wasm``: runs programs one after another, each in a fresh WebAssembly instance.
 
-``layer.py`` starts it as a file, with one argument of JSON, and speaks to it over standard input and output:
-frames of a length and that many bytes of JSON. What a program has is made for it and dropped with it: memory, files that
-are open, environment and output. It has no call for sockets, processes or threads, and no folder but those it is given.
+``layer.py`` starts this file with one argument of JSON and communicates over standard input and output, in frames of a
+length and that many bytes of JSON. Each program has its own memory, open files, environment and output, which end with it.
+It has no calls for sockets, processes or threads, and no folders but those listed here.
 
-Only the standard library and wasmtime are imported here: this runs in a bare Python.
+This module runs in a Python without site-packages. It imports only the standard library, wasmtime and the sandbox.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from typing import Any, BinaryIO
 
 LENGTH = struct.Struct(">I")
 HOME, LIBRARY, ANSWERS = "/program", "/usr/local/lib", "/answers"
-"""The folders that a program sees: its own, the standard library's (read-only), and the one for what it answers."""
+"""Folders that a program sees: its own, the standard library's (read-only) and the one for its answers."""
 ANSWERS_FILE = "answers"
 _STACK = 16 << 20
 _WASM_STACK = 1_900_000
-"""Bytes; wasmtime takes no more than 2 MiB of its own accord."""
+"""Bytes. wasmtime refuses more than 2 MiB by default."""
 _STUCK = 0.5
-"""Seconds after which a program is no longer waited for that has been stopped, and is in a call such as sleep."""
+"""Seconds to wait for a stopped program, which may be in a call such as sleep, before this process exits."""
 _NOT_PERMITTED = 63
 
 
 def main() -> None:
-    asked = json.loads(sys.argv[1])
-    # Nothing but answers goes out over standard output, whatever else prints.
+    options = json.loads(sys.argv[1])
+    # Standard output carries frames only: anything else that is printed goes to standard error.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    sys.path.append(asked["packages"])
-    if "compile" in asked:
-        _compile(asked["compile"], asked["to"])
+    sys.path.append(options["packages"])
+    if "compile" in options:
+        _compile(options["compile"], options["to"])
         return
-    _limit(asked["file_bytes"])
+    _limit(options["file_bytes"])
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-    # A thread for its stack: a main thread's is small on some systems.
+    # The main thread's stack is too small on some systems.
     threading.stack_size(_STACK)
-    threading.Thread(target=_serve, args=(asked, jobs, out), daemon=True).start()
+    threading.Thread(target=_serve, args=(options, jobs, out), daemon=True).start()
     while True:
         job = receive(sys.stdin.buffer)
         if job is None:
-            # Whoever asks is gone, and a program that still runs goes too.
+            # The parent has ended, so end the running program too.
             os._exit(0)
         jobs.put(job)
 
 
 def receive(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next frame; None at the end of the stream, be it within a frame."""
+    """Return the next frame, or None if the stream ends, even within a frame."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -64,12 +64,12 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
     body = stream.read(length)
     if len(body) < length:
         return None
-    found: dict[str, Any] = json.loads(body)
-    return found
+    message: dict[str, Any] = json.loads(body)
+    return message
 
 
 def send(stream: BinaryIO, message: object) -> None:
-    """Writes a frame."""
+    """Write a frame."""
     body = json.dumps(message).encode()
     stream.write(LENGTH.pack(len(body)) + body)
     stream.flush()
@@ -96,38 +96,38 @@ def _compile(binary: str, to: str) -> None:
 
 
 def _limit(file_bytes: int) -> None:
-    """Holds each file to a size where the system can (not on Windows); a write beyond it then fails inside."""
+    """Limit the size of each file, except on Windows. Writes beyond it fail inside the program."""
     if os.name != "posix":
         return
     import resource
 
-    for which, size in ((resource.RLIMIT_FSIZE, file_bytes), (resource.RLIMIT_CORE, 0)):
-        _, most = resource.getrlimit(which)
-        top = size if most == resource.RLIM_INFINITY else min(size, most)
-        resource.setrlimit(which, (top, most))
+    for resource_id, size in ((resource.RLIMIT_FSIZE, file_bytes), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(resource_id)
+        soft = size if hard == resource.RLIM_INFINITY else min(size, hard)
+        resource.setrlimit(resource_id, (soft, hard))
 
 
-def _serve(asked: dict[str, Any], jobs: queue.Queue[dict[str, Any]], out: BinaryIO) -> None:
+def _serve(options: dict[str, Any], jobs: queue.Queue[dict[str, Any]], out: BinaryIO) -> None:
     try:
-        sys.path.append(asked["package"])
-        from burnish.sandbox.folder import overfull
+        sys.path.append(options["package"])
+        from burnish.sandbox.folder import exceeded_limit
 
-        python = Python(asked["module"], asked["library"], asked["code"], asked["environment"])
+        python = CompiledPython(options["module"], options["library"], options["code"], options["environment"])
     except BaseException as error:
         send(out, {"refused": f"{type(error).__name__}: {error}".splitlines()[0]})
         os._exit(1)
     send(out, {"ready": True})
     while True:
         try:
-            Run(python, jobs.get(), out, overfull).end()
+            ProgramRun(python, jobs.get(), out, exceeded_limit).complete()
         except BaseException:
-            # Nothing is said of that program; what asks hears that this process is gone.
+            # The program gets no report: the parent sees that this process has ended.
             traceback.print_exc()
             os._exit(1)
 
 
-class Python:
-    """The compiled Python, of which every program gets an instance."""
+class CompiledPython:
+    """Compiled Python module, of which each program gets a fresh instance."""
 
     def __init__(self, module: str, library: str, code: str, environment: dict[str, str]) -> None:
         import wasmtime
@@ -137,59 +137,58 @@ class Python:
         self.module = wasmtime.Module.deserialize_file(self.engine, module)
         linker = wasmtime.Linker(self.engine)
         linker.define_wasi()
-        number = wasmtime.ValType.i32()
-        # The binary's one call that is not WASI's: nobody is there.
-        linker.define_func("host", "call", wasmtime.FuncType([number] * 4, [number]), lambda *_: -1)
-        # No links: a path within a folder then never leads out of it, whatever wasmtime makes of links. (In wasmtime 49.0.0
-        # on macOS, renaming one whose name ends in a slash followed it: GHSA-m9f7-9w4p-gv38.)
+        i32 = wasmtime.ValType.i32()
+        # The binary's only import outside WASI. It always fails.
+        linker.define_func("host", "call", wasmtime.FuncType([i32] * 4, [i32]), lambda *_: -1)
+        # No links: no path within a folder can then lead out of it, however wasmtime treats links. (wasmtime 49.0.0 on
+        # macOS follows a link when renaming one whose name ends in a slash: GHSA-m9f7-9w4p-gv38.)
         linker.allow_shadowing = True
         for name, arguments in (("path_symlink", 5), ("path_link", 7)):
-            kinds = [number] * arguments
             linker.define_func(
-                "wasi_snapshot_preview1", name, wasmtime.FuncType(kinds, [number]), lambda *_: _NOT_PERMITTED
+                "wasi_snapshot_preview1", name, wasmtime.FuncType([i32] * arguments, [i32]), lambda *_: _NOT_PERMITTED
             )
-        # WASI's own takes no status of 126 or more.
-        linker.define_func("wasi_snapshot_preview1", "proc_exit", wasmtime.FuncType([number], []), _leave)
+        # WASI's own function rejects exit statuses of 126 and above.
+        linker.define_func("wasi_snapshot_preview1", "proc_exit", wasmtime.FuncType([i32], []), _proc_exit)
         self.ready = linker.instantiate_pre(self.module)
 
 
-class Left(Exception):
-    """A program ended itself with a status."""
+class ProgramExit(Exception):
+    """A program exited with a status."""
 
 
-def _leave(status: int) -> None:
-    raise Left(status & 0xFF)
+def _proc_exit(status: int) -> None:
+    raise ProgramExit(status & 0xFF)
 
 
-class Run:
-    """One program, from its start to what is said of it."""
+class ProgramRun:
+    """Run of one program, from its start to its report."""
 
     def __init__(
-        self, python: Python, job: dict[str, Any], out: BinaryIO, overfull: Callable[[str], str | None]
+        self, python: CompiledPython, job: dict[str, Any], out: BinaryIO, exceeded_limit: Callable[[str], str | None]
     ) -> None:
-        self.python, self.job, self.out, self.overfull = python, job, out, overfull
-        self.heard = {"stdout": bytearray(), "stderr": bytearray()}
-        self.how: dict[str, Any] = {}
+        self.python, self.job, self.out, self.exceeded_limit = python, job, out, exceeded_limit
+        self.output = {"stdout": bytearray(), "stderr": bytearray()}
+        self.result: dict[str, Any] = {}
         self.cut: tuple[str, str] | None = None
         self.ended = False
         self.done, self.wake, self.lock = threading.Event(), threading.Event(), threading.Lock()
         self.memory: int | None = None
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
 
-    def end(self) -> None:
-        """Runs it and says how it ended."""
-        watcher = threading.Thread(target=self._watch, daemon=True)
-        watcher.start()
+    def complete(self) -> None:
+        """Run the program to its end and send the report."""
+        monitor = threading.Thread(target=self._monitor, daemon=True)
+        monitor.start()
         try:
-            self.how = self._run()
+            self.result = self._run()
         finally:
             with self.lock:
                 self.ended = True
             self.done.set()
             self.wake.set()
-            # Its stop must not reach the next program.
-            watcher.join()
-        self._say()
+            # Otherwise its interrupt could stop the next program.
+            monitor.join()
+        self._report()
 
     def _run(self) -> dict[str, Any]:
         import wasmtime
@@ -207,7 +206,7 @@ class Run:
                 return {"status": exports["run"](store) & 0xFF}
             finally:
                 self.memory = exports["memory"].data_len(store)
-        except Left as end:
+        except ProgramExit as end:
             return {"status": end.args[0]}
         except wasmtime.Trap as trap:
             code = trap.trap_code
@@ -215,7 +214,7 @@ class Run:
         except wasmtime.WasmtimeError as error:
             return {"trap": str(error).splitlines()[0]}
         finally:
-            # Its files are closed with it, which Windows wants before they are removed.
+            # Closes the program's files, without which Windows cannot remove them.
             store.close()
 
     def _wasi(self) -> Any:
@@ -224,21 +223,21 @@ class Run:
         wasi = wasmtime.WasiConfig()
         wasi.argv = ["python", "-c", self.python.code]
         wasi.env = list(self.python.environment.items())
-        # The job comes in as the program's standard input, which is at its end when the program begins.
+        # ``do_job`` reads the whole job from standard input, so it is at its end when the program starts.
         wasi.stdin_file = self.job["stdin"]
-        wasi.stdout_custom = lambda piece: self._hear("stdout", piece)
-        wasi.stderr_custom = lambda piece: self._hear("stderr", piece)
+        wasi.stdout_custom = lambda chunk: self._collect("stdout", chunk)
+        wasi.stderr_custom = lambda chunk: self._collect("stderr", chunk)
         wasi.preopen_dir(self.python.library, LIBRARY, False)
         wasi.preopen_dir(self.job["home"], HOME, True)
         wasi.preopen_dir(self.job["answers"], ANSWERS, True)
         return wasi
 
-    def _hear(self, name: str, piece: bytes) -> None:
-        heard, most = self.heard[name], self.job["output"]
-        room = most - len(heard)
-        heard += piece[:room]
-        if len(piece) > room:
-            self._stop("killed", f"wrote more than {most} bytes on {name}")
+    def _collect(self, name: str, chunk: bytes) -> None:
+        output, limit = self.output[name], self.job["output"]
+        room = limit - len(output)
+        output += chunk[:room]
+        if len(chunk) > room:
+            self._stop("killed", f"wrote more than {limit} bytes on {name}")
 
     def _stop(self, status: str, reason: str) -> None:
         with self.lock:
@@ -247,36 +246,43 @@ class Run:
                 self.python.engine.increment_epoch()
         self.wake.set()
 
-    def _watch(self) -> None:
-        """Stops the program where it breaks a limit, and this process where the program cannot be stopped otherwise."""
+    def _monitor(self) -> None:
+        """Stop the program if it breaks a limit. If it does not stop, report and end this process."""
         seconds = self.job["seconds"]
-        while not self.wake.wait(max(0.0, min(self.job["look_every"], self.begun + seconds - time.monotonic()))):
-            if time.monotonic() - self.begun >= seconds:
+        while not self.wake.wait(max(0.0, min(self.job["check_seconds"], self.started + seconds - time.monotonic()))):
+            if time.monotonic() - self.started >= seconds:
                 self._stop("timeout", f"ran longer than {seconds:g} s")
             else:
-                reason = self._overfull()
+                reason = self._exceeded_limit()
                 if reason:
                     self._stop("killed", reason)
         if not self.done.wait(_STUCK):
             with self.lock:
                 if not self.ended:
-                    self._say(leaving=True)
+                    self._report(leaving=True)
                     os._exit(0)
 
-    def _overfull(self) -> str | None:
+    def _exceeded_limit(self) -> str | None:
         try:
             size = os.stat(os.path.join(self.job["answers"], ANSWERS_FILE)).st_size
         except OSError:
             size = 0
         if size > self.job["output"]:
             return f"wrote more than {self.job['output']} bytes on answers"
-        return self.overfull(self.job["home"]) or self.overfull(self.job["answers"])
+        return self.exceeded_limit(self.job["home"]) or self.exceeded_limit(self.job["answers"])
 
-    def _say(self, *, leaving: bool = False) -> None:
-        written = {name: base64.b64encode(heard).decode() for name, heard in self.heard.items()}
-        seconds = round(time.monotonic() - self.begun, 3)
-        said = {**self.how, **written, "cut": self.cut, "seconds": seconds, "memory": self.memory, "leaving": leaving}
-        send(self.out, said)
+    def _report(self, *, leaving: bool = False) -> None:
+        output = {name: base64.b64encode(written).decode() for name, written in self.output.items()}
+        seconds = round(time.monotonic() - self.started, 3)
+        report = {
+            **self.result,
+            **output,
+            "cut": self.cut,
+            "seconds": seconds,
+            "memory": self.memory,
+            "leaving": leaving,
+        }
+        send(self.out, report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sandbox's walls: each is missed when it is gone, the filter lets through what it names, and nothing outlives them."""
+"""Confinement of programs: a missing restriction is noticed, and the filter allows exactly the calls that it lists."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from typing import Any
 import pytest
 
 from burnish.sandbox import run as run_module
-from burnish.sandbox.layers import unavailable
+from burnish.sandbox.layers import unavailable_reason
 from burnish.sandbox.run import run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]
-here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
+here_only = pytest.mark.skipif(unavailable_reason() is not None, reason=f"NO SANDBOX HERE: {unavailable_reason()}")
 
 
 @here_only
-class TestWalls:
+class TestConfinement:
     @pytest.mark.parametrize(
-        ("file", "wall", "open_to"),
+        ("file", "restriction", "leak"),
         [
             ("linux/confine.py", "    landlock.restrict(rules)\n", "reading /etc/passwd succeeded"),
             ("linux/confine.py", "    seccomp.install()\n", "opening a socket succeeded"),
             ("linux/seccomp.py", '    "sendto", ', None),
         ],
     )
-    def test_where_a_wall_is_missing_nothing_runs(
-        self, file: str, wall: str, open_to: str | None, tmp_path: Path, copy_of_the_package: Callable[[Path], Path]
+    def test_nothing_runs_without_a_restriction(
+        self, file: str, restriction: str, leak: str | None, tmp_path: Path, copy_of_the_package: Callable[[Path], Path]
     ) -> None:
         (tmp_path / "copy").mkdir()
         changed = copy_of_the_package(tmp_path / "copy") / file
         text = changed.read_text(encoding="utf-8")
-        assert wall in text
-        # The third lets sockets through although the filter stands.
-        changed.write_text(text.replace(wall, "" if open_to else wall + '"socket", '), encoding="utf-8")
+        assert restriction in text
+        # The third case keeps the filter, but allows sockets.
+        changed.write_text(text.replace(restriction, "" if leak else restriction + '"socket", '), encoding="utf-8")
         code = (
-            "import burnish.sandbox.wasm.files as w; w.missing = lambda: 'no wasm'\n"
+            "import burnish.sandbox.wasm.files as w; w.missing_packages = lambda: 'no wasm'\n"
             "import burnish.sandbox.run as r; v = r.run('print(1)'); print(v.status, v.reason, repr(v.stdout))"
         )
         done = subprocess.run(
@@ -51,14 +51,15 @@ class TestWalls:
             capture_output=True, text=True,
         )  # fmt: skip
         for title in ("namespaces + landlock + seccomp", "landlock + seccomp"):
-            assert f"{title}: the walls do not hold: " in done.stdout
-        assert done.stdout.startswith("refused ") and (open_to or "opening a socket succeeded") in done.stdout
+            assert f"{title}: the confinement leaks: " in done.stdout
+        assert done.stdout.startswith("refused ") and (leak or "opening a socket succeeded") in done.stdout
         assert done.stdout.endswith("''\n")
 
-    def test_without_walls_every_attack_succeeds(self) -> None:
+    def test_every_attack_succeeds_without_confinement(self) -> None:
         # The control: attacks that fail anywhere would prove nothing.
         code = (
-            "from burnish.sandbox.linux import confine as c; assert c.holes() == [f'{n} succeeded' for n in c.ATTACKS]"
+            "from burnish.sandbox.linux import confine as c\n"
+            "assert c.find_leaks() == [f'{n} succeeded' for n in c.ATTACKS]"
         )
         subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PACKAGE.parent)}, check=True)
 
@@ -83,7 +84,7 @@ class TestWalls:
         environment = {"PYTHONPATH": str(PACKAGE.parent), "TMPDIR": str(tmp_path)}
         with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
             inside: list[int] = []
-            # The server, a watcher and the program: only behind the filter is its loop sure to be reached.
+            # The server, a supervisor and the program. With the filter installed, its loop is certain to be reached.
             while parent.poll() is None and not any(map(filtered, inside)):
                 time.sleep(0.02)
                 inside = descendants(parent.pid, children_of)
@@ -104,20 +105,20 @@ def filtered(process: int) -> bool:
 
 
 def evaluate(code: bytes, machine: int, call: int, arguments: tuple[int, ...]) -> int:
-    """What a filter returns: classic BPF as in linux/filter.h, those instructions that the filter uses."""
+    """Evaluate a filter: those instructions of classic BPF (linux/filter.h) that it uses."""
     data = struct.pack(
         "=iIQ6Q", call, machine, 0, *(value % (1 << 64) for value in arguments + (0,) * (6 - len(arguments)))
     )
-    place, accumulator = 0, 0
+    index, accumulator = 0, 0
     while True:
-        operation, yes, no, operand = struct.unpack_from("=HBBI", code, 8 * place)
-        place += 1
+        operation, yes, no, operand = struct.unpack_from("=HBBI", code, 8 * index)
+        index += 1
         if operation == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, operand)
         elif operation == 0x54:
             accumulator &= operand
         elif operation == 0x15:
-            place += yes if accumulator == operand else no
+            index += yes if accumulator == operand else no
         else:
             assert operation == 0x06
             return operand
@@ -125,19 +126,19 @@ def evaluate(code: bytes, machine: int, call: int, arguments: tuple[int, ...]) -
 
 class TestFilter:
     @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-    def test_lets_through_what_it_names(self, machine: str) -> None:
+    def test_allows_exactly_the_listed_calls(self, machine: str) -> None:
         from burnish.sandbox.linux import kernel, seccomp
 
         allow, refuse, absent = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-        code = seccomp.program(42, machine)
+        code = seccomp.build_filter(42, machine)
         assert len(code) // 8 < 4096
 
         def answer(name: str, *arguments: int) -> int:
-            number = kernel.number(name, machine)
+            number = kernel.syscall_number(name, machine)
             assert number is not None
             return evaluate(code, kernel.ARCHITECTURES[machine], number, arguments)
 
-        assert {answer(n) for n in seccomp.ALLOWED if kernel.number(n, machine) is not None} == {allow}
+        assert {answer(n) for n in seccomp.ALLOWED if kernel.syscall_number(n, machine) is not None} == {allow}
         assert {answer(name) for name in seccomp.ABSENT} == {absent}
         assert answer("socket", 2, 1, 0) == answer("prctl", 4, 1) == answer("landlock_add_rule") == refuse
         assert (answer("kill", 42, 9), answer("kill", 1, 9), answer("kill", -1, 9)) == (allow, refuse, refuse)

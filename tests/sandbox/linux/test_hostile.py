@@ -1,6 +1,6 @@
-"""The sandbox under attack: hostile programs fail, for root and for an ordinary user.
+"""Attacks on the sandbox by hostile programs, as root and as an ordinary user.
 
-A hostile program tries something and prints BREACH where it succeeds.
+A hostile program prints BREACH for each attempt that succeeds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from burnish.sandbox import run as run_module
-from burnish.sandbox.layers import unavailable
+from burnish.sandbox.layers import unavailable_reason
 from burnish.sandbox.names import NAMESPACES
 from burnish.sandbox.run import Limits, run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 PACKAGE = Path(run_module.__file__).parents[1]
-here_only = pytest.mark.skipif(unavailable() is not None, reason=f"NO SANDBOX HERE: {unavailable()}")
+here_only = pytest.mark.skipif(unavailable_reason() is not None, reason=f"NO SANDBOX HERE: {unavailable_reason()}")
 x86_only = pytest.mark.skipif(os.uname().machine != "x86_64", reason="system calls by their x86-64 numbers")
 
 ATTEMPT = """
@@ -36,8 +36,8 @@ def refused(attempt, *arguments):
     except (RuntimeError, ValueError, socket.gaierror):
         return
     except OSError as error:
-        # EXDEV is how Landlock refuses a move. A failure for another reason proves nothing; no such file does where there
-        # is nothing of outside.
+        # Landlock refuses a move with EXDEV. Other failures prove nothing, except that in namespaces outside files do not
+        # exist.
         if error.errno in (1, 13, 18) or NAMESPACES and error.errno in (2, 30):
             return
         result = error
@@ -171,7 +171,7 @@ for arguments in ((58,), (56, 17, 0, 0, 0, 0), (56, 0x10F00, 0, 0, 0, 0), (322, 
 # The x32 numbers of getpid, socket and fork.
 for number in (39, 41, 57):
     refused_call(0x40000000 + number)
-# clone3 is said not to exist, so that the C library takes clone instead.
+# clone3 fails with ENOSYS, so that the C library uses clone instead.
 ctypes.set_errno(0)
 assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == 38
 """,
@@ -179,7 +179,7 @@ assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == 38
 
 
 def hostile(body: str, layer: str = NAMESPACES) -> str:
-    """A program that says BREACH of whatever it gets at, of what there is outside."""
+    """Return a program that attempts the body's attacks on paths that exist outside, and prints BREACH if one succeeds."""
     packages = f"{os.path.dirname(os.__file__)}/site-packages"
     outside = [
         path
@@ -220,7 +220,7 @@ class TestHostile:
         )
         assert (verdict.status, verdict.reason, verdict.stdout) == ("killed", "by SIGSYS", "")
 
-    def test_no_variable_and_no_descriptor_comes_in(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_variables_and_descriptors_are_not_inherited(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("BURNISH_SECRET", "hunter2")
         (tmp_path / "secret").write_text("hunter2", encoding="utf-8")
         with open(tmp_path / "secret", "rb") as secret:
@@ -237,7 +237,7 @@ class TestHostile:
         names = "['HOME', 'LANG', 'PYTHONDONTWRITEBYTECODE', 'PYTHONHASHSEED', 'TMPDIR', 'TZ']"
         assert verdict.stdout == f"{names}  []\nTrue\n"
 
-    def test_installed_packages_and_burnish_are_not_there(self) -> None:
+    def test_installed_packages_and_burnish_cannot_be_imported(self) -> None:
         verdict = run(
             "import sys\n"
             "for name in ('burnish', 'burnish.sandbox.linux.kernel', 'numpy', 'pip', 'torch'):\n"
@@ -249,7 +249,7 @@ class TestHostile:
 
 
 def python_for_everyone() -> str | None:
-    """A Python of 3.11 or later that an ordinary user can start, when this process is root's."""
+    """Return a Python of at least 3.11 that an ordinary user can start, or None."""
     for name in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
             done = subprocess.run(
@@ -289,9 +289,9 @@ def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Call
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         verdicts = json.loads(done.stdout)
-        # Whoever watches comes by while the folder is there, or the program has ended before.
+        # Depends on whether the folder is checked before the program ends.
         status, reason, *_ = verdicts.pop("locked folder")
-        assert status == "ok" or (status == "killed" and "cannot be looked into" in reason)
+        assert status == "ok" or (status == "killed" and "cannot be listed" in reason)
         assert verdicts == {name: ["ok", "", "held\n", ""] for name in verdicts}
         assert len(verdicts) == len(programs) - 1
         assert os.listdir(own) == []
@@ -310,5 +310,5 @@ def test_a_thousand_hostile_programs_leave_nothing(layer: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         statuses = list(pool.map(one, range(1000)))
-    # Where the machine is busy, a slow import may make an honest end a timeout.
+    # On a busy machine, a slow import may turn any result into a timeout.
     assert "refused" not in statuses and {"ok", "timeout", "memory", "killed"} == set(statuses)

@@ -1,6 +1,6 @@
-"""The sandbox's layer wasm under attack, and what it says of a program.
+"""Attacks on the layer wasm, its limits and its verdicts.
 
-Compiling its Python takes minutes, once for a machine; until then these tests are slow ones.
+Compiling its Python takes minutes, once per machine. Until then these tests are marked as slow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm import layer as wasm
 from burnish.system.paths import home
 
-MISSING = wasm_files.missing()
+MISSING = wasm_files.missing_packages()
 here_only = pytest.mark.skipif(MISSING is not None, reason=f"NO WASM HERE: {MISSING}")
 pytestmark = pytest.mark.xdist_group("wasm")
 if MISSING is None and not list((home() / "sandbox").glob("*.module")):
@@ -40,7 +40,7 @@ def refused(attempt, *arguments):
     except (AttributeError, ImportError):
         return
     except OSError as error:
-        # A failure for another reason proves nothing.
+        # Any other failure proves nothing.
         if error.errno in REFUSALS:
             return
         result = error
@@ -64,7 +64,7 @@ try:
     import urllib.request
     urllib.request.urlopen("http://127.0.0.1/")
     print("BREACH")
-except (OSError, AttributeError):  # there is not even a resolver
+except (OSError, AttributeError):  # there is no resolver either
     pass
 """,
     "reading outside": """
@@ -176,12 +176,12 @@ class TestHostile:
             "try:\n    while True: pass\nfinally:\n    while True: pass",
         ],
     )
-    def test_what_does_not_end_is_ended(self, source: str) -> None:
+    def test_endless_programs_are_ended(self, source: str) -> None:
         began = time.monotonic()
         verdict = run(source, QUICK)
         assert (verdict.status, verdict.reason) == ("timeout", "ran longer than 0.5 s")
         assert time.monotonic() - began < 20
-        # Whether that took the process along or not:
+        # Whether or not the worker ended too:
         assert run("print(7)").stdout == "7\n"
 
     @pytest.mark.parametrize("source", ["x = bytearray(1 << 30)", "x = []\nwhile True: x.append(bytearray(1 << 20))"])
@@ -190,11 +190,11 @@ class TestHostile:
         assert (verdict.status, verdict.stderr) == ("memory", "MemoryError: over the sandbox's limit\n")
         assert verdict.memory is not None and verdict.memory <= 100
 
-    def test_an_endless_loop_is_ended_and_its_process_goes_on(self) -> None:
+    def test_an_endless_loop_is_ended_and_its_worker_continues(self) -> None:
         assert run("while True: pass", QUICK).status == "timeout"
         assert run("print(7)").stdout == "7\n"
 
-    def test_the_least_memory_is_enough_and_what_is_used_is_measured(self) -> None:
+    def test_the_least_memory_is_enough_and_usage_is_measured(self) -> None:
         verdict = run("import decimal, json, re\nx = bytearray(10 << 20)\nprint(1)", Limits(memory=64))
         assert (verdict.status, verdict.stdout) == ("ok", "1\n")
         assert verdict.memory is not None and 40 <= verdict.memory <= 64
@@ -211,7 +211,7 @@ class TestHostile:
         assert run("print('x' * 5000)", Limits(output=5000)).status == "killed"
 
     @pytest.mark.skipif(os.name != "posix", reason="no such limit on Windows")
-    def test_a_file_has_a_largest_size(self) -> None:
+    def test_the_size_of_a_file_is_limited(self) -> None:
         verdict = run("with open('x', 'wb') as file: file.write(bytes((8 << 20) + 1))")
         assert verdict.status == "error" and "File too large" in verdict.stderr
 
@@ -224,11 +224,11 @@ class TestHostile:
             ("import os\nfor n in range(300): os.mkdir('/answers/' + str(n))", "made more than 100 files"),
         ],
     )
-    def test_too_many_files_end_it(self, source: str, reason: str) -> None:
+    def test_too_many_files_end_the_program(self, source: str, reason: str) -> None:
         verdict = run(f"{source}\nwhile True: pass")
         assert (verdict.status, verdict.reason) == ("killed", reason)
 
-    def test_a_stack_that_is_used_up_is_this_programs_alone(self) -> None:
+    def test_stack_exhaustion_affects_one_program_only(self) -> None:
         verdict = run("x = []\nfor n in range(10**6): x = [x]\nprint(repr(x))")
         assert verdict.status in ("error", "killed") and "RecursionError" in verdict.stderr
         assert run("print(8)").stdout == "8\n"
@@ -262,7 +262,7 @@ class TestVerdict:
         )
         assert verdict.stderr.endswith("ZeroDivisionError: division by zero\n")
 
-    def test_a_program_has_what_it_has_on_every_layer(self) -> None:
+    def test_a_program_has_the_same_modules_as_on_every_layer(self) -> None:
         verdict = run(
             "import collections, dataclasses, datetime, decimal, fractions, hashlib, heapq, itertools, json, math, os\n"
             "import random, re, sqlite3, statistics, string, sys, tempfile, typing, unittest, zoneinfo\n"

