@@ -1,9 +1,9 @@
 """Unit tests of a program: its functions are called inside the sandbox, and the answers are compared outside.
 
-The program's process receives the names of functions and their arguments, never the expected answers. It writes one line
-of JSON per call to a descriptor that the program can write to as well. Forging a line gains nothing: only the right answer
-counts, and a function could have returned it. A program does see all arguments at once, and keeps its state from call to
-call.
+The program's process receives the names of functions and their arguments, never the expected answers. It writes one
+line of JSON per call to a descriptor that the program can write to as well. Forging a line gains nothing: only the
+right answer counts, and a function could have returned it. A program does see all arguments at once, and keeps its
+state from call to call.
 """
 
 from __future__ import annotations

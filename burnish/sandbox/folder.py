@@ -37,7 +37,7 @@ def program_environment(folder: str) -> dict[str, str]:
 
 
 def exceeded_limit(folder: str) -> str | None:
-    """Return the limit that the folder's content exceeds, or None. A folder that cannot be listed counts as exceeding it."""
+    """Return the limit that the folder's content exceeds, or None. An inaccessible subfolder counts as exceeding it."""
     entries, size = 0, 0
     pending = [folder]
     while pending:
@@ -68,8 +68,8 @@ def _on_disk(path: str) -> int:
 def remove_folder(folder: str) -> None:
     """Remove a program's folder, whatever it contains.
 
-    ``shutil.rmtree`` fails on folders without permissions and on trees deeper than the longest path. This function makes
-    each folder accessible and moves its subfolders to the top before removing it. It follows no symbolic links.
+    ``shutil.rmtree`` fails on folders without permissions and on trees deeper than the longest path. This function
+    makes each folder accessible and moves its subfolders to the top before removing it. It follows no symbolic links.
 
     Raises:
         OSError: an entry cannot be removed.

@@ -115,7 +115,7 @@ def get_runner(layer: str = STRONGEST) -> Runner:
 
 
 def _get_or_start(layer: str) -> Runner:
-    """Return the runner of one layer. Raises Unavailable, which names the layer if its setup or an attack on it failed."""
+    """Return the runner of one layer. Raises Unavailable, which names the layer if it was started and failed."""
     reason = None if layer == NONE else unavailable_reason(layer)
     if reason:
         raise Unavailable(reason)

@@ -1,7 +1,7 @@
 """Runs one untrusted Python program in the sandbox.
 
-The program gets its own confined process or WebAssembly instance, an empty folder, an almost empty environment and no open
-file but its output (see ``layers``). It cannot start processes or threads, so nothing of it outlives its end.
+The program gets its own confined process or WebAssembly instance, an empty folder, an almost empty environment and no
+open files but its output (see ``layers``). It cannot start processes or threads, so nothing outlives it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["DEFAULT", "Limits", "Verdict", "run", "run_request"]
 
 
 def run(source: str, *, limits: Limits = DEFAULT, name: str = "program.py", layer: str = STRONGEST) -> Verdict:
-    """Run a Python program that uses only the standard library, and wait for its end. Safe to call from several threads.
+    """Run a Python program that needs only the standard library, and wait for its end. Threads may call this at once.
 
     Args:
         source: the program.

@@ -1,7 +1,7 @@
 """Entry point of the sandbox's Python: forks a process per program, which confines itself and runs the program.
 
-``burnish.sandbox.linux.forked`` starts this file with one argument of JSON, without site-packages. Anything that arrives
-from a program's process after the program's first line may be forged; see ``burnish.sandbox.answers``.
+``burnish.sandbox.linux.forked`` starts this file with one argument of JSON, without site-packages. After a program's
+first line, anything that its process writes may be forged; see ``burnish.sandbox.answers``.
 """
 
 from __future__ import annotations

@@ -114,11 +114,11 @@ def _set_attributes(path: str, attributes: int, *, recursive: bool) -> None:
 
 
 def fork_into_pid_namespace() -> int:
-    """Fork a child that is the first process of a new process namespace; when it ends, the kernel kills the others in it.
+    """Fork a child that is the first process of a new process namespace; return as ``os.fork`` does.
 
-    Returns 0 in the child, as ``os.fork`` does. ``os.fork`` cannot create a namespace, so Python does not know of this fork
-    and runs no after-fork handlers: the child must not use state that they repair, such as locks of other threads. A child
-    that it creates with ``os.fork`` is not restricted in this way.
+    When the child ends, the kernel kills all other processes in its namespace. ``os.fork`` cannot create a namespace,
+    so Python does not know of this fork and runs no after-fork handlers: the child must not use state that they repair,
+    such as locks of other threads. Processes that it creates with ``os.fork`` are not restricted in this way.
     """
     return kernel.syscall("clone", _NEW_PID | signal.SIGCHLD, 0, 0, 0, 0)
 

@@ -1,9 +1,9 @@
 """Seccomp filter that allows the system calls that a Python program needs and fails all others with EPERM.
 
-The filter is an allow-list: it refuses every call that is not listed, including those of future kernels. Some calls are
-allowed with certain arguments only: signals to the process itself, ``fcntl`` without F_SETOWN and F_SETSIG (which can send
-SIGKILL to another process of the same user), ``prlimit`` for reading, and stream socket pairs. New processes and threads
-are refused altogether: RLIMIT_NPROC does not apply to root, so only the filter can bound them.
+The filter is an allow-list: it refuses every call that is not listed, including those of future kernels. Some calls
+are allowed with certain arguments only: signals to the process itself, ``fcntl`` without F_SETOWN and F_SETSIG (which
+can send SIGKILL to another process of the same user), ``prlimit`` for reading, and stream socket pairs. New processes
+and threads are refused altogether: RLIMIT_NPROC does not apply to root, so only the filter can bound them.
 
 Source: seccomp(2), Documentation/userspace-api/seccomp_filter.rst; classic BPF as in linux/filter.h.
 """

@@ -1,9 +1,10 @@
 """Server process that forks programs, and the supervisor of each. A fork is faster than starting Python.
 
-The server imports common modules, confines itself and then forks twice per request. The first child is the supervisor, in
-the layer ``namespaces`` the first process of a new process namespace. It forks the program's process, which confines
+The server imports common modules, confines itself and then forks once per request. The child is the supervisor; in the
+layer ``namespaces`` it is the first process of a new process namespace. It forks the program's process, which confines
 itself further. The server never reads a program, so no later program can find its text in inherited memory: a request
-brings a descriptor, which only the program's process reads. Changes that a program makes to Python end with its process.
+brings a descriptor, which only the program's process reads. Changes that a program makes to Python end with its
+process.
 
 This module runs in a Python without site-packages, so it imports only the standard library and the sandbox.
 """

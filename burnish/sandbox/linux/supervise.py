@@ -47,8 +47,8 @@ def run_supervised(
     """Start a program and wait for its end; return the verdict and the bytes that it answered.
 
     Args:
-        start: starts a program with the descriptors that ``server.fork_program`` takes; returns a process to wait for, or
-            None.
+        start: starts a program with the descriptors that ``server.fork_program`` takes; returns a process to wait for,
+            or None.
         programs: the folder in which to create the program's folder; None for the system's temporary directory.
         layer: the layer in which it runs.
         request, limits, answers: as in ``layers.Runner.run``.
@@ -90,7 +90,7 @@ class _Monitor:
         self.exit_record: bytes | None = None
 
     def wait(self) -> tuple[Status, str] | None:
-        """Wait until the program ends, and return None, or until it breaks a limit, and return the status and reason."""
+        """Wait until the program ends or breaks a limit. Return the status and reason for the limit, or None."""
         end = self.control.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(end, selectors.EVENT_READ)
@@ -100,7 +100,7 @@ class _Monitor:
             while True:
                 ready = selector.select(_TICK)
                 before, self.ended = self.ended, time.monotonic()
-                # Does not count time during which this process was suspended, since the server was suspended too.
+                # Leaves out time during which this process was suspended: the server may have been suspended too.
                 self.waited += min(self.ended - before, 5 * _TICK)
                 ended = any(key.fd == end for key, _ in ready)
                 for key, _ in ready:

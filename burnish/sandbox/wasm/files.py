@@ -1,7 +1,7 @@
 """Files of the layer ``wasm``: Python for WebAssembly, compiled once to machine code, and its standard library.
 
-Both are kept in burnish's cache folder under names that contain digests of their sources. They are written under another
-name and renamed when complete, and can be deleted at any time.
+Both are kept in burnish's cache folder under names that contain digests of their sources. They are written under
+another name and renamed when complete, and can be deleted at any time.
 """
 
 from __future__ import annotations

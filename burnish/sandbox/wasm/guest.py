@@ -19,14 +19,14 @@ _DATA_PACKAGES = ("tzdata",)
 
 
 class StandardLibraryFinder:
-    """Import finder that hides the packages built into this Python, so a program has the same modules on every layer."""
+    """Import finder that hides packages built into this Python, so programs have the same modules on every layer."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> Any:
         """Return a module's spec, or None for the next finder. Raises ModuleNotFoundError for a built-in package."""
         if path is not None or name.startswith("_") or name in sys.stdlib_module_names or name in _DATA_PACKAGES:
             return None
-        # Modules that the program has written itself have any name.
+        # The program may have written a module of that name itself.
         folders = [folder for folder in sys.path if not folder.endswith(".zip")]
         spec = importlib.machinery.PathFinder.find_spec(name, folders)
         if spec is None:

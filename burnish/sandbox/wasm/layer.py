@@ -1,9 +1,9 @@
 """Layer ``wasm``: runs programs in Python inside WebAssembly, on Linux, macOS and Windows.
 
-WebAssembly code can use only its own memory and the functions that it imports. Here these are WASI's, except links: files in
-given folders, clocks, random numbers and output. None of them creates sockets, processes or threads. Programs still run
-in separate processes (``worker``), since a program that hangs in a call can be ended only with its process. Each process
-runs many programs, each in a fresh instance.
+WebAssembly code can use only its own memory and the functions that it imports. Here these are WASI's, except links:
+files in given folders, clocks, random numbers and output. None of them creates sockets, processes or threads. Programs still
+run in separate processes (``worker``), since a program that hangs in a call can be ended only with its process. Each
+process runs many programs, each in a fresh instance.
 """
 
 from __future__ import annotations

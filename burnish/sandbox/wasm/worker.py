@@ -1,8 +1,8 @@
 """Worker process of the layer ``wasm``: runs programs one after another, each in a fresh WebAssembly instance.
 
 ``layer.py`` starts this file with one argument of JSON and communicates over standard input and output, in frames of a
-length and that many bytes of JSON. Each program has its own memory, open files, environment and output, which end with it.
-It has no calls for sockets, processes or threads, and no folders but those listed here.
+length and that many bytes of JSON. Each program has its own memory, open files, environment and output, which end with
+it. It has no calls for sockets, processes or threads, and no folders but the three below.
 
 This module runs in a Python without site-packages. It imports only the standard library, wasmtime and the sandbox.
 """

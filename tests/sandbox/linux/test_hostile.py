@@ -36,8 +36,8 @@ def refused(attempt, *arguments):
     except (RuntimeError, ValueError, socket.gaierror):
         return
     except OSError as error:
-        # Landlock refuses a move with EXDEV. Other failures prove nothing, except that in namespaces outside files do not
-        # exist.
+        # Landlock refuses a move with EXDEV. Other failures prove nothing, except in namespaces, where outside files do
+        # not exist.
         if error.errno in (1, 13, 18) or NAMESPACES and error.errno in (2, 30):
             return
         result = error
@@ -179,7 +179,7 @@ assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == 38
 
 
 def hostile(body: str, layer: str = NAMESPACES) -> str:
-    """Return a program that attempts the body's attacks on paths that exist outside, and prints BREACH if one succeeds."""
+    """Return a program that runs the body's attacks and prints BREACH for each that succeeds."""
     packages = f"{os.path.dirname(os.__file__)}/site-packages"
     outside = [
         path
