@@ -146,7 +146,7 @@ class ModuleModel:
             self.advance(torch.tensor([prompts[index] for index in group], device=self.device), None)
             for group in by_length.values()
         ]
-        order = torch.tensor([index for group in by_length.values() for place in group], device=self.device).argsort()
+        order = torch.tensor([index for group in by_length.values() for index in group], device=self.device).argsort()
         logits = torch.cat([scores[:, -1] for scores, _ in read])[order]
         parts = zip(*(state for _, state in read), strict=True)
         return logits, tuple(torch.cat(part)[order] for part in parts)

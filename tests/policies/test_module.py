@@ -194,7 +194,8 @@ class TestLogprobs:
 
 
 class TestSampling:
-    PROMPTS = (Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "你"), Prompt("d", "爱"))
+    # Lengths that are not sorted: prompts of one length are read together and put back in order.
+    PROMPTS = (Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "你"), Prompt("d", "爱"), Prompt("e", "爱我"))
 
     def sample(self, policy, prompts=PROMPTS, recompute=False, **options):
         sampler = ModuleSampler(policy, recompute=recompute)
@@ -236,7 +237,7 @@ class TestSampling:
         policy.module.max_positions = 8
         self.sample(policy, [Prompt("d", "爱")])  # 2 and 6
         with pytest.raises(InputError, match="prompt 'b' has 3 tokens; with 6 new ones"):
-            self.sample(policy)
+            self.sample(policy, self.PROMPTS[:4])
 
     def test_a_prompt_that_cannot_be_encoded(self):
         with pytest.raises(InputError, match="prompt 'x': the vocabulary has no token for 'q'"):
