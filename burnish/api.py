@@ -13,7 +13,7 @@ from typing import Any
 
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.local import build
-from burnish.backends.preflight import check_companions, check_prompts, say_walls
+from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompts import task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
@@ -187,7 +187,7 @@ def evaluate(
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)
         check_companions(chosen)
-        say_walls(chosen, watcher)
+        check_dependencies(chosen, watcher)
 
         def measure_model(name: str) -> Measurement:
             policy = _language_model(name, chosen, offline, watcher)

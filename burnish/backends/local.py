@@ -1,4 +1,4 @@
-"""One process on one machine; sampler and trainer share the weights."""
+"""The local backend: one process, in which sampler and trainer share the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from burnish.backends.preflight import check_companions, check_prompts, say_walls
+from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompts import task_prompts
 from burnish.backends.reference_cache import CachedReference
 from burnish.catalogue.convert import resolve_model
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 def build(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
 ) -> tuple[Learner, list[Prompt]]:
-    """A learner and the held-out prompts, from a recipe.
+    """Build the learner and the held-out prompts of a recipe.
 
     Args:
-        folder: the run folder, where a policy that is made and not loaded keeps what training starts from.
+        folder: the run folder, where a policy that is built rather than loaded keeps its initial weights.
     Raises:
-        InputError: the model or the data cannot be had, or the task has no prompts.
+        InputError: the model or the data are not available, or the task has no prompts.
     """
     keep_freed_memory()
     if recipe.threads is not None:
@@ -43,7 +43,7 @@ def build(
     train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
     check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
-    say_walls(recipe, observer)
+    check_dependencies(recipe, observer)
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):
@@ -60,7 +60,7 @@ def build(
     scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
         recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), build_optimizer(policy, recipe.optimizer),
-        critic=critic_for(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
+        critic=build_critic(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
 
@@ -68,7 +68,7 @@ def build(
 def build_policy(
     section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
 ) -> tuple[Policy, Sampler]:
-    """The policy of a recipe that names a language model or the table, and the sampler that shares its weights."""
+    """Build a language model or table policy, and the sampler that shares its weights."""
     if section.use == "tabular":
         from burnish.policies.tabular import TablePolicy
 
@@ -86,7 +86,7 @@ def build_policy(
 def build_language_model(
     section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
 ) -> CausalPolicy:
-    """The language model that a recipe names, to be trained. Raises InputError or BurnishError where it cannot be had."""
+    """Load the language model that a recipe trains. Raises InputError or BurnishError where it is not available."""
     from burnish.policies.loading import load_policy
 
     source = resolve_model(section.model, offline=offline, observer=observer)
@@ -96,8 +96,8 @@ def build_language_model(
     )  # fmt: skip
 
 
-def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
-    """The critic of a recipe whose algorithm has one, a copy of the policy as it is now with a head of its own."""
+def build_critic(policy: Policy, recipe: Recipe) -> Critic | None:
+    """Build the critic of an algorithm that has one: a copy of the policy with a value head. None for other algorithms."""
     if not resolve_preset(recipe.algorithm).critic:
         return None
     from burnish.policies.causal_lm import CausalPolicy
@@ -113,5 +113,5 @@ def critic_for(policy: Policy, recipe: Recipe) -> Critic | None:
     elif isinstance(policy, TablePolicy):
         model = TableValueModel(policy)
     else:
-        raise InputError(f"algorithm.use = '{recipe.algorithm.use}': no critic is known for a {type(policy).__name__}")
+        raise InputError(f"algorithm.use = '{recipe.algorithm.use}': there is no critic for a {type(policy).__name__}")
     return Critic(model, build_optimizer(model, recipe.optimizer), critic_settings(recipe.algorithm))

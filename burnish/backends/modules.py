@@ -1,7 +1,7 @@
-"""Policies that a recipe makes rather than loads: the built-in LSTM, and any torch module of one's own.
+"""Policies that are built rather than loaded: the built-in LSTM, and a user's torch or Keras module.
 
-What training starts from is kept in the run folder as ``start/``: it is the frozen reference, and a run that is taken up
-again must have the same one to the last bit, without making it a second time.
+The initial policy is saved in the run folder as ``start/``. It is the frozen reference, and a resumed run must use the same
+one, to the last bit, without building it again.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def build_module_policy(
     folder: Path | None = None,
     observer: Observer | None = None,
 ) -> tuple[ModulePolicy, ModuleSampler]:
-    """The policy that training starts from, pretrained where the recipe says so, and its sampler.
+    """Build the initial policy, pretrained if the recipe asks for it, and its sampler.
 
     Args:
-        texts: the task's training texts; asked for a vocabulary and for pretraining alone.
-        folder: the run folder; where it holds what the run started from, that is taken and nothing is trained.
+        texts: returns the task's training texts; called for a vocabulary and for pretraining only.
+        folder: the run folder. If it holds the initial policy already, that is loaded and nothing is trained.
     Raises:
         InputError: the module, its weights, its vocabulary or the texts cannot be used.
         BurnishError: pretraining failed, or its result could not be written.
@@ -72,14 +72,14 @@ def build_module_policy(
         losses = pretrain(policy, texts(), section.pretrain, seed=seed, observer=observer)
         if observer is not None:
             last = losses[-max(1, len(losses) // 20) :]
-            observer.message(f"pretrained: {sum(last) / len(last):.3f} nats a token")
+            observer.message(f"pretrained: {sum(last) / len(last):.3f} nats per token")
     if kept is not None and not made:
         _keep(policy, kept)
     return policy, ModuleSampler(policy)
 
 
 def training_texts(recipe: Recipe, prompts: Sequence[Prompt], *, offline: bool = False) -> list[str]:
-    """Texts to learn a language from: what the task gives as ``texts()``, else each training prompt with its reference."""
+    """Return texts for pretraining: the task's ``texts()``, or each training prompt with its reference."""
     task: Any = prepared_task(recipe, offline=offline)
     if not hasattr(task, "texts"):
         return [prompt.text + continuation(prompt.text, prompt.reference or "") for prompt in prompts]
@@ -88,7 +88,7 @@ def training_texts(recipe: Recipe, prompts: Sequence[Prompt], *, offline: bool =
 
 
 def load_trained(section: PolicySection, folder: Path) -> ModulePolicy:
-    """The trained policy of a run or another folder that ``ModulePolicy.save`` filled."""
+    """Load a trained policy from a run or from another folder that ``ModulePolicy.save`` wrote."""
     chosen = section.model_copy(update={"weights": str(folder), "vocabulary": None, "pretrain": None})
     return build_module_policy(chosen, 0, texts=lambda: [])[0]
 
@@ -108,37 +108,40 @@ def _vocabulary(section: PolicySection, source: Path | None, texts: Callable[[],
 
 
 def _module(section: PolicySection, vocabulary: Vocabulary, source: Path | None) -> nn.Module:
-    """The module with its first weights, on its device."""
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if section.device == "auto" else section.device
+    """Return the module with its initial weights, on its device."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if section.device == "auto" else section.device
     dtype: torch.dtype = getattr(torch, section.dtype)
     if section.use == "lstm":
         shape = section.lstm or (LSTMShape() if source is None else saved_shape(source))
-        return LSTM(vocabulary.size, **shape.model_dump()).to(device=place, dtype=dtype)
+        return LSTM(vocabulary.size, **shape.model_dump()).to(device=device, dtype=dtype)
     assert section.module is not None
     module = _made(section.module, section.options or {}, vocabulary.size)
     if not is_keras(module):
-        return module.to(device=place, dtype=dtype)
+        return module.to(device=device, dtype=dtype)
     if dtype != torch.float32:
         raise InputError(
-            f'policy.dtype = "{section.dtype}": Keras chooses its own: leave it out, and set it in the model\'s layers'
+            f'policy.dtype = "{section.dtype}": a Keras model sets its own dtype: remove the key, and set it in the layers'
         )
     return module
 
 
 def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module:
-    """The module at ``module:object``, or what the callable there makes; it is given ``vocabulary_size`` if it names it."""
-    # Only where nobody has chosen: a Keras model is a torch module under this backend alone.
+    """Return the module at ``module:object``, or the module that the callable there returns.
+
+    The callable gets ``vocabulary_size`` if it names it.
+    """
+    # Unless the user has chosen one: a Keras model is a torch module only with this backend.
     os.environ.setdefault("KERAS_BACKEND", "torch")
     found = import_object(path, "module")
     if isinstance(found, nn.Module):
         if options:
             raise InputError(
-                f"module '{path}' is made already and takes no policy.options: name a function that makes it"
+                f"module '{path}' is an object and takes no policy.options: name a function that returns it"
             )
-        # A module-level object is trained by no run: the next one shall find it as it was.
+        # A run must not change a module-level object, which a later run may use.
         return copy.deepcopy(found)
     if not callable(found):
-        raise InputError(f"module '{path}' is neither a torch module nor a function that makes one: {_kind(found)}")
+        raise InputError(f"module '{path}' is neither a torch module nor a function that returns one: {_kind(found)}")
     parameters = inspect.signature(found).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in options:
@@ -156,7 +159,7 @@ def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module
         reason = one_line(error)
         raise InputError(f"module '{path}' raised {type(error).__name__}: {reason[:200]}") from error
     if not isinstance(module, nn.Module):
-        raise InputError(f"module '{path}' makes no torch module: {_kind(module)}")
+        raise InputError(f"module '{path}' does not return a torch module: {_kind(module)}")
     return module
 
 
@@ -167,20 +170,20 @@ def _kind(found: object) -> str:
 
 
 def saved_shape(folder: Path) -> LSTMShape:
-    """The widths of a saved LSTM, read off its weights. Raises InputError where there is none."""
+    """Return the sizes of a saved LSTM, from its weights. Raises InputError where the folder holds none."""
     try:
         tensors = load_file(folder / WEIGHTS)
         embedding = tensors["embedding.weight"].shape[1]
         hidden = tensors["recurrent.weight_hh_l0"].shape[1]
     except Exception as error:  # safetensors has an error of its own kind
         reason = one_line(error)
-        raise InputError(f"{folder} holds no LSTM ({type(error).__name__}: {reason[:200]})") from error
+        raise InputError(f"{folder} does not hold an LSTM ({type(error).__name__}: {reason[:200]})") from error
     layers = sum(name.startswith("recurrent.weight_hh_l") for name in tensors)
     return LSTMShape(embedding=embedding, hidden=hidden, layers=layers)
 
 
 def _keep(policy: ModulePolicy, target: Path) -> None:
-    """Writes the policy into a folder in one piece."""
+    """Write the policy into a folder atomically."""
     temporary = target.with_name(f".{target.name}.partial")
     with explained(f"cannot save {target}"):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -197,8 +200,7 @@ def _keep(policy: ModulePolicy, target: Path) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All that may make first weights (torch, numpy, and Python's own, which Keras asks) starts from the seed; the state
-    that they had comes back."""
+    """Seed the random generators of torch, numpy and Python (which Keras uses), and restore their state afterwards."""
     plain, old = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from burnish.errors import InputError
 from burnish.policies.vocabulary import refuse_messages
@@ -13,14 +12,11 @@ from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Prompt
 
-if TYPE_CHECKING:
-    pass
-
 
 def check_prompts(
     recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = (), observer: Observer | None = None
 ) -> None:
-    """Raises InputError where a prompt is nothing for the policy or for a reward: before a model is loaded, or made."""
+    """Raise InputError where the policy or a reward cannot use a prompt."""
     check_references(recipe, train, held_out)
     check_languages(recipe, [*train, *held_out], observer)
     if recipe.policy.use in ("lstm", "module"):
@@ -29,8 +25,10 @@ def check_prompts(
 
 
 def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:
-    """Raises InputError where a reward or a metric knows English only and most references are
-    Chinese or Japanese. Where prompts are and references are not there, a warning: the answers may be English."""
+    """Raise InputError where a reward or metric reads English only and most references are Chinese or Japanese.
+
+    Without references the prompts decide, and this is only a warning, since the answers may be English.
+    """
     references = [prompt.reference for prompt in prompts if prompt.reference is not None]
     texts = references or [prompt.text for prompt in prompts]
     if 2 * sum(map(mostly_han_or_kana, texts)) <= len(texts):
@@ -41,17 +39,17 @@ def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observe
             if not reward.english_only(section.options):
                 continue
             what = "references" if references else "prompts"
-            said = f"{key}.{index}: '{section.use}' knows English only, and most {what} of task '{recipe.task.use}' are not"
+            name = f"{key}.{index}: '{section.use}'"
+            problem = f"{name} reads English only, but most {what} of task '{recipe.task.use}' are not"
             if references:
                 other = ", or name a model that knows their language" if "model" in reward.options else ""
-                raise InputError(f"{said}: leave it out{other}")
+                raise InputError(f"{problem}: remove it{other}")
             if observer is not None:
-                observer.message(f"{said}: answers that are not English score about 0", level="warning")
+                observer.message(f"{problem}: answers in other languages score about 0", level="warning")
 
 
 def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> None:
-    """Raises InputError where a reward or a metric says that it needs a reference and a
-    prompt that it shall judge has none: before a model is loaded, not when the first sample is scored."""
+    """Raise InputError where a reward or metric needs a reference and a prompt that it scores has none."""
     for key, sections, prompts in (
         ("reward", recipe.reward, [*train, *held_out]),
         ("evaluation.metrics", recipe.evaluation.metrics, held_out),
@@ -59,17 +57,20 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
         without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
         for index, section in enumerate(sections):
             if without and REWARDS.get(section.use).facts.needs_reference:
-                more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+                count = f"{len(without)} prompt{'s' if len(without) > 1 else ''}"
+                kind = key.rpartition(".")[2].removesuffix("s")
                 raise InputError(
-                    f"{key}.{index}: '{section.use}' needs a reference, but prompt '{without[0].id}'{more} of task "
-                    f"'{recipe.task.use}' has none: leave this {key.rpartition('.')[2].removesuffix('s')} out, or give "
-                    "the task's prompts references"
+                    f"{key}.{index}: '{section.use}' needs a reference, but {count} of task '{recipe.task.use}' "
+                    f"{'have' if len(without) > 1 else 'has'} none, such as '{without[0].id}': give them references, or "
+                    f"remove this {kind}"
                 )
 
 
 def check_companions(recipe: Recipe) -> None:
-    """Raises InputError where a reward or a metric compares the samples of one prompt and
-    there is one: it would have the same value for any text."""
+    """Raise InputError where a reward or metric compares the samples of one prompt and there is only one.
+
+    It would have the same value for any text.
+    """
     trained, held_out = recipe.sampling.samples_per_prompt, recipe.evaluation.samples_per_prompt
     for section, samples in (
         *((section, {"sampling": trained, "evaluation": held_out}) for section in recipe.reward),
@@ -78,19 +79,22 @@ def check_companions(recipe: Recipe) -> None:
         alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
         if alone and REWARDS.get(section.use).facts.needs_companions:
             raise InputError(
-                f"'{section.use}' compares the samples of one prompt, and there is one: {' and '.join(alone)} must be at "
-                "least 2"
+                f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} must be "
+                "at least 2"
             )
 
 
-def say_walls(recipe: Recipe, observer: Observer | None = None) -> None:
-    """Has rewards that hang on something outside (a sandbox, another model's address) look for it before
-    a model is loaded, and says what they found. Raises BurnishError where they cannot work."""
-    said = set()
+def check_dependencies(recipe: Recipe, observer: Observer | None = None) -> None:
+    """Let rewards look for what they depend on, such as a sandbox or a judge's server, and report what they use.
+
+    Raises:
+        BurnishError: a reward cannot work on this machine.
+    """
+    messages = set()
     for section in (*recipe.reward, *recipe.evaluation.metrics):
         message = REWARDS.get(section.use).preflight(section.options)
         if message is not None:
-            said.add(message)
+            messages.add(message)
     if observer is not None:
-        for text, level in sorted(said):
+        for text, level in sorted(messages):
             observer.message(text, level=level)

@@ -102,7 +102,7 @@ class TestRecipes:
         ("code", "options", "message"),
         [
             ("make = 3", "", "neither a torch module nor a function"),
-            ("def make(): return 3", "", "makes no torch module: it is a int"),
+            ("def make(): return 3", "", "does not return a torch module: it is a int"),
             ("def make(): return 1 / 0", "", "raised ZeroDivisionError"),
             ("def make(*, width=3): ...", "{widht = 2}", "did you mean 'width'"),
             ("import torch\nmake = torch.nn.Embedding(4, 4)", "{width = 2}", "takes no policy.options"),

@@ -32,7 +32,8 @@ def test_refused_before_the_model_is_loaded(reward, monkeypatch):
         "burnish.backends.local.task_prompts", lambda *_, **__: (Unlabelled().train(), Unlabelled().evaluation())
     )
     with pytest.raises(
-        InputError, match=rf"reward\.1: '{reward}' needs a reference, but prompt 'a' \(and 2 more\)"
+        InputError,
+        match=rf"reward\.1: '{reward}' needs a reference, but 3 prompts of task 'news' have none, such as 'a'",
     ) as e:
         build(recipe)
     assert "\n" not in str(e.value) and e.value.exit_status == 2
@@ -71,7 +72,7 @@ def test_a_reward_that_knows_english_only_is_refused_chinese_references(use, whe
     metrics = [use] if where == "metric" else []
     recipe = load_recipe({"name": "x", "reward": reward, "evaluation": {"metrics": metrics}})
     with pytest.raises(
-        InputError, match=f"'{use}' knows English only, and most references of task 'news' are not"
+        InputError, match=f"'{use}' reads English only, but most references of task 'news' are not"
     ) as error:
         check_languages(recipe, CHINESE)
     assert ("name a model that knows their language" in str(error.value)) == (use == "similarity")
@@ -83,7 +84,7 @@ def test_chinese_prompts_without_references_are_a_warning():
     recipe = load_recipe({"name": "x", "reward": [{"use": "grammar"}]})
     check_languages(recipe, [Prompt("a", "从前有一只狐狸")], observer)
     ((level, text),) = observer.messages
-    assert level == "warning" and "answers that are not English score about 0" in text
+    assert level == "warning" and "answers in other languages score about 0" in text
 
 
 def test_another_model_of_meaning_may_know_chinese():

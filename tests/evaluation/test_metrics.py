@@ -70,7 +70,7 @@ def test_a_metric_that_needs_a_reference_asks_the_held_out_side_alone() -> None:
     with_reference, without = Prompt("a", "", "x"), Prompt("b", "")
     found = found.model_copy(update={"reward": []})
     check_references(found, [without], [with_reference])
-    with pytest.raises(InputError, match=r"evaluation.metrics.0: 'rouge_l' needs a reference.*leave this metric out"):
+    with pytest.raises(InputError, match=r"evaluation.metrics.0: 'rouge_l' needs a reference.*remove this metric"):
         check_references(found, [with_reference], [without])
 
 
@@ -130,7 +130,7 @@ def test_what_compares_samples_is_refused_one(changes: dict, said: str, tmp_path
     }
     recipe = load_recipe({**plain, **changes})
     with pytest.raises(
-        InputError, match=f"'group_diversity' compares the samples of one prompt, and there is one: {said}"
+        InputError, match=f"'group_diversity' compares the samples of one prompt, but there is only one: {said}"
     ):
         train(recipe, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

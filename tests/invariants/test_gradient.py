@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import critic_for
+from burnish.backends.local import build_critic
 from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.kernels.packing import packed_states, padded_states
@@ -94,7 +94,7 @@ def gradient(
     reference.layout = layout
     sampler, recorder = FixedSampler(groups), RecordingOptimizer(policy)
     learner = Learner(chosen, policy, sampler, scorer, PROMPTS, resolve_preset(chosen.algorithm), recorder,
-                      critic=critic_for(policy, chosen))  # fmt: skip
+                      critic=build_critic(policy, chosen))  # fmt: skip
     learner.credit.baseline.mean = 0.1
     report = train_step(learner)
     assert report.metrics["grad_norm"] > 1e-3, "there is something to compare"

@@ -119,7 +119,7 @@ def test_refusals():
         build(recipe(scores="logits"))
     with pytest.raises(InputError, match="return_sequences=True"):
         build(recipe(make="last_only", scores="logits"))
-    with pytest.raises(InputError, match="Keras chooses its own"):
+    with pytest.raises(InputError, match="a Keras model sets its own dtype"):
         build(recipe("policy.dtype=float64"))
 
 

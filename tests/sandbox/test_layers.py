@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from burnish.backends.preflight import say_walls
+from burnish.backends.preflight import check_dependencies
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.library.code import unit_tests
@@ -270,7 +270,7 @@ def completions(programs: Sequence[str]) -> list[Completion]:
 class TestReward:
     def test_the_log_names_the_layer(self, layer: str) -> None:
         listener = Listener()
-        say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": layer}]}), listener)
+        check_dependencies(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": layer}]}), listener)
         assert listener.messages == [("info", f"sandbox: {layers.TITLES[layer]}")]
 
     @pytest.mark.usefixtures("no_wasm")
@@ -280,9 +280,11 @@ class TestReward:
         with pytest.raises(
             BurnishError, match=r'needs Linux.*unless the \[\[reward\]\] sets sandbox = "none"'
         ) as refused:
-            say_walls(load_recipe("code"), listener)
+            check_dependencies(load_recipe("code"), listener)
         assert "\n" not in str(refused.value) and listener.messages == []
-        say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "none"}]}), listener)
+        check_dependencies(
+            load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "none"}]}), listener
+        )
         ((level, text),) = listener.messages
         assert level == "warning" and 'sandbox = "none"' in text
         right, wrong = completions(["def add(a, b): return a + b  # none", "def add(a, b): return 0  # none"])

@@ -203,7 +203,7 @@ def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, mon
 
 class TestRefused:
     def test_a_language_model_and_two_masks(self):
-        with pytest.raises(InputError, match=r"sampling\.nlpo_top_p: not available with policy\.use = "causal_lm""):
+        with pytest.raises(InputError, match=r'sampling\.nlpo_top_p: not available with policy\.use = "causal_lm"'):
             burnish.load_recipe("news", ["sampling.nlpo_top_p=0.9"])
         with pytest.raises(InputError, match="together they may leave no token"):
             burnish.load_recipe("toy", ["sampling.nlpo_top_p=0.9", "sampling.top_p=0.5"])

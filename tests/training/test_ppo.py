@@ -12,7 +12,7 @@ import torch
 import burnish
 from burnish.algorithms.credit_assignment import whiten
 from burnish.algorithms.presets import PRESETS
-from burnish.backends.local import critic_for
+from burnish.backends.local import build_critic
 from burnish.errors import BurnishError, InputError
 from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_policy
@@ -268,4 +268,4 @@ class TestRefused:
             load_recipe("toy", ["algorithm.use=ppo", *change.split()])
 
     def test_no_critic_is_made_where_none_is_asked_for(self):
-        assert critic_for(TablePolicy(), load_recipe("toy")) is None
+        assert build_critic(TablePolicy(), load_recipe("toy")) is None

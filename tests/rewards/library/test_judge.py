@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from burnish.backends.preflight import say_walls
+from burnish.backends.preflight import check_dependencies
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination
@@ -201,7 +201,7 @@ def test_preflight_connects_without_asking(server: Server, monkeypatch: pytest.M
 
     def preflight(url: str, **options: Any) -> None:
         reward = {"use": "judge", "model": "wise", "url": url, **options}
-        say_walls(load_recipe({"name": "x", "reward": [reward]}), observer)
+        check_dependencies(load_recipe({"name": "x", "reward": [reward]}), observer)
 
     here = f"http://127.0.0.1:{server.server_port}/v1"
     preflight(here)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from burnish.backends.preflight import say_walls
+from burnish.backends.preflight import check_dependencies
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.library.code import unit_tests
 from burnish.sandbox import layers
@@ -214,7 +214,9 @@ class TestReward:
     def test_programs_are_judged_and_the_log_names_the_layer(self) -> None:
         messages: list[tuple[str, str]] = []
         listener: Any = SimpleNamespace(message=lambda text, *, level="info": messages.append((level, text)))
-        say_walls(load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "wasm"}]}), listener)
+        check_dependencies(
+            load_recipe("code", changes={"reward": [{"use": "unit_tests", "sandbox": "wasm"}]}), listener
+        )
         assert messages == [("info", "sandbox: wasm")]
         tests = json.dumps({"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]})
         texts = ["def add(a, b): return a + b  # wasm", "def add(a, b): return 0  # wasm"]
