@@ -40,12 +40,12 @@ def namespaces() -> str:
         pytest.skip(f"NO NAMESPACES HERE: {error}")
 
 
-def in_copy(place: Path, code: str) -> str:
+def in_copy(folder: Path, code: str) -> str:
     """Return what code prints that runs with a copy of the package."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=place,
-        env={"PYTHONPATH": str(place)},
+        cwd=folder,
+        env={"PYTHONPATH": str(folder)},
         check=True,
         capture_output=True,
         text=True,
@@ -142,7 +142,7 @@ class TestWithin:
         for server in children_of(os.getpid()):
             with open(f"/proc/{server}/maps", encoding="utf-8") as maps, open(f"/proc/{server}/mem", "rb") as memory:
                 for line in maps:
-                    start, end = (int(place, 16) for place in line.split()[0].split("-"))
+                    start, end = (int(address, 16) for address in line.split()[0].split("-"))
                     if " rw" in line and "[v" not in line:
                         memory.seek(start)
                         assert secret.encode() not in memory.read(end - start), line

@@ -215,8 +215,8 @@ class TestHostile:
             "import ctypes, mmap\n"
             "page = mmap.mmap(-1, 4096, prot=7)\n"
             f"page.write({code})\n"
-            "place = ctypes.addressof(ctypes.c_char.from_buffer(page))\n"
-            "print('BREACH', ctypes.CFUNCTYPE(ctypes.c_long)(place)())\n"
+            "address = ctypes.addressof(ctypes.c_char.from_buffer(page))\n"
+            "print('BREACH', ctypes.CFUNCTYPE(ctypes.c_long)(address)())\n"
         )
         assert (verdict.status, verdict.reason, verdict.stdout) == ("killed", "by SIGSYS", "")
 
@@ -276,16 +276,16 @@ def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Call
         "print(json.dumps({n: [v.status, v.reason, v.stdout, v.stderr] for n, p in json.load(sys.stdin).items()"
         " for v in [run(p)]}))"
     )
-    place = tempfile.mkdtemp(dir="/tmp")
+    folder = tempfile.mkdtemp(dir="/tmp")
     try:
-        copy_of_the_package(Path(place))
-        own = os.path.join(place, "own")
+        copy_of_the_package(Path(folder))
+        own = os.path.join(folder, "own")
         os.mkdir(own)
-        os.chmod(place, 0o755)
+        os.chmod(folder, 0o755)
         os.chmod(own, 0o777)
         done = subprocess.run(
-            [python, "-B", "-c", code], user=65534, group=65534, extra_groups=[], cwd=place, input=json.dumps(programs),
-            env={"PYTHONPATH": place, "TMPDIR": own}, capture_output=True, text=True,
+            [python, "-B", "-c", code], user=65534, group=65534, extra_groups=[], cwd=folder, input=json.dumps(programs),
+            env={"PYTHONPATH": folder, "TMPDIR": own}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         verdicts = json.loads(done.stdout)
@@ -296,7 +296,7 @@ def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Call
         assert len(verdicts) == len(programs) - 1
         assert os.listdir(own) == []
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
 
 
 @here_only
