@@ -1,4 +1,4 @@
-"""A reward that is easy to game sets off the alarm and, where asked, ends the run; an honest one does neither."""
+"""Reward guards: a gamed reward raises an alarm and, if configured, stops the run; an honest one does neither."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from burnish.run.folder import comparable, read_lines
 from burnish.types import Completion
 
 SEEDS = range(5)
-# What is wanted is 我爱你。; the guard, which is not trained on, is how much of it a text has.
+# The target is 我爱你。; the guard is chrF against it, which is not trained on.
 WATCHED = [
     "steps=40", "evaluation.every=10", "evaluation.resamples=200", "evaluation.samples_per_prompt=8",
     'evaluation.metrics=["chrf"]',
@@ -25,7 +25,7 @@ WATCHED = [
 
 
 def says_i(completion: Completion) -> float:
-    """How much of a text is 我: easy to game by saying nothing else."""
+    """Return the number of 我 over the length limit, which is easy to game by repeating 我."""
     return completion.text.count("我") / 4
 
 
@@ -38,23 +38,23 @@ def run(folder: Path, reward: Any, seed: int, *overrides: str) -> tuple[Any, lis
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_gamed_reward_rings(seed: int, tmp_path: Path) -> None:
+def test_a_gamed_reward_raises_an_alarm(seed: int, tmp_path: Path) -> None:
     result, warnings = run(tmp_path / "run", says_i, seed)
     gamed = [row for row in warnings if "'chrf', which is not trained on, got worse" in row["text"]]
     assert gamed and result.evaluation["reward"]["interval"][0] > 0 > result.evaluation["metric/chrf"]["interval"][1]
-    # It rang on the way, the report says it, and nothing was stopped.
+    # The alarm came during training, the report shows it, and the run was not stopped.
     assert min(row["step"] for row in gamed) < 40 and len(result.metrics) == 40
     assert "which is not trained on, got worse" in result.report.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_honest_reward_rings_not(seed: int, tmp_path: Path) -> None:
+def test_an_honest_reward_raises_no_alarm(seed: int, tmp_path: Path) -> None:
     result, warnings = run(tmp_path / "run", "exact", seed, "guards.stop=true")
     assert result.evaluation["reward"]["interval"][0] > 0 < result.evaluation["metric/chrf"]["interval"][0]
     assert warnings == [] and len(result.metrics) == 40
 
 
-def test_a_stopped_run_keeps_the_best_model_from_before(tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_the_best_model_before_the_alarm(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result, warnings = run(folder, says_i, 0, "guards.stop=true", "checkpoint.keep=1", "checkpoint.every=4")
     (stop,) = [row for row in warnings if row["kind"] == "stop"]
@@ -65,12 +65,12 @@ def test_a_stopped_run_keeps_the_best_model_from_before(tmp_path: Path) -> None:
     before = json.loads((folder / "evaluation" / "before.json").read_text(encoding="utf-8"))["samples"]
     held_out[0] = sum(sample["reward"] for sample in before) / len(before)
     assert stop["kept"] == max(held_out, key=held_out.__getitem__)
-    # The model of that step is the run's, and what was measured after training.
+    # The run's model and its final measurement are those of that step.
     assert (folder / "model").resolve() == folder.resolve() / "checkpoints" / f"step-{stop['kept']}" / "model"
     assert result.evaluation["reward"]["after"] == held_out[stop["kept"]]
     page = result.report.read_text(encoding="utf-8")
     assert f"stopped after step {stop['step']} of 40" in page and f"the model of step {stop['kept']} is kept" in page
-    # Taken up again, a stopped run is where it was, to the last bit.
+    # Resuming a stopped run changes nothing, to the last bit.
     logits = load_file(folder / "model" / "model.safetensors")["logits"]
     again = train(resume=folder, observer=make_observer(quiet=True))
     assert [comparable(row) for row in again.metrics] == [comparable(row) for row in result.metrics]
@@ -78,12 +78,12 @@ def test_a_stopped_run_keeps_the_best_model_from_before(tmp_path: Path) -> None:
     assert torch.equal(load_file(folder / "model" / "model.safetensors")["logits"], logits)
 
 
-def test_a_better_model_than_the_first_is_kept(tmp_path: Path) -> None:
-    # Half of the reward is what is wanted: it rises honestly at first, and is gamed when no more can be had.
+def test_a_later_model_is_kept_if_it_is_better(tmp_path: Path) -> None:
+    # Reward and target agree in part: the reward rises honestly at first and is gamed later.
     folder = tmp_path / "run"
     result, warnings = run(
         folder, says_i, 1, "guards.stop=true", "checkpoint.keep=1", "evaluation.every=2", "guards.metric_drop=0.5"
     )
     (stop,) = [row for row in warnings if row["kind"] == "stop"]
     assert 0 < stop["kept"] < stop["step"] and result.evaluation["reward"]["interval"][0] > 0
-    assert [found.name for found in (folder / "checkpoints").iterdir() if found.name == f"step-{stop['kept']}"]
+    assert (folder / "checkpoints" / f"step-{stop['kept']}").exists()

@@ -1,4 +1,4 @@
-"""The moving mean of each prompt's own rewards: by hand, in a step, and taken up again to the bit."""
+"""The moving mean of each prompt's own rewards: by hand, in a step, and bit for bit after a resume."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def rewards(*rows: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_by_hand():
+def test_prompt_means_match_a_hand_calculation():
     baseline = MovingBaseline(per_prompt=True)
     baseline.mean = 0.25
     assert baseline.expected([P, Q]).tolist() == [[0.25], [0.25]]
     baseline.update([P], rewards((1.0, 3.0)), first=True)
     assert baseline.prompt_means == {"p": 2.0}
-    # p has a mean of its own; q, which has not been sampled, takes the overall one.
+    # p has its own mean; q has not been sampled and gets the overall mean.
     assert baseline.expected([Q, P]).tolist() == [[2.0], [2.0]]
     baseline.update([P, Q], rewards((0.0, 0.0), (4.0, 6.0)), first=False)
     assert baseline.prompt_means == pytest.approx({"p": 0.9 * 2.0, "q": 5.0})
@@ -45,7 +45,7 @@ def test_a_prompt_that_is_drawn_twice_counts_twice():
     assert baseline.prompt_means == pytest.approx({"p": 1.81})
 
 
-def test_one_mean_for_all_prompts():
+def test_one_mean_is_shared_by_all_prompts():
     baseline = MovingBaseline()
     baseline.update([P, Q], rewards((1.0, 3.0), (2.0, 2.0)), first=True)
     assert baseline.expected([P, Q]) == 2.0
@@ -55,7 +55,7 @@ def test_one_mean_for_all_prompts():
 KEYS = ["algorithm.use=reinforce_baseline", "algorithm.baseline=prompt", "checkpoint.every=3", "checkpoint.keep=9"]
 
 
-def test_a_resumed_run_is_one_never_stopped(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     def state(run: Path) -> tuple[bytes, bytes]:
         newest = run / "checkpoints" / "step-6"
         return (newest / "state.json").read_bytes(), (newest / "model" / "model.safetensors").read_bytes()
@@ -71,7 +71,7 @@ def test_a_resumed_run_is_one_never_stopped(tmp_path):
     assert (run.run_dir / "samples.jsonl").read_bytes() == rows
 
 
-def test_others_have_none():
+def test_other_presets_reject_a_baseline():
     with pytest.raises(
         InputError, match=r"algorithm\.baseline = \"prompt\": 'grpo' has no moving baseline; .*use reinfo"
     ):

@@ -1,4 +1,4 @@
-"""The KL term's coefficient and its reference, which may move, and importance weights, in a step."""
+"""The KL term of a step: adaptive coefficient and moving reference; and importance weights."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def adapted(settings: KL, distance: float, samples: int) -> float:
 
 
 class TestCoefficient:
-    def test_by_hand(self):
+    def test_the_controller_by_hand(self):
         kl = KL(coefficient=0.5, target=2.0, horizon=100.0)
         # (2.2 - 2) / 2 = 0.1; 10 of 100 samples: 0.5 * (1 + 0.1 * 0.1).
         assert adapted(kl, 2.2, samples=10) == pytest.approx(0.505, abs=1e-12)
-        # Far off, the error counts as 0.2 at most: 0.5 * (1 - 0.1 * 0.2).
+        # The error is clipped at 0.2: 0.5 * (1 - 0.1 * 0.2).
         assert adapted(kl, -7.0, samples=10) == pytest.approx(0.49, abs=1e-12)
-        # Without a horizon the rate is 0.1, whatever the step's size.
+        # Without a horizon the rate is 0.1 for any step size.
         assert adapted(KL(coefficient=0.5, target=2.0), 9.0, samples=7) == pytest.approx(0.51, abs=1e-12)
         assert adapted(KL(coefficient=0.5), 9.0, samples=10) == 0.5
 
@@ -52,7 +52,7 @@ class TestCoefficient:
         assert rows[0]["kl/completion"] == pytest.approx(0.0, abs=1e-12)
         assert len({row["kl/coefficient"] for row in rows}) > 5
 
-    def test_a_checkpoint_brings_it_back(self, tmp_path):
+    def test_a_checkpoint_restores_it(self, tmp_path):
         key = "kl={coefficient = 0.1, target = 0.05, where = 'reward', estimator = 'k1'}"
         one = learner(key)
         train_step(one)
@@ -74,7 +74,7 @@ class TestCoefficient:
             rows = [train_step(one).metrics["kl/completion"] for _ in range(80)]
             return sum(rows[-20:]) / 20
 
-        # 1.18 and 0.23 nats when this was written; saying nothing but 我爱你。 is log(1/0.24) = 1.43 away.
+        # 1.18 and 0.23 nats when this was written; always writing 我爱你。 is log(1/0.24) = 1.43 nats away.
         assert moved(", target = 0.1, horizon = 8.0") < moved("") / 3
 
 
@@ -82,32 +82,32 @@ class TestReset:
     def test_the_new_reference_is_the_policy_of_that_step(self):
         one = learner("kl={coefficient = 0.1, reset_every = 3}")
         rows = [train_step(one).metrics for _ in range(5)]
-        # Samples of step 4 come from the very policy that step 3 left, which is the reference from there on.
+        # Step 4 samples from the policy after step 3, which is its reference too.
         assert abs(rows[2]["kl/completion"]) > 1e-3
         assert rows[3]["kl/completion"] == pytest.approx(0.0, abs=1e-12)
         assert abs(rows[4]["kl/completion"]) > 1e-6
 
     @pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
-    def test_an_anchor_stays_where_it_was_dropped(self, tiny, lora):
+    def test_a_snapshot_keeps_the_weights_of_its_time(self, tiny, lora):
         policy = load_policy(tiny("llama"), lora=lora)
         one = Completion(Prompt("p", "The home"), policy.encode("The home"), (5, 9, 17), "", (0.0,) * 3, "length")
         with torch.no_grad():
             for parameter in policy.trainable().values():
                 parameter.add_(0.05)
         before = policy.token_logprobs([one])
-        anchor = PolicySnapshot.take(policy)
+        snapshot = PolicySnapshot.take(policy)
         with torch.no_grad():
             for parameter in policy.trainable().values():
                 parameter.add_(0.1)
         after = policy.token_logprobs([one])
         pointers = [parameter.data_ptr() for parameter in policy.trainable().values()]
-        assert torch.equal(anchor.token_logprobs([one]), before)
+        assert torch.equal(snapshot.token_logprobs([one]), before)
         assert not torch.equal(after, before)
-        assert torch.equal(policy.token_logprobs([one]), after), "the policy has its own weights back"
+        assert torch.equal(policy.token_logprobs([one]), after), "the policy's weights are restored"
         assert [parameter.data_ptr() for parameter in policy.trainable().values()] == pointers
 
-    def test_a_checkpoint_from_before_the_first_reset_has_no_anchor(self, tmp_path):
-        # Guards that stop a run take the learner back to a model from before the alarm.
+    def test_a_checkpoint_from_before_the_first_reset_has_no_snapshot(self, tmp_path):
+        # Guards that stop a run restore a model from before the alarm.
         one = learner("kl={coefficient = 0.1, reset_every = 2}")
         train_step(one)
         run = Run(tmp_path)
@@ -119,20 +119,20 @@ class TestReset:
         checkpointer.restore(kept)
         assert one.step == 1 and one.kl.snapshot is None and one.kl.reference is one.policy.reference
 
-    def test_the_policy_gets_its_weights_back_though_the_question_fails(self):
+    def test_the_policys_weights_are_restored_after_an_error(self):
         policy = TablePolicy()
-        anchor = PolicySnapshot.take(policy)
+        snapshot = PolicySnapshot.take(policy)
         with torch.no_grad():
             policy.parameter.add_(1.0)
         kept = policy.parameter.detach().clone()
         policy.token_logprobs = None
         with pytest.raises(TypeError):
-            anchor.token_logprobs([])
+            snapshot.token_logprobs([])
         assert torch.equal(policy.parameter.detach(), kept)
 
 
 class Stale:
-    """A sampler that says it drew from a policy half as sure of every first token as it was."""
+    """A sampler that reports half of the true probability of every first token."""
 
     def __init__(self, inner) -> None:
         self.inner = inner
@@ -151,12 +151,12 @@ class TestImportance:
     @staticmethod
     def metrics(key: str) -> dict:
         one = learner("use=reinforce", f"importance={{{key}}}")
-        # No two completions have the same reward, and none has 0.
+        # All rewards differ, and none is 0.
         one.sampler, one.scorer = Stale(one.sampler), FixedScorer(range(8, 0, -1))
         return train_step(one).metrics
 
     def test_weights_by_hand(self):
-        # pi/mu is 2 for a first token and 1 for all others. There are 8 completions.
+        # pi/mu is 2 for the first token of each of the 8 completions and 1 for all others.
         plain = self.metrics("form = 'none'")
         assert "importance/mean" not in plain
         share = 8 / plain["tokens"]
@@ -168,19 +168,19 @@ class TestImportance:
         assert masked["importance/mean"] == pytest.approx(1 - share, abs=1e-12)
         assert masked["importance/dropped"] == pytest.approx(share, abs=1e-12)
 
-    def test_of_whole_texts(self):
+    def test_sequence_weights_by_hand(self):
         plain = self.metrics("form = 'none'")
         whole = self.metrics("form = 'truncate', level = 'sequence', limit = 3.0")
         assert whole["importance/mean"] == pytest.approx(2.0, abs=1e-12)
-        # Every completion counts double; or, masked, not at all.
+        # Every completion counts twice or, if masked, not at all.
         assert whole["loss"] == pytest.approx(2 * plain["loss"], abs=1e-12)
         assert whole["grad_norm"] == pytest.approx(2 * plain["grad_norm"], abs=1e-12)
         assert self.metrics("form = 'mask', level = 'sequence', limit = 1.5")["grad_norm"] == 0.0
 
-    def test_the_effective_sample_size_sees_a_stale_sampler(self):
-        found = self.metrics("form = 'none'")
-        n, k = found["tokens"], 8
-        # Weights are 2 for k of n tokens and 1 for the rest: (n + k)^2 / (n (n + 3 k)).
-        assert found["effective_sample_size"] == pytest.approx((n + k) ** 2 / (n * (n + 3 * k)), abs=1e-12)
-        # k3 of the halved ones: log mu - log pi = -log 2, so 2 - 1 - log 2 for k of n tokens.
-        assert found["mismatch_kl"] == pytest.approx(k / n * (1 - math.log(2)), abs=1e-12)
+    def test_a_stale_sampler_lowers_the_effective_sample_size(self):
+        metrics = self.metrics("form = 'none'")
+        n, k = metrics["tokens"], 8
+        # The weights are 2 for k of n tokens and 1 for the rest: (n + k)^2 / (n (n + 3 k)).
+        assert metrics["effective_sample_size"] == pytest.approx((n + k) ** 2 / (n * (n + 3 * k)), abs=1e-12)
+        # k3 of the halved tokens: log mu - log pi = -log 2, so 2 - 1 - log 2 for k of n tokens.
+        assert metrics["mismatch_kl"] == pytest.approx(k / n * (1 - math.log(2)), abs=1e-12)

@@ -1,5 +1,4 @@
-"""Masked actions (NLPO): what is drawn, its log-probabilities and the gradient, exactly on a world that can be written down,
-and over a resume."""
+"""Masked actions (NLPO): samples, log-probabilities and gradients on an enumerable world, and resuming."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ START = Prompt("start", "")
 
 
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """A policy's logits and those of an earlier one, [5, 4]."""
+    """Return the logits [5, 4] of a policy and of its lagged policy."""
     generator = np.random.default_rng(6)
     return generator.normal(size=(5, 4)), generator.normal(size=(5, 4))
 
@@ -45,8 +44,8 @@ def table(logits: np.ndarray, lagged: np.ndarray) -> TablePolicy:
 
 
 def chances(logits: np.ndarray, lagged: np.ndarray) -> np.ndarray:
-    """The masked policy [5, 4], word by word: tokens by falling probability under the lagged policy until they hold 0.8."""
-    found = np.zeros(logits.shape)
+    """Return the masked policy [5, 4]: the tokens with the highest lagged probabilities, up to a total of 0.8."""
+    masked = np.zeros(logits.shape)
     for row in range(len(logits)):
         old = np.exp(lagged[row] / 0.8) / np.exp(lagged[row] / 0.8).sum()
         kept, mass = [], 0.0
@@ -55,12 +54,12 @@ def chances(logits: np.ndarray, lagged: np.ndarray) -> np.ndarray:
                 kept.append(token)
                 mass += old[token]
         weights = np.exp(logits[row, kept] / 0.8)
-        found[row, kept] = weights / weights.sum()
-    return found
+        masked[row, kept] = weights / weights.sum()
+    return masked
 
 
 def world() -> tuple[list[Completion], np.ndarray]:
-    """All sequences of up to three tokens, and rewards of no pattern."""
+    """Return all sequences of up to three tokens, and random rewards."""
     everything = all_sequences(4, 3, end=3)
     texts = [
         Completion(START, (), tuple(int(t) for t, real in zip(tokens, mask, strict=True) if real), "", (), "stop")
@@ -69,21 +68,21 @@ def world() -> tuple[list[Completion], np.ndarray]:
     return texts, np.random.default_rng(5).normal(size=len(texts))
 
 
-def chance_of(text: Completion, masked: np.ndarray) -> float:
+def sequence_probability(text: Completion, masked: np.ndarray) -> float:
     return float(np.prod([masked[row, token] for row, token in itertools.pairwise((4, *text.token_ids))]))
 
 
-class TestExactly:
-    def test_every_sequences_probability(self):
+class TestExactValues:
+    def test_the_probability_of_every_sequence(self):
         masked = chances(*tables())
         assert ((masked == 0).sum(-1) > 0).any()
         policy, (texts, _) = table(*tables()), world()
-        possible = [text for text in texts if chance_of(text, masked) > 0]
-        assert sum(chance_of(text, masked) for text in possible) == pytest.approx(1, abs=1e-12)
+        possible = [text for text in texts if sequence_probability(text, masked) > 0]
+        assert sum(sequence_probability(text, masked) for text in possible) == pytest.approx(1, abs=1e-12)
         assert 1 < len(possible) < len(texts)
         for text in possible:
             logprob = float(policy.logprobs([text], MASKED).logprobs.detach().sum())
-            assert np.exp(logprob) == pytest.approx(chance_of(text, masked), abs=1e-12)
+            assert np.exp(logprob) == pytest.approx(sequence_probability(text, masked), abs=1e-12)
 
     def test_the_estimators_mean_is_the_gradient_of_the_masked_return(self):
         logits, lagged = tables()
@@ -91,52 +90,52 @@ class TestExactly:
 
         def masked_return(values: np.ndarray) -> float:
             masked = chances(values, lagged)
-            return sum(chance_of(text, masked) * reward for text, reward in zip(texts, rewards, strict=True))
+            return sum(sequence_probability(text, masked) * reward for text, reward in zip(texts, rewards, strict=True))
 
-        # Central differences of J, which needs no derivative of anything.
+        # Central differences of J need no derivatives.
         step, exact = 1e-6, np.zeros(logits.shape)
-        for place in np.ndindex(logits.shape):
+        for index in np.ndindex(logits.shape):
             moved = [logits.copy(), logits.copy()]
-            moved[0][place] += step
-            moved[1][place] -= step
-            exact[place] = (masked_return(moved[0]) - masked_return(moved[1])) / (2 * step)
+            moved[0][index] += step
+            moved[1][index] -= step
+            exact[index] = (masked_return(moved[0]) - masked_return(moved[1])) / (2 * step)
 
         def mean_of_estimates(sampling: SamplingParams, earlier: np.ndarray) -> np.ndarray:
             policy, masked = table(logits, earlier), chances(logits, lagged)
             total = torch.zeros((), dtype=torch.float64)
             for text, reward in zip(texts, rewards, strict=True):
-                if (chance := chance_of(text, masked)) > 0:
+                if (chance := sequence_probability(text, masked)) > 0:
                     total = total + chance * reward * policy.logprobs([text], sampling).logprobs.sum()
             total.backward()
             return policy.parameter.grad.numpy()
 
-        # Differences are good to 1e-10 here; the tolerance is a hundred times that, and the gradient a million times the
+        # The differences are accurate to 1e-10. The tolerance is a hundred times that, and the gradient a million times the
         # tolerance.
         tolerance = 1e-8
         assert np.abs(exact).max() > 1e6 * tolerance
         np.testing.assert_allclose(mean_of_estimates(MASKED, lagged), exact, atol=tolerance)
-        # On samples drawn with the mask, log-probabilities without one are another policy's: farther from the gradient than
-        # no gradient at all (1.29 times its length away). So are those of a mask that has caught up too early (1.32).
+        # For samples drawn with the mask, log-probabilities without it are those of another policy: they miss the gradient
+        # by 1.29 times its length. A mask that is updated too early misses it by 1.32 times.
         for sampling, earlier in ((SamplingParams(3, 0.8), lagged), (MASKED, logits)):
             wrong = mean_of_estimates(sampling, earlier)
             assert np.linalg.norm(wrong - exact) > np.linalg.norm(exact)
 
 
 class TestSampling:
-    def test_the_table_draws_what_it_says(self):
+    def test_the_table_samples_from_the_masked_policy(self):
         policy, masked = table(*tables()), chances(*tables())
         (group,) = policy.sample([START], samples_per_prompt=4000, sampling=MASKED, seed=(1,))
         counts = np.bincount([one.token_ids[0] for one in group.completions], minlength=4)
         assert (counts[masked[4] == 0] == 0).all()
         kept = masked[4] > 0
         expected = 4000 * masked[4, kept]
-        # Chi-square of up to three degrees of freedom: above 16.3 in one of a thousand.
+        # Chi-square with up to three degrees of freedom exceeds 16.3 once in a thousand times.
         assert float(((counts[kept] - expected) ** 2 / expected).sum()) < 16.3
         recorded = torch.tensor([x for one in group.completions for x in one.sampler_logprobs], dtype=torch.float64)
         torch.testing.assert_close(policy.logprobs(group.completions, MASKED).logprobs.detach(), recorded)
 
     @pytest.mark.parametrize("recompute", [False, True])
-    def test_a_module_draws_under_the_mask_of_its_earlier_self(self, recompute):
+    def test_a_module_samples_under_the_lagged_mask(self, recompute):
         torch.manual_seed(2)
         vocabulary = build_vocabulary("character", ["the minister said"], None)
         policy = ModulePolicy(
@@ -156,21 +155,21 @@ class TestSampling:
         )
         texts = [one for group in groups for one in group.completions]
         recorded = torch.tensor([x for one in texts for x in one.sampler_logprobs], dtype=torch.float64)
-        found = policy.logprobs(texts, sampling).logprobs.detach()
-        torch.testing.assert_close(found, recorded, rtol=0, atol=1e-10)
+        logprobs = policy.logprobs(texts, sampling).logprobs.detach()
+        torch.testing.assert_close(logprobs, recorded, rtol=0, atol=1e-10)
         assert policy.lagged is not None
         old, tokens = policy.lagged.completion_logits(texts)
         mass = old.softmax(-1)
-        # A token is kept where those that are more probable hold less than 0.6.
+        # A token is kept if the more probable ones sum to less than 0.6.
         above = (mass * (mass > mass.gather(-1, tokens[:, None]))).sum(-1)
         assert bool((above < 0.6).all())
         whole = policy.logprobs(texts, SamplingParams(12)).logprobs.detach()
-        assert bool((found >= whole - 1e-12).all()) and float((found - whole).max()) > 0.1
+        assert bool((logprobs >= whole - 1e-12).all()) and float((logprobs - whole).max()) > 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["tabular", "lstm"])
-def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, monkeypatch):
+def test_the_lagged_policy_is_updated_and_restored(policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes: dict[str, Any] = {"steps": 5, "checkpoint": {"every": 1}}
     if policy == "lstm":
@@ -184,13 +183,13 @@ def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, mon
     rows = [json.loads(line) for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
     assert [comparable(row) for row in rows] == [comparable(row) for row in whole.metrics]
     assert max(row["mismatch_kl"] for row in rows) < 1e-9
-    # The policy moves in between; the earlier one stands still until the second step is done.
+    # The policy changes at every step, the lagged one at every second step.
     from safetensors.torch import load_file
 
     def lagged(step: int) -> dict[str, torch.Tensor]:
         folder = Path(f"whole/checkpoints/step-{step}/model")
-        found = load_file(folder / ("model.safetensors" if policy == "tabular" else "lagged.safetensors"))
-        return {"lagged": found["lagged"]} if policy == "tabular" else found
+        tensors = load_file(folder / ("model.safetensors" if policy == "tabular" else "lagged.safetensors"))
+        return {"lagged": tensors["lagged"]} if policy == "tabular" else tensors
 
     kept = sorted(int(path.name[5:]) for path in Path("whole/checkpoints").glob("step-*"))
     assert kept == [4, 5]
@@ -202,13 +201,13 @@ def test_the_earlier_policy_catches_up_and_outlives_a_stop(policy, tmp_path, mon
 
 
 class TestRefused:
-    def test_a_language_model_and_two_masks(self):
+    def test_a_language_model_or_two_masks(self):
         with pytest.raises(InputError, match=r'sampling\.nlpo_top_p: not available with policy\.use = "causal_lm"'):
             burnish.load_recipe("news", ["sampling.nlpo_top_p=0.9"])
         with pytest.raises(InputError, match="together they may leave no token"):
             burnish.load_recipe("toy", ["sampling.nlpo_top_p=0.9", "sampling.top_p=0.5"])
 
-    def test_a_sampler_without_an_earlier_policy(self, tiny):
+    def test_a_sampler_without_a_lagged_policy(self, tiny):
         model = load_model(tiny("llama"))
         with pytest.raises(InputError, match="needs a lagged policy"):
             make_sampler(model).sample([Prompt("a", "Shares")], samples_per_prompt=1, sampling=MASKED, seed=(1,))

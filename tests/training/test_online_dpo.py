@@ -1,4 +1,4 @@
-"""Online DPO as a preset: its advantages by hand, and the step's gradient against DPO's own loss."""
+"""Online DPO as a preset: advantages by hand, and the step's gradient against that of the DPO loss."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def tensor(*values: object) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_the_best_and_the_worst():
+def test_the_best_and_the_worst_sample_are_paired():
     rewards = tensor([1.0, 3.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0])
-    # G = 4: half of it; of equal ones the first; no pair where all are equal.
+    # G = 4 gives advantages of 2; ties go to the first; a group of equal rewards has no pair.
     assert best_and_worst(rewards).tolist() == [[0, 2, 0, -2], [2, 0, -2, 0], [0, 0, 0, 0]]
 
 
-def test_the_strength_by_hand():
+def test_the_dpo_scale_by_hand():
     ratios = tensor([0.5, -0.5], [-2.0, 3.0], [1.0, 1.0])
     rewards = tensor([1.0, 0.0], [1.0, 0.0], [1.0, 1.0])
     advantages, margins = scale_as_dpo(best_and_worst(rewards), ratios, 0.2)
@@ -44,7 +44,7 @@ def test_the_strength_by_hand():
 
 
 def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
-    """The pairs' chances held fixed: that, and no return, is what online DPO climbs."""
+    """Online DPO descends this loss with the probabilities of the pairs held fixed; it does not maximise a return."""
     beta, known = 0.4, known_world()
     rewards = torch.from_numpy(np.random.default_rng(3).normal(size=len(known.rewards)))
     world = replace(known, rewards=rewards)
@@ -55,24 +55,24 @@ def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
         advantages, _ = scale_as_dpo(best_and_worst(groups.rewards), ratios[groups.index], beta)
         return advantages.view(-1, 1).expand(groups.mask.shape)
 
-    found = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit), coefficient=0.0, baseline=0.0)
+    gradient = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit), coefficient=0.0, baseline=0.0)
 
     logits = world.logits.clone().requires_grad_()
     logprobs = world.sequences.token_logprobs(logits).sum(-1)
     chance = logprobs.detach().exp()
     possible = chance.nonzero().squeeze(-1)
-    # An ordered pair occurs twice among two draws; two of the same text have equal rewards and are none.
+    # Two draws give an ordered pair in two ways. Two equal texts have equal rewards and form no pair.
     best, worst = torch.cartesian_prod(possible, possible).T
     best, worst = best[rewards[best] > rewards[worst]], worst[rewards[best] > rewards[worst]]
     ratio = logprobs - reference
     loss = (2 * chance[best] * chance[worst] * dpo_loss(ratio[best], ratio[worst], beta)).sum()
     expected = -exact.gradient(loss, logits).flatten()
     assert float(expected.abs().max()) > 0.01
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("samples", [2, 5])
-def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
+def test_the_steps_gradient_is_that_of_the_dpo_loss(samples):
     rewards = np.random.default_rng(7).normal(size=(12, samples))
     learner = toy_learner(
         "algorithm.use=online_dpo", "algorithm.beta=0.4", "optimizer.max_grad_norm=1e9",
@@ -80,7 +80,7 @@ def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
     )  # fmt: skip
     sampling = learner.recipe.sampling.params
     with torch.no_grad():
-        # Another policy than its reference, so that margins are not all 0; every token stays possible.
+        # Move the policy away from its reference, so that margins are not all 0; every token stays possible.
         noise = 0.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         learner.policy.parameter += noise
     groups = learner.sampler.sample(learner.prompts[:12], samples_per_prompt=samples, sampling=sampling, seed=(0, 1))
@@ -91,8 +91,8 @@ def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
     learner.policy.parameter.grad = None
     logprobs = learner.policy.logprobs(completions, sampling).logprobs
     ratios = sum_by_sequence(logprobs - learner.policy.reference.token_logprobs(completions), lengths).view(-1, samples)
-    place = torch.arange(len(rewards))
-    best, worst = (ratios[place, torch.from_numpy(index)] for index in (rewards.argmax(1), rewards.argmin(1)))
+    prompt = torch.arange(len(rewards))
+    best, worst = (ratios[prompt, torch.from_numpy(index)] for index in (rewards.argmax(1), rewards.argmin(1)))
     loss = dpo_loss(best, worst, 0.4).mean()
     loss.backward()
     loss = loss.detach()
@@ -101,7 +101,7 @@ def test_the_steps_gradient_is_that_of_dpos_loss_over_the_pairs(samples):
     torch.testing.assert_close(learner.optimizer.gradient["logits"], learner.policy.parameter.grad, rtol=0, atol=1e-10)
 
 
-def test_beta_belongs_to_it():
+def test_beta_is_rejected_elsewhere():
     assert PRESETS["online_dpo"].paired
     with pytest.raises(
         InputError, match=r"algorithm\.beta = 0\.2: 'rloo' does not train on pairs; remove it or use online_dpo$"

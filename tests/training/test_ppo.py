@@ -1,4 +1,4 @@
-"""PPO: advantages by token from a critic, its own updates, and that both are the same however they are cut or taken up."""
+"""PPO: per-token advantages from a critic, the critic's updates, and resuming."""
 
 from __future__ import annotations
 
@@ -37,36 +37,36 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def close(found: torch.Tensor, expected: list[float], tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(found, tensor(*expected), rtol=0, atol=tolerance)
+def close(actual: torch.Tensor, expected: list[float], tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, tensor(*expected), rtol=0, atol=tolerance)
 
 
 class TestTokenCredit:
     LENGTHS = torch.tensor([2, 1])
 
-    def test_by_hand(self):
+    def test_gae_by_hand(self):
         settings = CriticSection(discount=0.5, trace=0.8)
-        # Text 1, reward 2, values 0.5 and 1, 0.1 taken from its first token: d_1 = -0.1 + 0.5*1 - 0.5 = -0.1, d_2 = 2 - 1
-        # = 1, A_2 = 1, A_1 = -0.1 + 0.4*1 = 0.3. Text 2, reward -1, value 0.25, 0.2 taken: A = -1 - 0.2 - 0.25 = -1.45.
+        # Text 1: reward 2, values 0.5 and 1, penalty 0.1 on the first token: d_1 = -0.1 + 0.5*1 - 0.5 = -0.1, d_2 = 2 - 1
+        # = 1, A_2 = 1, A_1 = -0.1 + 0.4*1 = 0.3. Text 2: reward -1, value 0.25, penalty 0.2: A = -1 - 0.2 - 0.25 = -1.45.
         advantages, returns = token_credit(
             tensor(2, -1), tensor(0.1, 0, 0.2), tensor(0.5, 1, 0.25), self.LENGTHS, settings
         )
         raw = [0.3, 1.0, -1.45]
         close(returns, [0.3 + 0.5, 1.0 + 1.0, -1.45 + 0.25])
-        # Whitened: the mean is -0.05; 0.35^2 + 1.05^2 + 1.4^2 = 3.185, over 2.
+        # Whitened: the mean is -0.05 and the variance (0.35^2 + 1.05^2 + 1.4^2) / 2 = 3.185 / 2.
         close(advantages, [(value + 0.05) / math.sqrt(3.185 / 2 + 1e-8) for value in raw])
 
-    def test_without_a_discount_and_a_trace_returns_are_the_reward(self):
+    def test_with_discount_and_trace_1_returns_are_the_rewards(self):
         settings = CriticSection(discount=1.0, trace=1.0)
         _, returns = token_credit(tensor(2, -1), tensor(0, 0, 0), tensor(0.5, 1, 0.25), self.LENGTHS, settings)
         close(returns, [2, 2, -1])
 
-    def test_what_was_handed_in_is_left_alone(self):
+    def test_the_arguments_are_not_modified(self):
         rewards, penalties = tensor(2, -1), tensor(0.1, 0, 0.2)
         token_credit(rewards, penalties, tensor(0.5, 1, 0.25), self.LENGTHS, CriticSection())
         assert (rewards.tolist(), penalties.tolist()) == ([2, -1], [0.1, 0, 0.2])
 
-    def test_whitened_row_by_row(self):
+    def test_whitening_is_per_row(self):
         values = torch.tensor([[1.0, 2, 3, 99], [5, 5, 0, 0], [7, 0, 0, 0]], dtype=torch.float64)
         mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
         expected = torch.tensor([[-1.0, 0, 1, 0], [0] * 4, [0] * 4], dtype=torch.float64)
@@ -75,16 +75,16 @@ class TestTokenCredit:
     def test_explained_variance(self):
         assert explained_variance(tensor(1, 2), tensor(1, 2)) == 1
         assert explained_variance(tensor(5, 5), tensor(1, 2)) == 0
-        # Errors 0 and 2 of variance 1 against returns 0 and 1 of variance 1/4.
+        # Errors 0 and 2 have variance 1; returns 0 and 1 have variance 1/4.
         assert explained_variance(tensor(0, -1), tensor(0, 1)) == pytest.approx(1 - 4)
         assert explained_variance(tensor(0, 1), tensor(3, 3)) == 0
 
 
-def said(*tokens: int) -> Completion:
+def completion(*tokens: int) -> Completion:
     return Completion(Prompt("p", ""), (), tokens, "x", (-math.log(4),) * len(tokens), "length")
 
 
-GROUP = Group(Prompt("p", ""), (said(0, 1), said(2)))
+GROUP = Group(Prompt("p", ""), (completion(0, 1), completion(2)))
 
 
 def learner(rewards=(1.0, 0.0), **algorithm) -> Learner:
@@ -95,20 +95,20 @@ def learner(rewards=(1.0, 0.0), **algorithm) -> Learner:
 
 
 class TestStep:
-    def test_by_hand(self):
+    def test_a_step_by_hand(self):
         one = learner(critic={"rate": 2.0, "clip": 0.0, "trace": 1.0})
         report = train_step(one)
-        # V = 0, so returns are the rewards: 1 1 of the first text, 0 of the second. Loss: the mean over 3 tokens of R^2/2.
+        # V = 0, so the returns are the rewards: 1, 1 and 0. The loss is the mean of R^2/2 over 3 tokens.
         assert report.metrics["critic/loss"] == pytest.approx(2 / 6)
         assert report.metrics["critic/explained_variance"] == 0
         # d/dV(start) = (-1 - 0) / 3, d/dV(after 0) = -1/3; the rate is 2 * 0.5 = 1.
         close(one.critic.model.parameter.detach(), [1 / 3, 0, 0, 0, 1 / 3])
         assert report.metrics["critic/grad_norm"] == pytest.approx(math.sqrt(2) / 3)
-        # Advantages 1 1 0 whitened: mean 2/3, variance (1/9 + 1/9 + 4/9) / 2 = 1/3, so 1/sqrt 3 twice and -2/sqrt 3.
+        # Advantages 1, 1, 0 whitened: mean 2/3, variance (1/9 + 1/9 + 4/9) / 2 = 1/3, so 1/sqrt 3 twice and -2/sqrt 3.
         root = math.sqrt(1 / 3 + 1e-8)
         high, low = (1 / 3) / root, (-2 / 3) / root
         assert [row["advantage"] for row in report.samples] == pytest.approx([high, low])
-        # Each logit moves by 0.5 / 3 of the sum of A ([v = a] - 1/4): at the start of tokens 0 and 2, after 0 of token 1.
+        # Each logit moves by 0.5 / 3 times the sum of A ([v = a] - 1/4): tokens 0 and 2 at the start, token 1 after 0.
         start = torch.tensor([high, 0, low, 0], dtype=torch.float64) - (high + low) / 4
         after = torch.tensor([0, high, 0, 0], dtype=torch.float64) - high / 4
         expected = torch.zeros(5, 4, dtype=torch.float64)
@@ -116,17 +116,17 @@ class TestStep:
         torch.testing.assert_close(one.policy.parameter.detach(), expected, rtol=0, atol=1e-9)
 
     def test_values_move_no_further_than_the_clip(self):
-        """From the second update on a value beyond the clip has no gradient; the first may step over it."""
+        """From the second update on, a value beyond the clip has no gradient; the first update may pass the clip."""
         one = learner(critic={"rate": 2.0, "clip": 0.1, "trace": 1.0}, epochs=5)
         train_step(one)
-        # At V = 0 both branches agree: V(start), of tokens that should be 1 and 0, goes to 1/3, and so does the other, of a
-        # token that should be 1. Beyond 0.1 the clipped error of what should be 1 is the larger, and flat. What should be 0
-        # pulls back: 1/3, 2/9, 4/27, 8/81; now below 0.1 both count again: 8/81 + (1 - 16/81) / 3 = 89/243.
+        # At V = 0 both branches agree: V(start), with targets 1 and 0, goes to 1/3, and so does V(after 0), with target 1.
+        # Beyond 0.1 the clipped error for target 1 is larger and flat. Target 0 pulls V(start) back: 1/3, 2/9, 4/27,
+        # 8/81. Below 0.1 both targets count again: 8/81 + (1 - 16/81) / 3 = 89/243.
         after_start, after_zero = one.critic.model.parameter.detach()[[4, 0]].tolist()
         assert after_zero == pytest.approx(1 / 3)
         assert after_start == pytest.approx(89 / 243)
 
-    def test_a_kl_in_the_reward_is_taken_token_by_token(self):
+    def test_kl_in_the_reward_is_per_token(self):
         kl = {"coefficient": 0.5, "estimator": "k1", "where": "reward"}
         one = learner(kl=kl, critic={"trace": 1.0, "clip": 0.0})
         with torch.no_grad():
@@ -136,11 +136,11 @@ class TestStep:
         table[4, 0] = 3.0
         drawn = table.log_softmax(-1)[[4, 0, 4], [0, 1, 2]]
         first, second, third = (0.5 * (-math.log(4) - drawn)).tolist()
-        # Returns: what is left from each token on.
+        # Returns: the rewards from each token on.
         returns = [1 - first - second, 1 - second, -third]
         assert report.metrics["critic/loss"] == pytest.approx(sum(value**2 for value in returns) / 6)
 
-    def test_what_is_not_finite_stops_before_either_moves(self):
+    def test_a_non_finite_critic_loss_changes_no_weights(self):
         one = learner(rewards=(1e200, 0.0))
         with pytest.raises(BurnishError, match=r"step 1: the critic's (loss|gradient norm) is"):
             train_step(one)
@@ -148,7 +148,7 @@ class TestStep:
         assert one.policy.parameter.detach().abs().max() == 0
         assert one.step == 0
 
-    def test_a_learner_has_one_where_its_algorithm_does(self):
+    def test_a_learner_has_a_critic_exactly_if_its_algorithm_uses_one(self):
         one = learner()
         with pytest.raises(ValueError, match="critic"):
             Learner(one.recipe, one.policy, one.sampler, one.scorer, one.prompts, PRESETS["grpo"], one.optimizer,
@@ -165,7 +165,7 @@ TEXTS = [
 ]
 
 
-def shaken(model) -> None:
+def perturb(model) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in model.trainable().values():
@@ -175,18 +175,18 @@ def shaken(model) -> None:
 class TestValues:
     @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-    def test_of_a_language_model(self, tiny, kind, lora):
+    def test_values_of_a_language_model(self, tiny, kind, lora):
         policy = load_policy(tiny(kind), dtype="float64", lora=lora)
         before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
         model = CausalValueModel(policy)
-        assert model.values(TEXTS).tolist() == [0.0] * 6, "nothing is expected before anything is learnt"
-        shaken(model)
+        assert model.values(TEXTS).tolist() == [0.0] * 6, "all values are zero before training"
+        perturb(model)
         together = model.values(TEXTS)
         alone = torch.cat([model.values([text]) for text in TEXTS])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
         policy.layout = padded_states if policy.layout is packed_states else packed_states
         torch.testing.assert_close(together, model.values(TEXTS), rtol=0, atol=1e-6)
-        # A value is of what stands before its token: the last one of a text does not matter to it.
+        # A value depends only on the tokens before its own, so the last token of a text does not matter.
         changed = [
             Completion(t.prompt, t.prompt_ids, (*t.token_ids[:-1], 1), "", t.sampler_logprobs, "stop") for t in TEXTS
         ]
@@ -196,7 +196,7 @@ class TestValues:
         assert all(torch.equal(weight, before[name]) for name, weight in policy.trainable().items())
         assert all(weight.grad is None for weight in policy.trainable().values())
 
-    def test_of_a_module(self):
+    def test_values_of_a_module(self):
         vocabulary = build_vocabulary("character", ["abcdefgh"], None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -209,7 +209,7 @@ class TestValues:
             for t in TEXTS
         ]  # fmt: skip
         assert model.values(texts).tolist() == [0.0] * 6
-        shaken(model)
+        perturb(model)
         alone = torch.cat([model.values([text]) for text in texts])
         torch.testing.assert_close(model.values(texts), alone, rtol=0, atol=1e-6)
         model.values(texts).sum().backward()
@@ -220,11 +220,13 @@ class TestValues:
 KEYS = ["algorithm.use=ppo", "algorithm.epochs=2", "algorithm.minibatches=2", "checkpoint.every=3", "checkpoint.keep=9"]
 
 
-class TestTakenUp:
-    def test_a_resumed_run_is_one_never_stopped(self, tmp_path):
+class TestResume:
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, tmp_path):
         def files(run: Path) -> dict[str, bytes]:
-            found = {str(p.relative_to(run)): p.read_bytes() for p in sorted((run / "checkpoints/step-6").rglob("*.*"))}
-            return {**found, "samples": (run / "samples.jsonl").read_bytes()}
+            contents = {
+                str(p.relative_to(run)): p.read_bytes() for p in sorted((run / "checkpoints/step-6").rglob("*.*"))
+            }
+            return {**contents, "samples": (run / "samples.jsonl").read_bytes()}
 
         run = burnish.train("toy", run_dir=tmp_path / "a", steps=6, overrides=KEYS, observer=make_observer(quiet=True))
         whole = files(run.run_dir)
@@ -235,7 +237,7 @@ class TestTakenUp:
         burnish.train(resume=run.run_dir, observer=make_observer(quiet=True))
         assert files(run.run_dir) == whole
 
-    def test_the_critic_of_another_policy_is_refused(self, tmp_path):
+    def test_the_critic_of_another_policy_is_rejected(self, tmp_path):
         chosen = load_recipe("toy", ["algorithm.use=ppo"])
         from burnish.backends.local import build
 
@@ -263,9 +265,9 @@ class TestRefused:
             ("algorithm.refills=2", r"algorithm\.refills = 2: 'ppo' does not compare"),
         ],
     )
-    def test_what_cannot_work(self, change, message):
+    def test_invalid_recipes(self, change, message):
         with pytest.raises(InputError, match=message):
             load_recipe("toy", ["algorithm.use=ppo", *change.split()])
 
-    def test_no_critic_is_made_where_none_is_asked_for(self):
+    def test_other_algorithms_have_no_critic(self):
         assert build_critic(TablePolicy(), load_recipe("toy")) is None

@@ -1,4 +1,4 @@
-"""The step's own parts on hand-made inputs, and what stops it before the weights change."""
+"""Parts of a step on hand-made inputs, and errors before the weights change."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MORE = [Prompt(f"p{place}", "") for place in range(10)]
 
 
 class TestDrawPrompts:
-    def test_every_epoch_holds_every_prompt_once(self):
+    def test_every_epoch_has_every_prompt_once(self):
         drawn = [prompt.id for step in range(1, 16) for prompt in draw_prompts(PROMPTS, 3, seed=7, step=step)]
         epochs = [drawn[start : start + 5] for start in range(0, 45, 5)]
         assert all(sorted(epoch) == [prompt.id for prompt in PROMPTS] for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 4, "each in an order of its own"
 
-    def test_a_function_of_seed_and_step_alone(self):
+    def test_prompts_depend_only_on_seed_and_step(self):
         def ids(seed: int, step: int) -> list[str]:
             return [prompt.id for prompt in draw_prompts(MORE, 4, seed, step)]
 
         assert ids(1, 9) == ids(1, 9)
         assert ids(1, 9) != ids(2, 9)
 
-    def test_more_than_there_are(self):
+    def test_more_prompts_per_step_than_prompts(self):
         counts = Counter(prompt.id for prompt in draw_prompts(PROMPTS, 12, seed=0, step=1))
         assert set(counts.values()) <= {2, 3}
         assert sum(counts.values()) == 12
@@ -48,11 +48,11 @@ class TestLearningRate:
         chosen = toy_recipe("optimizer.learning_rate=0.8", "optimizer.warmup_steps=4", steps=6)
         assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
-    def test_warm_up_then_down_to_the_last_step(self):
+    def test_warm_up_then_linear_decay_to_the_last_step(self):
         chosen = toy_recipe(
             "optimizer.schedule=linear", "optimizer.learning_rate=0.8", "optimizer.warmup_steps=2", steps=6
         )
-        # After the warm-up 4 steps are left: 4/4, 3/4, 2/4, 1/4; zero would come after the last one.
+        # The 4 steps after the warm-up have 4/4, 3/4, 2/4, 1/4; zero would follow the last step.
         assert [learning_rate(chosen, step) for step in range(1, 7)] == pytest.approx([0.4, 0.8, 0.8, 0.6, 0.4, 0.2])
 
     def test_a_warm_up_as_long_as_the_run(self):
@@ -67,7 +67,7 @@ def completion(tokens: int, text: str = "我", reason: str = "stop") -> Completi
 
 
 class TestStepTensors:
-    def test_numbers_go_with_their_tokens(self):
+    def test_values_follow_their_tokens(self):
         tensors = StepTensors(
             [completion(2), completion(1), completion(3)], torch.tensor([2, 1, 3]),
             torch.tensor([10.0, 10, 20, 30, 30, 30]), torch.arange(6.0), torch.arange(6.0) + 100, torch.arange(6.0) - 100,
@@ -99,7 +99,7 @@ SMALL = ["algorithm.use=reinforce", "sampling.prompts_per_step=1", "sampling.sam
 
 class TestStep:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_a_reward_that_is_no_number_leaves_the_weights(self, value):
+    def test_a_non_finite_reward_changes_no_weights(self, value):
         learner = toy_learner(*SMALL, rewards=[1.0, 0.0, value, 0.0])
         before = learner.policy.parameter.detach().clone()
         with pytest.raises(BurnishError, match=r"step 1: the loss is .* the weights are unchanged"):
@@ -109,12 +109,12 @@ class TestStep:
 
     def test_samples_of_earlier_weights_are_stale(self):
         learner = toy_learner(*SMALL, rewards=[1.0, 2.0, 3.0, 2.0])
-        given = learner.sampler.sample(
+        groups = learner.sampler.sample(
             learner.prompts[:1], samples_per_prompt=4, sampling=learner.recipe.sampling.params, seed=(0, 1)
         )
         assert train_step(learner).metrics["staleness"] == 0
-        learner.sampler = FixedSampler(given)
-        # Sampled by the weights of step 0, trained in steps 2 and 3.
+        learner.sampler = FixedSampler(groups)
+        # Sampled with the weights of step 0, trained in steps 2 and 3.
         assert [train_step(learner).metrics["staleness"] for _ in range(2)] == [1, 2]
 
     def test_refuse_non_finite(self):
@@ -125,7 +125,7 @@ class TestStep:
     def test_the_moving_baseline(self):
         learner = toy_learner(*SMALL, "algorithm.use=reinforce_baseline", rewards=[1.0, 2.0, 3.0, 2.0])
         first = train_step(learner)
-        # Step 1 has no earlier reward: b = 0. Then b is its mean, then 0.9 b + 0.1 mean.
+        # In step 1 the baseline b is 0. After step 1 it is the mean reward, then 0.9 b + 0.1 mean.
         assert [row["advantage"] for row in first.samples] == [1.0, 2.0, 3.0, 2.0]
         assert learner.credit.baseline.mean == pytest.approx(2.0)
         learner.scorer = FixedScorer([0.0, 4.0, 8.0, 4.0])
@@ -147,7 +147,7 @@ class TestStep:
         assert all(row["step"] == 1 for row in report.samples)
 
     def test_the_loss_and_the_update_by_hand(self):
-        # One completion 我爱你。 of reward 1, REINFORCE: loss = -log P = -log 0.24, and dlogP/dlogit(我|start) = 0.5.
+        # REINFORCE with one completion 我爱你。 of reward 1: loss = -log P = -log 0.24, and dlogP/dlogit(我|start) = 0.5.
         chosen = toy_recipe(*SMALL, "sampling.samples_per_prompt=1", "optimizer.max_grad_norm=100.0")
         policy = TablePolicy()
         one = Completion(
@@ -161,7 +161,7 @@ class TestStep:
         assert report.metrics["loss"] == pytest.approx(-math.log(0.24), abs=1e-12)
         moved = (policy.parameter.detach() - before).nan_to_num(0.0)
         rate = chosen.optimizer.learning_rate
-        # Row start: 1 - 1/2 and -1/6 thrice; row 我: 爱 1 - 0.8, others -0.2/3; row 爱: 你 0.4, others -0.4/3.
+        # Row start: 1 - 1/2 and three times -1/6; row 我: 爱 1 - 0.8, others -0.2/3; row 爱: 你 0.4, others -0.4/3.
         expected = torch.tensor([
             [-0.2 / 3, 0.2, -0.2 / 3, -0.2 / 3],
             [-0.4 / 3, -0.4 / 3, 0.4, -0.4 / 3],
@@ -182,7 +182,7 @@ class TestStep:
         assert report.metrics["grad_norm"] > 0.1, "the metric is the norm before clipping"
         assert seen == [pytest.approx(0.001, rel=1e-3)]
 
-    def test_kl_in_the_reward_is_taken_from_the_advantage(self):
+    def test_kl_in_the_reward_lowers_the_advantage(self):
         plain = toy_learner(*SMALL, rewards=[1.0] * 4)
         kl = '{coefficient = 0.5, estimator = "k1", where = "reward"}'
         pulled = toy_learner(*SMALL, f"algorithm.kl={kl}", rewards=[1.0] * 4)
@@ -191,7 +191,7 @@ class TestStep:
                 learner.policy.parameter[4, 0] += 1.0
         for without, with_kl in zip(train_step(plain).samples, train_step(pulled).samples, strict=True):
             assert without["completion"] == with_kl["completion"]
-            # log pi - log reference of the first token alone: from 1/2 to e/(e+1), and from 1/6 to (1/3)/(e+1).
+            # log pi - log reference, of the first token only: from 1/2 to e/(e+1), and from 1/6 to (1/3)/(e+1).
             first = math.e / (math.e + 1) / 0.5 if with_kl["completion"][0] == "我" else 1 / (3 * (math.e + 1)) * 6
             assert with_kl["advantage"] == pytest.approx(1.0 - 0.5 * math.log(first), abs=1e-12)
             assert with_kl["reward"] == 1.0, "the samples show the reward without the penalty"

@@ -1,4 +1,4 @@
-"""Advantages a token, and the gradient that comes out of rewards that come with tokens."""
+"""Per-token advantages, and the gradient from per-token rewards."""
 
 from __future__ import annotations
 
@@ -42,76 +42,76 @@ def tensor(*values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def close(found: torch.Tensor, expected: Any, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
+def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
 
 
 class TestTokenwise:
-    # One prompt, G = 2: a text of three tokens and one of one.
+    # One prompt, G = 2: texts of three tokens and of one token.
     WHOLE = tensor([1, 3])
     TO_GO = tensor([[5, 4, 1], [2, 0, 0]])
     MASK = torch.tensor([[[True] * 3, [True, False, False]]])
 
-    def test_as_it_comes(self):
+    def test_reinforce_uses_returns(self):
         close(token_reinforce(self.WHOLE, self.TO_GO, self.MASK), [[[6, 5, 2], [5, 0, 0]]])
 
-    def test_less_a_baseline(self):
+    def test_a_baseline_is_subtracted(self):
         close(token_moving_baseline(self.WHOLE, self.TO_GO, self.MASK, 2.0), [[[4, 3, 0], [3, 0, 0]]])
         close(token_moving_baseline(self.WHOLE, self.TO_GO, self.MASK, tensor([2])), [[[4, 3, 0], [3, 0, 0]]])
 
-    def test_less_the_others(self):
-        # The wholes: 1 - 3 and 3 - 1. Places: 5 - 2, then 4 - 0 and 1 - 0, where the other has ended.
+    def test_the_mean_of_the_other_samples_is_subtracted(self):
+        # Whole texts: 1 - 3 and 3 - 1. Positions: 5 - 2, then 4 - 0 and 1 - 0, after the other text has ended.
         close(token_leave_one_out(self.WHOLE, self.TO_GO, self.MASK), [[[1, 2, -1], [-1, 0, 0]]])
         close(token_group_centred(self.WHOLE, self.TO_GO, self.MASK), [[[0.5, 1, -0.5], [-0.5, 0, 0]]])
 
-    def test_over_the_spread(self):
-        # Token means of squares: (0.25 + 1 + 0.25) / 3 = 0.5 and 0.25; their sum over G - 1 = 1.
+    def test_group_normalisation_divides_by_the_spread(self):
+        # Mean squares over tokens: (0.25 + 1 + 0.25) / 3 = 0.5 and 0.25; their sum is divided by G - 1 = 1.
         scale = 1 / (math.sqrt(0.75) + 1e-4)
-        found = token_group_normalised(self.WHOLE, self.TO_GO, self.MASK)
-        close(found, [[[0.5 * scale, scale, -0.5 * scale], [-0.5 * scale, 0, 0]]])
+        advantages = token_group_normalised(self.WHOLE, self.TO_GO, self.MASK)
+        close(advantages, [[[0.5 * scale, scale, -0.5 * scale], [-0.5 * scale, 0, 0]]])
 
-    def test_samples_that_come_to_the_same_on_different_ways_are_not_blown_up(self):
-        # Totals 1 and 1, so that their deviation is 0; what is to come at the second token differs by 1.
+    def test_equal_totals_with_different_paths_do_not_explode(self):
+        # The totals are 1 and 1, with deviation 0; the rewards-to-go at the second token differ by 1.
         to_go, mask = tensor([[1, 1], [1, 0]]), torch.ones(1, 2, 2, dtype=torch.bool)
-        found = token_group_normalised(torch.zeros(1, 2, dtype=torch.float64), to_go, mask)
-        # Centred: 0, 1/2 and 0, -1/2; spread sqrt(1/8 + 1/8) = 1/2.
-        close(found, [[[0, 0.5 / 0.5001], [0, -0.5 / 0.5001]]])
+        advantages = token_group_normalised(torch.zeros(1, 2, dtype=torch.float64), to_go, mask)
+        # Centred: 0, 1/2 and 0, -1/2; the spread is sqrt(1/8 + 1/8) = 1/2.
+        close(advantages, [[[0, 0.5 / 0.5001], [0, -0.5 / 0.5001]]])
 
-    def test_the_mean_to_come(self):
+    def test_the_mean_return(self):
         close(mean_return(self.WHOLE, self.TO_GO, self.MASK), [[1 + 10 / 3, 3 + 2]])
 
     @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.token_level])
-    def test_without_tokens_it_is_the_presets_own_advantage(self, name):
+    def test_without_token_rewards_it_is_the_presets_advantage(self, name):
         preset = PRESETS[name]
         rewards = tensor([1, 4, 4, -2], [0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1])
         mask = torch.arange(5) < torch.tensor([[1, 5, 2, 3], [2, 2, 2, 2], [5, 4, 3, 1]]).unsqueeze(-1)
-        found = preset.token_level(rewards, torch.zeros(3, 4, 5, dtype=torch.float64), mask, 0.3)
+        advantages = preset.token_level(rewards, torch.zeros(3, 4, 5, dtype=torch.float64), mask, 0.3)
         expected = preset.advantages(rewards, 0.3).unsqueeze(-1).expand(3, 4, 5).masked_fill(~mask, 0.0)
-        close(found, expected, 1e-9)
-        assert (found[1] == 0).all() or not preset.needs_group
+        close(advantages, expected, 1e-9)
+        assert (advantages[1] == 0).all() or not preset.needs_group
 
     @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.token_level])
-    def test_leading_dimensions_are_estimates_of_their_own(self, name):
+    def test_leading_dimensions_are_independent_estimates(self, name):
         function = PRESETS[name].token_level
         whole, to_go = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4, 5).double()
         mask = torch.rand(2, 3, 4, 5) < 0.7
         mask[..., 0] = True
         to_go = to_go.masked_fill(~mask, 0.0)
         both = function(whole, to_go, mask, 0.3)
-        for place in range(2):
-            close(both[place], function(whole[place], to_go[place], mask[place], 0.3))
+        for index in range(2):
+            close(both[index], function(whole[index], to_go[index], mask[index], 0.3))
 
-    def test_every_preset_takes_tokens_or_says_why_not(self):
+    def test_every_preset_supports_token_rewards_or_explains_why_not(self):
         assert all(preset.supports_token_rewards != bool(preset.why_completion_level) for preset in PRESETS.values())
 
-    def test_increments_from_what_no_text_is_worth(self):
-        # 0.5 - 0.4, 0.2 - 0.5, 0.9 - 0.2: the whole's 0.9 less 0.4. As a potential: the last pays 0.2 back, in all -0.4.
+    def test_increments_start_at_the_score_of_the_empty_text(self):
+        # 0.5 - 0.4, 0.2 - 0.5, 0.9 - 0.2 sum to 0.9 - 0.4. As a potential, the last token pays 0.2 back: the sum is -0.4.
         close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=True, empty=0.4), [0.1, -0.3, 0.7])
         close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=False, empty=0.4), [0.1, -0.3, -0.2])
 
 
 def hearts(text: str) -> float:
-    """1 for each 爱, a tenth off for every character, and 5 for nothing at all."""
+    """Return 5, plus 1 per 爱, minus a tenth per character."""
     return text.count("爱") - 0.1 * len(text) + 5.0
 
 
@@ -119,24 +119,24 @@ WORLD = known_world()
 
 
 def written(ids: Sequence[int]) -> str:
-    """The known world's tokens with other names, so that its second one ends a sentence and not the text."""
+    """Decode the known world's tokens to other characters, so that the second one ends a sentence, not the text."""
     return "".join("爱。你!"[token] for token in ids)
 
 
 def every_text() -> list[Completion]:
-    """All 121 texts of the known world."""
+    """Return all 121 texts of the known world."""
     prompt = Prompt("toy", "")
-    found = []
+    texts = []
     for tokens, mask in zip(WORLD.sequences.tokens, WORLD.sequences.mask, strict=True):
         ids = tuple(tokens[mask].tolist())
-        found.append(Completion(prompt, (), ids, written(ids), (0.0,) * len(ids), "stop"))
-    return found
+        texts.append(Completion(prompt, (), ids, written(ids), (0.0,) * len(ids), "stop"))
+    return texts
 
 
 @pytest.mark.parametrize("credit", ["token", "sentence"])
 @pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline"])
 def test_the_expected_gradient_is_that_of_the_reward(name, credit):
-    """Summed over all texts with their probabilities, so without sampling error, through the scorer that training has."""
+    """The sum over all texts, weighted by probability, has no sampling error; rewards come from the real scorer."""
     completions = every_text()
     part = Part("hearts", reward_function("hearts", hearts), credit=credit)
     scores = Combination([part], decode=written).score(completions, step=1)
@@ -145,22 +145,22 @@ def test_the_expected_gradient_is_that_of_the_reward(name, credit):
     lengths = torch.tensor([len(one.token_ids) for one in completions])
     advantages, _ = token_advantages(PRESETS[name], whole.view(1, -1), gained, lengths, 0.3)
     logits = WORLD.logits.clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(
+    (expected,) = torch.autograd.grad(
         exact.expected_reward(logits, WORLD.sequences, torch.from_numpy(scores.total)), logits
     )
     chance = exact.probabilities(WORLD.logits, WORLD.sequences)
     logprobs = WORLD.sequences.token_logprobs(logits)[WORLD.sequences.mask]
     weighted = chance.repeat_interleave(lengths) * advantages
     possible = weighted != 0
-    (found,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
-    close(found.nan_to_num(0.0), wanted.nan_to_num(0.0), 1e-12)
-    # Where only what lies behind a token is taken into account, most texts' advantages differ from token to token.
+    (gradient,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
+    close(gradient.nan_to_num(0.0), expected.nan_to_num(0.0), 1e-12)
+    # Rewards-to-go differ from token to token in most texts.
     rows = [row for row in torch.split(advantages, lengths.tolist()) if len(row) > 1]
     assert sum(bool((row != row[0]).any()) for row in rows) > len(rows) / 2
 
 
-def test_a_place_that_looks_ahead_would_be_biased():
-    """The negative control: a token that is paid for the one after it does not get that one's reward to go."""
+def test_a_reward_that_looks_ahead_is_biased():
+    """Negative control: if a token is rewarded for the next one, the next one's reward-to-go lacks that reward."""
     completions = every_text()
     gained = torch.cat([
         tensor(*[1.0 * (following == 1) for following in (*one.token_ids[1:], 0)]) for one in completions
@@ -171,17 +171,17 @@ def test_a_place_that_looks_ahead_would_be_biased():
     )
     logits = WORLD.logits.clone().requires_grad_()
     totals = sum_by_sequence(gained, lengths)
-    (wanted,) = torch.autograd.grad(exact.expected_reward(logits, WORLD.sequences, totals), logits)
+    (expected,) = torch.autograd.grad(exact.expected_reward(logits, WORLD.sequences, totals), logits)
     chance = exact.probabilities(WORLD.logits, WORLD.sequences)
     logprobs = WORLD.sequences.token_logprobs(logits)[WORLD.sequences.mask]
     weighted = chance.repeat_interleave(lengths) * advantages
     possible = weighted != 0
-    (found,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
-    assert float((found.nan_to_num(0.0) - wanted.nan_to_num(0.0)).abs().max()) > 0.05
+    (gradient,) = torch.autograd.grad((weighted[possible] * logprobs[possible]).sum(), logits)
+    assert float((gradient.nan_to_num(0.0) - expected.nan_to_num(0.0)).abs().max()) > 0.05
 
 
-def test_a_critic_takes_them_as_rewards_a_token():
-    # Text 1: rewards 0.5, 1 + 2; values 0.5, 1; no discount, lambda 1: returns 3.5 and 3. Text 2: -1 + 0.25.
+def test_a_critic_uses_token_rewards():
+    # Discount and lambda are 1. Text 1: rewards 0.5 and 1 + 2, so returns 3.5 and 3. Text 2: -1 + 0.25.
     settings = CriticSection(discount=1.0, trace=1.0)
     lengths, gained = torch.tensor([2, 1]), tensor(0.5, 1.0, 0.25)
     _, returns = token_credit(tensor(2, -1), tensor(0, 0, 0), tensor(0.5, 1, 0.25), lengths, settings, gained)
@@ -195,13 +195,13 @@ def group(*texts: str) -> Group:
     return Group(
         prompt,
         tuple(
-            Completion(prompt, (), table.encode(text), text, (-1.0,) * len(text), "length", 0, place)
-            for place, text in enumerate(texts)
+            Completion(prompt, (), table.encode(text), text, (-1.0,) * len(text), "length", 0, index)
+            for index, text in enumerate(texts)
         ),
     )
 
 
-def step_of(use: str, scorer: FixedScorer, groups: Sequence[Group], **keys: Any) -> Learner:
+def step_learner(use: str, scorer: FixedScorer, groups: Sequence[Group], **keys: Any) -> Learner:
     learner = toy_learner(
         f"algorithm.use={use}", "sampling.prompts_per_step=1", "sampling.samples_per_prompt=2",
         *(f"{key}={value}" for key, value in keys.items()),
@@ -216,23 +216,23 @@ class TestStep:
     GROUPS = (group("我爱你", "。"),)
 
     def gradient(self, use: str, **keys: Any) -> torch.Tensor:
-        learner = step_of(use, self.SCORER, self.GROUPS, **keys)
+        learner = step_learner(use, self.SCORER, self.GROUPS, **keys)
         learner.optimizer = RecordingOptimizer(learner.policy)
         train_step(learner)
         return learner.optimizer.gradient["logits"]
 
     def by_hand(self, advantages: list[float]) -> torch.Tensor:
-        """-1/N sum of A (one-hot - 1/4), the table being uniform: 我 at first, 爱 after 我, 你 after 爱; 。 at once."""
-        found = torch.zeros(5, 4, dtype=torch.float64)
+        """Return -1/N times the sum of A (one-hot - 1/4) of a uniform table, for the texts 我爱你 and 。."""
+        gradient = torch.zeros(5, 4, dtype=torch.float64)
         for advantage, row, token in zip(advantages, [4, 0, 1, 4], [0, 1, 2, 3], strict=True):
-            found[row] += advantage / 4
-            found[row, token] -= advantage
-        return found / 2
+            gradient[row] += advantage / 4
+            gradient[row, token] -= advantage
+        return gradient / 2
 
     @pytest.mark.parametrize(
         ("use", "advantages"),
         [
-            # To go 5 4 1 and 2, and the wholes 1 and 3.
+            # Rewards-to-go 5, 4, 1 and 2, plus the whole-text rewards 1 and 3.
             ("reinforce", [6, 5, 2, 5]),
             # The first step's baseline is 0.
             ("reinforce_baseline", [6, 5, 2, 5]),
@@ -242,50 +242,50 @@ class TestStep:
     def test_the_gradient_by_hand(self, use, advantages):
         close(self.gradient(use, **{"optimizer.max_grad_norm": 1e9}), self.by_hand(advantages))
 
-    def test_what_length_costs(self):
-        # 2 at the longest length of 4: three tokens cost 1.5, one costs 0.5.
+    def test_the_length_cost_by_hand(self):
+        # The cost is 2 at the maximum of 4 tokens: three tokens cost 1.5, one costs 0.5.
         keys = {"optimizer.max_grad_norm": 1e9, "algorithm.length_cost": 2.0}
         close(self.gradient("reinforce", **keys), self.by_hand([4.5, 3.5, 0.5, 4.5]))
 
     @pytest.mark.parametrize("use", [name for name, preset in PRESETS.items() if preset.token_level])
-    def test_microbatches_leave_it(self, use):
+    def test_microbatches_do_not_change_the_gradient(self, use):
         keys = {"optimizer.max_grad_norm": 1e9}
         whole = self.gradient(use, **keys)
         close(self.gradient(use, **keys, **{"optimizer.tokens_per_microbatch": 1}), whole, 1e-10)
         assert whole.abs().max() > 0
 
-    def test_the_baseline_is_what_was_to_come(self):
-        learner = step_of("reinforce_baseline", self.SCORER, self.GROUPS)
+    def test_the_baseline_follows_the_mean_return(self):
+        learner = step_learner("reinforce_baseline", self.SCORER, self.GROUPS)
         report = train_step(learner)
         # 1 + (5 + 4 + 1) / 3 and 3 + 2; the advantage in samples.jsonl is the mean over tokens.
         assert learner.credit.baseline.mean == pytest.approx((1 + 10 / 3 + 5) / 2)
         assert [row["advantage"] for row in report.samples] == pytest.approx([13 / 3, 5])
         assert [row["reward"] for row in report.samples] == [6.0, 5.0]
 
-    def test_tokens_that_pull_apart_are_trained(self):
-        # Of both texts the tokens' advantages add up to nothing: 1 and -1.
+    def test_token_advantages_that_cancel_are_trained(self):
+        # The token advantages of both texts are 1 and -1 and cancel.
         scorer = FixedScorer([0.0, 0.0], [[0.0, 1.0], [0.0, -1.0]])
-        learner = step_of("reinforce", scorer, [group("我爱", "你。")])
+        learner = step_learner("reinforce", scorer, [group("我爱", "你。")])
         scorer.token_rewards = replace(scorer.token_rewards, per_token=(np.array([2.0, -1.0]), np.array([-2.0, 1.0])))
         assert train_step(learner).metrics["trained"] == 1.0
 
-    def test_an_algorithm_without_tokens_says_so(self):
-        learner = step_of("gspo", self.SCORER, self.GROUPS)
+    def test_an_algorithm_without_token_rewards_reports_it(self):
+        learner = step_learner("gspo", self.SCORER, self.GROUPS)
         with pytest.raises(BurnishError, match="which this algorithm cannot use: its ratio is that of the whole text"):
             train_step(learner)
 
-    def test_groups_drawn_anew_bring_their_tokens(self):
+    def test_replaced_groups_bring_their_token_rewards(self):
         first, second = group("我爱", "你。"), group("我我", "爱爱")
         prompts = [Prompt("a", ""), Prompt("b", "")]
-        flat = TokenRewards(np.zeros(4), tuple(np.array([float(place), 0.0]) for place in range(4)))
+        flat = TokenRewards(np.zeros(4), tuple(np.array([float(index), 0.0]) for index in range(4)))
         total = np.array([0.0, 0.0, 1.0, 2.0])  # the first group has no spread
         fresh = TokenRewards(np.array([5.0, 6.0]), (np.array([7.0, 0.0]), np.array([8.0, 0.0])))
         answers = [Scores(total, {}, {}, token_rewards=flat), Scores(np.array([1.0, 2.0]), {}, {}, token_rewards=fresh)]
         draws = [[first, second], [second]]
-        found = collect(
+        rollouts = collect(
             lambda chosen, seed: draws.pop(0), flag_completion, lambda some, flags: answers.pop(0), prompts, prompts,
             (0, 1), 1,
         )  # fmt: skip
-        assert found.scores.token_rewards is not None
-        assert found.scores.token_rewards.per_completion.tolist() == [5.0, 6.0, 0.0, 0.0]
-        assert [row[0] for row in found.scores.token_rewards.per_token] == [7.0, 8.0, 2.0, 3.0]
+        assert rollouts.scores.token_rewards is not None
+        assert rollouts.scores.token_rewards.per_completion.tolist() == [5.0, 6.0, 0.0, 0.0]
+        assert [row[0] for row in rollouts.scores.token_rewards.per_token] == [7.0, 8.0, 2.0, 3.0]

@@ -1,4 +1,4 @@
-"""The loop: what is saved and said when a step fails, an alarm rings, or Ctrl-C comes while something is measured."""
+"""The training loop: failing steps, alarms, warnings and Ctrl-C during a measurement."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ CALLS = {"count": 0}
 
 
 def breaks_at_the_seventh(text: str) -> float:
-    """Held-out prompts are scored once before training, then once a step."""
+    """Fail in step 7: 32 held-out samples are scored before training, then 8 samples per step."""
     CALLS["count"] += 1
     if CALLS["count"] == 32 + 8 * 6 + 1:
         raise ValueError("out of luck")
     return float(text.count("我"))
 
 
-def test_a_failing_step_loses_no_step_before_it(tmp_path: Path) -> None:
+def test_a_failing_step_keeps_the_steps_before_it(tmp_path: Path) -> None:
     CALLS["count"] = 0
     with pytest.raises(
         BurnishError, match=r"out of luck[^\n]*\nsaved after step 6; resume with: burnish train --resume"
     ):
         toy(tmp_path / "run", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
     assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").exists()
-    # The seventh step works the second time, and the run ends as one that never failed.
+    # The seventh step succeeds the second time, and the run equals one that never failed.
     done = train(resume=tmp_path / "run", observer=RecordingObserver())
     CALLS["count"] = 10**6
     whole = toy(tmp_path / "whole", "steps=9", "checkpoint.every=100", rewards={breaks_at_the_seventh: 1.0})
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 
-def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_between_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=2", "algorithm.use=grpo", "algorithm.epochs=2"]
     whole = toy(tmp_path / "whole", *options)
     refuse = burnish.training.step.refuse_non_finite
@@ -68,7 +68,7 @@ def test_a_step_that_fails_between_its_updates_is_not_saved(tmp_path: Path, monk
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 
-def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=100", "evaluation.every=2"]
     whole = toy(tmp_path / "whole", *options)
     measure, calls = burnish.training.reinforcement.measure, []
@@ -83,7 +83,7 @@ def test_ctrl_c_while_measuring_on_the_way_keeps_the_step(tmp_path: Path, monkey
     with pytest.raises(Interrupted, match="saved after step 4"):
         toy(tmp_path / "run", *options)
     done = train(resume=tmp_path / "run", observer=RecordingObserver())
-    # Step 4 is measured by the process that goes on; the last step only once, as "after".
+    # The resumed process measures step 4; the last step is measured only once, as "after".
     assert calls == [0, 2, 4, 4, 6]
     held_out = [list(read_lines(tmp_path / name / "held_out.jsonl")) for name in ("run", "whole")]
     assert held_out[0] == held_out[1] and [row["step"] for row in held_out[0]] == [2, 4]
@@ -107,7 +107,7 @@ def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatc
     assert json.dumps(rows).count("same reward") <= 1
 
 
-def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
+def test_a_gate_that_never_opens_is_reported_and_counted(tmp_path: Path) -> None:
     gated = [
         {"use": "exact"},
         {"use": "repetition", "name": "shut", "weight": 0.0, "gate": 2.0},
@@ -124,7 +124,7 @@ def test_a_gate_that_never_opens_is_said_and_counted(tmp_path: Path) -> None:
     assert "Gate: shut" in done.report.read_text(encoding="utf-8")
 
 
-def test_gates_and_weights_are_counted_where_groups_are_drawn_anew(tmp_path: Path) -> None:
+def test_gates_and_weights_are_counted_with_refills(tmp_path: Path) -> None:
     parts = [
         {"use": "exact"},
         {"use": "length_band", "name": "g", "weight": 0.0, "gate": 0.5, "low": 1, "high": 3},
@@ -135,9 +135,9 @@ def test_gates_and_weights_are_counted_where_groups_are_drawn_anew(tmp_path: Pat
     assert len(rows) == 6 and all("gate/g" in row and "weight/fading" in row for row in rows)
 
 
-def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) -> None:
+def test_warnings_before_the_first_step_are_recorded(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
-    # Words of their own: texts with long runs in common would lie on one side.
+    # Every row has its own words: near-copies would all be on one side of the split.
     rows = [f"word{i} and word{i + 500},answer{i}" for i in range(200)]
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n,empty\n", encoding="utf-8")
     task = {"use": "data", "path": str(data), "reference": "answer", "chat": False}
@@ -156,7 +156,7 @@ def test_what_is_said_before_the_first_step_stands_in_the_run(tmp_path: Path) ->
     train(resume=tmp_path / "run", observer=RecordingObserver())
     warnings = tmp_path / "run" / "warnings.jsonl"
     assert sum(row["kind"] == "start" for row in read_lines(warnings)) == 1
-    # A kill in the middle of a line, and other data when the run is taken up again.
+    # Killed in the middle of a line, and resumed with changed data.
     with open(warnings, "a", encoding="utf-8") as file:
         file.write('{"step": 2, "kind": "cut o')
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n", encoding="utf-8")

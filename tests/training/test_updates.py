@@ -1,4 +1,4 @@
-"""Several updates on one step's samples, the entropy bonus, and what they say of themselves."""
+"""Several updates on the samples of one step, the entropy bonus, and their metrics."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.fakes import toy_learner, toy_recipe, uniform_learner
 SEED = (3, 2, 1)
 
 
-def said(*tokens: int, prompt: str = "p") -> Completion:
+def completion(*tokens: int, prompt: str = "p") -> Completion:
     return Completion(Prompt(prompt, ""), (), tokens, "x", (-math.log(4),) * len(tokens), "length")
 
 
 GROUPS = [
-    Group(Prompt("p", ""), (said(0, 1), said(2), said(1, 1, 0))),
-    Group(Prompt("q", ""), (said(3, prompt="q"), said(0, 2, prompt="q"), said(1, prompt="q"))),
+    Group(Prompt("p", ""), (completion(0, 1), completion(2), completion(1, 1, 0))),
+    Group(Prompt("q", ""), (completion(3, prompt="q"), completion(0, 2, prompt="q"), completion(1, prompt="q"))),
 ]
 REWARDS = [1.0, 0.0, 3.0, 0.0, 2.0, 5.0]
 
@@ -35,24 +35,24 @@ def learner(rewards=REWARDS, **algorithm) -> Learner:
     return uniform_learner(toy_recipe(sampling=sampling, optimizer=optimizer, algorithm=algorithm), GROUPS, rewards)
 
 
-def logprobs(table: torch.Tensor, completion: Completion) -> torch.Tensor:
-    rows = [4, *completion.token_ids[:-1]]
-    return table.log_softmax(-1)[rows, list(completion.token_ids)]
+def logprobs(table: torch.Tensor, text: Completion) -> torch.Tensor:
+    rows = [4, *text.token_ids[:-1]]
+    return table.log_softmax(-1)[rows, list(text.token_ids)]
 
 
-def by_hand(places: list[list[int]], low: float, high: float, rate: float) -> torch.Tensor:
-    """GRPO as its paper has it, completion by completion: the table after all updates."""
-    completions = [completion for group in GROUPS for completion in group.completions]
+def by_hand(updates: list[list[int]], low: float, high: float, rate: float) -> torch.Tensor:
+    """Return the table after all updates by the formulas of the GRPO paper, completion by completion."""
+    texts = [text for group in GROUPS for text in group.completions]
     rewards = torch.tensor(REWARDS, dtype=torch.float64).view(2, 3)
     advantages = ((rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-4)).flatten()
     table = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
-    old = [logprobs(table, completion).detach() for completion in completions]
-    for update in places:
+    old = [logprobs(table, text).detach() for text in texts]
+    for update in updates:
         gains = []
-        for place in update:
-            ratio = (logprobs(table, completions[place]) - old[place]).exp()
+        for index in update:
+            ratio = (logprobs(table, texts[index]) - old[index]).exp()
             bounded = ratio.clamp(1 - low, 1 + high)
-            gains.append(torch.minimum(ratio * advantages[place], bounded * advantages[place]).mean())
+            gains.append(torch.minimum(ratio * advantages[index], bounded * advantages[index]).mean())
         (slope,) = torch.autograd.grad(-torch.stack(gains).mean(), table)
         table = (table.detach() - rate * slope).requires_grad_()
     return table.detach()
@@ -60,14 +60,14 @@ def by_hand(places: list[list[int]], low: float, high: float, rate: float) -> to
 
 class TestUpdates:
     @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (1, 2), (2, 3), (2, 4)])
-    def test_the_table_after_them_is_the_papers(self, epochs, minibatches):
+    def test_the_table_matches_the_papers_formulas(self, epochs, minibatches):
         one = learner(epochs=epochs, minibatches=minibatches, clip_low=0.1, clip_high=0.3)
         train_step(one)
-        places = update_indices(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
-        assert len(places) == epochs * minibatches
-        torch.testing.assert_close(one.policy.parameter.detach(), by_hand(places, 0.1, 0.3, 0.5), rtol=0, atol=1e-12)
+        updates = update_indices(2, 3, epochs=epochs, minibatches=minibatches, seed=(0, 2, 1))
+        assert len(updates) == epochs * minibatches
+        torch.testing.assert_close(one.policy.parameter.detach(), by_hand(updates, 0.1, 0.3, 0.5), rtol=0, atol=1e-12)
 
-    def test_the_clip_acts_and_its_width_matters(self):
+    def test_a_narrower_clip_clips_more(self):
         wide, narrow = (learner(epochs=6, clip_low=width, clip_high=width) for width in (1.0, 0.01))
         reports = [train_step(one).metrics for one in (wide, narrow)]
         assert reports[0]["clip_fraction"] < reports[1]["clip_fraction"]
@@ -75,25 +75,25 @@ class TestUpdates:
         assert reports[0]["update_kl"] > reports[1]["update_kl"] > 0
         assert reports[0]["effective_sample_size"] < reports[1]["effective_sample_size"] < 1
 
-    def test_the_two_sides_of_the_clip_are_told_apart(self):
-        # A ratio is never below 0, and here never above 101.
+    def test_the_two_sides_of_the_clip_are_counted_separately(self):
+        # A ratio is never below 0, and in this test never above 101.
         above, below = (learner(epochs=6, clip_low=low, clip_high=high) for low, high in ((1.0, 0.01), (0.01, 100.0)))
-        found = [train_step(one).metrics for one in (above, below)]
-        assert found[0]["clip_fraction/low"] == 0 < found[0]["clip_fraction/high"] == found[0]["clip_fraction"]
-        assert found[1]["clip_fraction/high"] == 0 < found[1]["clip_fraction/low"] == found[1]["clip_fraction"]
+        rows = [train_step(one).metrics for one in (above, below)]
+        assert rows[0]["clip_fraction/low"] == 0 < rows[0]["clip_fraction/high"] == rows[0]["clip_fraction"]
+        assert rows[1]["clip_fraction/high"] == 0 < rows[1]["clip_fraction/low"] == rows[1]["clip_fraction"]
 
     def test_one_update_needs_no_second_pass(self):
         one = learner()
         calls = []
         inner = one.policy.logprobs
-        one.policy.logprobs = lambda *given, **named: (calls.append(1), inner(*given, **named))[1]
+        one.policy.logprobs = lambda *arguments, **named: (calls.append(1), inner(*arguments, **named))[1]
         metrics = train_step(one).metrics
         assert len(calls) == 1
         assert metrics["clip_fraction"] == 0
         assert metrics["effective_sample_size"] == pytest.approx(1.0, abs=1e-12)
         assert "update_kl" not in metrics
 
-    def test_a_later_update_that_is_not_finite_says_so(self):
+    def test_a_non_finite_later_update_is_reported(self):
         one = learner(epochs=2)
         step = one.optimizer.step
 
@@ -107,25 +107,25 @@ class TestUpdates:
             BurnishError, match=r"step 1, update 2: the loss is nan; the earlier updates of this step are discarded"
         ):
             train_step(one)
-        # The loop saves no checkpoint of a step that is counted and not written down.
+        # The step is counted but has no row, so the loop saves no checkpoint of it.
         assert one.step == 1
 
 
-class TestPlaces:
+class TestUpdateIndices:
     @pytest.mark.parametrize(("prompts", "group", "minibatches"), [(4, 8, 4), (3, 5, 2), (1, 6, 4), (5, 1, 3)])
-    def test_every_epoch_holds_every_sample_once(self, prompts, group, minibatches):
-        found = update_indices(prompts, group, epochs=3, minibatches=minibatches, seed=SEED)
-        sizes = [len(update) for update in found]
+    def test_every_epoch_has_every_sample_once(self, prompts, group, minibatches):
+        updates = update_indices(prompts, group, epochs=3, minibatches=minibatches, seed=SEED)
+        sizes = [len(update) for update in updates]
         assert max(sizes) - min(sizes) <= 1
         for epoch in range(3):
-            part = found[epoch * minibatches : (epoch + 1) * minibatches]
-            assert sorted(place for update in part for place in update) == list(range(prompts * group))
+            part = updates[epoch * minibatches : (epoch + 1) * minibatches]
+            assert sorted(index for update in part for index in update) == list(range(prompts * group))
 
     def test_samples_of_a_prompt_stay_together(self):
         for update in update_indices(4, 8, epochs=2, minibatches=4, seed=SEED):
-            assert len({place // 8 for place in update}) == 1
+            assert len({index // 8 for index in update}) == 1
 
-    def test_shuffled_by_the_seed_alone(self):
+    def test_the_shuffle_depends_only_on_the_seed(self):
         def drawn(seed):
             return update_indices(6, 2, epochs=2, minibatches=3, seed=seed)
 
@@ -133,18 +133,18 @@ class TestPlaces:
         assert drawn(SEED) != drawn((3, 2, 2))
         assert drawn(SEED)[:3] != drawn(SEED)[3:]
 
-    def test_one_minibatch_is_everything_in_order(self):
+    def test_one_minibatch_has_all_samples_in_order(self):
         assert update_indices(2, 2, epochs=2, minibatches=1, seed=SEED) == [[0, 1, 2, 3]] * 2
 
-    def test_trained(self):
+    def test_samples_without_an_advantage_are_skipped(self):
         advantages = torch.tensor([0.0, 1.0, 0.0, -1.0])
         assert trained_indices(advantages, [0, 1, 3], every=False) == [1, 3]
         assert trained_indices(advantages, [2, 3], every=True) == [2, 3]
-        assert trained_indices(advantages, [2, 0], every=False) == [2], "one, so that there are metrics"
+        assert trained_indices(advantages, [2, 0], every=False) == [2], "one sample, so that there are metrics"
 
 
 class TestEntropy:
-    def test_its_gradient_by_hand_where_no_sample_has_an_advantage(self):
+    def test_its_gradient_by_hand_without_advantages(self):
         one = learner([1.0] * 6, aggregation="sequence_sum", entropy=0.25)
         start = torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
         with torch.no_grad():
@@ -152,22 +152,22 @@ class TestEntropy:
         metrics = train_step(one).metrics
         assert metrics["trained"] == 1.0
         # dH/dlogit(v) = -p(v) (log p(v) + H). Each of the 6 completions visits the start row once, with weight 1/6, so the
-        # row moves by rate * 0.25 * dH/dlogit; uniform rows are where entropy is greatest, so no other row moves.
+        # row moves by rate * 0.25 * dH/dlogit. Uniform rows have the greatest entropy, so no other row moves.
         p = start.softmax(-1)
         entropy = -(p * p.log()).sum()
         moved = 0.5 * 0.25 * -p * (p.log() + entropy)
-        found = one.policy.parameter.detach()
-        torch.testing.assert_close(found[4] - start, moved, rtol=0, atol=1e-12)
-        assert found[:4].abs().max() < 1e-12
+        table = one.policy.parameter.detach()
+        torch.testing.assert_close(table[4] - start, moved, rtol=0, atol=1e-12)
+        assert table[:4].abs().max() < 1e-12
         assert float(moved[0]) < 0 < float(moved[1]), "towards the uniform"
 
-    def test_without_it_such_a_step_moves_nothing(self):
+    def test_without_entropy_and_advantages_nothing_moves(self):
         one = learner([1.0] * 6)
         metrics = train_step(one).metrics
         assert metrics["grad_norm"] == 0.0
         assert metrics["trained"] < 1.0
 
-    def test_of_a_table_with_impossible_tokens(self):
+    def test_impossible_tokens_have_a_finite_gradient(self):
         one = toy_learner("algorithm.entropy=0.1")
         assert one.policy.parameter.isinf().any()
         assert math.isfinite(train_step(one).metrics["grad_norm"])
