@@ -1,4 +1,4 @@
-"""The run folder: whole lines, whole checkpoints, and what is cut back."""
+"""The run folder: complete lines, complete checkpoints, and cutting back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RECIPE = load_recipe("toy")
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run.create(RECIPE, tmp_path / "run", {"seed": 0})
-    yield made
-    made.close()
+    created = Run.create(RECIPE, tmp_path / "run", {"seed": 0})
+    yield created
+    created.close()
 
 
 def fill(text: str):
@@ -37,29 +37,29 @@ def names(folder: Path) -> list[str]:
 
 
 class TestCreate:
-    def test_what_is_in_it(self, run):
+    def test_a_new_folder_has_recipe_and_environment(self, run):
         assert names(run.folder) == [".lock", "checkpoints", "environment.json", "evaluation", "recipe.toml"]
         assert load_recipe(run.folder / "recipe.toml") == RECIPE
 
-    def test_twice_is_refused(self, run):
+    def test_an_existing_run_is_rejected(self, run):
         with pytest.raises(InputError, match="already holds a run"):
             Run.create(RECIPE, run.folder)
 
-    def test_a_name_of_its_own_each_time(self, tmp_path, monkeypatch):
+    def test_default_names_are_unique(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        made = [Run.create(RECIPE) for _ in range(3)]
-        assert len({each.folder for each in made}) == 3
-        assert all(each.folder.parent == Path("runs") for each in made)
-        for each in made:
+        runs = [Run.create(RECIPE) for _ in range(3)]
+        assert len({each.folder for each in runs}) == 3
+        assert all(each.folder.parent == Path("runs") for each in runs)
+        for each in runs:
             each.close()
 
-    def test_one_process_at_a_time(self, run):
+    def test_an_open_run_is_locked(self, run):
         with pytest.raises(InputError, match="another process"):
             Run.open(run.folder)
         run.close()
         Run.open(run.folder).close()
 
-    def test_discard_takes_away_what_was_made_and_nothing_else(self, run, tmp_path):
+    def test_discard_deletes_only_what_create_made(self, run, tmp_path):
         (run.folder / "mine.txt").write_text("kept")
         run.discard()
         assert names(run.folder) == ["mine.txt"]
@@ -69,14 +69,14 @@ class TestCreate:
 
 
 class TestLines:
-    def test_come_back(self, run):
+    def test_rows_can_be_read_back(self, run):
         rows = [{"step": 1, "text": "我爱你。\n\u2028"}, {"step": 2, "text": "half an emoji \ud83d", "x": 1e-300}]
         run.append("samples.jsonl", rows[:1])
         run.append("samples.jsonl", rows[1:])
         assert run.rows("samples.jsonl") == rows
         (run.folder / "samples.jsonl").read_bytes().decode("utf-8")
 
-    def test_a_last_line_cut_off_by_a_kill_is_left_out(self, run):
+    def test_an_incomplete_last_line_is_skipped(self, run):
         run.append("metrics.jsonl", [{"step": 1}, {"step": 2}])
         path = run.folder / "metrics.jsonl"
         path.write_bytes(path.read_bytes() + '{"step": 3, "x": "我'.encode()[:-1])
@@ -87,16 +87,16 @@ class TestLines:
         with pytest.raises(InputError, match="line 2"):
             list(read_lines(run.folder / "metrics.jsonl"))
 
-    def test_no_file_has_no_lines(self, run):
+    def test_a_missing_file_has_no_rows(self, run):
         assert run.rows("warnings.jsonl") == []
 
-    def test_not_a_number_is_refused_before_anything_is_written(self, run):
+    def test_nan_is_rejected_before_anything_is_written(self, run):
         with pytest.raises(ValueError, match="not JSON compliant"):
             run.append("metrics.jsonl", [{"step": 1}, {"step": 2, "x": float("nan")}])
         assert not (run.folder / "metrics.jsonl").exists()
 
-    def test_half_a_line_is_taken_back(self, run):
-        """Under a limit on the size of files, which writes what fits and then fails, as a full disk does."""
+    def test_half_a_line_is_removed_after_a_failed_write(self, run):
+        """A limit on the file size writes what fits and then fails, like a full disk."""
         rows = [{"step": step, "text": "x" * 100} for step in range(20)]
         run.append("metrics.jsonl", rows[:2])
         before = (run.folder / "metrics.jsonl").read_bytes()
@@ -111,7 +111,7 @@ class TestLines:
         run.append("metrics.jsonl", rows[2:])
         assert run.rows("metrics.jsonl") == rows
 
-    def test_comparable_leaves_out_the_clock_alone(self):
+    def test_comparable_leaves_out_only_timings(self):
         row = {"step": 3, "time/step": 1.0, "time/generate": 0.5, "tokens": 7, "tokens_per_second": 9.0, "kl": 0.1}
         assert comparable(row) == {"step": 3, "tokens": 7, "kl": 0.1}
 
@@ -126,7 +126,7 @@ class TestCheckpoints:
         assert os.readlink(run.folder / "model") == "checkpoints/step-12/model"
         assert names(run.folder / "checkpoints") == ["step-10", "step-12"]
 
-    def test_a_writer_that_fails_leaves_the_older_one(self, run):
+    def test_a_failed_save_keeps_the_older_checkpoint(self, run):
         run.save_checkpoint(1, {}, fill("1"), keep=1)
 
         def fails(folder: Path) -> None:
@@ -138,7 +138,7 @@ class TestCheckpoints:
         assert names(run.folder / "checkpoints") == ["step-1"]
         assert (run.folder / "model" / "weights").read_text() == "1"
 
-    def test_other_failures_pass_through_and_leave_nothing(self, run):
+    def test_other_failures_are_raised_and_leave_nothing(self, run):
         def fails(folder: Path) -> None:
             raise KeyboardInterrupt
 
@@ -146,7 +146,7 @@ class TestCheckpoints:
             run.save_checkpoint(2, {}, fails, keep=1)
         assert names(run.folder / "checkpoints") == []
 
-    def test_saving_again_writes_nothing_but_mends_the_link(self, run):
+    def test_saving_again_only_repairs_the_link(self, run):
         run.save_checkpoint(1, {}, fill("1"), keep=2)
         run.save_checkpoint(2, {}, fill("2"), keep=2)
         (run.folder / "model").unlink()
@@ -154,19 +154,19 @@ class TestCheckpoints:
         assert (run.folder / "model" / "weights").read_text() == "2"
         assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
 
-    def test_a_folder_without_its_state_is_no_checkpoint_and_is_replaced(self, run):
+    def test_a_folder_without_state_is_not_a_checkpoint_and_is_replaced(self, run):
         (run.folder / "checkpoints" / "step-3" / "model").mkdir(parents=True)
         assert run.checkpoints() == []
         run.save_checkpoint(3, {}, fill("3"), keep=1)
         assert (run.folder / "model" / "weights").read_text() == "3"
 
-    def test_odd_names_are_no_checkpoints(self, run):
+    def test_other_names_are_not_checkpoints(self, run):
         for name in ("step-", "step-x", "step-3.old", "other"):
             (run.folder / "checkpoints" / name).mkdir()
             (run.folder / "checkpoints" / name / "state.json").write_text("{}")
         assert run.checkpoints() == []
 
-    def test_cut_back(self, run):
+    def test_cutting_back_removes_later_lines_and_leftovers(self, run):
         for step in (1, 2, 3):
             run.append("metrics.jsonl", [{"step": step, "x": 0.1 * step}])
             run.append("samples.jsonl", [{"step": step, "text": "\ud83d我"}] * 2)
@@ -181,7 +181,7 @@ class TestCheckpoints:
         assert run.rows("metrics.jsonl") == run.rows("samples.jsonl") == []
 
     @pytest.mark.parametrize("text", ["{", "", "\xff\xfe"])
-    def test_a_broken_state(self, run, text):
+    def test_a_broken_state_is_an_error(self, run, text):
         checkpoint = run.save_checkpoint(1, {}, fill("1"), keep=1)
         (checkpoint.folder / "state.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(InputError, match=r"damaged.*delete"):
@@ -189,7 +189,7 @@ class TestCheckpoints:
 
 
 class TestWriting:
-    def test_in_one_piece(self, tmp_path, monkeypatch):
+    def test_text_is_written_atomically(self, tmp_path, monkeypatch):
         path = tmp_path / "file.json"
         write_text(path, "first")
         monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
@@ -214,7 +214,7 @@ class TestWriting:
         assert str(caught.value).startswith("cannot write x: ")
         assert caught.value.exit_status == 1
 
-    def test_what_is_no_error_of_the_system_passes_through(self):
+    def test_other_errors_are_raised_unchanged(self):
         with pytest.raises(ZeroDivisionError), explained("cannot write x"):
             raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""Ctrl-C comes through at once, but for the time between hold and release."""
+"""Ctrl-C is raised at once, except between hold and release."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from burnish.run.interrupts import Interrupts
 
 
 @pytest.fixture(autouse=True)
-def hears_ctrl_c():
-    """pytest-xdist's workers ignore SIGINT."""
+def default_sigint_handler():
+    """Restore the default handler, because pytest-xdist's workers ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -23,7 +23,7 @@ def press():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_comes_through_where_nothing_is_held():
+def test_ctrl_c_is_raised_at_once():
     reached = []
     with pytest.raises(KeyboardInterrupt), Interrupts():
         press()
@@ -31,7 +31,7 @@ def test_comes_through_where_nothing_is_held():
     assert reached == []
 
 
-def test_is_held_back_until_the_release():
+def test_ctrl_c_is_delayed_until_release():
     done = []
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
         interrupts.hold()
@@ -43,7 +43,7 @@ def test_is_held_back_until_the_release():
     assert done == ["written"]
 
 
-def test_comes_once_however_often_it_was_pressed():
+def test_a_delayed_ctrl_c_is_raised_once():
     with Interrupts() as interrupts:
         interrupts.hold()
         press()
@@ -53,7 +53,7 @@ def test_comes_once_however_often_it_was_pressed():
         interrupts.release()
 
 
-def test_the_handler_is_as_it_was_afterwards_even_after_an_error():
+def test_the_handler_is_restored_even_after_an_error():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), Interrupts() as interrupts:
         interrupts.hold()
@@ -61,7 +61,7 @@ def test_the_handler_is_as_it_was_afterwards_even_after_an_error():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_does_nothing_outside_the_main_thread():
+def test_other_threads_do_nothing():
     failures: list[BaseException] = []
 
     def work():

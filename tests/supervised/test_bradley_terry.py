@@ -1,4 +1,4 @@
-"""Reward models: the gradient, what is learnt and what is not, and the score as a reward."""
+"""Reward models: gradient, training, calibration, and scores as a reward."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ PAIRS = [
 
 
 def scorer(folder: Path, **options: Any) -> RewardModel:
-    """A reward model whose head is no longer zero."""
-    found = RewardModel(load_policy(folder, dtype="float64", **options), 64)
+    """Return a reward model with a non-zero head."""
+    model = RewardModel(load_policy(folder, dtype="float64", **options), 64)
     with torch.no_grad():
-        found.head.copy_(torch.linspace(-1, 1, len(found.head)))
-    return found
+        model.head.copy_(torch.linspace(-1, 1, len(model.head)))
+    return model
 
 
 def examples(model: RewardModel, objective: BradleyTerry) -> list[Example]:
@@ -55,14 +55,14 @@ def examples(model: RewardModel, objective: BradleyTerry) -> list[Example]:
 
 
 def gradients(model: RewardModel) -> dict[str, torch.Tensor]:
-    found = {name: tensor.grad.clone() for name, tensor in model.trainable().items() if tensor.grad is not None}
+    slopes = {name: tensor.grad.clone() for name, tensor in model.trainable().items() if tensor.grad is not None}
     for parameter in model.trainable().values():
         parameter.grad = None
-    return found
+    return slopes
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "lfm2"])
-def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
+def test_a_batched_score_equals_that_of_a_single_text(tiny, kind):
     model = scorer(tiny(kind))
     texts = flatten(examples(model, BradleyTerry()))[1]
     expected = []
@@ -75,20 +75,20 @@ def test_a_score_is_that_of_the_text_run_by_itself(tiny, kind):
 
 
 class TestGradient:
-    def test_it_is_that_of_the_padded_path_and_of_differences(self, tiny):
+    def test_it_matches_padded_states_and_finite_differences(self, tiny):
         model = scorer(tiny("gpt2"))
         assert model.backbone.layout is packed_states
         objective = BradleyTerry(margin=0.2, centre=0.05)
         drawn = examples(model, objective)
-        numbers, found = [], []
+        numbers, slopes = [], []
         for layout, budget in ((packed_states, LARGE), (packed_states, SMALL), (padded_states, LARGE)):
             model.backbone.layout = layout
             numbers.append(objective.backward(model, drawn, budget)["loss"])
-            found.append(gradients(model))
-        for other, slopes in zip(numbers[1:], found[1:], strict=True):
+            slopes.append(gradients(model))
+        for other, gradient in zip(numbers[1:], slopes[1:], strict=True):
             assert other == pytest.approx(numbers[0], abs=1e-12)
-            torch.testing.assert_close(slopes, found[0], rtol=0, atol=1e-10)
-        # Central differences of the loss along a direction through all weights: their error is of second order.
+            torch.testing.assert_close(gradient, slopes[0], rtol=0, atol=1e-10)
+        # Central differences of the loss along a direction in all weights; their error is of second order.
         model.backbone.layout = packed_states
         generator = torch.Generator().manual_seed(1)
         direction = {
@@ -101,19 +101,19 @@ class TestGradient:
                 for name, tensor in model.trainable().items():
                     tensor += sign * step * direction[name]
             losses.append(objective.backward(model, drawn, LARGE)["loss"])
-        slope = sum(float((found[0][name] * direction[name]).sum()) for name in found[0])
+        slope = sum(float((slopes[0][name] * direction[name]).sum()) for name in slopes[0])
         assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-5)
 
     def test_the_loss_by_hand(self, tiny):
         model = scorer(tiny("gpt2"))
         scores = torch.tensor([[1.0, 0.0], [2.0, 2.0], [-1.0, 1.0]], dtype=torch.float64).flatten()
         model.scores = lambda texts: scores.clone().requires_grad_()  # type: ignore[method-assign]
-        found = BradleyTerry(margin=0.25, centre=0.1).backward(model, examples(model, BradleyTerry()), LARGE)
-        # Differences less margins: 1 - 0.25, 0 - 0.5 (the row's own), -2 - 0.25; squared sums 1, 16, 0.
+        metrics = BradleyTerry(margin=0.25, centre=0.1).backward(model, examples(model, BradleyTerry()), LARGE)
+        # Differences minus margins: 1 - 0.25, 0 - 0.5 (the margin of the row), -2 - 0.25; squared sums: 1, 16, 0.
         losses = [math.log1p(math.exp(-x)) for x in (0.75, -0.5, -2.25)]
-        assert found["loss"] == pytest.approx((sum(losses) + 0.1 * 17) / 3, abs=1e-12)
+        assert metrics["loss"] == pytest.approx((sum(losses) + 0.1 * 17) / 3, abs=1e-12)
         # One right, one tie, one wrong.
-        assert found["preference/accuracy"] == pytest.approx(0.5)
+        assert metrics["preference/accuracy"] == pytest.approx(0.5)
 
     def test_the_unused_head_of_the_backbone_is_not_trained(self, tiny):
         untied, tied = scorer(tiny("llama")), scorer(tiny("qwen2"))
@@ -121,7 +121,7 @@ class TestGradient:
         assert any("embed_tokens" in name for name in tied.trainable())
 
 
-def test_before_training_all_pairs_are_even(tiny):
+def test_before_training_all_scores_are_equal(tiny):
     model = RewardModel(load_policy(tiny("gpt2"), dtype="float64"), 64)
     objective = BradleyTerry()
     numbers = metric_values(objective.sums(model, examples(model, objective)), objective.metrics)
@@ -129,7 +129,7 @@ def test_before_training_all_pairs_are_even(tiny):
 
 
 class TestCalibration:
-    def test_by_hand(self):
+    def test_the_error_by_hand(self):
         confidence = np.array([0.52, 0.54, 0.91, 0.93, 1.0])
         right = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
         # Bins of a twentieth: [0.50, 0.55): |1/2 - 0.53| * 2; [0.90, 0.95): |1 - 0.92| * 2; [0.95, 1]: |0 - 1|.
@@ -140,10 +140,10 @@ class TestCalibration:
             {"low": 0.9, "high": 0.95, "pairs": 2, "confidence": 0.92, "accuracy": 1.0}
         )  # fmt: skip
 
-    def test_few_pairs_have_an_error_by_chance(self):
+    def test_the_error_by_chance_shrinks_with_more_pairs(self):
         few = error_by_chance(np.full(20, 0.7))
         many = error_by_chance(np.full(2000, 0.7))
-        # One bin: |mean - 0.7| of n draws, whose mean is sqrt(2 / pi) * sqrt(0.21 / n): 0.082 and 0.0082.
+        # One bin: the mean of |share - 0.7| over n draws is sqrt(2 / pi) * sqrt(0.21 / n): 0.082 and 0.0082.
         assert few[0] == pytest.approx(0.082, abs=0.006)
         assert many[0] == pytest.approx(0.0082, abs=0.0006)
         assert few[0] < few[1] < 0.25
@@ -158,15 +158,15 @@ def recipe(model: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str,
 
 
 def pairs(*, shuffled: bool = False) -> list[dict[str, Any]]:
-    """Fifty prompts whose preferred answer follows a rule, or a coin."""
+    """Return fifty prompts whose preferred answer follows a rule or, if shuffled, a coin."""
     coin = random.Random(3)
-    found = []
+    rows = []
     for subject in SUBJECTS:
         answers = [" sang", " fell"]
         if shuffled and coin.random() < 0.5:
             answers.reverse()
-        found.append({"prompt": subject, "chosen": answers[0], "rejected": answers[1]})
-    return found
+        rows.append({"prompt": subject, "chosen": answers[0], "rejected": answers[1]})
+    return rows
 
 
 def trained(tiny: Any, **changes: Any) -> burnish.SupervisedResult:
@@ -181,38 +181,38 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("here")
 class TestRuns:
     def test_a_rule_is_learnt_and_a_coin_is_not(self, tiny):
-        found = trained(tiny)
-        entry = found.evaluation["preference_accuracy"]
+        result = trained(tiny)
+        entry = result.evaluation["preference_accuracy"]
         assert (entry["before"], entry["after"]) == (0.5, 1.0)
-        assert found.evaluation["preference_nll"]["after"] < 0.4
-        assert found.calibration is not None
-        assert sum(row["pairs"] for row in found.calibration["table"]) == found.calibration["pairs"]
+        assert result.evaluation["preference_nll"]["after"] < 0.4
+        assert result.calibration is not None
+        assert sum(row["pairs"] for row in result.calibration["table"]) == result.calibration["pairs"]
         coin = burnish.reward_model(
             recipe(tiny("llama"), pairs(shuffled=True), data={**recipe_data(), "held_out_percent": 50}),
             run_dir="coin", observer=QuietProgress(),
         )  # fmt: skip
-        # Some 25 pairs: a coin's share of right answers stays within three standard deviations of a half.
+        # About 25 pairs: with a coin, the accuracy stays within three standard deviations of a half.
         assert abs(coin.evaluation["preference_accuracy"]["after"] - 0.5) < 0.3
         assert coin.evaluation["preference_nll"]["after"] > 0.6
 
     @pytest.mark.parametrize("lora", [None, {"rank": 4}])
     def test_the_saved_model_scores_as_the_trained_one_and_resumes(self, tiny, lora):
         policy = {"model": str(tiny("llama")), **({"lora": lora} if lora else {})}
-        found = trained(tiny, steps=2, policy=policy)
-        judge = load_reward_model(str(found.run_dir))
+        result = trained(tiny, steps=2, policy=policy)
+        judge = load_reward_model(str(result.run_dir))
         assert judge.max_tokens == 64 and float(judge.head.abs().max()) > 0
         prompt = Prompt("p", "Anna in town")
         texts = [Completion(prompt, (), (), text, (), "stop") for text in (" sang", " fell")]
         scores = judge.score_texts(texts)
         assert scores[0] > scores[1]
-        held = json.loads((found.run_dir / "evaluation" / "after.json").read_text())["examples"]
+        held = json.loads((result.run_dir / "evaluation" / "after.json").read_text())["examples"]
         assert {round(one["margin"], 4) for one in held} != {0.0}
         longer = burnish.reward_model(
             recipe(tiny("llama"), pairs(), steps=4, policy=policy), run_dir="whole", observer=QuietProgress()
         )  # fmt: skip
-        # The same recipe stopped after two of four steps and taken up again.
+        # The same recipe, stopped after two of four steps and resumed.
         text = (longer.run_dir / "recipe.toml").read_text()
-        shutil.copytree(found.run_dir, "again", symlinks=True)
+        shutil.copytree(result.run_dir, "again", symlinks=True)
         Path("again/recipe.toml").write_text(text)
         for name in ("evaluation/after.json", "evaluation.json"):
             Path("again", name).unlink()
@@ -228,13 +228,13 @@ class TestRuns:
         assert done.exit_code == 0, done.output
         assert "preference accuracy" in done.stdout and "mean conf." in done.stdout
 
-    def test_rows_that_are_no_pairs_are_refused(self, tiny):
+    def test_rows_that_are_not_pairs_are_rejected(self, tiny):
         rows = [{"prompt": one["prompt"], "completion": one["chosen"]} for one in pairs()]
         changed = recipe(tiny("llama"), rows, data={**recipe_data(), "format": "completion"})
         with pytest.raises(InputError, match="learns from pairs"):
             burnish.reward_model(changed, run_dir="run", observer=QuietProgress())
 
-    def test_a_margin_that_is_no_number_is_listed(self, tiny):
+    def test_a_margin_that_is_not_a_number_is_rejected(self, tiny):
         rows = [{**row, "margin": "much"} for row in pairs()]
         with pytest.raises(InputError, match="'margin' is much, not a finite number"):
             burnish.reward_model(recipe(tiny("llama"), rows), run_dir="run", observer=QuietProgress())
@@ -246,7 +246,7 @@ def recipe_data() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def judge(tiny, tmp_path_factory) -> Path:
-    """A saved reward model whose scores differ from text to text."""
+    """Return the folder of a saved reward model with different scores for different texts."""
     folder = tmp_path_factory.mktemp("judge")
     model = RewardModel(load_policy(tiny("qwen2")), 32)
     with torch.no_grad():
@@ -256,7 +256,7 @@ def judge(tiny, tmp_path_factory) -> Path:
 
 
 class TestReward:
-    def test_it_scores_as_the_model_in_any_company(self, judge):
+    def test_it_scores_as_the_model_in_any_batch(self, judge):
         model = load_reward_model(str(judge))
         prompts = [Prompt("a", "Shares fell"), Prompt("b", "The minister said"), Prompt("a", "Shares fell")]
         texts = [" after", " that the law", " 我爱你。"]
@@ -269,7 +269,7 @@ class TestReward:
         states = get_backbone(model.backbone.model)(input_ids=torch.tensor([ids]), use_cache=False)[0]
         assert together[1] == pytest.approx(float(states[0, -1] @ model.head), abs=1e-5)
 
-    def test_a_text_that_was_cut_has_no_end_and_a_long_one_is_cut(self, judge):
+    def test_a_truncated_text_has_no_end_token_and_a_long_one_is_cut(self, judge):
         model = load_reward_model(str(judge))
         prompt = Prompt("a", "Shares fell")
         stopped, cut = (Completion(prompt, (), (), " after", (), reason) for reason in ("stop", "length"))
@@ -291,7 +291,7 @@ class TestReward:
         [("", "there is no such folder"), ("nowhere", "there is no such folder"), ("other", f"it has no {HEAD}"),
          ("early", "no checkpoint yet"), ("broken", "cannot be read")],
     )  # fmt: skip
-    def test_what_is_no_reward_model_is_refused_in_one_line(self, here, tiny, judge, path, message):
+    def test_a_folder_without_a_reward_model_is_rejected_in_one_line(self, here, tiny, judge, path, message):
         shutil.copytree(tiny("llama"), "other")
         Path("early").mkdir()
         Path("early/recipe.toml").write_text('kind = "reward-model"\n')
@@ -301,7 +301,7 @@ class TestReward:
             REWARDS.get("reward_model")([Completion(Prompt("a", "b"), (), (), "c", (), "stop")], path=path)
         assert "\n" not in str(caught.value)
 
-    def test_a_recipe_names_it_before_anything_is_loaded(self, here):
+    def test_a_recipe_with_a_missing_reward_model_is_rejected_early(self, here):
         reward = [{"use": "reward_model", "path": "nowhere"}]
         with pytest.raises(InputError, match=r"reward\.0: reward model 'nowhere'"):
             burnish.load_recipe({"name": "x", "reward": reward})
@@ -313,13 +313,13 @@ class TestReward:
             "sampling": {"max_new_tokens": 4, "samples_per_prompt": 4, "prompts_per_step": 2},
             "reward": [{"use": "reward_model", "path": "judge"}], "evaluation": {"resamples": 100},
         }  # fmt: skip
-        found = burnish.train(recipe_, run_dir="run", observer=QuietProgress())
-        assert found.metrics[-1]["reward/std"] > 0
-        assert f'path = "{Path("judge").absolute()}"' in (found.run_dir / "recipe.toml").read_text()
+        result = burnish.train(recipe_, run_dir="run", observer=QuietProgress())
+        assert result.metrics[-1]["reward/std"] > 0
+        assert f'path = "{Path("judge").absolute()}"' in (result.run_dir / "recipe.toml").read_text()
 
 
 class Heads:
-    """A task of a few prompts."""
+    """A task with a few prompts."""
 
     def train(self) -> list[Prompt]:
         return [Prompt(text, text) for text in ("Shares fell", "The minister said")]

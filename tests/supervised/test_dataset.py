@@ -39,15 +39,15 @@ def tensor(*values: float) -> torch.Tensor:
 
 
 class TestLosses:
-    """sigmoid(log 3) = 3/4, so -log sigmoid(log 3) = log(4/3); sigmoid(-log 3) = 1/4."""
+    """All values follow from sigmoid(log 3) = 3/4, -log sigmoid(log 3) = log(4/3) and sigmoid(-log 3) = 1/4."""
 
     LOG3 = math.log(3)
 
     def test_bradley_terry(self):
-        # Gap log 3; with a margin of log 3 the gap is 0, and -log sigmoid(0) = log 2.
+        # The gap is log 3. With a margin of log 3 it is 0, and -log sigmoid(0) = log 2.
         close(bradley_terry_loss(tensor(self.LOG3 + 1), tensor(1.0)), [math.log(4 / 3)])
         close(bradley_terry_loss(tensor(self.LOG3 + 1), tensor(1.0), tensor(self.LOG3)), [math.log(2)])
-        # Centre: 0.5 (2 + (-1))^2 = 0.5 besides -log sigmoid(3).
+        # The centre term adds 0.5 (2 + (-1))^2 = 0.5 to -log sigmoid(3).
         close(bradley_terry_loss(tensor(2.0), tensor(-1.0), 0.0, 0.5), [math.log1p(math.exp(-3)) + 0.5])
 
     def test_dpo(self):
@@ -55,12 +55,12 @@ class TestLosses:
         close(dpo_loss(tensor(self.LOG3), tensor(-self.LOG3), 0.5), [math.log(4 / 3)])
 
     def test_ipo(self):
-        # The target gap at tau 0.1 is 5: a gap of 5 costs 0, one of 3 costs 4, one of 7 costs 4 too.
+        # The target gap at tau 0.1 is 5: a gap of 5 costs 0, and gaps of 3 and 7 cost 4.
         close(ipo_loss(tensor(5.0, 3.0, 7.0), tensor(0.0, 0.0, 0.0), 0.1), [0.0, 4.0, 4.0])
 
     def test_kto(self):
-        # z0 = max(0, mean(1, 3)) = 2. beta 0.5: gains (2 + 2 log 3 - 2) / 2 = log 3 and the same for the undesirable,
-        # so 2 (1 - 3/4) and 3 (1 - 1/4).
+        # z0 = max(0, mean(1, 3)) = 2. With beta 0.5 both gains are (2 + 2 log 3 - 2) / 2 = log 3, so the losses are
+        # 2 (1 - 3/4) and 3 (1 - 1/4).
         point = kto_reference_point(tensor(1.0, 3.0).requires_grad_())
         assert point.item() == 2 and not point.requires_grad
         ratios = tensor(2 + 2 * self.LOG3, 2 + 2 * self.LOG3)
@@ -112,7 +112,7 @@ class TestJsonLines:
         assert rows.rows[0].unit == digest("q")
         assert len(rows.broken) == 2
 
-    def test_invalid_options_are_refused(self, tmp_path):
+    def test_invalid_options_are_rejected(self, tmp_path):
         for options, message in (
             ({}, "path is missing"),
             ({"path": "x", "format": "pair"}, "did you mean 'pairs'"),
@@ -124,8 +124,8 @@ class TestJsonLines:
             JsonLines(path=str(tmp_path / "none"), format="text").rows()
 
 
-def test_the_digest_of_rows_is_the_one_that_run_folders_hold():
-    """Version 0.1 digested the ``repr`` of rows, whose classes had other names."""
+def test_the_digest_of_rows_equals_that_of_earlier_versions():
+    """Version 0.1 hashed the ``repr`` of rows, whose classes had other names."""
     conversation = Conversation((Message("user", "q"), Message("assistant", "a")), "u")
     turns = "(Turn(role='user', content='q'), Turn(role='assistant', content='a'))"
     rows = [
@@ -155,17 +155,17 @@ def test_near_copies_of_a_prompt_share_a_side(tmp_path):
     assert len(train) + len(held_out) == 120
     assert both_sides(train, held_out) == set()
     assert len({row.unit for row in held_out}) == len(held_out) / 2
-    # Each by its own digest, versions of one question would be separated.
+    # Split by the digests of single prompts, versions of one question would be separated.
     assert len(both_sides(*split_items(rows, [digest(row.prompt) for row in rows], 25))) > 10
 
 
 def both_sides(train, held_out):
-    """Return the last words of prompts that are on both sides."""
+    """Return the last words that end prompts on both sides."""
     last = [{row.prompt.split()[-1] for row in side} for side in (train, held_out)]
     return last[0] & last[1]
 
 
-def test_the_split_depends_on_the_prompt_alone():
+def test_the_split_depends_only_on_the_prompt():
     rows = [PromptCompletion(f"prompt {n % 40}", f"answer {n}", digest(f"prompt {n % 40}")) for n in range(200)]
     train, held = split_rows(rows, 25)
     assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
@@ -201,7 +201,7 @@ PREFER = {"kind": "prefer", "name": "small", "data": {"use": "news-pairs"}}
 
 
 class TestRecipes:
-    def test_the_verbs_do_not_take_each_others_recipes(self):
+    def test_commands_reject_each_others_recipes(self):
         with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish train`"):
             load_recipe(SFT)
         with pytest.raises(InputError, match=r"for `burnish sft`, not for `burnish prefer`"):
@@ -222,12 +222,12 @@ class TestRecipes:
             (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
         ],
     )
-    def test_invalid_recipes_are_refused(self, kind, data, override, message):
+    def test_invalid_recipes_are_rejected(self, kind, data, override, message):
         with pytest.raises(InputError, match=message):
             load_supervised(kind, data, [override])
 
     @pytest.mark.parametrize("kind", [SFTRecipe, PreferRecipe, RewardModelRecipe])
-    def test_shipped_recipes_are_valid_and_written_out_whole(self, kind):
+    def test_built_in_recipes_are_valid_and_survive_writing(self, kind):
         names = builtin_recipes(recipe_kind(kind))
         assert names
         for name in names:
@@ -236,7 +236,7 @@ class TestRecipes:
             assert load_supervised(kind, tomllib.loads(recipe.toml())) == recipe
 
 
-def test_a_checkpoint_of_another_step_is_refused(tmp_path):
+def test_a_checkpoint_of_another_step_is_rejected(tmp_path):
     (tmp_path / "state.json").write_text('{"step": 1}')
     with pytest.raises(InputError, match=r"state\.json belongs to another step: delete the folder"):
         Checkpointer(None, None, 1).restore(Checkpoint(2, tmp_path))

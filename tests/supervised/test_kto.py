@@ -39,7 +39,8 @@ def policy(tiny):
     return load_policy(tiny("gpt2"), dtype="float64")
 
 
-def moved(policy: Any) -> None:
+def perturb(policy: Any) -> None:
+    """Move the policy away from its reference."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in policy.trainable().values():
@@ -52,28 +53,28 @@ def examples(policy: Any, objective: KTO) -> list[Example]:
 
 
 def gradients(policy: Any) -> list[torch.Tensor]:
-    found = [parameter.grad.clone() for parameter in policy.trainable().values()]
+    slopes = [parameter.grad.clone() for parameter in policy.trainable().values()]
     for parameter in policy.trainable().values():
         parameter.grad = None
-    return found
+    return slopes
 
 
 def ratio(policy: Any, completion: Any) -> torch.Tensor:
-    found = policy.logprobs([completion], PLAIN).logprobs - policy.reference.token_logprobs([completion])
-    return found.double().sum()
+    ratios = policy.logprobs([completion], PLAIN).logprobs - policy.reference.token_logprobs([completion])
+    return ratios.double().sum()
 
 
 class TestLoss:
-    def test_at_the_start_by_hand(self, policy):
-        # pi = pi_ref: all h = 0 and z0 = 0, so that each loss is lambda (1 - sigmoid(0)) = lambda / 2: two desirable
-        # answers of weight 1.5 and one undesirable of weight 0.5 give (0.75 + 0.75 + 0.25) / 3.
+    def test_the_first_loss_by_hand(self, policy):
+        # pi = pi_ref, so all h = 0 and z0 = 0, and each loss is lambda (1 - sigmoid(0)) = lambda / 2. Two desirable answers
+        # of weight 1.5 and one undesirable answer of weight 0.5 give (0.75 + 0.75 + 0.25) / 3.
         objective = KTO(0.3, 1.5, 0.5)
         drawn = examples(policy, objective)
-        found = objective.backward(policy, drawn, LARGE)
-        assert found["loss"] == pytest.approx(1.75 / 3, abs=1e-9)
-        assert found["preference/reference_point"] == 0
-        assert found["preference/accuracy"] == 0.5
-        # d/dh lambda_D (1 - sigmoid(beta h)) at 0 is -lambda_D beta / 4, and plus lambda_U beta / 4 for the undesirable.
+        metrics = objective.backward(policy, drawn, LARGE)
+        assert metrics["loss"] == pytest.approx(1.75 / 3, abs=1e-9)
+        assert metrics["preference/reference_point"] == 0
+        assert metrics["preference/accuracy"] == 0.5
+        # d/dh lambda_D (1 - sigmoid(beta h)) at 0 is -lambda_D beta / 4; for undesirable answers it is lambda_U beta / 4.
         slopes = gradients(policy)
         total = torch.zeros((), dtype=torch.float64)
         for example, slope in zip(drawn, (-1.5, 0.5, -1.5), strict=True):
@@ -81,54 +82,54 @@ class TestLoss:
         total.backward()
         torch.testing.assert_close(slopes, gradients(policy), rtol=0, atol=1e-10)
 
-    def test_away_from_the_start_it_is_the_papers_equation(self, policy):
-        moved(policy)
+    def test_later_losses_match_the_papers_equation(self, policy):
+        perturb(policy)
         objective = KTO(0.3, 1.5, 0.5)
         drawn = examples(policy, objective)
-        found = objective.backward(policy, drawn, LARGE)
+        metrics = objective.backward(policy, drawn, LARGE)
         slopes = gradients(policy)
         texts = [example.texts[0] for example in drawn]
-        # z0: each prompt with the next answer, and the last with the first.
+        # z0 pairs each prompt with the next answer, and the last prompt with the first answer.
         unrelated = [
-            replace(texts[place].completion(), token_ids=texts[(place + 1) % 3].token_ids) for place in range(3)
+            replace(texts[index].completion(), token_ids=texts[(index + 1) % 3].token_ids) for index in range(3)
         ]
         point = max(0.0, sum(float(ratio(policy, one).detach()) for one in unrelated) / 3)
-        assert found["preference/reference_point"] == pytest.approx(point, abs=1e-9)
+        assert metrics["preference/reference_point"] == pytest.approx(point, abs=1e-9)
         total = torch.zeros((), dtype=torch.float64)
         for text, row in zip(texts, ROWS, strict=True):
             gain = 0.3 * (ratio(policy, text.completion()) - point)
             total = total + (1.5 * (1 - gain.sigmoid()) if row.desirable else 0.5 * (1 - (-gain).sigmoid())) / 3
-        assert found["loss"] == pytest.approx(float(total.detach()), abs=1e-9)
+        assert metrics["loss"] == pytest.approx(float(total.detach()), abs=1e-9)
         total.backward()
         torch.testing.assert_close(slopes, gradients(policy), rtol=0, atol=1e-9)
 
     def test_the_split_into_microbatches_changes_nothing(self, policy):
-        moved(policy)
+        perturb(policy)
         objective = KTO(0.3)
         drawn = examples(policy, objective)
-        found = [(objective.backward(policy, drawn, budget), gradients(policy)) for budget in (SMALL, LARGE)]
-        assert found[0][0] == pytest.approx(found[1][0], abs=1e-10)
-        torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-10)
+        results = [(objective.backward(policy, drawn, budget), gradients(policy)) for budget in (SMALL, LARGE)]
+        assert results[0][0] == pytest.approx(results[1][0], abs=1e-10)
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-10)
 
-    def test_strangers_have_another_prompt_where_there_is_one(self, policy):
+    def test_answers_are_paired_with_a_different_prompt_if_possible(self, policy):
         encoder = Encoder(policy, 24)
         pair = PreferencePair("Shares", " fell", " sang on the way home", digest("2"))
         drawn = [e for row in (pair, ROWS[0]) for e in KTO(0.1).examples(encoder, row)]
         assert [example.desirable for example in drawn] == [True, False, True]
         texts = [example.texts[0] for example in drawn]
-        found = mismatched(texts)
+        completions = mismatched(texts)
         longest = max(text.size for text in texts)
-        for one, answer in zip(found, (texts[2], texts[2], texts[0]), strict=True):
+        for one, answer in zip(completions, (texts[2], texts[2], texts[0]), strict=True):
             assert one.token_ids == answer.token_ids[: longest - len(one.prompt_ids)]
         assert mismatched(texts[:1]) == []
         assert mismatched(texts[:2])[0].token_ids == texts[1].token_ids
 
 
-def test_measured_by_hand(policy):
+def test_held_out_metrics_by_hand(policy):
     objective = KTO(0.3)
     numbers = metric_values(objective.sums(policy, examples(policy, objective)), objective.metrics)
     assert (numbers["label_accuracy"], numbers["reward_gap"]) == (0.5, 0.0)
-    # Means 6 / 2 and -4 / 1; without an undesirable answer, its mean counts 0.
+    # Means 6 / 2 and -4 / 1; without undesirable answers, their mean counts as 0.
     sums = torch.tensor([[6.0, 2.0, -4.0, 1.0], [6.0, 2.0, 0.0, 0.0]]).numpy()
     assert desirable_gap(sums).tolist() == [7.0, 3.0]
 
@@ -149,13 +150,13 @@ def here(tmp_path, monkeypatch):
 
 
 class TestRuns:
-    def test_what_is_desirable_gains_on_what_is_not(self, tiny):
-        found = burnish.prefer(recipe(tiny("llama")), run_dir="run", observer=QuietProgress())
-        entry = found.evaluation["reward_gap"]
+    def test_desirable_answers_gain_on_undesirable_ones(self, tiny):
+        result = burnish.prefer(recipe(tiny("llama")), run_dir="run", observer=QuietProgress())
+        entry = result.evaluation["reward_gap"]
         assert entry["before"] == 0 and entry["difference"] > 0 and entry["p_value"] < 0.05
-        assert found.evaluation["label_accuracy"]["after"] > 0.8
-        assert found.metrics[-1]["loss"] < found.metrics[0]["loss"]
-        assert math.isclose(found.metrics[0]["loss"], 0.5, abs_tol=1e-5)
+        assert result.evaluation["label_accuracy"]["after"] > 0.8
+        assert result.metrics[-1]["loss"] < result.metrics[0]["loss"]
+        assert math.isclose(result.metrics[0]["loss"], 0.5, abs_tol=1e-5)
 
     def test_a_label_is_true_or_false(self, tiny):
         chosen = recipe(tiny("llama"))
@@ -164,7 +165,7 @@ class TestRuns:
             burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
 
     @pytest.mark.parametrize(("label", "other"), [(True, "false"), (False, "true")])
-    def test_one_label_alone_is_refused_and_leaves_no_folder(self, tiny, label, other):
+    def test_rows_of_one_label_are_rejected_and_leave_no_folder(self, tiny, label, other):
         chosen = recipe(tiny("llama"))
         rows = [{"prompt": subject, "completion": " sang", "label": label} for subject in SUBJECTS]
         write_lines("labelled.jsonl", rows)
@@ -173,7 +174,7 @@ class TestRuns:
             burnish.prefer(chosen, run_dir="run", observer=QuietProgress())
         assert not Path("run").exists()
 
-    def test_one_label_alone_among_the_held_out_is_refused(self, tiny):
+    def test_held_out_rows_of_one_label_are_rejected(self, tiny):
         chosen = recipe(tiny("llama"))
         lines = [json.loads(line) for line in Path("labelled.jsonl").read_text(encoding="utf-8").splitlines()]
         percent = load_supervised(PreferRecipe, chosen).data.held_out_percent
@@ -191,12 +192,12 @@ class TestRuns:
         ({"preference": {"use": "dpo", "desirable_weight": 2.0}}, 'desirable_weight belongs to use = "kto"'),
     ],
 )
-def test_what_cannot_work_is_refused(changes, message):
+def test_invalid_recipes_are_rejected(changes, message):
     with pytest.raises(InputError, match=message):
         load_supervised(PreferRecipe, recipe(Path("x"), **changes))
 
 
-def test_rows_of_another_kind_are_refused(policy):
+def test_rows_of_another_kind_are_rejected(policy):
     encoder = Encoder(policy, 24)
     with pytest.raises(InputError, match="without a label"):
         KTO(0.1).examples(encoder, PromptCompletion("a", "b", digest("a")))

@@ -1,4 +1,4 @@
-"""Fine-tuning and preference optimisation: the gradients, what is learnt of a row, and whole runs on a tiny model."""
+"""Fine-tuning and preference optimisation: gradients, learnt tokens, and complete runs on a tiny model."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ PAIRS = [
 
 @pytest.fixture
 def policy(tiny):
-    # Its layers keep to float64, where Llama's norms compute in float32.
+    # GPT-2 computes in float64 throughout; Llama's norms compute in float32.
     return load_policy(tiny("gpt2"), dtype="float64")
 
 
 def gradients(policy: Any) -> list[torch.Tensor]:
-    found = [parameter.grad.clone() for parameter in policy.trainable().values()]
+    slopes = [parameter.grad.clone() for parameter in policy.trainable().values()]
     for parameter in policy.trainable().values():
         parameter.grad = None
-    return found
+    return slopes
 
 
-def moved(policy: Any) -> None:
-    """Makes the policy another one than its reference."""
+def perturb(policy: Any) -> None:
+    """Move the policy away from its reference."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in policy.trainable().values():
@@ -93,13 +93,13 @@ def examples(objective: Any, policy: Any, rows: Any, max_tokens: int = 24) -> li
     ids=["sft", "dpo", "ipo"],
 )
 def test_the_split_into_microbatches_changes_nothing(policy, objective, rows):
-    moved(policy)
+    perturb(policy)
     drawn = examples(objective, policy, rows)
-    found = []
+    results = []
     for budget in (SMALL, LARGE):
         numbers = objective.backward(policy, drawn, budget)
-        found.append((numbers, gradients(policy)))
-    (first, first_slopes), (second, second_slopes) = found
+        results.append((numbers, gradients(policy)))
+    (first, first_slopes), (second, second_slopes) = results
     assert first == pytest.approx(second, abs=1e-10)
     assert max(float(slope.abs().max()) for slope in first_slopes) > 1e-3
     torch.testing.assert_close(first_slopes, second_slopes, rtol=0, atol=1e-10)
@@ -110,13 +110,13 @@ class TestFineTuning:
         drawn = examples(FineTuning(), policy, TEXTS)
         texts = [text for example in drawn for text in example.texts]
         logprobs = policy.token_logprobs([text.completion() for text in texts])
-        found = FineTuning().backward(policy, drawn, LARGE)
-        # All tokens of these rows are learnt; a mean of means over rows would be another number.
-        assert found["tokens"] == len(logprobs) == sum(len(text.token_ids) for text in texts)
-        assert found["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-10)
+        metrics = FineTuning().backward(policy, drawn, LARGE)
+        # All tokens of these rows are learnt; the mean of the rows' means would differ.
+        assert metrics["tokens"] == len(logprobs) == sum(len(text.token_ids) for text in texts)
+        assert metrics["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-10)
         rows = FineTuning().sums(policy, drawn)
         assert metric_values(rows, FineTuning.metrics)["truth_perplexity"] == pytest.approx(
-            math.exp(found["loss"]), rel=1e-9
+            math.exp(metrics["loss"]), rel=1e-9
         )
 
     def test_only_the_assistants_turns_are_learnt(self, policy):
@@ -132,52 +132,52 @@ class TestFineTuning:
         assert policy.decode(text.prompt_ids) == "[user]won the match[assistant]"
         assert policy.decode(text.token_ids) == "the law[user]jobs[assistant]on Monday"
         assert policy.decode(learnt) == "the lawon Monday"
-        # What is not learnt has no part in the loss.
+        # Tokens that are not learnt do not contribute to the loss.
         logprobs = policy.token_logprobs([text.completion()])[torch.tensor(text.learnt)]
         assert FineTuning().backward(policy, [example], LARGE)["loss"] == pytest.approx(
             -float(logprobs.mean()), abs=1e-10
         )
 
-    def test_a_long_text_becomes_windows_that_hold_every_token_once(self, policy):
+    def test_a_long_text_becomes_windows_with_every_token_once(self, policy):
         row = TEXTS[3]
-        found = examples(FineTuning(), policy, [row], 8)
-        assert len(found) > 2
-        tokens = [token for example in found for token in example.texts[0].token_ids]
+        windows = examples(FineTuning(), policy, [row], 8)
+        assert len(windows) > 2
+        tokens = [token for example in windows for token in example.texts[0].token_ids]
         assert tokens == [*policy.encode(row.completion), policy.tokenizer.eos_token_id]
-        assert max(example.texts[0].size for example in found) <= 8
+        assert max(example.texts[0].size for example in windows) <= 8
 
-    def test_a_text_that_spells_a_control_token_is_refused(self, policy):
+    def test_a_text_with_a_control_token_is_rejected(self, policy):
         with pytest.raises(ValueError, match="control token"):
             FineTuning().examples(Encoder(policy, 64), PromptCompletion("a", "b<|end|>c", digest("a")))
 
 
 class TestPreferring:
     @pytest.mark.parametrize(("name", "loss"), [("dpo", math.log(2)), ("ipo", (1 / 0.6) ** 2)])
-    def test_before_training_nothing_is_preferred(self, policy, name, loss):
+    def test_before_training_all_implicit_rewards_are_zero(self, policy, name, loss):
         # pi = pi_ref: every log-ratio is 0, so -log sigmoid(0) = log 2, and (0 - 1 / (2 * 0.3))^2.
         objective = PairPreference(PAIR_LOSSES[name], 0.3)
         drawn = examples(objective, policy, PAIRS)
-        found = objective.backward(policy, drawn, LARGE)
-        assert found["loss"] == pytest.approx(loss, abs=1e-9)
+        metrics = objective.backward(policy, drawn, LARGE)
+        assert metrics["loss"] == pytest.approx(loss, abs=1e-9)
         numbers = metric_values(objective.sums(policy, drawn), objective.metrics)
         assert numbers["preference_accuracy"] == 0.5
         assert numbers["preference_margin"] == 0.0
 
-    def test_the_first_gradient_of_dpo_is_that_of_the_likelihoods_difference(self, policy):
-        # d/dx -log sigmoid(beta x) at 0 is -beta/2: the gradient is -(beta/2) times the mean over pairs of that of
+    def test_the_first_dpo_gradient_is_that_of_the_likelihood_difference(self, policy):
+        # d/dx -log sigmoid(beta x) at 0 is -beta/2, so the gradient is -beta/2 times the mean over pairs of the gradient of
         # log pi(chosen) - log pi(rejected).
         objective = PairPreference(PAIR_LOSSES["dpo"], 0.3)
         drawn = examples(objective, policy, PAIRS)
         objective.backward(policy, drawn, LARGE)
-        found = gradients(policy)
+        slopes = gradients(policy)
         total = torch.zeros((), dtype=torch.float64)
         for example in drawn:
             chosen, rejected = (policy.logprobs([text.completion()], PLAIN).logprobs.sum() for text in example.texts)
             total = total - 0.15 * (chosen - rejected) / len(drawn)
         total.backward()
-        torch.testing.assert_close(found, gradients(policy), rtol=0, atol=1e-10)
+        torch.testing.assert_close(slopes, gradients(policy), rtol=0, atol=1e-10)
 
-    def test_answers_that_are_alike_once_cut_are_refused(self, policy):
+    def test_answers_that_are_equal_after_the_cut_are_rejected(self, policy):
         row = PreferencePair("Shares", " fell after the company", " fell after the match", digest("1"))
         (example,) = PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
         ids = example.texts[0].token_ids, example.texts[1].token_ids
@@ -200,29 +200,29 @@ class TestMeasurement:
             ExampleSums(one.unit, {**one.numbers, "total": one.numbers["total"] - one.numbers["count"]})
             for one in before
         ]
-        found = compare_metrics(before, after, [self.METRIC], resamples=100, seed=0)["mean"]
-        # (6 + 1 + 2) / 4, and one less for each count; two units, not three rows.
-        assert (found["before"], found["after"], found["n"], found["better"]) == (2.25, 1.25, 2, "lower")
-        assert found["interval"] == pytest.approx([-1, -1])
+        entry = compare_metrics(before, after, [self.METRIC], resamples=100, seed=0)["mean"]
+        # (6 + 1 + 2) / 4, and 1 less after training; n counts two units, not three rows.
+        assert (entry["before"], entry["after"], entry["n"], entry["better"]) == (2.25, 1.25, 2, "lower")
+        assert entry["interval"] == pytest.approx([-1, -1])
         assert sums_from_json(sums_to_json(before)) == before
 
-    def test_other_rows_are_refused(self):
+    def test_measurements_of_other_rows_are_rejected(self):
         seen = [ExampleSums("a", {"total": 1, "count": 1}), ExampleSums("b", {"total": 1, "count": 1})]
         with pytest.raises(InputError, match="differ from those that were measured before"):
             compare_metrics(seen, seen[::-1], [self.METRIC], resamples=100, seed=0)
         with pytest.raises(InputError, match="start a new run"):
             sums_from_json("[1]")
 
-    def test_fewer_units_are_the_same_whatever_the_order(self):
+    def test_the_selected_units_do_not_depend_on_the_order(self):
         everything = [Example(digest(str(n // 2)), ()) for n in range(40)]
-        found = select_units(everything, 5)
-        assert len(found) == 10
-        assert set(found) == set(select_units(everything[::-1], 5))
+        selected = select_units(everything, 5)
+        assert len(selected) == 10
+        assert set(selected) == set(select_units(everything[::-1], 5))
 
 
 @pytest.fixture
 def job(tiny, tmp_path, monkeypatch):
-    """Recipes of both verbs over fifty rows each, whose answers follow a rule, and the folder they are run in."""
+    """Return a factory of recipes over fifty rows whose answers follow a rule; runs go to a temporary folder."""
     monkeypatch.chdir(tmp_path)
     write_lines("texts.jsonl", [{"prompt": subject, "completion": " sang"} for subject in SUBJECTS])
     write_lines("pairs.jsonl", [{"prompt": subject, "chosen": " sang", "rejected": " fell"} for subject in SUBJECTS])
@@ -239,15 +239,15 @@ VERBS = {"sft": burnish.sft, "prefer": burnish.prefer}
 
 
 def traces(run: Path) -> dict[str, Any]:
-    """What two runs of one recipe and seed share to the bit."""
-    found: dict[str, Any] = {
+    """Return the files and metrics that are equal to the bit in two runs of one recipe and seed."""
+    contents: dict[str, Any] = {
         "metrics": [comparable(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
     }
     for name in ("held_out.jsonl", "evaluation.json", "evaluation/before.json", "evaluation/after.json", "data.json"):
-        found[name] = (run / name).read_text()
+        contents[name] = (run / name).read_text()
     for path in sorted((run / "checkpoints").rglob("*.safetensors")):
-        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+        contents[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return contents
 
 
 @pytest.mark.slow
@@ -255,21 +255,21 @@ def traces(run: Path) -> dict[str, Any]:
     ("verb", "metric", "better"), [("sft", "truth_perplexity", -1), ("prefer", "preference_margin", 1)]
 )
 class TestRuns:
-    def test_held_out_rows_are_learnt_and_a_rate_of_nearly_nothing_learns_nothing(self, job, verb, metric, better):
-        found = VERBS[verb](job(verb), run_dir="run", observer=QuietProgress())
-        entry = found.evaluation[metric]
+    def test_training_improves_held_out_rows_and_a_tiny_rate_does_not(self, job, verb, metric, better):
+        result = VERBS[verb](job(verb), run_dir="run", observer=QuietProgress())
+        entry = result.evaluation[metric]
         assert better * entry["difference"] > 0 and entry["p_value"] < 0.05
-        assert found.metrics[-1]["loss"] < 0.7 * found.metrics[0]["loss"]
+        assert result.metrics[-1]["loss"] < 0.7 * result.metrics[0]["loss"]
         if verb == "prefer":
-            assert found.evaluation["preference_accuracy"]["before"] == 0.5
-            assert found.evaluation["preference_accuracy"]["after"] == 1.0
+            assert result.evaluation["preference_accuracy"]["before"] == 0.5
+            assert result.evaluation["preference_accuracy"]["after"] == 1.0
         control = VERBS[verb](
             job(verb, optimizer={"learning_rate": 1e-9}, evaluation={"resamples": 200}), run_dir="control",
             observer=QuietProgress(),
         )  # fmt: skip
         assert abs(control.evaluation[metric]["difference"]) < 0.01 * abs(entry["difference"])
 
-    def test_the_same_bits_twice_and_over_a_stop(self, job, verb, metric, better):
+    def test_repeated_and_resumed_runs_have_the_same_bits(self, job, verb, metric, better):
         run = VERBS[verb]
         for name in ("first", "second"):
             run(job(verb), run_dir=name, observer=QuietProgress())
@@ -279,7 +279,7 @@ class TestRuns:
         first = traces(Path("first"))
         assert traces(Path("second")) == first
         stopped = traces(Path("stopped"))
-        # The stop left a checkpoint of its own, which may still be there.
+        # Stopping saved an additional checkpoint, which may still exist.
         assert {name: stopped[name] for name in first if name in stopped} == {
             name: first[name] for name in first if name in stopped
         }
@@ -289,24 +289,24 @@ class TestRuns:
 
 
 class TestRunFolders:
-    def test_a_run_is_a_model(self, job):
+    def test_a_run_folder_can_be_used_as_a_model(self, job):
         with pytest.raises(Interrupted):
             burnish.sft(job("sft"), run_dir="early", observer=InterruptingObserver(2))
         assert resolve_model("early") == Path("early/model")
         first = load_policy(resolve_model("early"))
-        found = burnish.prefer(
+        result = burnish.prefer(
             job("prefer", policy={"model": "early"}, steps=1), run_dir="next", observer=QuietProgress()
         )
-        assert all(f'{key} = "/' in (found.run_dir / "recipe.toml").read_text() for key in ("model", "path"))
-        assert dict(load_policy(found.model).trainable()).keys() == dict(first.trainable()).keys()
+        assert all(f'{key} = "/' in (result.run_dir / "recipe.toml").read_text() for key in ("model", "path"))
+        assert dict(load_policy(result.model).trainable()).keys() == dict(first.trainable()).keys()
 
-    def test_a_run_without_a_checkpoint_names_its_own_verb(self, job):
+    def test_a_run_without_a_checkpoint_names_its_command(self, job):
         Path("early").mkdir()
         Path("early/recipe.toml").write_text('kind = "sft"\n')
         with pytest.raises(InputError, match="no checkpoint yet; resume with: burnish sft --resume early"):
             resolve_model("early")
 
-    def test_the_data_may_not_change_under_a_run(self, job):
+    def test_resuming_with_changed_data_is_rejected(self, job):
         with pytest.raises(Interrupted):
             burnish.sft(job("sft"), run_dir="run", observer=InterruptingObserver(2))
         with open("texts.jsonl", "a", encoding="utf-8") as file:
@@ -314,21 +314,21 @@ class TestRunFolders:
         with pytest.raises(InputError, match=r"texts\.jsonl has changed since run began"):
             burnish.sft(resume="run", observer=QuietProgress())
 
-    def test_another_verb_does_not_take_it_up(self, job):
+    def test_another_command_cannot_resume_it(self, job):
         burnish.sft(job("sft", steps=1), run_dir="run", observer=QuietProgress())
         with pytest.raises(InputError, match="for `burnish sft`, not for `burnish prefer`"):
             burnish.prefer(resume="run", observer=QuietProgress())
         with pytest.raises(InputError, match="for `burnish sft`, not for `burnish train`"):
             burnish.train(resume="run", observer=QuietProgress())
 
-    def test_a_low_rank_adapter_has_its_base_for_a_reference(self, job, tiny):
+    def test_the_reference_of_a_low_rank_adapter_is_its_base(self, job, tiny):
         policy = {"model": str(tiny("llama")), "lora": {"rank": 4}}
-        found = burnish.prefer(
+        result = burnish.prefer(
             job("prefer", policy=policy, optimizer={"learning_rate": 3e-2}), run_dir="run", observer=QuietProgress()
         )  # fmt: skip
-        assert found.evaluation["preference_accuracy"]["before"] == 0.5
-        assert found.evaluation["preference_margin"]["difference"] > 0
-        assert (found.model / "adapter_model.safetensors").is_file()
+        assert result.evaluation["preference_accuracy"]["before"] == 0.5
+        assert result.evaluation["preference_margin"]["difference"] > 0
+        assert (result.model / "adapter_model.safetensors").is_file()
 
 
 class TestCommands:
@@ -361,7 +361,7 @@ class TestBadInput:
             ("sft", {"path": "one.jsonl", "format": "text"}, "held_out_percent = 25 leaves"),
         ],
     )
-    def test_it_is_refused_in_one_line_and_leaves_no_folder(self, job, verb, data, message):
+    def test_it_is_rejected_in_one_line_and_leaves_no_folder(self, job, verb, data, message):
         Path("empty.jsonl").write_text("\n")
         Path("one.jsonl").write_text('{"text": "a"}\n')
         with pytest.raises(InputError, match=message) as caught:
@@ -373,17 +373,17 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"rows cannot be used, the first is training .* no room for an answer"):
             burnish.sft(job("sft", batch={"max_tokens": 3}), run_dir="run", observer=QuietProgress())
 
-    def test_rows_left_out_are_listed(self, job):
+    def test_unusable_rows_are_listed(self, job):
         with open("texts.jsonl", "a", encoding="utf-8") as file:
             file.write("{broken\n")
         recipe = job("sft", steps=1)
         recipe["data"]["max_broken"] = 0.05
-        found = burnish.sft(recipe, run_dir="run", observer=QuietProgress())
-        listed = json.loads((found.run_dir / "data.json").read_text())
+        result = burnish.sft(recipe, run_dir="run", observer=QuietProgress())
+        listed = json.loads((result.run_dir / "data.json").read_text())
         assert [one["place"] for one in listed["broken"]] == ["line 51"]
         assert listed["training_examples"] + listed["held_out_examples"] == 50
 
-    def test_a_step_that_is_not_finite_leaves_the_weights(self, job):
+    def test_a_non_finite_step_is_reported(self, job):
         with pytest.raises(burnish.BurnishError, match=r"start again with a lower optimizer\.learning_rate"):
             burnish.sft(
                 job("sft", optimizer={"learning_rate": 1e30, "max_grad_norm": None}), run_dir="run",
