@@ -109,6 +109,7 @@ class Combination:
 
         Args:
             completions: the N completions.
+            flags: of each completion, for rewards that name ``flags``; None where they were not screened.
             step: the training step, counted from 1. None in a held-out measurement: weights are those after the last
                 step, nothing is split by token, and no part is normalised, since that would make every mean 0.
 
@@ -119,7 +120,7 @@ class Combination:
         parts: dict[str, np.ndarray] = {}
         per_token: dict[str, list[np.ndarray] | None] = {}
         for part in self.parts:
-            parts[part.name], per_token[part.name] = part.values(completions, self.reference_policy)
+            parts[part.name], per_token[part.name] = part.values(completions, self.reference_policy, flags)
         weights = {part.name: part.weight_at(step) for part in self.parts}
         values = {part.name: part.clipped(parts[part.name]) for part in self.parts}
         scores = Scores(

@@ -77,7 +77,10 @@ class Part:
         self.function.check_credit(self.credit)
 
     def values(
-        self, completions: Sequence[Completion], reference_policy: LanguageModel | None
+        self,
+        completions: Sequence[Completion],
+        reference_policy: LanguageModel | None,
+        flags: Sequence[tuple[str, ...]] | None = None,
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """Return the part's finite values [N], and their split by token, N arrays [|o_i|], if the function gives one.
 
@@ -87,10 +90,14 @@ class Part:
         if not completions:
             return np.zeros(0, dtype=np.float64), None
         if self.function.batch:
-            returned = self._call(completions, reference_policy)
+            returned = self._call(completions, reference_policy, flags)
         else:
             # One at a time, so that an error can name its prompt.
-            returned = [self._call([completion], reference_policy)[0] for completion in completions]
+            own_flags = [None] * len(completions) if flags is None else [[own] for own in flags]
+            returned = [
+                self._call([completion], reference_policy, own)[0]
+                for completion, own in zip(completions, own_flags, strict=True)
+            ]
         if len(returned) != len(completions):
             raise BurnishError(
                 f"reward '{self.name}' returned {len(returned)} values for {len(completions)} completions (prompt "
@@ -114,10 +121,15 @@ class Part:
         per_token = [_numbers(self.name, value, completion) for value, completion in pairs]
         return np.array([row.sum() for row in per_token], dtype=np.float64), per_token
 
-    def _call(self, completions: Sequence[Completion], reference_policy: LanguageModel | None) -> list[Any]:
+    def _call(
+        self,
+        completions: Sequence[Completion],
+        reference_policy: LanguageModel | None,
+        flags: Sequence[tuple[str, ...]] | None,
+    ) -> list[Any]:
         function = replace(self.function, function=_listing(self)) if self.function.batch else self.function
         try:
-            return list(function(completions, reference_policy=reference_policy, **self.options))
+            return list(function(completions, reference_policy=reference_policy, flags=flags, **self.options))
         except BurnishError:
             # It already says what is wrong and what to do.
             raise

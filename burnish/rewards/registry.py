@@ -3,8 +3,9 @@
 A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A
 batch reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number
 per completion. In place of a number, either kind may return a sequence with one number per token of
-``completion.token_ids``: what each token earned. Either kind may also name ``reference_policy``, the frozen policy that
-training started from. Keyword-only arguments with defaults are the reward's options: keys of its ``[[reward]]`` table.
+``completion.token_ids``: what each token earned. Either kind may also name ``flags``, what screening found in a
+completion (a tuple of names; in a batch reward one tuple per completion), and ``reference_policy``, the frozen policy
+that training started from. Keyword-only arguments with defaults are the reward's options: keys of its ``[[reward]]`` table.
 What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
 """
 
@@ -32,6 +33,9 @@ SINGULAR: Mapping[str, Callable[[Completion], Any]] = {
 }
 PLURAL: Mapping[str, str] = {f"{name}s": name for name in SINGULAR}
 SHARED = ("reference_policy",)
+FLAGS = "flags"
+"""The argument that is a completion's flags, or in a batch reward those of all completions."""
+Flags = tuple[str, ...]
 TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule", "credit")
 """Keys of a ``[[reward]]`` table that are not options of the reward."""
 METRIC = ("use", "name", "better")
@@ -131,18 +135,33 @@ class RewardFunction:
         return None if check is None else check(**{**self.options, **options})
 
     def __call__(
-        self, completions: Sequence[Completion], *, reference_policy: LanguageModel | None = None, **options: Any
+        self,
+        completions: Sequence[Completion],
+        *,
+        reference_policy: LanguageModel | None = None,
+        flags: Sequence[Flags] | None = None,
+        **options: Any,
     ) -> list[Any]:
-        """Return one value per completion, as the function returned it and not yet checked."""
+        """Return one value per completion, as the function returned it and not yet checked.
+
+        Args:
+            flags: of each completion; None if they were not screened, which counts as no flag.
+        """
+        flags = [()] * len(completions) if flags is None else flags
         shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
-        names = [name for name in self.arguments if name not in SHARED]
+        names = [name for name in self.arguments if name not in (*SHARED, FLAGS)]
         if self.batch:
             columns = {name: [SINGULAR[PLURAL[name]](completion) for completion in completions] for name in names}
+            if FLAGS in self.arguments:
+                columns[FLAGS] = list(flags)
             return list(self.function(**columns, **shared, **options))
-        return [
-            self.function(**{name: SINGULAR[name](completion) for name in names}, **shared, **options)
-            for completion in completions
-        ]
+        values = []
+        for completion, own_flags in zip(completions, flags, strict=True):
+            own = {FLAGS: own_flags} if FLAGS in self.arguments else {}
+            values.append(
+                self.function(**{name: SINGULAR[name](completion) for name in names}, **own, **shared, **options)
+            )
+        return values
 
 
 def reward_function(name: str, function: object) -> RewardFunction:
@@ -166,10 +185,10 @@ def reward_function(name: str, function: object) -> RewardFunction:
             options[parameter.name] = parameter.default
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise InputError(f"reward '{name}': '{parameter}' cannot be filled by name; name each argument")
-        elif parameter.name in (*SINGULAR, *PLURAL, *SHARED):
+        elif parameter.name in (*SINGULAR, *PLURAL, *SHARED, FLAGS):
             arguments.append(parameter.name)
         else:
-            known = [*SINGULAR, *PLURAL, *SHARED]
+            known = [*SINGULAR, *PLURAL, *SHARED, FLAGS]
             raise InputError(
                 f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may "
                 f"take {', '.join(known)}; options come after a * and have defaults"

@@ -343,3 +343,23 @@ def test_a_run_trains_on_one_number_and_reports_the_other(tmp_path) -> None:
 def test_a_schedule_that_is_always_zero_does_not_count() -> None:
     zero = RewardSection(use="exact", schedule=Schedule(start=0.0, end=0.0, steps=2))
     assert not zero.counts and RewardSection(use="exact").counts
+
+
+def test_flags_can_gate_the_other_rewards() -> None:
+    """What screening found reaches rewards that name ``flags``, one at a time or all at once."""
+
+    def unflagged(text: str, flags: tuple[str, ...]) -> float:
+        return 0.0 if flags else 1.0
+
+    def counts(texts: list[str], flags: list[tuple[str, ...]]) -> list[float]:
+        return [float(len(own)) for own in flags]
+
+    gate = Part("unflagged", reward_function("unflagged", unflagged), 0.0, gate=1.0)
+    scorer = Combination([gate, number("number", 0), Part("counts", reward_function("counts", counts), -0.5)])
+    completions = samples("3", "4", "5")
+    scores = scorer.score(completions, step=1, flags=[(), ("truncated",), ("empty", "truncated")])
+    assert scores.parts["counts"].tolist() == [0.0, 1.0, 2.0]
+    assert scores.passed["unflagged"].tolist() == [True, False, False]
+    # A closed gate leaves only what is negative.
+    assert scores.total.tolist() == [3.0, -0.5, -1.0]
+    assert scorer.score(completions).total.tolist() == [3.0, 4.0, 5.0], "unscreened completions have no flags"
