@@ -48,7 +48,9 @@ class Checkpoint:
         """The learner's state besides tensors. Raises InputError if it cannot be read."""
         path = self.folder / "state.json"
         try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            state: Any = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(state, dict):
+                raise ValueError("not a JSON object")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to resume from an older one"

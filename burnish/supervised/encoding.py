@@ -157,7 +157,7 @@ class Encoder:
             raise ValueError(f"the chat template rejects it ({one_line(error)[:80]})") from error
 
     def _until_end(self, ids: Sequence[int]) -> list[bool]:
-        """Return which tokens of an answer are learnt: those up to the last end token, or all if there is none."""
+        """Return which tokens of an answer are learnt: those up to the last end token, or all without one."""
         ends = [index for index, token in enumerate(ids) if token in self.model.end_ids]
         last = ends[-1] if ends else len(ids) - 1
         return [index <= last for index in range(len(ids))]

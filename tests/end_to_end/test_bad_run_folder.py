@@ -70,7 +70,7 @@ class TestRunFolders:
 
     def test_missing_measurement(self, workspace, done):
         (done / "evaluation" / "before.json").unlink()
-        refused(workspace.ask("train", "--resume", "run", "--quiet"), 2, "before.json is gone", "start a new run")
+        refused(workspace.ask("train", "--resume", "run", "--quiet"), 2, "before.json is missing", "start a new run")
 
     def test_unwritable_parent(self, workspace):
         workspace.write("toy.toml", TOY)

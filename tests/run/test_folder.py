@@ -180,7 +180,7 @@ class TestCheckpoints:
         run.cut_back(None)
         assert run.rows("metrics.jsonl") == run.rows("samples.jsonl") == []
 
-    @pytest.mark.parametrize("text", ["{", "", "\xff\xfe"])
+    @pytest.mark.parametrize("text", ["{", "", "[]", "\xff\xfe"])
     def test_a_broken_state_is_an_error(self, run, text):
         checkpoint = run.save_checkpoint(1, {}, fill("1"), keep=1)
         (checkpoint.folder / "state.json").write_bytes(text.encode("latin-1"))
