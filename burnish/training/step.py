@@ -53,6 +53,7 @@ def train_step(learner: Learner) -> StepReport:
     rollouts = roll_out(learner, prompts, step, clock)
     with clock.lap("score"):
         reference_logprobs = learner.reference_logprobs(rollouts.completions)
+    # 4. Assign credit: an advantage for each token, by the algorithm's own assigner.
     rewards = shape_rewards(learner, rollouts, reference_logprobs)
     credit = learner.credit.assign(rollouts, rewards, reference_logprobs, learner.budget)
     updates = plan_updates(learner, rollouts, credit, reference_logprobs, step)
@@ -68,7 +69,7 @@ def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) ->
 
 
 def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Clock) -> Rollouts:
-    """2. Sample G completions of each prompt from the current policy, screen them, score them.
+    """2. and 3. Sample G completions of each prompt from the current policy, screen them, score them.
 
     Screening comes before scoring, so that flags can gate a reward. Flags are recorded and no completion is dropped, so
     groups keep their size.
@@ -94,7 +95,7 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Cloc
 
 
 def shape_rewards(learner: Learner, rollouts: Rollouts, reference_logprobs: Tensor | None) -> Rewards:
-    """3. Subtract from the rewards what length and distance from the reference cost."""
+    """4. For credit: subtract from the rewards what length and distance from the reference cost."""
     settings, sampling = learner.recipe.algorithm, learner.recipe.sampling
     lengths, longest = rollouts.lengths, sampling.max_new_tokens
     whole, tokens = split_rewards(rollouts.scores)
