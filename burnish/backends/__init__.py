@@ -1,1 +1,1 @@
-"""Where a run runs: builds policy, sampler, scorer and task from a recipe and joins them."""
+"""Backends: they build policy, sampler, scorer and task from a recipe and join them in a learner."""
