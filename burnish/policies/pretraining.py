@@ -2,8 +2,7 @@
 
 The texts are concatenated to one stream, each between the vocabulary's begin and end tokens. A batch is B windows of T
 tokens: windows with an even index start at the beginning of a text, as prompts do; the others start anywhere. The
-    choice
-depends on the seed and the step only.
+choice depends on the seed and the step only.
 """
 
 from __future__ import annotations
