@@ -118,7 +118,7 @@ class TestRewards:
             ("raises", ["reward 'raises' raised ZeroDivisionError", "on prompt '"]),
             ("nan", ["reward 'nan' returned nan", "finite"]),
             ("word", ["reward 'word' returned 'good' (str)", "one number"]),
-            ("too_few", ["reward 'too_few' returned", "one number each"]),
+            ("too_few", ["reward 'too_few' returned", "one number per completion"]),
         ],
     )
     def test_failure_names_the_reward_and_the_run_can_be_resumed(self, workspace, name, parts):
