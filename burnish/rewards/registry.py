@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from burnish.errors import InputError
-from burnish.registry import Registry, nearest, of_kind
+from burnish.registry import Registry, has_kind, nearest
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class RewardFunction:
                 names = ", ".join(known) or "none"
                 raise InputError(f"'{self.name}' has no option '{key}'{nearest(key, known)}; known: {names}")
             default = self.options[key]
-            if not of_kind(value, default):
+            if not has_kind(value, default):
                 raise InputError(
                     f"'{self.name}': {key} = {value!r} must be of the same type as its default {default!r}"
                 )

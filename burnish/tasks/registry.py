@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.protocols import Task
-from burnish.registry import Registry, factory, nearest, of_kind
+from burnish.registry import Registry, factory, has_kind, nearest
 
 TaskFactory = Callable[..., Task]
 
@@ -43,5 +43,5 @@ def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) 
             known = ["use", *parameters]
             raise InputError(f"unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
         default = parameters[key].default
-        if default is not inspect.Parameter.empty and not of_kind(value, default):
+        if default is not inspect.Parameter.empty and not has_kind(value, default):
             raise InputError(f"{key} = {value!r} must have the type of its default {default!r}")
