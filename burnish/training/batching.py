@@ -145,7 +145,7 @@ class StepTensors:
 
     Attributes:
         lengths: [N], tokens of each completion.
-        the others: [T], as in ``Batch``.
+        the others: [T], as in ``Microbatch``.
     """
 
     completions: Sequence[Completion]
