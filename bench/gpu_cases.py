@@ -19,8 +19,8 @@ from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.loading import load_model, load_policy
 from burnish.policies.pretrained import quiet_transformers
+from burnish.recipe.combination import combine_rewards
 from burnish.recipe.schema import LoRA, Optimizer, load_recipe
-from burnish.rewards.combine import Combination
 from burnish.run.checkpoint import read_optimizer, write_optimizer
 from burnish.training.learner import Learner
 from burnish.training.optimizer import build_optimizer
@@ -355,6 +355,6 @@ def learner_for(
             "optimizer": {} if microbatch is None else {"tokens_per_microbatch": microbatch},
         }
     )  # fmt: skip
-    scorer = Combination.from_recipe(recipe.reward, policy.reference, decode=policy.decode)
+    scorer = combine_rewards(recipe.reward, policy.reference, decode=policy.decode)
     optimizer = build_optimizer(policy, recipe.optimizer)
     return Learner(recipe, policy, make_sampler(policy), scorer, prompts, PRESETS["grpo"], optimizer)

@@ -24,13 +24,13 @@ from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer, Sampler
+from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.reading import KINDS
 from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
 from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
 from burnish.reports.page.html import write_report
 from burnish.reports.terminal.progress import make_observer
-from burnish.rewards.combine import Combination
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.run.launch import (
@@ -192,8 +192,8 @@ def evaluate(
         def measure_model(name: str) -> Measurement:
             policy = _language_model(name, chosen, offline, watcher)
             policy.reference = reference
-            scorer = Combination.from_recipe(chosen.reward, reference)
-            metrics = Combination.from_metrics(settings.metrics, reference)
+            scorer = combine_rewards(chosen.reward, reference)
+            metrics = combine_metrics(settings.metrics, reference)
             return measure(
                 policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
@@ -303,7 +303,7 @@ def score(
         ids = policy.encode(text) if policy else ()
         completions.append(Completion(shared, policy.encode_prompt(shared) if policy else (), ids, text, (), "stop"))
     sections = [RewardSection(use=name, **(options or {}).get(name, {})) for name in rewards]
-    scores = Combination.from_recipe(sections, policy).score(completions)
+    scores = combine_rewards(sections, policy).score(completions)
     return [
         {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
         for index, text in enumerate(texts)

@@ -15,8 +15,8 @@ from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueModel
 from burnish.recipe.algorithm import critic_settings, resolve_preset, resolve_rewards
+from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import PolicySection, Recipe
-from burnish.rewards.combine import Combination
 from burnish.system.memory import keep_freed_memory
 from burnish.training.critic import Critic
 from burnish.training.learner import Learner
@@ -57,10 +57,10 @@ def build(
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
         policy.update_lagged_policy()
     rewards = resolve_rewards(recipe.algorithm, recipe.reward)
-    scorer = Combination.from_recipe(rewards, policy.reference, decode=policy.decode)
+    scorer = combine_rewards(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
         recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), build_optimizer(policy, recipe.optimizer),
-        critic=build_critic(policy, recipe), metrics=Combination.from_metrics(recipe.evaluation.metrics, policy.reference),
+        critic=build_critic(policy, recipe), metrics=combine_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
 

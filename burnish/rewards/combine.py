@@ -28,7 +28,6 @@ from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
-    from burnish.recipe.sections import MetricSection, RewardSection
 
 
 class Combination:
@@ -70,33 +69,6 @@ class Combination:
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
         self.moments = {part.name: RunningMoments() for part in parts if part.normalise == "running"}
-
-    @classmethod
-    def from_recipe(
-        cls,
-        sections: Sequence[RewardSection],
-        reference_policy: LanguageModel | None = None,
-        *,
-        decode: Decode | None = None,
-    ) -> Combination:
-        """Return the combination of a recipe's ``[[reward]]`` tables. Raises InputError as the constructor does."""
-        parts = [
-            Part(
-                section.part, REWARDS.get(section.use), section.weight, section.options,
-                section.clip, section.gate, section.normalise, section.schedule, section.credit,
-            )
-            for section in sections
-        ]  # fmt: skip
-        return cls(parts, reference_policy, decode=decode)
-
-    @classmethod
-    def from_metrics(
-        cls, sections: Sequence[MetricSection], reference_policy: LanguageModel | None = None
-    ) -> Combination | None:
-        """Return the combination of a recipe's ``evaluation.metrics``; None if it has none. Raises InputError as the
-        constructor does."""
-        parts = [Part(section.part, REWARDS.get(section.use), 1.0, section.options) for section in sections]
-        return cls(parts, reference_policy) if parts else None
 
     def score(
         self,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 
@@ -18,7 +18,14 @@ from burnish.types import Completion
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
-    from burnish.recipe.sections import Schedule
+
+
+class WeightSchedule(Protocol):
+    """A factor of a weight that depends on the step."""
+
+    def at(self, step: int | None) -> float:
+        """Return the factor at a step, counted from 1; None means after the last step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Part:
     clip: tuple[float, float] | None = None
     gate: float | None = None
     normalise: Normalisation | None = None
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     credit: Credit = "completion"
 
     def weight_at(self, step: int | None) -> float:

@@ -15,11 +15,12 @@ from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
+from burnish.recipe.combination import combine_metrics
 from burnish.recipe.schema import RECIPES, Recipe, load_recipe
 from burnish.recipe.sections import MetricSection
 from burnish.reports.terminal.progress import make_observer
 from burnish.reports.terminal.tables import plain_text
-from burnish.rewards.combine import Combination, combine
+from burnish.rewards.combine import combine
 from burnish.types import Prompt, SamplingParams
 from tests.fakes import CharacterModel, TextSampler, toy_recipe
 
@@ -78,7 +79,7 @@ def measured(texts: dict[str, list[str]]) -> Measurement:
     prompts = [Prompt(name, name, "down") for name in texts]
     return measure(
         CharacterModel(), TextSampler(texts), combine({"exact": 1.0}), prompts, sampling=SamplingParams(20),
-        samples_per_prompt=2, seed=0, metrics=Combination.from_metrics(TWO), better={"loops": "lower"},
+        samples_per_prompt=2, seed=0, metrics=combine_metrics(TWO), better={"loops": "lower"},
     )  # fmt: skip
 
 

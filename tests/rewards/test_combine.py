@@ -14,6 +14,7 @@ import pytest
 
 from burnish.api import train
 from burnish.errors import InputError
+from burnish.recipe.combination import combine_rewards
 from burnish.recipe.schema import load_recipe
 from burnish.recipe.sections import RewardSection, Schedule
 from burnish.reports.terminal.progress import make_observer
@@ -65,14 +66,12 @@ def test_no_completions() -> None:
     assert scores.total.shape == (0,) and scores.parts["perplexity"].shape == (0,)
 
 
-def test_from_recipe_sections() -> None:
+def test_combine_rewards_of_a_recipe() -> None:
     sections = [
         RewardSection(use="bleu", weight=0.5, tokenize="zh"),
         RewardSection(use="perplexity", name="fluency", form="raw"),
     ]
-    scores = Combination.from_recipe(sections, TokenValueModel()).score(
-        [answer("我爱你", reference="我爱她", tokens=(2,))]
-    )
+    scores = combine_rewards(sections, TokenValueModel()).score([answer("我爱你", reference="我爱她", tokens=(2,))])
     assert list(scores.parts) == ["bleu", "fluency"]
     assert scores.total[0] == pytest.approx(0.5 * (1 / 6) ** (1 / 3) - math.exp(2))
 
@@ -276,7 +275,7 @@ schedule = { start = 0.0, end = 1.0, steps = 10 }
 def test_a_recipe_survives_writing_and_reading() -> None:
     recipe = load_recipe(tomllib.loads(RECIPE))
     assert load_recipe(tomllib.loads(recipe.toml())) == recipe
-    first, second = Combination.from_recipe(recipe.reward).parts
+    first, second = combine_rewards(recipe.reward).parts
     assert (first.clip, first.normalise, second.gate) == ((0.0, 1.0), "group", 0.5)
     assert second.schedule == Schedule(start=0.0, end=1.0, steps=10)
 
