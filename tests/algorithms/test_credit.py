@@ -1,4 +1,4 @@
-"""Credit by token, importance weights, reward shaping and masks against numbers worked out by hand."""
+"""Per-token credit, importance weights, reward shaping and masks, compared with values derived by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TestCredit:
         rewards, values = tensor([0, 0, 1], [2, 0, 0]), tensor([0.5, 0.6, 0.8], [0.5, 0, 0])
         mask = torch.tensor([[True] * 3, [True, False, False]])
         close(generalised_advantages(rewards, values, mask, trace=0.5), [[0.25, 0.3, 0.2], [1.5, 0, 0]])
-        # lambda 1 is the return minus the value, lambda 0 the one-step error.
+        # lambda 1 gives the return minus the value, lambda 0 the one-step error.
         close(generalised_advantages(rewards, values, mask, trace=1.0), [[0.5, 0.4, 0.2], [1.5, 0, 0]])
         close(generalised_advantages(rewards, values, mask, trace=0.0), [[0.1, 0.2, 0.2], [1.5, 0, 0]])
 
@@ -53,25 +53,25 @@ class TestCredit:
         assert whiten(tensor(5)).tolist() == [0.0]
 
     def test_increments(self):
-        # Scores of the text so far 0.5, 0.2, 0.9: gained 0.5, -0.3, 0.7, which add up to the score of the whole, 0.9.
+        # Scores of the prefixes: 0.5, 0.2, 0.9. Increments: 0.5, -0.3, 0.7. They add up to the whole text's score, 0.9.
         close(potential_differences(tensor(0.5, 0.2, 0.9), keep_total=True), [0.5, -0.3, 0.7])
-        # As a potential the end is worth 0, so the last token pays 0.2 back and nothing is left.
+        # A potential is 0 at the end, so the last token gives the 0.2 back and the increments add up to 0.
         shaping = potential_differences(tensor(0.5, 0.2, 0.9), keep_total=False)
         close(shaping, [0.5, -0.3, -0.2])
         assert float(shaping.sum()) == pytest.approx(0, abs=1e-15)
 
     def test_true_values_by_hand(self):
-        # Of 我爱你。: at the start 0.24; after 我 0.8 * 0.6 = 0.48; after 我爱 0.6; after 我爱你 1.
+        # Values along 我爱你。: 0.24 at the start, 0.8 * 0.6 = 0.48 after 我, 0.6 after 我爱, 1 after 我爱你.
         world = known_world()
         (row,) = world.rewards.nonzero().flatten().tolist()
         values = exact.prefix_values(world.logits, world.sequences, world.rewards)
         close(values[row], [0.24, 0.48, 0.6, 1.0])
-        # After any other first character the reward is out of reach.
+        # After any other first character, the reward can no longer be earned.
         others = (world.sequences.tokens[:, 0] != 0) & (world.sequences.lengths > 1)
         assert values[others][:, 1].abs().max() == 0
 
-    def test_state_entropy_is_that_of_the_text(self):
-        # The chain rule: the visited states' entropies add up to the entropy of the whole text.
+    def test_state_entropies_add_up_to_the_entropy_of_the_text(self):
+        # Chain rule: the entropies of the visited states add up to the entropy of the whole text.
         world = known_world()
         chance = exact.probabilities(world.logits, world.sequences)
         found = exact.state_entropy(world.logits, world.sequences)
@@ -82,7 +82,7 @@ class TestImportance:
     LENGTHS = torch.tensor([2, 1])
     NEW, OLD = tensor(-1.0, -1.0, -2.0), tensor(-1.0 - math.log(2), -1.0 - math.log(3), -2.0 + math.log(2))
 
-    # w a token: 2, 3 | 1/2. Of the sequence: 6, 6 | 1/2.
+    # Weights per token: 2, 3 | 1/2. Per sequence: 6, 6 | 1/2.
     @pytest.mark.parametrize(
         ("correction", "level", "expected"),
         [
@@ -104,14 +104,14 @@ class TestImportance:
 
 class TestShaping:
     def test_overlong_penalty(self):
-        # Longest 10, buffer 4: free up to 6, then a quarter a token.
+        # Longest 10, buffer 4: no penalty up to 6 tokens, then 1/4 per token.
         close(overlong_penalty(torch.tensor([1, 6, 7, 9, 10]), 10, 0.4), [0, 0, -0.25, -0.75, -1])
         close(overlong_penalty(torch.tensor([10]), 10, 0.0), [0])
 
     def test_length_cost(self):
         close(length_cost(torch.tensor([1, 10]), 10), [-0.1, -1])
 
-    def test_moments_are_those_of_all_values(self):
+    def test_moments_merged_from_batches_equal_those_of_all_values(self):
         first, second = tensor(1, 2, 4), tensor(8, 0)
         found = RunningMoments().after(first).after(second)
         both = torch.cat([first, second])
@@ -119,7 +119,7 @@ class TestShaping:
         assert found.deviation == pytest.approx(float(both.std()))
         assert RunningMoments().deviation == RunningMoments().after(tensor(3, 3)).deviation == 1.0
 
-    def test_running_moments_are_those_of_earlier_rewards(self):
+    def test_running_moments_use_earlier_rewards_only(self):
         # Earlier rewards 1 and 5: mean 3, std sqrt((4 + 4) / 1) = sqrt 8.
         close(
             standardise_by_moments(tensor([1, 3, 3]), RunningMoments().after(tensor(1, 5))), [[-2 / math.sqrt(8), 0, 0]]
@@ -127,10 +127,11 @@ class TestShaping:
         close(standardise_by_moments(tensor(1, 3), RunningMoments()), [1, 3])
 
     def test_ranks(self):
-        # 1 is below two: -1; each 3 is above one and level with one: 1/2. Groups are apart; one alone has no rank.
+        # 1 loses against both: -1. Each 3 wins one comparison and ties one: 1/2. Groups are ranked separately; a group of
+        # one has no rank.
         close(rank_in_group(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
         close(rank_in_group(tensor([7])), [[0]])
-        # Against the definition, pair by pair, with ties; and a group for which a table of pairs would not fit.
+        # Compared with the definition, pair by pair, with ties; and a group too large for a table of all pairs.
         rewards = torch.randint(5, (3, 40), generator=torch.Generator().manual_seed(0)).double()
         pairs = (rewards[..., :, None] - rewards[..., None, :]).sign().sum(-1) / 39
         close(rank_in_group(rewards), pairs)
@@ -138,7 +139,7 @@ class TestShaping:
 
 
 def test_adapted_coefficient():
-    # Far above the target: e = 0.2, b * 1.02; far below 0.98; 10% above: 1.01; on it: as it is.
+    # Far above the target: e = 0.2, so b * 1.02; far below: b * 0.98; 10% above: b * 1.01; on target: b.
     assert adapted_coefficient(0.1, 60.0, target=6.0) == pytest.approx(0.102)
     assert adapted_coefficient(0.1, 0.0, target=6.0) == pytest.approx(0.098)
     assert adapted_coefficient(0.1, 6.6, target=6.0) == pytest.approx(0.101)
@@ -154,15 +155,15 @@ class TestMask:
         assert top_p_set(self.LAGGED, 1.0).tolist() == [True] * 4
 
     def test_log_probabilities_are_renormalised_over_the_lagged_set(self):
-        # The policy gives 0.1, 0.3, 0.4, 0.2; the lagged set is the first two: 1/4 and 3/4.
+        # The policy gives 0.1, 0.3, 0.4, 0.2, and the lagged set is the first two tokens: 1/4 and 3/4.
         policy = tensor(0.1, 0.3, 0.4, 0.2).log()
         found = masked_logprobs(policy, self.LAGGED, 0.79).exp()
         close(found, [0.25, 0.75, 0, 0])
         kept = masked_logprobs(policy, self.LAGGED, 0.79, always=torch.tensor(2)).exp()
         close(kept, [0.125, 0.375, 0.5, 0])
 
-    def test_the_gradient_is_that_of_the_masked_policy(self):
-        # d log p(1) / d logit: 1 - 3/4 for itself, -1/4 for the other kept token, nothing outside.
+    def test_gradient_of_the_masked_policy(self):
+        # d log p(1) / d logit: 1 - 3/4 for token 1, -1/4 for the other kept token, 0 for masked tokens.
         policy = tensor(0.1, 0.3, 0.4, 0.2).log().requires_grad_()
         masked_logprobs(policy, self.LAGGED, 0.79)[1].backward()
         close(policy.grad, [-0.25, 0.25, 0, 0])

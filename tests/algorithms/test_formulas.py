@@ -1,4 +1,4 @@
-"""Advantages, losses, KL estimators and aggregation against numbers worked out by hand."""
+"""Advantages, losses, KL estimators and aggregation, compared with values derived by hand."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0]], dtype=torch
 
 
 class TestAdvantages:
-    def test_reinforce_is_the_reward_whatever_the_baseline(self):
+    def test_reinforce_ignores_the_baseline(self):
         close(reinforce(REWARDS, 0.7), REWARDS)
 
-    def test_moving_baseline_takes_the_baseline_away(self):
+    def test_moving_baseline_is_subtracted(self):
         close(moving_baseline(REWARDS, 0.25), [[0.75, -0.25, -0.25, 2.75], [1.75] * 4])
 
     def test_leave_one_out(self):
-        # Others' means of [1, 0, 0, 3]: (0+0+3)/3 = 1, (1+0+3)/3 = 4/3, 4/3, (1+0+0)/3 = 1/3.
+        # Means of the other three of [1, 0, 0, 3]: (0+0+3)/3 = 1, (1+0+3)/3 = 4/3, 4/3, (1+0+0)/3 = 1/3.
         close(leave_one_out(REWARDS), [[0.0, -4 / 3, -4 / 3, 3 - 1 / 3], [0.0] * 4])
 
     def test_leave_one_out_is_the_deviation_from_the_mean_times_g_over_g_minus_1(self):
@@ -81,13 +81,14 @@ class TestAdvantages:
     @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-300, 1e15 + 0.1, -0.7])
     @pytest.mark.parametrize("group", [2, 3, 7, 10])
     def test_equal_rewards_give_exactly_zero(self, value, group):
-        # The mean of seven times 0.1 is not 0.1; divided by (0 + 1e-4), or by a std of 1e-17, that would show.
+        # In floating point the mean of seven 0.1s is not 0.1. Divided by (0 + 1e-4), or by a std of 1e-17, the
+        # difference would show.
         rewards = torch.full((3, group), value, dtype=torch.float64)
         assert group_normalised(rewards).tolist() == [[0.0] * group] * 3
         assert group_centred(rewards).tolist() == [[0.0] * group] * 3
         assert leave_one_out(rewards).abs().max() <= 1e-15 * max(1, abs(value)) * group
 
-    def test_nearly_equal_rewards_are_not_taken_for_equal(self):
+    def test_nearly_equal_rewards_keep_their_advantages(self):
         found = group_normalised(tensor(1.0, 1.0 + 1e-3).view(1, 2))
         # Deviations -+5e-4, std 1e-3/sqrt 2.
         expected = 5e-4 / (1e-3 / math.sqrt(2) + 1e-4)
@@ -114,15 +115,15 @@ class TestAdvantages:
         values = tensor(*rewards).view(1, -1)
         for preset in PRESETS.values():
             if preset.paired and len(set(rewards)) < len(rewards):
-                continue  # of equal rewards the first one makes the pair
-            # Sums in another order differ by rounding, which a tiny deviation divided by 1e-4 magnifies.
+                continue  # among equal rewards the first one is paired, so the order matters
+            # A sum in another order rounds differently, and dividing a tiny deviation by 1e-4 magnifies that.
             close(preset.advantages(values[:, order], 0.3), preset.advantages(values, 0.3)[:, order], 1e-8)
 
     @given(st.floats(-50, 50), st.floats(0.5, 20))
-    def test_what_shifting_and_scaling_rewards_does(self, shift, scale):
+    def test_shifted_and_scaled_rewards(self, shift, scale):
         close(leave_one_out(REWARDS + shift), leave_one_out(REWARDS), 1e-10)
         close(leave_one_out(REWARDS * scale), leave_one_out(REWARDS) * scale, 1e-10)
-        # Up to epsilon, the normalised advantage does not know the reward's scale.
+        # Up to epsilon, the normalised advantage does not depend on the scale of the rewards.
         close(group_normalised(REWARDS * scale + shift), group_normalised(REWARDS), 4e-4)
 
 
@@ -140,10 +141,10 @@ class TestLosses:
         [
             (1.0, 2.0, -2.0, -2.0),
             (1.1, 2.0, -2.2, -2.2),
-            (1.5, 2.0, -2.4, 0.0),  # clipped: 1.2 * 2; a good action is probable enough already
-            (0.5, 2.0, -1.0, -1.0),  # min(1, 1.6) = 1: a good action that lost probability may win it back
-            (1.5, -2.0, 3.0, 3.0),  # min(-3, -2.4) = -3: a bad action that won probability is pushed down
-            (0.5, -2.0, 1.6, 0.0),  # min(-1, -1.6) = -1.6: pushed down far enough already
+            (1.5, 2.0, -2.4, 0.0),  # clipped: 1.2 * 2; a good action that is already more probable
+            (0.5, 2.0, -1.0, -1.0),  # min(1, 1.6) = 1: a good action that became less probable is pushed up
+            (1.5, -2.0, 3.0, 3.0),  # min(-3, -2.4) = -3: a bad action that became more probable is pushed down
+            (0.5, -2.0, 1.6, 0.0),  # min(-1, -1.6) = -1.6: clipped; a bad action that is already less probable
             (0.9, -2.0, 1.8, 1.8),
             (1.5, 0.0, 0.0, 0.0),
         ],
@@ -156,13 +157,13 @@ class TestLosses:
         loss.backward()
         close(logprobs.grad, [slope])
 
-    def test_the_two_clips_are_set_apart(self):
+    def test_lower_and_upper_clip_are_separate(self):
         logprobs = tensor(math.log(1.27), math.log(0.85))
         # Above 1.27 < 1.28: not clipped. Below 0.85 < 0.9: min(-0.85, -0.9) = -0.9.
         limits = RatioLimits(low=0.1, high=0.28)
         close(clipped_ratio(logprobs, logprobs, tensor(1.0, -1.0), limits), [-1.27, 0.9])
 
-    def test_on_the_policys_own_samples_the_gradient_is_that_of_log_likelihood(self):
+    def test_on_policy_gradient_equals_that_of_log_likelihood(self):
         advantages = tensor(1.5, -0.5, 0.0)
         slopes = []
         for preset in PRESETS.values():
@@ -173,8 +174,8 @@ class TestLosses:
         for slope in slopes:
             close(slope, -advantages)
 
-    def test_clipped_gradients_are_the_tokens_without_gradient(self):
-        # Of the cases above: (1.5, +) is cut above and (0.5, -) below; (0.5, +), (1.5, -), (1.1, +) are not.
+    def test_tokens_reported_as_clipped_have_no_gradient(self):
+        # The cases above: (1.5, +) is clipped above, (0.5, -) below; (0.5, +), (1.5, -), (1.1, +) are not clipped.
         ratios = tensor(1.5, 0.5, 0.5, 1.5, 1.1)
         low, high = tokens_with_clipped_gradient(ratios.log(), tensor(1, -1, 1, -1, 1), RatioLimits())
         assert low.tolist() == [False, True, False, False, False]
@@ -185,7 +186,7 @@ class TestLosses:
         ("ratio", "advantage", "value", "slope"),
         [
             (5.0, -2.0, 6.0, 0.0),  # min(-10, -2.4) = -10, max(-10, -6) = -6
-            (2.0, -2.0, 4.0, 4.0),  # min(-4, -2.4) = -4 > -6: as without it
+            (2.0, -2.0, 4.0, 4.0),  # min(-4, -2.4) = -4 > -6: the dual clip does not act
             (5.0, 2.0, -2.4, 0.0),  # A > 0: the plain clip, 1.2 * 2
         ],
     )
@@ -197,7 +198,7 @@ class TestLosses:
         close(logprobs.grad, [slope])
 
     def test_clipped_weight(self):
-        # -sg(min(r, 5)) A log pi: r = 2: -2 * 3 * -0.5 = 3, slope -6. r = 8 counts as 5: -5 * -1 * -1 = -5, slope 5.
+        # -sg(min(r, 5)) A log pi. r = 2: -2 * 3 * -0.5 = 3, slope -6. r = 8, clipped to 5: -5 * -1 * -1 = -5, slope 5.
         logprobs = tensor(-0.5, -1.0).requires_grad_()
         ratio = tensor(2.0, 8.0).log()
         limits = PRESETS["cispo"].limits
@@ -230,14 +231,14 @@ class TestRatio:
     LENGTHS = torch.tensor([2, 1])
 
     def test_levels(self):
-        # Differences 0.1, 0.3 | -0.5: token as they are; mean 0.2, 0.2 | -0.5; sum 0.4, 0.4 | -0.5.
+        # Differences 0.1, 0.3 | -0.5. "token" keeps them; the means are 0.2, 0.2 | -0.5, the sums 0.4, 0.4 | -0.5.
         new, old = tensor(-1.0, -1.0, -2.0), tensor(-1.1, -1.3, -1.5)
         close(log_ratio(new, old, self.LENGTHS), [0.1, 0.3, -0.5])
         close(log_ratio(new, old, self.LENGTHS, "sequence_mean"), [0.2, 0.2, -0.5])
         close(log_ratio(new, old, self.LENGTHS, "sequence_sum"), [0.4, 0.4, -0.5])
 
     def test_gspo_by_hand(self):
-        # s = exp(0.2) = 1.2214 > 1 + 4e-4 with A = 1: cut at 1.0004, no gradient. s = exp(-0.5), A = 1: min takes s.
+        # s = exp(0.2) = 1.2214 > 1 + 4e-4 with A = 1: clipped at 1.0004, no gradient. s = exp(-0.5), A = 1: min is s.
         new = tensor(-1.0, -1.0, -2.0).requires_grad_()
         ratio = log_ratio(new, tensor(-1.1, -1.3, -1.5), self.LENGTHS, "sequence_mean")
         loss = clipped_ratio(new, ratio, tensor(1.0, 1.0, 1.0), PRESETS["gspo"].limits)
@@ -247,16 +248,16 @@ class TestRatio:
         # Half of d -s / d log pi = -s for the one token of the second text.
         close(new.grad, [0.0, 0.0, -math.exp(-0.5) / 2])
 
-    def test_a_ratio_cannot_run_away(self):
+    def test_log_ratio_is_bounded(self):
         assert log_ratio(tensor(0.0), tensor(-900.0), torch.tensor([1])).exp().isfinite().all()
 
-    def test_padded_and_back(self):
+    def test_padding_round_trip(self):
         rows, mask = pad_by_sequence(tensor(1.0, 2.0, 3.0), self.LENGTHS)
         assert rows.tolist() == [[1.0, 2.0], [3.0, 0.0]]
         assert rows[mask].tolist() == [1.0, 2.0, 3.0]
 
     def test_effective_sample_size(self):
-        # (1+1+2)^2 / (3 (1+1+4)) = 16/18; equal weights count whole; one of four counts a quarter.
+        # (1+1+2)^2 / (3 (1+1+4)) = 16/18; equal weights give 1; one nonzero weight of four gives 1/4.
         assert float(effective_sample_size(tensor(1.0, 1.0, 2.0))) == pytest.approx(16 / 18)
         assert float(effective_sample_size(tensor(0.3, 0.3))) == pytest.approx(1.0)
         assert float(effective_sample_size(tensor(0.0, 0.0, 5.0, 0.0))) == pytest.approx(0.25)
@@ -272,7 +273,7 @@ class TestKL:
         close(k3(logprobs, reference), [0.10653065971263342, 0.7182818284590452])
 
     def test_k3_keeps_its_digits_near_zero(self):
-        # exp(-d) - 1 + d = d^2/2 - d^3/6 + ...: for d = 1e-6, 5e-13 to seven digits; exp(-d) - 1 + d as written has two.
+        # exp(-d) - 1 + d = d^2/2 - d^3/6 + ... is 5e-13 to seven digits for d = 1e-6. Computed as written, it keeps two.
         found = float(k3(tensor(1e-6), tensor(0.0)))
         assert found == pytest.approx(5e-13, rel=1e-3)
 
@@ -307,15 +308,15 @@ class TestAggregation:
         close(sequence_weights(self.LENGTHS, aggregation), weights)
 
     def test_constant_length(self):
-        # 1/(3 * 10) whatever the lengths are.
+        # 1/(3 * 10) for any lengths.
         close(sequence_weights(self.LENGTHS, "constant_length", 10), [1 / 30] * 3)
         with pytest.raises(ValueError, match="longest"):
             sequence_weights(self.LENGTHS, "constant_length")
 
-    def test_what_the_weights_add_up_to(self):
+    def test_weighted_sum_of_a_constant_loss(self):
         total = {name: float((sequence_weights(self.LENGTHS, name) * self.LENGTHS).sum())
                  for name in ("sequence_sum", "sequence_mean", "token_mean")}  # fmt: skip
-        # The sum of a constant loss of 1: mean length, 1, 1.
+        # A constant loss of 1 adds up to the mean length, 1 and 1.
         assert total == pytest.approx({"sequence_sum": 8 / 3, "sequence_mean": 1.0, "token_mean": 1.0})
 
     def test_leading_dimensions(self):
@@ -335,7 +336,7 @@ class TestAggregation:
         assert sum_by_sequence(tensor(2.0, 3.0), torch.tensor([1, 0, 1])).tolist() == [2.0, 0.0, 3.0]
 
 
-def test_presets_are_what_their_papers_say():
+def test_presets_match_their_papers():
     found = {
         name: (p.advantages, p.loss, p.aggregation, p.needs_group, p.unbiased, p.ratio, p.limits.low, p.limits.high)
         for name, p in PRESETS.items()

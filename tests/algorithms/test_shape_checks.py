@@ -1,4 +1,4 @@
-"""Wrong shapes are refused where broadcasting would silently compute something else."""
+"""Shape checks: wrong shapes that would broadcast to a wrong result raise an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64)
 
 
-# P = G = 2, so that every wrong shape below would broadcast.
+# P = G = 2, so that each wrong shape below would broadcast.
 FLAT, GROUPED, PADDED, LENGTHS = zeros(4), zeros(2, 2), zeros(2, 2, 3), torch.tensor([2, 2])
 LOSSES = (losses.log_likelihood, losses.clipped_ratio, losses.clipped_weight, losses.soft_gate)
 CLIPPED = (losses.tokens_with_clipped_gradient, losses.tokens_with_clipped_weight, losses.no_clipped_tokens)
@@ -46,7 +46,7 @@ def refused(message: str, function: Callable[..., Any], *arguments: Any, **optio
 
 
 @pytest.mark.parametrize("name", advantages.ADVANTAGES)
-def test_advantages_need_prompts_and_samples(name: str) -> None:
+def test_advantages_need_p_by_g_rewards(name: str) -> None:
     refused("rewards has shape [2], expected [..., P, G]", advantages.ADVANTAGES[name].function, zeros(2))
 
 
@@ -109,7 +109,7 @@ def test_value_loss_is_flat() -> None:
 
 
 @pytest.mark.parametrize("estimator", kl.KL_ESTIMATORS.values())
-def test_kl_needs_two_of_one_shape(estimator: Callable[..., Tensor]) -> None:
+def test_kl_needs_equal_shapes(estimator: Callable[..., Tensor]) -> None:
     refused("reference_logprobs has shape [1], expected the shape of logprobs = [4]", estimator, FLAT, zeros(1))
 
 

@@ -1,4 +1,4 @@
-"""Gradients of tables that go straight to ``grad`` are the ones that autograd makes."""
+"""Embedding and head gradients that are added directly to ``grad`` equal those of autograd."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mamba"])
 @pytest.mark.parametrize("onednn", [True, False])
-def test_two_microbatches_add_up_to_what_autograd_finds(tiny, kind, onednn, monkeypatch) -> None:
-    # One way or the other of multiplying, whatever this machine is.
+def test_two_microbatches_add_up_to_autograds_gradient(tiny, kind, onednn, monkeypatch) -> None:
+    # Both kinds of matrix product, on every machine.
     monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.has_onednn_linear())
     policy = load_policy(tiny(kind))
     sampling, slopes = SamplingParams(4, temperature=0.7), torch.linspace(-1, 2, 9)
@@ -47,7 +47,7 @@ def test_two_microbatches_add_up_to_what_autograd_finds(tiny, kind, onednn, monk
 
 
 @pytest.mark.parametrize("padding", [None, 2, -1])
-def test_rows_by_number(padding) -> None:
+def test_embedding_rows(padding) -> None:
     ids, slopes = torch.tensor([[0, 2, 2, 4], [4, 1, 0, 0]]), torch.randn(2, 4, 3)
     table, other = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
     (expected,) = torch.autograd.grad((torch.nn.functional.embedding(ids, table, padding) * slopes).sum(), table)
@@ -58,7 +58,7 @@ def test_rows_by_number(padding) -> None:
     close(table.grad, other + expected)
 
 
-def test_outside_and_for_what_is_no_leaf_autograd_has_the_gradient() -> None:
+def test_autograd_keeps_the_gradient_outside_the_context_and_of_tensors_that_are_not_leaves() -> None:
     table = torch.randn(5, 3, requires_grad=True)
     assert torch.autograd.grad(embedding(torch.tensor([1]), table).sum(), table)[0].sum() == 3
     with adding_to_grad():
@@ -70,7 +70,7 @@ def test_outside_and_for_what_is_no_leaf_autograd_has_the_gradient() -> None:
     assert grad[1].abs().sum() > 0
 
 
-def test_a_frozen_table_gets_none() -> None:
+def test_a_frozen_table_gets_no_gradient() -> None:
     table, hidden = torch.randn(5, 3), torch.randn(2, 3, requires_grad=True)
     with adding_to_grad():
         logprobs, _ = fused_logprobs(hidden, table, None, torch.tensor([0, 1]), SamplingParams(1))
@@ -84,7 +84,7 @@ def test_a_frozen_table_gets_none() -> None:
 )
 @pytest.mark.parametrize("onednn", [True, False])
 def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
-    # 23 columns in pieces of 5, 70 rows in chunks of 8 that are worked on three at a time; the first two chunks wait.
+    # 23 columns in pieces of 5; 70 rows in chunks of 8, processed 3 at a time; the first two chunks are kept.
     for name, value in {
         "CHUNK_ELEMENTS": 8 * 23,
         "CACHED_ELEMENTS": 3 * 23,
@@ -116,8 +116,8 @@ def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
             close(one, wanted)
 
 
-def test_many_pieces_of_a_narrow_type_add_up_as_one(monkeypatch) -> None:
-    # 600 columns one by one: in bfloat16 the sum itself would lose a hundredth.
+def test_sums_of_many_pieces_in_bfloat16_keep_their_precision(monkeypatch) -> None:
+    # 600 pieces of one column each: a sum kept in bfloat16 would be off by 1 %.
     monkeypatch.setattr(head, "COLUMNS", 1)
     generator = torch.Generator().manual_seed(2)
     hidden, weight = (torch.randn(*size, generator=generator).bfloat16() for size in ((8, 16), (600, 16)))

@@ -1,6 +1,6 @@
-"""The same losses and gradients as TRL's on the same numbers, recomputed by TRL itself where ``make bench-peer`` has put it.
+"""Losses and gradients equal TRL's on the same numbers.
 
-The values that need no TRL are derived by hand in test_algorithms.py.
+TRL itself computes them, where ``make bench-peer`` has installed it. test_formulas.py derives values by hand, without TRL.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 LENGTHS = torch.tensor([4, 1, 3, 2, 4, 2])
 LONGEST = 4
 
-# Preset, limits, and the options that say the same to TRL. Its KL term is by default weighted with the ratio, which on the
-# policy's own samples is 1; that is switched off.
+# Preset, limits, and TRL's options for the same loss. By default TRL weights the KL term with the ratio, which is 1 on
+# policy; that is switched off.
 CASES = {
     "grpo": ("grpo", RatioLimits(), {"loss_type": "grpo"}),
     "grpo with KL": ("grpo", RatioLimits(), {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False}),
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, torch.Tensor]:
-    """Flat [T]: ratios from about a third to three, so that every clip acts on some tokens."""
+    """Return flat tensors [T] whose ratios run from about 1/3 to 3, so that every clip acts on some tokens."""
     generator = torch.Generator().manual_seed(3)
 
     def drawn(count: int) -> torch.Tensor:
@@ -57,14 +57,14 @@ def numbers() -> dict[str, torch.Tensor]:
 
 
 def rows(values: torch.Tensor) -> list[list[float]]:
-    """[T] as TRL's rectangle [N, L]."""
+    """Return flat values [T] as TRL's padded rows [N, L]."""
     parts = torch.split(values, LENGTHS.tolist())
     return [[*part.tolist(), *[0.0] * (LONGEST - len(part))] for part in parts]
 
 
 @pytest.fixture(scope="module")
 def trl(numbers) -> dict[str, tuple[float, torch.Tensor]]:
-    """Case -> TRL's loss and the gradient [T]."""
+    """Return TRL's loss and its gradient [T] by case."""
     if not PYTHON.exists():
         pytest.skip("TRL's environment is not built: make bench-peer")
     given = [
@@ -88,7 +88,7 @@ def trl(numbers) -> dict[str, tuple[float, torch.Tensor]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradient_are_trls(name, trl, numbers):
+def test_loss_and_gradient_equal_trls(name, trl, numbers):
     preset_name, limits, options = CASES[name]
     preset = PRESETS[preset_name]
     logprobs = numbers["new"].clone().requires_grad_(True)
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_trls(name, trl, numbers):
     loss = (weights * token_loss).sum()
     loss.backward()
     expected, gradient = trl[name]
-    tolerance = 1e-7 if name == "sapo" else 1e-12  # TRL has its gate's temperatures in float32
+    tolerance = 1e-7 if name == "sapo" else 1e-12  # TRL keeps the temperatures of its gate in float32
     assert float(loss.detach()) == pytest.approx(expected, abs=tolerance)
     torch.testing.assert_close(logprobs.grad, gradient, rtol=0, atol=tolerance)
     assert gradient.abs().max() > 0.01

@@ -1,4 +1,4 @@
-"""Alarms ring when a reward is gamed, and only then."""
+"""Guards: alarms are raised if a reward is gamed, and only then."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def rows(rewards: list[float], diversity: list[float]) -> list[dict[str, float]]
 
 
 def test_text_diversity_by_hand() -> None:
-    # Words: a b a | a b. Distinct 2 of 5; bigrams ab ba ab: 2 of 3; longest repeats 1 of 2 and 0 of 1.
+    # Words: a b a | a b. Distinct words 2 of 5; distinct bigrams of ab ba ab: 2 of 3; longest repeats 1 of 2 and 0 of 1.
     assert text_diversity(["a b a", "A b"]) == pytest.approx(
         {"diversity/distinct_1": 2 / 5, "diversity/distinct_2": 2 / 3, "diversity/longest_repeat": 0.25}
     )
-    # Chinese counts by character: 我 我 爱.
+    # In Chinese each character counts as a word: 我 我 爱.
     assert text_diversity(["我我爱"])["diversity/distinct_1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", " "]])
-def test_silence_is_not_diverse(texts: list[str]) -> None:
+def test_empty_texts_have_a_diversity_of_zero(texts: list[str]) -> None:
     assert set(text_diversity(texts).values()) == {0.0}
 
 
@@ -51,7 +51,7 @@ def test_alarm_when_reward_rises_while_diversity_collapses() -> None:
     [
         ([0.1, 0.1, 0.9, 0.9], [1.0, 1.0, 0.92, 0.92], "diversity fell by less than the drop"),
         ([0.9, 0.9, 0.1, 0.1], [1.0, 1.0, 0.5, 0.5], "the reward fell"),
-        ([0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 0.5, 0.5], "the reward stood still"),
+        ([0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 0.5, 0.5], "the reward did not change"),
         # Window means 0.5 and 0.6; variances 0.5 and 0.5; 2 sqrt((0.5 + 0.5) / 2) = 1.41.
         ([0.0, 1.0, 0.1, 1.1], [1.0, 1.0, 0.5, 0.5], "the rise is within the noise"),
         ([0.1, 0.9, 0.9], [1.0, 0.5, 0.5], "the windows would overlap"),
@@ -62,16 +62,16 @@ def test_no_alarm(rewards: list[float], diversity: list[float], reason: str) -> 
     assert diversity_alarm(rows(rewards, diversity), drop=0.1, window=2) is None, reason
 
 
-def test_rows_without_the_keys_are_passed_over() -> None:
+def test_rows_without_the_keys_are_skipped() -> None:
     history = [{"step": 0.0}, *rows([0.0, 1.0], [1.0, 0.1]), {"held_out/reward": 1.0}]
     assert diversity_alarm(history, drop=0.1, window=1) is not None
     assert diversity_alarm([], drop=0.1, window=1) is None
     assert diversity_alarm(history, drop=0.1, window=0) is None
 
 
-def test_noise_alone_seldom_alarms() -> None:
-    # The reward is noise, the diversity has collapsed: only a rise by chance can ring. Two standard errors, one side,
-    # five steps a window (8 degrees of freedom): about 4%.
+def test_noise_alone_rarely_raises_an_alarm() -> None:
+    # The reward is noise and diversity has collapsed, so only a chance rise raises an alarm. Two standard errors,
+    # one-sided, with windows of five steps (8 degrees of freedom): about 4 %.
     rng = random.Random(0)
     diversity = [1.0] * 5 + [0.5] * 5
     alarms = sum(
@@ -112,7 +112,7 @@ def test_evaluation_alarms(change, expected: list[str]) -> None:
     assert all(part in alarm for part, alarm in zip(expected, alarms, strict=True))
 
 
-def test_evaluation_alarms_need_only_what_is_there() -> None:
+def test_evaluation_alarms_skip_missing_metrics() -> None:
     assert evaluation_alarms({}) == []
     assert evaluation_alarms({"reward": GOOD["reward"]}) == []
 
@@ -125,12 +125,12 @@ def series(key: str, rewards: list[float], values: list[float]) -> list[dict[str
     ("rewards", "lengths", "drift", "rings"),
     [
         ([0, 0, 1, 1], [10, 10, 16, 16], 0.5, True),
-        # As short is as far: 16 is 1.6 times 10, either way.
+        # Shrinking counts like growing: 16 is 1.6 times 10 in both directions.
         ([0, 0, 1, 1], [16, 16, 10, 10], 0.5, True),
         ([0, 0, 1, 1], [10, 10, 15, 15], 0.5, False),
         ([0, 0, 1, 1], [10, 10, 99, 99], 0.0, False),
         ([1, 1, 0, 0], [10, 10, 99, 99], 0.5, False),
-        # 10.5 to 16.5, but spread 9 and 15 within the windows: the error is sqrt((40.5 + 112.5) / 2) = 8.7.
+        # 10.5 to 16.5, but the lengths in the windows are 9 and 15 apart: the error is sqrt((40.5 + 112.5) / 2) = 8.7.
         ([0, 0, 1, 1], [6, 15, 9, 24], 0.5, False),
         ([0, 1, 1], [10, 16, 16], 0.5, False),
     ],
@@ -146,14 +146,14 @@ def test_length_drift(rewards, lengths, drift, rings) -> None:
     [
         ([0, 0, 1, 1], [0.5, 0.5, 0.4, 0.4], 0.0, True),
         ([0, 0, 1, 1], [0.5, 0.5, 0.4, 0.4], 0.25, False),
-        # Of -0.5 a fifth is 0.1: a share is of the size.
+        # The drop is a share of the absolute value: a fifth of |-0.5| is 0.1.
         ([0, 0, 1, 1], [-0.5, -0.5, -0.7, -0.7], 0.2, True),
         ([0, 0, 1, 1], [0.4, 0.4, 0.5, 0.5], 0.0, False),
         ([0, 0, 1, 1], [0.2, 0.8, 0.1, 0.7], 0.0, False),
         ([1, 1, 0, 0], [0.5, 0.5, 0.4, 0.4], 0.0, False),
     ],
 )
-def test_a_part_of_weight_0_that_falls(rewards, values, drop, rings) -> None:
+def test_a_reward_of_weight_0_that_falls(rewards, values, drop, rings) -> None:
     found = part_alarm(series("reward/keywords", rewards, values), "keywords", drop=drop, window=2)
     assert bool(found) == rings
     assert not found or "'keywords', which is not trained on, fell from" in found
@@ -178,7 +178,7 @@ def test_a_held_out_guard_that_gets_worse(entry, drop, rings) -> None:
     evaluation = {"reward": GOOD["reward"], "metric/x": entry}
     assert list(guard_alarms(evaluation, guards=["metric/x"], metric_drop=drop)) == ["metric/x"] * rings
     assert guard_alarms(evaluation, metric_drop=drop) == {}, "not watched"
-    # Where the reward did not clearly rise nothing was gamed.
+    # A reward that did not clearly rise was not gamed.
     unclear = {**evaluation, "reward": metric(0.1, 0.5, -0.1, 0.9)}
     assert guard_alarms(unclear, guards=["metric/x"], metric_drop=drop) == {}
 
@@ -199,8 +199,8 @@ def toy(**sections: object) -> Recipe:
 METRICS = {"metrics": ["chrf", {"use": "compression", "better": "neither"}], "every": 5}
 
 
-def test_what_guards_watch() -> None:
-    assert toy().guarded == ("reward/repetition",)  # measured, and of weight 0
+def test_guarded_metrics() -> None:
+    assert toy().guarded == ("reward/repetition",)  # the measured reward of weight 0
     assert toy(evaluation=METRICS).guarded == ("metric/chrf", "reward/repetition")
     assert toy(evaluation=METRICS, guards={"metrics": []}).guarded == ()
     named = toy(evaluation={}, guards={"metrics": ["repetition", "bleu", "chrf"]})
@@ -218,12 +218,12 @@ def test_what_guards_watch() -> None:
         ({"guards": {"length_drift": -1.0}}, "guards.length_drift"),
     ],
 )
-def test_guards_that_cannot_watch_are_refused(sections, message: str) -> None:
+def test_guards_that_cannot_work_are_refused(sections, message: str) -> None:
     with pytest.raises(InputError, match=message):
         toy(**sections)
 
 
-def test_every_shipped_recipe_watches_something_that_it_does_not_train_on() -> None:
-    """But for the toy, whose reward is all that can be known of an answer."""
+def test_every_builtin_recipe_guards_a_metric_that_it_does_not_train_on() -> None:
+    """Except for the toy, whose reward says everything about an answer."""
     unwatched = {name for name in builtin_recipes() if not load_recipe(name).guarded}
     assert unwatched == {"toy"}

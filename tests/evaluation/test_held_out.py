@@ -1,4 +1,4 @@
-"""Measuring on held-out prompts and comparing two measurements, with a model and a sampler whose answers are fixed."""
+"""Held-out measurements and their comparison, with a model and a sampler of fixed answers."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_every_number_of_a_sample() -> None:
     keys = [(sample.prompt_id, sample.index, sample.text) for sample in result.samples[:3]]
     assert keys == [("a", 0, "sat up"), ("a", 1, "ran"), ("b", 0, "all day")]
     third = result.samples[2]
-    # "all day" and the end-of-text token: one space, seven others, under the reference.
+    # "all day" and the end-of-text token under the reference: one space, seven other tokens.
     assert (third.tokens, third.nll, third.finish_reason) == (8, 0.5 + 7 * 3.0, "stop")
     assert (third.reward, third.parts, third.prompt, third.reference) == (1.0, {"exact": 1.0}, "It rained", "all day")
-    # " sat down" under the policy: two spaces, seven others; no end-of-text token, for the truth goes on.
+    # " sat down" under the policy: two spaces, seven other tokens. No end-of-text token, since the true text goes on.
     assert result.truths[0] == Truth("a", 2 * 1.0 + 7 * 2.0, 9)
     assert result.weights == {"exact": 1.0}
 
@@ -74,7 +74,7 @@ def test_the_truth_follows_the_prompt_as_the_sampler_encoded_it() -> None:
 def test_a_truth_is_cut_to_the_models_positions() -> None:
     model = CharacterModel()
     model.max_positions = 6
-    # The sampler's prompts have two tokens, so four are left: " sat" of " sat down".
+    # The sampler's prompts have two tokens, which leaves four for the truth: " sat" of " sat down".
     assert [truth.tokens for truth in measured(model=model).truths] == [4, 4, 4]
     model.max_positions = 2
     assert measured(model=model).truths == ()
@@ -86,7 +86,7 @@ def test_a_very_long_truth_is_cut() -> None:
     assert [truth.tokens for truth in result.truths] == [LONGEST_TRUTH, 2]
 
 
-def test_batches_change_nothing_and_are_told() -> None:
+def test_batches_change_nothing_and_report_progress() -> None:
     whole, progress = measured(), RecordingObserver()
     assert measured(prompts_per_batch=1) == whole
     assert measured(prompts_per_batch=2, observer=progress) == whole
@@ -117,7 +117,7 @@ def test_the_seed_reaches_the_sampler(seed, passed) -> None:
         (PROMPTS[:1], 1, "raise evaluation.prompts or evaluation.samples_per_prompt"),
     ],
 )
-def test_what_cannot_be_measured(prompts, samples, message) -> None:
+def test_prompts_that_cannot_be_measured_are_refused(prompts, samples, message) -> None:
     with pytest.raises(InputError, match=message):
         measured(prompts=prompts, samples=samples)
 
@@ -148,7 +148,7 @@ def test_continuation(prompt: str, reference: str, expected: str) -> None:
     assert continuation(prompt, reference) == expected
 
 
-# Writing down -------------------------------------------------------------------------------------------------------
+# Serialisation ------------------------------------------------------------------------------------------------------
 
 
 def test_json_keeps_every_bit() -> None:
@@ -162,7 +162,7 @@ def test_json_keeps_every_bit() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"samples": [{"x": 1}], "truths": [], "weights": {}}'])
-def test_what_is_no_measurement(text: str) -> None:
+def test_json_that_is_not_a_measurement_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not a held-out measurement"):
         Measurement.from_json(text)
 
@@ -178,11 +178,11 @@ def test_summary_by_hand() -> None:
     assert list(result) == METRICS
     assert result["reward"] == result["reward/exact"] == 1 / 6
     assert result["perplexity"] == pytest.approx(math.exp((0.5 * spaces + 3.0 * (tokens - spaces)) / tokens))
-    # " sat down", " all day", " knew why": 26 characters, 6 of them spaces.
+    # " sat down", " all day", " knew why": 26 characters, of which 6 are spaces.
     assert result["truth_perplexity"] == pytest.approx(math.exp((6 * 1.0 + 20 * 2.0) / 26))
     assert result["bleu"] == pytest.approx(BLEU().corpus_score(texts, references).score)
     assert result["chrf"] == pytest.approx(CHRF().corpus_score(texts, references).score)
-    # Words: sat up ran all day a lot came came: 8 of 9. Bigrams: sat-up, all-day, a-lot.
+    # Words: sat up ran all day a lot came came, 8 distinct of 9. Bigrams: sat-up, all-day, a-lot.
     assert result["distinct_1"] == pytest.approx(8 / 9) and result["distinct_2"] == 1.0
     assert result["length"] == pytest.approx(tokens / 6)
 
@@ -206,7 +206,7 @@ def test_compare_agrees_with_the_summaries() -> None:
     json.dumps(table, allow_nan=False)
 
 
-def test_nothing_changed_means_exactly_nothing() -> None:
+def test_equal_measurements_differ_by_exactly_zero() -> None:
     for row in compare(measured(), measured()).values():
         assert (row["difference"], row["interval"], row["p_value"]) == (0.0, [0.0, 0.0], 1.0)
 
@@ -225,7 +225,7 @@ def test_the_same_seed_gives_the_same_table_in_any_order_of_after() -> None:
     assert compare(before, after, resamples=300, seed=5)["chrf"]["interval"] != table["chrf"]["interval"]
 
 
-def test_samples_said_twice_are_no_further_evidence() -> None:
+def test_repeated_samples_add_no_evidence() -> None:
     once = [measured({key: [texts[0]] for key, texts in answers.items()}, samples=1) for answers in (BEFORE, AFTER)]
     twice = [measured({key: [texts[0]] * 2 for key, texts in answers.items()}) for answers in (BEFORE, AFTER)]
     first, second = compare(*once), compare(*twice)
@@ -233,7 +233,7 @@ def test_samples_said_twice_are_no_further_evidence() -> None:
         assert first[name]["interval"] == pytest.approx(second[name]["interval"]), name
         assert first[name]["p_value"] == pytest.approx(second[name]["p_value"]), name
         assert first[name]["n"] == second[name]["n"] == 3
-    # Corpus-level distinct-n does fall when everything is said twice: that is what it measures.
+    # Corpus-level distinct-n does fall if every text occurs twice: that is what it measures.
     assert second["distinct_1"]["before"] == first["distinct_1"]["before"] / 2
 
 
@@ -256,7 +256,7 @@ def test_without_references() -> None:
     assert list(table) == ["reward", "reward/repetition", "perplexity", "distinct_1", "distinct_2", "length"]
 
 
-def test_references_of_some_only() -> None:
+def test_references_for_some_prompts_only() -> None:
     prompts = [PROMPTS[0], PROMPTS[1], Prompt("c", "Nobody")]
     table = compare(measured(prompts=prompts), measured(AFTER, prompts))
     assert {name: table[name]["n"] for name in ("reward", "bleu", "truth_perplexity")} == {
@@ -266,13 +266,13 @@ def test_references_of_some_only() -> None:
     }
 
 
-def test_an_impossible_token_leaves_its_perplexity_out() -> None:
+def test_perplexity_is_left_out_if_a_token_is_impossible() -> None:
     result = measured(model=CharacterModel(math.inf, 1.0, reference=CharacterModel()))
     assert "truth_perplexity" not in summary(result) and "perplexity" in summary(result)
     assert "truth_perplexity" not in compare(measured(), result)
 
 
-def test_rewards_of_other_weights_are_not_compared() -> None:
+def test_totals_of_different_reward_weights_are_not_compared() -> None:
     other = replace(measured(AFTER), weights={"exact": 2.0})
     table = compare(measured(), other)
     assert "reward" not in table and "reward/exact" in table
@@ -280,7 +280,7 @@ def test_rewards_of_other_weights_are_not_compared() -> None:
     assert compare(negative, negative)["reward/exact"]["better"] == "lower"
 
 
-def test_other_prompts_are_refused() -> None:
+def test_measurements_of_different_prompts_are_refused() -> None:
     others = [*PROMPTS[:2], Prompt("d", "Nobody", "knew why")]
     with pytest.raises(InputError, match=r"differ in prompt 'c' \(and 1 more\)"):
         compare(measured(), measured({**AFTER, "d": ["x", "y"]}, others))
@@ -292,7 +292,7 @@ def test_other_prompts_are_refused() -> None:
 
 
 @pytest.mark.parametrize("texts", [["", ""], ["😀", "!!!"], ["a" * 3000, "la " * 2000], ["我爱你。" * 300, " "]])
-def test_odd_texts_have_finite_metrics(texts: list[str]) -> None:
+def test_unusual_texts_have_finite_metrics(texts: list[str]) -> None:
     before, after = measured(), measured(dict.fromkeys("abc", texts))
     for name, row in compare(before, after, resamples=100).items():
         numbers = [row["before"], row["after"], row["difference"], *row["interval"], row["p_value"]]

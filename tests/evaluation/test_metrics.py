@@ -1,5 +1,5 @@
-"""Rewards as held-out metrics: read from a recipe, measured beside the reward, compared, shown, and refused where they
-cannot work."""
+"""Rewards as held-out metrics: read from a recipe, measured beside the reward, compared, shown; refused if they cannot
+work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe(metrics: object) -> Recipe:
     return toy_recipe(evaluation={"metrics": metrics})
 
 
-def test_a_name_stands_for_a_table_and_the_recipe_reads_itself_again() -> None:
+def test_a_name_is_short_for_a_table_and_the_recipe_round_trips() -> None:
     found = recipe(["rouge_l", {"use": "chrf", "name": "chrf++", "word_order": 2, "better": "neither"}])
     assert [(m.use, m.part, m.better, m.options) for m in found.evaluation.metrics] == [
         ("rouge_l", "rouge_l", "higher", {}),
@@ -53,12 +53,12 @@ def test_a_name_stands_for_a_table_and_the_recipe_reads_itself_again() -> None:
         ([{"name": "x"}], "evaluation.metrics"),
     ],
 )
-def test_what_is_no_metric_is_refused_before_anything_is_loaded(metrics: object, message: str) -> None:
+def test_invalid_metrics_are_refused_before_anything_is_loaded(metrics: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         recipe(metrics)
 
 
-def test_overrides_reach_into_the_list() -> None:
+def test_overrides_can_change_a_metric_in_the_list() -> None:
     data = tomllib.loads((RECIPES / "toy.toml").read_text(encoding="utf-8"))
     found = load_recipe(data, ['evaluation.metrics=[{use="chrf"}]', "evaluation.metrics.0.word_order=1"])
     assert found.evaluation.metrics[0].options == {"word_order": 1}
@@ -66,7 +66,7 @@ def test_overrides_reach_into_the_list() -> None:
         load_recipe(data, ['evaluation.metrics=["chrf"]', "evaluation.metrics.0.word_order=1"])
 
 
-def test_a_metric_that_needs_a_reference_asks_the_held_out_side_alone() -> None:
+def test_a_metric_needs_references_of_held_out_prompts_only() -> None:
     found = recipe(["rouge_l"])
     with_reference, without = Prompt("a", "", "x"), Prompt("b", "")
     found = found.model_copy(update={"reward": []})
@@ -86,23 +86,23 @@ def measured(texts: dict[str, list[str]]) -> Measurement:
 def test_before_and_after_by_hand() -> None:
     before = measured({"a": ["one two three", "one two"], "b": ["one", "one two three four"]})
     after = measured({"a": ["one", "one two"], "b": ["one", "one two"]})
-    # Band of 1 to 2 words: 3 words score (2 * 2 - 3) / 2 = 0.5, 4 words 0: the mean of 0.5, 1, 1, 0.
+    # Band of 1 to 2 words: 3 words score (2 * 2 - 3) / 2 = 0.5, 4 words score 0. The mean is that of 0.5, 1, 1, 0.
     assert summary(before)["metric/length_band"] == pytest.approx(0.625)
     assert summary(before)["metric/loops"] == 1.0
     table = compare(before, after)
     entry = table["metric/length_band"]
     assert (entry["before"], entry["after"], entry["n"], entry["better"]) == (0.625, 1.0, 2, "higher")
-    # Sums and counts by prompt, compared as the reward's are: in pairs.
+    # Sums and counts per prompt are compared in pairs, as for the reward.
     sums = [np.array([[a, 2.0], [b, 2.0]]) for a, b in ((1.5, 1.0), (2.0, 2.0))]
     same = paired_bootstrap(*sums, statistic=mean_of_units, resamples=1000, seed=0)
     assert entry["difference"] == pytest.approx(0.375)
     assert (entry["interval"], entry["p_value"]) == (list(same.interval), same.p_value)
     assert table["metric/loops"]["better"] == "lower"
-    # The reward is as it would be without metrics, and neither total counts the other's parts.
+    # Metrics do not change the reward, and neither total includes the other's parts.
     assert summary(before)["reward"] == 0.0 and before.weights == {"exact": 1.0}
 
 
-def test_a_measurement_is_kept_to_the_last_bit_and_one_of_before_metrics_can_be_read() -> None:
+def test_json_keeps_every_bit_and_files_from_before_metrics_can_be_read() -> None:
     found = measured({"a": ["one two three", "one"], "b": ["one", "two"]})
     assert Measurement.from_json(found.to_json()) == found
     old = json.loads(found.to_json())
@@ -121,7 +121,7 @@ def test_a_measurement_is_kept_to_the_last_bit_and_one_of_before_metrics_can_be_
         ({"evaluation": {"metrics": ["group_diversity"]}}, "evaluation.samples_per_prompt must"),
     ],
 )  # fmt: skip
-def test_what_compares_samples_is_refused_one(changes: dict, said: str, tmp_path) -> None:
+def test_a_reward_that_compares_samples_needs_more_than_one(changes: dict, said: str, tmp_path) -> None:
     plain = {
         "name": "alone",
         "task": {"use": "toy"},
@@ -143,7 +143,7 @@ def test_a_run_measures_shows_and_reports_them(tmp_path) -> None:
         steps=3, run_dir=tmp_path / "run", observer=make_observer(quiet=True),
     )  # fmt: skip
     assert {"metric/chrf", "metric/four"} <= result.evaluation.keys()
-    # The reward alone is trained on: no metric among the rows of a step.
+    # Only the reward is trained on: the rows per step contain no metric.
     assert not any("four" in key or "chrf" in key for row in result.metrics for key in row)
     text = " ".join(plain_text(result.evaluation).split())
     assert "metric: four ↑" in text and "does not train on" in text

@@ -1,4 +1,4 @@
-"""The paired tests: small cases by hand, and how often they are right about simulated worlds whose truth is known."""
+"""Paired tests: small cases by hand, and coverage and error rates on simulated data whose truth is known."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_resamples_draw_as_many_units_as_there_are() -> None:
 
 
 def test_two_units_by_hand() -> None:
-    # Differences 1 and 3; a resample's mean is 1, 2 or 3, with probability 1/4, 1/2, 1/4, and never 0 or less. But two
-    # units prove nothing, and stretched by the factor for two they reach below zero.
+    # Differences 1 and 3: a resample's mean is 1, 2 or 3 with probability 1/4, 1/2, 1/4, and never 0 or less. But two
+    # units prove nothing: stretched by the factor for two units, the interval reaches below zero.
     result = paired_bootstrap([5.0, 5.0], [6.0, 8.0], resamples=999)
     assert (result.before, result.after, result.difference, result.n) == (5.0, 7.0, 2.0, 2)
     factor = small_sample_factor(2)
@@ -58,7 +58,7 @@ def test_small_sample_factor_against_the_table_of_t(n: int, t: float) -> None:
 
 
 def test_p_value_by_hand() -> None:
-    # Four differences with mean 1; counted over the very resamples, stretched about 1.
+    # Four differences with mean 1: count over the same resamples, stretched about 1.
     differences = np.array([-2.0, 1.0, 2.0, 3.0])
     result = paired_bootstrap(np.zeros(4), differences, resamples=999, seed=5)
     means = 1 + (resample_counts(4, 999, seed=5) @ differences / 4 - 1) * small_sample_factor(4)
@@ -67,17 +67,17 @@ def test_p_value_by_hand() -> None:
 
 
 def test_ratios_weigh_units_by_their_denominators() -> None:
-    # NLL 2 over 1 token and 3 over 4 tokens: exp(5 / 5); afterwards exp(0).
+    # Before: an NLL of 2 over 1 token and of 3 over 4 tokens, so exp(5 / 5). After: exp(0).
     before, after = np.array([[2.0, 1.0], [3.0, 4.0]]), np.array([[0.0, 1.0], [0.0, 4.0]])
     result = paired_bootstrap(before, after, statistic=perplexity_of_units)
     assert (result.before, result.after) == (pytest.approx(math.e), 1.0)
-    # A resample is all of the first (e^2), both (e), or all of the second (e^(3/4)); stretched about 1 - e.
+    # A resample holds only the first unit (e^2), both (e), or only the second (e^(3/4)), stretched about 1 - e.
     ends = [1 - math.e + (math.e - end) * small_sample_factor(2) for end in (math.exp(2), math.exp(0.75))]
     assert result.interval == pytest.approx(tuple(ends))
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.7], [0.0, 0.0], [1e300, -3.0]])
-def test_nothing_changed_means_exactly_nothing(values: list[float]) -> None:
+def test_equal_samples_differ_by_exactly_zero(values: list[float]) -> None:
     result = paired_bootstrap(values, values)
     assert (result.difference, result.interval, result.p_value) == (0.0, (0.0, 0.0), 1.0)
     grams = [bigrams("abcab"), bigrams("bcd"), []]
@@ -88,7 +88,7 @@ def test_nothing_changed_means_exactly_nothing(values: list[float]) -> None:
     assert (result.difference, result.interval, result.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
-def test_swapping_before_and_after_turns_the_sign() -> None:
+def test_swapping_before_and_after_flips_the_sign() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=20), rng.normal(size=20)
     forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
@@ -109,19 +109,19 @@ def test_too_little_or_unequal_data_is_refused() -> None:
 
 
 def test_distinct_by_hand() -> None:
-    # Before: ab bc | ab | cd: 3 of 4. After: ab bc | ab | ab: 2 of 4.
+    # Before: ab bc | ab | cd, 3 distinct of 4. After: ab bc | ab | ab, 2 of 4.
     before, after = [bigrams("abc"), bigrams("ab"), bigrams("cd")], [bigrams("abc"), bigrams("ab"), bigrams("ab")]
     result = compare_distinct(before, after, resamples=999, seed=2)
     assert (result.before, result.after, result.difference, result.n) == (0.75, 0.5, -0.25, 3)
-    # Without each unit, before 2/2, 3/3, 2/3 and after 1/2, 2/3, 2/3: differences -1/2, -1/3, 0, mean -5/18.
-    # Influences 2 (mean - each): 4/9, 1/9, -5/9.
+    # Leaving out each unit in turn: before 2/2, 3/3, 2/3 and after 1/2, 2/3, 2/3. Differences: -1/2, -1/3, 0, mean -5/18.
+    # Influences, 2 (mean - difference): 4/9, 1/9, -5/9.
     deviations = resample_counts(3, 999, seed=2) @ np.array([4 / 9, 1 / 9, -5 / 9]) / 3
     resampled = -0.25 + deviations * small_sample_factor(3)
     assert result.interval == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
     assert result.p_value == 2 * (1 + (resampled >= 0).sum()) / 1000
 
 
-def test_distinct_of_silence() -> None:
+def test_distinct_of_empty_texts() -> None:
     result = compare_distinct([bigrams("abc"), bigrams("cd")], [[], []])
     assert (result.before, result.after, result.difference) == (1.0, 0.0, -1.0)
 
@@ -134,7 +134,7 @@ BETTER = ["the cat sat on the mat now", "a dog ran over the bridge", "he read th
 
 
 @pytest.mark.parametrize("metric", [BLEU(), CHRF()], ids=["bleu", "chrf"])
-def test_one_sample_a_prompt_is_sacrebleu_itself(metric) -> None:
+def test_one_sample_per_prompt_equals_sacrebleus_own_test(metric) -> None:
     rows = [np.array(metric._extract_corpus_statistics(t, [REFERENCES]), dtype=float) for t in (WORSE, BETTER)]
     result = compare_corpus(metric, *rows, resamples=300, seed=11)
     assert result.before == pytest.approx(metric.corpus_score(WORSE, [REFERENCES]).score)
@@ -152,7 +152,7 @@ def test_three_units_cannot_be_significant() -> None:
     assert compare_corpus(metric, *rows).p_value >= 0.25
 
 
-def test_seed_zero_is_a_seed() -> None:
+def test_seed_zero_is_not_taken_for_no_seed() -> None:
     metric = CHRF()
     rows = [np.array(metric._extract_corpus_statistics(t, [REFERENCES]), dtype=float) for t in (WORSE, BETTER)]
     rows[1][3:] = rows[0][:-3]
@@ -162,8 +162,9 @@ def test_seed_zero_is_a_seed() -> None:
 
 
 @pytest.mark.parametrize(("changed", "least"), [(1, 1.0), (2, 0.5), (4, 0.125)])
-def test_where_nearly_all_texts_are_the_same_few_changes_prove_nothing(changed: int, least: float) -> None:
-    # 2^(1 - m): of the swaps of m texts, these and none at all change as much as what was seen.
+def test_few_changed_texts_among_many_are_not_significant(changed: int, least: float) -> None:
+    # 2^(1 - m): of all swaps of the m changed texts, only two give a difference as large as the observed one, namely
+    # swapping all and swapping none.
     metric = BLEU()
     references = [f"the cat {number} sat on the mat" for number in range(87)]
     texts = [f"the cat {number} lay on a mat" for number in range(87)]
@@ -173,7 +174,7 @@ def test_where_nearly_all_texts_are_the_same_few_changes_prove_nothing(changed: 
     assert result.difference > 0 and result.p_value >= least
 
 
-def test_corpus_score_leaves_the_statistics_alone() -> None:
+def test_corpus_score_does_not_modify_its_argument() -> None:
     metric = BLEU()
     sums = np.array(metric._extract_corpus_statistics(WORSE, [REFERENCES]), dtype=float).sum(axis=0)
     kept = sums.copy()
@@ -181,11 +182,12 @@ def test_corpus_score_leaves_the_statistics_alone() -> None:
     assert (sums == kept).all()
 
 
-# Simulated worlds ---------------------------------------------------------------------------------------------------
+# Simulated data -----------------------------------------------------------------------------------------------------
 
 
 def test_interval_covers_the_true_difference() -> None:
-    # 40 prompts, skewed noise, true difference 0.3. A share of 1000 trials is known to 0.7%: bounds three of that away.
+    # 40 prompts, skewed noise, true difference 0.3. A rate over 1000 trials has a standard error of 0.7 %: the bounds are
+    # three of those away.
     rng = np.random.default_rng(0)
     trials, covered, rejected = 1000, 0, 0
     for trial in range(trials):
@@ -199,8 +201,8 @@ def test_interval_covers_the_true_difference() -> None:
 
 
 def test_samples_of_one_prompt_are_not_independent_evidence() -> None:
-    # No true difference, but each prompt has its own luck, shared by its 8 samples. By prompt the test keeps its
-    # level; the same numbers taken for independent reject far too often: the negative control.
+    # No true difference, but each prompt's 8 samples share a random offset. Tested per prompt, the error rate is as
+    # promised; tested as independent samples (the negative control), it is far too high.
     rng = np.random.default_rng(1)
     trials, by_prompt, by_sample = 300, 0, 0
     for trial in range(trials):
@@ -214,7 +216,7 @@ def test_samples_of_one_prompt_are_not_independent_evidence() -> None:
 
 
 def zipf_corpus(rng: np.random.Generator, vocabulary: int) -> list[list[tuple[int, int]]]:
-    """40 units of 30 words, a word's probability falling as 1 / rank."""
+    """Return the bigrams of 40 units of 30 words, where a word's probability is proportional to 1 / rank."""
     weights = 1 / np.arange(1, vocabulary + 1)
     drawn = rng.choice(vocabulary, p=weights / weights.sum(), size=(40, 30)).tolist()
     return [list(itertools.pairwise(row)) for row in drawn]
