@@ -127,8 +127,8 @@ class TestShaping:
         close(standardise_by_moments(tensor(1, 3), RunningMoments()), [1, 3])
 
     def test_ranks(self):
-        # 1 loses against both: -1. Each 3 wins one comparison and ties one: 1/2. Groups are ranked separately; a group of
-        # one has no rank.
+        # 1 loses against both: -1. Each 3 wins one comparison and ties one: 1/2. Groups are ranked separately, and a
+        # group of one has no rank.
         close(rank_in_group(tensor([1, 3, 3], [9, 8, 7])), [[-1, 0.5, 0.5], [1, 0, -1]])
         close(rank_in_group(tensor([7])), [[0]])
         # Compared with the definition, pair by pair, with ties; and a group too large for a table of all pairs.

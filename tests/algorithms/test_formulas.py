@@ -273,7 +273,7 @@ class TestKL:
         close(k3(logprobs, reference), [0.10653065971263342, 0.7182818284590452])
 
     def test_k3_keeps_its_digits_near_zero(self):
-        # exp(-d) - 1 + d = d^2/2 - d^3/6 + ... is 5e-13 to seven digits for d = 1e-6. Computed as written, it keeps two.
+        # exp(-d) - 1 + d = d^2/2 - d^3/6 + ... is 5e-13 to seven digits for d = 1e-6; as written, it keeps two.
         found = float(k3(tensor(1e-6), tensor(0.0)))
         assert found == pytest.approx(5e-13, rel=1e-3)
 

@@ -1,6 +1,6 @@
 """Losses and gradients equal TRL's on the same numbers.
 
-TRL itself computes them, where ``make bench-peer`` has installed it. test_formulas.py derives values by hand, without TRL.
+TRL computes its own, where ``make bench-peer`` has installed it. test_formulas.py derives values by hand, without TRL.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def rows(rewards: list[float], diversity: list[float]) -> list[dict[str, float]]
 
 
 def test_text_diversity_by_hand() -> None:
-    # Words: a b a | a b. Distinct words 2 of 5; distinct bigrams of ab ba ab: 2 of 3; longest repeats 1 of 2 and 0 of 1.
+    # Words a b a | a b: 2 of 5 are distinct. Bigrams ab ba ab: 2 of 3. Longest repeats: 1 of 2 and 0 of 1.
     assert text_diversity(["a b a", "A b"]) == pytest.approx(
         {"diversity/distinct_1": 2 / 5, "diversity/distinct_2": 2 / 3, "diversity/longest_repeat": 0.25}
     )

@@ -113,7 +113,7 @@ def test_distinct_by_hand() -> None:
     before, after = [bigrams("abc"), bigrams("ab"), bigrams("cd")], [bigrams("abc"), bigrams("ab"), bigrams("ab")]
     result = compare_distinct(before, after, resamples=999, seed=2)
     assert (result.before, result.after, result.difference, result.n) == (0.75, 0.5, -0.25, 3)
-    # Leaving out each unit in turn: before 2/2, 3/3, 2/3 and after 1/2, 2/3, 2/3. Differences: -1/2, -1/3, 0, mean -5/18.
+    # Leaving out one unit each: before 2/2, 3/3, 2/3 and after 1/2, 2/3, 2/3. Differences -1/2, -1/3, 0, mean -5/18.
     # Influences, 2 (mean - difference): 4/9, 1/9, -5/9.
     deviations = resample_counts(3, 999, seed=2) @ np.array([4 / 9, 1 / 9, -5 / 9]) / 3
     resampled = -0.25 + deviations * small_sample_factor(3)
@@ -186,8 +186,8 @@ def test_corpus_score_does_not_modify_its_argument() -> None:
 
 
 def test_interval_covers_the_true_difference() -> None:
-    # 40 prompts, skewed noise, true difference 0.3. A rate over 1000 trials has a standard error of 0.7 %: the bounds are
-    # three of those away.
+    # 40 prompts, skewed noise, true difference 0.3. A rate over 1000 trials has a standard error of 0.7 %; the bounds
+    # are three of those away.
     rng = np.random.default_rng(0)
     trials, covered, rejected = 1000, 0, 0
     for trial in range(trials):

@@ -1,4 +1,4 @@
-"""The distribution that is sampled from, the draw, the random numbers, and the batched engine on tiny models."""
+"""The sampling distribution, the draw, random numbers, and the batched engine on tiny models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGEST_UNIFORM = 1 - 2**-53
 
 
 def slow_distribution(logits: list[float], sampling: SamplingParams) -> list[float]:
-    """Probabilities by the definition, one token at a time, in plain Python."""
+    """Return the probabilities by their definition, one token at a time, in plain Python."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     if sampling.top_k:
         order = order[: sampling.top_k]
@@ -53,7 +53,7 @@ class TestDistribution:
         sampling = SamplingParams(1, temperature, top_p, top_k)
         found = sampling_logprobs(torch.tensor([logits], dtype=torch.float64), sampling)[0].exp()
         expected = torch.tensor(slow_distribution(logits, sampling), dtype=torch.float64)
-        # Where the cumulated mass meets top_p to the last bit, either side is right.
+        # If the cumulative probability equals top_p up to the last bit, both results are right.
         if (found > 0).tolist() != (expected > 0).tolist():
             odd = ((found > 0) != (expected > 0)).sum()
             masses = np.cumsum(sorted(slow_distribution(logits, SamplingParams(1, temperature, 1.0, top_k)))[::-1])
@@ -74,18 +74,18 @@ class TestDistribution:
         assert kept(top_p=0.5) == [1.0, 0.0, 0.0, 0.0], "0.5 reaches 0.5 with the first token"
         assert kept(top_p=0.51) == [0.625, 0.375, 0.0, 0.0]
         assert kept(top_p=0.9) == [round(p / 0.95, 12) for p in (0.5, 0.3, 0.15)] + [0.0]
-        # top_p is a share of what top_k has left: 0.625 of the two is enough for 0.6.
+        # top_p applies to the tokens that top_k kept: the first has 0.625 of their mass, enough for 0.6.
         assert kept(top_k=2, top_p=0.6) == [1.0, 0.0, 0.0, 0.0]
-        # Temperature 0.5 squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
+        # Temperature 0.5 squares the probabilities: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
         assert kept(temperature=0.5) == [round(p / 0.365, 12) for p in (0.25, 0.09, 0.0225, 0.0025)]
 
-    def test_ties_at_the_edge_go_to_the_lower_token(self):
+    def test_ties_at_the_cutoff_keep_the_lower_token(self):
         logits = torch.zeros(2, 5)
         assert (sampling_logprobs(logits, SamplingParams(1, top_k=2)).exp() > 0).tolist() == [
             [True, True, False, False, False]
         ] * 2
 
-    def test_an_infinitely_unlikely_token_stays_impossible(self):
+    def test_a_logit_of_minus_infinity_stays_impossible(self):
         logits = torch.tensor([0.0, -math.inf, 1.0])
         for sampling in (SamplingParams(1), SamplingParams(1, 0.5, 0.99, 3)):
             assert sampling_logprobs(logits, sampling)[1] == -math.inf
@@ -96,7 +96,7 @@ class TestDistribution:
         torch.testing.assert_close(found, torch.tensor([5 / 7, 0.0, 2 / 7], dtype=torch.float64))
 
     def test_gradient_is_that_of_the_truncated_distribution(self):
-        # Of two kept tokens with probabilities p and 1-p: d log p / d logits = 1-p, -(1-p); the cut ones move nothing.
+        # Two kept tokens with probabilities p and 1-p: d log p / d logits = 1-p, -(1-p), and 0 for truncated tokens.
         logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().requires_grad_()
         sampling_logprobs(logits, SamplingParams(1, temperature=0.5, top_k=2))[0].backward()
         rest = 0.09 / 0.34
@@ -120,16 +120,16 @@ class TestDraw:
         assert seen[~possible].sum() == 0
         expected = count * self.PROBABILITIES[possible]
         statistic = ((seen[possible] - expected).square() / expected).sum()
-        # Chi square of 5 categories: P(X > x) of 4 degrees of freedom is the regularised upper gamma Q(2, x/2).
+        # Chi square with 5 categories: for 4 degrees of freedom, P(X > x) is the regularised upper gamma Q(2, x/2).
         p_value = float(torch.special.gammaincc(torch.tensor(2.0, dtype=torch.float64), statistic / 2))
         assert 0.01 < p_value < 0.9999
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_edges_never_hit_what_is_impossible(self, dtype):
+    def test_extreme_uniforms_never_draw_an_impossible_token(self, dtype):
         logprobs = self.PROBABILITIES.log().to(dtype).expand(2, -1)
         assert draw(logprobs, torch.tensor([0.0, LARGEST_UNIFORM], dtype=torch.float64)).tolist() == [1, 6]
 
-    def test_one_token_that_is_certain(self):
+    def test_a_certain_token(self):
         logprobs = torch.full((3, 4), -math.inf)
         logprobs[:, 2] = 0.0
         uniforms = torch.tensor([0.0, 0.5, LARGEST_UNIFORM], dtype=torch.float64)
@@ -147,8 +147,8 @@ class TestDraw:
         token = int(draw(probabilities.log()[None].float(), torch.tensor([uniform], dtype=torch.float64)))
         assert weights[token] > 0
 
-    def test_it_inverts_the_cumulative_distribution(self):
-        # Cumulated: 0.4 at token 1, 0.65 at 3, 0.85 at 4, 0.95 at 5, 1 at 6.
+    def test_inverts_the_cumulative_distribution(self):
+        # Cumulative: 0.4 at token 1, 0.65 at 3, 0.85 at 4, 0.95 at 5, 1 at 6.
         uniforms = torch.tensor([0.39, 0.41, 0.64, 0.66, 0.84, 0.86, 0.94, 0.96], dtype=torch.float64)
         found = draw(self.PROBABILITIES.log().expand(8, -1), uniforms)
         assert found.tolist() == [1, 3, 3, 4, 4, 5, 5, 6]
@@ -159,17 +159,17 @@ def prompts(*names: str) -> list[Prompt]:
 
 
 class TestStreams:
-    def test_a_sample_has_its_own_numbers_whoever_shares_the_batch(self):
+    def test_numbers_of_a_sample_do_not_depend_on_the_batch(self):
         alone = random_streams(prompts("b"), 3, (7, 1), 5)
         together = random_streams(prompts("a", "b", "c"), 3, (7, 1), 5)
         for first, second in zip(alone, together[3:6], strict=True):
             assert first.tolist() == second.tolist()
 
-    def test_more_samples_or_longer_ones_begin_with_the_same_numbers(self):
+    def test_more_and_longer_samples_begin_with_the_same_numbers(self):
         few, many = random_streams(prompts("b"), 2, (7, 1), 5), random_streams(prompts("b"), 4, (7, 1), 9)
         assert [stream.tolist() for stream in few] == [stream[:5].tolist() for stream in many[:2]]
 
-    def test_a_prompt_that_occurs_twice_gets_other_numbers(self):
+    def test_a_repeated_prompt_gets_different_numbers(self):
         found = random_streams(prompts("a", "b", "a"), 2, (7, 1), 4)
         assert len({tuple(stream) for stream in found}) == 6
 
@@ -188,14 +188,14 @@ class TestStreams:
         numbers = np.concatenate(random_streams(prompts("a", "b"), 50, (0,), 200))
         assert numbers.min() >= 0
         assert numbers.max() < 1
-        # 20,000 numbers: mean 0.5 with a standard error of 0.00204; 4 of them.
+        # 20,000 numbers: mean 0.5 with a standard error of 0.00204; the bound is 4 of those.
         assert abs(numbers.mean() - 0.5) < 0.0082
         counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
         # Chi square, 9 degrees of freedom: 27.9 is the 99.9% point.
         assert float(((counts - 2000) ** 2 / 2000).sum()) < 27.9
 
-    def test_the_numbers_are_these(self):
-        # A change of how they are made is a change of every run there ever was: it must be meant.
+    def test_the_numbers_are_fixed(self):
+        # Other numbers change the result of every recipe and seed, so a change of the generator must be deliberate.
         found = random_streams(prompts("a"), 1, (0, 1), 2)[0]
         # sha256("a") = ca978112 ca1bbdca fac231b3 9a23dc4d a7...: four little-endian words of its first 16 bytes.
         digest = bytes.fromhex("ca978112ca1bbdcafac231b39a23dc4d")
@@ -205,7 +205,7 @@ class TestStreams:
 
 
 TEXTS = ["The home team", "Shares fell after the company said that it would", "我爱", "a"]
-ASKED = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
+ASKED = [Prompt(f"p{index}", text) for index, text in enumerate(TEXTS)]
 KINDS = ["llama", "gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "neox")), "qwen3_moe"]
 
 
@@ -214,7 +214,7 @@ LONG = SamplingParams(24, 0.9)
 
 @pytest.fixture(scope="module")
 def alone(tiny):
-    """Groups of six completions of each prompt of ``ASKED``, sampled prompt by prompt, by the kind of model."""
+    """Return a function from the kind of model to groups of six completions of ``ASKED``, sampled prompt by prompt."""
 
     @cache
     def groups(kind: str) -> list[Group]:
@@ -229,9 +229,9 @@ class TestSamplers:
     @pytest.mark.parametrize(
         "sampler, rows, samples", [(Engine, 1, 2), (Engine, 5, 6), (Engine, 64, 6), (EqualLengthSampler, 7, 6)]
     )
-    def test_a_sample_does_not_change_with_its_companions(self, tiny, alone, kind, sampler, rows, samples):
-        """With 1 row the samples come one after another; with 5, those that wait take the places of those that end, in
-        the middle of groups; with 64 all are in flight at once."""
+    def test_a_sample_does_not_depend_on_the_batch(self, tiny, alone, kind, sampler, rows, samples):
+        """With 1 row, samples are drawn one by one; with 5, waiting samples replace finished ones within groups; with 64,
+        all are drawn at once."""
         model = load_model(tiny(kind), dtype="float64")
         together = sampler(model, rows=rows).sample(ASKED, samples_per_prompt=samples, sampling=LONG, seed=(3, 1))
         reasons: Counter[str] = Counter()
@@ -248,8 +248,8 @@ class TestSamplers:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 20), (1.3, 1.0, 5), (1.0, 0.5, 0)])
-    def test_recorded_logprobs_are_the_policys(self, tiny, kind, options):
-        # In float32 sampler and trainer are each up to 1.2e-5 from float64's answer, these logits being large.
+    def test_recorded_logprobs_equal_the_policys(self, tiny, kind, options):
+        # With logits this large, sampler and trainer in float32 are each up to 1.2e-5 from the float64 result.
         for dtype, tolerance in (("float64", 1e-10), ("float32", 3e-5)):
             policy = load_policy(tiny(kind), dtype=dtype)
             sampling = SamplingParams(20, *options)
@@ -291,7 +291,7 @@ class TestSamplers:
     def test_an_end_token_as_the_last_that_fits_is_a_stop(self, tiny):
         model = load_model(tiny("llama"))
         with torch.no_grad():
-            # Whatever was said, the end is certain.
+            # The end is certain after any text.
             model.model.lm_head.weight.zero_()
             model.model.model.norm.weight.zero_()
         model.model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 300).float() * 1e4)
@@ -301,7 +301,7 @@ class TestSamplers:
             assert completion.sampler_logprobs == (0.0,)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_nearly_greedy_is_transformers_greedy(self, tiny, kind):
+    def test_a_temperature_near_zero_equals_greedy_generation_of_transformers(self, tiny, kind):
         model = load_model(tiny(kind), dtype="float64")
         sampling = SamplingParams(20, temperature=1e-6)
         for prompt in ASKED:
@@ -319,7 +319,7 @@ class TestSamplers:
         assert first == again
         assert [g.completions[0].token_ids for g in first] != [g.completions[0].token_ids for g in other]
 
-    def test_the_policy_version_is_written_down(self, tiny):
+    def test_the_policy_version_is_recorded(self, tiny):
         sampler = make_sampler(load_model(tiny("llama")))
         (group,) = sampler.sample(
             ASKED[:1], samples_per_prompt=2, sampling=SamplingParams(2), seed=(0,), policy_version=17
@@ -327,7 +327,7 @@ class TestSamplers:
         assert [completion.policy_version for completion in group.completions] == [17, 17]
 
     @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-    def test_a_model_that_keeps_a_state_is_sampled_plainly(self, tiny, kind):
+    def test_a_recurrent_model_is_sampled_without_the_engine(self, tiny, kind):
         policy = load_policy(tiny(kind))
         sampler = make_sampler(policy)
         assert isinstance(sampler, EqualLengthSampler) and policy.padding_reason
@@ -336,7 +336,7 @@ class TestSamplers:
         recorded = torch.tensor([logprob for c in completions for logprob in c.sampler_logprobs])
         torch.testing.assert_close(policy.token_logprobs(completions), recorded, rtol=0, atol=2e-5)
 
-    def test_texts_past_the_window_of_an_attention_are_sampled_plainly(self, tiny):
+    def test_texts_longer_than_the_attention_window_are_sampled_without_the_engine(self, tiny):
         policy = load_policy(tiny("mistral"), dtype="float64")
         sampler = make_sampler(policy)
         assert isinstance(sampler, Engine), "short texts fit into the window of 16"
@@ -361,7 +361,7 @@ class TestSamplers:
         seen = torch.bincount(
             torch.tensor([c.token_ids[0] for c in group.completions]), minlength=len(expected)
         ).double()
-        # Tokens expected fewer than 8 times are one category: the statistic is chi square only for large counts.
+        # Tokens expected fewer than 8 times form one category: the statistic is chi square for large counts only.
         common = expected >= 8
         expected = torch.cat([expected[common], expected[~common].sum()[None]])
         seen = torch.cat([seen[common], seen[~common].sum()[None]])
@@ -371,7 +371,7 @@ class TestSamplers:
         assert 0.001 < float(torch.special.gammaincc(freedom / 2, statistic / 2)) < 0.999
 
     @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-    def test_a_prompt_that_leaves_no_room_is_refused(self, tiny, kind):
+    def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(self, tiny, kind):
         model = load_model(tiny(kind))
         sampler = make_sampler(model)
         text = "a" * 250

@@ -1,6 +1,6 @@
-"""What must not change a gradient: padding, microbatches, the order of prompts, the layout. To 1e-10 in float64.
+"""Gradient invariance to padding, microbatches, prompt order and layout, to 1e-10 in float64.
 
-Every gradient here is the one that ``train_step`` hands to its optimizer.
+All gradients are those that ``train_step`` passes to its optimizer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from burnish.types import Completion, Group, Prompt
 from tests.fakes import FixedSampler, FixedScorer, FunctionScorer, RecordingOptimizer
 
 TOLERANCE = 1e-10
-# Unequal lengths, a prompt of one token, and a long one, so that every batch of several has padding on both sides.
+# Unequal lengths, from one token to many, so that every batch of several prompts is padded on both sides.
 TEXTS = ["The home team won", "a", "我爱", "Shares fell after the company said that it would cut one thousand jobs"]
-PROMPTS = [Prompt(f"p{place}", text) for place, text in enumerate(TEXTS)]
+PROMPTS = [Prompt(f"p{index}", text) for index, text in enumerate(TEXTS)]
 G = 3
 
 
@@ -44,15 +44,17 @@ def recipe(
         "reward": [{"use": "repetition"}],
         "sampling": {"prompts_per_step": len(PROMPTS), "samples_per_prompt": G, "max_new_tokens": 12, **sampling},
         "algorithm": {"use": algorithm, "aggregation": aggregation, "kl": kl or {}, **(keys or {})},
-        # One completion at a time, or about as many as ``size``.
+        # One completion at a time, or about ``size``.
         "optimizer": {"tokens_per_microbatch": 1 if size == 1 else 12 * size, "max_grad_norm": None},
     })  # fmt: skip
 
 
 def in_float64(model: torch.nn.Module) -> None:
-    """transformers' RMSNorm rounds to float32 whatever the dtype is, which is a jump of 1e-7 where two ways of adding
-    up differ in the last bit of 1e-16. Here it is computed in float64, so that what is seen is burnish's own
-    arithmetic."""
+    """Compute RMSNorm in float64.
+
+    transformers rounds it to float32 for any dtype. That magnifies a difference of 1e-16 between two orders of
+    summation to 1e-7 and would hide burnish's own arithmetic.
+    """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
@@ -64,7 +66,7 @@ def in_float64(model: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def made(tiny) -> Callable[..., tuple[CausalPolicy, list[Group]]]:
-    """A float64 policy that has left its reference, and groups that it sampled, by kind."""
+    """Return a function that makes a float64 policy, moved away from its reference, and groups sampled from it."""
     kept: dict[tuple[str, bool], tuple[CausalPolicy, list[Group]]] = {}
 
     def make(kind: str = "llama", lora: bool = False) -> tuple[CausalPolicy, list[Group]]:
@@ -127,7 +129,7 @@ def test_every_preset_and_aggregation(made, algorithm, aggregation, kl):
     for size in (3, 8):
         split = gradient(policy, groups, recipe(algorithm, size=size, aggregation=aggregation, kl=kl))
         assert_same(whole, split)
-    # One completion at a time, padded, is the slowest way; packed microbatches are compared per architecture below.
+    # Padded, one completion at a time: the slow reference. Packed microbatches are compared per architecture below.
     alone = gradient(policy, groups, recipe(algorithm, size=1, aggregation=aggregation, kl=kl), padded_states)
     assert_same(whole, alone)
 
@@ -140,7 +142,7 @@ KEYS = {
 
 
 def stale(group: Group) -> Group:
-    """With what a sampler would have recorded whose policy is another."""
+    """Return the group with the log-probabilities that another policy would have recorded."""
     return replace(
         group,
         completions=tuple(
@@ -151,8 +153,8 @@ def stale(group: Group) -> Group:
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dapo"])
-def test_an_update_of_several_with_all_that_a_recipe_may_add(made, algorithm):
-    """Of two minibatches the second's gradient is compared; the recorder leaves the weights, so it is that of pi_old too."""
+def test_minibatches_entropy_bonus_and_importance_weights(made, algorithm):
+    """Compares the gradient of the second of two minibatches. The recorder leaves the weights at those of pi_old."""
     policy, groups = made()
     groups = [stale(group) for group in groups]
     slowest = gradient(policy, groups, recipe(algorithm, size=1, kl=KLS[0], keys=KEYS), padded_states)
@@ -172,7 +174,7 @@ def test_every_architecture(made, kind, lora):
             (size, layout): gradient(policy, groups, recipe(size=size, kl=kl), layout)
             for size, layout in itertools.product((1, 3, 8), (padded_states, packed_states))
         }
-        # One completion at a time and the plain layout: no padding at all, the slowest and surest way.
+        # Padded layout, one completion at a time: no padding at all, the slow reference.
         for other in found.values():
             assert_same(found[1, padded_states], other)
 
@@ -190,17 +192,17 @@ def test_under_a_truncated_distribution(made, options):
 
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))
-def test_the_order_of_prompts(made, algorithm):
+def test_prompt_order(made, algorithm):
     policy, groups = made()
     chosen = recipe(algorithm, size=5, kl=KLS[0])
     expected = gradient(policy, groups, chosen)
     for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
-        assert_same(expected, gradient(policy, [groups[place] for place in order], chosen))
+        assert_same(expected, gradient(policy, [groups[index] for index in order], chosen))
 
 
 @pytest.mark.parametrize("layout", [padded_states, packed_states])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_companions_that_force_padding(made, kind, layout):
+def test_longer_completions_in_the_batch(made, kind, layout):
     policy, groups = made(kind)
     policy.layout = layout
     one = groups[0].completions[0]
@@ -220,7 +222,7 @@ def test_companions_that_force_padding(made, kind, layout):
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
-    """A group whose rewards are equal, and one sample whose reward is its group's mean, are not run."""
+    """A group of equal rewards, and a sample whose reward is its group's mean, need no forward pass."""
     policy, groups = made()
     chosen = recipe(algorithm)
     scorer = FixedScorer(REWARDS)
@@ -252,8 +254,8 @@ def test_gradient_checkpointing(tiny, kind, layout, lora):
 REWARDS = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 5.0, 2.0])
 
 
-def test_different_settings_do_differ(made):
-    """The comparisons above are not of a gradient that nothing moves."""
+def test_different_settings_give_different_gradients(made):
+    """Negative control: the gradients compared above do depend on the settings."""
     policy, groups = made()
     base = gradient(policy, groups, recipe("grpo", kl=KLS[0]))
     for other in (
@@ -271,8 +273,8 @@ def test_different_settings_do_differ(made):
     assert_differ(weak, strong)
 
 
-def test_the_gradient_is_the_policy_gradient_written_out(made):
-    """REINFORCE without any of burnish's machinery: the mean over completions of R times the slope of log p(text)."""
+def test_the_gradient_equals_the_policy_gradient_written_out(made):
+    """REINFORCE without burnish's code: the mean over completions of R times the gradient of log p(text)."""
     policy, groups = made()
     found = gradient(policy, groups, recipe("reinforce", size=5))
     completions = [completion for group in groups for completion in group.completions]
@@ -283,7 +285,7 @@ def test_the_gradient_is_the_policy_gradient_written_out(made):
         ids = torch.tensor([completion.prompt_ids + completion.token_ids])
         logprobs = policy.model(input_ids=ids).logits[0].log_softmax(-1)
         first = len(completion.prompt_ids) - 1
-        for place, token in enumerate(completion.token_ids):
-            total = total - reward * logprobs[first + place, token] / len(completions)
+        for index, token in enumerate(completion.token_ids):
+            total = total - reward * logprobs[first + index, token] / len(completions)
     total.backward()
     assert_same(found, {name: parameter.grad for name, parameter in policy.trainable().items()})

@@ -1,4 +1,4 @@
-"""A Hugging Face model as a policy: encoding, log-probabilities against a slow reference, LoRA, saving and loading."""
+"""Hugging Face models as policies: encoding, log-probabilities compared with a slow reference, LoRA, saving."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def several(model) -> list[Completion]:
 
 
 def one_by_one(model, completions, temperature: float = 1.0) -> torch.Tensor:
-    """Each sequence alone, without mask, cache or padding."""
+    """Return the log-probabilities [T] of sequences that are run one at a time, without mask, cache or padding."""
     found = []
     for one in completions:
         ids = torch.tensor([one.prompt_ids + one.token_ids])
         logprobs = (model.model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
         first = len(one.prompt_ids) - 1
-        found += [logprobs[first + place, token] for place, token in enumerate(one.token_ids)]
+        found += [logprobs[first + index, token] for index, token in enumerate(one.token_ids)]
     return torch.stack(found)
 
 
 class TestEncoding:
-    def test_a_token_whose_id_is_0_begins_an_empty_prompt(self, tiny):
-        # 0 is a token and not "none": taken for none, the text would begin with the end-of-text token.
+    def test_an_empty_prompt_begins_with_token_0(self, tiny):
+        # Code that took the id 0 for "no such token" would begin with the end-of-text token instead.
         assert load_model(tiny("llama")).encode_prompt(Prompt("p", "")) == (0,)
 
-    def test_without_a_beginning_the_end_begins_and_without_either_it_is_refused(self, tiny):
+    def test_an_empty_prompt_without_bos_begins_with_eos_and_without_both_is_refused(self, tiny):
         model = load_model(tiny("llama"))
         model.tokenizer.bos_token = None
         assert model.encode_prompt(Prompt("p", "")) == (1,)
@@ -62,7 +62,7 @@ class TestEncoding:
         with pytest.raises(InputError, match="prompt 'p' is empty"):
             model.encode_prompt(Prompt("p", ""))
 
-    def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt(self, tiny):
+    def test_an_end_token_added_by_the_tokenizer_is_removed_from_prompts(self, tiny):
         from tokenizers.processors import TemplateProcessing
 
         model = load_model(tiny("llama"))
@@ -73,7 +73,7 @@ class TestEncoding:
         assert model.encode_prompt(Prompt("p", "The home")) == (0, *bare)
         assert model.encode("The home") == bare
 
-    def test_text_comes_back(self, tiny):
+    def test_decoding_restores_the_text(self, tiny):
         model = load_model(tiny("llama"))
         for text in ("我爱你。", "  two spaces , and .", "\u00e9\ud55c\U0001f600\n"):
             assert model.decode(model.encode(text)) == text
@@ -90,7 +90,7 @@ class TestEncoding:
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestLogprobs:
-    def test_equal_those_of_each_sequence_alone(self, tiny, kind):
+    def test_equal_those_of_sequences_run_one_at_a_time(self, tiny, kind):
         policy = load_policy(tiny(kind), dtype="float64")
         completions = several(policy)
         with torch.no_grad():
@@ -104,7 +104,7 @@ class TestLogprobs:
                     policy.token_logprobs(completions, 0.7), one_by_one(policy, completions, 0.7), rtol=0, atol=1e-11
                 )
 
-    def test_entropy_is_the_distributions(self, tiny, kind):
+    def test_entropy_follows_its_definition(self, tiny, kind):
         policy = load_policy(tiny(kind), dtype="float64")
         one = completion(policy, "The home team", " won")
         with torch.no_grad():
@@ -113,7 +113,7 @@ class TestLogprobs:
             found = policy.logprobs([one], PLAIN).entropy
         torch.testing.assert_close(found, -(p * p.log()).sum(-1), rtol=0, atol=1e-11)
 
-    def test_what_fills_the_padding_does_not_matter(self, tiny, kind, monkeypatch):
+    def test_padding_token_does_not_matter(self, tiny, kind, monkeypatch):
         model = load_model(tiny(kind), dtype="float64")
         found = []
         for filler in (0, 250):
@@ -122,7 +122,7 @@ class TestLogprobs:
                 found.append(padded_states(model.model, several(model))[0])
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
-    def test_completions_without_a_token(self, tiny, kind):
+    def test_empty_completions(self, tiny, kind):
         model = load_policy(tiny(kind))
         empty = [completion(model, "The home team", ""), completion(model, "a", "")]
         one = completion(model, "a", "b")
@@ -131,13 +131,13 @@ class TestLogprobs:
             assert model.logprobs(empty, PLAIN).entropy.shape == (0,)
             torch.testing.assert_close(model.token_logprobs([*empty, one]), model.token_logprobs([one]))
 
-    def test_the_packed_layout_was_chosen(self, tiny, kind):
+    def test_the_packed_layout_is_chosen(self, tiny, kind):
         model = load_model(tiny(kind))
         assert (model.layout, model.padding_reason) == (packed_states, "")
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
-def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
+def test_the_layout_is_probed_once_per_load(tiny, lora, monkeypatch):
     probed = []
 
     def probe(model):
@@ -151,7 +151,7 @@ def test_the_layout_is_probed_once_a_load(tiny, lora, monkeypatch):
         assert (model.layout, model.padding_reason) == (padded_states, "because")
 
 
-def test_more_completions_than_one_pass_holds(tiny):
+def test_more_completions_than_fit_into_one_pass(tiny):
     model = load_model(tiny("llama"), dtype="float64")
     completions = several(model) * 8
     with torch.no_grad():
@@ -162,15 +162,15 @@ def test_more_completions_than_one_pass_holds(tiny):
 
 class TestPositions:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_are_the_configs(self, tiny, kind):
+    def test_are_read_from_the_config(self, tiny, kind):
         assert load_model(tiny(kind)).max_positions == 256
 
-    def test_a_model_without_a_bound_has_none(self, tiny):
+    def test_a_model_may_have_no_limit(self, tiny):
         model = load_model(tiny("llama"))
         model.model.config.max_position_embeddings = -1
         assert model.max_positions is None
 
-    def test_a_text_that_does_not_fit_is_refused(self, tiny):
+    def test_a_text_that_is_too_long_is_refused(self, tiny):
         model = load_model(tiny("gpt2"))
         one = completion(model, "a", "b" * 300)
         assert len(one.prompt_ids + one.token_ids) > 256
@@ -179,7 +179,7 @@ class TestPositions:
 
 
 class TestReference:
-    def test_stays_where_training_began(self, tiny):
+    def test_does_not_change_with_training(self, tiny):
         policy = load_policy(tiny("llama"))
         before = policy.reference.token_logprobs(several(policy))
         with torch.no_grad():
@@ -188,7 +188,7 @@ class TestReference:
         assert torch.equal(policy.reference.token_logprobs(several(policy)), before)
         assert not torch.allclose(policy.token_logprobs(several(policy)), before, atol=0.01)
 
-    def test_with_lora_it_is_the_base_without_the_adapter_and_no_copy(self, tiny):
+    def test_with_lora_it_is_the_same_model_without_the_adapter(self, tiny):
         policy = load_policy(tiny("llama"), lora=LoRA(rank=4))
         base = load_model(tiny("llama")).token_logprobs(several(policy))
         with torch.no_grad():
@@ -197,10 +197,10 @@ class TestReference:
         torch.testing.assert_close(policy.reference.token_logprobs(several(policy)), base, rtol=0, atol=1e-5)
         assert not torch.allclose(policy.token_logprobs(several(policy)), base, atol=0.01)
         assert policy.reference.model is policy.model
-        # Asking the reference leaves the adapter on.
+        # The adapter is active again after a call of the reference.
         assert not torch.allclose(policy.token_logprobs(several(policy)), base, atol=0.01)
 
-    def test_lora_trains_the_adapter_alone_and_begins_as_the_base(self, tiny):
+    def test_lora_trains_only_the_adapter_and_starts_equal_to_the_base(self, tiny):
         policy = load_policy(tiny("llama"), lora=LoRA(rank=4))
         assert policy.trainable()
         assert all("lora_" in name for name in policy.trainable())
@@ -208,7 +208,7 @@ class TestReference:
             policy.token_logprobs(several(policy)), load_model(tiny("llama")).token_logprobs(several(policy))
         )
 
-    def test_loras_first_weights_are_the_seeds(self, tiny):
+    def test_initial_lora_weights_depend_on_the_seed(self, tiny):
         def weights(seed: int) -> list[torch.Tensor]:
             return [p.detach() for p in load_policy(tiny("llama"), lora=LoRA(rank=2), seed=seed).trainable().values()]
 
@@ -216,12 +216,12 @@ class TestReference:
         first, again, other = weights(1), weights(1), weights(2)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
-        assert torch.equal(torch.random.get_rng_state(), state), "the process's own random numbers are left alone"
+        assert torch.equal(torch.random.get_rng_state(), state), "the process's random state is unchanged"
 
 
-class TestRemembering:
+class TestCachedReference:
     class Counting:
-        """Says of each token how many were asked about in the same call, and counts calls."""
+        """Reference that gives each token the number of completions in the call, and records that number per call."""
 
         def __init__(self) -> None:
             self.asked: list[int] = []
@@ -232,26 +232,26 @@ class TestRemembering:
 
     @staticmethod
     def fresh(count: int) -> list[Completion]:
-        return [Completion(Prompt("p", ""), (0,), (place, 5), "", (0.0, 0.0), "length") for place in range(count)]
+        return [Completion(Prompt("p", ""), (0,), (index, 5), "", (0.0, 0.0), "length") for index in range(count)]
 
-    def test_the_second_question_costs_nothing(self):
+    def test_known_completions_are_not_computed_again(self):
         inner = self.Counting()
         reference, completions = CachedReference(inner), self.fresh(40)
-        # A reward asks in chunks; the KL term then asks about all.
+        # A reward asks in chunks; the KL term then asks for all completions.
         chunks = [reference.token_logprobs(completions[start : start + 16]) for start in (0, 16, 32)]
         whole = reference.token_logprobs(completions)
         assert inner.asked == [16, 16, 8]
         assert torch.equal(torch.cat(chunks), whole)
 
-    def test_another_temperature_is_another_question(self):
+    def test_another_temperature_is_computed_again(self):
         inner = self.Counting()
         reference, completions = CachedReference(inner), self.fresh(3)
         reference.token_logprobs(completions)
         reference.token_logprobs(completions, 0.5)
         assert inner.asked == [3, 3]
 
-    def test_equal_samples_of_another_step_are_asked_about_again(self):
-        # A forward pass with other companions gives other last bits; a resumed run has not seen the earlier step.
+    def test_equal_samples_of_another_step_are_computed_again(self):
+        # The last bits of a forward pass depend on the rest of its batch, and a resumed run has not seen earlier steps.
         inner = self.Counting()
         reference = CachedReference(inner)
         reference.token_logprobs(self.fresh(3))
@@ -267,7 +267,7 @@ class TestRemembering:
 
 
 def moved(policy) -> None:
-    """Every weight that is trained, moved by a random amount."""
+    """Move all trained weights by random amounts."""
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -275,7 +275,7 @@ def moved(policy) -> None:
 
 class TestSaving:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_comes_back_bit_for_bit(self, tiny, kind, tmp_path):
+    def test_a_saved_model_loads_with_the_same_bits(self, tiny, kind, tmp_path):
         policy, other = load_policy(tiny(kind)), load_policy(tiny(kind))
         moved(policy)
         policy.save(tmp_path)
@@ -286,7 +286,7 @@ class TestSaving:
         assert load_model(tmp_path).encode("我爱你。") == policy.encode("我爱你。")
         assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
-    def test_an_adapter_comes_back_bit_for_bit(self, tiny, tmp_path):
+    def test_a_saved_adapter_loads_with_the_same_bits(self, tiny, tmp_path):
         policy = load_policy(tiny("llama"), lora=LoRA(rank=4))
         other = load_policy(tiny("llama"), lora=LoRA(rank=4), seed=99)
         moved(policy)
@@ -334,7 +334,7 @@ class TestSaving:
         with pytest.raises(InputError, match=r"cannot be loaded.*adapter_model\.safetensors"):
             load_model(tmp_path)
 
-    def test_weights_in_shards(self, tiny, tmp_path):
+    def test_sharded_weights(self, tiny, tmp_path):
         policy = load_policy(tiny("llama"))
         policy.model.save_pretrained(tmp_path, max_shard_size="20KB")
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -346,14 +346,14 @@ class TestSaving:
             policy.token_logprobs(several(policy)), load_model(tiny("llama")).token_logprobs(several(policy))
         )
 
-    def test_another_models_weights_are_refused_and_nothing_changes(self, tiny, tmp_path):
+    def test_weights_of_another_model_are_refused_and_nothing_changes(self, tiny, tmp_path):
         policy = load_policy(tiny("llama"))
         before = policy.token_logprobs(several(policy))
         with pytest.raises(InputError, match="no weight"):
             policy.load(tiny("gpt2"))
         assert torch.equal(policy.token_logprobs(several(policy)), before)
 
-    def test_an_adapter_is_no_whole_models_weights(self, tiny, tmp_path):
+    def test_an_adapter_cannot_be_loaded_as_a_whole_model(self, tiny, tmp_path):
         load_policy(tiny("llama"), lora=LoRA(rank=2)).save(tmp_path)
         with pytest.raises(InputError, match="holds an adapter, and this policy has none"):
             load_policy(tiny("llama")).load(tmp_path)
@@ -365,7 +365,7 @@ class TestSaving:
         with pytest.raises(InputError, match="cannot be loaded"):
             load_model(folder)
 
-    def test_code_in_the_folder_is_not_run(self, tiny, tmp_path):
+    def test_code_in_a_model_folder_is_not_run(self, tiny, tmp_path):
         folder = shutil.copytree(tiny("llama"), tmp_path / "remote")
         (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
         config = json.loads((folder / "config.json").read_text())
@@ -376,7 +376,7 @@ class TestSaving:
         assert not (tmp_path / "ran").exists()
 
 
-def test_the_reference_is_read_again_after_it_was_let_go(tiny):
+def test_a_released_reference_is_loaded_again(tiny):
     policy = load_policy(tiny("llama"))
     completions = several(policy)
     first = policy.reference.token_logprobs(completions)
@@ -390,11 +390,11 @@ def test_the_reference_is_read_again_after_it_was_let_go(tiny):
 
 
 @pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-def test_what_cannot_be_packed_is_run_plainly_and_says_why(tiny, kind):
+def test_a_model_that_cannot_be_packed_is_padded_and_the_reason_is_kept(tiny, kind):
     policy = load_policy(tiny(kind), dtype="float64")
     completions = several(policy)
     assert policy.layout is not packed_states and policy.padding_reason
     with torch.no_grad():
         found = policy.logprobs(completions, PLAIN).logprobs
-    # Mamba's own head gives float32 whatever the weights are.
+    # Mamba's head returns float32 for weights of any dtype.
     torch.testing.assert_close(found.double(), one_by_one(policy, completions).double(), rtol=0, atol=1e-5)

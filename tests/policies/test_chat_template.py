@@ -1,4 +1,4 @@
-"""Conversations go through the model's own chat template."""
+"""Prompts that are conversations are encoded with the model's chat template."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ TALK = Prompt(
 )  # fmt: skip
 
 
-def test_the_template_writes_the_turns_and_begins_the_answer(tiny) -> None:
+def test_the_prompt_holds_all_turns_and_the_start_of_the_answer(tiny) -> None:
     model = load_model(tiny("llama"))
     model.tokenizer.chat_template = TEMPLATE
     ids = model.encode_prompt(TALK)
-    # Token 1 is <|end|>: it ends each turn and is kept, since the last turn of the prompt is not the model's.
+    # Token 1 is <|end|>, which ends each turn. It stays in the prompt, unlike an end token that a tokenizer appends.
     written = model.tokenizer.decode(list(ids), skip_special_tokens=False)
     assert written == "<user>hi<|end|><assistant>hello<|end|><user>bye<|end|><assistant>"
     assert ids.count(1) == 3
 
 
-def test_without_messages_the_text_is_continued(tiny) -> None:
+def test_the_template_is_not_used_without_messages(tiny) -> None:
     model = load_model(tiny("llama"))
     bare = model.encode_prompt(Prompt("p", "hi"))
     model.tokenizer.chat_template = TEMPLATE
     assert model.encode_prompt(Prompt("p", "hi")) == bare
 
 
-def test_a_model_without_a_template_names_the_key(tiny) -> None:
+def test_the_error_for_a_missing_template_names_the_recipe_key(tiny) -> None:
     model = load_model(tiny("llama"))
     with pytest.raises(InputError, match=r"prompt 'talk' is a conversation .* set task.chat = false"):
         model.encode_prompt(TALK)
 
 
-def test_a_template_that_refuses_is_one_line(tiny) -> None:
+def test_an_error_of_the_template_is_reported_in_one_line(tiny) -> None:
     model = load_model(tiny("llama"))
     model.tokenizer.chat_template = TEMPLATE
     told = Prompt("told", "hi", messages=(Message("system", "be brief"), Message("user", "hi")))
@@ -51,8 +51,8 @@ def test_a_template_that_refuses_is_one_line(tiny) -> None:
         model.encode_prompt(told)
 
 
-def test_a_true_answer_begins_without_a_space_after_a_template(tiny) -> None:
-    # After "<assistant>" the answer is "yes", where it would be " yes" after the plain text "hi".
+def test_a_reference_after_a_template_begins_without_a_space(tiny) -> None:
+    # The reference is "yes" after "<assistant>", but " yes" after the plain text "hi".
     from burnish.generation.engine import make_sampler
     from burnish.rewards.combine import combine
 

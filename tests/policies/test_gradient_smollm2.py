@@ -1,4 +1,4 @@
-"""The gradient of the embedded model by the three ways to run it, in float32."""
+"""The embedded model's float32 gradient: packed, reused from sampling, and padded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gradient(policy: CausalPolicy, completions: list[Completion]) -> dict[str, t
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
-def test_packed_and_reused_equal_the_plain_way_to_1e_4():
+def test_packed_and_reused_gradients_equal_the_padded_one_to_1e_4():
     policy = load_policy(model_folder("smollm2-135m", offline=True))
     assert policy.layout is packed_states
     prompts = [Prompt("a", "The minister said on Monday that"), Prompt("b", "Shares fell after the company")]
@@ -40,6 +40,6 @@ def test_packed_and_reused_equal_the_plain_way_to_1e_4():
     policy.layout = padded_states
     expected = gradient(policy, completions)
     for found in (by_pack, reused):
-        # Of each weight's gradient, in the Euclidean norm.
+        # Relative distance per weight, in the Euclidean norm.
         distances = {name: float((found[name] - part).norm() / part.norm()) for name, part in expected.items()}
         assert max(distances.values()) < 1e-4, max(distances, key=distances.__getitem__)

@@ -1,4 +1,4 @@
-"""A Keras model under its torch backend is a policy as it is. Needs the extra ``keras``; skipped where it is absent."""
+"""Keras models, under their torch backend, as policies. Skipped without the extra ``keras``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fakes import toy_recipe
 
 pytestmark = [
     pytest.mark.keras,
-    # Keras 3.15 with numpy 2.4, where it copies a model.
+    # Keras 3.15 warns under numpy 2.4 when it copies a model.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.skipif(
         importlib.util.find_spec("keras") is None, reason="Keras is not installed: pip install 'burnish[keras]'"
@@ -63,16 +63,16 @@ def recipe(*overrides, make="make", scores="probabilities"):
 
 
 @pytest.mark.slow
-def test_it_learns_the_toy_as_it_is():
+def test_a_keras_model_learns_the_toy():
     learner, _ = build(recipe())
     assert is_keras(learner.policy.module)
     found = [train_step(learner).metrics["reward/mean"] for _ in range(40)]
-    # Nearly uniform at first: 1 in 256.
+    # Nearly uniform at first: a reward of 1/256.
     assert sum(found[:3]) / 3 < 0.05
     assert sum(found[-5:]) / 5 > 0.8, found
 
 
-def test_sampler_and_trainer_agree_and_a_sample_does_not_hang_on_its_company():
+def test_sampler_and_trainer_agree_and_samples_do_not_depend_on_the_batch():
     learner, _ = build(recipe())
     policy, sampling = learner.policy, SamplingParams(5, 0.8)
     sampler = ModuleSampler(policy)
@@ -85,7 +85,7 @@ def test_sampler_and_trainer_agree_and_a_sample_does_not_hang_on_its_company():
     torch.testing.assert_close(policy.logprobs(done, sampling).logprobs.detach(), recorded, rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_fits_a_model_whose_layers_have_other_numbers(tmp_path):
+def test_a_checkpoint_fits_a_model_whose_layers_are_numbered_differently(tmp_path):
     one, _ = build(recipe("reward.0.use=repetition"))
     train_step(one)
     (tmp_path / "model").mkdir()
@@ -123,7 +123,7 @@ def test_refusals():
         build(recipe("policy.dtype=float64"))
 
 
-def test_a_model_built_by_hand():
+def test_a_model_that_is_not_built_yet():
     import keras
 
     model = keras.Sequential([

@@ -1,4 +1,4 @@
-"""Any torch module as a policy: the contract at load, log-probabilities, sampling, saving, and its gradient."""
+"""torch modules as policies: the contract that is checked at load, log-probabilities, sampling, saving, gradient."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from burnish.policies.vocabulary import CharacterVocabulary
 from burnish.types import Completion, Message, Prompt, SamplingParams
 
 WORLD = CharacterVocabulary(tuple("我爱你。"), begin=3, end=3)
-"""The four characters of the toy; the full stop also stands before the text, as an end-of-text token does."""
+"""The four characters of the toy; the full stop also begins a text, as an end-of-text token may."""
 
 
 class Causal(nn.Module):
-    """Scores from the mean of the embeddings so far; with options that break the contract one at a time."""
+    """Module that scores the mean of the embeddings so far, with options that each break the contract in one way."""
 
     def __init__(self, vocabulary_size: int, *, broken: str = "", last: str = "") -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class TestContract:
             ("nan", "not finite numbers"),
         ],
     )
-    def test_what_is_refused(self, broken, message):
+    def test_a_broken_module_is_refused(self, broken, message):
         with pytest.raises(InputError, match=message) as caught:
             policy_of(lambda size: Causal(size, broken=broken))
         assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ class TestContract:
         with pytest.raises(InputError, match="looks ahead"):
             ModulePolicy(Both(), WORLD, scores="logits")
 
-    def test_another_number_of_scores(self):
+    def test_the_number_of_scores_must_be_that_of_the_vocabulary(self):
         with pytest.raises(InputError, match="4 tokens, the module 7 scores"):
             ModulePolicy(Causal(7), WORLD, scores="logits")
 
@@ -101,7 +101,7 @@ class TestContract:
             ("softmax", "logprobs", "log_softmax"),
         ],
     )
-    def test_scores_are_what_they_are_said_to_be(self, last, said, message):
+    def test_scores_that_are_not_of_the_declared_kind_are_refused(self, last, said, message):
         with pytest.raises(InputError, match=message):
             policy_of(lambda size: Causal(size, last=last), scores=said)
 
@@ -113,12 +113,12 @@ class TestContract:
         with pytest.raises(InputError, match="reading on from a state"):
             policy_of(lambda size: Forgets(size, embedding=3, hidden=4))
 
-    def test_nothing_to_train(self):
+    def test_a_module_without_trainable_parameters_is_refused(self):
         with pytest.raises(InputError, match="no parameter to train"):
             policy_of(lambda size: Causal(size).requires_grad_(False))
 
 
-def test_a_module_that_cannot_be_copied():
+def test_a_module_that_cannot_be_copied_is_refused():
     class Alone(Causal):
         def __deepcopy__(self, memo):
             raise RuntimeError("one is enough")
@@ -131,12 +131,12 @@ class TestLogprobs:
     DONE = (completion((3,), (0, 1, 2, 3)), completion((3, 0, 1), (2,)), completion((3,), (1, 1)), completion((3,), ()))
 
     @pytest.mark.parametrize("temperature", [1.0, 0.5])
-    def test_each_token_by_a_plain_loop(self, temperature):
+    def test_equal_those_of_a_plain_loop_over_tokens(self, temperature):
         policy = policy_of()
         expected = []
         for one in self.DONE:
-            for place, token in enumerate(one.token_ids):
-                before = torch.tensor([[*one.prompt_ids, *one.token_ids[:place]]])
+            for index, token in enumerate(one.token_ids):
+                before = torch.tensor([[*one.prompt_ids, *one.token_ids[:index]]])
                 logits = policy.module(before)[0, -1] / temperature
                 expected.append(logits[token] - logits.exp().sum().log())
         stats = policy.logprobs(self.DONE, SamplingParams(4, temperature))
@@ -144,7 +144,7 @@ class TestLogprobs:
         found = policy.token_logprobs(self.DONE, temperature)
         torch.testing.assert_close(found, stats.logprobs.detach(), rtol=0, atol=1e-12)
 
-    def test_states_and_whole_texts_give_one_gradient(self):
+    def test_gradients_from_states_and_from_whole_texts_are_equal(self):
         policy = policy_of()
         gradients = []
         for advances in (True, False):
@@ -156,7 +156,7 @@ class TestLogprobs:
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize(("last", "scores"), [("softmax", "probabilities"), ("log_softmax", "logprobs")])
-    def test_all_kinds_of_scores_are_one_policy(self, last, scores):
+    def test_all_kinds_of_scores_give_the_same_policy(self, last, scores):
         plain, other = policy_of(Causal), policy_of(lambda size: Causal(size, last=last), scores=scores)
         found = []
         for policy in (plain, other):
@@ -165,13 +165,13 @@ class TestLogprobs:
             found.append((stats.logprobs.detach(), policy.module.head.weight.grad))
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
-    def test_a_probability_of_zero_has_no_gradient_and_is_no_nan(self):
+    def test_a_probability_of_zero_has_gradient_zero_instead_of_nan(self):
         scores = torch.tensor([[0.0, 0.25, 0.75]], requires_grad=True)
         as_logits(scores, "probabilities").log_softmax(-1)[0, 1].backward()
         # d/dp1 (log p1 - log(p1 + p2)) = 4 - 1; d/dp2 = -1.
         torch.testing.assert_close(scores.grad, torch.tensor([[0.0, 3.0, -1.0]]))
 
-    def test_the_entropys_gradient_under_top_k(self):
+    def test_the_gradient_of_the_entropy_under_top_k(self):
         policy = policy_of(Causal)
         one, sampling, bias = [completion((3,), (1,))], SamplingParams(4, top_k=2), policy.module.head.bias
         assert not policy.logprobs(one, sampling).entropy.requires_grad
@@ -194,7 +194,7 @@ class TestLogprobs:
 
 
 class TestSampling:
-    # Lengths that are not sorted: prompts of one length are read together and put back in order.
+    # Lengths are unsorted: prompts of equal length are processed together and put back in order.
     PROMPTS = (Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "你"), Prompt("d", "爱"), Prompt("e", "爱我"))
 
     def sample(self, policy, prompts=PROMPTS, recompute=False, **options):
@@ -203,7 +203,7 @@ class TestSampling:
         return sampler.sample(prompts, samples_per_prompt=5, sampling=sampling, seed=(1, 2))
 
     @pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 2}])
-    def test_from_states_and_from_whole_texts_alike(self, options):
+    def test_states_and_whole_texts_give_the_same_samples(self, options):
         policy = policy_of()
         for one, two in zip(
             self.sample(policy, **options), self.sample(policy, recompute=True, **options), strict=True
@@ -215,15 +215,15 @@ class TestSampling:
                 assert first.sampler_logprobs == pytest.approx(second.sampler_logprobs, abs=1e-12)
 
     @pytest.mark.parametrize("module", [None, Causal])
-    def test_a_sample_does_not_hang_on_its_company(self, module):
+    def test_a_sample_does_not_depend_on_the_other_prompts(self, module):
         policy = policy_of(module)
         together = self.sample(policy)
-        for place, prompt in enumerate(self.PROMPTS):
+        for index, prompt in enumerate(self.PROMPTS):
             (alone,) = self.sample(policy, [prompt])
-            assert [c.token_ids for c in alone.completions] == [c.token_ids for c in together[place].completions]
+            assert [c.token_ids for c in alone.completions] == [c.token_ids for c in together[index].completions]
 
     @pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_p": 0.8}])
-    def test_the_trainer_says_what_the_sampler_said(self, options):
+    def test_logprobs_equal_those_recorded_by_the_sampler(self, options):
         policy = policy_of()
         done = [c for group in self.sample(policy, **options) for c in group.completions]
         assert {c.finish_reason for c in done} == {"stop", "length"}
@@ -232,14 +232,14 @@ class TestSampling:
         found = policy.logprobs(done, SamplingParams(6, **options)).logprobs.detach()
         torch.testing.assert_close(found, recorded, rtol=0, atol=1e-12)
 
-    def test_positions_are_kept(self):
+    def test_prompts_that_exceed_max_positions_are_refused(self):
         policy = policy_of(Causal)
         policy.module.max_positions = 8
         self.sample(policy, [Prompt("d", "爱")])  # 2 and 6
         with pytest.raises(InputError, match="prompt 'b' has 3 tokens; with 6 new ones"):
             self.sample(policy, self.PROMPTS[:4])
 
-    def test_a_prompt_that_cannot_be_encoded(self):
+    def test_prompts_that_cannot_be_encoded_are_refused(self):
         with pytest.raises(InputError, match="prompt 'x': the vocabulary has no token for 'q'"):
             self.sample(policy_of(), [Prompt("x", "q")])
         with pytest.raises(InputError, match="'x' is a conversation, and this policy has no chat template"):
@@ -250,7 +250,7 @@ class TestSampling:
 
 
 class TestSaving:
-    def test_weights_come_back_and_the_reference_stays(self, tmp_path):
+    def test_loading_restores_the_weights_and_leaves_the_reference(self, tmp_path):
         policy = policy_of()
         one = [completion((3,), (0, 1))]
         before = policy.reference.token_logprobs(one)
@@ -275,7 +275,7 @@ class TestSaving:
         policy.save(tmp_path)
         policy_of(Tied, seed=1).load(tmp_path)
 
-    def test_another_models_folder(self, tmp_path):
+    def test_the_folder_of_another_model_is_refused(self, tmp_path):
         policy_of(Causal).save(tmp_path)
         with pytest.raises(InputError, match="does not fit this policy"):
             policy_of().load(tmp_path)
@@ -286,8 +286,8 @@ class TestSaving:
             policy_of(Causal).load(tmp_path)
 
 
-def test_the_estimator_is_the_policy_gradient_of_a_tiny_lstm():
-    """E[R sum_t grad log pi(a_t)], by enumeration through ``logprobs``, against the gradient of J written out by hand."""
+def test_the_estimators_mean_is_the_policy_gradient_of_a_tiny_lstm():
+    """E[R sum_t grad log pi(a_t)], enumerated with ``logprobs``, equals the gradient of J, written out by hand."""
     policy = policy_of()
     parameters = list(policy.trainable().values())
     bodies = [(*body, 3) for n in range(4) for body in itertools.product(range(3), repeat=n)]
@@ -297,13 +297,13 @@ def test_the_estimator_is_the_policy_gradient_of_a_tiny_lstm():
     rewards = torch.randn(len(bodies), generator=generator, dtype=torch.float64)
     every = [completion((3,), body) for body in bodies]
 
-    # J by a plain loop over the module's own output: products of probabilities, no function of the policy.
+    # J as a plain loop over the module's output: products of probabilities, without any code of the policy.
     total = torch.zeros((), dtype=torch.float64)
     mass = 0.0
     for body, reward in zip(bodies, rewards, strict=True):
         chance = torch.ones((), dtype=torch.float64)
-        for place, token in enumerate(body):
-            logits = policy.module(torch.tensor([[3, *body[:place]]]))[0, -1]
+        for index, token in enumerate(body):
+            logits = policy.module(torch.tensor([[3, *body[:index]]]))[0, -1]
             chance = chance * logits.exp()[token] / logits.exp().sum()
         total = total + chance * reward
         mass += float(chance.detach())

@@ -1,4 +1,4 @@
-"""The table as its own sampler: known frequencies, exact log-probabilities, samples that do not depend on their company."""
+"""The table as its own sampler: known frequencies, exact log-probabilities, samples independent of the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from burnish.types import Prompt, SamplingParams
 
 
 class TestSampling:
-    def test_a_sample_does_not_change_with_its_companions(self):
+    def test_a_sample_does_not_depend_on_the_other_prompts(self):
         prompts = [Prompt("a", ""), Prompt("b", "我爱"), Prompt("c", "我")]
         together = TablePolicy().sample(prompts, samples_per_prompt=40, sampling=SamplingParams(4), seed=(5,))
         for prompt, group in zip(prompts, together, strict=True):
@@ -21,17 +21,17 @@ class TestSampling:
         lengths = {len(completion.token_ids) for group in together for completion in group.completions}
         assert lengths == {1, 2, 3, 4}
 
-    def test_frequencies_are_the_known_probabilities(self):
+    def test_frequencies_match_the_known_probabilities(self):
         policy = TablePolicy()
         (group,) = policy.sample(
             [Prompt("p", "")], samples_per_prompt=5000, sampling=SamplingParams(4), seed=(5,)
         )  # fmt: skip
         counts = Counter(completion.text for completion in group.completions)
-        # P = 0.24: 1200 expected, standard deviation sqrt(5000 0.24 0.76) = 30.2; four of them.
+        # P = 0.24: 1200 expected, with a standard deviation of sqrt(5000 0.24 0.76) = 30.2; the bound is four of those.
         assert abs(counts["我爱你。"] - 1200) < 121
-        # P(。) = 1/6: 833, standard deviation 26.4.
+        # P(。) = 1/6: 833.3 expected, with a standard deviation of 26.4.
         assert abs(counts["。"] - 833.3) < 106
-        assert not any("你我" in text or "你爱" in text for text in counts), "after 你 comes 。 and nothing else"
+        assert not any("你我" in text or "你爱" in text for text in counts), "only 。 follows 你"
         for completion in group.completions:
             assert ("。" in completion.text) == (completion.finish_reason == "stop")
 

@@ -1,4 +1,4 @@
-"""What sampling computed stands in for the forward products of training, and only while it may."""
+"""Products computed while sampling replace those of the training forward pass, and only while they are valid."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gradient(policy: CausalPolicy, completions: list[Completion]) -> tuple[torch
 
 
 def adapted(policy: CausalPolicy) -> CausalPolicy:
-    """Adapters that do something: peft starts one of the two factors at zero."""
+    """Set the adapters to random values: peft initialises one of the two factors to zero."""
     with torch.no_grad():
         for number, parameter in enumerate(policy.trainable().values()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 10)
@@ -46,7 +46,7 @@ def adapted(policy: CausalPolicy) -> CausalPolicy:
 class TestGradient:
     @pytest.mark.parametrize("rows", [64, 2])
     @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "lora"])
-    def test_equals_the_one_computed_anew(self, tiny, kind, rows, monkeypatch):
+    def test_equals_the_recomputed_one(self, tiny, kind, rows, monkeypatch):
         if kind == "lora":
             lora = LoRA(rank=2, targets=["q_proj", "down_proj"])
             policy = adapted(load_policy(tiny("llama"), lora=lora))
@@ -57,8 +57,8 @@ class TestGradient:
         looked_up = []
         find = ForwardCache._find
 
-        def spy(self, places, weight, given):
-            found = find(self, places, weight, given)
+        def spy(self, indices, weight, given):
+            found = find(self, indices, weight, given)
             looked_up.append(found is not None)
             return found
 
@@ -73,8 +73,8 @@ class TestGradient:
         for name, part in parts.items():
             torch.testing.assert_close(part / scale, expected[name] / scale, rtol=0, atol=1e-5)
 
-    def test_what_is_looked_up_is_used(self, tiny):
-        # A record that is wrong on purpose moves the log-probabilities: the comparison above is not one with itself.
+    def test_cached_products_are_used(self, tiny):
+        # Corrupted products change the log-probabilities, so the test above does not compare a result with itself.
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         completions = sampled(policy)
@@ -86,7 +86,7 @@ class TestGradient:
         assert (wrong - right).abs().max() > 1e-2
 
 
-class TestWhenItMayBeUsed:
+class TestValidity:
     def lookup(self, policy: CausalPolicy, completion: Completion):
         slots = policy.forward_cache.get_slots(completion)
         return None if slots is None else policy.forward_cache.lookup([*slots[0], *slots[1]])
@@ -104,7 +104,7 @@ class TestWhenItMayBeUsed:
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=0)
 
-    def test_not_after_an_adapter_has_moved(self, tiny):
+    def test_not_after_an_adapter_has_changed(self, tiny):
         policy = adapted(load_policy(tiny("llama"), lora=LoRA(rank=2, targets=["q_proj"])))
         policy.start_forward_cache()
         completions = sampled(policy)
@@ -120,7 +120,7 @@ class TestWhenItMayBeUsed:
         copied = Completion(first.prompt, first.prompt_ids, first.token_ids, first.text, (), first.finish_reason)
         assert policy.forward_cache.get_slots(copied) is None
 
-    def test_two_rollouts_of_one_step_are_one_record(self, tiny):
+    def test_two_rollouts_of_one_step_share_a_cache(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         completions = [*sampled(policy), *sampled(policy, seed=1)]
@@ -129,7 +129,7 @@ class TestWhenItMayBeUsed:
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
-    def test_what_saves_most_comes_first(self, tiny):
+    def test_the_widest_layers_are_cached_first(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         sampled(policy)
@@ -147,14 +147,14 @@ class TestWhenItMayBeUsed:
         assert max(one.inputs for one in chosen) == widest
         gradient(policy, completions)
 
-    def test_what_has_no_room_is_computed_anew(self, tiny):
+    def test_completions_that_do_not_fit_are_recomputed(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
         sampled(policy)
         one = max(policy.forward_cache._layers.values(), key=lambda layer: layer.inputs)
         needed = one.bytes * policy.forward_cache._tokens
         policy.forward_cache = ForwardCache(needed // 2)
-        completions = sampled(policy, rows=3)  # prompt by prompt: the first are complete
+        completions = sampled(policy, rows=3)  # prompt by prompt, so that the first prompts fit
         known = [policy.forward_cache.get_slots(completion) is not None for completion in completions]
         assert any(known) and not all(known)
         assert 0 < policy.forward_cache.used_bytes <= needed // 2
@@ -162,7 +162,7 @@ class TestWhenItMayBeUsed:
         policy.stop_forward_cache()
         torch.testing.assert_close(found, gradient(policy, completions)[0], rtol=0, atol=1e-5)
 
-    def test_nothing_is_kept_unless_asked_or_where_memory_is_short(self, tiny):
+    def test_nothing_is_cached_without_a_request_or_under_gradient_checkpointing(self, tiny):
         policy = load_policy(tiny("llama"))
         sampled(policy)
         assert policy.forward_cache is None
@@ -171,11 +171,11 @@ class TestWhenItMayBeUsed:
         assert short.forward_cache is None
 
 
-class TestAProductOfSomeTokens:
-    """As of an expert, which sees the tokens that were sent to it."""
+class TestPartialProducts:
+    """Products of some of the tokens only, as of an expert, which sees the tokens routed to it."""
 
     @pytest.mark.parametrize("rows", [1, 2, 5])
-    def test_is_not_looked_up_and_harms_nobody(self, rows):
+    def test_are_not_looked_up_and_do_not_affect_others(self, rows):
         cache = ForwardCache(1 << 20)
         weight, other = torch.ones(4, 3), torch.ones(6, 3)
         expert, whole = cache.layer_outputs(weight), cache.layer_outputs(other)
@@ -188,7 +188,7 @@ class TestAProductOfSomeTokens:
         assert find(weight, torch.ones(2, 3)) is None
         assert torch.equal(find(other, torch.ones(2, 3)), torch.full((2, 6), 7.0))
 
-    def test_nor_one_that_a_pass_makes_twice(self):
+    def test_neither_are_products_that_a_pass_computes_twice(self):
         cache = ForwardCache(1 << 20)
         weight = torch.ones(4, 3)
         layer = cache.layer_outputs(weight)
@@ -197,6 +197,6 @@ class TestAProductOfSomeTokens:
         layer.add(torch.ones(1, 3, 4))
         layer.add(torch.zeros(1, 3, 4))
         assert cache.lookup([0])(weight, torch.ones(1, 3)) is None
-        # And none in the next pass: twice as many layer in one pass and none in the other come to the right number.
+        # Still not after a pass without the layer, where the total number of rows is right again.
         cache.allocate(3)
         assert cache.lookup([0])(weight, torch.ones(1, 3)) is None

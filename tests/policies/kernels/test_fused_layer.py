@@ -1,4 +1,4 @@
-"""Layers in few operations give what the layers themselves give."""
+"""Fused decoder layers compute the same as the layers that they replace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks one
 
 
 def states(model, ids: torch.Tensor) -> torch.Tensor:
-    """Two prompts in one row: the fused layers and the layers themselves see the same."""
+    """Return the final hidden states of two prompts that are packed into one row."""
     texts = PackedAttention((GroupSpan(0, 4, ()), GroupSpan(4, 9, ())))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
     with torch.no_grad(), use_attention(model, texts, nullcontext):
@@ -30,7 +30,7 @@ def states(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def moved(model: nn.Module) -> None:
-    """No weight, norm or bias is 0 or 1 any more."""
+    """Move all weights, norms and biases away from 0 and 1."""
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.1)
 
@@ -58,12 +58,12 @@ def built(kind: str, **options):
         ("qwen2", {}),
     ],
 )
-def test_gives_what_the_layers_give(kind, options) -> None:
+def test_equals_the_original_layers(kind, options) -> None:
     model = built(kind, **options)
     fast = RepackedModel(model)
     assert sum(isinstance(module, FusedDecoderLayer) for module in fast.model.modules()) == 2
     ids = torch.tensor([[1, 2, 3, 4, 40, 41, 5, 6, 49]])
-    for _ in range(2):  # the weights as they are at each ``repacked``
+    for _ in range(2):  # ``repacked`` must read the current weights each time
         expected = states(model, ids)
         with fast.repacked() as copy:
             found = states(copy, ids)
@@ -72,13 +72,13 @@ def test_gives_what_the_layers_give(kind, options) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "neox", "qwen3_moe"])
-def test_other_layers_are_left_as_they_are(tiny, kind) -> None:
+def test_other_layers_are_not_fused(tiny, kind) -> None:
     fast = RepackedModel(load_policy(tiny(kind)).model)
     assert not any(isinstance(module, FusedDecoderLayer) for module in fast.model.modules())
     assert any(isinstance(module, RepackedLinear) for module in fast.model.modules())
 
 
-def test_layers_of_ones_own_are_left_as_they_are() -> None:
+def test_subclassed_layers_are_not_fused() -> None:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     class Mine(LlamaDecoderLayer):
@@ -104,8 +104,8 @@ def test_adapters_are_merged(tiny) -> None:
     assert float((found - expected).abs().max()) <= 5e-6 * float(expected.abs().max())
 
 
-def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
-    # DoRA scales the weight by norms that move with the adapter: nothing to merge by adding.
+def test_a_layer_with_dora_is_not_fused(tiny) -> None:
+    # DoRA scales the weight by norms that change with the adapter, so the adapter cannot be merged by addition.
     from peft import LoraConfig, get_peft_model
 
     base = load_policy(tiny("llama")).model
@@ -122,7 +122,7 @@ def test_a_layer_whose_product_is_no_plain_one_is_left_as_it_is(tiny) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_norm_rounds_as_the_layers_own(dtype) -> None:
+def test_a_norm_rounds_like_the_original(dtype) -> None:
     norm = built("llama").model.layers[0].input_layernorm.to(dtype)
     rows = torch.randn(1, 40, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Packed attention and the fused head against plain formulas, in float64."""
+"""Packed attention and the fused head, compared with plain formulas in float64."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def one(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Completion:
 
 
 class TestPack:
-    def test_each_prompt_once_in_whatever_order_its_completions_come(self):
+    def test_each_prompt_is_packed_once_for_any_order_of_completions(self):
         row = pack([one((1, 2), (3, 4, 5)), one((6,), (7,)), one((1, 2), (8, 9)), one((6,), ())])
-        # A completion's last token is not run.
+        # The last token of a completion is not an input.
         assert row.ids.tolist() == [[1, 2, 3, 4, 8, 6]]
         assert row.positions.tolist() == [[0, 1, 2, 3, 2, 0]]
         assert row.attention.spans == (GroupSpan(0, 2, ((2, 4), (4, 5))), GroupSpan(5, 6, ()))
         assert row.tokens.tolist() == [3, 4, 5, 7, 8, 9]
-        # 3 is drawn after 2 (place 1), 4 after 3 (2), 5 after 4 (3), 7 after 6 (5), 8 after 2 (1), 9 after 8 (4).
+        # 3 is drawn after 2 (index 1), 4 after 3 (2), 5 after 4 (3), 7 after 6 (5), 8 after 2 (1), 9 after 8 (4).
         assert row.sources.tolist() == [1, 2, 3, 5, 1, 4]
         assert row.attention.max_text_length == 4
 
 
 class TestAttention:
-    # Completions of one length beside each other, of different lengths, and none.
+    # Adjacent completions of equal length, no completions, and completions of different lengths.
     SPANS = (
         GroupSpan(0, 4, ((4, 6), (6, 8), (8, 10))),
         GroupSpan(10, 11, ()),
@@ -53,7 +53,7 @@ class TestAttention:
     )
 
     @pytest.mark.parametrize("heads, group", [(2, 3), (4, 1), (1, 2)])
-    def test_equals_a_softmax_over_what_each_token_sees(self, heads, group):
+    def test_equals_a_softmax_over_the_visible_tokens(self, heads, group):
         query, key, value = (numbers(heads, n, 20, 8, seed=n, grad=True) for n in (group, 1, 2))
         key, value = key[:, 0], value[:, 1]
         sees = torch.zeros(20, 20, dtype=torch.bool)
@@ -75,7 +75,7 @@ class TestAttention:
             torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("causal", [False, True])
-    def test_the_form_for_other_devices_is_the_kernels(self, causal):
+    def test_eager_attention_equals_the_kernel(self, causal):
         query, key, value = numbers(2, 3, 6, 8), numbers(2, 6, 8, seed=1), numbers(2, 6, 8, seed=2)
         out, normaliser = _attend(query, key, value, causal, 0.3)
         by_hand = eager_attention(query, key, value, causal, 0.3)
@@ -90,7 +90,7 @@ class TestFusedHead:
     @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 9), (2.0, 0.6, 0), (1.0, 1.0, 3)])
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("elements", [1, 50, 1 << 20])
-    def test_equals_the_logits_way(self, options, with_bias, elements, monkeypatch):
+    def test_equals_the_result_from_all_logits(self, options, with_bias, elements, monkeypatch):
         monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
         sampling = SamplingParams(1, *options)
         hidden, weight = numbers(11, 6, grad=True), numbers(23, 6, seed=1, grad=True)
@@ -133,9 +133,9 @@ def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     assert whole.max_microbatch_tokens > 1024
 
 
-def test_no_race_of_threads_decides_about_a_gradient(tiny):
-    """The backward pass of tensor[places] adds with atomics, so that a place taken more than twice has another sum each
-    time: a run of one seed took other samples than its twin on a busy machine."""
+def test_the_gradient_does_not_depend_on_the_order_of_threads(tiny):
+    """The backward pass of ``tensor[indices]`` adds atomically, so the sum for an index that occurs more than twice
+    varies between calls. On a busy machine, two runs of one seed once drew different samples because of it."""
     policy = load_policy(tiny("llama"))
     group = [one((1, 2, 3), (number, 5)) for number in range(8)]
     waiting, found = [policy.logprobs(group, SamplingParams(2)).logprobs.sum().grad_fn], set()
@@ -148,14 +148,14 @@ def test_no_race_of_threads_decides_about_a_gradient(tiny):
     assert "IndexSelectBackward0" in names and not any(name.startswith("IndexBackward") for name in names)
 
 
-def test_two_threads_sum_what_many_samples_say_of_one_state_the_same_way_each_time():
+def test_the_backward_pass_of_index_select_is_deterministic_with_two_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         states = torch.randn(400, 576, requires_grad=True)
-        places = torch.arange(400).repeat_interleave(6)
+        indices = torch.arange(400).repeat_interleave(6)
         slope = torch.randn(2400, 576)
-        first, *others = (torch.autograd.grad(states.index_select(0, places), states, slope)[0] for _ in range(100))
+        first, *others = (torch.autograd.grad(states.index_select(0, indices), states, slope)[0] for _ in range(100))
         assert all(torch.equal(first, other) for other in others)
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What the backward pass makes again has the same bits as what it would have kept."""
+"""Results recomputed in the backward pass have the same bits as stored ones."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ class TestElementwise:
         ):
             torch.testing.assert_close(one, other)
 
-    def test_what_is_kept_are_the_parts(self):
+    def test_only_the_factors_are_stored(self):
         gate, up = numbers(3, 5), numbers(3, 5, seed=1)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.data_ptr()) or one, lambda one: one):
             times(activated(gate), up)
         assert set(kept) == {gate.data_ptr(), up.data_ptr()}
 
-    def test_a_long_chain_is_kept(self):
+    def test_the_number_of_factors_is_limited(self):
         found = numbers(2)
         for seed in range(MAX_FACTORS + 3):
             found = times(found, numbers(2, seed=seed))
             assert len(get_recomputation(found)[1]) <= MAX_FACTORS
 
-    def test_a_part_that_is_changed_is_not_taken_for_what_it_was(self):
+    def test_a_factor_changed_in_place_raises_in_the_backward_pass(self):
         gate, up = numbers(3), numbers(3, seed=1)
         other = up + 0
         found = times(activated(gate), other)
@@ -73,7 +73,7 @@ class TestElementwise:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             found.sum().backward()
 
-    def test_a_result_that_was_changed_in_place_is_kept_as_it_is(self):
+    def test_a_result_changed_in_place_is_stored(self):
         weight, rows = numbers(2, 5), times(activated(numbers(3, 5)), numbers(3, 5, seed=1))
         with torch.no_grad():
             rows.add_(1)
@@ -82,8 +82,8 @@ class TestElementwise:
         by_weight = torch.autograd.grad(found.sum(), weight)[0]
         assert torch.equal(by_weight, torch.ones(2, 3) @ rows.detach())
 
-    def test_a_factor_that_was_changed_before_the_next_product_is_not_taken_for_what_it_was(self):
-        # autograd does not keep this factor, and so would not notice: the other one asks for no gradient.
+    def test_a_result_is_stored_if_a_factor_was_changed_before_the_next_product(self):
+        # autograd does not store this factor and so would not notice: the other factor needs no gradient.
         weight, plain, factor = numbers(2, 5), numbers(3, 5, seed=1).detach(), numbers(3, 5, seed=2)
         rows = times(plain, factor)
         before = rows.detach().clone()
@@ -94,7 +94,7 @@ class TestElementwise:
         found = products._Linear.apply(rows, weight, None, None)
         assert torch.equal(torch.autograd.grad(found.sum(), weight)[0], torch.ones(2, 3) @ before)
 
-    def test_nothing_is_remembered_where_no_gradient_is_wanted(self):
+    def test_nothing_is_recorded_without_a_gradient(self):
         plain = numbers(3).detach()
         assert get_recomputation(times(activated(plain), plain)) is None
         with torch.no_grad():
@@ -106,7 +106,7 @@ class TestElementwise:
 
 @pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
-def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monkeypatch):
+def test_a_model_stores_less_and_its_gradient_has_the_same_bits(tiny, kind, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "MIN_ROWS", 1)
     policy = load_policy(tiny(kind))
@@ -141,7 +141,7 @@ def test_a_model_keeps_less_and_its_gradient_has_the_same_bits(tiny, kind, monke
 
 
 @pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
-def test_a_models_own_way_of_multiplying_is_seen(monkeypatch):
+def test_products_written_as_operators_or_methods_are_recorded(monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     gate, up = numbers(2, 3), numbers(2, 3, seed=1)
     with fast_linear():
