@@ -1,9 +1,4 @@
-"""Credit assignment: from the scores of a step's completions to an advantage for each of their tokens.
-
-The recipe's algorithm is one of three assigners, chosen before the first step. ``GroupCredit`` compares rewards with each
-other or with a moving baseline; ``PairCredit`` (online DPO) compares the best with the worst sample of a prompt;
-``CriticCredit`` (PPO) compares rewards with the values of a critic.
-"""
+"""Credit assignment: from the scores of a step's completions to an advantage for each of their tokens."""
 
 from __future__ import annotations
 
@@ -28,10 +23,10 @@ from burnish.training.batching import TokenBudget, evaluate_tokens, microbatches
 from burnish.training.critic import Critic, explained_variance, token_credit
 from burnish.training.metrics import pair_metrics
 from burnish.training.rollouts import Rollouts
-from burnish.types import Group, Microbatch, Scores
+from burnish.types import Group, Scores
 
 DECAY = 0.9
-"""The share of a moving mean that stays when new rewards come in."""
+"""Share of a moving mean that stays when new rewards come in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +73,7 @@ class Credit:
 class MovingBaseline:
     """A moving mean of earlier rewards, over all prompts or for each prompt.
 
-    It does not depend on the samples of the current step, so subtracting it leaves the gradient unbiased (Williams 1992,
-    section 4).
+    Independent of the current step's samples, so subtracting it leaves the gradient unbiased (Williams 1992, section 4).
     """
 
     def __init__(self, *, per_prompt: bool = False) -> None:
@@ -95,12 +89,7 @@ class MovingBaseline:
         return torch.tensor(means, dtype=torch.float64).unsqueeze(-1)
 
     def update(self, groups: Sequence[Group], rewards: Tensor, *, first: bool) -> None:
-        """Move the means: b <- 0.9 b + 0.1 mean; the first value is the mean itself.
-
-        Args:
-            rewards: [P, G].
-            first: whether this is the first step.
-        """
+        """Move the means of rewards [P, G]: b <- 0.9 b + 0.1 mean; the first value is the mean itself."""
         decay = 0.0 if first else DECAY
         self.mean = decay * self.mean + (1 - decay) * float(rewards.mean())
         if not self.per_prompt:
@@ -111,21 +100,20 @@ class MovingBaseline:
             means[name] = DECAY * means[name] + (1 - DECAY) * mean if name in means else mean
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"baseline": self.mean}
-        return state | ({"prompt_baselines": self.prompt_means} if self.prompt_means else {})
+        return {"baseline": self.mean} | ({"prompt_baselines": self.prompt_means} if self.prompt_means else {})
 
     def write(self, folder: Path) -> None:
-        """Nothing: all of it is numbers, kept in ``state``."""
+        """Write nothing: ``state`` has all of it."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        mean = float(state["baseline"])
-        self.prompt_means = {name: float(value) for name, value in state.get("prompt_baselines", {}).items()}
+        mean = float(checkpoint.state["baseline"])
+        prompt_means = checkpoint.state.get("prompt_baselines", {})
+        self.prompt_means = {name: float(value) for name, value in prompt_means.items()}
         self.mean = mean
 
 
-class CreditAssigner:
-    """Turns rewards into advantages; the base of the three kinds.
+class GroupCredit:
+    """Advantages from the rewards of the step, by the preset's advantage function; base of the other two kinds.
 
     Attributes:
         needs_reference: whether log-probabilities under the KL term's reference are needed.
@@ -147,40 +135,6 @@ class CreditAssigner:
             reference_logprobs: [T]; None unless ``needs_reference`` or the KL term asks for them.
             budget: tokens in one forward pass.
         """
-        raise NotImplementedError
-
-    def begin_update(self) -> None:
-        """Prepare a value model's update, where there is one."""
-
-    def backward(self, batch: Microbatch) -> None:
-        """Add a microbatch's gradient of the value model's loss."""
-
-    def check_gradient(self, step: int, update: int, limit: float | None) -> None:
-        """Clip the value model's gradient. Raises BurnishError where it is not finite."""
-
-    def apply_update(self, rate: float) -> None:
-        """Move the value model, at the policy's learning rate times its own factor."""
-
-    def update_metrics(self) -> dict[str, float]:
-        """Return the value model's metrics of the step's updates."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def write(self, folder: Path) -> None:
-        """Write a value model into a checkpoint folder."""
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Read the value model of a checkpoint."""
-
-
-class GroupCredit(CreditAssigner):
-    """Advantages from the rewards of the step, by the preset's advantage function."""
-
-    def assign(
-        self, rollouts: Rollouts, rewards: Rewards, reference_logprobs: Tensor | None, budget: TokenBudget
-    ) -> Credit:
         lengths, grouped = rollouts.lengths, rewards.by_group(rollouts.lengths)
         baseline = self.baseline.expected(rollouts.groups)
         if rewards.tokens is not None:
@@ -216,7 +170,7 @@ class PairCredit(GroupCredit):
         return advantages, pair_metrics(margins)
 
 
-class CriticCredit(CreditAssigner):
+class CriticCredit(GroupCredit):
     """PPO (arXiv 1707.06347): advantages by GAE from a critic, which is trained beside the policy."""
 
     trains_every_sample = True
@@ -238,31 +192,10 @@ class CriticCredit(CreditAssigner):
         metrics = {"critic/explained_variance": explained_variance(values, returns)}
         return Credit(advantages, means, rewards.by_group(lengths), values, returns, metrics)
 
-    def begin_update(self) -> None:
-        self.critic.begin_update()
-
-    def backward(self, batch: Microbatch) -> None:
-        self.critic.backward(batch)
-
-    def check_gradient(self, step: int, update: int, limit: float | None) -> None:
-        self.critic.check_gradient(step, update, limit)
-
-    def apply_update(self, rate: float) -> None:
-        self.critic.apply_update(rate)
-
-    def update_metrics(self) -> dict[str, float]:
-        return self.critic.pop_metrics()
-
-    def write(self, folder: Path) -> None:
-        self.critic.write(folder)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        self.critic.restore(checkpoint)
-
 
 def credit_assigner(
     preset: Preset, settings: Algorithm, baseline: MovingBaseline, critic: Critic | None
-) -> CreditAssigner:
+) -> GroupCredit:
     """Return the assigner of an algorithm. Raises ValueError where it and the critic do not belong together."""
     if preset.critic != (critic is not None):
         raise ValueError("an algorithm with a critic needs one, and any other algorithm takes none")
@@ -298,8 +231,7 @@ def token_advantages(
 
 def split_rewards(scores: Scores) -> tuple[Tensor, Tensor | None]:
     """Return the rewards of whole completions [N], and those of single tokens [T] or None."""
-    if scores.token_rewards is None:
+    rewards = scores.token_rewards
+    if rewards is None:
         return torch.from_numpy(scores.total), None
-    return torch.from_numpy(scores.token_rewards.per_completion), torch.from_numpy(
-        np.concatenate(scores.token_rewards.per_token)
-    )
+    return torch.from_numpy(rewards.per_completion), torch.from_numpy(np.concatenate(rewards.per_token))

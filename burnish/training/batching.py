@@ -1,7 +1,4 @@
-"""Cuts a step's completions into updates, and each update into microbatches by a budget of tokens.
-
-A prompt counts once for all of its completions in a microbatch, since it is computed once for them.
-"""
+"""The order of training, and a step's cut into updates and into microbatches by a budget of tokens."""
 
 from __future__ import annotations
 
@@ -44,18 +41,43 @@ class TokenBudget:
         return cls.fitting(policy.max_microbatch_tokens) if tokens is None else cls(tokens, tokens)
 
 
+class PromptOrder:
+    """The indices of the prompts or examples that each step trains: a new permutation of all per epoch.
+
+    Each step continues where the last one ended. A function of seed and step alone, so a resumed run sees the same.
+    """
+
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        self.count, self.per_step, self.seed = count, per_step, seed
+        self._permutations: dict[int, np.ndarray] = {}
+
+    def step(self, step: int) -> list[int]:
+        """Return the indices of a step, counted from 1."""
+        positions = range((step - 1) * self.per_step, step * self.per_step)
+        return [int(self._permutation(position // self.count)[position % self.count]) for position in positions]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._permutations:
+            # A small step needs at most two epochs; a long run must not keep them all.
+            self._permutations = {key: order for key, order in self._permutations.items() if key == epoch - 1}
+            self._permutations[epoch] = _generator(self.seed, 1, epoch).permutation(self.count)
+        return self._permutations[epoch]
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+
+
 def microbatches(completions: Sequence[Completion], indices: Sequence[int], budget: TokenBudget) -> list[list[int]]:
-    """Return the indices, in order, cut into microbatches.
+    """Return the indices of the trained completions, in order, cut into microbatches.
 
-    Neighbouring completions of one prompt stay together where they fit; a completion larger than the budget is a microbatch
-    of its own.
-
-    Args:
-        indices: the completions that are trained.
+    Neighbouring completions of one prompt stay together where they fit, and the prompt counts once for all of them, since
+    it is computed once. A completion larger than the budget is a microbatch of its own.
     """
     batches: list[list[int]] = []
     filled = 0
-    for group in _neighbours(completions, indices):
+    for _, run in itertools.groupby(indices, lambda index: completions[index].prompt_ids):
+        group = list(run)
         prompt = len(completions[group[0]].prompt_ids)
         whole = prompt + sum(len(completions[index].token_ids) for index in group)
         if batches and filled + whole <= budget.usual:
@@ -74,17 +96,6 @@ def microbatches(completions: Sequence[Completion], indices: Sequence[int], budg
     return batches
 
 
-def _neighbours(completions: Sequence[Completion], indices: Sequence[int]) -> list[list[int]]:
-    """Return runs of neighbours that share a prompt."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and completions[runs[-1][0]].prompt_ids == completions[index].prompt_ids:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs
-
-
 def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
     """Return, for each update of a step, the indices of its completions among the P*G.
 
@@ -94,8 +105,7 @@ def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, s
     count = prompts * group
     updates = []
     for epoch in range(epochs):
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, epoch])))
-        order = generator.permutation(prompts) if minibatches > 1 else np.arange(prompts)
+        order = _generator(*seed, epoch).permutation(prompts) if minibatches > 1 else np.arange(prompts)
         indices = (order[:, None] * group + np.arange(group)).flatten()
         bounds = [count * number // minibatches for number in range(minibatches + 1)]
         updates += [sorted(indices[begin:end].tolist()) for begin, end in itertools.pairwise(bounds)]
@@ -109,7 +119,6 @@ def trained_indices(advantages: Tensor, indices: Sequence[int], *, every: bool) 
 
     Args:
         advantages: [N], of the whole step; 0 where every token's advantage is.
-        indices: the completions of the update.
         every: whether the loss is more than a multiple of the advantage.
     """
     return [index for index in indices if every or advantages[index] != 0] or list(indices[:1])
@@ -121,13 +130,10 @@ def evaluate_tokens(
     lengths: Tensor,
     batches: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Return what a model computes for each token of all completions, [T] float64, without gradient.
+    """Return the number that ``evaluate`` computes for each token of all completions, [T] float64, without gradient.
 
-    Tokens of completions that are in no batch are not-a-number, so that nothing uses them unnoticed.
-
-    Args:
-        evaluate: completions to one number per token.
-        batches: indices of the completions that are evaluated together.
+    ``batches`` are the indices of completions that are evaluated together. Tokens of completions in no batch are
+    not-a-number, so that nothing uses them unnoticed.
     """
     pieces = list(torch.split(torch.full((int(lengths.sum()),), math.nan, dtype=torch.float64), lengths.tolist()))
     with torch.no_grad():
@@ -141,12 +147,7 @@ def evaluate_tokens(
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """What is known of every token of a step; ``select`` cuts a microbatch out of it.
-
-    Attributes:
-        lengths: [N], tokens of each completion.
-        the others: [T], as in ``Microbatch``.
-    """
+    """Per-token tensors of a step, [T] as in ``Microbatch``, and the completions' lengths [N]."""
 
     completions: Sequence[Completion]
     lengths: Tensor
@@ -158,11 +159,7 @@ class StepTensors:
     returns: Tensor | None = None
 
     def select(self, indices: Sequence[int], weights: Tensor) -> Microbatch:
-        """Return the microbatch of these completions.
-
-        Args:
-            weights: [N], each completion's weight per token in its update's loss.
-        """
+        """Return the microbatch of these completions; ``weights`` [N] are per token of each, in its update's loss."""
         chosen, sizes = torch.tensor(indices), self.lengths.tolist()
 
         def tokens(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,16 +27,13 @@ FOLDER = "critic"
 
 @dataclass(slots=True)
 class Critic:
-    """A value model with its own optimizer. It shares nothing with the policy, so neither loss needs a factor.
-
-    Attributes:
-        loss: of the current update, summed over its microbatches.
-    """
+    """A value model with its own optimizer. It shares nothing with the policy, so neither loss needs a factor."""
 
     model: ValueModel
     optimizer: torch.optim.Optimizer
     settings: CriticSection
     loss: float = 0.0
+    """Of the current update, summed over its microbatches."""
     _updates: list[tuple[float, float]] = field(default_factory=list)
 
     def begin_update(self) -> None:
@@ -69,6 +67,9 @@ class Critic:
         self._updates = []
         return {"critic/loss": sum(losses) / len(losses), "critic/grad_norm": sum(norms) / len(norms)}
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
     def write(self, folder: Path) -> None:
         """Write weights and optimizer state into a checkpoint folder."""
         target = folder / FOLDER
@@ -101,23 +102,19 @@ def token_credit(
 ) -> tuple[Tensor, Tensor]:
     """Return whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, equation 16; arXiv 1707.06347, equation 11).
 
-    The reward of a whole completion comes with its last token; a KL penalty with the token that it belongs to.
+    Advantages have mean 0 and deviation 1 over the step's tokens; returns are A + V before whitening, the values' targets.
 
     Args:
-        rewards: [N], of whole completions.
+        rewards: [N], of whole completions; each comes with the last token.
         penalties: [T], taken from each token's reward.
         values: [T], V before each token, when the samples were drawn.
         earned: [T], rewards that came with single tokens.
-    Returns:
-        Advantages of mean 0 and deviation 1 over the step's tokens, and A + V before whitening: the values' targets.
     """
     received = -penalties if earned is None else earned - penalties
     received[lengths.cumsum(0) - 1] += rewards
     rows, mask = pad_by_sequence(received, lengths)
     value_rows, _ = pad_by_sequence(values, lengths)
-    advantages = generalised_advantages(
-        rows, value_rows, mask, discount=settings.discount, trace=settings.trace
-    )[mask]  # fmt: skip
+    advantages = generalised_advantages(rows, value_rows, mask, discount=settings.discount, trace=settings.trace)[mask]
     return whiten(advantages), advantages + values
 
 

@@ -16,11 +16,10 @@ from burnish.recipe.schema import Recipe
 from burnish.run.checkpoint import Stateful
 from burnish.run.folder import Checkpoint
 from burnish.run.interrupts import Interrupts
-from burnish.training.advantages import CreditAssigner, MovingBaseline, credit_assigner
+from burnish.training.advantages import GroupCredit, MovingBaseline, credit_assigner
 from burnish.training.batching import TokenBudget
 from burnish.training.critic import Critic
-from burnish.training.kl_reference import KLTerm
-from burnish.training.policy_loss import PolicyLoss
+from burnish.training.policy_loss import KLTerm, PolicyLoss
 from burnish.training.rollouts import Rollouts, Screen, flag_completion
 from burnish.types import Completion, Prompt
 
@@ -30,14 +29,9 @@ class Learner:
     """A policy, what it is trained on, and how.
 
     The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the policy
-    near a reference, and ``policy_loss`` computes per-token losses.
+    near a reference, and ``policy_loss`` computes per-token losses. ``metrics`` scores held-out completions by what is not
+    trained on, ``screen`` flags completions before they are scored, and ``step`` is the number of steps taken.
 
-    Attributes:
-        prompts: the training prompts.
-        critic: PPO's value model; None for every other algorithm.
-        metrics: scores held-out completions by what is not trained on.
-        screen: flags completions before they are scored.
-        step: the number of steps taken.
     Raises:
         ValueError: a critic is missing for an algorithm that uses one, or given to another.
     """
@@ -54,7 +48,7 @@ class Learner:
     screen: Screen = flag_completion
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)
-    credit: CreditAssigner = field(init=False)
+    credit: GroupCredit = field(init=False)
     kl: KLTerm = field(init=False)
     policy_loss: PolicyLoss = field(init=False)
 
@@ -64,6 +58,11 @@ class Learner:
         self.kl = KLTerm(settings.kl, self.policy)
         self.policy_loss = PolicyLoss(self.preset, settings, self.kl)
         self.credit = credit_assigner(self.preset, settings, baseline, self.critic)
+
+    @property
+    def critics(self) -> tuple[Critic, ...]:
+        """PPO's value model; empty for every other algorithm."""
+        return () if self.critic is None else (self.critic,)
 
     @property
     def budget(self) -> TokenBudget:
@@ -88,22 +87,19 @@ class Learner:
             tracked: [P, G], the rewards that a moving baseline follows.
             distance: mean KL of whole completions to the reference, nats.
         """
+        policy, sampling = self.policy, self.recipe.sampling
         self.credit.baseline.update(rollouts.groups, tracked, first=self.step == 1)
         if isinstance(self.scorer, StatefulScorer):
             self.scorer.update_state(rollouts.scores)
         self.kl.finish_step(self.step, distance, samples=len(rollouts.completions))
-        sampling = self.recipe.sampling
-        if (
-            sampling.nlpo_top_p < 1
-            and self.step % sampling.nlpo_every == 0
-            and isinstance(self.policy, HasLaggedPolicy)
-        ):
-            self.policy.update_lagged_policy()
+        due = sampling.nlpo_top_p < 1 and self.step % sampling.nlpo_every == 0
+        if due and isinstance(policy, HasLaggedPolicy):
+            policy.update_lagged_policy()
 
     @property
     def parts(self) -> tuple[Stateful, ...]:
         """Everything besides policy and optimizer that a checkpoint holds."""
-        return (self.credit.baseline, self.kl, self.credit, ScorerState(self.scorer))
+        return (self.credit.baseline, self.kl, *self.critics, ScorerState(self.scorer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ class ScorerState:
         return {}
 
     def write(self, folder: Path) -> None:
-        """Nothing: the statistics are numbers, kept in ``state``."""
+        """Write nothing: ``state`` has all of it."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         if isinstance(self.scorer, StatefulScorer) and self.scorer.state:

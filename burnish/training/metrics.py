@@ -19,11 +19,7 @@ from burnish.types import Completion, Microbatch, Scores
 
 
 class Totals:
-    """Sums over the updates and microbatches of a step, kept in float64.
-
-    Args:
-        corrected: whether the loss has importance weights that correct for the sampler.
-    """
+    """Sums over a step's updates and microbatches, in float64; ``corrected`` if the loss corrects for the sampler."""
 
     def __init__(self, *, corrected: bool = False) -> None:
         self._corrected = corrected
@@ -35,7 +31,6 @@ class Totals:
         self._weights, self._squares = 0.0, 0.0
 
     def add(self, loss: MicrobatchLoss, batch: Microbatch) -> None:
-        """Add one microbatch."""
         logprobs, old, clipped, importance = loss.logprobs, loss.old_logprobs, loss.clipped, loss.importance
         self.loss += float(loss.loss.detach())
         self._tokens += len(logprobs)
@@ -72,10 +67,10 @@ class Totals:
 
         The last is the share of tokens that count as samples of the current policy (Kong 1992).
         """
-        count = len(self._updates)
+        losses, norms = zip(*self._updates, strict=True)
         return {
-            "loss": sum(loss for loss, _ in self._updates) / count,
-            "grad_norm": sum(norm for _, norm in self._updates) / count,
+            "loss": sum(losses) / len(losses),
+            "grad_norm": sum(norms) / len(norms),
             **{name: value / self._tokens for name, value in sorted(self._sums.items())},
             "effective_sample_size": self._weights**2 / (self._tokens * self._squares),
         }
@@ -98,8 +93,7 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
 def pair_metrics(margins: Tensor) -> dict[str, float]:
     """Return the share of prompts with a pair, and the pairs' mean DPO loss and margin before the step.
 
-    Args:
-        margins: [P], not-a-number for a prompt without a pair.
+    ``margins`` [P] are not-a-number for prompts without a pair.
     """
     known = margins[~margins.isnan()]
     metrics = {"preference/pairs": len(known) / len(margins)}
@@ -117,11 +111,7 @@ def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:
 
 
 def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor) -> list[dict[str, Any]]:
-    """Return one row per completion for samples.jsonl.
-
-    Args:
-        advantages: [N].
-    """
+    """Return one row per completion for samples.jsonl; ``advantages`` are [N]."""
     scores = rollouts.scores
     return [
         {

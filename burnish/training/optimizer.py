@@ -17,36 +17,22 @@ from burnish.recipe.schema import Job
 def build_optimizer(
     model: Trainable | ValueModel, settings: Any, rates: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv 1711.05101) over the trainable parameters.
+    """Return AdamW (arXiv 1711.05101) over the trainable parameters, with the recipe's ``[optimizer]``.
 
-    Args:
-        settings: the recipe's ``[optimizer]``.
-        rates: learning rates of single parameters, by name; they follow the schedule in proportion.
+    ``rates`` are learning rates of single parameters, by name; they follow the schedule in proportion.
     """
-    rates = rates or {}
-    parameters = model.trainable()
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in parameters.items() if name not in rates]}
-    ]
-    groups += [
-        {"params": [parameters[name]], "factor": rate / settings.learning_rate} for name, rate in rates.items()
-    ]  # fmt: skip
+    rates, parameters = rates or {}, model.trainable()
+    others = [parameter for name, parameter in parameters.items() if name not in rates]
+    groups = [{"params": [parameters[name]], "factor": rate / settings.learning_rate} for name, rate in rates.items()]
     return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.epsilon,
+        [{"params": others}, *groups], lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        # One pass over the moments instead of a dozen, and no temporary copies.
-        fused=True,
-    )
+        fused=True,  # one pass over the moments instead of a dozen, and no temporary copies
+    )  # fmt: skip
 
 
 def learning_rate(recipe: Job, step: int) -> float:
-    """Return the learning rate of a step, counted from 1.
-
-    A linear warm-up, then constant, or linear to zero after the last step.
-    """
+    """Return the learning rate of a step, from 1: a linear warm-up, then constant, or linear to zero after the last step."""
     optimizer = recipe.optimizer
     if step <= optimizer.warmup_steps:
         return optimizer.learning_rate * step / optimizer.warmup_steps
@@ -72,9 +58,7 @@ def refuse_non_finite(
 ) -> None:
     """Raise BurnishError where an update would make a weight not-a-number.
 
-    Args:
-        of: whose loss it is, such as "critic's ".
-        rewarded: whether rewards may be the cause.
+    ``of`` says whose loss it is, such as "critic's "; ``rewarded`` says whether rewards may be the cause.
     """
     advice = ", and look in samples.jsonl for rewards that diverge" if rewarded else ""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):

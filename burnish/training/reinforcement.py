@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.errors import InputError
+from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.protocols import Observer, Releasable
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
 from burnish.training.learner import Learner
-from burnish.training.reward_guards import RewardGuards
 from burnish.training.step import train_step
-from burnish.training.trainer import Trainer
+from burnish.training.trainer import RunGuards, Trainer
 from burnish.types import Prompt
 
 HELD_OUT_SEED = 1
 """Mixed into the seed of held-out samples. It does not change with the step, so before and after share random numbers."""
+EQUAL_REWARDS = 5
+"""Steps in a row without any difference between rewards before a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +39,11 @@ class HeldOutEvaluator:
     def measure(self) -> Measurement:
         learner, recipe = self.learner, self.learner.recipe
         measurement = measure(
-            learner.policy,
-            learner.sampler,
-            learner.scorer,
-            self.prompts,
-            sampling=recipe.sampling.params,
-            samples_per_prompt=recipe.evaluation.samples_per_prompt,
-            seed=(recipe.seed, HELD_OUT_SEED, 0),
-            metrics=learner.metrics,
-            better={section.part: section.better for section in recipe.evaluation.metrics},
-            observer=self.observer,
-            policy_version=learner.step,
-        )
+            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.sampling.params,
+            samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0),
+            metrics=learner.metrics, better={section.part: section.better for section in recipe.evaluation.metrics},
+            observer=self.observer, policy_version=learner.step,
+        )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
             # Training may never need it again, and its memory is better spent on the step.
             learner.policy.reference.release()
@@ -57,29 +53,152 @@ class HeldOutEvaluator:
         return summary(measurement, bleu_tokenize=self.learner.recipe.evaluation.bleu_tokenize)
 
     def compare(self, before: Measurement, after: Measurement) -> dict[str, dict[str, Any]]:
-        recipe, settings = self.learner.recipe, self.learner.recipe.evaluation
-        return compare(
-            before, after, resamples=settings.resamples, seed=recipe.seed, bleu_tokenize=settings.bleu_tokenize
-        )  # fmt: skip
+        seed, settings = self.learner.recipe.seed, self.learner.recipe.evaluation
+        return compare(before, after, resamples=settings.resamples, seed=seed, bleu_tokenize=settings.bleu_tokenize)
 
     def conclude(self, after: Measurement) -> Mapping[str, Any]:
         return {}
 
-    def to_json(self, measurement: Measurement) -> str:
-        return measurement.to_json()
+    to_json = staticmethod(Measurement.to_json)
+    from_json = staticmethod(Measurement.from_json)
 
-    def from_json(self, text: str) -> Measurement:
-        return Measurement.from_json(text)
+
+class RewardGuards(RunGuards[Measurement]):
+    """Alarms for rewards that are gamed, from metrics and held-out measurements.
+
+    With ``guards.stop`` an alarm ends the run, and the model with the highest held-out reward before it is kept.
+    """
+
+    def __init__(self, run: Run, evaluator: HeldOutEvaluator, checkpointer: Checkpointer) -> None:
+        self.run, self.evaluator, self.checkpointer = run, evaluator, checkpointer
+        self.recipe, self.observer = evaluator.learner.recipe, evaluator.observer
+        self.can_stop = self.recipe.guards.stop
+        self.start_reward = 0.0
+        """Held-out reward before training."""
+        self._history: list[Mapping[str, Any]] = []
+
+    def begin(self, before: Measurement) -> bool:
+        self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
+        self._history = list(self.run.rows("metrics.jsonl"))
+        if self.can_stop and self.evaluator.learner.step == 0:
+            # The model that is kept if nothing better comes before an alarm.
+            self.checkpointer.save(self.spared_step())
+        return self._stop_row() is not None
+
+    def after_step(self, row: Mapping[str, Any] | None) -> bool:
+        if row is not None:
+            self._history.append(row)
+        if not self._history:
+            return False
+        step = self._history[-1]["step"]
+        alarms = self._alarms()
+        for kind, text in {**alarms, **self._warnings()}.items():
+            self._warn(step, kind, text)
+        return bool(alarms)
+
+    def _alarms(self) -> dict[str, str]:
+        history, guards = self._history, self.recipe.guards
+        alarms = {
+            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window),
+            "length": length_alarm(history, drift=guards.length_drift, window=guards.window),
+        }
+        for part in (key.removeprefix("reward/") for key in self.recipe.guarded if key.startswith("reward/")):
+            alarms[f"guard {part}"] = part_alarm(history, part, drop=guards.metric_drop, window=guards.window)
+        return {kind: text for kind, text in alarms.items() if text}
+
+    def _warnings(self) -> dict[str, str]:
+        """Return warnings that are not a reason to stop, by kind."""
+        recent = self._history[-EQUAL_REWARDS:]
+        warnings: dict[str, str] = {}
+        if len(recent) < EQUAL_REWARDS:
+            return warnings
+        if all(row["reward/std"] == 0 for row in recent):
+            warnings["equal rewards"] = (
+                f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
+            )
+        for gate in (key.removeprefix("gate/") for key in recent[-1] if key.startswith("gate/")):
+            if all(row.get(f"gate/{gate}") == 0 for row in recent):
+                warnings[f"gate {gate}"] = (
+                    f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward gave "
+                    f"credit; its mean in the last step was {recent[-1][f'reward/{gate}']:.3g}: lower the gate, or "
+                    "fine-tune first (burnish sft)"
+                )
+        return warnings
+
+    def examine(self, before: Measurement, now: Measurement) -> Mapping[str, Any]:
+        if not (self.recipe.guarded or self.can_stop):
+            return {}
+        alarms = guard_alarms(self.evaluator.compare(before, now), **self._limits())
+        return {"alarms": alarms} if alarms else {}
+
+    def after_measurement(self, row: Mapping[str, Any]) -> bool:
+        alarms: Mapping[str, str] = row.get("alarms", {})
+        for key, text in alarms.items():
+            self._warn(row["step"], f"held-out {key}", text)
+        if self.can_stop and not alarms and row["reward"] > self._best(row["step"])[1]:
+            self.checkpointer.save(self.spared_step())
+        return bool(alarms)
+
+    def stop(self) -> None:
+        step = self.evaluator.learner.step
+        best, reward = self._best(step)
+        text = (
+            f"stopped after step {step} of {self.recipe.steps} because of an alarm; the model of step {best} is kept, which "
+            f"had the highest held-out reward before it, {reward:.3g}"
+        )
+        self.run.append("warnings.jsonl", [{"step": step, "kind": "stop", "text": text, "kept": best}])
+        self.observer.message(text, level="warning")
+
+    def spared_step(self) -> int | None:
+        return self._best(self.evaluator.learner.step + 1)[0] if self.can_stop else None
+
+    def end(self) -> None:
+        stopped = self._stop_row()
+        if stopped is None:
+            return
+        kept = next((saved for saved in self.run.checkpoints() if saved.step == stopped["kept"]), None)
+        if kept is None:
+            raise InputError(
+                f"{self.run.folder}/checkpoints/step-{stopped['kept']}, which the guards kept, is missing: start a new run"
+            )
+        self.checkpointer.restore(kept)
+        self.run.choose_model(kept)
+
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        for number, text in enumerate(evaluation_alarms(evaluation, **self._limits())):
+            self._warn(step, f"evaluation {number}", text)
+
+    def _best(self, until: int) -> tuple[int, float]:
+        """Return the step below ``until`` with the highest held-out reward, the start included, and that reward."""
+        rewards = {0: self.start_reward}
+        rewards |= {row["step"]: row["reward"] for row in self.run.rows("held_out.jsonl") if row["step"] < until}
+        best = max(rewards, key=rewards.__getitem__)
+        return best, rewards[best]
+
+    def _limits(self) -> dict[str, Any]:
+        recipe, guards = self.recipe, self.recipe.guards
+        return {
+            "guards": recipe.guarded, "drop": guards.diversity_drop, "metric_drop": guards.metric_drop,
+            "length_drift": guards.length_drift,
+        }  # fmt: skip
+
+    def _stop_row(self) -> dict[str, Any] | None:
+        return next((row for row in self.run.rows("warnings.jsonl") if row.get("kind") == "stop"), None)
+
+    def _warn(self, step: int, kind: str, text: str) -> None:
+        """Report a warning once per kind: repeated at every step it would bury everything else."""
+        if all(row.get("kind") != kind for row in self.run.rows("warnings.jsonl")):
+            self.run.append("warnings.jsonl", [{"step": step, "kind": kind, "text": text}])
+            self.observer.message(text, level="warning")
 
 
 def reinforcement_trainer(
     learner: Learner, run: Run, observer: Observer, held_out: Sequence[Prompt]
 ) -> Trainer[Measurement]:
-    """Return the trainer of a reinforcement run."""
     recipe = learner.recipe
     evaluator = HeldOutEvaluator(learner, held_out, observer)
     checkpointer = Checkpointer(run, learner, recipe.checkpoint.keep)
-    guards = RewardGuards(recipe, run, observer, checkpointer, evaluator.compare)
+    guards = RewardGuards(run, evaluator, checkpointer)
 
     def step() -> Mapping[str, Any]:
         report = train_step(learner)

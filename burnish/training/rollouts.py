@@ -30,13 +30,11 @@ def flag_completion(completion: Completion) -> Flags:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """P groups with their flags and scores, and what refilling them took.
+    """P groups, the flags of their N completions and their scores, and what refilling them took.
 
     Attributes:
-        flags: N, of the completions.
         refills: the rounds of refilling that were allowed; ``rounds`` of them were used.
-        replaced: groups without spread that another group replaced.
-        flat: groups without spread that are left.
+        replaced, flat: groups without spread that another group replaced, and those that are left.
         wasted: tokens that were sampled and are in no group.
     """
 
@@ -70,31 +68,20 @@ class Rollouts:
         if not self.refills:
             return {}
         return {
-            "refill/rounds": self.rounds,
-            "refill/replaced": self.replaced,
-            "refill/flat": self.flat,
+            "refill/rounds": self.rounds, "refill/replaced": self.replaced, "refill/flat": self.flat,
             "refill/wasted_tokens": self.wasted,
-        }
+        }  # fmt: skip
 
 
 def collect(
-    sample: Sample,
-    screen: Screen,
-    score: Score,
-    prompts: Sequence[Prompt],
-    pool: Sequence[Prompt],
-    seed: tuple[int, int],
+    sample: Sample, screen: Screen, score: Score, prompts: Sequence[Prompt], pool: Sequence[Prompt], seed: tuple[int, int],
     refills: int,
-) -> Rollouts:
-    """Sample groups of the prompts, screen and score them.
+) -> Rollouts:  # fmt: skip
+    """Sample groups of the prompts, screen and score them. ``pool`` has all prompts of the task; ``seed`` is seed and step.
 
     In at most ``refills`` rounds, groups whose rewards are all equal are replaced by groups of other prompts that are not
     (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2; the paper sets no bound). Groups that are still flat then stay,
     so that a step always has P groups.
-
-    Args:
-        pool: all prompts of the task.
-        seed: of the run, and the step.
     """
     groups = list(sample(prompts, seed))
     flags = [screen(completion) for completion in _completions(groups)]
@@ -144,25 +131,21 @@ def _swap_scores(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, 
             rows[target] = others[source]
         return rows.reshape(-1)
 
-    parts = {name: swap(values, fresh.parts[name]) for name, values in scores.parts.items()}
-    unnormalised = None
+    unnormalised = token_rewards = None
     if scores.unnormalised is not None and fresh.unnormalised is not None:
         unnormalised = swap(scores.unnormalised, fresh.unnormalised)
-    token_rewards = None
     if scores.token_rewards is not None and fresh.token_rewards is not None:
-        per_token, fresh_per_token = list(scores.token_rewards.per_token), fresh.token_rewards.per_token
-        size, fresh_size = len(per_token) // groups, len(fresh_per_token) // fresh_groups
+        per_token, others = list(scores.token_rewards.per_token), fresh.token_rewards.per_token
+        size = len(per_token) // groups
         for target, source in swaps:
-            per_token[target * size : (target + 1) * size] = fresh_per_token[
-                source * fresh_size : (source + 1) * fresh_size
-            ]
+            per_token[target * size : (target + 1) * size] = others[source * size : (source + 1) * size]
         per_completion = swap(scores.token_rewards.per_completion, fresh.token_rewards.per_completion)
         token_rewards = TokenRewards(per_completion, tuple(per_token))
-    passed = {name: swap(reached, fresh.passed[name]) for name, reached in scores.passed.items()}
-    total = swap(scores.total, fresh.total)
     return replace(
-        scores, total=total, parts=parts, unnormalised=unnormalised, token_rewards=token_rewards, passed=passed
-    )
+        scores, total=swap(scores.total, fresh.total), unnormalised=unnormalised, token_rewards=token_rewards,
+        parts={name: swap(values, fresh.parts[name]) for name, values in scores.parts.items()},
+        passed={name: swap(reached, fresh.passed[name]) for name, reached in scores.passed.items()},
+    )  # fmt: skip
 
 
 def _completions(groups: Sequence[Group]) -> list[Completion]:

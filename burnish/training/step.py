@@ -1,15 +1,15 @@
 """One training step, to be read from top to bottom.
 
 The step sees protocols, not implementations: a policy, a sampler, a scorer. What distinguishes one algorithm from another
-is in three objects that are chosen before the first step (``Learner.credit``, ``Learner.kl``, ``Learner.policy_loss``), so
-no phase asks which algorithm it belongs to. The loop around the step is in ``trainer.py``.
+is in objects that are chosen before the first step (``Learner.credit``, ``critics``, ``kl`` and ``policy_loss``), so no
+phase asks which algorithm it belongs to. The loop around the step is in ``trainer.py``.
 
 P prompts, G samples of each, N = P*G completions, T tokens of all completions together; see ``burnish.types``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,16 @@ from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward
 from burnish.training.advantages import Credit, Rewards, split_rewards
 from burnish.training.batching import (
+    PromptOrder,
     StepTensors,
     evaluate_tokens,
     microbatches,
     trained_indices,
     update_indices,
-)
+)  # fmt: skip
 from burnish.training.learner import Learner, StepReport
 from burnish.training.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
-from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect
 from burnish.types import Completion, Group, Microbatch, Prompt, Scores
 
@@ -89,9 +89,7 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Cloc
         with clock.lap("score"):
             return learner.scorer.score(completions, step=step, flags=flags)
 
-    return collect(
-        sample, learner.screen, score, prompts, learner.prompts, (recipe.seed, step), learner.preset.refills
-    )  # fmt: skip
+    return collect(sample, learner.screen, score, prompts, learner.prompts, (recipe.seed, step), learner.preset.refills)
 
 
 def shape_rewards(learner: Learner, rollouts: Rollouts, reference_logprobs: Tensor | None) -> Rewards:
@@ -122,9 +120,6 @@ class Update:
     weights: Tensor
     cut: Sequence[Sequence[int]]
     tensors: StepTensors
-
-    def batches(self) -> Iterator[Microbatch]:
-        return (self.tensors.select(indices, self.weights) for indices in self.cut)
 
 
 def plan_updates(
@@ -161,17 +156,21 @@ def plan_updates(
 
 def apply_update(learner: Learner, update: Update, totals: Totals, step: int) -> None:
     """6. Add up the gradient of all microbatches, stop on anything that is not finite, clip, and step the optimizer."""
-    recipe, policy, credit = learner.recipe, learner.policy, learner.credit
+    recipe, policy = learner.recipe, learner.policy
     learner.optimizer.zero_grad(set_to_none=True)
-    credit.begin_update()
-    for batch in update.batches():
+    for critic in learner.critics:
+        critic.begin_update()
+    for indices in update.cut:
+        batch = update.tensors.select(indices, update.weights)
         add_gradient(learner, batch, totals)
-        credit.backward(batch)
+        for critic in learner.critics:
+            critic.backward(batch)
     limit = recipe.optimizer.max_grad_norm
     grad_norm = clip_gradient(policy.trainable().values(), limit)
     refuse_non_finite(step, totals.loss, grad_norm, update=update.number)
     totals.end_update(grad_norm)
-    credit.check_gradient(step, update.number, limit)
+    for critic in learner.critics:
+        critic.check_gradient(step, update.number, limit)
     rate = learning_rate(recipe, step)
     set_learning_rate(learner.optimizer, rate)
     learner.interrupts.hold()  # until the trainer has written this step's rows: half a step is not a state to save
@@ -179,7 +178,8 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
     learner.optimizer.step()
     if isinstance(policy, CachesForward):
         policy.stop_forward_cache()
-    credit.apply_update(rate)
+    for critic in learner.critics:
+        critic.apply_update(rate)
 
 
 def add_gradient(learner: Learner, batch: Microbatch, totals: Totals) -> None:
@@ -214,7 +214,7 @@ def report(
         "step": step,
         **reward_metrics(rollouts.scores),
         **totals.metrics(),
-        **learner.credit.update_metrics(),
+        **{name: value for critic in learner.critics for name, value in critic.pop_metrics().items()},
         **kl_metrics,
         **credit.metrics,
         **rollouts.refill_metrics(),

@@ -1,8 +1,4 @@
-"""The loop around the step, shared by reinforcement and supervised learning.
-
-A trainer makes steps, measures the held-out side before and after, saves checkpoints, and resumes a run. It is given the
-step, the evaluator, the guards that may end a run early, and the checkpointer.
-"""
+"""The loop around the step, shared by reinforcement and supervised learning."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.files import json_text
 
 M = TypeVar("M")
-M_contra = TypeVar("M_contra", contravariant=True)
 
 
 class Trainee(Protocol):
@@ -37,103 +32,66 @@ class Evaluator(Protocol[M]):
     @property
     def size(self) -> str:
         """What is measured, for the reader: "40 held-out prompts"."""
-        ...
 
     def measure(self) -> M:
         """Measure the policy as it is now."""
-        ...
 
     def summary(self, measurement: M) -> Mapping[str, float]:
         """Return metric -> value."""
-        ...
 
     def compare(self, before: M, after: M) -> dict[str, dict[str, Any]]:
         """Return metric -> before, after, difference, interval, p_value, n."""
-        ...
 
     def conclude(self, after: M) -> Mapping[str, Any]:
         """Return further files of the run, name -> JSON value."""
-        ...
 
     def to_json(self, measurement: M) -> str:
         """Return a measurement as JSON, every float to the last bit."""
-        ...
 
     def from_json(self, text: str) -> M: ...
 
 
-class RunGuards(Protocol[M_contra]):
-    """Watches a run for rewards that are gamed; may end it and go back to an earlier model."""
-
-    @property
-    def can_stop(self) -> bool: ...
-
-    def begin(self, before: M_contra) -> bool:
-        """Before the first step of this process. Returns whether the run has been stopped already."""
-        ...
-
-    def after_step(self, row: Mapping[str, Any] | None) -> bool:
-        """Watch a new row of metrics.jsonl (None: only the rows so far). Returns whether an alarm went off."""
-        ...
-
-    def examine(self, before: M_contra, now: M_contra) -> Mapping[str, Any]:
-        """Return what a measurement on the way adds to its row of held_out.jsonl."""
-        ...
-
-    def after_measurement(self, row: Mapping[str, Any]) -> bool:
-        """Watch a row of held_out.jsonl. Returns whether an alarm went off."""
-        ...
-
-    def stop(self) -> None:
-        """Record that the run ends here."""
-        ...
-
-    def spared_step(self) -> int | None:
-        """Return a step whose checkpoint must stay, however old."""
-        ...
-
-    def end(self) -> None:
-        """After the last step: where the run was stopped, go back to the model that was kept."""
-        ...
-
-    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        """Watch the final comparison, made after the last logged step."""
-        ...
-
-
-class NoGuards(Generic[M]):
-    """Guards that never go off."""
+class RunGuards(Generic[M]):
+    """Guards that never go off. A subclass watches a run, and may end it and go back to an earlier model."""
 
     can_stop = False
 
     def begin(self, before: M) -> bool:
+        """Before the first step of this process. Returns whether the run has been stopped already."""
         return False
 
     def after_step(self, row: Mapping[str, Any] | None) -> bool:
+        """Watch a new row of metrics.jsonl (None: only the rows so far). Returns whether an alarm went off."""
         return False
 
     def examine(self, before: M, now: M) -> Mapping[str, Any]:
+        """Return what a measurement on the way adds to its row of held_out.jsonl."""
         return {}
 
     def after_measurement(self, row: Mapping[str, Any]) -> bool:
+        """Watch a row of held_out.jsonl. Returns whether an alarm went off."""
         return False
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Record that the run ends here."""
 
     def spared_step(self) -> int | None:
+        """Return a step whose checkpoint must stay, however old."""
         return None
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """After the last step: where the run was stopped, go back to the model that was kept."""
 
-    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None: ...
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        """Watch the final comparison, made after the last logged step."""
 
 
 class Trainer(Generic[M]):
-    """One process's work on one run.
+    """One process's work on one run: steps, measurements, checkpoints.
 
     Args:
         step: makes one step, writes its rows, and returns the row of metrics.jsonl.
-        measure_every: steps between two measurements on the way; 0 or None makes none.
+        measure_every: steps between two measurements on the way; 0 makes none.
     Attributes:
         logged: the last step whose rows are on disk.
     """
@@ -149,11 +107,11 @@ class Trainer(Generic[M]):
         run: Run,
         observer: Observer,
         guards: RunGuards[M] | None = None,
-        measure_every: int | None = None,
+        measure_every: int = 0,
     ) -> None:
         self.recipe, self.learner, self.step, self.measure_every = recipe, learner, step, measure_every
         self.evaluator, self.checkpointer, self.run, self.observer = evaluator, checkpointer, run, observer
-        self.guards: RunGuards[M] = NoGuards() if guards is None else guards
+        self.guards: RunGuards[M] = guards or RunGuards()
         self.logged = 0
         self._newest: tuple[int, M] | None = None
 
@@ -168,7 +126,9 @@ class Trainer(Generic[M]):
         try:
             with self.learner.interrupts:
                 before = self._measured("before")
-                self._steps(before)
+                if not self.guards.begin(before):
+                    self._step_to_the_end(before)
+                self.guards.end()
                 after = self._measured("after")
         except KeyboardInterrupt:
             raise Interrupted(f"stopped, {self._saved()}") from None
@@ -180,11 +140,6 @@ class Trainer(Generic[M]):
             self.run.put(name, json_text(value))
         self.guards.after_evaluation(evaluation, self.logged)
         return evaluation
-
-    def _steps(self, before: M) -> None:
-        if not self.guards.begin(before):
-            self._step_to_the_end(before)
-        self.guards.end()
 
     def _step_to_the_end(self, before: M) -> None:
         recipe, learner = self.recipe, self.learner

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import burnish.training.reinforcement
-import burnish.training.reward_guards
 import burnish.training.step
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
@@ -93,9 +92,9 @@ def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch:
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
-    monkeypatch.setattr(burnish.training.reward_guards, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
     monkeypatch.setattr(
-        burnish.training.reward_guards,
+        burnish.training.reinforcement,
         "diversity_alarm",
         lambda history, **named: "gamed" if len(history) > 5 else None,
     )
