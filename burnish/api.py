@@ -31,7 +31,7 @@ from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
 from burnish.reports.page.html import write_report
 from burnish.reports.terminal.progress import make_observer
-from burnish.rewards.registry import REWARDS
+from burnish.rewards.registry import REWARDS, reward
 from burnish.run.folder import Run
 from burnish.run.launch import (
     WarningRecorder,
@@ -53,14 +53,8 @@ RewardName = str | Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a training run.
-
-    Attributes:
-        run_dir: the run folder.
-        report: its ``report.html``.
-        evaluation: held-out metric -> before, after, difference, interval, p_value, n.
-        metrics: one row per step.
-    """
+    """A training run's folder and report, its evaluation (held-out metric -> before, after, difference, interval, p_value,
+    n) and its metrics, one row per step."""
 
     run_dir: Path
     report: Path
@@ -134,23 +128,16 @@ def _read_recipe(
     changes: Mapping[str, Any],
 ) -> Recipe:
     source = recipe.model_dump(mode="json", exclude_none=True) if isinstance(recipe, Recipe) else recipe
-    changed: dict[str, Any] = dict(changes)
-    if rewards:
-        changed["reward"] = [{"use": _reward_name(key), "weight": float(weight)} for key, weight in rewards.items()]
-    return load_recipe(source, overrides, changes=changed)
+    tables = [{"use": _reward_name(key), "weight": float(weight)} for key, weight in (rewards or {}).items()]
+    return load_recipe(source, overrides, changes={**changes, "reward": tables} if tables else changes)
 
 
 def _reward_name(key: RewardName) -> str:
-    """Return the name of a reward for the recipe, and register a function that is not registered yet.
-
-    A callable object is registered under the name of its class.
-    """
+    """Return the recipe's name of a reward; a function or callable object (by its class) is registered if it is not yet."""
     if isinstance(key, str):
         return key
     name = str(getattr(key, "__name__", type(key).__name__))
     if name not in REWARDS or REWARDS.get(name).function is not key:
-        from burnish.rewards.registry import reward
-
         reward(name=name)(key)
     return name
 
@@ -166,14 +153,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on a recipe's held-out prompts; with ``against``, compare two models on the same prompts.
 
-    The recipe's own model is the reference for perplexity, so that any two measurements are comparable.
-
-    Returns:
-        Metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``), difference, interval,
-        p_value and n.
-
-    Raises:
-        InputError: the recipe, a model or the data cannot be used.
+    Returns metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``), difference,
+    interval, p_value and n. The recipe's own model is the reference for perplexity, so that any two measurements are
+    comparable. Raises InputError if the recipe, a model or the data cannot be used.
     """
     chosen = _read_recipe(recipe, None, overrides, {})
     if chosen.policy.use != "causal_lm":
@@ -204,9 +186,7 @@ def evaluate(
         before = measure_model(against) if against is not None else None
     if before is None:
         return dict(summary(after, bleu_tokenize=settings.bleu_tokenize))
-    return compare(
-        before, after, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize
-    )  # fmt: skip
+    return compare(before, after, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize)
 
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
@@ -224,13 +204,9 @@ def generate(
     offline: bool = False,
     observer: Observer | None = None,
 ) -> Sequence[Completion]:
-    """Sample completions of one prompt.
+    """Sample completions of one prompt from a run folder, a model folder, a catalogue name or a hub id.
 
-    Args:
-        model: a run folder, a model folder, a catalogue name or a hub id.
-
-    Raises:
-        InputError: the model cannot be used.
+    Raises InputError if the model cannot be used.
     """
     with _watching(observer) as watcher:
         sampler = _sampler(model, offline=offline, observer=watcher)
@@ -239,7 +215,6 @@ def generate(
 
 
 def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
-    """Return the sampler of a run, a model folder, a catalogue name or a hub id."""
     run = expanded(name)
     if (run / "recipe.toml").is_file() and (run / "model").is_dir():
         keys = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
@@ -279,30 +254,27 @@ def score(
         options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
         model: the reference model; it is loaded only if a reward needs one.
 
-    Returns:
-        One dict per text: its ``text`` and its ``parts``, reward -> value.
-
-    Raises:
-        InputError: a reward is unknown, or cannot score these texts.
+    Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown or
+    cannot score these texts.
     """
+    settings: dict[str, Mapping[str, Any]] = {name: {} for name in rewards} | dict(options or {})
     for name in options or {}:
         if name not in rewards:
             raise InputError(
                 f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards; add it to the rewards"
             )
     for name in rewards:
-        _check_scorable(name, (options or {}).get(name, {}), texts, reference)
-    needs_model = any("reference_policy" in REWARDS.get(name).arguments for name in rewards)
+        _check_scorable(name, settings[name], texts, reference)
     policy = None
-    if needs_model:
+    if any("reference_policy" in REWARDS.get(name).arguments for name in rewards):
         with _watching(observer) as watcher:
             policy = load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline)
     shared = Prompt("prompt", prompt, reference)
-    completions = []
-    for text in texts:
-        ids = policy.encode(text) if policy else ()
-        completions.append(Completion(shared, policy.encode_prompt(shared) if policy else (), ids, text, (), "stop"))
-    sections = [RewardSection(use=name, **(options or {}).get(name, {})) for name in rewards]
+    prompt_ids = policy.encode_prompt(shared) if policy else ()
+    completions = [
+        Completion(shared, prompt_ids, policy.encode(text) if policy else (), text, (), "stop") for text in texts
+    ]
+    sections = [RewardSection(use=name, **settings[name]) for name in rewards]
     scores = combine_rewards(sections, policy).score(completions)
     return [
         {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
@@ -311,7 +283,6 @@ def score(
 
 
 def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
-    """Raise InputError if a reward cannot score these texts."""
     entry = REWARDS.get(name)
     entry.check_options(options, beside=())
     if entry.facts.needs_reference and not (reference and reference.strip()):
@@ -325,15 +296,11 @@ def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str],
 
 
 def listing(what: str) -> list[dict[str, str]]:
-    """Return the names of one kind, each with a one-line summary.
-
-    Raises:
-        InputError: there is no such kind.
-    """
+    """Return the names of one kind, each with a one-line summary. Raises InputError if there is no such kind."""
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "algorithms": lambda: [(name, f"{preset.when} ({preset.paper})") for name, preset in PRESETS.items()],
         "rewards": lambda: [(name, REWARDS.get(name).summary) for name in REWARDS.names()],
-        "tasks": lambda: [(name, _first_line(TASKS.get(name))) for name in TASKS.names()],
+        "tasks": lambda: [(name, (inspect.getdoc(TASKS.get(name)) or "").partition("\n")[0]) for name in TASKS.names()],
         "models": lambda: _catalogue("model"),
         "data": lambda: _catalogue("data"),
         "recipes": lambda: [
@@ -348,10 +315,6 @@ def listing(what: str) -> list[dict[str, str]]:
 def _catalogue(kind: entries.Kind) -> list[tuple[str, str]]:
     rows = [entries.lookup(name) for name in entries.names(kind)]
     return [(entry.name, f"{entry.description}; from {entry.requirement}, {entry.licence}") for entry in rows]
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 def _first_comment(path: Path) -> str:

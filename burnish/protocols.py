@@ -20,14 +20,9 @@ class LogprobModel(Protocol):
     """A model that scores completions without a gradient."""
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """Return the log-probability of each token.
+        """Return the log-probability of each token, [T], nats, without gradient; completion after completion.
 
-        Args:
-            completions: N completions with T tokens in total.
-            temperature: divides the logits before the softmax over the whole vocabulary.
-
-        Returns:
-            [T], nats, without gradient; completion after completion.
+        ``temperature`` divides the logits before the softmax over the whole vocabulary.
         """
         ...
 
@@ -95,10 +90,7 @@ class Policy(HasReference, Trainable, Protocol):
     ) -> TokenStats:
         """Return log-probabilities and entropies, each [T], under the distribution that ``sampling`` defines.
 
-        Args:
-            completions: N completions with T tokens in total.
-            sampling: temperature and truncation (top-k, top-p).
-            entropy_gradient: whether the entropies have a gradient; the log-probabilities always do.
+        The log-probabilities have a gradient; the entropies do if ``entropy_gradient`` is set.
         """
         ...
 
@@ -108,11 +100,7 @@ class CachesForward(Protocol):
     """A policy that can reuse results of the sampling forward pass in the training forward pass."""
 
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
-        """Start to store results while sampling.
-
-        Args:
-            memory_share: the largest fraction of the device's memory that the cache may use.
-        """
+        """Start to store results while sampling, in at most this fraction of the device's memory."""
         ...
 
     def stop_forward_cache(self) -> None:
@@ -185,7 +173,6 @@ class Scorer(Protocol):
         """Score N completions.
 
         Args:
-            completions: the completions to score.
             flags: each completion's flags, such as "truncated"; None where the completions were not screened.
             step: the training step, counted from 1. None scores for a held-out measurement: final weights and no
                 normalisation, so that measurements are comparable.

@@ -1,8 +1,7 @@
-"""Lazy registry of everything that is chosen by name: rewards, tasks, algorithms, models.
+"""Lazy registry of everything that is chosen by name.
 
 A name is looked up among the registered objects, then among burnish's own entries (imported on first use), then among
-the entry points of the group ``burnish.<kind>s``. ``module:object`` reaches anything importable. A miss lists the
-choices.
+the entry points of the group ``burnish.<kind>s``. ``module:object`` reaches anything importable.
 """
 
 from __future__ import annotations
@@ -46,13 +45,9 @@ class Registry(Generic[T]):
         self._paths: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Register an object under a new name.
+        """Register an object under a new name, or replace the same object, defined again (a notebook cell run twice).
 
-        An object defined again under the same module and qualified name (a notebook cell run twice) replaces the old
-        one.
-
-        Raises:
-            InputError: the name is taken by another object.
+        Raises InputError if the name belongs to another object.
         """
         module, qualname = _origin(entry)
         replaces = name not in self._entries or _origin(self._entries[name]) == (module, qualname)
@@ -99,7 +94,7 @@ class Registry(Generic[T]):
 
 
 def factory(kind: str, name: str, entry: object) -> Callable[..., Any]:
-    """Return the entry of a ``Registry`` of factories. Raises InputError if it is not callable."""
+    """Return the entry of a registry of factories. Raises InputError if it is not callable."""
     if not callable(entry):
         raise InputError(f"{kind} '{name}' is neither a class nor a function but a {type(entry).__name__}")
     return entry
@@ -120,10 +115,7 @@ def _origin(entry: object) -> tuple[object, object]:
 
 
 def import_object(path: str, kind: str = "object") -> object:
-    """Return the object at ``module:object``, with the working folder importable as for a script.
-
-    Raises InputError that tells whether the module or the object is missing.
-    """
+    """Return the object at ``module:object``, with the working folder importable. Raises InputError if one is missing."""
     module_name, _, attribute = path.partition(":")
     here = os.getcwd()
     added = here not in sys.path
@@ -137,9 +129,8 @@ def import_object(path: str, kind: str = "object") -> object:
         ) from error
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = one_line(error)
         raise InputError(
-            f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {reason} "
+            f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {one_line(error)} "
             f"({frame.filename}, line {frame.lineno})"
         ) from error
     finally:

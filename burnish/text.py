@@ -72,11 +72,7 @@ def sentences(text: str) -> list[str]:
 
 
 def ngrams(tokens: Sequence[Hashable], n: int) -> Iterator[tuple[Hashable, ...]]:
-    """Return the ``max(0, T - n + 1)`` runs of n neighbouring tokens, in order.
-
-    Raises:
-        InputError: n is below 1.
-    """
+    """Return the ``max(0, T - n + 1)`` runs of n neighbouring tokens, in order. Raises InputError if n is below 1."""
     if n < 1:
         raise InputError(f"n = {n}: an n-gram has at least one token")
     return (tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))

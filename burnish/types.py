@@ -69,8 +69,6 @@ class Completion:
     """One sampled answer to a prompt: a trajectory.
 
     Attributes:
-        prompt: the prompt.
-        prompt_ids: the token ids of the prompt.
         token_ids: the sampled token ids; the last is the end-of-text token if ``finish_reason`` is "stop".
         text: the decoded answer, without the end-of-text token.
         sampler_logprobs: log-probability of each token, nats, under the sampling distribution at sampling time.
@@ -119,7 +117,6 @@ class Scores:
         total: [N], the return R(tau) that training maximises: the weighted sum of the parts, clipped, normalised and
             gated as configured.
         parts: name -> [N], each part as its function returned it.
-        weights: name -> the part's weight.
         unnormalised: [N], the total without normalisation, comparable between steps; None if equal to the total.
         token_rewards: in training, the split by token; None if the credit of every part is the whole completion.
         passed: name -> [N], for each part with a gate, whether the completion reached its threshold.
@@ -153,8 +150,6 @@ class Microbatch:
     """Inputs of the loss for M completions. Tensors are flat over their tokens, [T].
 
     Attributes:
-        completions: the M completions, in the order of their tokens.
-        advantages: [T], advantage of each token.
         weights: [T], weight of each token in the step's loss. The step's loss is the sum of ``sum(weights * loss)``
             over all microbatches, so the split into microbatches does not change it.
         sampler_logprobs: [T], as recorded by the sampler.

@@ -30,12 +30,9 @@ if TYPE_CHECKING:
 def build(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
 ) -> tuple[Learner, list[Prompt]]:
-    """Build the learner and the held-out prompts of a recipe.
+    """Build the learner and the held-out prompts of a recipe; a policy that is built keeps its first weights in ``folder``.
 
-    Args:
-        folder: the run folder, where a policy that is built rather than loaded keeps its initial weights.
-    Raises:
-        InputError: the model or the data are not available, or the task has no prompts.
+    Raises InputError if the model or the data are not available, or the task has no prompts.
     """
     keep_freed_memory()
     if recipe.threads is not None:
@@ -59,8 +56,9 @@ def build(
     rewards = resolve_rewards(recipe.algorithm, recipe.reward)
     scorer = combine_rewards(rewards, policy.reference, decode=policy.decode)
     learner = Learner(
-        recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm), build_optimizer(policy, recipe.optimizer),
-        critic=build_critic(policy, recipe), metrics=combine_metrics(recipe.evaluation.metrics, policy.reference),
+        recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm),
+        build_optimizer(policy, recipe.optimizer), critic=build_critic(policy, recipe),
+        metrics=combine_metrics(recipe.evaluation.metrics, policy.reference),
     )  # fmt: skip
     return learner, held_out
 
@@ -97,7 +95,7 @@ def build_language_model(
 
 
 def build_critic(policy: Policy, recipe: Recipe) -> Critic | None:
-    """Build the critic of an algorithm that has one: a copy of the policy with a value head. None for other algorithms."""
+    """Build the critic, a copy of the policy with a value head; None for an algorithm without one."""
     if not resolve_preset(recipe.algorithm).critic:
         return None
     from burnish.policies.causal_lm import CausalPolicy

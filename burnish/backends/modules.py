@@ -1,7 +1,6 @@
 """Policies that are built rather than loaded: the built-in LSTM, and a user's torch or Keras module.
 
-The initial policy is saved in the run folder as ``start/``. It is the frozen reference, and a resumed run must use the same
-one, to the last bit, without building it again.
+The run folder keeps the initial policy as ``start/``, since a resumed run needs the same frozen reference.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import copy
 import inspect
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +31,7 @@ from burnish.protocols import Observer
 from burnish.recipe.schema import LSTMShape, PolicySection, Recipe
 from burnish.registry import import_object, nearest
 from burnish.run.folder import START
-from burnish.system.files import explained, sync_folder, sync_tree
+from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
 from burnish.types import Prompt
 
@@ -46,14 +44,10 @@ def build_module_policy(
     folder: Path | None = None,
     observer: Observer | None = None,
 ) -> tuple[ModulePolicy, ModuleSampler]:
-    """Build the initial policy, pretrained if the recipe asks for it, and its sampler.
+    """Build the initial policy, pretrained if the recipe asks for it, and its sampler; or load it from the run folder.
 
-    Args:
-        texts: returns the task's training texts; called for a vocabulary and for pretraining only.
-        folder: the run folder. If it holds the initial policy already, that is loaded and nothing is trained.
-    Raises:
-        InputError: the module, its weights, its vocabulary or the texts cannot be used.
-        BurnishError: pretraining failed, or its result could not be written.
+    ``texts`` returns the task's training texts; it is called for a vocabulary and for pretraining only. Raises InputError if
+    the module, its weights, its vocabulary or the texts cannot be used, and BurnishError if pretraining or writing fails.
     """
     kept = folder / START if folder else None
     made = kept is not None and kept.is_dir()
@@ -74,7 +68,8 @@ def build_module_policy(
             last = losses[-max(1, len(losses) // 20) :]
             observer.message(f"pretrained: {sum(last) / len(last):.3f} nats per token")
     if kept is not None and not made:
-        _keep(policy, kept)
+        with explained(f"cannot save {kept}"), new_folder(kept) as temporary:
+            policy.save(temporary)
     return policy, ModuleSampler(policy)
 
 
@@ -120,29 +115,27 @@ def _module(section: PolicySection, vocabulary: Vocabulary, source: Path | None)
         return module.to(device=device, dtype=dtype)
     if dtype != torch.float32:
         raise InputError(
-            f'policy.dtype = "{section.dtype}": a Keras model sets its own dtype: remove the key, and set it in the layers'
+            f'policy.dtype = "{section.dtype}": a Keras model sets its own dtype: remove the key, and set it in the '
+            "layers"
         )
     return module
 
 
 def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module:
-    """Return the module at ``module:object``, or the module that the callable there returns.
-
-    The callable gets ``vocabulary_size`` if it names it.
-    """
+    """Return the module at ``module:object``, or that of the callable there, which may take ``vocabulary_size``."""
     # Unless the user has chosen one: a Keras model is a torch module only with this backend.
     os.environ.setdefault("KERAS_BACKEND", "torch")
-    found = import_object(path, "module")
-    if isinstance(found, nn.Module):
+    entry = import_object(path, "module")
+    if isinstance(entry, nn.Module):
         if options:
             raise InputError(
                 f"module '{path}' is an object and takes no policy.options: name a function that returns it"
             )
         # A run must not change a module-level object, which a later run may use.
-        return copy.deepcopy(found)
-    if not callable(found):
-        raise InputError(f"module '{path}' is neither a torch module nor a function that returns one: {_kind(found)}")
-    parameters = inspect.signature(found).parameters
+        return copy.deepcopy(entry)
+    if not callable(entry):
+        raise InputError(f"module '{path}' is neither a torch module nor a function that returns one: {_kind(entry)}")
+    parameters = inspect.signature(entry).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in options:
         if key not in parameters and not takes_any:
@@ -152,50 +145,33 @@ def _made(path: str, options: dict[str, Any], vocabulary_size: int) -> nn.Module
             )
     size = {"vocabulary_size": vocabulary_size} if "vocabulary_size" in parameters else {}
     try:
-        module = found(**{**size, **options})
+        module = entry(**{**size, **options})
     except BurnishError:
         raise
     except Exception as error:
-        reason = one_line(error)
-        raise InputError(f"module '{path}' raised {type(error).__name__}: {reason[:200]}") from error
+        raise InputError(f"module '{path}' raised {type(error).__name__}: {one_line(error)[:200]}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"module '{path}' does not return a torch module: {_kind(module)}")
     return module
 
 
-def _kind(found: object) -> str:
-    if is_keras(found):
+def _kind(entry: object) -> str:
+    if is_keras(entry):
         return "a Keras model of another backend; set KERAS_BACKEND=torch before Keras is imported"
-    return f"it is a {type(found).__name__}"
+    return f"it is a {type(entry).__name__}"
 
 
 def saved_shape(folder: Path) -> LSTMShape:
-    """Return the sizes of a saved LSTM, from its weights. Raises InputError where the folder holds none."""
+    """Return the sizes of a saved LSTM, from its weights. Raises InputError if the folder holds none."""
     try:
         tensors = load_file(folder / WEIGHTS)
         embedding = tensors["embedding.weight"].shape[1]
         hidden = tensors["recurrent.weight_hh_l0"].shape[1]
     except Exception as error:  # safetensors has an error of its own kind
-        reason = one_line(error)
-        raise InputError(f"{folder} does not hold an LSTM ({type(error).__name__}: {reason[:200]})") from error
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise InputError(f"{folder} does not hold an LSTM ({reason})") from error
     layers = sum(name.startswith("recurrent.weight_hh_l") for name in tensors)
     return LSTMShape(embedding=embedding, hidden=hidden, layers=layers)
-
-
-def _keep(policy: ModulePolicy, target: Path) -> None:
-    """Write the policy into a folder atomically."""
-    temporary = target.with_name(f".{target.name}.partial")
-    with explained(f"cannot save {target}"):
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            policy.save(temporary)
-            sync_tree(temporary)
-            os.rename(temporary, target)
-            sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
 
 @contextmanager

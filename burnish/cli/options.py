@@ -88,10 +88,9 @@ class TrainCommand:
 
         seconds, memory = training_cost(read_lines(result.run_dir / "metrics.jsonl"))
         if self.json:
-            named = {name: str(path) for name, path in paths.items()}
             cost = {"seconds": seconds, "peak_memory_mb": memory}
             event = {"event": "result", "evaluation": result.evaluation, "cost": cost, "run_dir": str(result.run_dir)}
-            event |= named
+            event |= {name: str(path) for name, path in paths.items()}
             print(json_module.dumps(event, ensure_ascii=False))
             return
         from burnish.reports.terminal.tables import print_evaluation

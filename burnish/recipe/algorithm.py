@@ -30,7 +30,7 @@ class KL(Section):
     """Steps after which the reference of the KL term is reset to the current policy; None never resets it."""
 
     @model_validator(mode="after")
-    def _check_unused_keys(self) -> KL:
+    def _check_keys(self) -> KL:
         for key in ("target", "reset_every"):
             if getattr(self, key) is not None and self.coefficient == 0:
                 raise ValueError(f"{key} has no effect while coefficient is 0; set coefficient above 0 or remove {key}")
@@ -38,10 +38,6 @@ class KL(Section):
             raise ValueError(
                 "horizon is the rate at which the coefficient follows target; set target or remove horizon"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_gradient(self) -> KL:
         if self.coefficient > 0 and self.where == "loss" and self.estimator == "k1":
             raise ValueError(
                 'estimator = "k1" with where = "loss" has a gradient whose mean is zero; '
@@ -81,7 +77,7 @@ class CriticSection(Section):
 
 
 class Algorithm(Section):
-    """The algorithm and its settings. A key that is None takes the paper's value, which ``resolve_algorithm`` fills in."""
+    """The algorithm and its settings. ``resolve_algorithm`` replaces None by the paper's value."""
 
     use: str = "grpo"
     kl: KL = KL()
@@ -112,11 +108,7 @@ class Algorithm(Section):
 
 
 def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
-    """Check that the algorithm works with P prompts per step and G samples per prompt.
-
-    Raises:
-        InputError: it does not; the message names the key.
-    """
+    """Raise InputError unless the algorithm works with P prompts per step and G samples per prompt."""
     from burnish.algorithms.presets import PRESETS
 
     name = section.use
@@ -138,8 +130,8 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
     _check_updates(section, preset, prompts * group)
     if section.refills and not preset.needs_group:
         raise InputError(
-            f"algorithm.refills = {section.refills}: '{name}' does not compare the samples of one prompt, so it can learn "
-            "from groups of equal rewards; remove refills"
+            f"algorithm.refills = {section.refills}: '{name}' does not compare the samples of one prompt, so it can "
+            "learn from groups of equal rewards; remove refills"
         )
     if section.kl.horizon is not None and section.kl.horizon < prompts * group:
         raise InputError(
@@ -149,7 +141,6 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
 
 
 def _check_parts(section: Algorithm, preset: Preset) -> None:
-    """Check the keys that belong to some algorithms only: the baseline, the critic and beta."""
     name = section.use
     if section.baseline is not None and not preset.has_baseline:
         others = _algorithms(lambda other: other.has_baseline)
@@ -177,7 +168,8 @@ def _check_clips(section: Algorithm, preset: Preset) -> None:
     if not preset.has_dual_clip:
         others = _algorithms(lambda other: other.has_dual_clip)
         raise InputError(
-            f"algorithm.dual_clip: the loss of '{section.use}' is not PPO's clipped ratio; remove it or use one of {others}"
+            f"algorithm.dual_clip: the loss of '{section.use}' is not PPO's clipped ratio; remove it or use one of "
+            f"{others}"
         )
     high = preset.limits.high if section.clip_high is None else section.clip_high
     if section.dual_clip <= 1 + high:
@@ -192,8 +184,8 @@ def _check_updates(section: Algorithm, preset: Preset, samples: int) -> None:
     if section.epochs * section.minibatches > 1 and preset.ratio is None:
         others = _algorithms(lambda other: other.ratio is not None)
         raise InputError(
-            f"algorithm.{key} = {getattr(section, key)}: the loss of '{section.use}' has no ratio of new to old policy to "
-            f"correct a second update on the same samples; leave it at 1 or use one of {others}"
+            f"algorithm.{key} = {getattr(section, key)}: the loss of '{section.use}' has no ratio of new to old policy "
+            f"to correct a second update on the same samples; leave it at 1 or use one of {others}"
         )
     if section.minibatches > samples:
         raise InputError(
@@ -202,11 +194,7 @@ def _check_updates(section: Algorithm, preset: Preset, samples: int) -> None:
 
 
 def check_normalisation(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
-    """Check that the algorithm allows each reward's ``normalise``.
-
-    Raises:
-        InputError: it does not; the message names the key.
-    """
+    """Raise InputError unless the algorithm allows each reward's ``normalise``."""
     preset = resolve_preset(section)
     for index, reward in enumerate(rewards):
         key = f'reward.{index}.normalise = "{reward.normalise}"'
@@ -214,17 +202,13 @@ def check_normalisation(section: Algorithm, rewards: Sequence[RewardSection]) ->
             raise InputError(f"{key}: '{section.use}' already normalises each part within its group; remove it")
         if reward.normalise == "batch" and preset.refills:
             raise InputError(
-                f"{key}: groups drawn as refills would be normalised among themselves and not with the rest of their step; "
-                'use "group", or algorithm.refills = 0'
+                f"{key}: groups drawn as refills would be normalised among themselves and not with the rest of their "
+                'step; use "group", or algorithm.refills = 0'
             )
 
 
 def check_credit(section: Algorithm, rewards: Sequence[RewardSection]) -> None:
-    """Check that the algorithm can use each reward's ``credit``.
-
-    Raises:
-        InputError: it cannot; the message names the key.
-    """
+    """Raise InputError unless the algorithm can use each reward's ``credit``."""
     from burnish.algorithms.presets import PRESETS
 
     preset = PRESETS[section.use]
@@ -252,9 +236,8 @@ def resolve_algorithm(section: Algorithm) -> Algorithm:
     baseline = {"baseline": section.baseline or "batch"} if preset.has_baseline else {}
     critic = {"critic": critic_settings(section)} if preset.critic else {}
     beta = {"beta": pair_beta(section)} if preset.paired else {}
-    return section.model_copy(
-        update={"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic, **beta}
-    )  # fmt: skip
+    update = {"aggregation": preset.aggregation, **clips, **refills, **baseline, **critic, **beta}
+    return section.model_copy(update=update)
 
 
 def resolve_preset(section: Algorithm) -> Preset:

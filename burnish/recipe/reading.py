@@ -1,7 +1,4 @@
-"""Reading a recipe: its TOML file, dotted overrides, and errors that name the key, the value and the nearest spelling.
-
-The keys themselves are defined in ``recipe/schema.py``, and in ``supervised/recipe.py`` for the verbs other than ``train``.
-"""
+"""Reading a recipe: its TOML file, dotted overrides, and errors that name the key, the value and the nearest spelling."""
 
 from __future__ import annotations
 
@@ -31,13 +28,8 @@ KINDS = ("sft", "prefer", "reward-model")
 
 def builtin_recipes(kind: str | None = None) -> dict[str, Path]:
     """Return name -> file of the built-in recipes of one kind; None means those for ``burnish train``."""
-    files = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
-    return {name: path for name, path in files.items() if _read_kind(path) == kind}
-
-
-def _read_kind(path: Path) -> str | None:
-    kind = tomllib.loads(path.read_text(encoding="utf-8")).get("kind")
-    return None if kind is None else str(kind)
+    paths = sorted(RECIPES.glob("*.toml"))
+    return {path.stem: path for path in paths if tomllib.loads(path.read_text(encoding="utf-8")).get("kind") == kind}
 
 
 def read_recipe(
@@ -47,13 +39,9 @@ def read_recipe(
     changes: Mapping[str, Any] | None = None,
     kind: str | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Read a recipe's keys and apply changes and overrides.
+    """Return a recipe's unchecked keys, with changes and overrides applied, and the file's path for messages.
 
-    Returns:
-        The unchecked keys, and the file's path for messages.
-
-    Raises:
-        InputError: the file is missing or invalid, or the recipe is for another verb.
+    Raises InputError if the file is missing or invalid, or the recipe is for another verb.
     """
     if isinstance(source, Mapping):
         data, where = dict(source), "recipe"
@@ -94,11 +82,7 @@ def _check_kind(kind: Any, expected: str | None, where: str) -> None:
 
 
 def validate(model: type[R], data: Mapping[str, Any], where: str) -> R:
-    """Return the recipe that the keys describe.
-
-    Raises:
-        InputError: a key or value is wrong; the message explains the first one.
-    """
+    """Return the recipe that the keys describe. Raises InputError that explains the first wrong key or value."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -121,10 +105,9 @@ def _find(source: str | Path, kind: str | None) -> Path:
 
 
 def read_override(override: str) -> tuple[str, Any]:
-    """Return the key and value of ``key=value``. The value is parsed as TOML, or else taken as text.
+    """Return the key and value of ``key=value``; a value that is not TOML is text.
 
-    Raises:
-        InputError: there is no ``=``, or nothing before it.
+    Raises InputError if there is no ``=``, or nothing before it.
     """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -217,7 +200,6 @@ _EXPECTATIONS: Mapping[str, str] = {
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
-    """Describe what a value must be."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         name = str(error["loc"][-1])
@@ -250,10 +232,8 @@ def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:
         field = model.model_fields.get(part)
         if field is None:
             break
-        model = next(
-            (kind for kind in _classes(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)),
-            model,
-        )
+        kinds = _classes(field.annotation)
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return list(model.model_fields)
 
 

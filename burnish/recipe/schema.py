@@ -1,7 +1,6 @@
 """The schema of a recipe, the TOML file that a run depends on entirely.
 
-A recipe that cannot work is refused here, before a model is loaded. The message names the key's path, the value, what was
-expected and the nearest correct spelling. ``reading`` reads the file.
+A recipe that cannot work is refused here, before a model is loaded. ``reading`` reads the file.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from burnish.recipe.sections import (
     Evaluation,
     Guards,
     OpenSection,
+    Pair,
     RewardSection,
     Section,
     check_rewards,
@@ -117,14 +117,15 @@ class PolicySection(Section):
                 )
             if self.scores is None:
                 raise ValueError(
-                    'policy.scores is missing; set it to what the module returns: "logits", "probabilities" (it ends in '
-                    'a softmax) or "logprobs"'
+                    'policy.scores is missing; set it to what the module returns: "logits", "probabilities" (it ends '
+                    'in a softmax) or "logprobs"'
                 )
         if self.weights is not None and self.vocabulary is not None:
             raise ValueError("policy.weights brings its own vocabulary.json; remove policy.vocabulary")
         if self.vocabulary_size is not None and self.vocabulary != "bpe":
             raise ValueError(
-                'policy.vocabulary_size belongs to policy.vocabulary = "bpe"; remove it, since the others have a fixed size'
+                'policy.vocabulary_size belongs to policy.vocabulary = "bpe"; remove it, since the others have a fixed '
+                "size"
             )
         return self
 
@@ -154,8 +155,8 @@ class Sampling(Section):
     def _check_masks(self) -> Sampling:
         if self.nlpo_top_p < 1 and (self.top_p < 1 or self.top_k > 0):
             raise ValueError(
-                "nlpo_top_p and top_p or top_k restrict the tokens by different policies; together they may leave no token: "
-                "use one of them"
+                "nlpo_top_p and top_p or top_k restrict the tokens by different policies; together they may leave no "
+                "token: use one of them"
             )
         return self
 
@@ -169,7 +170,7 @@ class Optimizer(Section):
     """AdamW (arXiv 1711.05101) and its learning-rate schedule."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Pair = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -182,11 +183,6 @@ class Optimizer(Section):
     """Whether training reuses matrix products of sampling instead of recomputing them."""
     reuse_memory: float = Field(0.0125, gt=0, le=0.5)
     """Share of the machine's memory for these products; those that save the most time per byte are kept first."""
-
-    @field_validator("betas", mode="before")
-    @classmethod
-    def _tuple_from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("betas")
     @classmethod
@@ -248,12 +244,10 @@ class Recipe(Job):
 
 
 def _without_none(value: Any) -> Any:
-    # TOML has no null; leaving a key out means the same as None.
+    # TOML has no null; leaving a key out means the same as None. pydantic's exclude_none stops at plain dicts.
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def load_recipe(
@@ -261,12 +255,8 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe from a TOML file, a built-in recipe's name or a mapping.
 
-    Args:
-        changes: top-level keys to set.
-        overrides: ``section.key=value`` texts, applied in order after ``changes``.
-
-    Raises:
-        InputError: the file is missing or invalid, or the recipe cannot work.
+    ``changes`` are top-level keys to set, ``overrides`` are ``section.key=value`` texts, applied after them. Raises
+    InputError if the file is missing or invalid, or the recipe cannot work.
     """
     data, where = read_recipe(source, overrides, changes=changes)
     recipe = validate(Recipe, data, where)
@@ -275,11 +265,7 @@ def load_recipe(
 
 
 def check_names(recipe: Recipe, where: str = "recipe") -> None:
-    """Check the names in a recipe and the options of what they name, without loading a model or data.
-
-    Raises:
-        InputError: a name is unknown, or does not take one of its options.
-    """
+    """Raise InputError if a name in the recipe is unknown or does not take one of its options; nothing is loaded."""
     from burnish.rewards.registry import METRIC, REWARDS, TABLE
     from burnish.tasks.registry import TASKS, check_task_options
 
@@ -291,8 +277,8 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(f"{where}: {error}") from error
     if recipe.sampling.nlpo_top_p < 1 and recipe.policy.use == "causal_lm":
         raise InputError(
-            f'{where}: sampling.nlpo_top_p: not available with policy.use = "causal_lm", since a second model would have to '
-            'run for every token; use "lstm", "module" or "tabular", or sampling.top_p'
+            f'{where}: sampling.nlpo_top_p: not available with policy.use = "causal_lm", since a second model would have '
+            'to run for every token; use "lstm", "module" or "tabular", or sampling.top_p'
         )
     for key, sections, beside in (
         ("reward", recipe.reward, TABLE),
@@ -311,6 +297,6 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(f"{where}: task: {error}") from error
     if recipe.policy.use == "tabular" and recipe.task.use != "toy" and ":" not in recipe.task.use:
         raise InputError(
-            f'{where}: policy.use = "tabular" has a vocabulary of four characters, which cannot spell the texts of task '
-            f"'{recipe.task.use}'; use the task \"toy\" or a language model"
+            f'{where}: policy.use = "tabular" has a vocabulary of four characters, which cannot spell the texts of '
+            f"task '{recipe.task.use}'; use the task \"toy\" or a language model"
         )

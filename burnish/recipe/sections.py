@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from burnish.registry import nearest
 
 MAX_SIZE = 1 << 20
 """Upper limit of sizes and counts; a larger number is a typing error that would exhaust memory or never end."""
+
+Pair = Annotated[tuple[float, float], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+"""Two numbers, in a recipe a list."""
 
 
 class Section(BaseModel):
@@ -52,7 +55,7 @@ class RewardSection(OpenSection):
     weight: float = 1.0
     name: str | None = None
     """The part's name in metrics; None uses ``use``."""
-    clip: tuple[float, float] | None = None
+    clip: Pair | None = None
     """Lower and upper limit of the part."""
     gate: float | None = None
     """Threshold of the unclipped part, below which a completion gets no credit from the other parts."""
@@ -62,12 +65,7 @@ class RewardSection(OpenSection):
     schedule: Schedule | None = None
     """A factor of the weight that depends on the step."""
     credit: Literal["completion", "sentence", "token"] = "completion"
-    """In training, what earns the part: the whole completion, or each sentence or token by how much it raises the part."""
-
-    @field_validator("clip", mode="before")
-    @classmethod
-    def _tuple_from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    """In training, what earns the part: the whole completion, or each sentence or token by how much it raises it."""
 
     @field_validator("clip")
     @classmethod
@@ -88,16 +86,10 @@ class RewardSection(OpenSection):
 
 
 def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int, steps: int) -> None:
-    """Check that the rewards can work together.
+    """Check that the rewards can work together, with G samples per prompt and P prompts per step.
 
-    Args:
-        samples: G, completions per prompt.
-        prompts: P, prompts per step.
-        steps: steps of the run.
-
-    Raises:
-        ValueError: two parts have one name, every weight is 0, a gate has no other part, a normalisation has nothing to
-            compare, or a schedule is longer than the run.
+    Raises ValueError if two parts have one name, every weight is 0, a gate has no other part, a normalisation has nothing
+    to compare, or a schedule is longer than the run.
     """
     parts = [section.part for section in sections]
     if not any(section.counts for section in sections):
@@ -129,8 +121,8 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
 def _check_token_credit(key: str, section: RewardSection, sections: Sequence[RewardSection]) -> None:
     if section.normalise:
         raise ValueError(
-            f'{key}: normalise = "{section.normalise}" compares whole completions, so it cannot be combined with credit = '
-            f'"{section.credit}"; remove one of the two (presets such as grpo already divide by the spread)'
+            f'{key}: normalise = "{section.normalise}" compares whole completions, so it cannot be combined with '
+            f'credit = "{section.credit}"; remove one of the two (presets such as grpo already divide by the spread)'
         )
     if gates := [other.part for other in sections if other.gate is not None]:
         raise ValueError(
@@ -171,16 +163,15 @@ class Evaluation(Section):
     resamples: int = Field(1000, ge=100, le=10**6)
     """Bootstrap resamples per interval."""
     bleu_tokenize: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
-    """sacrebleu's tokenizer for corpus BLEU; "auto" chooses by the references: "zh" for Chinese, "13a" for most others."""
+    """sacrebleu's tokenizer for corpus BLEU; "auto" is "zh" for Chinese references and "13a" for most others."""
     metrics: list[MetricSection] = []
     """Rewards that are measured but not trained on; a string is short for a table with that ``use``."""
 
     @field_validator("metrics", mode="before")
     @classmethod
     def _tables_from_names(cls, value: Any) -> Any:
-        return (
-            [{"use": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-        )
+        tables = isinstance(value, list)
+        return [{"use": item} if isinstance(item, str) else item for item in value] if tables else value
 
     @field_validator("metrics")
     @classmethod
@@ -202,11 +193,10 @@ class Guards(Section):
     diversity_drop: float = Field(0.1, gt=0, lt=1)
     """Warn if the reward has risen and distinct-2 has fallen by more than this share of its first value."""
     length_drift: float = Field(0.5, ge=0)
-    """Warn if the reward has risen and the mean length has changed by a factor of more than 1 + this, up or down; 0 turns
-    the warning off."""
+    """Warn if the reward has risen and the mean length has changed by a factor of more than 1 + this, up or down; 0 never
+    warns."""
     metrics: list[str] | None = None
-    """Metrics that must not get worse while the reward rises; None watches every metric of evaluation.metrics that has a
-    direction."""
+    """Metrics that must not get worse while the reward rises; None watches every evaluation metric with a direction."""
     metric_drop: float = Field(0.0, ge=0, lt=1)
     """Tolerated loss of such a metric, as a share of its first value; a smaller or insignificant loss never warns."""
     window: int = Field(5, ge=1)
@@ -218,9 +208,8 @@ class Guards(Section):
 def guarded_metrics(guards: Guards, rewards: Sequence[RewardSection], evaluation: Evaluation) -> tuple[str, ...]:
     """Return the guarded keys of a held-out evaluation: ``metric/<name>``, ``reward/<part>`` or one of ``HELD_OUT``.
 
-    Raises:
-        ValueError: a guarded metric is not measured, has no direction or is trained on; or ``stop`` is set without
-            measurements that could tell which model was the best.
+    Raises ValueError if a guarded metric is not measured, has no direction or is trained on, or if ``stop`` is set without
+    measurements that tell which model was the best.
     """
     if guards.stop and evaluation.every == 0:
         raise ValueError(

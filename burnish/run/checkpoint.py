@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,23 +49,13 @@ class Checkpointed(Protocol):
 
 
 class Checkpointer:
-    """Saves a learner into a run folder and restores it, bit for bit.
-
-    Args:
-        keep: how many of the newest checkpoints to keep.
-    """
+    """Saves a learner into a run folder, where the newest ``keep`` checkpoints stay, and restores it bit for bit."""
 
     def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
         self.run, self.learner, self.keep = run, learner, keep
 
     def save(self, spare: int | None = None) -> None:
-        """Save the learner after its current step.
-
-        Args:
-            spare: a step whose checkpoint is kept, however old it is.
-        Raises:
-            BurnishError: the checkpoint could not be written; older checkpoints are unchanged.
-        """
+        """Save the learner after its current step. Errors and ``spare`` are those of ``Run.save_checkpoint``."""
         state: dict[str, Any] = {}
         for part in self.learner.parts:
             state |= part.state()
@@ -81,43 +70,33 @@ class Checkpointer:
             part.write(folder)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the learner from a checkpoint.
-
-        Raises:
-            InputError: the checkpoint is damaged or belongs to another recipe.
-        """
+        """Restore the learner. Raises InputError if the checkpoint is damaged or belongs to another recipe."""
         if checkpoint.state.get("step") != checkpoint.step:
             raise InputError(
                 f"{checkpoint.folder}/state.json belongs to another step: delete the folder to resume from an older one"
             )
         policy = self.learner.policy
-        with checkpoint_errors(checkpoint.folder):
+        try:
             for part in self.learner.parts:
                 part.restore(checkpoint)
             policy.load(checkpoint.folder / "model")
             read_optimizer(self.learner.optimizer, policy.trainable(), checkpoint.folder)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{checkpoint.folder} cannot be read ({error}); delete it to resume from an older checkpoint"
+            ) from error
         self.learner.step = checkpoint.step
-
-
-@contextmanager
-def checkpoint_errors(checkpoint: Path) -> Iterator[None]:
-    """Turn any error from reading a checkpoint folder into an InputError that says what to do."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{checkpoint} cannot be read ({error}); delete it to resume from an older checkpoint"
-        ) from error
 
 
 def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
     """Write the optimizer's state to ``optimizer.safetensors``, keyed by parameter name."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
+    tensors = {
+        f"{key}/{name}": torch.as_tensor(value).contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
     save_file(tensors, folder / "optimizer.safetensors")
 
 

@@ -1,8 +1,7 @@
 """The run folder: atomic writes, checkpoints and resuming.
 
 Whenever a run is killed, its folder holds complete checkpoints and complete lines up to some step. Resuming drops the
-lines after the newest checkpoint and continues from there. All randomness is a function of seed and step, so repeated
-steps give the same bits.
+lines after the newest checkpoint; repeated steps give the same bits, since randomness is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from burnish.errors import BurnishError, InputError
-from burnish.system.files import explained, sync_file, sync_folder, sync_tree, write_json, write_text
+from burnish.system.files import explained, new_folder, sync_file, write_json, write_text
 
 if TYPE_CHECKING:
     from burnish.recipe.schema import Job
@@ -59,11 +58,7 @@ class Checkpoint:
 
 
 class Run:
-    """A run folder, locked by one process at a time.
-
-    Args:
-        verb: the command that resumes the run, for messages.
-    """
+    """A run folder, locked by one process at a time; ``verb`` is the command that resumes the run."""
 
     def __init__(self, folder: Path, verb: str = "train") -> None:
         self.folder = folder
@@ -89,12 +84,7 @@ class Run:
         *,
         verb: str = "train",
     ) -> Run:
-        """Create a run folder.
-
-        Raises:
-            InputError: the folder already holds a run.
-            BurnishError: the folder cannot be made.
-        """
+        """Create a run folder. Raises InputError if it already holds a run, BurnishError if it cannot be made."""
         path = folder or _make_unused(Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
@@ -142,52 +132,40 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the complete checkpoints, oldest first."""
-        checkpoints = []
-        for path in (self.folder / "checkpoints").glob("step-*"):
-            if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file():
-                checkpoints.append(Checkpoint(int(match[1]), path))
+        checkpoints = [
+            Checkpoint(int(match[1]), path)
+            for path in (self.folder / "checkpoints").glob("step-*")
+            if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file()
+        ]
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def save_checkpoint(
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int, spare: int | None = None
     ) -> Checkpoint:
-        """Write checkpoints/step-N atomically, then delete all but the newest ``keep``.
+        """Write checkpoints/step-N atomically, then delete all but the newest ``keep`` and that of step ``spare``.
 
-        Args:
-            write: fills a folder with ``model/`` and ``optimizer.safetensors``.
-            spare: a step whose checkpoint is kept, however old it is.
-        Raises:
-            BurnishError: the checkpoint could not be written, for instance because the disk is full; older checkpoints
-                are unchanged.
+        ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``. Raises BurnishError if the checkpoint cannot
+        be written; older checkpoints are unchanged.
         """
         target = self.folder / "checkpoints" / f"step-{step}"
-        temporary = target.with_name(f".{target.name}.partial")
         with explained(f"cannot save {target}", self.advice_on_full_disk):
             # An existing one is complete and has the same bits: an interrupt came right after it was written.
             if not (target / "state.json").is_file():
-                try:
-                    for leftover in (temporary, target):
-                        shutil.rmtree(leftover, ignore_errors=True)
-                    (temporary / "model").mkdir(parents=True)
+                shutil.rmtree(target, ignore_errors=True)
+                with new_folder(target) as temporary:
+                    (temporary / "model").mkdir()
                     write(temporary)
                     write_json(temporary / "state.json", {"step": step, **state})
                     # If the checkpoint survives a power cut, the lines up to its step must too.
                     for name in LINES:
                         sync_file(self.folder / name)
-                    sync_tree(temporary)
-                    os.rename(temporary, target)
-                    sync_folder(target.parent)
-                except BaseException:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    raise
             self._point_model_at(Checkpoint(step, target))
             for old in self.checkpoints()[:-keep]:
-                if old.step == spare:
-                    continue
-                # Renamed first: a half-deleted checkpoint must never look complete.
-                temporary = old.folder.with_name(f".{old.folder.name}.partial")
-                os.rename(old.folder, temporary)
-                shutil.rmtree(temporary, ignore_errors=True)
+                if old.step != spare:
+                    # Renamed first: a half-deleted checkpoint must never look complete.
+                    temporary = old.folder.with_name(f".{old.folder.name}.partial")
+                    os.rename(old.folder, temporary)
+                    shutil.rmtree(temporary, ignore_errors=True)
         return Checkpoint(step, target)
 
     def _point_model_at(self, checkpoint: Checkpoint) -> None:
@@ -203,10 +181,7 @@ class Run:
             self._point_model_at(checkpoint)
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
-        """Return the folder to its state after a checkpoint, or before the first step (None).
-
-        Later lines and the leftovers of a kill are deleted.
-        """
+        """Delete later lines and leftovers of a kill: return to a checkpoint, or to before the first step (None)."""
         step = checkpoint.step if checkpoint else 0
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             for name in LINES:
@@ -257,11 +232,7 @@ def _make_unused(path: Path) -> Path:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl file, without a last line that is incomplete.
-
-    Raises:
-        InputError: a line before the last cannot be read.
-    """
+    """Yield the rows of a .jsonl file, without an incomplete last line. Raises InputError if another is not JSON."""
     if not path.exists():
         return
     lines = path.read_bytes().split(b"\n")

@@ -13,9 +13,8 @@ from burnish.errors import BurnishError
 class Interrupts:
     """Context manager in which SIGINT raises KeyboardInterrupt, except between ``hold`` and ``release``.
 
-    A step calls ``hold`` before the optimizer moves the weights, and the loop calls ``release`` once the step's rows are
-    written, so a checkpoint can be saved at any KeyboardInterrupt. Outside the main thread, which receives no signals,
-    it does nothing.
+    A step calls ``hold`` before the optimizer moves the weights, and the loop calls ``release`` once the step's rows
+    are written, so a checkpoint can be saved at any KeyboardInterrupt. Outside the main thread it does nothing.
     """
 
     def __init__(self) -> None:

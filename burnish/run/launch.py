@@ -1,8 +1,4 @@
-"""Start and end of every command that trains.
-
-Opens or creates the run folder, handles Ctrl-C, and makes the recipe's paths absolute so that the run can be resumed
-from any directory.
-"""
+"""Start and end of every command that trains: the run folder, Ctrl-C, and the recipe's paths made absolute."""
 
 from __future__ import annotations
 
@@ -37,8 +33,7 @@ A = TypeVar("A")
 def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer: Observer) -> A:
     """Open a run folder, return the result of the work in it, and close the folder.
 
-    Raises:
-        Interrupted: Ctrl-C was pressed after the folder was opened; the message names the command to resume.
+    Raises Interrupted, which names the command to resume, if Ctrl-C is pressed after the folder was opened.
     """
     with Interrupts() as interrupts:
         interrupts.hold()
@@ -63,15 +58,9 @@ def create_or_open_run(
     changed: bool,
     verb: str = "train",
 ) -> Run:
-    """Create a run folder for a recipe, or open the one to resume.
+    """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    Args:
-        recipe: the source that ``read`` turns into a recipe; None to resume a run.
-        changed: whether the call overrides parts of the recipe.
-        verb: the command.
-
-    Raises:
-        InputError: a run to resume comes with a recipe, changes or a folder, or there is neither recipe nor run.
+    Raises InputError if a run to resume comes with a recipe, changes or a folder, or if there is neither recipe nor run.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
@@ -98,7 +87,7 @@ def discard_on_failure(run: Run, *, fresh: bool) -> Iterator[None]:
 
 
 class WarningRecorder:
-    """Observer that forwards everything and records warnings, so that those before the first step reach the run folder."""
+    """Observer that forwards everything and records warnings, so that early ones reach the run folder."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
@@ -141,11 +130,11 @@ def warn_if_environment_changed(run: Run, now: Mapping[str, Any], observer: Obse
         observer.message(f"{path} cannot be read: unable to check for changes of the environment", level="warning")
         return
     if changed:
-        text = (
-            f"the environment has changed since the run began ({', '.join(changed)}): results may differ from those of an "
-            "uninterrupted run"
+        observer.message(
+            f"the environment has changed since the run began ({', '.join(changed)}): results may differ from those of "
+            "an uninterrupted run",
+            level="warning",
         )
-        observer.message(text, level="warning")
 
 
 def resolve_recipe_paths(recipe: J) -> J:

@@ -1,7 +1,7 @@
 """The machine: cores, memory, load, and the speed of its matrix products.
 
-Speeds are measured on the products of a language model: the weights of a stack of layers, each used once before the
-first is used again, so that small batches pay for reading them from memory, as decoding does.
+Speeds are those of a language model's products: a stack of weights, each used once before the first is used again, so
+that small batches pay for reading them from memory, as decoding does.
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ def products(
     rows: Sequence[int], *, dtypes: Sequence[str] = ("float32",), shapes: Sequence[tuple[int, int]] = SMOLLM2_SHAPES,
     weight_bytes: int = WEIGHT_BYTES, passes: int = 5,
 ) -> list[Product]:  # fmt: skip
-    """Measure every library of this build of torch, at each number of rows and dtype, with torch's threads.
-
-    The result is the median of the passes after an untimed one.
-    """
+    """Measure every library of this build of torch at each number of rows and dtype: the median of the timed passes."""
     import torch
 
     measured = []
@@ -83,8 +80,7 @@ def _passes(calls: Sequence[tuple[Callable[[Tensor], Tensor], Tensor]], count: i
 
 
 def libraries(dtype: str) -> Mapping[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]]]:
-    """Return name -> function of a weight [out, in] and a number of rows that returns the product; it packs
-    beforehand."""
+    """Return name -> function of a weight [out, in] and a number of rows that packs the weight and returns the product."""
     import torch
 
     ops: Any = torch.ops
@@ -112,10 +108,7 @@ def best(measured: Sequence[Product], rows: int, dtype: str = "float32") -> Prod
 
 
 def spin(seconds: float = 0.5, workers: int | None = None) -> float:
-    """Return the share of processor time that a short busy loop on every core got, in [0, 1].
-
-    It is near 1 on a quiet machine; other processes lower it.
-    """
+    """Return the share of processor time that a short busy loop on every core got: near 1 on a quiet machine."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -133,8 +126,7 @@ def _busy(seconds: float) -> float:
 
 
 def load_average() -> float | None:
-    """Return the mean number of processes that wanted a core in the last minute, or None if the system has no such
-    number."""
+    """Return the mean number of processes that wanted a core in the last minute, or None if the system does not tell."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):

@@ -6,10 +6,9 @@ import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next step instead of returning them to the kernel.
+    """Let glibc keep large freed blocks for the next step, since mapping and zeroing them again costs a tenth of the step.
 
-    Every step allocates and frees tensors of the same sizes; mapping and zeroing their pages again took a tenth of a
-    training step's processor time (docs/lessons.md). Does nothing with other C libraries.
+    Does nothing with other C libraries. See docs/lessons.md.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

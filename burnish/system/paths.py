@@ -10,11 +10,7 @@ from burnish.errors import InputError
 
 
 def expanded(path: str | Path) -> Path:
-    """Return the path with ``~`` replaced by a home folder.
-
-    Raises:
-        InputError: the path begins with the home folder of a user who does not exist.
-    """
+    """Return the path with ``~`` replaced by a home folder. Raises InputError if that user does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -22,15 +18,10 @@ def expanded(path: str | Path) -> Path:
 
 
 def home() -> Path:
-    """Return the folder for models, data and compiled files: ``BURNISH_HOME``, else ``burnish`` in the user's cache
-    folder.
+    """Return ``BURNISH_HOME``, the folder for models, data and compiled files, or else ``burnish`` in the cache folder.
 
-    On Linux the cache folder is ``XDG_CACHE_HOME`` if that is an absolute path (the XDG specification ignores any
-    other), else ``~/.cache``. Other systems have folders of their own, such as ``~/Library/Caches``; a
-    ``~/.cache/burnish`` from an earlier version is used there as long as it exists. Nothing is created.
-
-    Raises:
-        InputError: the user has no home folder.
+    On systems other than Linux, an existing ``~/.cache/burnish`` from an earlier version takes precedence over the system's
+    own cache folder. Nothing is created. Raises InputError if the user has no home folder.
     """
     from platformdirs import user_cache_path
 
