@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from burnish.benchmark import floor
 from burnish.benchmark.harness import PARAMETERS
-from burnish.catalogue import entries, store
+from burnish.benchmark.protocol import versions
+from burnish.catalogue import store
 from burnish.system.machine import best, cores, load_average, memory, processor, products
 
 PACKAGES = (
-    "burnish",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "sacrebleu",
-    "reasoning-gym",
-    "ray",
-    "vllm",
-    "wandb",
-)
+    "burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "reasoning-gym", "ray", "vllm", "wandb",
+)  # fmt: skip
 
 
 def examined() -> dict[str, Any]:
-    """Measure for some seconds. Speeds are in GFLOP/s, memory in bytes, limits in tokens per second for
-    SmolLM2-135M."""
+    """Measure for some seconds: GFLOP/s, bytes of memory, and limits in tokens per second for SmolLM2-135M."""
     rows = (*floor.SMALL_ROWS, floor.LARGE_ROWS)
     measured = products(rows, dtypes=("float32", "bfloat16"))
     speeds = floor.speeds(measured)
@@ -42,9 +32,9 @@ def examined() -> dict[str, Any]:
             **{f"sampling {n} rows": floor.tokens_per_second(PARAMETERS, speeds.at(n)) for n in floor.SMALL_ROWS},
             "training": floor.tokens_per_second(PARAMETERS, speeds.large, floor.TRAINING),
         },
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cache": {"folder": str(store.home()), "bytes": _size()},
-        "model": "there" if _has_model() else "burnish fetch smollm2-135m",
+        "packages": dict.fromkeys(PACKAGES) | versions(*PACKAGES),
+        "cache": {"folder": str(store.home()), "bytes": _cache_size()},
+        "model": "there" if any(store.home().glob("models/smollm2-135m-*")) else "burnish fetch smollm2-135m",
     }  # fmt: skip
 
 
@@ -54,31 +44,24 @@ def lines(facts: Mapping[str, Any]) -> Sequence[str]:
         f"processor    {facts['processor']}, {facts['cores']} cores, load {facts['load']}",
         f"memory       {facts['memory'] / 1e9:.1f} GB, {facts['memory_free'] / 1e9:.1f} free",
     ]
-    for one in facts["products"]:
-        report.append(f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})")
-    for name, value in facts["limit"].items():
-        report.append(f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)")
-    report.append(
-        "packages     " + ", ".join(f"{name} {number}" for name, number in facts["packages"].items() if number)
-    )
-    report.append("missing      " + ", ".join(name for name, number in facts["packages"].items() if not number))
-    report.append(f"cache        {facts['cache']['folder']}, {facts['cache']['bytes'] / 1e9:.2f} GB")
-    report.append(f"model        smollm2-135m: {facts['model']}")
-    return report
+    report += [
+        f"{one['dtype']:12} {one['gflops']:.0f} GFLOP/s at {one['rows']} rows ({one['library']})"
+        for one in facts["products"]
+    ]
+    report += [
+        f"limit        {value:.0f} tokens/s {name}, SmolLM2-135M in float32 (products alone)"
+        for name, value in facts["limit"].items()
+    ]
+    packages = facts["packages"].items()
+    return [
+        *report,
+        "packages     " + ", ".join(f"{name} {number}" for name, number in packages if number),
+        "missing      " + ", ".join(name for name, number in packages if not number),
+        f"cache        {facts['cache']['folder']}, {facts['cache']['bytes'] / 1e9:.2f} GB",
+        f"model        smollm2-135m: {facts['model']}",
+    ]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _size() -> int:
+def _cache_size() -> int:
     folder = store.home()
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-
-
-def _has_model() -> bool:
-    entry = entries.lookup("smollm2-135m")
-    return any(store.home().glob(f"models/{entry.name}-*"))

@@ -1,9 +1,8 @@
 """Lower bound of a job's time on this machine: its floating-point operations at the speed of a bare matrix product.
 
 Operations are counted as usual (Kaplan et al., arXiv 2001.08361, section 2.1): 2 per parameter and token forward, 4
-more backward, or 2 more with frozen weights, which get no gradient. Each prompt counts once, whatever the number of
-samples. Attention over the context, the optimizer and drawing tokens are not counted, so that the bound cannot be
-reached.
+more backward, or 2 more with frozen weights. Each prompt counts once, whatever the number of samples. Attention over the
+context, the optimizer and drawing tokens are not counted, so that the bound cannot be reached.
 """
 
 from __future__ import annotations
@@ -35,14 +34,12 @@ class Speeds:
 
 def speeds(measured: Sequence[Product], dtype: str = "float32") -> Speeds:
     """Return the speed of the fastest library at each number of rows."""
-    return Speeds(
-        best(measured, LARGE_ROWS, dtype).gflops, {rows: best(measured, rows, dtype).gflops for rows in SMALL_ROWS}
-    )
+    small = {rows: best(measured, rows, dtype).gflops for rows in SMALL_ROWS}
+    return Speeds(best(measured, LARGE_ROWS, dtype).gflops, small)
 
 
 def sampling_seconds(parameters: int, prompt_tokens: int, tokens: int, completions: int, machine: Speeds) -> float:
-    """Return the seconds to read each prompt once and run one forward pass per sampled token, ``completions`` at
-    once."""
+    """Return the seconds of reading each prompt once and a forward pass per sampled token, ``completions`` at once."""
     prompts = FORWARD * parameters * prompt_tokens / machine.large / 1e9
     return prompts + FORWARD * parameters * tokens / machine.at(completions) / 1e9
 

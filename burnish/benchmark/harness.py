@@ -1,8 +1,4 @@
-"""Benchmark of burnish and its peers on the same jobs, and its tables.
-
-Each runner is a separate process. The table is rewritten after every measurement, so that an interrupted benchmark
-keeps its results.
-"""
+"""Benchmark of burnish and its peers on the same jobs, each in a separate process, and its tables."""
 
 from __future__ import annotations
 
@@ -41,13 +37,12 @@ PARAMETERS = 134_515_008
 
 @dataclass(frozen=True, slots=True)
 class WorkloadMedians:
-    """One workload's medians over the rounds.
+    """One workload's medians over the rounds, by runner.
 
     Attributes:
-        seconds: per step, by runner.
-        sampling: seconds per step spent sampling, by runner.
-        tokens: sampled per step, by runner.
-        peak: bytes, by runner.
+        sampling: seconds per step spent sampling.
+        tokens: sampled per step.
+        peak: bytes.
         ratio: by peer, the median over rounds of its seconds per step divided by burnish's.
         token_ratio: the same for seconds per sampled token.
         limits: the shares of the machine's limit that burnish reached: "sampling", "training".
@@ -82,11 +77,10 @@ def run_benchmark(
     names: Sequence[str], *, peers: Sequence[str], rounds: int, out: Path, threads: int, force: bool,
     observer: Observer,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure, and write ``bench.json``, ``bench.md`` and ``bench.svg`` into ``out``.
+    """Measure, and write ``bench.json``, ``bench.md`` and ``bench.svg`` into ``out`` after each measurement.
 
-    Raises:
-        InputError: an unknown name, a missing peer, or a machine that is not quiet (unless ``force``).
-        BurnishError: burnish's own runner failed.
+    Raises InputError for an unknown name, a missing peer, or a machine that is not quiet (unless ``force``), and
+    BurnishError if burnish's own runner failed.
     """
     works = [workload(name) for name in names]
     check_peers(peers)
@@ -141,20 +135,16 @@ def tokenizer_tools() -> tuple[str, list[str], Encode, Decode, Render]:
 def _jobs(works: Sequence[Workload], threads: int) -> dict[tuple[str, bool], BenchmarkJob]:
     """Return (workload, whether for a peer) -> job, on the built-in model and news."""
     folder, texts, encode, decode, render = tokenizer_tools()
-    made = {}
+    jobs = {}
     for work in works:
         prompts = prompts_for(work, texts, encode, decode, render)
         for peer in (False, True):
-            made[work.name, peer] = work.job(folder, prompts, encode, peer=peer, seed=0, threads=threads)
-    return made
+            jobs[work.name, peer] = work.job(folder, prompts, encode, peer=peer, seed=0, threads=threads)
+    return jobs
 
 
 def run_job(runner: str, job: BenchmarkJob) -> dict[str, Any] | None:
-    """Run a job and return its result, or None if a peer failed.
-
-    Raises:
-        BurnishError: burnish itself failed.
-    """
+    """Run a job and return its result, or None if a peer failed. Raises BurnishError if burnish itself failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         job.write(path)
@@ -205,14 +195,10 @@ def workload_medians(
         }
 
     seconds, sampling, tokens = median("seconds"), median("sampling_seconds"), median("tokens")
-    least = floor.sampling_seconds(
-        parameters, job.prompt_tokens, round(tokens["burnish"]), job.completions, speeds
-    )  # fmt: skip
-    limits = {"sampling": least / sampling["burnish"]}
+    work = (parameters, job.prompt_tokens, round(tokens["burnish"]))
+    limits = {"sampling": floor.sampling_seconds(*work, job.completions, speeds) / sampling["burnish"]}
     if job.kind == "grpo":
-        training = floor.training_seconds(
-            parameters, job.prompt_tokens, round(tokens["burnish"]), speeds, adapter=job.lora_rank is not None
-        )
+        training = floor.training_seconds(*work, speeds, adapter=job.lora_rank is not None)
         limits["training"] = training / (seconds["burnish"] - sampling["burnish"])
     peak = {runner: round(value) for runner, value in median("peak_bytes").items()}
     return WorkloadMedians(job.workload, seconds, sampling, tokens, peak, ratios(None), ratios("tokens"), limits)

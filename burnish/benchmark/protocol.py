@@ -1,7 +1,6 @@
 """Protocol between harness and runners: one job file in, one JSON object out.
 
-A runner is a separate process in the environment that its library needs. This module uses only the standard library, so
-that peers can import it without burnish's dependencies.
+It uses only the standard library, so that peers can import it without burnish's dependencies.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ class BenchmarkJob:
     """One benchmark job, the same for every runner.
 
     Attributes:
-        workload: its name.
         kind: a whole GRPO step, or sampling alone.
         model: a folder in Hugging Face form.
         prompts: texts, which every runner encodes with the model's tokenizer.
@@ -85,13 +83,7 @@ class BenchmarkJob:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as a runner measured it.
-
-    Attributes:
-        seconds: of the whole step.
-        sampling_seconds: the part of it spent sampling.
-        tokens: number of sampled tokens, with end-of-text tokens and without padding.
-    """
+    """One step as a runner measured it: its seconds, those spent sampling, and its sampled tokens without padding."""
 
     seconds: float
     sampling_seconds: float
@@ -100,15 +92,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """Measurements of a runner.
-
-    Attributes:
-        warmup: steps before the measurement.
-        steps: the measured steps.
-        peak_bytes: largest resident memory of the runner's process.
-        versions: of the packages involved.
-        notes: further facts.
-    """
+    """Measurements of a runner; ``peak_bytes`` is the largest resident memory of its process."""
 
     runner: str
     warmup: tuple[Step, ...]

@@ -14,13 +14,8 @@ LEAST_SHARE = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """State of the machine before a measurement.
-
-    Attributes:
-        load: load average of the last minute; None if the system has none.
-        share: share of the processor time that a busy loop on every core got.
-        cores: cores that this process may use.
-    """
+    """State of the machine: the load average of the last minute, if the system has one, the share of processor time that a
+    busy loop on every core got, and the cores that this process may use."""
 
     load: float | None
     share: float
@@ -28,11 +23,7 @@ class Quiet:
 
     @property
     def complaint(self) -> str | None:
-        """Reason why timings taken now would be unreliable; None on a quiet machine.
-
-        The load average covers the last minute, including processes that have ended; the busy loop measures the
-        present.
-        """
+        """Reason why timings taken now would be unreliable; None on a quiet machine."""
         if self.share < LEAST_SHARE:
             return f"a busy loop on {self.cores} cores got {self.share:.0%} of the time it asked for"
         if self.load is not None and self.load > MOST_LOAD * self.cores:

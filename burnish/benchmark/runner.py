@@ -6,15 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from burnish.benchmark.protocol import (
-    BenchmarkJob,
-    JobResult,
-    Stage,
-    Step,
-    read_job,
-    refuse_other_prompts,
-    versions,
-)
+from burnish.benchmark.protocol import BenchmarkJob, JobResult, Stage, Step, read_job, refuse_other_prompts, versions
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.system.machine import peak_memory
 from burnish.training.learner import Learner
@@ -82,16 +74,9 @@ def main() -> None:
         else:
             step = sampling_step(learner, number)
         steps.append(step)
-    stage.answer(
-        JobResult(
-            "burnish",
-            tuple(steps[: job.warmup]),
-            tuple(steps[job.warmup :]),
-            peak_memory(),
-            versions("burnish", "torch", "transformers", "peft"),
-            {"steps": notes},
-        )
-    )
+    packages = versions("burnish", "torch", "transformers", "peft")
+    warmup, measured = tuple(steps[: job.warmup]), tuple(steps[job.warmup :])
+    stage.answer(JobResult("burnish", warmup, measured, peak_memory(), packages, {"steps": notes}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""Benchmark workloads and their prompts.
-
-All lengths are in tokens of SmolLM2's tokenizer. The prompts depend on the data only, so that every runner on every
-machine gets the same ones.
-"""
+"""Benchmark workloads and their prompts, whose lengths are in tokens of SmolLM2's tokenizer."""
 
 from __future__ import annotations
 
@@ -106,11 +102,8 @@ def workload(name: str) -> Workload:
 def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode, decode: Decode) -> list[str]:
     """Return the first ``count`` distinct heads of texts that encode to exactly ``tokens`` tokens.
 
-    Texts that are too short are joined with the following ones. A head that does not encode to the same tokens again (a
-    word cut in two may merge differently) is skipped.
-
-    Raises:
-        InputError: there are too few.
+    Short texts are joined with the following ones. A head that does not encode to the same tokens again (a word cut in two
+    may merge differently) is skipped. Raises InputError if there are too few.
     """
     heads: dict[str, None] = {}
     for text in _joined(texts, tokens, encode):
@@ -123,7 +116,6 @@ def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode,
 
 
 def _joined(texts: Sequence[str], tokens: int, encode: Encode) -> Iterator[str]:
-    """Yield texts of at least ``tokens`` tokens, joining each with the following ones until it is long enough."""
     held = ""
     for text in texts:
         held = f"{held} {text}" if held else text

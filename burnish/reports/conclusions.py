@@ -14,19 +14,18 @@ from burnish.reports.wording import finite
 def main_conclusion(run: RunData) -> str:
     """State whether the held-out reward changed, with the evidence, or why that is not known."""
     entry = run.evaluation.get("reward")
-    if isinstance(entry, Mapping) and finite(entry.get("difference")) is not None:
-        moved = wording.change(entry)
-        places = wording.decimals(entry)
-        before, after = (wording.fixed(entry.get(key), places) for key in ("before", "after"))
-        if moved == "unclear":
-            start = f"There is no clear evidence that held-out reward changed: {before} before training, {after} after"
-        elif moved:
-            start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
-        else:
-            start = f"Held-out reward went from {before} to {after}, without a test of significance"
-        evidence = _evidence(entry)
-        return start + (f" ({evidence})." if evidence else ".")
-    return f"No conclusion yet: this run has no held-out comparison of the reward. {_training(run)}".strip()
+    if not isinstance(entry, Mapping) or finite(entry.get("difference")) is None:
+        return f"No conclusion yet: this run has no held-out comparison of the reward. {_training(run)}".strip()
+    moved = wording.change(entry)
+    places = wording.decimals(entry)
+    before, after = (wording.fixed(entry.get(key), places) for key in ("before", "after"))
+    if moved == "unclear":
+        start = f"There is no clear evidence that held-out reward changed: {before} before training, {after} after"
+    elif moved:
+        start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
+    else:
+        start = f"Held-out reward went from {before} to {after}, without a test of significance"
+    return f"{start} ({_evidence(entry)})."
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:
@@ -59,9 +58,8 @@ def other_outcomes(evaluation: Mapping[str, Any]) -> str:
     """State in one sentence how each metric other than the reward changed; return "" if there is none."""
     groups: dict[str, list[str]] = {}
     for metric in wording.ordered(evaluation):
-        if metric.startswith("reward"):
-            continue
-        groups.setdefault(wording.result(evaluation[metric]), []).append(wording.title(metric))
+        if not metric.startswith("reward"):
+            groups.setdefault(wording.result(evaluation[metric]), []).append(wording.title(metric))
     clauses = [f"{_join(groups[result])} {verb}" for result, verb in _VERBS.items() if result in groups]
     return f"Other metrics: {'; '.join(clauses)}." if clauses else ""
 
@@ -77,8 +75,7 @@ _VERBS = {
 
 def blandness(run: RunData) -> list[str]:
     """State how much of the gain may come from blander or longer text, one sentence per finding."""
-    evaluation = run.evaluation
-    return [line for line in (_contributions(run), _variety(evaluation), _length(evaluation)) if line]
+    return list(filter(None, (_contributions(run), _variety(run.evaluation), _length(run.evaluation))))
 
 
 def _contributions(run: RunData) -> str:
@@ -116,11 +113,8 @@ def _variety(evaluation: Mapping[str, Any]) -> str:
     if perplexity == "down" and distinct == "down":
         return f"The text became blander: {predictable} and {monotonous}. {_beyond_blandness(evaluation)}"
     if perplexity == "down":
-        variety = (
-            ""
-            if not distinct
-            else ", without a clear loss of variety (distinct-2 {})".format(_from_to(evaluation, "distinct_2"))
-        )
+        kept = f", without a clear loss of variety (distinct-2 {_from_to(evaluation, 'distinct_2')})"
+        variety = kept if distinct else ""
         return f"The text became {predictable}{variety}. {_beyond_blandness(evaluation)}"
     if distinct == "down":
         contrast = ", though not more predictable to the reference model" if perplexity else ""

@@ -1,14 +1,13 @@
 """The contents of a run folder, complete or not, as the report reads them.
 
-A run may have been killed at any moment, so any file may be missing and the last line of a .jsonl file may be cut off.
-Unreadable parts are left out and listed in ``RunData.problems``; only a folder without any file of a run is refused.
+A run may have been killed at any moment: missing and damaged parts are left out and listed in ``RunData.problems``.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,7 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run folder.
-
-    Raises:
-        InputError: the folder does not exist or holds none of a run's files.
-    """
+    """Read a run folder. Raises InputError if it does not exist or holds none of a run's files."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a run folder, such as one in runs/")
     if not any((folder / name).is_file() for name in FILES):
@@ -74,21 +69,16 @@ def read_run(folder: Path) -> RunData:
         run.name = name
     run.environment = _mapping(folder / "environment.json", run)
     run.rows = _steps(_lines(folder / "metrics.jsonl", run))
-    _add_held_out(run.rows, _lines(folder / "held_out.jsonl", run, optional=True))
+    by_step = {row.get("step"): row for row in run.rows}
+    for measured in _lines(folder / "held_out.jsonl", run, optional=True):
+        if (row := by_step.get(measured.get("step"))) is not None:
+            row.update({f"held_out/{name}": value for name, value in measured.items() if name != "step"})
     run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
     run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
     run.evaluation = _mapping(folder / "evaluation.json", run)
     run.before = _texts(folder / "evaluation" / "before.json", run)
     run.after = _texts(folder / "evaluation" / "after.json", run)
     return run
-
-
-def _add_held_out(rows: list[dict[str, Any]], measured: Iterable[dict[str, Any]]) -> None:
-    """Add the held-out measurements made during training to the metrics of their step, as held_out/<metric>."""
-    by_step = {row.get("step"): row for row in rows}
-    for measurement in measured:
-        if (row := by_step.get(measurement.get("step"))) is not None:
-            row.update({f"held_out/{name}": value for name, value in measurement.items() if name != "step"})
 
 
 def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> bytes | None:
@@ -108,14 +98,12 @@ def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None
 
 
 def _mapping(path: Path, run: RunData) -> Mapping[str, Any]:
-    data = _bytes(path, run)
-    if data is None:
-        return {}
+    value = None
     try:
-        value = json.loads(data.decode("utf-8", "replace"))
+        if (data := _bytes(path, run)) is not None:
+            value = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         run.problems.append(f"{path.name} is damaged")
-        return {}
     return value if isinstance(value, dict) else {}
 
 
@@ -147,11 +135,10 @@ def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for row in lines:
         step = finite(row.get("step"))
-        if step is None or step < last:
-            continue
-        if step > last:
-            last, kept = step, []
-        kept.append(row)
+        if step is not None and step >= last:
+            if step > last:
+                last, kept = step, []
+            kept.append(row)
     return kept
 
 

@@ -47,7 +47,6 @@ METRIC = "a reward that the recipe measures on held-out text but does not train 
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 
-_ORDER = list(TITLES)
 # C0 and C1 controls, bidirectional overrides, line and paragraph separators and lone surrogates could move the cursor,
 # recolour the terminal, reverse the reading order or fail to encode.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -77,16 +76,12 @@ def title(metric: str) -> str:
 
 
 def ordered(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the metrics in display order: the reward, its parts, the recipe's metrics, the known ones, then the rest."""
+    """Return the metrics in display order: the reward, its parts, the recipe's metrics, those with titles, the rest."""
+    known = list(TITLES)
 
-    def rank(metric: str) -> tuple[int, int]:
-        if metric == "reward":
-            return (0, 0)
-        if metric.startswith("reward/"):
-            return (1, 0)
-        if metric.startswith("metric/"):
-            return (1, 1)
-        return (2, _ORDER.index(metric)) if metric in _ORDER else (3, 0)
+    def rank(metric: str) -> tuple[bool, bool, bool, int]:
+        index = known.index(metric) if metric in known else len(known)
+        return metric != "reward", not metric.startswith("reward/"), not metric.startswith("metric/"), index
 
     return sorted((name for name, entry in evaluation.items() if isinstance(entry, Mapping)), key=rank)
 
@@ -156,13 +151,9 @@ def p_text(entry: Mapping[str, Any]) -> str:
 
 
 def change(entry: Mapping[str, Any]) -> str:
-    """Return how a metric changed: "up", "down", "unclear" or "".
-
-    "unclear" means that the 95% interval contains zero or p is at least 0.05; "" means that nothing was compared.
-    """
-    difference = finite(entry.get("difference"))
-    ends = interval(entry)
-    p = finite(entry.get("p_value"))
+    """Return how a metric changed: "up", "down", "unclear" (the 95% interval contains zero or p >= 0.05), or "" if nothing
+    was compared."""
+    difference, ends, p = finite(entry.get("difference")), interval(entry), finite(entry.get("p_value"))
     if difference is None or (ends is None and p is None):
         return ""
     # The bootstrap and the randomization test can disagree near the threshold; a claim needs both.

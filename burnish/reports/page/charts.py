@@ -1,9 +1,8 @@
 """The report's charts as plotly figures: plain dicts, because only plotly.js draws them.
 
-Colours are names such as ``$blue``, which the page's script replaces by values of its style sheet, so that one figure
-serves light mode, dark mode and print. Colour-blind readers can distinguish the hues, and lines that share a chart also
-differ in dash or marker. No text from the run enters a figure, because plotly interprets tags; the page sets and escapes
-the titles.
+Colours are names such as ``$blue``, which the page's script replaces by those of light mode, dark mode and print. Lines
+that share a chart also differ in dash or marker. No text from the run enters a figure, because plotly interprets tags;
+the page sets and escapes the titles.
 """
 
 from __future__ import annotations
@@ -48,11 +47,10 @@ def thin_rows(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
     every = -(-len(rows) // points)
     if every <= 1:
         return list(rows)
-    last = len(rows) - 1
     return [
         row
-        for index, row in enumerate(rows)
-        if index % every == 0 or index == last or any(key.startswith("held_out/") for key in row)
+        for index, row in enumerate(rows, start=1)
+        if index % every == 1 or index == len(rows) or any(key.startswith("held_out/") for key in row)
     ]
 
 
@@ -61,8 +59,7 @@ def chart_sections(
 ) -> list[ChartSection]:
     """Return every chart that the rows have data for; unknown metrics come last, in a folded section.
 
-    Args:
-        kept: step of the model that was evaluated after training, if it is not the last step.
+    ``kept`` is the step of the model that was evaluated after training, if it is not the last step.
     """
     rows = thin_rows(rows)
     if not rows:
@@ -75,8 +72,8 @@ def chart_sections(
         ChartSection(
             "Optimisation",
             list(_optimisation(rows, used)),
-            "The value of a policy-gradient loss says nothing about progress, because its data change with the policy at "
-            "every step; look only for spikes.",
+            "The value of a policy-gradient loss says nothing about progress, because its data change with the policy "
+            "at every step; look only for spikes.",
         ),
         ChartSection("Cost", list(_cost(rows, used))),
     ]
@@ -89,17 +86,14 @@ def chart_sections(
 def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], kept: int | None) -> Iterator[Chart]:
     if _has(rows, "reward/mean"):
         traces = _band(rows, "reward/mean", "reward/std", "training")
+        note = "Mean over the completions of a step; the band is one standard deviation."
         held_out = _held_out(rows, evaluation, "reward", kept)
         if held_out["x"]:
             traces.append(held_out)
-        note = "Mean over the completions of a step; the band is one standard deviation."
-        if held_out["x"]:
             note += " Diamonds are held-out prompts."
         yield Chart("Reward", _figure(traces, height=320), note, wide=True)
         used |= {"reward/mean", "reward/std", "held_out/reward"}
-    parts = sorted({key for row in rows for key in row if key.startswith("reward/")} - used)
-    for key in parts:
-        part = key.removeprefix("reward/")
+    for key, part in _unused(rows, "reward/", used):
         traces = [_line(rows, key, "training")]
         held_out = _held_out(rows, evaluation, key, kept)
         if held_out["x"]:
@@ -107,19 +101,22 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
         used |= {key, f"held_out/{key}"}
         if _has(rows, key):
             yield Chart(f"Reward part: {printable(part)}", _figure(traces), "Unweighted.")
-    keys = sorted({key for row in rows for key in row})
-    for key in (key for key in keys if key.startswith("gate/")):
+    for key, part in _unused(rows, "gate/", used):
         note = "Share of completions that passed; the others get no credit from the other parts."
-        yield from _simple(rows, key, f"Gate: {key.removeprefix('gate/')}", used, note, layout=_SHARE)
-    for key in (key for key in keys if key.startswith("weight/")):
-        yield from _simple(rows, key, f"Weight: {key.removeprefix('weight/')}", used, "Follows its schedule.")
-    for key in sorted({key for row in rows for key in row if key.startswith("held_out/")} - used):
+        yield from _simple(rows, key, f"Gate: {part}", used, note, layout=_SHARE)
+    for key, part in _unused(rows, "weight/", used):
+        yield from _simple(rows, key, f"Weight: {part}", used, "Follows its schedule.")
+    for key, metric in _unused(rows, "held_out/", used):
         used.add(key)
-        metric = key.removeprefix("held_out/")
         trace = _held_out(rows, evaluation, metric, kept)
         if trace["x"]:
             name = title(metric) if metric.startswith("metric/") else printable(metric)
             yield Chart(f"Held-out {name}", _figure([{**trace, "mode": "lines+markers"}]))
+
+
+def _unused(rows: Sequence[Row], prefix: str, used: set[str]) -> list[tuple[str, str]]:
+    keys = sorted({key for row in rows for key in row if key.startswith(prefix)} - used)
+    return [(key, key.removeprefix(prefix)) for key in keys]
 
 
 def _policy(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
@@ -135,9 +132,9 @@ def _text(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
         note = "Mean; the band is one standard deviation."
         yield Chart("Length in tokens", _figure(_band(rows, "length/mean", "length/std", "length")), note)
     yield from _simple(rows, "truncated", "Truncated fraction", used, "Cut off at the token limit.", layout=_SHARE)
-    keys = [key for key in ("diversity/distinct_1", "diversity/distinct_2") if _has(rows, key)]
+    names = {"diversity/distinct_1": "distinct-1", "diversity/distinct_2": "distinct-2"}
+    keys = [key for key in names if _has(rows, key)]
     if keys:
-        names = {"diversity/distinct_1": "distinct-1", "diversity/distinct_2": "distinct-2"}
         traces = [_line(rows, key, names[key], index) for index, key in enumerate(keys)]
         note = "Share of distinct words and of distinct word pairs; lower means blander text."
         yield Chart("Diversity", _figure(traces), note)
@@ -207,19 +204,18 @@ def _line(rows: Sequence[Row], key: str, name: str, index: int = 0) -> Trace:
 
 def _band(rows: Sequence[Row], mean: str, deviation: str, name: str) -> list[Trace]:
     line = _line(rows, mean, name)
-    low_edge: list[float | None] = []
-    high_edge: list[float | None] = []
-    for row in rows:
-        middle, spread = finite(row.get(mean)), finite(row.get(deviation))
-        known = middle is not None and spread is not None
-        low_edge.append(float(f"{(middle or 0.0) - (spread or 0.0):.7g}") if known else None)
-        high_edge.append(float(f"{(middle or 0.0) + (spread or 0.0):.7g}") if known else None)
-    if not any(value is not None for value in high_edge):
+    pairs = [(finite(row.get(mean)), finite(row.get(deviation))) for row in rows]
+    low, high = (
+        [None if m is None or d is None else float(f"{m + sign * d:.7g}") for m, d in pairs] for sign in (-1, 1)
+    )
+    if not any(value is not None for value in high):
         return [line]
-    edge_style = {"type": "scatter", "mode": "lines", "x": _steps(rows), "line": {"width": 0}, "hoverinfo": "skip"}
-    low = {**edge_style, "y": low_edge, "name": "− std", "showlegend": False}
-    high = {**edge_style, "y": high_edge, "name": "± std", "fill": "tonexty", "fillcolor": "$band", "showlegend": False}
-    return [low, high, line]
+    edge = {
+        "type": "scatter", "mode": "lines", "x": _steps(rows), "line": {"width": 0}, "hoverinfo": "skip",
+        "showlegend": False,
+    }  # fmt: skip
+    fill = {"fill": "tonexty", "fillcolor": "$band"}
+    return [{**edge, "y": low, "name": "− std"}, {**edge, "y": high, "name": "± std", **fill}, line]
 
 
 def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str, kept: int | None) -> Trace:
@@ -242,20 +238,13 @@ def _held_out(rows: Sequence[Row], evaluation: Mapping[str, Any], metric: str, k
 
 
 def _bar(rows: Sequence[Row], name: str, values: Sequence[float | None], index: int) -> Trace:
-    colour = ("$blue", "$orange", "$green", "$muted")[index % 4]
-    return {
-        "type": "bar",
-        "x": _steps(rows),
-        "y": list(values),
-        "name": name,
-        "marker": {"color": colour, "line": {"width": 0}},
-    }
+    marker = {"color": ("$blue", "$orange", "$green", "$muted")[index], "line": {"width": 0}}
+    return {"type": "bar", "x": _steps(rows), "y": list(values), "name": name, "marker": marker}
 
 
 def _figure(
     traces: list[Trace], *, height: int = 210, layout: Mapping[str, Any] | None = None, legend: bool | None = None
 ) -> dict[str, Any]:
     named = [trace for trace in traces if trace.get("showlegend", True)]
-    merged: dict[str, Any] = {"height": height, "showlegend": len(named) > 1 if legend is None else legend}
-    merged.update(layout or {})
-    return {"data": traces, "layout": merged}
+    legend = len(named) > 1 if legend is None else legend
+    return {"data": traces, "layout": {"height": height, "showlegend": legend, **(layout or {})}}

@@ -1,8 +1,7 @@
 """The HTML report of a run: one self-contained file that makes no network request.
 
-Text from models and data is never markup: the template escapes everything, JSON is written so that no string can end its
-script element, and a content security policy allows only the page's own two scripts, by their hashes, so that hostile
-text stays inert even if escaping failed.
+Text from models and data is never markup: the template escapes everything, no string of the JSON can end its script
+element, and a content security policy allows only the page's own two scripts, by their hashes.
 """
 
 from __future__ import annotations
@@ -43,11 +42,9 @@ _TABLE_ROWS = 200
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into a run folder, atomically, from the files that the folder has.
+    """Write ``report.html`` into a run folder atomically, from the files that the folder has.
 
-    Raises:
-        InputError: the folder is not a run folder.
-        BurnishError: the report cannot be written, for example on a full disk.
+    Raises InputError if it is not a run folder, and BurnishError if the report cannot be written.
     """
     target = run_folder / "report.html"
     page = render(read_run(run_folder))

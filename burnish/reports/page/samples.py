@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def _continuation(text: Any) -> str:
 
 def pair_samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[SamplePair]:
     """Pair rows by prompt and by their index among that prompt's rows; rows without a partner are left out."""
-    partners = {key: row for key, row in _keyed(after)}
+    partners = dict(_keyed(after))
     pairs = []
     for key, row in _keyed(before):
         if (partner := partners.get(key)) is not None:
@@ -89,9 +90,8 @@ def rank_pairs(pairs: Sequence[SamplePair]) -> list[SampleList]:
     gains = [pair for pair in ranked if (pair.gain or 0.0) > 0]
     losses = [pair for pair in reversed(ranked) if (pair.gain or 0.0) < 0]
     ties = len(pairs) - len(gains) - len(losses)
-    count = f"Of {len(pairs)} completions, {len(gains)} gained and {len(losses)} lost reward" + (
-        f"; {ties} did not change." if ties else "."
-    )
+    tied = f"; {ties} did not change" if ties else ""
+    count = f"Of {len(pairs)} completions, {len(gains)} gained and {len(losses)} lost reward{tied}."
     groups = [
         _list("First prompts", "The first prompts of the held-out set, not selected by result.", pairs),
         _list("Largest gains", count, gains),
@@ -121,19 +121,16 @@ def _list(title: str, note: str, items: Iterable[Any]) -> SampleList:
     return SampleList(title, note, items[:OPEN], items[OPEN : OPEN + FOLDED])
 
 
-def _keyed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, int], Mapping[str, Any]]]:
-    seen: dict[str, int] = {}
-    keyed = []
+def _keyed(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, int], Mapping[str, Any]]]:
+    seen: Counter[str] = Counter()
     for row in rows:
         prompt_id = str(row.get("prompt_id"))
-        keyed.append(((prompt_id, seen.get(prompt_id, 0)), row))
-        seen[prompt_id] = seen.get(prompt_id, 0) + 1
-    return keyed
+        yield (prompt_id, seen[prompt_id]), row
+        seen[prompt_id] += 1
 
 
 def _text(row: Mapping[str, Any], key: str) -> ScoredText:
-    parts = row.get("parts")
-    flags = row.get("flags")
+    parts, flags = row.get("parts"), row.get("flags")
     notes = [f"flag: {visible(flag)}" for flag in flags] if isinstance(flags, list) else []
     if (advantage := finite(row.get("advantage"))) is not None:
         notes.insert(0, f"advantage {advantage:+.2f}")

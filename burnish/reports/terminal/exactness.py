@@ -20,14 +20,15 @@ def print_findings(findings: Sequence[Finding], world: World, *, samples: int, g
     print(f"{samples:,} estimates per estimator, {group} samples per estimate, in the world of 我爱你。 (J = 0.24)")
     print("bias: exact expectation over all pairs of sequences (G = 2) minus the exact gradient")
     names = [*world.vocabulary, "start"]
-    header = f"    {'d/dlogit':12}{'exact':>10}{'mean':>12}  {'standard error':<16}{'bias':>9}"
     for finding in findings:
         estimator = finding.estimator
         print(f"\n{estimator.name}  ->  {estimator.target}:  {_conclusion(finding)}")
-        print(header)
+        print(f"    {'d/dlogit':12}{'exact':>10}{'mean':>12}  {'standard error':<16}{'bias':>9}")
         for row, token in ((len(world.vocabulary), 0), (0, 1), (1, 2)):
+            logit = f"{world.vocabulary[token]}|{names[row]}"
+            # A Chinese character is two columns wide.
             print(
-                f"    {_pad(world.vocabulary[token] + '|' + names[row], 12)}"
+                f"    {logit}{' ' * (12 - cell_len(logit))}"
                 f"{finding.exact[row, token]:+10.5f}{finding.mean[row, token]:+12.5f}  "
                 f"± {finding.standard_error[row, token]:<14.5f}{finding.bias[row, token]:+9.1e}"
             )
@@ -53,11 +54,6 @@ def findings_json(findings: Sequence[Finding], world: World, *, samples: int, gr
         ],
         "components": as_rows(findings, world),
     }  # fmt: skip
-
-
-def _pad(text: str, width: int) -> str:
-    # A Chinese character is two columns wide.
-    return text + " " * (width - cell_len(text))
 
 
 def _conclusion(finding: Finding) -> str:

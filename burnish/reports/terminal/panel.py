@@ -53,9 +53,8 @@ def _objective(state: RunState) -> RenderableType:
     word, metric = state.objective
     line.append(f"{word} ", style="dim").append(short(state.row.get(metric)), style="bold")
     if state.rewards:
-        arrow = trend(state.rewards)
         line.append(f"  {sparkline(state.rewards)} ", style="cyan")
-        line.append({"↗": "↗ rising", "↘": "↘ falling"}.get(arrow, "→ no clear trend"))
+        line.append({"↗": "↗ rising", "↘": "↘ falling"}.get(trend(state.rewards), "→ no clear trend"))
     return line
 
 

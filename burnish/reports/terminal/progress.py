@@ -1,7 +1,6 @@
 """Observers that print the progress of a run.
 
-They implement ``burnish.protocols.Observer``. Progress goes to standard error, so that standard output has only results;
-``JsonProgress`` writes to standard output, because its lines are the result.
+Progress goes to standard error, so that standard output has only results; the lines of ``JsonProgress`` are the result.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ _PHASE_LINES = 10
 
 
 def make_observer(*, quiet: bool = False, json: bool = False, console: Console | None = None) -> Observer:
-    """Return the observer for the given options and output.
-
-    ``quiet`` takes precedence over ``json``: with both, only the verb's own JSON reaches standard output.
-    """
+    """Return the observer for the output; with ``quiet``, also with ``json``, only the verb's result reaches it."""
     if quiet:
         return QuietProgress()
     if json:
@@ -117,10 +113,7 @@ class PlainProgress:
 
 
 class JsonProgress:
-    """One JSON object per line on standard output: {"event": "message" | "start" | "step" | "progress" | "finish", ...}.
-
-    Numbers that are not finite become null, because JSON cannot express them.
-    """
+    """One JSON object per line on standard output, with an ``event``; numbers that are not finite become null."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._lines = _Lines(stream or sys.stdout)
@@ -146,10 +139,7 @@ class JsonProgress:
 
 
 class LiveProgress:
-    """A panel that is redrawn in place, with messages scrolling above it.
-
-    The caller must call ``finish`` however the run ends, because it restores the cursor.
-    """
+    """A panel that is redrawn in place below the messages; ``finish`` restores the cursor, however the run ends."""
 
     def __init__(self, console: Console | None = None, *, auto_refresh: bool = True) -> None:
         from rich.console import Console
@@ -229,6 +219,4 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return finite(value)
-    return value
+    return finite(value) if isinstance(value, float) else value

@@ -18,26 +18,14 @@ _STYLES = {"better": "green", "worse": "red"}
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """Return the held-out metrics before and after training, one row per metric, with the result in words.
-
-    Args:
-        evaluation: the content of ``evaluation.json``; see ``burnish.reports.wording``.
-    """
+    """Return the held-out metrics before and after training, one row per metric, with the result in words."""
     table = Table(
-        title="Held-out evaluation",
-        title_justify="left",
-        title_style="bold",
-        caption=_caption(evaluation),
-        caption_justify="left",
-        caption_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+        title="Held-out evaluation", title_justify="left", title_style="bold",
+        caption=_caption(evaluation), caption_justify="left", caption_style="", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
     table.add_column("metric (better)", overflow="fold")
-    table.add_column("before", justify="right", no_wrap=True)
-    table.add_column("after", justify="right", no_wrap=True)
-    table.add_column("difference [95% interval]", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
+    for header in ("before", "after", "difference [95% interval]", "p"):
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     for metric in wording.ordered(evaluation):
         entry = evaluation[metric]
@@ -83,28 +71,24 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
 
 
 def print_calibration(calibration: Mapping[str, Any]) -> None:
-    """Print a reward model's reliability table: stated confidence against accuracy.
-
-    Args:
-        calibration: the content of ``calibration.json``.
-    """
+    """Print a reward model's reliability table from ``calibration.json``: stated confidence against accuracy."""
     print(
-        f"\nCalibration over {calibration['pairs']} held-out pairs: error {calibration['error']:.3f} (perfect calibration "
-        f"would give {calibration['by_chance']:.3f} on average, at most {calibration['by_chance_95']:.3f} in 95% of cases)"
+        f"\nCalibration over {calibration['pairs']} held-out pairs: error {calibration['error']:.3f} (perfect "
+        f"calibration would give {calibration['by_chance']:.3f} on average, at most {calibration['by_chance_95']:.3f} "
+        "in 95% of cases)"
     )
     print("confidence             pairs   mean conf.    accuracy")
     for row in calibration["table"]:
-        print(
-            f"{row['low']:.2f} to {row['high']:.2f}{row['pairs']:15}{row['confidence']:14.3f}{row['accuracy']:12.3f}"
-        )  # fmt: skip
+        span = f"{row['low']:.2f} to {row['high']:.2f}"
+        print(f"{span}{row['pairs']:15}{row['confidence']:14.3f}{row['accuracy']:12.3f}")
 
 
 def _caption(evaluation: Mapping[str, Any]) -> Text:
     sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
     notes = [
-        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. A metric counts as changed only if the 95% "
-        "interval of its difference excludes zero and p < 0.05."
+        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. A metric counts as changed only if the "
+        "95% interval of its difference excludes zero and p < 0.05."
     ]
     notes += [
         f"{wording.title(metric)}: {text}."
