@@ -25,7 +25,6 @@ pytestmark = pytest.mark.xdist_group("exact")  # what is sampled for all of them
 
 WORLD = known_world()
 START = 4
-SAMPLES = 100_000
 
 # The policy again, by hand: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1, the rest spread evenly.
 # The row of 。 is never drawn from, for a text ends there.
@@ -166,9 +165,14 @@ class TestGradients:
         assert float(difference.abs().max()) > 0.01
 
 
+@pytest.fixture(scope="module", params=[20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def samples(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def findings():
-    return {finding.estimator.name: finding for finding in verify(WORLD, samples=SAMPLES)}
+def findings(samples):
+    return {finding.estimator.name: finding for finding in verify(WORLD, samples=samples)}
 
 
 class TestVerify:
@@ -203,11 +207,11 @@ class TestVerify:
             assert findings[name].passed, f"{name} claims nothing"
             assert findings[name].deviation > 10, name
 
-    def test_standard_errors_are_those_of_the_samples(self, findings):
+    def test_standard_errors_are_those_of_the_samples(self, findings, samples):
         # REINFORCE, component 我|start, G = 4: one sample gives R (1 - 0.5) where it says 我爱你。, so the mean of four
         # has variance (0.24 0.5^2 - 0.12^2) / 4 = 0.0114 (a sample without reward adds nothing).
         error = float(findings["reinforce"].standard_error[START, 0])
-        assert error == pytest.approx(math.sqrt(0.0114 / SAMPLES), rel=0.02)
+        assert error == pytest.approx(math.sqrt(0.0114 / samples), rel=0.02)
 
     def test_a_baseline_pays_where_the_reward_has_an_offset(self, findings):
         # Rewards of 1 and 2 in place of 0 and 1: J's gradient is the same, REINFORCE's variance is not.

@@ -206,7 +206,7 @@ class TestStreams:
 
 TEXTS = ["The home team", "Shares fell after the company said that it would", "我爱", "a"]
 ASKED = [Prompt(f"p{index}", text) for index, text in enumerate(TEXTS)]
-KINDS = ["llama", "gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "neox")), "qwen3_moe"]
+KINDS = ["llama", "gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "neox", "qwen3_moe"))]
 
 
 LONG = SamplingParams(24, 0.9)

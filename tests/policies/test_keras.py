@@ -21,6 +21,7 @@ from tests.fakes import toy_recipe
 
 pytestmark = [
     pytest.mark.keras,
+    pytest.mark.slow,
     # Keras 3.15 warns under numpy 2.4 when it copies a model.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.skipif(
@@ -62,7 +63,6 @@ def recipe(*overrides, make="make", scores="probabilities"):
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_keras_model_learns_the_toy():
     learner, _ = build(recipe())
     assert is_keras(learner.policy.module)

@@ -193,7 +193,13 @@ def test_a_resumed_run_keeps_the_running_moments(tmp_path) -> None:
         "reward.1.weight=0.5",
         "reward.1.normalise='rank'",
     ]
-    keys += ["reward.1.schedule.steps=6", "checkpoint.every=3", "checkpoint.keep=9", "steps=6"]
+    keys += [
+        "reward.1.schedule.steps=6",
+        "checkpoint.every=3",
+        "checkpoint.keep=9",
+        "steps=6",
+        "evaluation.resamples=100",
+    ]
     quiet = make_observer(quiet=True)
     run = train(tomllib.loads(RECIPE), run_dir=tmp_path / "run", overrides=keys, observer=quiet).run_dir
     whole, rows = state(run), (run / "samples.jsonl").read_bytes()

@@ -53,6 +53,10 @@ def in_copy(folder: Path, code: str) -> str:
     return done.stdout
 
 
+def slow_case(*values: str) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class TestChoice:
     def test_the_strongest_working_layer_is_used(self, namespaces: str) -> None:
         assert run("print(1)").layer == "namespaces + landlock + seccomp"
@@ -61,10 +65,10 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("text", "replacement", "leak"),
         [
-            ("_NEW_NETWORK | ", "", "connecting to this machine succeeded"),
-            ('kernel.syscall("pivot_root", b".", b".")', "", "seeing processes succeeded"),
-            ('max_user_namespaces", "0"', 'max_user_namespaces", "9"', "making a user namespace succeeded"),
-            ("_NEW_PID | signal.SIGCHLD", "signal.SIGCHLD", "signalling a process outside succeeded"),
+            slow_case("_NEW_NETWORK | ", "", "connecting to this machine succeeded"),
+            slow_case('kernel.syscall("pivot_root", b".", b".")', "", "seeing processes succeeded"),
+            slow_case('max_user_namespaces", "0"', 'max_user_namespaces", "9"', "making a user namespace succeeded"),
+            slow_case("_NEW_PID | signal.SIGCHLD", "signal.SIGCHLD", "signalling a process outside succeeded"),
             ("user, group =", "raise OSError('no namespaces')\n    user, group =", "no namespaces"),
         ],
     )  # fmt: skip

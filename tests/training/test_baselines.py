@@ -52,7 +52,10 @@ def test_one_mean_is_shared_by_all_prompts():
     assert baseline.state() == {"baseline": 2.0}
 
 
-KEYS = ["algorithm.use=reinforce_baseline", "algorithm.baseline=prompt", "checkpoint.every=3", "checkpoint.keep=9"]
+KEYS = [
+    "algorithm.use=reinforce_baseline", "algorithm.baseline=prompt", "checkpoint.every=3", "checkpoint.keep=9",
+    "evaluation.resamples=100",
+]  # fmt: skip
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

@@ -17,7 +17,10 @@ from burnish.run.folder import comparable, read_lines
 from burnish.run.interrupts import Interrupted
 from tests.fakes import RecordingObserver
 
-SMALL = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2"]
+SMALL = [
+    "sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2",
+    "evaluation.resamples=100",
+]  # fmt: skip
 
 
 def toy(folder: Path, *overrides: str, **options: Any) -> Any:

@@ -148,6 +148,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_threads(tiny):
     assert "IndexSelectBackward0" in names and not any(name.startswith("IndexBackward") for name in names)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_of_index_select_is_deterministic_with_two_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

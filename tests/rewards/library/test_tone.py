@@ -71,6 +71,7 @@ def test_attractiveness_adds_in_the_order_of_the_text() -> None:
     assert attractiveness(" ".join(words), strong=2.0) == total / len(words) / 2.0
 
 
+@pytest.mark.slow
 @needs_snownlp
 def test_attractiveness_in_chinese_is_the_mean_over_sentences() -> None:
     stirring, plain = "这个故事太感人了，我哭了！", "委员会周二开会。"
