@@ -135,6 +135,7 @@ import json, os, signal, sys, traceback
 
 import burnish.api, burnish.cli.app, burnish.reports.terminal.tables, burnish.reports.terminal.exactness
 import jinja2, plotly.offline, rich.console, rich.table, sacrebleu.metrics
+import torch._dynamo  # torch imports it for the first optimizer of a process, which takes seconds
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 for line in sys.stdin:

@@ -217,7 +217,10 @@ class TestValues:
         assert all(weight.grad is None for weight in policy.trainable().values())
 
 
-KEYS = ["algorithm.use=ppo", "algorithm.epochs=2", "algorithm.minibatches=2", "checkpoint.every=3", "checkpoint.keep=9"]
+KEYS = [
+    "algorithm.use=ppo", "algorithm.epochs=2", "algorithm.minibatches=2", "checkpoint.every=3", "checkpoint.keep=9",
+    "evaluation.resamples=100",
+]  # fmt: skip
 
 
 class TestResume:

@@ -10,7 +10,10 @@ from tests.rewards.completions import ODD_TEXTS, answer
 pytest.importorskip("harper", reason="needs the extra grammar")
 
 
-@pytest.mark.parametrize("text", ODD_TEXTS)
+# A text of thousands of characters takes the checker seconds.
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, marks=pytest.mark.slow) if len(text) >= 5000 else text for text in ODD_TEXTS]
+)
 def test_every_reward_stays_in_its_range(text: str) -> None:
     assert 0.0 <= grammar(answer(text)) <= 1.0
 

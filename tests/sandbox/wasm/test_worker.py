@@ -71,6 +71,7 @@ class TestWorkers:
         assert json.loads(run(look).stdout) == [False, False, [], [], True]
         assert processes() == before
 
+    @pytest.mark.slow
     def test_a_killed_process_is_replaced(self) -> None:
         assert run("print(1)").stdout == "1\n"
         for process in processes():
@@ -78,6 +79,7 @@ class TestWorkers:
             process.wait()
         assert run("print(2)").stdout == "2\n"
 
+    @pytest.mark.slow
     def test_killing_a_worker_ends_its_program(self) -> None:
         assert run("print(1)").stdout == "1\n"
         with ThreadPoolExecutor(1) as pool:
@@ -89,6 +91,7 @@ class TestWorkers:
         assert (verdict.status, verdict.reason) == ("killed", "the process that ran it ended")
         assert run("print(2)").stdout == "2\n"
 
+    @pytest.mark.slow
     def test_a_worker_that_does_not_answer_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wasm, "_GRACE", 0.3)
         assert run("print(1)").stdout == "1\n"
