@@ -1,13 +1,8 @@
-"""Advantage functions: rewards [..., P, G] to advantages of the same shape.
-
-Leading dimensions are independent estimates. ``verify`` uses them to run a hundred thousand estimates at once, and
-token-level advantages to compare rewards-to-go position by position.
-"""
+"""Advantage functions: rewards [..., P, G] to advantages of the same shape; leading dimensions are independent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,10 +24,7 @@ def reinforce(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
 def moving_baseline(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """REINFORCE with a moving baseline: A_i = R_i - b (Williams 1992, section 4).
 
-    Unbiased as long as b does not depend on these samples.
-
-    Args:
-        baseline: b, the moving mean of the rewards of earlier steps; [P, 1] if each prompt has its own.
+    Unbiased as long as b, the moving mean of the rewards of earlier steps, does not depend on these samples.
     """
     check_rank("rewards", rewards, "[..., P, G]", 2)
     check_baseline(baseline, rewards)
@@ -60,8 +52,7 @@ def group_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float =
     """GRPO: A_i = (R_i - mean_G) / (std_G + epsilon) (arXiv 2402.03300, section 4.1.2). Needs G >= 2.
 
     Deviation from the paper, as in TRL: epsilon is added to the standard deviation, which has the divisor G-1. The
-    division and the mean that contains the sample itself both bias the gradient. A group of equal rewards gives
-    exactly zero.
+    division and the mean that contains the sample itself both bias the gradient. Equal rewards give exactly zero.
     """
     _group_size(rewards)
     return _standardised(rewards, (-1,), epsilon)
@@ -78,34 +69,11 @@ def batch_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float =
     return _standardised(rewards, (-2, -1), epsilon)
 
 
-@dataclass(frozen=True, slots=True)
-class Advantage:
-    """An advantage function by name.
-
-    Attributes:
-        needs_group: whether it compares the samples of a prompt, so that G must be at least 2.
-    """
-
-    function: AdvantageFunction
-    needs_group: bool
-
-
-ADVANTAGES: dict[str, Advantage] = {
-    "reinforce": Advantage(reinforce, False),
-    "moving_baseline": Advantage(moving_baseline, False),
-    "leave_one_out": Advantage(leave_one_out, True),
-    "group_centred": Advantage(group_centred, True),
-    "group_normalised": Advantage(group_normalised, True),
-    "batch_normalised": Advantage(batch_normalised, False),
-}
-
-
 def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """Online DPO's pair: +G/2 for the best sample of a prompt, -G/2 for the worst, 0 for the others. Needs G >= 2.
 
-    The first of equal samples counts; a group of equal rewards has no pair and gives zero. With ``sequence_sum`` this
-    is 2 / beta times DPO's gradient at its start, the mean over prompts; ``scale_as_dpo`` makes it DPO's gradient
-    anywhere.
+    The first of equal samples counts; a group of equal rewards has no pair and gives zero. With ``sequence_sum`` this is
+    2 / beta times DPO's gradient at its start, the mean over prompts; ``scale_as_dpo`` gives DPO's gradient elsewhere.
     """
     group = _group_size(rewards)
     best, worst = rewards.argmax(-1, keepdim=True), rewards.argmin(-1, keepdim=True)
@@ -114,19 +82,16 @@ def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
 
 
 def scale_as_dpo(advantages: Tensor, ratios: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Scale ``best_and_worst`` to the advantages of DPO's gradient on the policy's own samples.
+    """Scale advantages [..., P, G] of ``best_and_worst`` to those of DPO's gradient on the policy's own samples.
 
     The gradient of -log sigmoid(beta (h_best - h_worst)) is -beta sigmoid(-beta (h_best - h_worst)) times that of
     log pi(best) - log pi(worst) (arXiv 2305.18290, section 4). On the policy's own samples it is a policy gradient with
     these advantages, so that online DPO (arXiv 2402.04792, algorithm 1) needs no training step of its own.
 
     Args:
-        advantages: of ``best_and_worst``, [..., P, G].
         ratios: log-ratios h [..., P, G], the sum over a sample's tokens of log pi - log pi_ref.
-        beta: strength of the pull towards the reference, above 0.
     Returns:
-        Advantages [..., P, G], and the margins beta (h_best - h_worst) [..., P], not-a-number for groups without a
-        pair.
+        The advantages, and the margins beta (h_best - h_worst) [..., P]; NaN for groups without a pair.
     """
     check_rank("advantages", advantages, "[..., P, G]", 2)
     check_equal_shapes(advantages=advantages, ratios=ratios)

@@ -8,11 +8,7 @@ from torch import Tensor
 
 
 def check_rank(name: str, tensor: Tensor, layout: str, least: int) -> None:
-    """Raise ValueError if a tensor has fewer than ``least`` dimensions.
-
-    Args:
-        layout: the expected shape in letters, such as "[..., P, G]".
-    """
+    """Raise ValueError if a tensor has fewer than ``least`` dimensions; ``layout`` names its shape: "[..., P, G]"."""
     if tensor.dim() < least:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {layout}")
 
@@ -29,10 +25,8 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], layou
 
 def check_flat(**tensors: Tensor) -> None:
     """Raise ValueError unless all tensors are flat and of one length."""
-    first, *others = tensors.items()
-    check_shape(*first, (None,), "a flat tensor")
-    for name, tensor in others:
-        check_shape(name, tensor, first[1].shape, f"the shape of {first[0]}")
+    check_shape(*next(iter(tensors.items())), (None,), "a flat tensor")
+    check_equal_shapes(**tensors)
 
 
 def check_equal_shapes(**tensors: Tensor) -> None:

@@ -1,7 +1,4 @@
-"""Credit assignment to tokens: rewards-to-go, GAE and potential-based shaping.
-
-Rows are padded with zeros past the end, [..., L].
-"""
+"""Credit assignment to tokens: rewards-to-go, GAE and potential-based shaping of rows [..., L], zero past the end."""
 
 from __future__ import annotations
 
@@ -12,11 +9,7 @@ from burnish.algorithms.checks import check_equal_shapes, check_rank
 
 
 def reward_to_go(rewards: Tensor, discount: float = 1.0) -> Tensor:
-    """Return G_t = r_t + discount * G_(t+1), the reward a token can still influence (Sutton and Barto, equation 3.9).
-
-    Args:
-        rewards: [..., L].
-    """
+    """Return G_t = r_t + discount * G_(t+1), the reward a token can still influence (Sutton and Barto, equation 3.9)."""
     check_rank("rewards", rewards, "[..., L]", 1)
     to_go = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[..., 0])
@@ -34,12 +27,9 @@ def generalised_advantages(
     V after the last token is 0. Deviation from the paper: this also holds for a text cut at the length limit.
 
     Args:
-        rewards: [..., L], zero past the end.
         values: V(s_t) before each token, [..., L]; zero past the end.
         mask: [..., L], True on real tokens.
         trace: lambda. 1 is unbiased for any values; smaller ones have less variance and the bias of the values' errors.
-    Returns:
-        [..., L], zero past the end.
     """
     check_rank("rewards", rewards, "[..., L]", 1)
     check_equal_shapes(rewards=rewards, values=values, mask=mask)
@@ -49,13 +39,9 @@ def generalised_advantages(
 
 
 def whiten(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
-    """Return (x - mean) / sqrt(var + epsilon) over all tokens, as PPO implementations do; a lone or constant x gives 0.
+    """Return (x - mean) / sqrt(var + epsilon) over all tokens [..., T], as PPO implementations do.
 
-    The variance has the divisor T - 1.
-
-    Args:
-        values: [..., T].
-        mask: [..., T], True on the tokens that count; the others give 0.
+    The variance has the divisor T - 1. A lone or constant x gives 0, and so do tokens where the mask [..., T] is False.
     """
     check_rank("values", values, "[..., T]", 1)
     if mask is not None:
@@ -72,20 +58,16 @@ def whiten(values: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) ->
 
 
 def potential_differences(potentials: Tensor, *, keep_total: bool, empty: float = 0.0) -> Tensor:
-    """Return the gain of a text's score with each token, phi_t - phi_(t-1); [..., L].
+    """Return the gain of a text's score with each token, phi_t - phi_(t-1), for phi_t after each token; [..., L].
 
     With ``keep_total`` the gains add up to the score of the whole text minus that of the empty one. Without it the
     potential at the end of the text is 0: the last token pays everything back, and the sum is minus phi of the empty
     text, a constant. This is potential-based shaping, which moves credit along the text without moving the optimum (Ng,
     Harada and Russell 1999, theorem 1). The first equals the second plus the score of the whole text at its end.
-
-    Args:
-        potentials: phi_t after each token, [..., L].
-        empty: phi of the empty text.
     """
     check_rank("potentials", potentials, "[..., L]", 1)
     before = torch.cat([torch.full_like(potentials[..., :1], empty), potentials[..., :-1]], -1)
-    gained = potentials - before
+    gains = potentials - before
     if not keep_total:
-        gained[..., -1] = -before[..., -1]
-    return gained
+        gains[..., -1] = -before[..., -1]
+    return gains

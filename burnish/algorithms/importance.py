@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.checks import check_flat
-from burnish.algorithms.ops import RatioLevel, log_ratio
+from burnish.algorithms.ops import log_ratio
 
 Correction = Literal["none", "truncate", "mask"]
 Level = Literal["token", "sequence"]
@@ -28,11 +28,9 @@ def importance_weights(
     level: Level = "token",
     cap: float = 3.0,
 ) -> Tensor:
-    """Return the factor of each token's loss, [T], without gradient.
+    """Return the factor of each token's loss, [T], without gradient, for sequences of these lengths [N].
 
     Args:
-        logprobs, sampler_logprobs: [T], under the trained policy and as recorded by the sampler.
-        lengths: [N], adding up to T.
         correction: none (all 1), truncate (min(w, cap)), or mask (w, or 0 where w is above the cap).
         level: w of each token, or of the whole sequence (the product over its tokens).
     """
@@ -40,8 +38,8 @@ def importance_weights(
     check_flat(lengths=lengths)
     if correction == "none":
         return torch.ones_like(sampler_logprobs)
-    whole: RatioLevel = "sequence_sum"
-    weights = log_ratio(logprobs.detach(), sampler_logprobs, lengths, "token" if level == "token" else whole).exp()
+    ratio = log_ratio(logprobs.detach(), sampler_logprobs, lengths, "token" if level == "token" else "sequence_sum")
+    weights = ratio.exp()
     if correction == "truncate":
         return weights.clamp_max(cap)
     if correction == "mask":

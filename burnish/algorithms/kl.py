@@ -20,13 +20,9 @@ A good estimate of the value need not have a good gradient (arXiv 2506.09477; ar
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from burnish.algorithms.checks import check_equal_shapes
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -55,12 +51,7 @@ KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 def adapted_coefficient(coefficient: float, kl: float, *, target: float, rate: float = 0.1) -> float:
     """Return the next coefficient, b (1 + rate * e) with e = clip((kl - target) / target, -0.2, 0.2).
 
-    Source: arXiv 1909.08593, section 2.2.
-
-    Args:
-        kl: KL of whole completions in this step, nats.
-        target: desired KL, nats.
-        rate: the paper's K_b.
+    Source: arXiv 1909.08593, section 2.2. ``kl`` is that of whole completions in this step, nats; ``rate`` is K_b.
     """
     error = max(-0.2, min(0.2, (kl - target) / target))
     return coefficient * (1 + rate * error)

@@ -34,7 +34,6 @@ class RatioLimits:
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, RatioLimits], Tensor]
 ClipFunction = Callable[[Tensor, Tensor, RatioLimits], tuple[Tensor, Tensor]]
-
 DEFAULT_LIMITS = RatioLimits()
 
 
@@ -89,10 +88,7 @@ def soft_gate(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, limits: R
 
 
 def tokens_with_clipped_gradient(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits) -> tuple[Tensor, Tensor]:
-    """Return the tokens whose gradient ``clipped_ratio`` cuts, below and above, each [T] bool.
-
-    The dual clip counts as above.
-    """
+    """Return the tokens whose gradient ``clipped_ratio`` cuts, below and above (with the dual clip), each [T] bool."""
     check_flat(log_ratio=log_ratio, advantages=advantages)
     ratio = log_ratio.exp()
     high = (ratio > 1 + limits.high) & (advantages > 0)
@@ -118,9 +114,7 @@ def no_clipped_tokens(log_ratio: Tensor, advantages: Tensor, limits: RatioLimits
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
     """max((V - R)^2, (clip(V, V_old-clip, V_old+clip) - R)^2) / 2 per token; [T] (as in the code of PPO's authors).
 
-    Args:
-        values, old_values, returns: V with gradient, V at sampling time, and R; [T].
-        clip: how far V may move from its value at sampling time, in units of the reward; 0 is off.
+    V_old is the value at sampling time. The clip is in units of the reward; 0 is off.
     """
     check_flat(values=values, old_values=old_values, returns=returns)
     plain = (values - returns).square()

@@ -17,7 +17,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def sequence_weights(lengths: Tensor, aggregation: Aggregation, longest: int | None = None) -> Tensor:
-    """Return the weight of each sequence's tokens in the step's loss, ``sum over tokens of weight * loss``.
+    """Return the weight [..., N] of each sequence's tokens in the step's loss, ``sum over tokens of weight * loss``.
 
     - sequence_sum: 1/N. The mean over sequences of the sum over tokens: the policy gradient as derived, and the only
       one of the four that is unbiased when lengths differ.
@@ -29,8 +29,6 @@ def sequence_weights(lengths: Tensor, aggregation: Aggregation, longest: int | N
     Args:
         lengths: [..., N], trained tokens of each sequence of the whole update, not of a microbatch.
         longest: maximum number of tokens of a completion; for constant_length only.
-    Returns:
-        [..., N], the weight of each token of each sequence.
     """
     check_rank("lengths", lengths, "[..., N]", 1)
     lengths = lengths.double()
@@ -88,10 +86,3 @@ def pad_by_sequence(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     mask = torch.arange(longest) < lengths[:, None]
     rows = torch.zeros(len(lengths), longest, dtype=values.dtype).masked_scatter(mask, values)
     return rows, mask
-
-
-def effective_sample_size(weights: Tensor) -> Tensor:
-    """Return (sum w)^2 / (n sum w^2), the effective share of n weighted samples (Kong 1992); 1 if all weights are
-    equal."""
-    check_flat(weights=weights)
-    return weights.sum().square() / (len(weights) * weights.square().sum()).clamp_min(1e-300)

@@ -24,7 +24,6 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float 
     Args:
         chosen, rejected: scores, [M].
         margin: labelled margin of the chosen text, [M] or one number.
-        centre: coefficient of the second term; 0 is off.
     """
     check_flat(chosen=chosen, rejected=rejected)
     if isinstance(margin, Tensor) and margin.dim() > 0:
@@ -36,9 +35,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta (h_chosen - h_rejected)), [M]: direct preference optimisation, arXiv 2305.18290, equation 7.
 
-    Args:
-        chosen, rejected: log-ratios h, [M].
-        beta: strength of the pull towards the reference, above 0.
+    The arguments are the log-ratios h; beta > 0 is the strength of the pull towards the reference.
     """
     check_flat(chosen=chosen, rejected=rejected)
     return -logsigmoid(beta * (chosen - rejected))
@@ -48,11 +45,7 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, tau: float) -> Tensor:
     """(h_chosen - h_rejected - 1 / (2 tau))^2, [M]: identity preference optimisation, arXiv 2310.12036, equation 17.
 
     The gap has a target, so that a pair with a consistent preference does not drive it to infinity as in DPO.
-    Log-ratios are sums over tokens, as in the paper; some implementations use means.
-
-    Args:
-        chosen, rejected: log-ratios h, [M].
-        tau: regularisation, above 0; corresponds to DPO's beta.
+    Log-ratios are sums over tokens, as in the paper; some implementations use means. tau > 0 corresponds to DPO's beta.
     """
     check_flat(chosen=chosen, rejected=rejected)
     return (chosen - rejected - 1 / (2 * tau)) ** 2
@@ -75,22 +68,17 @@ def kto_loss(
         desirable: bool, [M].
         reference_point: z0, without gradient; see ``kto_reference_point``.
         beta: risk aversion, above 0.
-        desirable_weight, undesirable_weight: lambda_D and lambda_U.
     """
     check_flat(ratios=ratios, desirable=desirable)
     gain = beta * (ratios - reference_point)
-    weight = torch.where(
-        desirable, torch.full_like(gain, desirable_weight), torch.full_like(gain, undesirable_weight)
-    )  # fmt: skip
+    weight = torch.full_like(gain, undesirable_weight).masked_fill(desirable, desirable_weight)
     return weight * (1 - torch.where(desirable, gain, -gain).sigmoid())
 
 
 def kto_reference_point(mismatched: Tensor) -> Tensor:
-    """Return z0 = max(0, mean of the log-ratios), a scalar without gradient (arXiv 2402.01306).
+    """Return z0 = max(0, mean of the log-ratios [M]), a scalar without gradient (arXiv 2402.01306).
 
-    Args:
-        mismatched: [M], log-ratios of each prompt with another prompt's completion, a rough estimate of
-            KL(pi || pi_ref) without sampling.
+    Each ratio is of a prompt with another prompt's completion, a rough estimate of KL(pi || pi_ref) without sampling.
     """
     check_flat(mismatched=mismatched)
     return mismatched.detach().mean().clamp_min(0)

@@ -13,8 +13,7 @@ from burnish.algorithms.checks import check_flat, check_rank
 def overlong_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
     """Return DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, equation 13); [N] float64.
 
-    It is 0 up to ``longest - buffer`` tokens and falls linearly to -1 at ``longest``; the buffer is ``share *
-    longest``.
+    It is 0 up to ``longest - buffer`` tokens and falls linearly to -1 at ``longest``; buffer = share * longest.
     """
     check_flat(lengths=lengths)
     if share <= 0:
@@ -68,16 +67,12 @@ def standardise_by_moments(rewards: Tensor, moments: RunningMoments) -> Tensor:
 
 
 def standardise(rewards: Tensor) -> Tensor:
-    """Return (R - mean) / std over the last dimension, with the divisor N and no epsilon; equal rewards give exactly
-    zero.
+    """Return (R - mean) / std over the last dimension (divisor N, no epsilon); equal rewards give exactly zero.
 
     GDPO normalises each reward part like this within its group, before ``batch_normalised`` takes the weighted sum of
     the parts over the step (arXiv 2601.05242). If the sum alone were normalised, the part of the widest spread would
     drown the others; here each part counts by its weight. A divisor N-1 would change the sum by a constant factor,
     which the second normalisation cancels.
-
-    Args:
-        rewards: [..., N].
     """
     check_rank("rewards", rewards, "[..., N]", 1)
     # The mean of equal numbers can be off by a rounding error, which the division would raise to order one.
@@ -87,11 +82,7 @@ def standardise(rewards: Tensor) -> Tensor:
 
 
 def rank_in_group(rewards: Tensor) -> Tensor:
-    """Return the rank within the group, from -1 (worst) to 1 (best); ties share their mean rank.
-
-    Args:
-        rewards: [..., G].
-    """
+    """Return the rank within the group [..., G], from -1 (worst) to 1 (best); ties share their mean rank."""
     check_rank("rewards", rewards, "[..., G]", 1)
     size, ordered = rewards.shape[-1], rewards.sort(-1).values
     below = torch.searchsorted(ordered, rewards.contiguous())

@@ -21,10 +21,7 @@ _ADDING: ContextVar[bool] = ContextVar("adding", default=False)
 
 @contextmanager
 def adding_to_grad() -> Iterator[None]:
-    """Context in which tables used in the forward pass get their gradients added to ``grad`` directly by ``backward``.
-
-    ``torch.autograd.grad`` does not see these gradients.
-    """
+    """Add gradients of tables directly to ``grad`` in the backward pass; ``torch.autograd.grad`` does not see them."""
     token = _ADDING.set(True)
     try:
         yield
@@ -68,10 +65,7 @@ def embedding(
     ids: Tensor, table: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
     scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor:  # fmt: skip
-    """``torch.nn.functional.embedding``, whose gradient is added to ``grad`` directly inside ``adding_to_grad``.
-
-    With ``max_norm``, ``scale_grad_by_freq`` or ``sparse`` it is torch's own.
-    """
+    """``torch.nn.functional.embedding``, whose gradient is added to ``grad`` directly inside ``adding_to_grad``."""
     if adds_to_grad(table) and torch.is_grad_enabled() and max_norm is None and not scale_grad_by_freq and not sparse:
         padding = padding_idx if padding_idx is None or padding_idx >= 0 else len(table) + padding_idx
         rows: Tensor = _Rows.apply(table, ids, padding)  # type: ignore[no-untyped-call]

@@ -30,11 +30,7 @@ def token_reinforce(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseli
 
 
 def token_moving_baseline(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: Baseline = 0.0) -> Tensor:
-    """REINFORCE with a moving baseline: A_t = W + G_t - b.
-
-    Args:
-        baseline: b, the moving mean of ``mean_return`` over earlier steps; [P, 1] if each prompt has its own.
-    """
+    """REINFORCE with a moving baseline: A_t = W + G_t - b, with b the moving mean of ``mean_return``."""
     _check(whole, to_go, mask)
     check_baseline(baseline, whole)
     level = baseline.unsqueeze(-1) if isinstance(baseline, Tensor) else baseline

@@ -1,7 +1,4 @@
-"""Gradient estimators, the rows of ``burnish verify``, and their estimates from groups of an enumerable world.
-
-The advantage, loss, credit, shaping, importance and aggregation functions are those of training.
-"""
+"""Gradient estimators, the rows of ``burnish verify``, made of the functions of ``algorithms`` that train."""
 
 from __future__ import annotations
 
@@ -20,17 +17,19 @@ from burnish.algorithms.presets import PRESETS, Preset
 from burnish.algorithms.reward_shaping import RunningMoments, rank_in_group, standardise, standardise_by_moments
 from burnish.exactness import world as exact
 
+COEFFICIENT = 0.1
+"""Coefficient b of the rows with a KL term or an entropy bonus."""
+BASELINE = 0.1
+"""Baseline of ``reinforce_baseline``: any number that does not depend on the samples."""
+CAP = {"mask": 1e9, "truncate": 1.2}
+"""Caps of the off-policy rows. Masking drops nothing there, so that the rows show the weights themselves."""
+EARLIER = RunningMoments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
+"""Moments of rewards that do not depend on the samples, as those of earlier steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A tabular policy, its reference, and a reward on every sequence.
-
-    Attributes:
-        logits, reference: [V+1, V].
-        sequences: all S sequences.
-        rewards: [S].
-        vocabulary: names of the tokens.
-    """
+    """A tabular policy and its reference (logits [V+1, V]), and a reward [S] on each of all S sequences."""
 
     logits: Tensor
     reference: Tensor
@@ -46,13 +45,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """E sampled groups of G sequences, the argument of a credit function.
-
-    Attributes:
-        index: [E, G], indices of the world's sequences.
-        rewards: [E, G].
-        mask: [E*G, L], True on real tokens.
-    """
+    """E sampled groups of G sequences: indices and rewards [E, G], and the mask [E*G, L], True on real tokens."""
 
     world: World
     index: Tensor
@@ -98,9 +91,7 @@ class Estimator:
 
 
 def estimators() -> list[Estimator]:
-    """Return all estimators: presets, token credit, normalised rewards, KL in the reward and the loss, off-policy
-    samples."""
-    half = _values(0.5)
+    """Return all estimators: presets, token credit, normalised rewards, KL terms, off-policy samples."""
     rows = [
         Estimator(name, preset, unbiased=preset.unbiased, why=preset.why, credit=_CREDIT.get(name))
         for name, preset in PRESETS.items()
@@ -112,15 +103,13 @@ def estimators() -> list[Estimator]:
     def shrunk(group: int, longest: int) -> float:
         return (group - 1) / group / longest
 
-    rescaled = Estimator("dr_grpo, rescaled", dr_grpo, scale=shrunk)
-    token = "a token's weight ignores how its state was reached"
     return [
         *rows,
-        rescaled,
-        Estimator("gae, lambda 1", clipped, credit=half(1.0)),
-        Estimator("gae, true values", clipped, credit=_values(1.0)(0.95)),
+        Estimator("dr_grpo, rescaled", dr_grpo, scale=shrunk),
+        Estimator("gae, lambda 1", clipped, credit=_gae(0.5, 1.0)),
+        Estimator("gae, true values", clipped, credit=_gae(1.0, 0.95)),
         Estimator("gae, wrong values", clipped, "J", False, "lambda 0.95 relies on values half of the true ones",
-                  credit=half(0.95)),
+                  credit=_gae(0.5, 0.95)),
         Estimator("gae, by token", clipped, credit=_gae_by_token),
         Estimator("reinforce, by token", base, credit=by_token(base)),
         Estimator("reinforce, true potential", base, credit=by_token(base, _true_values)),
@@ -130,9 +119,10 @@ def estimators() -> list[Estimator]:
         Estimator("rloo, true potential", rloo, credit=by_token(rloo, _true_values)),
         Estimator("dr_grpo, by token", dr_grpo, credit=by_token(dr_grpo), scale=shrunk),
         Estimator("grpo, by token", grpo, "J", False, grpo.why, credit=by_token(grpo)),
-        Estimator("rloo, running rewards", rloo, credit=_running(rloo), scale=lambda *_: 1 / EARLIER.deviation),
+        Estimator("rloo, running rewards", rloo, scale=lambda *_: 1 / EARLIER.deviation,
+                  credit=_shaped(rloo, lambda rewards: standardise_by_moments(rewards, EARLIER))),
         Estimator("rloo, ranked rewards", rloo, "J", False, "only the order of a group's rewards counts",
-                  credit=_ranked(rloo)),
+                  credit=_shaped(rloo, rank_in_group)),
         Estimator("kl k1 in reward", base, "J - b KL", kl_estimator="k1"),
         Estimator("kl k2 in reward", base, "J - b KL", False, "the mean of k2 is not the KL", "k2"),
         Estimator("kl k3 in reward", base, "J - b KL", False, "the mean of k3 is the KL, its gradient is not", "k3"),
@@ -143,28 +133,21 @@ def estimators() -> list[Estimator]:
         Estimator("off-policy, no weights", base, "J", False, "samples of another policy, treated as its own",
                   importance=("none", "sequence")),
         Estimator("off-policy, sequence", base, importance=("mask", "sequence")),
-        Estimator("off-policy, token", base, "J", False, token, importance=("mask", "token")),
+        Estimator("off-policy, token", base, "J", False, "a token's weight ignores how its state was reached",
+                  importance=("mask", "token")),
         Estimator("off-policy, truncated", base, "J", False, "the cap removes mass where the policies differ most",
                   importance=("truncate", "sequence")),
     ]  # fmt: skip
 
 
-CAP = {"mask": 1e9, "truncate": 1.2}
-"""Caps of the off-policy rows. Masking drops nothing there, so that the rows show the weights themselves."""
+def _gae(share: float, trace: float) -> CreditFunction:
+    """Return GAE of the trace lambda, from a critic whose values are a share of the true ones."""
 
+    def credit(groups: Groups) -> Tensor:
+        values = share * _true_values(groups.world)[groups.index.flatten()]
+        return generalised_advantages(groups.terminal_rewards, values, groups.mask, trace=trace)
 
-def _values(share: float) -> Callable[[float], CreditFunction]:
-    """Return GAE with a share of the true values, as a function of the trace lambda."""
-
-    def with_trace(trace: float) -> CreditFunction:
-        def credit(groups: Groups) -> Tensor:
-            world = groups.world
-            values = share * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
-            return generalised_advantages(groups.terminal_rewards, values, groups.mask, trace=trace)
-
-        return credit
-
-    return with_trace
+    return credit
 
 
 Potential = Callable[[World], Tensor]
@@ -173,9 +156,8 @@ Potential = Callable[[World], Tensor]
 
 def _arbitrary_potential(world: World) -> Tensor:
     """Return 0.7 and then a sum of token ids and positions, unrelated to the reward."""
-    return 0.7 + (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double().roll(1, -1).index_fill(
-        -1, torch.tensor(0), 0.0
-    )
+    sums = (0.3 * world.sequences.tokens + 0.2).cumsum(-1).double()
+    return 0.7 + sums.roll(1, -1).index_fill(-1, torch.tensor(0), 0.0)
 
 
 def _true_values(world: World) -> Tensor:
@@ -184,12 +166,10 @@ def _true_values(world: World) -> Tensor:
 
 
 def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) -> Tensor:
-    """Return the reward as ``reward.credit`` distributes it: the gains of a potential that ends at the reward.
+    """Return the reward [E*G, L] as ``reward.credit`` distributes it: the gains of a potential that ends at the reward.
 
-    Args:
-        sentences: whether only every second token and the last one, as ends of sentences, get a reward.
-    Returns:
-        [E*G, L], adding up to the reward minus the potential of the empty text.
+    They add up to the reward minus the potential of the empty text. With ``sentences``, only every second token and the
+    last one, as ends of sentences, get a reward.
     """
     world, before = groups.world, potential(groups.world)
     position = torch.arange(before.shape[-1])
@@ -202,56 +182,38 @@ def _gained(groups: Groups, potential: Potential, *, sentences: bool = False) ->
     return potential_differences(scores, keep_total=True, empty=float(before[0, 0]))[groups.index.flatten()]
 
 
-def by_token(
-    preset: Preset, potential: Potential = _arbitrary_potential, *, sentences: bool = False, baseline: float = 0.1
-) -> CreditFunction:
-    """Return a preset's token-level advantages of the reward that ``_gained`` distributes.
-
-    Args:
-        baseline: of ``reinforce_baseline``.
-    """
+def by_token(preset: Preset, potential: Potential = _arbitrary_potential, *, sentences: bool = False) -> CreditFunction:
+    """Return a preset's token-level advantages of the reward that ``_gained`` distributes."""
 
     def credit(groups: Groups) -> Tensor:
         shape = (len(groups.index), 1, groups.index.shape[1])
         to_go = reward_to_go(_gained(groups, potential, sentences=sentences))
         assert preset.token_level is not None
         advantages = preset.token_level(
-            torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), baseline
+            torch.zeros(shape, dtype=torch.float64), to_go.view(*shape, -1), groups.mask.view(*shape, -1), BASELINE
         )
         return advantages.view(groups.mask.shape)
 
     return credit
 
 
-EARLIER = RunningMoments().after(torch.tensor([0.0, 0.4, 0.2, 1.0], dtype=torch.float64))
-"""Moments of rewards that do not depend on the samples, as those of earlier steps."""
+def _shaped(preset: Preset, shape: Callable[[Tensor], Tensor]) -> CreditFunction:
+    """Return a preset's advantages of shaped rewards."""
 
-
-def _running(preset: Preset) -> CreditFunction:
     def credit(groups: Groups) -> Tensor:
-        rewards = standardise_by_moments(groups.rewards, EARLIER)
-        return preset.advantages(rewards.unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
-
-    return credit
-
-
-def _ranked(preset: Preset) -> CreditFunction:
-    def credit(groups: Groups) -> Tensor:
-        return preset.advantages(rank_in_group(groups.rewards).unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
+        return preset.advantages(shape(groups.rewards).unsqueeze(-2), 0.0).view(-1, 1).expand(groups.mask.shape)
 
     return credit
 
 
 def _gae_by_token(groups: Groups) -> Tensor:
     """Return GAE of lambda 1 over the same rewards, from a critic whose values are half of the true ones."""
-    world = groups.world
-    values = 0.5 * exact.prefix_values(world.logits, world.sequences, world.rewards)[groups.index.flatten()]
+    values = 0.5 * _true_values(groups.world)[groups.index.flatten()]
     return generalised_advantages(_gained(groups, _arbitrary_potential), values, groups.mask, trace=1.0)
 
 
 def _by_part(groups: Groups) -> Tensor:
-    """Return GDPO's advantages of two parts whose sum is the reward: the reward plus the text's length, and that
-    length."""
+    """Return GDPO's advantages of two parts whose sum is the reward: the reward plus a length, and that length."""
     lengths = groups.mask.sum(-1).view_as(groups.rewards).double()
     parts = torch.stack([groups.rewards + 0.1 * lengths, lengths])
     rewards = torch.tensordot(parts.new_tensor([1.0, -0.1]), standardise(parts.unsqueeze(-2)), 1)
@@ -260,7 +222,7 @@ def _by_part(groups: Groups) -> Tensor:
 
 def _from_critic(groups: Groups) -> Tensor:
     """Return PPO's whitened advantages, from a critic whose values are half of the true ones."""
-    advantages, count = _values(0.5)(0.95)(groups), len(groups.index)
+    advantages, count = _gae(0.5, 0.95)(groups), len(groups.index)
     return whiten(advantages.view(count, -1), groups.mask.view(count, -1)).view_as(advantages)
 
 
@@ -271,12 +233,8 @@ _CREDIT: dict[str, CreditFunction] = {"gdpo": _by_part, "ppo": _from_critic}
 Its row is the limit beta -> 0, divided by beta: a policy gradient from the order of the rewards alone."""
 
 
-def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient: float, baseline: float) -> Tensor:
-    """Return one gradient estimate of the objective per group; [E, (V+1) * V].
-
-    Args:
-        index: [E, G], indices of the world's sequences that each group drew.
-    """
+def estimates(world: World, estimator: Estimator, index: Tensor) -> Tensor:
+    """Return one gradient estimate of the objective per group, [E, (V+1) * V], for sequences of these indices [E, G]."""
     count, group = index.shape
     picked = world.sequences[index.flatten()]
     mask, lengths, preset = picked.mask, picked.lengths, estimator.preset
@@ -285,8 +243,8 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
     rewards = world.rewards[index]
     kl = KL_ESTIMATORS[estimator.kl_estimator] if estimator.kl_estimator else None
     if kl and estimator.where == "reward":
-        rewards = rewards - coefficient * sum_by_sequence(kl(logprobs.detach(), reference), lengths).view(count, group)
-    advantages = _advantages(estimator, Groups(world, index, rewards, mask), lengths, baseline)
+        rewards = rewards - COEFFICIENT * sum_by_sequence(kl(logprobs.detach(), reference), lengths).view(count, group)
+    advantages = _advantages(estimator, Groups(world, index, rewards, mask), lengths)
     ratio = log_ratio(logprobs, logprobs.detach(), lengths, preset.ratio or "token")
     loss = preset.loss(logprobs, ratio, advantages, preset.limits)
     if estimator.importance:
@@ -296,12 +254,11 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
             logprobs, sampler, lengths, correction=correction, level=level, cap=CAP.get(correction, 1.0)
         )
     if kl and estimator.where == "loss":
-        loss = loss + coefficient * kl(logprobs, reference)
-    weights = sequence_weights(lengths.view(count, group), preset.aggregation, mask.shape[-1])
-    weights = weights.flatten().repeat_interleave(lengths)
+        loss = loss + COEFFICIENT * kl(logprobs, reference)
+    weights = sequence_weights(lengths.view(count, group), preset.aggregation, mask.shape[-1]).flatten()
+    weights = weights.repeat_interleave(lengths)
     (slope,) = torch.autograd.grad((weights * loss).sum(), logprobs)
-    # The chain rule from d loss / d log p to d objective / d logits, by hand: d log p(a|s) / d logit(v|s) = [v = a] -
-    # p(v|s).
+    # The chain rule from d loss / d log p to d objective / d logits: d log p(a|s) / d logit(v|s) = [v = a] - p(v|s).
     size, tokens = world.logits.numel(), world.logits.shape[1]
     owner = owners(lengths) // group
     row, token = picked.previous[mask], picked.tokens[mask]
@@ -313,14 +270,14 @@ def estimates(world: World, estimator: Estimator, index: Tensor, *, coefficient:
         chance = world.logits.softmax(-1)
         surprise = torch.special.entr(chance)
         bend = surprise - chance * surprise.sum(-1, keepdim=True)
-        spread = spread + coefficient * weights[:, None] * bend[row]
+        spread = spread + COEFFICIENT * weights[:, None] * bend[row]
     columns = row[:, None] * tokens + torch.arange(tokens)
     result.index_put_((owner[:, None].expand_as(columns), columns), spread, accumulate=True)
     return result
 
 
-def _advantages(estimator: Estimator, groups: Groups, lengths: Tensor, baseline: float) -> Tensor:
+def _advantages(estimator: Estimator, groups: Groups, lengths: Tensor) -> Tensor:
     """Return the advantages of all tokens, [T]."""
     if estimator.credit is not None:
         return estimator.credit(groups)[groups.mask]
-    return estimator.preset.advantages(groups.rewards.unsqueeze(-2), baseline).flatten().repeat_interleave(lengths)
+    return estimator.preset.advantages(groups.rewards.unsqueeze(-2), BASELINE).flatten().repeat_interleave(lengths)

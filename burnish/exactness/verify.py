@@ -1,8 +1,7 @@
 """Verification of gradient estimators against the exact gradient of an enumerable world.
 
-Each estimator is tested twice. By sampling: its mean over many independent groups, with standard error and variance. By
-enumeration: its expectation over all pairs of sequences (G = 2), which has no sampling error, so that a bias shows down
-to rounding.
+By sampling: an estimator's mean over many independent groups, with standard error and variance. By enumeration: its
+expectation over all pairs of sequences (G = 2), which has no sampling error, so that a bias shows down to rounding.
 """
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ import torch
 from torch import Tensor
 
 from burnish.exactness import world as exact
-from burnish.exactness.estimators import Estimator, World, estimates, estimators
+from burnish.exactness.estimators import COEFFICIENT, Estimator, World, estimates, estimators
 
 __all__ = ["Estimator", "Finding", "World", "as_rows", "estimates", "estimators", "targets", "verify"]
 
 ROUNDING = 1e-9
+CHUNK = 20_000
+"""Estimates computed at once; bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Finding:
         return self.agrees or not self.estimator.unbiased
 
 
-def targets(world: World, coefficient: float) -> dict[str, Tensor]:
+def targets(world: World) -> dict[str, Tensor]:
     """Return the exact gradient of each objective that an estimator may target, [V+1, V] each."""
     logits = world.logits.detach().clone().requires_grad_()
     reward = exact.expected_reward(logits, world.sequences, world.rewards)
@@ -60,25 +61,20 @@ def targets(world: World, coefficient: float) -> dict[str, Tensor]:
     forward = exact.state_kl(logits, world.reference, world.sequences, forward=True)
     objectives = {
         "J": reward,
-        "J - b KL": reward - coefficient * exact.sequence_kl(logits, world.reference, world.sequences),
-        "J - b KL of states": reward - coefficient * reverse,
-        "J - b forward KL of states": reward - coefficient * forward,
-        "J + b entropy of states": reward + coefficient * exact.state_entropy(logits, world.sequences),
+        "J - b KL": reward - COEFFICIENT * exact.sequence_kl(logits, world.reference, world.sequences),
+        "J - b KL of states": reward - COEFFICIENT * reverse,
+        "J - b forward KL of states": reward - COEFFICIENT * forward,
+        "J + b entropy of states": reward + COEFFICIENT * exact.state_entropy(logits, world.sequences),
     }
-    gradients = {}
-    for name, objective in objectives.items():
-        (slope,) = torch.autograd.grad(objective, logits, retain_graph=True)
-        gradients[name] = torch.nan_to_num(slope, nan=0.0)
-    return gradients
+    return {name: exact.gradient(objective, logits) for name, objective in objectives.items()}
 
 
-def expectation(world: World, estimator: Estimator, *, coefficient: float, baseline: float) -> Tensor:
+def expectation(world: World, estimator: Estimator) -> Tensor:
     """Return the estimator's exact mean with G = 2, over all pairs of possible sequences; [(V+1) * V]."""
     chance = sampled_from(world, estimator)
     possible = chance.nonzero().squeeze(1)
     pairs = torch.cartesian_prod(possible, possible)
-    rows = estimates(world, estimator, pairs, coefficient=coefficient, baseline=baseline)
-    return (chance[pairs[:, 0]] * chance[pairs[:, 1]]) @ rows
+    return (chance[pairs[:, 0]] * chance[pairs[:, 1]]) @ estimates(world, estimator, pairs)
 
 
 def sampled_from(world: World, estimator: Estimator) -> Tensor:
@@ -100,19 +96,9 @@ def verify(
     samples: int = 100_000,
     group: int = 4,
     seed: int = 0,
-    coefficient: float = 0.1,
-    baseline: float = 0.1,
-    chunk: int = 20_000,
 ) -> list[Finding]:
-    """Compare each estimator with its exact target.
-
-    Args:
-        samples: number of independent estimates, each from one group of ``group`` sequences.
-        coefficient: b of the rows with a KL term or an entropy bonus.
-        baseline: b of ``reinforce_baseline``, any number that does not depend on the samples.
-        chunk: estimates computed at once; bounds the memory.
-    """
-    wanted = targets(world, coefficient)
+    """Compare ``samples`` independent estimates, each from one group of ``group`` sequences, with their exact target."""
+    wanted = targets(world)
     findings = []
     for estimator in estimators() if rows is None else rows:
         generator = torch.Generator().manual_seed(seed)
@@ -120,21 +106,22 @@ def verify(
         second = torch.zeros_like(first)
         chance = sampled_from(world, estimator)
         target = claimed(world, estimator, wanted, group)
-        for begin in range(0, samples, chunk):
-            count = min(chunk, samples - begin)
+        for begin in range(0, samples, CHUNK):
+            count = min(CHUNK, samples - begin)
             index = torch.multinomial(chance, count * group, True, generator=generator).view(count, group)
             # Moments about the target lose no digits in a difference of large sums.
-            distance = estimates(world, estimator, index, coefficient=coefficient, baseline=baseline) - target
+            distance = estimates(world, estimator, index) - target
             first += distance.sum(0)
             second += distance.square().sum(0)
-        findings.append(_finding(world, estimator, target, first / samples, second / samples, samples,
-                                 expectation(world, estimator, coefficient=coefficient, baseline=baseline)
-                                 - claimed(world, estimator, wanted, 2)))  # fmt: skip
+        bias = expectation(world, estimator) - claimed(world, estimator, wanted, 2)
+        findings.append(
+            _finding(estimator, target, first / samples, second / samples, samples, bias, world.logits.shape)
+        )
     return findings
 
 
 def _finding(
-    world: World, estimator: Estimator, target: Tensor, shift: Tensor, square: Tensor, samples: int, bias: Tensor
+    estimator: Estimator, target: Tensor, shift: Tensor, square: Tensor, samples: int, bias: Tensor, shape: torch.Size
 ) -> Finding:
     variance = (square - shift.square()).clamp_min(0) * samples / (samples - 1)
     error = (variance / samples).sqrt()
@@ -146,7 +133,6 @@ def _finding(
     # together. The limit keeps the false-alarm rate of all of them at that of one 3-sigma test.
     level = math.erfc(3 / math.sqrt(2)) / max(1, int(varies.sum()))
     limit = float(torch.special.ndtri(torch.tensor(1 - level / 2, dtype=torch.float64)))
-    shape = world.logits.shape
     return Finding(
         estimator, target.view(shape), (target + shift).view(shape), error.view(shape),
         bias.view(shape), float(variance.sum()), deviation, limit,

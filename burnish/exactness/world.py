@@ -15,13 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """S sequences in padded form.
-
-    Attributes:
-        tokens: [S, L], token ids; 0 past the end.
-        previous: [S, L], the row that each token is drawn from.
-        mask: [S, L], True on real tokens.
-    """
+    """S sequences: token ids (0 past the end), the row that each is drawn from, and the mask of real tokens, [S, L]."""
 
     tokens: Tensor
     previous: Tensor
@@ -74,10 +68,7 @@ def sequence_kl(logits: Tensor, reference: Tensor, sequences: Sequences) -> Tens
 
 
 def prefix_values(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
-    """Return V(s_t) = E[R | the tokens before t] under the policy, for every sequence of the world.
-
-    [S, L], no gradient; zero past the end and for impossible prefixes.
-    """
+    """Return V(s_t) = E[R | the tokens before t], [S, L], no gradient; zero past the end and for impossible prefixes."""
     chance = probabilities(logits.detach(), sequences)
     values = torch.zeros(sequences.tokens.shape, dtype=logits.dtype)
     for position in range(sequences.tokens.shape[1]):
@@ -87,8 +78,7 @@ def prefix_values(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tens
         key = (tokens * base ** torch.arange(position)).sum(-1)
         same = (key[:, None] == key[None, :]).to(logits.dtype)
         reached = same @ chance
-        value = torch.where(reached > 0, (same @ (chance * rewards)) / reached.clamp_min(1e-300), 0.0)
-        values[:, position] = value
+        values[:, position] = torch.where(reached > 0, (same @ (chance * rewards)) / reached.clamp_min(1e-300), 0.0)
     return values.masked_fill(~sequences.mask, 0.0)
 
 
@@ -108,28 +98,24 @@ def state_entropy(logits: Tensor, sequences: Sequences) -> Tensor:
 def state_kl(logits: Tensor, reference: Tensor, sequences: Sequences, *, forward: bool) -> Tensor:
     """Return the sum over visited states of the next token's KL, with the visits held fixed (no gradient); nats.
 
-    Args:
-        forward: KL(reference || pi) if true, KL(pi || reference) otherwise.
+    With ``forward`` it is KL(reference || pi), else KL(pi || reference).
     """
     policy, other = logits.log_softmax(-1), reference.log_softmax(-1)
     first, second = (other, policy) if forward else (policy, other)
-    possible = first.isfinite()
-    terms = first.exp() * (first - second)
-    return (visits(logits, sequences)[:, None] * torch.where(possible, terms, 0.0)).sum()
+    terms = torch.where(first.isfinite(), first.exp() * (first - second), 0.0)
+    return (visits(logits, sequences)[:, None] * terms).sum()
 
 
 def gradient(value: Tensor, logits: Tensor) -> Tensor:
     """Return d value / d logits, [V+1, V]; zero where the logit is minus infinity."""
-    (slope,) = torch.autograd.grad(value, logits)
+    (slope,) = torch.autograd.grad(value, logits, retain_graph=True)
     return torch.nan_to_num(slope, nan=0.0)
 
 
 def logits_from_probabilities(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
-    """Return logits [V+1, V] in float64 for given probabilities; the rest of a row is spread evenly over its other
-    tokens.
+    """Return float64 logits [V+1, V] for row -> token -> probability; the rest of a row is spread over its other tokens.
 
-    Args:
-        rows: row -> token -> probability; omitted rows are uniform. The first token's row is ``vocabulary``.
+    Omitted rows are uniform. The first token's row is ``vocabulary``.
     """
     table = torch.full((vocabulary + 1, vocabulary), 1 / vocabulary, dtype=torch.float64)
     for row, known in rows.items():

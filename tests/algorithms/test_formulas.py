@@ -29,7 +29,7 @@ from burnish.algorithms.losses import (
     tokens_with_clipped_weight,
     value_loss,
 )
-from burnish.algorithms.ops import effective_sample_size, log_ratio, pad_by_sequence, sequence_weights, sum_by_sequence
+from burnish.algorithms.ops import log_ratio, pad_by_sequence, sequence_weights, sum_by_sequence
 from burnish.algorithms.presets import PRESETS
 
 
@@ -255,12 +255,6 @@ class TestRatio:
         rows, mask = pad_by_sequence(tensor(1.0, 2.0, 3.0), self.LENGTHS)
         assert rows.tolist() == [[1.0, 2.0], [3.0, 0.0]]
         assert rows[mask].tolist() == [1.0, 2.0, 3.0]
-
-    def test_effective_sample_size(self):
-        # (1+1+2)^2 / (3 (1+1+4)) = 16/18; equal weights give 1; one nonzero weight of four gives 1/4.
-        assert float(effective_sample_size(tensor(1.0, 1.0, 2.0))) == pytest.approx(16 / 18)
-        assert float(effective_sample_size(tensor(0.3, 0.3))) == pytest.approx(1.0)
-        assert float(effective_sample_size(tensor(0.0, 0.0, 5.0, 0.0))) == pytest.approx(0.25)
 
 
 class TestKL:

@@ -17,6 +17,7 @@ from burnish.algorithms import (
     losses,
     ops,
     preference,
+    presets,
     reward_shaping,
     token_level_advantages,
     top_p_mask,
@@ -45,9 +46,9 @@ def refused(message: str, function: Callable[..., Any], *arguments: Any, **optio
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", advantages.ADVANTAGES)
-def test_advantages_need_p_by_g_rewards(name: str) -> None:
-    refused("rewards has shape [2], expected [..., P, G]", advantages.ADVANTAGES[name].function, zeros(2))
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=presets.PRESETS)
+def test_advantages_need_p_by_g_rewards(preset: presets.Preset) -> None:
+    refused("rewards has shape [2], expected [..., P, G]", preset.advantages, zeros(2))
 
 
 def test_a_baseline_is_one_number_or_one_per_prompt() -> None:
@@ -120,7 +121,6 @@ def test_ratios_and_sums() -> None:
     refused("lengths has shape [1, 2], expected a flat tensor = [any]", ops.owners, LENGTHS[None])
     refused("values has shape [2, 2], expected a flat tensor = [any]", ops.sum_by_sequence, GROUPED, LENGTHS)
     refused("values has shape [2, 2], expected a flat tensor = [any]", ops.pad_by_sequence, GROUPED, LENGTHS)
-    refused("weights has shape [2, 2], expected a flat tensor = [any]", ops.effective_sample_size, GROUPED)
     refused(
         "sampler_logprobs has shape [1], expected the shape of logprobs = [4]",
         importance.importance_weights, FLAT, zeros(1), LENGTHS, correction="mask",

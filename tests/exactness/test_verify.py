@@ -113,7 +113,7 @@ class TestGradients:
             [0.0, 0.0, 0.0, 0.0],
             [0.12, -0.04, -0.04, -0.04],
         ]
-        found = targets(WORLD, coefficient=0.1)["J"]
+        found = targets(WORLD)["J"]
         torch.testing.assert_close(found, torch.tensor(by_rows, dtype=torch.float64), rtol=0, atol=1e-15)
 
     def test_of_j_is_the_finite_difference(self):
@@ -302,7 +302,7 @@ class TestWrongEstimatorsAreCaught:
 
     def test_mean_over_all_actions_instead_of_the_sampled_one(self, monkeypatch):
         # A mean over v of log p(v|s) has the slope 1/V - p(v|s) whatever was sampled.
-        def estimates(world, estimator, index, *, coefficient, baseline):
+        def estimates(world, estimator, index):
             count, group = index.shape
             picked = world.sequences[index.flatten()]
             reward = world.rewards[index].flatten()[:, None].expand_as(picked.mask)[picked.mask]

@@ -55,7 +55,7 @@ def test_the_mean_over_all_pairs_is_the_gradient_of_the_expected_dpo_loss():
         advantages, _ = scale_as_dpo(best_and_worst(groups.rewards), ratios[groups.index], beta)
         return advantages.view(-1, 1).expand(groups.mask.shape)
 
-    gradient = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit), coefficient=0.0, baseline=0.0)
+    gradient = expectation(world, Estimator("", PRESETS["online_dpo"], credit=credit))
 
     logits = world.logits.clone().requires_grad_()
     logprobs = world.sequences.token_logprobs(logits).sum(-1)
