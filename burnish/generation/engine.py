@@ -1,8 +1,8 @@
 """Sampling engine: continuous batching with a key-value cache that shares each prompt among its samples.
 
 A prompt is run once for its whole group. Its samples are rows of the batch; a finished row leaves at once and a waiting
-sample takes its place, so the head only sees unfinished rows. Each sample has its own random numbers, so apart from
-rounding it does not depend on the rest of the batch.
+sample takes its place. Each sample has its own random numbers, so apart from rounding it does not depend on the rest of
+the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from burnish.generation.equal_length import EqualLengthSampler
 from burnish.generation.kv_cache import SharedPrefixCache
 from burnish.generation.repacked_model import RepackedModel
-from burnish.generation.rows import SampleRow, collect_groups, start_rows
+from burnish.generation.rows import RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.packing import get_backbone, packed_states
 from burnish.policies.sampling_distribution import draw_tokens
 from burnish.protocols import Sampler
-from burnish.types import Completion, Group, Prompt, SamplingParams
+from burnish.types import Completion, Prompt, SamplingParams
 
 ROWS = 64
 """Samples in flight. More rows make matrix products more efficient, but each needs memory for keys and values."""
@@ -41,7 +41,7 @@ def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.
     return EqualLengthSampler(language_model, rows=rows)
 
 
-class Engine:
+class Engine(RowSampler):
     """Sampler with shared prompts and continuous batching, with the weights that are trained.
 
     Args:
@@ -51,47 +51,31 @@ class Engine:
     """
 
     def __init__(self, language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> None:
+        super().__init__(language_model)
         self.language_model = language_model
         self.rows = rows
         self._repacked = RepackedModel(language_model.model, dtype)
         self._fallback = EqualLengthSampler(language_model, rows=rows)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        sampling: SamplingParams,
-        seed: Sequence[int],
-        policy_version: int = 0,
-    ) -> list[Group]:
-        """Return P groups of G completions.
-
-        Raises:
-            InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
-        """
-        if not prompts:
-            return []
-        encoded, rows = start_rows(self.language_model, prompts, samples_per_prompt, sampling, seed)
-        forward_cache = self.language_model.forward_cache
+    def fill(self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
         try:
-            with self._repacked.repacked(forward_cache) as model:
-                rollout = _Rollout(self, model, encoded, rows, sampling)
-                rollout.run()
-        except UnsupportedAttention:  # these texts are longer than the attention window
-            return self._fallback.sample(
-                prompts, samples_per_prompt=samples_per_prompt, sampling=sampling, seed=seed,
-                policy_version=policy_version,
-            )  # fmt: skip
-        groups = collect_groups(self.language_model, prompts, encoded, rows, policy_version)
-        if forward_cache is not None:
-            rollout.set_slots([completion for group in groups for completion in group.completions], rows)
-        return groups
+            with self._repacked.repacked(self.language_model.forward_cache) as model:
+                _Rollout(self, model, encoded, rows, sampling).run()
+        except (
+            UnsupportedAttention
+        ):  # longer than the attention window: the first pass fails, before any token is drawn
+            self._fallback.fill(encoded, rows, sampling)
+
+    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
+        completion = super()._completion(prompt, prompt_ids, row, version)
+        cache = self.language_model.forward_cache
+        if cache is not None and row.prompt_slots is not None and len(row.slots) == len(row.tokens) - 1:
+            cache.set_slots(completion, row.prompt_slots, row.slots)
+        return completion
 
 
 class _Rollout:
-    """State of one ``sample`` call: waiting samples, samples in flight, and their cache."""
+    """State of one ``fill`` call: waiting samples, samples in flight, and their cache."""
 
     def __init__(
         self,
@@ -108,18 +92,15 @@ class _Rollout:
         self.live: list[SampleRow] = []
         self.cached_prompts: list[int] = []
         """The prompt of each group in the cache."""
-        max_rows = min(engine.rows, len(rows))
-        longest = max(map(len, encoded))
-        self.max_rows = max_rows
+        self.max_rows = min(engine.rows, len(rows))
         self.last_states: dict[int, Tensor] = {}
         """The last state [1, d] of each cached prompt, which predicts the first token of its samples."""
         self.forward_cache = engine.language_model.forward_cache
         if self.forward_cache is not None:
             self.forward_cache.reserve(sum(map(len, encoded)) + len(rows) * (sampling.max_new_tokens - 1))
         self.prompt_slots: dict[int, range] = {}
-        self.cache = SharedPrefixCache(
-            min(max_rows, len(encoded)), max_rows, longest, sampling.max_new_tokens, model.device
-        )
+        groups, longest = min(self.max_rows, len(encoded)), max(map(len, encoded))
+        self.cache = SharedPrefixCache(groups, self.max_rows, longest, sampling.max_new_tokens, model.device)
 
     def run(self) -> None:
         with use_attention(self.model, self.cache, nullcontext):
@@ -128,14 +109,6 @@ class _Rollout:
                     self._admit()
                 if self.live:
                     self._decode()
-
-    def set_slots(self, completions: Sequence[Completion], rows: Sequence[SampleRow]) -> None:
-        """Record the slots of each completion in the forward cache, if all of them are stored."""
-        if self.forward_cache is None:
-            return
-        for completion, row in zip(completions, rows, strict=True):
-            if row.prompt in self.prompt_slots and len(row.slots) == len(row.tokens) - 1:
-                self.forward_cache.set_slots(completion, self.prompt_slots[row.prompt], row.slots)
 
     def _admit(self) -> None:
         """Fill free rows with waiting samples, prefill new prompts, and draw each new row's first token."""
@@ -151,6 +124,7 @@ class _Rollout:
         self._prefill(new)
         logits = self._logits(torch.cat([self.last_states[row.prompt] for row in entering]))
         for row in entering:
+            row.prompt_slots = self.prompt_slots.get(row.prompt)
             self.live.append(row)
             self.cache.add_row(self.cached_prompts.index(row.prompt))
         self._draw(logits, first=len(self.live) - len(entering))
@@ -175,27 +149,20 @@ class _Rollout:
 
     def _decode(self) -> None:
         """Draw one more token for every row in flight."""
-        cache = self.cache
-        cache.decode()
+        self.cache.decode()
         slots = None if self.forward_cache is None else self.forward_cache.allocate(len(self.live))
         if slots is not None:
             for row, slot in zip(self.live, slots, strict=True):
                 row.slots.append(slot)
-        positions = [
-            cache.prompt_lengths[group] + length for group, length in zip(cache.row_groups, cache.lengths, strict=True)
-        ]
+        positions = [len(self.encoded[row.prompt]) + len(row.tokens) - 1 for row in self.live]
         states = self._run([row.tokens[-1] for row in self.live], positions)
-        cache.advance()
+        self.cache.advance()
         self._draw(self._logits(states), first=0)
 
     def _run(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Return the last layer's states [T, d] of a packed sequence."""
-        device = self.model.device
-        states: Tensor = get_backbone(self.model)(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-        )[0][0]
+        inputs = torch.tensor([[ids], [positions]], device=self.model.device)
+        states: Tensor = get_backbone(self.model)(input_ids=inputs[0], position_ids=inputs[1], use_cache=False)[0][0]
         return states
 
     def _logits(self, states: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Sampling for every architecture that has a cache of its own.
 
-Prompts of equal length are run together, each repeated for its samples. Nothing is padded, so recurrent and state-space
-models see exactly the tokens of the text. This is slower than the engine: prompts are computed once per sample, and a
-finished sample stays in its batch until the whole batch is finished.
+Prompts of equal length are run together, so nothing is padded, and recurrent and state-space models see exactly the
+tokens of the text. This is slower than the engine: prompts are computed once per sample, and a finished sample stays in
+its batch until the whole batch is finished.
 """
 
 from __future__ import annotations
@@ -14,53 +14,31 @@ import torch
 from torch import Tensor
 
 from burnish.errors import InputError
-from burnish.generation.rows import SampleRow, collect_groups, start_rows
+from burnish.generation.rows import RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.packing import logits_to_keep_option, unwrap_peft
 from burnish.policies.sampling_distribution import draw_tokens
-from burnish.types import Group, Prompt, SamplingParams
+from burnish.types import SamplingParams
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the cache in model outputs and inputs, by architecture."""
 
 
-class EqualLengthSampler:
-    """Sampler with the model's own cache and weights, which are those that are trained.
-
-    Args:
-        language_model: any causal language model.
-        rows: samples per batch.
-    """
+class EqualLengthSampler(RowSampler):
+    """Sampler with the cache and the weights of any causal language model, in batches of ``rows`` samples."""
 
     def __init__(self, language_model: CausalModel, *, rows: int) -> None:
+        super().__init__(language_model)
         self.language_model = language_model
         self.rows = rows
 
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        sampling: SamplingParams,
-        seed: Sequence[int],
-        policy_version: int = 0,
-    ) -> list[Group]:
-        """Return P groups of G completions.
-
-        Raises:
-            InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
-        """
-        if not prompts:
-            return []
-        encoded, rows = start_rows(self.language_model, prompts, samples_per_prompt, sampling, seed)
+    def fill(self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
         by_length: dict[int, list[SampleRow]] = {}
         for row in rows:
             by_length.setdefault(len(encoded[row.prompt]), []).append(row)
         for same in by_length.values():
             for start in range(0, len(same), self.rows):
                 self._sample_batch(encoded, same[start : start + self.rows], sampling)
-        return collect_groups(self.language_model, prompts, encoded, rows, policy_version)
 
     def _sample_batch(
         self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams

@@ -1,7 +1,7 @@
 """Key-value cache of the sampling engine, allocated once per call.
 
-The keys and values of a prompt are stored once for all samples of its group. Each sample has a row for its own tokens,
-which grows by one token per step. When a sample finishes, the last row moves to its index; no other copies are made.
+The keys and values of a prompt are stored once for all samples of its group. Each sample has a row for its own tokens.
+When a sample finishes, the last row moves to its index; no other copies are made.
 
 Letters: P groups (prompts), B rows (samples), K key-value heads, g query heads per key-value head, D head dimension.
 """
@@ -9,6 +9,7 @@ Letters: P groups (prompts), B rows (samples), K key-value heads, g query heads 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,10 +33,8 @@ class SharedPrefixCache:
     """Attention backend of the engine: ``prefill`` adds prompts, ``decode`` adds one token to every row.
 
     Args:
-        groups: prompts that may be cached at once.
-        rows: samples that may be cached at once.
-        longest_prompt: in tokens.
-        longest_answer: in tokens; the last token is never run and needs no room.
+        groups, rows: prompts and samples that may be cached at once.
+        longest_prompt, longest_answer: in tokens; the last token of an answer is never run and needs no room.
         device: of the indices and masks.
     """
 
@@ -49,7 +48,7 @@ class SharedPrefixCache:
         """Length of each group's prompt."""
         self.row_groups: list[int] = []
         self.lengths: list[int] = []
-        """Of each row: its group (``row_groups``), and the number of its tokens in the cache."""
+        """Number of each row's tokens in the cache."""
         self._incoming: PackedAttention | None = None
         self._plan: _DecodePlan | None = None
 
@@ -59,8 +58,7 @@ class SharedPrefixCache:
 
     def prefill(self, lengths: Sequence[int]) -> None:
         """Prepare for a pass over whole prompts of these lengths, one after the other; they become the last groups."""
-        starts = [sum(lengths[:index]) for index in range(len(lengths))]
-        spans = (GroupSpan(start, start + length, ()) for start, length in zip(starts, lengths, strict=True))
+        spans = (GroupSpan(stop - size, stop, ()) for stop, size in zip(accumulate(lengths), lengths, strict=True))
         self._incoming = PackedAttention(tuple(spans))
         self.prompt_lengths += lengths
 

@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.generation.rows import SampleRow, collect_groups, start_rows
+from burnish.generation.rows import RowSampler, SampleRow
 from burnish.policies.kernels.packing import pad_token_ids
 from burnish.policies.module import ModuleModel, State
 from burnish.policies.sampling_distribution import draw_tokens
-from burnish.types import Group, Prompt, SamplingParams
+from burnish.types import SamplingParams
 
 
 class _Texts(Protocol):
@@ -68,51 +68,23 @@ class _RecomputedTexts:
         self.logits = self._read()
 
 
-class ModuleSampler:
-    """Sampler with the module's own weights, which are those that are trained.
-
-    Args:
-        model: the module to sample from.
-        recompute: run the whole text for each token even if the module has a state.
-    """
+class ModuleSampler(RowSampler):
+    """Sampler with the module's own weights; ``recompute`` runs the whole text for each token even if it has a state."""
 
     def __init__(self, model: ModuleModel, *, recompute: bool = False) -> None:
+        super().__init__(model, with_end=True)
         self.model = model
         self.recompute = recompute or not model.advances
 
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        sampling: SamplingParams,
-        seed: Sequence[int],
-        policy_version: int = 0,
-    ) -> list[Group]:
-        """Return P groups of G completions.
-
-        Raises:
-            InputError: a prompt cannot be encoded, or does not fit into the module's positions with its completion.
-        """
-        if not prompts:
-            return []
-        encoded, rows = start_rows(self.model, prompts, samples_per_prompt, sampling, seed)
+    def fill(self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
+        """Draw tokens until all rows are finished; finished rows leave the batch."""
         row_prompts = torch.tensor([row.prompt for row in rows], device=self.model.device)
         texts_class = _RecomputedTexts if self.recompute else _StatefulTexts
-        texts: list[_Texts] = [texts_class(self.model, encoded, row_prompts)]
+        policy: _Texts = texts_class(self.model, encoded, row_prompts)
+        lagged: _Texts | None = None
         if sampling.lagged_top_p < 1 and self.model.lagged is not None:
-            texts.append(texts_class(self.model.lagged, encoded, row_prompts))
-        self._decode(texts, rows, sampling)
-        return collect_groups(self.model, prompts, encoded, rows, policy_version, with_end=True)
-
-    def _decode(self, texts: Sequence[_Texts], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
-        """Draw tokens until all rows are finished; finished rows leave the batch.
-
-        Args:
-            texts: of the policy, and of the lagged policy if there is one; both see the same tokens.
-        """
-        policy, lagged = texts[0], texts[1] if len(texts) > 1 else None
+            lagged = texts_class(self.model.lagged, encoded, row_prompts)
+        texts = [policy] if lagged is None else [policy, lagged]  # both see the same tokens
         ends = self.model.vocabulary.ends
         live = list(rows)
         for step in range(sampling.max_new_tokens):

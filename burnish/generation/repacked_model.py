@@ -1,8 +1,8 @@
 """Copy of a model for fast sampling: the same parameters, with linear weights reordered for small batches.
 
 A decoding step multiplies a few dozen rows with every weight. On a CPU, oneDNN does that up to twice as fast with
-weights that were reordered once; reordering all weights takes a fraction of a second after each update. Adapters are
-merged into the reordered weights, so a LoRA policy samples as fast as its base model.
+reordered weights; reordering all of them takes a fraction of a second after each update. Adapters are merged into them,
+so a LoRA policy samples as fast as its base model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from burnish.policies.kernels.packing import unwrap_peft
 
 ROWS = 64
 """Number of input rows that the reordering optimises for; other numbers work, too."""
-
 
 WeightSource = Callable[[], tuple[Tensor, Tensor | None]]
 """Returns the current weight [out, in] and bias [out]."""
@@ -65,11 +64,10 @@ class RepackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(rows.to(self.dtype), self.weight, self.bias, "none", [], "")
-        if self.outputs:
-            begin = 0
-            for part in self.outputs:
-                part.add(output[..., begin : begin + part.width])
-                begin += part.width
+        begin = 0
+        for part in self.outputs:
+            part.add(output[..., begin : begin + part.width])
+            begin += part.width
         return output.to(rows.dtype)
 
 
@@ -87,12 +85,9 @@ class RepackedModel:
         self._layers: dict[RepackedLinear, list[nn.Module]] = {}
         """Each repacked layer with the trained modules that it replaces."""
         self._head = trained.get_output_embeddings()
-        if (
-            trained.device.type != "cpu"
-            or self.dtype not in (torch.float32, torch.bfloat16)
-            or not has_onednn_linear(self.dtype)
-        ):
-            self.model = trained
+        self.model = trained
+        supported = trained.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
+        if not supported or not has_onednn_linear(self.dtype):
             return
         shared = {id(tensor): tensor for tensor in [*trained.parameters(), *trained.buffers()]}
         self.model = copy.deepcopy(trained, shared)
@@ -134,8 +129,7 @@ class RepackedModel:
     def repacked(self, forward_cache: ForwardCache | None = None) -> Iterator[Any]:
         """Repack the current weights and provide the model; free the repacked weights at the end.
 
-        Args:
-            forward_cache: stores the outputs of the linear layers, except the head's.
+        The forward cache stores the outputs of the linear layers, except the head's.
         """
         for layer, modules in self._layers.items():
             layer.repack()

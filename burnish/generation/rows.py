@@ -1,12 +1,14 @@
-"""Samples in progress: creation, random numbers, and assembly into groups of completions."""
+"""Samples in progress, and the frame of all samplers: random numbers, and assembly into groups of completions."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from burnish.errors import InputError
 from burnish.policies.sampling_distribution import random_streams
@@ -24,7 +26,7 @@ class SampleRow:
         tokens: the tokens so far.
         logprobs: their log-probabilities, nats.
         reason: "stop" after an end token, else "length".
-        slots: slots of its tokens in the forward cache.
+        prompt_slots, slots: slots of its prompt and of its tokens in the forward cache.
     """
 
     prompt: int
@@ -33,6 +35,7 @@ class SampleRow:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason = "length"
+    prompt_slots: range | None = None
     slots: list[int] = field(default_factory=list)
 
     def append(self, token: int, logprob: float, ends: frozenset[int]) -> None:
@@ -55,54 +58,62 @@ class TextModel(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
-def start_rows(
-    model: TextModel, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: Sequence[int]
-) -> tuple[list[tuple[int, ...]], list[SampleRow]]:
-    """Return the token ids of P prompts, and a row for each of their P*G samples.
-
-    Raises:
-        InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
-    """
-    encoded = [model.encode_prompt(prompt) for prompt in prompts]
-    _check_lengths(model, prompts, encoded, sampling.max_new_tokens)
-    streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
-    return encoded, [SampleRow(*divmod(index, samples_per_prompt), uniforms) for index, uniforms in enumerate(streams)]
-
-
-def _check_lengths(
-    model: TextModel, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Raise InputError if a text could exceed the model's positions."""
-    positions = model.max_positions
-    longest, index = max((len(ids), index) for index, ids in enumerate(encoded))
-    if positions is not None and longest + max_new_tokens > positions:
-        raise InputError(
-            f"prompt '{prompts[index].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit into "
-            f"the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
-        )
-
-
-def collect_groups(
-    model: TextModel,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[tuple[int, ...]],
-    rows: Sequence[SampleRow],
-    version: int,
-    *,
-    with_end: bool = False,
-) -> list[Group]:
-    """Return finished rows as groups, in the order of the prompts.
+class RowSampler(ABC):
+    """Sampler that draws the tokens of all samples in ``fill``.
 
     Args:
+        text_model: encodes the prompts and decodes the completions.
         with_end: whether the end token is part of the text (it may be a character).
     """
-    completions: list[list[Completion]] = [[] for _ in prompts]
-    for row in rows:
-        text = row.tokens[:-1] if row.reason == "stop" and not with_end else row.tokens
-        completions[row.prompt].append(
-            Completion(
-                prompts[row.prompt], encoded[row.prompt], tuple(row.tokens), model.decode(text),
-                tuple(row.logprobs), row.reason, version, row.index,
+
+    def __init__(self, text_model: TextModel, *, with_end: bool = False) -> None:
+        self._text_model = text_model
+        self._with_end = with_end
+
+    @abstractmethod
+    def fill(self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
+        """Draw the tokens of all rows, given the token ids of the prompts."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        policy_version: int = 0,
+    ) -> list[Group]:
+        """Return P groups of G completions.
+
+        Raises:
+            InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
+        """
+        if not prompts:
+            return []
+        encoded = [self._text_model.encode_prompt(prompt) for prompt in prompts]
+        self._check_lengths(prompts, encoded, sampling.max_new_tokens)
+        streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
+        rows = [SampleRow(*divmod(index, samples_per_prompt), uniforms) for index, uniforms in enumerate(streams)]
+        self.fill(encoded, rows, sampling)
+        completions = [self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version) for row in rows]
+        return [
+            Group(prompt, tuple(completions[index * samples_per_prompt : (index + 1) * samples_per_prompt]))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        positions = self._text_model.max_positions
+        longest, index = max((len(ids), index) for index, ids in enumerate(encoded))
+        if positions is not None and longest + max_new_tokens > positions:
+            raise InputError(
+                f"prompt '{prompts[index].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit into "
+                f"the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
             )
+
+    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
+        text = row.tokens[:-1] if row.reason == "stop" and not self._with_end else row.tokens
+        return Completion(
+            prompt, prompt_ids, tuple(row.tokens), self._text_model.decode(text), tuple(row.logprobs), row.reason,
+            version, row.index,
         )  # fmt: skip
-    return [Group(prompt, tuple(done)) for prompt, done in zip(prompts, completions, strict=True)]
