@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +30,7 @@ _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"PK\x03\
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as read.
-
-    Attributes:
-        position: where it is, for messages: "line 7" or "row 7", counted from 1.
-        values: column -> value; None if the row cannot be read or used.
-        reason: why not.
-    """
+    """One row as read: its position ("line 7" or "row 7", from 1), and its values, or None and the reason."""
 
     position: str
     values: Mapping[str, Any] | None
@@ -105,13 +100,8 @@ def _json_row(position: str, line: bytes) -> RawRow:
 def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
     """Yield the rows of a CSV file in UTF-8, whose first line names the columns. Quoted fields may contain line breaks.
 
-    A row with more or fewer fields than columns is broken.
-
-    Args:
-        delimiter: one character; "" means a tab for names that end in .tsv, else a comma.
-
-    Raises:
-        InputError: there are no column names, two are equal, or the file cannot be read.
+    Without a ``delimiter``, it is a tab for names that end in .tsv, else a comma. A row with more or fewer fields than
+    columns is broken. Raises InputError if there are no column names, two are equal, or the file cannot be read.
     """
     separator = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     if len(separator) != 1 or separator in '"\r\n':
@@ -128,8 +118,10 @@ def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
             except csv.Error as error:
                 yield RawRow(position, None, f"not CSV ({error})")
                 continue
-            if fields:
-                yield _csv_row(position, names, fields)
+            if fields and len(fields) != len(names):
+                yield RawRow(position, None, f"{len(fields)} fields where line 1 names {len(names)} columns")
+            elif fields:
+                yield RawRow(position, dict(zip(names, fields, strict=True)))
 
 
 def _column_names(reader: Iterator[list[str]], path: Path) -> list[str]:
@@ -146,19 +138,12 @@ def _column_names(reader: Iterator[list[str]], path: Path) -> list[str]:
     return names
 
 
-def _csv_row(position: str, names: list[str], fields: list[str]) -> RawRow:
-    if len(fields) != len(names):
-        return RawRow(position, None, f"{len(fields)} fields where line 1 names {len(names)} columns")
-    return RawRow(position, dict(zip(names, fields, strict=True)))
-
-
 @contextmanager
 def _any_size() -> Iterator[None]:
     """Allow fields of any size: at the csv module's own limit, the reader stops in the middle of a row."""
     before = csv.field_size_limit()
-    limit = sys.maxsize
     with suppress(OverflowError):
-        csv.field_size_limit(limit)
+        csv.field_size_limit(sys.maxsize)
     try:
         yield
     finally:
@@ -174,10 +159,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         file = library.ParquetFile(path)
         if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
             raise InputError(f"path = '{path}': two columns have the same name")
-        number = 0
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-            for values in batch.to_pylist():
-                number += 1
-                yield RawRow(f"row {number}", values)
+        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=ROWS_AT_ONCE))
+        for number, values in enumerate(chain.from_iterable(batches), start=1):
+            yield RawRow(f"row {number}", values)
     except (ValueError, OSError) as error:  # the base classes of pyarrow's errors
         raise InputError(f"path = '{path}': not a whole Parquet file ({one_line(error)[:120]})") from error

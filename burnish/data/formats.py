@@ -27,14 +27,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class RowFormat:
-    """One of the formats, with the file's own names for its columns.
+    """A format of ``COLUMNS`` with the file's names for its columns, given as the format's name -> the file's.
 
-    Args:
-        format: a key of ``COLUMNS``.
-        columns: the format's column name -> the file's.
-
-    Raises:
-        InputError: the format is unknown, or ``columns`` names a column that it does not have.
+    Raises InputError if the format is unknown, or ``columns`` names a column that it does not have.
     """
 
     def __init__(self, format: str, columns: Mapping[str, str]) -> None:
@@ -44,8 +39,8 @@ class RowFormat:
         for name, column in columns.items():
             if name not in known or not isinstance(column, str):
                 raise InputError(
-                    f"data.columns: '{name}'{nearest(name, known)}: format '{format}' has the columns {', '.join(known)}; "
-                    "give the file's name of each as text"
+                    f"data.columns: '{name}'{nearest(name, known)}: format '{format}' has the columns "
+                    f"{', '.join(known)}; give the file's name of each as text"
                 )
         self.format = format
         self.columns = {name: columns.get(name, name) for name in known}

@@ -14,17 +14,10 @@ _OFFLINE = "offline, only data sets fetched before can be read"
 
 
 def hub_rows(name: str, *, config: str, side: str, revision: str, offline: bool) -> Iterator[RawRow]:
-    """Yield the rows of a data set. Code that comes with one is not run.
+    """Yield the rows of one split of the data set "owner/name". Code that comes with it is not run.
 
-    Args:
-        name: "owner/name".
-        config: one of the data set's configurations; "" if it has one.
-        side: one of its splits.
-        revision: a commit, tag or branch; "" means the newest, which may change.
-        offline: read only what was fetched before, without the network.
-
-    Raises:
-        InputError: the package ``datasets`` is missing, or it cannot load this data set.
+    An empty ``config`` is for a data set with only one; an empty ``revision`` (commit, tag or branch) is the newest.
+    Raises InputError if the package ``datasets`` is missing, or cannot load this data set.
     """
     library = needed("datasets", "hub", f"dataset = '{name}'")
     try:

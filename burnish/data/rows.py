@@ -47,11 +47,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two completions of a prompt, of which one is preferred.
-
-    Attributes:
-        margin: by how much a reward model should score the preferred one higher, if the data says so.
-    """
+    """Two completions of a prompt; ``margin`` is by how much a reward model should score the chosen one higher."""
 
     prompt: str
     chosen: str
@@ -95,7 +91,6 @@ class Rows:
 
     Attributes:
         rows: the usable rows, in the source's order.
-        broken: the others; every one is listed.
         repeats: number of rows equal to an earlier one, which is kept once.
         origin: the file or data set, for messages.
     """

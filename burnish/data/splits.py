@@ -46,14 +46,9 @@ def is_held_out(family: str, percent: int) -> bool:
 def split_items(
     items: Sequence[T], families: Sequence[str], percent: int, *, least_held_out: int = 1
 ) -> tuple[list[T], list[T]]:
-    """Return the training and the held-out items, each in the given order.
+    """Return the training and the held-out items, each in the given order, by the family of each item.
 
-    Args:
-        families: the family of each item.
-        least_held_out: the least number of held-out families.
-
-    Raises:
-        InputError: no item is left to train on, or too few families are held out.
+    Raises InputError if no item is left to train on, or fewer than ``least_held_out`` families are held out.
     """
     sides: tuple[list[T], list[T]] = ([], [])
     for item, family in zip(items, families, strict=True):
@@ -65,8 +60,8 @@ def split_items(
     ):
         if missing:
             raise InputError(
-                f"held_out_percent = {percent} leaves {which} prompt of {len(items)}: choose a {change} number, or give "
-                "more data"
+                f"held_out_percent = {percent} leaves {which} prompt of {len(items)}: choose a {change} number, or "
+                "give more data"
             )
     return sides
 
@@ -77,9 +72,8 @@ def split_items(
 def near_copy_families(items: Iterable[tuple[str, Sequence[str], Hashable]]) -> dict[str, str]:
     """Return each item's digest -> the smallest digest among its near-copies.
 
-    Args:
-        items: of each item its digest, the texts of which near-copies share one or a run of one, and a key that makes a
-            family of all items that have it.
+    An item is its digest, the texts of which near-copies share one or a run of one, and a key that makes a family of
+    all items that have it.
     """
     runs: dict[str, list[_Runs]] = defaultdict(list)
     holders: dict[Hashable, list[str]] = defaultdict(list)
@@ -115,12 +109,7 @@ def _joined(digests: Iterable[str], groups: Iterable[Sequence[str]]) -> dict[str
 
 
 class _Runs:
-    """The runs of neighbouring words of a text that another text would have to share.
-
-    Attributes:
-        size: words in a run.
-        digests: one per run, by the index of its first word.
-    """
+    """The runs of ``size`` neighbouring words that another text would have to share: a digest for each first word."""
 
     __slots__ = ("digests", "size")
 
@@ -133,11 +122,9 @@ class _Runs:
         """Return the runs none of whose words are within a common run."""
         starts = [start for start, run in enumerate(self.digests) if run in common]
         covered = {index for start in starts for index in range(start, start + self.size)}
-        return [
-            run
-            for start, run in enumerate(self.digests)
-            if not covered or covered.isdisjoint(range(start, start + self.size))
-        ]
+        if not covered:
+            return self.digests
+        return [run for start, run in enumerate(self.digests) if covered.isdisjoint(range(start, start + self.size))]
 
 
 def _words_digest(words: Sequence[str]) -> bytes:
@@ -150,13 +137,7 @@ def _words_digest(words: Sequence[str]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TaskExample:
-    """A prompt of a task, with what decides its side.
-
-    Attributes:
-        prompt: its id is ``name/digest`` (see ``task_example``).
-        digest: SHA-256 of the content, hexadecimal.
-        texts: near-copies share one of these, or a run of one.
-    """
+    """A prompt of a task, the digest of its content, and the texts of which near-copies share one or a run of one."""
 
     prompt: Prompt
     digest: str
@@ -182,18 +163,14 @@ def task_example(
 def example_families(examples: Iterable[TaskExample]) -> dict[str, str]:
     """Return each example's digest -> its family.
 
-    Examples that ask the same are one family too: one question about two contents (two fables with one moral) may not
-        be
+    Examples that ask the same are one family too: a question about two contents (two fables with one moral) may not be
     both trained on and held out.
     """
     return near_copy_families((one.digest, one.texts, (one.prompt.text, one.prompt.messages)) for one in examples)
 
 
 class SplitTask:
-    """A base for tasks that read all their examples and split them, both once.
-
-    A subclass implements ``examples``; training and held-out prompts keep their order.
-    """
+    """A base for tasks that read all their examples and split them, both once. A subclass implements ``examples``."""
 
     name = "task"
 
@@ -208,12 +185,9 @@ class SplitTask:
         raise NotImplementedError
 
     def prepare(self, *, offline: bool = False, observer: Observer | None = None) -> None:
-        """Read and split the data on the first call.
+        """Read and split the data, once; without this call, the first use of the prompts does it, without messages.
 
-        Without this call, the first use of the prompts does it, with network access and without messages.
-
-        Raises:
-            InputError: there is no example, or no prompt is left on one of the two sides.
+        Raises InputError if there is no example, or no prompt is left on one of the two sides.
         """
         if self._sides is not None:
             return
@@ -247,9 +221,6 @@ class SplitTask:
         return self._sides[index]
 
 
-def chat_messages(text: str, *, chat: bool, system: str = "", history: Sequence[Message] = ()) -> tuple[Message, ...]:
+def chat_messages(text: str, *, chat: bool) -> tuple[Message, ...]:
     """Return the messages of a prompt; none if ``chat`` is off, so that the policy continues ``text``."""
-    if not chat:
-        return ()
-    begin = (Message("system", system),) if system else ()
-    return (*begin, *history, Message("user", text))
+    return (Message("user", text),) if chat else ()

@@ -130,11 +130,8 @@ def test_a_text_with_half_an_emoji_has_a_digest() -> None:
 
 
 def test_messages() -> None:
-    assert chat_messages("hi", chat=False, system="be kind") == ()
-    past = [Message("user", "a"), Message("assistant", "b")]
-    assert chat_messages("hi", chat=True, system="be kind", history=past) == (
-        Message("system", "be kind"), *past, Message("user", "hi"),
-    )  # fmt: skip
+    assert chat_messages("hi", chat=False) == ()
+    assert chat_messages("hi", chat=True) == (Message("user", "hi"),)
 
 
 def test_one_question_about_several_contents_is_on_one_side() -> None:
@@ -148,7 +145,7 @@ def test_one_question_about_several_contents_is_on_one_side() -> None:
     first, second = (
         task_example(
             "t", name, "And then?", None,
-            messages=chat_messages("And then?", chat=True, history=[Message("user", name)]),
+            messages=(Message("user", name), Message("user", "And then?")),
         )
         for name in ("once", "twice")
     )  # fmt: skip
