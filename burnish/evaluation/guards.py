@@ -22,11 +22,10 @@ LENGTH_REMEDY = "length alone moves many rewards; read the samples, add 'length_
 
 
 def text_diversity(texts: Sequence[str]) -> dict[str, float]:
-    """Return the diversity metrics of a step's texts.
+    """Return the diversity metrics of a step's texts, each in [0, 1].
 
-    Keys: ``diversity/distinct_1`` and ``diversity/distinct_2``, over all texts (1: no word or pair of words occurs
-    twice), and ``diversity/longest_repeat``, the mean over texts (0: no text repeats a word, 1: every text is one word
-    repeated).
+    distinct_1 and distinct_2 are over all texts (1: no word or pair of words occurs twice), longest_repeat is the mean
+    over texts (0: no text repeats a word, 1: every text is one word repeated).
     """
     tokens = [words(text) for text in texts]
     return {
@@ -38,12 +37,7 @@ def text_diversity(texts: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A metric at the beginning of training and now.
-
-    Attributes:
-        before, after: means over the first and the last window.
-        error: standard error of their difference; 0 for a window of one step.
-    """
+    """Means of a metric over the first and the last window, and the standard error of their difference."""
 
     before: float
     after: float
@@ -63,11 +57,11 @@ class Trend:
         return f" ({self.after / self.before - 1:+.0%})" if self.before > 0 else ""
 
 
-def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Trend] | None:
-    """Return each metric's trend over the rows that have all of them, or None with fewer than two windows of rows."""
+def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Trend]:
+    """Return each metric's trend over the rows that have all of them: flat with fewer than two windows of rows."""
     rows = [[float(row[key]) for key in keys] for row in history if all(key in row for key in keys)]
     if window < 1 or len(rows) < 2 * window:
-        return None
+        return [Trend(0.0, 0.0, 0.0)] * len(keys)
     columns = []
     for column in range(len(keys)):
         first, last = ([row[column] for row in part] for part in (rows[:window], rows[-window:]))
@@ -77,23 +71,18 @@ def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: in
 
 
 def diversity_alarm(history: Sequence[Mapping[str, Any]], *, drop: float, window: int) -> str | None:
-    """Return a warning if the reward has risen while distinct-2 has collapsed, else None.
+    """Return a warning if the reward has risen while distinct-2 has lost more than the share ``drop``, else None.
 
-    Args:
-        history: rows of metrics, oldest first, with ``reward/mean`` and ``diversity/distinct_2``; rows without them are
-            skipped.
-        drop: share of the first distinct-2 that must be lost, between 0 and 1.
-        window: steps averaged at each end. With fewer than twice as many rows there is no alarm.
+    ``history`` has rows of metrics, oldest first; those without both numbers are skipped. ``window`` is the number of
+    rows averaged at each end.
     """
-    pair = trends(history, ("reward/mean", "diversity/distinct_2"), window)
-    if pair is None:
-        return None
-    reward, variety = pair
+    reward, variety = trends(history, ("reward/mean", "diversity/distinct_2"), window)
     if not (reward.rose and variety.before > 0 and variety.after < variety.before * (1 - drop)):
         return None
     return (
-        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from {variety.before:.3f} "
-        f"to {variety.after:.3f}{variety.share}: the policy may be gaming the reward by repeating itself; {REMEDY}"
+        f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from "
+        f"{variety.before:.3f} to {variety.after:.3f}{variety.share}: the policy may be gaming the reward by repeating "
+        f"itself; {REMEDY}"
     )
 
 
@@ -103,11 +92,9 @@ def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: 
     Length alone moves many rewards, and ever longer answers are the oldest way to game one. If the length is meant to
     change, raise ``drift``, or set it to 0 to switch the alarm off.
     """
-    pair = trends(history, ("reward/mean", "length/mean"), window)
-    if pair is None or drift <= 0:
-        return None
-    reward, length = pair
-    if not (reward.rose and (length.rose or length.fell) and _drifted(length.before, length.after, drift)):
+    reward, length = trends(history, ("reward/mean", "length/mean"), window)
+    changed = drift > 0 and (length.rose or length.fell) and _drifted(length.before, length.after, drift)
+    if not (reward.rose and changed):
         return None
     return (
         f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while the mean length went from "
@@ -116,16 +103,8 @@ def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: 
 
 
 def part_alarm(history: Sequence[Mapping[str, Any]], part: str, *, drop: float, window: int) -> str | None:
-    """Return a warning if the reward has risen while a part of weight 0 has fallen, else None.
-
-    Args:
-        part: its name; rows have ``reward/<part>``.
-        drop: share of the part's first value that must be lost as well.
-    """
-    pair = trends(history, ("reward/mean", f"reward/{part}"), window)
-    if pair is None:
-        return None
-    reward, guard = pair
+    """Return a warning if the reward has risen while a part of weight 0 lost more than the share ``drop``."""
+    reward, guard = trends(history, ("reward/mean", f"reward/{part}"), window)
     if not (reward.rose and guard.fell and guard.before - guard.after > drop * abs(guard.before)):
         return None
     return (
@@ -142,7 +121,7 @@ def guard_alarms(
     metric_drop: float = 0.0,
     length_drift: float = 0.0,
 ) -> dict[str, str]:
-    """Return warnings about what got worse while the held-out reward rose (its interval lies above zero).
+    """Return key -> warning for what got worse while the held-out reward rose (its interval lies above zero).
 
     Args:
         evaluation: result of ``evaluation.held_out.compare``.
@@ -150,9 +129,6 @@ def guard_alarms(
         drop: share that distinct-2 may lose.
         metric_drop: share that a guard may lose even if its interval lies on the bad side of zero.
         length_drift: as in ``length_alarm``.
-
-    Returns:
-        Key of the evaluation -> warning; empty if nothing got worse.
     """
     reward = evaluation.get("reward")
     if not reward or not reward["interval"][0] > 0:
@@ -175,12 +151,8 @@ def guard_alarms(
                 f"gaming the reward; {REMEDY}"
             )
     length = evaluation.get("length")
-    if (
-        length
-        and length_drift > 0
-        and _excludes_zero(length)
-        and _drifted(length["before"], length["after"], length_drift)
-    ):
+    changed = length and (length["interval"][0] > 0 or length["interval"][1] < 0)
+    if length and changed and length_drift > 0 and _drifted(length["before"], length["after"], length_drift):
         alarms["length"] = (
             f"{rose} the mean length of held-out texts went from {length['before']:.1f} to {length['after']:.1f} "
             f"tokens: {LENGTH_REMEDY}"
@@ -188,19 +160,10 @@ def guard_alarms(
     return alarms
 
 
-def evaluation_alarms(
-    evaluation: Mapping[str, Mapping[str, Any]],
-    *,
-    guards: Sequence[str] = (),
-    drop: float = 0.1,
-    metric_drop: float = 0.0,
-    length_drift: float = 0.0,
-) -> list[str]:
+def evaluation_alarms(evaluation: Mapping[str, Mapping[str, Any]], **limits: Any) -> list[str]:
     """Return the warnings of ``guard_alarms``, and one if corpus BLEU fell (its interval lies below zero), whatever the
     reward did."""
-    alarms = guard_alarms(
-        evaluation, guards=guards, drop=drop, metric_drop=metric_drop, length_drift=length_drift
-    )  # fmt: skip
+    alarms = guard_alarms(evaluation, **limits)
     bleu = evaluation.get("bleu")
     if bleu and bleu["interval"][1] < 0:
         alarms["bleu"] = (
@@ -218,11 +181,6 @@ def _worse(entry: Mapping[str, Any], drop: float) -> bool:
     if entry.get("better") == "lower":
         low, high, lost = -high, -low, -lost
     return bool(high < 0 and lost > drop * abs(entry["before"]))
-
-
-def _excludes_zero(entry: Mapping[str, Any]) -> bool:
-    low, high = entry["interval"]
-    return bool(low > 0 or high < 0)
 
 
 def _drifted(before: float, after: float, drift: float) -> bool:

@@ -67,17 +67,13 @@ def measure(
 
     Args:
         policy: the measured policy; its ``reference`` gives the likelihoods behind ``perplexity``.
-        sampler: draws from the policy.
         scorer: the run's reward.
         prompts: P prompts with distinct ids.
-        sampling: the sampling distribution.
         samples_per_prompt: G.
         seed: of the sampler; use the same one before and after training, so that both share their random numbers.
         metrics: scorer of metrics that are not trained on. Each of its parts becomes a metric; its total is not used.
         better: direction of each such metric: "higher" (the default), "lower" or "neither".
-        observer: receives the progress "evaluating", in prompts.
         prompts_per_batch: prompts sampled at once; bounds the memory.
-        policy_version: recorded in the completions.
 
     Raises:
         InputError: there are no prompts, two share an id, or there are fewer than two completions in total.
@@ -131,22 +127,19 @@ def compare(
     the result holds for that prompt alone. Omitted, besides what ``summary`` omits: metrics with fewer than two units,
     parts that only one measurement has, and the reward if the two weigh their parts differently.
 
-    Returns:
-        Metric -> ``{before, after, difference, interval: [low, high], p_value, n, better}``, in a fixed order;
-        ``better`` is "higher", "lower" or None.
-
-    Raises:
-        InputError: the two do not measure the same prompts with the same number of samples.
+    Returns metric -> ``{before, after, difference, interval: [low, high], p_value, n, better}``, in a fixed order;
+    ``better`` is "higher", "lower" or None. Raises InputError if the two do not measure the same prompts with the same
+    number of samples.
     """
     after = _aligned(before, after)
     second = {metric.name: metric for metric in held_out_metrics(after, bleu_tokenize)}
     table: dict[str, dict[str, Any]] = {}
     for metric in held_out_metrics(before, bleu_tokenize):
-        if metric.name not in second or metric.n < 2:
+        if metric.name not in second or len(metric.data) < 2:
             continue
         if metric.name == "reward" and before.weights != after.weights:
             continue
-        result = metric.compare(metric.data, second[metric.name].data, resamples, seed)
+        result = metric.compare(metric.data, second[metric.name].data, resamples=resamples, seed=seed)
         table[metric.name] = {**asdict(result), "interval": list(result.interval), "better": metric.better}
     return table
 
@@ -221,7 +214,7 @@ def _truths(policy: HasReference, sampled: Sequence[Completion]) -> list[Truth]:
         before = "" if prompt.messages else prompt.text
         tokens = policy.encode(continuation(before, prompt.reference or ""))[: min(LONGEST_TRUTH, room)]
         if tokens:
-            blank = tuple(0.0 for _ in tokens)
+            blank = (0.0,) * len(tokens)
             true.append(Completion(prompt, completion.prompt_ids, tokens, prompt.reference or "", blank, "length"))
     likelihoods = negative_log_likelihoods(true, policy)
     return [

@@ -14,13 +14,10 @@ class Sample:
     """One held-out completion and its scores.
 
     Attributes:
-        prompt_id, prompt, reference: of its prompt.
         index: position among its prompt's samples.
-        text: the sampled text.
         reward: R(tau).
         parts: name -> value before weighting.
         tokens: number of tokens, the end-of-text token included.
-        finish_reason: "stop" or "length".
         nll: sum over the tokens of -log p under the reference policy, nats.
         metrics: name -> value of each metric that is measured but not trained on.
     """

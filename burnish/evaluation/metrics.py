@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -27,30 +28,27 @@ from burnish.text import ngrams, words
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as CorpusMetric
 
-D = TypeVar("D")
+D = TypeVar("D", bound=Sized)
 Better = Literal["higher", "lower"]
 _DIRECTIONS: Mapping[str, Better] = {"higher": "higher", "lower": "lower"}
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutMetric(Generic[D]):
-    """A metric of one measurement: its data by unit, with the functions that evaluate and compare it.
+    """A metric of one measurement: its data, with an item for each unit, and the functions that take it.
 
     Attributes:
         name: as in the evaluation table.
         better: which direction is an improvement; None if neither.
-        data: argument of ``value`` and ``compare``.
-        n: number of units.
         value: data -> the metric over all units.
-        compare: data before, data after, resamples, seed -> their comparison.
+        compare: data before and after, with the keyword arguments resamples and seed -> their comparison.
     """
 
     name: str
     better: Better | None
     data: D
-    n: int
     value: Callable[[D], float]
-    compare: Callable[[D, D, int, int], Comparison]
+    compare: Callable[..., Comparison]
 
 
 def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldOutMetric[Any]]:
@@ -86,21 +84,15 @@ def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldO
 
 
 def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> HeldOutMetric[Array]:
-    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
-        return paired_bootstrap(before, after, statistic=statistic, resamples=resamples, seed=seed)
-
-    return HeldOutMetric(name, better, sums, len(sums), lambda data: float(statistic(data.sum(axis=0))), compare)
+    compare = partial(paired_bootstrap, statistic=statistic)
+    return HeldOutMetric(name, better, sums, lambda data: float(statistic(data.sum(axis=0))), compare)
 
 
 def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> HeldOutMetric[list[list[Hashable]]]:
     grams: list[list[Hashable]] = [[] for _ in range(max(unit) + 1)]
-    for text, position in zip(texts, unit, strict=True):
-        grams[position].extend(ngrams(text, n))
-
-    def compare(before: list[list[Hashable]], after: list[list[Hashable]], resamples: int, seed: int) -> Comparison:
-        return compare_distinct(before, after, resamples=resamples, seed=seed)
-
-    return HeldOutMetric(f"distinct_{n}", "higher", grams, len(grams), lambda _: distinct_n(texts, n), compare)
+    for text, index in zip(texts, unit, strict=True):
+        grams[index].extend(ngrams(text, n))
+    return HeldOutMetric(f"distinct_{n}", "higher", grams, lambda _: distinct_n(texts, n), compare_distinct)
 
 
 def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetric[Array]]:
@@ -121,10 +113,8 @@ def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetri
 
 
 def _corpus(name: str, corpus: CorpusMetric, sums: Array) -> HeldOutMetric[Array]:
-    def compare(before: Array, after: Array, resamples: int, seed: int) -> Comparison:
-        return compare_corpus(corpus, before, after, resamples=resamples, seed=seed)
-
-    return HeldOutMetric(name, "higher", sums, len(sums), lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
+    compare = partial(compare_corpus, corpus)
+    return HeldOutMetric(name, "higher", sums, lambda data: corpus_score(corpus, data.sum(axis=0)), compare)
 
 
 def _units(samples: Sequence[Sample]) -> list[int]:

@@ -9,8 +9,10 @@ resamples are one matrix product. This makes corpus metrics (ratios, BLEU, chrF)
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -29,14 +31,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One metric before and after.
+    """One metric over n units before and after.
 
     Attributes:
-        before, after: the metric over all units.
         difference: after - before.
         interval: 95% bootstrap percentile interval of the difference, widened for few units.
         p_value: two-sided, for the hypothesis of no difference; never 0 in a resampling test.
-        n: number of units.
     """
 
     before: float
@@ -99,17 +99,9 @@ def paired_bootstrap(
     97.5% quantiles. The p-value inverts it: ``2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (B + 1)``, at most 1, so that p <
     0.05 and an interval without zero agree (up to one resample). Adding one counts the data themselves as a resample.
 
-    Args:
-        before, after: sums [n, k] per unit, or plain values [n] whose mean is the metric.
-        statistic: sums [..., k] -> metric [...].
-        resamples: B.
-        seed: of the draws.
-
-    Returns:
-        The comparison. If before and after are equal: difference 0, interval (0, 0) and p 1 exactly.
-
-    Raises:
-        InputError: the shapes differ, or there are fewer than two units.
+    ``before`` and ``after`` are sums [n, k] per unit, or plain values [n] whose mean is the metric. If they are equal:
+    difference 0, interval (0, 0) and p 1 exactly. Raises InputError if the shapes differ, or there are fewer than two
+    units.
 
     Source: Efron and Tibshirani 1993, chapters 13 and 15; Koehn 2004 (pairing); Davison and Hinkley 1997, section 4.2
     (the added one).
@@ -135,16 +127,8 @@ def compare_distinct(
     jackknife is conservative: its variance is too large on average (Efron and Stein 1981), so the interval may be too
     wide.
 
-    Args:
-        before, after: n units, each the n-grams of its texts, duplicates included.
-        resamples: B.
-        seed: of the draws.
-
-    Returns:
-        The comparison; interval and p-value as in ``paired_bootstrap``.
-
-    Raises:
-        InputError: before and after have different numbers of units, or fewer than two.
+    ``before`` and ``after`` are n units, each the n-grams of its texts, duplicates included. Interval and p-value are
+    as in ``paired_bootstrap``. Raises InputError if they have different numbers of units, or fewer than two.
 
     Source: Li et al. 2016, arXiv 1510.03055 (distinct-n); Efron and Tibshirani 1993, chapter 11 (jackknife).
     """
@@ -167,10 +151,7 @@ def compare_corpus(metric: Metric, before: Array, after: Array, *, resamples: in
     bootstrap ("bs") is not used: that p-value is in effect one-sided and calls two equal systems different (p < 0.05)
     in about 10% of trials, where randomization keeps to 5%. p is at least 2^(1 - m), the smallest value that swaps of
     the m differing units allow: if nearly all units are unchanged, most swaps change nothing, and sacrebleu does not
-    count ties.
-
-    Raises:
-        InputError: the shapes differ, or there are fewer than two units.
+    count ties. Raises InputError if the shapes differ, or there are fewer than two units.
 
     Source: Riezler and Maxwell 2005 (randomization); Post 2018, arXiv 1804.08771 (sacrebleu).
     """
@@ -239,10 +220,7 @@ def _pooled(metric: Metric) -> Metric:
 def _distinct_and_without(units: Sequence[Sequence[Hashable]]) -> tuple[float, Array]:
     """Return distinct-n of all units, and of all but each one, [n]; 0 if no n-grams are left."""
     sets = [set(unit) for unit in units]
-    holders: dict[Hashable, int] = {}
-    for grams in sets:
-        for gram in grams:
-            holders[gram] = holders.get(gram, 0) + 1
+    holders = Counter(chain.from_iterable(sets))
     # Leaving a unit out loses the n-grams that no other unit has.
     own = np.array([sum(holders[gram] == 1 for gram in grams) for grams in sets], dtype=np.float64)
     sizes = np.array([len(unit) for unit in units], dtype=np.float64)
