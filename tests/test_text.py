@@ -11,8 +11,7 @@ import pytest
 from burnish.errors import InputError
 from burnish.rewards.library.format import length_band
 from burnish.rewards.library.information import informativeness, readability
-from burnish.rewards.library.keywords import rouge_l
-from burnish.rewards.library.overlap import ter, tokenizer_for
+from burnish.rewards.library.overlap import rouge_l, ter, tokenizer_for
 from burnish.tasks.news import articles
 from burnish.text import lexical_words, mostly_han_or_kana, mostly_unspaced, ngrams, sentences, words
 from burnish.types import Completion, Prompt

@@ -20,8 +20,7 @@ import torch
 
 from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.normalise import normalise
-from burnish.rewards.part import Part
+from burnish.rewards.part import Part, normalise
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
 from burnish.rewards.token_credit import Decode, token_gains
 from burnish.types import Completion, Scores, TokenRewards
@@ -33,14 +32,12 @@ if TYPE_CHECKING:
 class Combination:
     """The scorer of a run: R(tau) = sum over the K parts of weight * part, clipped, normalised and gated as configured.
 
+    Raises InputError if the parts cannot be combined.
+
     Args:
         parts: at least one, with different names.
         reference_policy: the frozen policy, for rewards that take it.
         decode: token ids to text, for parts whose credit is finer than the completion.
-
-    Raises:
-        InputError: there is no part, two have one name, a setting of a part is not valid, a gate has no other part,
-            credit is combined with normalisation or a gate, or a reward needs the reference policy and none is given.
     """
 
     def __init__(
@@ -62,8 +59,8 @@ class Combination:
                 raise InputError(f"reward '{part.name}' needs the reference policy: pass reference_policy=...")
             if part.credit != "completion" and (part.normalise is not None or gated):
                 raise InputError(
-                    f"reward '{part.name}': credit = \"{part.credit}\" cannot be combined with its own normalise or with "
-                    "a gate, which compare or judge whole completions: remove one of them"
+                    f"reward '{part.name}': credit = \"{part.credit}\" cannot be combined with its own normalise or "
+                    "with a gate, which compare or judge whole completions: remove one of them"
                 )
         self.decode = decode
         self.parts = tuple(parts)
@@ -79,15 +76,13 @@ class Combination:
     ) -> Scores:
         """Return total [N] and parts [N] each, float64, in the completions' order.
 
+        Raises BurnishError if a reward raises, or does not return one finite number per completion.
+
         Args:
             completions: the N completions.
             flags: of each completion, for rewards that name ``flags``; None where they were not screened.
             step: the training step, counted from 1. None in a held-out measurement: weights are those after the last
                 step, nothing is split by token, and no part is normalised, since that would make every mean 0.
-
-        Raises:
-            BurnishError: a reward raised, or did not return one finite number per completion; the message names the
-                reward, the prompt and the value.
         """
         parts: dict[str, np.ndarray] = {}
         per_token: dict[str, list[np.ndarray] | None] = {}
@@ -146,11 +141,7 @@ class Combination:
     ) -> TokenRewards | None:
         """Return the split by token; None if no part's credit is finer than the completion.
 
-        Args:
-            completions: the N completions.
-            values: part -> [N].
-            per_token: part -> the split that its function returned itself, if it did.
-            weights: part -> weight.
+        ``values`` are [N] of each part, ``per_token`` the split that its function returned itself, if it did.
         """
         counted = [part for part in self.parts if weights[part.name] != 0]
         for part in counted:
@@ -190,13 +181,7 @@ class Combination:
     def _gated_sum(
         self, values: Mapping[str, np.ndarray], raw: Mapping[str, np.ndarray], weights: Mapping[str, float]
     ) -> np.ndarray:
-        """Return the weighted sum of the values [N], without the credit that closed gates hold back.
-
-        Args:
-            values: part -> [N].
-            raw: part -> [N], which the gates compare with their thresholds.
-            weights: part -> weight.
-        """
+        """Return the weighted sum of the values [N], without the credit that gates hold back where ``raw`` is below."""
         total = np.zeros_like(next(iter(values.values())))
         for part in self.parts:
             if weights[part.name] == 0:
@@ -214,12 +199,9 @@ def combine(
 ) -> Combination:
     """Combine weighted rewards into one scorer: ``combine({"bleu": 1.0, brevity: 0.2}).score(completions).total``.
 
-    Args:
-        parts: registered name, ``module:object`` or reward function -> weight.
-        reference_policy: the frozen policy, for rewards that take it.
-
-    Raises:
-        InputError: an unknown name, a function that is not a reward, or whatever ``Combination`` refuses.
+    ``parts`` is registered name, ``module:object`` or reward function -> weight; ``reference_policy`` is the frozen
+    policy, for rewards that take it. Raises InputError for an unknown name, a function that is not a reward, or
+    whatever ``Combination`` refuses.
     """
     return Combination([_part(key, weight) for key, weight in parts.items()], reference_policy)
 

@@ -1,4 +1,4 @@
-"""One weighted reward of a combination: its settings, and its values checked to be finite numbers."""
+"""One weighted reward of a combination: its settings, its checked values, and their normalisation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
+import torch
 
+from burnish.algorithms.reward_shaping import rank_in_group, standardise
 from burnish.errors import BurnishError, InputError
-from burnish.rewards.normalise import Normalisation
 from burnish.rewards.registry import RewardFunction
 from burnish.rewards.token_credit import Credit
 from burnish.types import Completion
@@ -28,18 +29,26 @@ class WeightSchedule(Protocol):
         ...
 
 
+Normalisation = Literal["group", "batch", "rank", "running"]
+"""How a part's values are normalised in training.
+
+"group", "batch" and "running" subtract the mean and divide by the standard deviation: those of the prompt's
+completions, of the step's, or of all earlier steps'. If all values of a group or step are equal, they become 0. "rank"
+is the rank among the prompt's completions, from -1 to 1.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One reward of a combination.
 
     Attributes:
         name: its name in metrics.
-        function: the reward.
         weight: factor in the total; a part of weight 0 is computed and logged, but does not count.
         options: keyword arguments for the function.
         clip: lowest and highest value; values outside are replaced by the nearer of the two.
         gate: least value at which the other parts give credit.
-        normalise: in training, the comparison that replaces the value: see ``rewards.normalise.Normalisation``.
+        normalise: in training, the comparison that replaces the value: see ``Normalisation``.
         schedule: factor of the weight, by step.
         credit: in training, what earns the part: the completion, or each of its sentences or tokens.
     """
@@ -91,8 +100,7 @@ class Part:
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """Return the part's finite values [N], and their split by token, N arrays [|o_i|], if the function gives one.
 
-        Raises:
-            BurnishError: the function raised, or did not return finite numbers, one per completion or one per token.
+        Raises BurnishError if the function raises, or does not return finite numbers, one per completion or per token.
         """
         if not completions:
             return np.zeros(0, dtype=np.float64), None
@@ -144,6 +152,18 @@ class Part:
             ids = list(dict.fromkeys(completion.prompt.id for completion in completions))
             where = f"prompt '{ids[0]}'" if len(ids) == 1 else f"a batch of prompts '{ids[0]}' to '{ids[-1]}'"
             raise BurnishError(f"reward '{self.name}' raised {type(error).__name__}: {error} on {where}") from error
+
+
+def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
+    """Return values [N] normalised by "group", "batch" or "rank"."""
+    groups: dict[str, list[int]] = {}
+    for index, completion in enumerate(completions):
+        groups.setdefault("" if by == "batch" else completion.prompt.id, []).append(index)
+    result = np.zeros_like(values)
+    scale = rank_in_group if by == "rank" else standardise
+    for indices in groups.values():
+        result[indices] = scale(torch.from_numpy(values[indices])).numpy()
+    return result
 
 
 def _listing(part: Part) -> Callable[..., list[Any]]:

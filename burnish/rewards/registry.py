@@ -3,16 +3,16 @@
 A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A
 batch reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number
 per completion. In place of a number, either kind may return a sequence with one number per token of
-``completion.token_ids``: what each token earned. Either kind may also name ``flags``, what screening found in a
+``completion.token_ids``: what each token earned. Either kind may also name ``flags``, what screening reported about a
 completion (a tuple of names; in a batch reward one tuple per completion), and ``reference_policy``, the frozen policy
-that training started from. Keyword-only arguments with defaults are the reward's options: keys of its ``[[reward]]`` table.
-What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
+that training started from. Keyword-only arguments with defaults are the reward's options, keys of its ``[[reward]]``
+table. What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -76,12 +76,9 @@ class RewardFunction:
     """A reward with the contract read from its signature and its decorator.
 
     Attributes:
-        name: as registered.
-        function: the user's function.
         arguments: the names it is called with.
         batch: whether it takes all completions at once.
         options: keyword-only arguments and their defaults.
-        facts: what its decorator declares.
     """
 
     name: str
@@ -99,9 +96,7 @@ class RewardFunction:
     def check_options(self, options: Mapping[str, Any], beside: Sequence[str] = TABLE) -> None:
         """Raise InputError if an option is unknown, has the wrong type, or is refused by the reward's own check.
 
-        Args:
-            options: option -> value, as written in the recipe.
-            beside: other keys that are allowed where the options were written; the error lists them too.
+        The error lists the keys ``beside`` too, which are allowed where the options were written.
         """
         for key, value in options.items():
             if key not in self.options:
@@ -142,11 +137,7 @@ class RewardFunction:
         flags: Sequence[Flags] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """Return one value per completion, as the function returned it and not yet checked.
-
-        Args:
-            flags: of each completion; None if they were not screened, which counts as no flag.
-        """
+        """Return one value per completion, not yet checked. Without ``flags`` no completion has one."""
         flags = [()] * len(completions) if flags is None else flags
         shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
         names = [name for name in self.arguments if name not in (*SHARED, FLAGS)]
@@ -164,19 +155,30 @@ class RewardFunction:
         return values
 
 
-def reward_function(name: str, function: object) -> RewardFunction:
-    """Read the contract of a function.
+def check_choice(reward: str, option: str, value: str, choices: Collection[str]) -> None:
+    """Raise InputError if an option's value is not one of the choices."""
+    if value not in choices:
+        raise InputError(
+            f"{reward}: unknown {option} = '{value}'{nearest(value, choices)}; known: {', '.join(choices)}"
+        )
 
-    Raises:
-        InputError: it is not callable, or one of its arguments cannot be filled.
-    """
+
+def reward_function(name: str, function: object) -> RewardFunction:
+    """Read the contract of a function. Raises InputError if it is not callable, or an argument cannot be filled."""
     if isinstance(function, RewardFunction):
         return function
     if not callable(function):
         raise InputError(f"reward '{name}' is not a function: it is of type {type(function).__name__}")
     arguments: list[str] = []
     options: dict[str, Any] = {}
-    for parameter in _parameters(name, function):
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError as error:
+        raise InputError(
+            f"reward '{name}': Python cannot tell its arguments; wrap it in a function of your own"
+        ) from error
+    known = [*SINGULAR, *PLURAL, *SHARED, FLAGS]
+    for parameter in parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
             if parameter.name in TABLE:
                 raise InputError(
@@ -185,10 +187,9 @@ def reward_function(name: str, function: object) -> RewardFunction:
             options[parameter.name] = parameter.default
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise InputError(f"reward '{name}': '{parameter}' cannot be filled by name; name each argument")
-        elif parameter.name in (*SINGULAR, *PLURAL, *SHARED, FLAGS):
+        elif parameter.name in known:
             arguments.append(parameter.name)
         else:
-            known = [*SINGULAR, *PLURAL, *SHARED, FLAGS]
             raise InputError(
                 f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may "
                 f"take {', '.join(known)}; options come after a * and have defaults"
@@ -203,15 +204,6 @@ def reward_function(name: str, function: object) -> RewardFunction:
     return RewardFunction(name, cast("Callable[..., Any]", function), tuple(arguments), bool(plural), options, facts)
 
 
-def _parameters(name: str, function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except ValueError as error:
-        raise InputError(
-            f"reward '{name}': Python cannot tell its arguments; wrap it in a function of your own"
-        ) from error
-
-
 REWARDS: Registry[RewardFunction] = Registry(
     "reward",
     builtin={
@@ -223,8 +215,8 @@ REWARDS: Registry[RewardFunction] = Registry(
         "verifier": "burnish.rewards.library.answers:verifier",
         "chrf": "burnish.rewards.library.overlap:chrf",
         "ter": "burnish.rewards.library.overlap:ter",
-        "rouge_l": "burnish.rewards.library.keywords:rouge_l",
-        "keywords": "burnish.rewards.library.keywords:keywords",
+        "rouge_l": "burnish.rewards.library.overlap:rouge_l",
+        "keywords": "burnish.rewards.library.overlap:keywords",
         "length_band": "burnish.rewards.library.format:length_band",
         "regex": "burnish.rewards.library.format:regex",
         "json_format": "burnish.rewards.library.format:json_format",
@@ -261,15 +253,9 @@ def reward(
 def reward(function: F | None = None, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
     """Register a reward; usable as ``@burnish.reward`` and as ``@burnish.reward(needs_reference=True)``.
 
-    The decorator returns the function itself.
-
-    Args:
-        function: the reward.
-        name: what recipes call it; the function's own name if left out.
-        **facts: the fields of ``RewardFacts``, such as ``needs_reference``.
-
-    Raises:
-        InputError: an argument of the function cannot be filled, or the name is taken.
+    The decorator returns the function itself. Recipes call the reward by ``name``, or by the function's own name;
+    ``facts`` are the fields of ``RewardFacts``. Raises InputError if an argument of the function cannot be filled, or
+    the name is taken.
     """
     declared = RewardFacts(**facts)
 

@@ -52,12 +52,8 @@ def token_gains(
 ) -> list[np.ndarray]:
     """Return what each token of N completions earned, [|o_i|] each. They sum to the value less that of empty text.
 
-    Args:
-        completions: the N completions.
-        values: [N], of the whole completions, reached at their last tokens.
-        credit: "sentence" or "token".
-        decode: token ids to text.
-        score: the reward, called once with all beginnings; equal beginnings of one prompt are scored once.
+    ``values`` [N] are those of the whole completions, reached at their last tokens. ``score`` is the reward, called
+    once with all beginnings; equal beginnings of one prompt are scored once.
     """
     texts = [beginnings(completion, credit, decode) for completion in completions]
     prefixes: dict[tuple[str, tuple[int, ...]], Completion] = {}

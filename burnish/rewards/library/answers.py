@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
@@ -23,14 +22,8 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
 def extract_answer(text: str, kind: str) -> str:
     """Return the answer in a text without surrounding white space; "" if there is none.
 
-    If there are several, the last one counts, so that listing guesses wins nothing.
-
-    Args:
-        text: the completion's text.
-        kind: "whole", "first_line", "last_line", "last_number", or "tag" (what is between <answer> and </answer>).
-
-    Raises:
-        InputError: an unknown kind.
+    The kind is one of ``ANSWER_KINDS``; "tag" is the text between <answer> and </answer>. The last answer counts if
+    there are several, so that listing guesses wins nothing. Raises InputError for an unknown kind.
     """
     if kind == "whole":
         return text.strip()
@@ -58,12 +51,8 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     paying for letters in the right position and for texts that merely contain the answer.
 
     Args:
-        completion: of a prompt of the task "reasoning".
         answer: the part of the text that is the answer: see ``extract_answer``.
         partial: return the verifier's score unchanged.
-
-    Raises:
-        InputError: the prompt is of another task, or ``answer`` is unknown.
 
     Source: reasoning-gym, arXiv 2505.24760.
     """
@@ -79,7 +68,14 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     text = extract_answer(completion.text, answer)
     if not text or len(text) > LONGEST_ANSWER:
         return 0.0
-    score = _verifier_score(create_generator(name), text, entry)
+    generator = create_generator(name)
+    try:
+        score = float(generator.score_answer(text, entry))
+    except (ValueError, TypeError, ArithmeticError, IndexError, KeyError):
+        # A right answer does not make a verifier raise.
+        return 0.0
+    if not math.isfinite(score):
+        return 0.0
     # Exactly 1: the letters of a right word with a suffix add up to 1 give or take a rounding error.
     return min(1.0, score) if partial else float(score == 1.0)
 
@@ -93,12 +89,8 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
     Fails by: ignoring what surrounds the number, so a policy may omit all reasoning; and rewarding lucky guesses.
 
     Args:
-        completion: of a prompt whose reference contains a number.
         tolerance: largest accepted difference, relative to the reference; absolute if that is 0.
         answer: the part of the text that is the answer: see ``extract_answer``.
-
-    Raises:
-        InputError: the reference contains no number, or an option is out of range.
 
     Source: the evaluation of GSM8K (Cobbe et al. 2021, arXiv 2110.14168); the tolerance is our own.
     """
@@ -114,15 +106,6 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
         return 0.0
     allowed = Decimal(repr(float(tolerance))) * (abs(expected) if expected else Decimal(1))
     return float(abs(number - expected) <= allowed)
-
-
-def _verifier_score(generator: Any, answer: str, entry: Any) -> float:
-    try:
-        score = float(generator.score_answer(answer, entry))
-    except (ValueError, TypeError, ArithmeticError, IndexError, KeyError):
-        # A right answer does not make a verifier raise.
-        return 0.0
-    return score if math.isfinite(score) else 0.0
 
 
 def _signed(text: str, match: re.Match[str]) -> str:

@@ -48,14 +48,13 @@ class SpendingCap:
     def count_call(self) -> None:
         """Count one question. Raises BurnishError if it would exceed the cap."""
         with self._lock:
-            if self.spent_calls >= self.calls:
-                raise BurnishError(
-                    f"reward 'judge': its {self.calls:,} calls are used up; raise calls, or score fewer texts"
-                )
-            if self.spent_tokens >= self.tokens:
-                raise BurnishError(
-                    f"reward 'judge': its {self.tokens:,} tokens are used up; raise tokens, or score fewer texts"
-                )
+            for unit, cap, spent in (
+                ("calls", self.calls, self.spent_calls), ("tokens", self.tokens, self.spent_tokens),
+            ):  # fmt: skip
+                if spent >= cap:
+                    raise BurnishError(
+                        f"reward 'judge': its {cap:,} {unit} are used up; raise {unit}, or score fewer texts"
+                    )
             self.spent_calls += 1
 
     def count_tokens(self, tokens: int) -> None:
@@ -64,12 +63,7 @@ class SpendingCap:
 
 
 class _FailedAttempt(Exception):
-    """One attempt failed.
-
-    Attributes:
-        retry: whether another attempt may succeed.
-        pause: seconds that the server asks to wait before it.
-    """
+    """One attempt failed. If another may succeed (``retry``), the server asks to wait ``pause`` seconds before it."""
 
     def __init__(self, problem: str, *, retry: bool = True, pause: float = 0.0) -> None:
         super().__init__(problem)
@@ -78,17 +72,10 @@ class _FailedAttempt(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatClient:
-    """A chat address that questions are sent to.
+    """A chat address that questions are sent to, with the key as a bearer token unless it is empty.
 
-    Attributes:
-        url: of the chat completions.
-        key: sent as a bearer token unless it is empty.
-        timeout: seconds for one whole answer, however slowly it arrives.
-        retries: further attempts per question.
-        backoff: seconds before the first of them; each later pause is twice as long.
-        parallel: questions in flight at once.
-        cap: what may be spent.
-        cache: SQLite file of readable answers.
+    ``timeout`` is in seconds, for one whole answer. ``backoff`` is the pause in seconds before the first of ``retries``
+    further attempts; each later pause is twice as long. ``cache`` is an SQLite file of readable answers.
     """
 
     url: str
@@ -101,22 +88,18 @@ class ChatClient:
     cache: Path
 
     def answers(self, bodies: Sequence[bytes], readable: Callable[[str], bool]) -> list[ChatAnswer]:
-        """Return one answer per request body, in order. Equal bodies are asked once, cached ones not at all.
+        """Return one answer per JSON request body, in order. Equal bodies are asked once, cached ones not at all.
 
-        Args:
-            bodies: JSON request bodies.
-            readable: whether an answer's text can be used; if not, the question is asked again.
-
-        Raises:
-            BurnishError: a cap is reached, or the cache or the proxy cannot be used. Earlier answers are kept.
+        A question is asked again if its answer's text is not ``readable``. Raises BurnishError if a cap is reached, or
+        the cache or the proxy cannot be used; earlier answers are kept.
         """
-        keys = [self._cache_key(body) for body in bodies]
+        keys = [hashlib.sha256(self.url.encode("utf-8") + b"\n" + body).hexdigest() for body in bodies]
         with self._open_cache() as store:
-            answers = {
-                key: ChatAnswer(text)
-                for key in set(keys)
-                if (text := _cached(store, key)) is not None and readable(text)
-            }
+            answers: dict[str, ChatAnswer] = {}
+            for key in set(keys):
+                row = store.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
+                if row is not None and readable(str(row[0])):
+                    answers[key] = ChatAnswer(str(row[0]))
             missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in answers}
 
             def keep(key: str, answer: ChatAnswer) -> None:
@@ -272,9 +255,6 @@ class ChatClient:
     def _without_key(self, text: str) -> str:
         return text.replace(self.key, "(key)") if self.key else text
 
-    def _cache_key(self, body: bytes) -> str:
-        return hashlib.sha256(self.url.encode("utf-8") + b"\n" + body).hexdigest()
-
     @contextmanager
     def _open_cache(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -287,11 +267,6 @@ class ChatClient:
             raise BurnishError(
                 f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it or set cache to another"
             ) from error
-
-
-def _cached(store: sqlite3.Connection, key: str) -> str | None:
-    row = store.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
-    return None if row is None else str(row[0])
 
 
 def _read(response: httpx.Response, deadline: float, longest: int) -> bytes:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from typing import TypeAlias
 
 from burnish.errors import BurnishError, InputError
@@ -40,11 +41,7 @@ def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) ->
 
 
 def _preflight(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
-    """Start the sandbox; return a message that names its layer, and the message's level.
-
-    Raises:
-        BurnishError: no layer works on this machine.
-    """
+    """Start the sandbox; return a message that names its layer, and its level. Raises BurnishError if none works."""
     try:
         layer = get_runner(sandbox).layer
     except Unavailable as error:
@@ -74,18 +71,16 @@ def unit_tests(
     tests that are not trained on.
 
     Args:
-        completions: the sampled completions. A prompt's metadata ``tests``, or else its reference, is JSON: a list of
-            calls, each of a function of the program with positional arguments and the expected answer, in JSON's types
-            (a tuple equals a list). Held-out metrics compare texts with the reference, but not with the metadata.
+        completions: a prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each of a function
+            of the program with positional arguments and the expected answer, in JSON's types (a tuple equals a list).
+            Held-out metrics compare texts with the reference, but not with the metadata.
         whole: 1 if every test passes, else 0: the pass rate that others report.
         seconds: wall-clock time for the program and all its tests.
         memory: MB of address space.
         sandbox: "strongest" of the layers that work on this machine, "namespaces", "landlock", "wasm", or "none": only
             limits, for a machine that may be lost.
 
-    Raises:
-        InputError: the tests are missing or not valid.
-        BurnishError: the sandbox cannot run here; a program that was not run has no score.
+    Raises BurnishError if the sandbox cannot run here: a program that was not run has no score.
 
     Source: functional correctness as in HumanEval (Chen et al. 2021, arXiv 2107.03374), the share of tests as in APPS
     (Hendrycks et al. 2021, arXiv 2105.09938).
@@ -105,23 +100,15 @@ def unit_tests(
 def extract_program(text: str) -> str:
     """Return the program in a text: the first fenced block, closed or not; else the text.
 
-    If the text before the first fence begins like a program, that is the program, as if a fence had been opened before it.
+    Text before the first fence that begins like a program is the program, as if a fence had been opened before it.
     """
-    unopened = _UNOPENED.match(text)
-    if unopened:
-        return unopened[1]
-    fenced = _FENCED.search(text)
-    return fenced[1] if fenced else text
+    program = _UNOPENED.match(text) or _FENCED.search(text)
+    return program[1] if program else text
 
 
 def extract_body(text: str) -> str:
     """Return the lines of a text before the first that is not indented: models continue after a function's end."""
-    body = []
-    for line in text.splitlines(keepends=True):
-        if line.strip() and not line[0].isspace():
-            break
-        body.append(line)
-    return "".join(body)
+    return "".join(takewhile(lambda line: not line.strip() or line[0].isspace(), text.splitlines(keepends=True)))
 
 
 def _shares(jobs: Sequence[_Job]) -> dict[_Job, float]:

@@ -1,7 +1,4 @@
-"""Rewards and measures of repetition within a text and of diversity among texts.
-
-Words and n-grams are those of ``burnish.text``.
-"""
+"""Rewards and measures of repetition within a text and of diversity among texts, by the words of ``burnish.text``."""
 
 from __future__ import annotations
 
@@ -66,11 +63,7 @@ def repetition(text: str, *, n: int = 2) -> float:
     1), and ignoring that texts may repeat one another: watch ``diversity/distinct_2`` for that.
 
     Args:
-        text: the completion's text.
         n: words per n-gram, at least 1.
-
-    Raises:
-        InputError: n below 1.
 
     Source: the share of repeated n-grams (seq-rep-n) of Welleck et al. 2019, arXiv 1908.04319; the second factor
     is our own.
@@ -117,11 +110,7 @@ def group_diversity(completions: Sequence[Completion], *, n: int = 2) -> list[fl
     Fails by: paying for any difference, nonsense most of all: give it a small weight next to a reward for quality.
 
     Args:
-        completions: those of one prompt are a group, in any order.
         n: words per n-gram, at least 1.
-
-    Raises:
-        InputError: n below 1.
 
     Source: the idea of Self-BLEU (Zhu et al. 2018, Texygen, arXiv 1802.01886), with the share of common n-grams.
     """

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.errors import BurnishError, InputError
-from burnish.registry import nearest
-from burnish.rewards.registry import reward
+from burnish.rewards.registry import check_choice, reward
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -32,22 +31,16 @@ def perplexity(
     ``repetition`` and watch distinct-2. The raw form is also unbounded: one odd token changes it by hundreds, which
     swamps a part in [0, 1] such as ``bleu``.
 
+    The end-of-text token counts like any other, probabilities are at temperature 1, and a completion without tokens
+    gets the reward of perplexity ``worst``.
+
     Args:
-        completions: N completions; the end-of-text token counts like any other.
-        reference_policy: the frozen policy that training started from; probabilities at temperature 1.
         form: "log" or "raw".
         worst: perplexity at which the log form reaches 0; above 1.
 
-    Returns:
-        N rewards. A completion without tokens gets the reward of perplexity ``worst``.
-
-    Raises:
-        InputError: an unknown form, or ``worst`` not above 1.
-
     Source: Jelinek et al. 1977 (perplexity); Holtzman et al. 2020, arXiv 1904.09751 (why likely text degenerates).
     """
-    if form not in FORMS:
-        raise InputError(f"perplexity: unknown form = '{form}'{nearest(form, FORMS)}; known: {', '.join(FORMS)}")
+    check_choice("perplexity", "form", form, FORMS)
     if not (math.isfinite(worst) and worst > 1):
         raise InputError(f"perplexity: worst = {worst}: must be a number above 1")
     ceiling = math.log(worst)
@@ -65,8 +58,7 @@ def perplexity(
 def negative_log_likelihoods(completions: Sequence[Completion], model: LanguageModel) -> list[float]:
     """Return the sum over each completion's tokens of -log p(token | prompt, tokens before), [N] in nats.
 
-    Raises:
-        BurnishError: the model did not return one log-probability per token.
+    Raises BurnishError if the model does not return one log-probability per token.
     """
     import torch
 

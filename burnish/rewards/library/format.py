@@ -9,9 +9,8 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.rewards.library.patterns import SECONDS, compiled
-from burnish.rewards.library.schema import error_counter
-from burnish.rewards.registry import reward
+from burnish.rewards.library.schema import SECONDS, compiled, error_counter
+from burnish.rewards.registry import check_choice, reward
 from burnish.text import lexical_words
 
 UNITS = ("words", "characters")
@@ -28,12 +27,8 @@ JSON_TYPES: Mapping[str, Callable[[Any], bool]] = {
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.S | re.I)
 
 
-# Length -------------------------------------------------------------------------------------------------------------
-
-
 def _check_length_band(*, low: int, high: int, unit: str) -> None:
-    if unit not in UNITS:
-        raise InputError(f"length_band: unknown unit = '{unit}'{nearest(unit, UNITS)}; known: {', '.join(UNITS)}")
+    check_choice("length_band", "unit", unit, UNITS)
     if not (0 <= low <= high and high >= 1):
         raise InputError(f"length_band: low = {low}, high = {high}: must be 0 <= low <= high, and high at least 1")
 
@@ -48,12 +43,8 @@ def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words"
     Fails by: ignoring everything but length, so that filler scores in full.
 
     Args:
-        text: the completion's text.
         low, high: the band, both ends included.
         unit: "words" or "characters".
-
-    Raises:
-        InputError: the unit is unknown, or the band is not valid.
 
     Source: our own, after the soft length limits of RL recipes (such as DAPO, arXiv 2503.14476, section 3.4).
     """
@@ -62,9 +53,6 @@ def length_band(text: str, *, low: int = 20, high: int = 60, unit: str = "words"
     if length < low:
         return length / low
     return 1.0 if length <= high else max(0.0, (2 * high - length) / high)
-
-
-# Patterns -----------------------------------------------------------------------------------------------------------
 
 
 def _check_regex(*, pattern: str, longest: int) -> None:
@@ -85,12 +73,8 @@ def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
     Fails by: giving no credit to what is nearly right, and none to meaning.
 
     Args:
-        text: the completion's text.
         pattern: required; begin it with ``(?s)`` if ``.`` should match the end of a line too.
         longest: characters; a longer text scores 0.
-
-    Raises:
-        InputError: the pattern is missing or is not a regular expression.
 
     Source: the format rewards of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2) are such patterns.
     """
@@ -102,9 +86,6 @@ def regex(text: str, *, pattern: str = "", longest: int = 1000) -> float:
         return float(compiled(pattern, "regex: pattern = ").fullmatch(bare, timeout=SECONDS) is not None)
     except TimeoutError:
         return 0.0
-
-
-# JSON ---------------------------------------------------------------------------------------------------------------
 
 
 def _check_json_format(
@@ -144,7 +125,6 @@ def json_format(
     for ``{}``; and counting a wrong list of ten items, or a wrong choice of ``anyOf``, as one error.
 
     Args:
-        text: the completion's text; white space at either end does not count.
         required: key -> "string", "integer" (written without a fraction), "number", "boolean", "array", "object",
             "null" or "any".
         extra: whether other keys are allowed; if not, an object with one scores 0.
@@ -152,10 +132,6 @@ def json_format(
         schema: a JSON Schema, as a table. ``format`` is not checked, and no other document is read. A text of more than
             10,000 characters scores 0 (2,000 if the schema has patterns), as does one that takes too long to check.
         schema_file: path of a JSON file with a schema, instead.
-
-    Raises:
-        InputError: an unknown type, more than one of ``required``, ``schema`` and ``schema_file``, an invalid schema,
-            or the package is not installed (``pip install 'burnish[schema]'``).
 
     Source: RFC 8259; JSON Schema, draft 2020-12 or the one that ``$schema`` names, by the package jsonschema. The
     scores are our own.

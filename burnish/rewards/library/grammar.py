@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.registry import nearest
-from burnish.rewards.registry import reward
+from burnish.rewards.registry import check_choice, reward
 from burnish.system.optional_packages import needed
 from burnish.types import Completion
 
@@ -20,10 +19,7 @@ _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 
 
 def _check_grammar(*, worst: float, dialect: str, spelling: bool) -> None:
-    if dialect not in DIALECTS:
-        raise InputError(
-            f"grammar: unknown dialect = '{dialect}'{nearest(dialect, DIALECTS)}; known: {', '.join(DIALECTS)}"
-        )
+    check_choice("grammar", "dialect", dialect, DIALECTS)
     if not (math.isfinite(worst) and worst > 0):
         raise InputError(f"grammar: worst = {worst}: must be above 0")
 
@@ -41,13 +37,9 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
     short plain sentences, which leave no room for errors; and treating dialect and verse as wrong.
 
     Args:
-        completion: the sampled completion.
         worst: errors per word at which the reward is 0.
         dialect: "american", "british", "australian", "canadian" or "indian"; "colour" is an error in the first.
         spelling: whether unknown words count.
-
-    Raises:
-        InputError: the package is not installed (``pip install 'burnish[grammar]'``), or an option is out of range.
 
     Source: Harper by Automattic, through harper-py, Apache-2.0.
     """

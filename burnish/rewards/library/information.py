@@ -10,9 +10,8 @@ from itertools import pairwise
 import regex
 
 from burnish.errors import InputError
-from burnish.registry import nearest
 from burnish.rewards.library.overlap import get_reference
-from burnish.rewards.registry import reward
+from burnish.rewards.registry import check_choice, reward
 from burnish.text import SENTENCE_END, WITHOUT_SPACES, is_unspaced, sentences, words
 from burnish.types import Completion
 
@@ -28,13 +27,13 @@ _HYPHENATED = regex.compile(rf"{_LETTERS_OR_DIGITS}(?:['’-]{_LETTERS_OR_DIGITS
 _OPENING = "\"'“‘([{「『《"
 # Words with a grammatical function: a text without them states the same facts.
 _FUNCTION_WORDS = frozenset(
-    """a about above after again against all also am an and any are as at be because been before being below between both
-    but by can cannot could did do does doing down during each few for from further had has have having he her here hers
-    herself him himself his how however i if in into is it its itself just may me might more most must my myself no nor
-    not now of off on once only or other our ours ourselves out over own said same shall she should so some such than
-    that the their theirs them themselves then there these they this those through to too under until up upon us very
-    was we were
-    what when where which while who whom whose why will with would yet you your yours yourself yourselves""".split()  # noqa: SIM905 - easier to read as a list of words
+    """a about above after again against all also am an and any are as at be because been before being below between
+    both but by can cannot could did do does doing down during each few for from further had has have having he her here
+    hers herself him himself his how however i if in into is it its itself just may me might more most must my myself no
+    nor not now of off on once only or other our ours ourselves out over own said same shall she should so some such
+    than that the their theirs them themselves then there these they this those through to too under until up upon us
+    very was we were what when where which while who whom whose why will with would yet you your yours yourself
+    yourselves""".split()  # noqa: SIM905 - easier to read as a list of words
 )
 _FUNCTION_CHARACTERS = frozenset(
     "的了着过地得是在有和与及或而但且也都就还又再很更最不没这那哪此其之以于为被把将对从向到由给让使能会可要他她它我你您们吗呢吧啊呀么个"
@@ -42,10 +41,7 @@ _FUNCTION_CHARACTERS = frozenset(
 
 
 def _check_informativeness(*, source: str) -> None:
-    if source not in SOURCES:
-        raise InputError(
-            f"informativeness: unknown source = '{source}'{nearest(source, SOURCES)}; known: {', '.join(SOURCES)}"
-        )
+    check_choice("informativeness", "source", source, SOURCES)
 
 
 @reward(check_options=_check_informativeness)
@@ -64,11 +60,7 @@ def informativeness(completion: Completion, *, source: str = "reference") -> flo
     missing full stop.
 
     Args:
-        completion: the sampled completion.
         source: "reference" or "prompt", the text whose content is expected.
-
-    Raises:
-        InputError: there is no reference, the source has no content, or ``source`` is unknown.
 
     Source: our combination of ROUGE-1 recall (Lin 2004) on content words with the entity coverage of summaries (as in
     Nan et al. 2021, arXiv 2102.09130).
@@ -118,12 +110,8 @@ def _content(text: str) -> tuple[set[str], set[str]]:
     return words - names, names
 
 
-# Readability --------------------------------------------------------------------------------------------------------
-
-
 def _check_readability(*, grade: float, spread: float, characters: int, form: str) -> None:
-    if form not in FORMS:
-        raise InputError(f"readability: unknown form = '{form}'{nearest(form, FORMS)}; known: {', '.join(FORMS)}")
+    check_choice("readability", "form", form, FORMS)
     if not (math.isfinite(grade) and math.isfinite(spread) and spread > 0 and characters > 0):
         raise InputError("readability: grade must be a number, spread and characters above 0")
 
@@ -143,20 +131,18 @@ def readability(
     lines the grade is noise.
 
     Args:
-        text: the completion's text.
         grade: highest grade that scores 1.
         spread: grades from there to a score of 0.
         characters: per sentence, for text without spaces.
         form: "reward", or "grade" for the index itself (or the characters per sentence), an unbounded number, for
             measurement rather than training.
 
-    Raises:
-        InputError: an option is out of range.
-
     Source: Senter and Smith 1967, Automated Readability Index, AMRL-TR-66-220.
     """
     _check_readability(grade=grade, spread=spread, characters=characters, form=form)
-    parts = [part for part in sentences(_one_end(text)) if any(map(str.isalnum, part))]
+    # A full stop inside a number ends no sentence; ； does.
+    marked = re.sub(r"(?<=\d)\.(?=\d)", ",", text).replace("；", "。")
+    parts = [part for part in sentences(marked) if any(map(str.isalnum, part))]
     unspaced = sum(map(is_unspaced, words(text)))
     spaced = [word for part in parts for word in _HYPHENATED.findall(part)]
     if not parts or (not spaced and not unspaced):
@@ -167,8 +153,3 @@ def readability(
     letters = sum(map(str.isalnum, "".join(spaced)))
     index = 4.71 * letters / len(spaced) + 0.5 * len(spaced) / len(parts) - 21.43
     return index if form == "grade" else min(1.0, max(0.0, 1.0 - (index - grade) / spread))
-
-
-def _one_end(text: str) -> str:
-    """Return the text with a comma for each full stop inside a number, and with a full stop for each ；."""
-    return re.sub(r"(?<=\d)\.(?=\d)", ",", text).replace("；", "。")

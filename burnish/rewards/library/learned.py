@@ -28,16 +28,8 @@ def reward_model(completions: Sequence[Completion], *, path: str = "") -> list[f
     good reason, the sooner the further it moves from its start: keep a KL term, watch a metric that is not trained on,
     and read samples. Check their lengths first.
 
-    Args:
-        completions: N completions.
-        path: a run folder of `burnish reward-model`, or the folder of its model.
-
-    Returns:
-        N rewards. The difference of two is the log-odds that the first is preferred, as far as the model is calibrated
-        (``calibration.json`` of its run).
-
-    Raises:
-        InputError: the folder has no reward model, or a prompt is longer than the texts that it was trained on.
+    The difference of two rewards is the log-odds that the first is preferred, as far as the model is calibrated
+    (``calibration.json`` of its run). ``path`` is a run folder of `burnish reward-model`, or the folder of its model.
 
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Gao et al. 2022, arXiv 2210.10760
     (how its optimisation fails).

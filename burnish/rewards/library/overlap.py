@@ -1,16 +1,19 @@
-"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER and exact match."""
+"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER, ROUGE-L, keywords, exact."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
 from burnish.rewards.registry import reward
-from burnish.text import mostly_han_or_kana, mostly_unspaced, words
+from burnish.text import is_unspaced, lexical_words, mostly_han_or_kana, mostly_unspaced, ngrams, words
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -34,21 +37,14 @@ def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
     words with the reference, so the scores are low and noisy.
 
     Args:
-        completion: the sampled completion; its prompt must have a reference.
         tokenize: sacrebleu's tokenizer: "13a" for languages with spaces, "zh" for Chinese, "char", "intl", "none", ...;
             "auto" depends on the reference: "zh" for Chinese, "char" for Japanese or Thai, else "13a".
-
-    Raises:
-        InputError: the prompt has no reference, or the tokenizer is unknown or cannot be loaded.
 
     Source: Papineni et al. 2002; Chen and Cherry 2014 (smoothing); Post 2018 (sacrebleu, arXiv 1804.08771).
     """
     reference = get_reference(completion, "bleu")
-    score = (
-        sentence_bleu(tokenizer_for([reference]) if tokenize == "auto" else tokenize)
-        .sentence_score(completion.text, [reference])
-        .score
-    )
+    metric = load_bleu(tokenizer_for([reference]) if tokenize == "auto" else tokenize, effective_order=True)
+    score: float = metric.sentence_score(completion.text, [reference]).score
     # sacrebleu scores a perfect match as 100.00000000000004.
     return min(1.0, max(0.0, score / 100.0))
 
@@ -64,11 +60,7 @@ def chrf(completion: Completion, *, word_order: int = 0) -> float:
     within a text of four times its length still earns about a half.
 
     Args:
-        completion: the sampled completion; its prompt must have a reference.
         word_order: longest word n-grams that count too, 0 to 2; 2 is chrF++.
-
-    Raises:
-        InputError: the prompt has no reference, or ``word_order`` is out of range.
 
     Source: Popovic 2015; Popovic 2017 (chrF++).
     """
@@ -91,13 +83,9 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
     most are far off.
 
     Args:
-        completion: the sampled completion; its prompt must have a reference.
         chinese: count every Chinese or Japanese character and every punctuation mark as a word; else words lie between
             spaces. On by default if the reference is mostly such characters. In a reference that is mostly Thai, Lao,
             Khmer or Burmese, words are those of ``burnish.text``.
-
-    Raises:
-        InputError: the prompt has no reference.
 
     Source: Snover et al. 2006.
     """
@@ -115,12 +103,105 @@ def exact(completion: Completion) -> float:
 
     Fails by: giving no credit to what is nearly right, so a policy that never succeeds never learns.
 
-    Raises:
-        InputError: the prompt has no reference.
-
     Source: exact match in question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
     """
     return float(completion.text.strip() == get_reference(completion, "exact").strip())
+
+
+def _normalized_words(text: str) -> list[str]:
+    """Return the words of a text without punctuation; full-width forms such as １２ are equal to ordinary ones."""
+    return lexical_words(unicodedata.normalize("NFKC", text))
+
+
+@reward(needs_reference=True)
+def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
+    """ROUGE-L against the prompt's reference, in [0, 1], from the longest common subsequence of words.
+
+    With L its length, P = L / words of the text and R = L / words of the reference, the reward is the F-measure ``(1 +
+    beta^2) P R / (R + beta^2 P)``: exact, without stemming, and 0 if either has no words. Case and punctuation do not
+    count. In scripts without spaces, such as Chinese, every character is a word.
+
+    Fails by: rewarding frequent words ("the ... of ... the"), which any text has in some order, and no synonyms.
+
+    Args:
+        beta: weight of recall relative to precision; above 0.
+
+    Source: Lin 2004, ROUGE: a package for automatic evaluation of summaries, section 3.
+    """
+    if not (math.isfinite(beta) and beta > 0):
+        raise InputError(f"rouge_l: beta = {beta}: must be above 0")
+    text, reference = _normalized_words(completion.text), _normalized_words(get_reference(completion, "rouge_l"))
+    common = common_subsequence(text, reference)
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(text), common / len(reference)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Return the length of the longest common subsequence: tokens of both in the same order, gaps allowed.
+
+    Bit i of ``row`` is 0 if the best length grows at the i-th token of ``first``. One addition of integers computes a
+    row of the usual table. (Hyyro 2004, Bit-parallel LCS-length computation revisited.)
+    """
+    positions: dict[Hashable, int] = {}
+    for index, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | 1 << index
+    all_ones = (1 << len(first)) - 1
+    row = all_ones
+    for token in second:
+        matches = row & positions.get(token, 0)
+        row = (row + matches | row - matches) & all_ones
+    return len(first) - row.bit_count()
+
+
+@reward
+def keywords(completion: Completion, *, min_letters: int = 4) -> float:
+    """The share of the prompt's keywords that occur in the text, in [0, 1].
+
+    The keywords are the prompt's ``metadata["keywords"]``, a list of texts. Without that list, they are the different
+    words of the reference with at least ``min_letters`` letters, and, in scripts without spaces, every two neighbouring
+    characters. A keyword occurs if its words are next to each other in the text, in any case; "art" is not in "party".
+
+    Fails by: rewarding a mere list of the keywords in full: add "perplexity", "repetition" or "length_band".
+
+    Args:
+        min_letters: fewest letters of a content word; at least 1.
+
+    Source: coverage in CommonGen (Lin et al. 2020, arXiv 1911.03705), without lemmas.
+    """
+    if min_letters < 1:
+        raise InputError(f"keywords: min_letters = {min_letters}: must be at least 1")
+    wanted = _keywords(completion, min_letters)
+    text = _normalized_words(completion.text)
+    present = {length: set(ngrams(text, length)) for length in set(map(len, wanted))}
+    return sum(keyword in present[len(keyword)] for keyword in wanted) / len(wanted)
+
+
+def _keywords(completion: Completion, min_letters: int) -> set[tuple[Hashable, ...]]:
+    prompt = completion.prompt
+    listed = prompt.metadata.get("keywords")
+    if listed is not None:
+        # A string is a sequence of strings too: its letters would be the keywords.
+        if not isinstance(listed, list | tuple) or not all(isinstance(keyword, str) for keyword in listed):
+            raise InputError(f"reward 'keywords': the keywords of prompt '{prompt.id}' must be a list of texts")
+        wanted = {tuple(_normalized_words(keyword)) for keyword in listed}
+        if not wanted or () in wanted:
+            raise InputError(
+                f"reward 'keywords': prompt '{prompt.id}' has no keywords, or a keyword without letters and digits"
+            )
+        return {tuple(keyword) for keyword in wanted}
+    reference = _normalized_words(get_reference(completion, "keywords"))
+    content: set[tuple[Hashable, ...]] = {
+        (word,) for word in reference if len(word) >= min_letters and not is_unspaced(word)
+    }
+    content |= {pair for pair in pairwise(reference) if all(map(is_unspaced, pair))}
+    if not content:
+        raise InputError(
+            f"reward 'keywords': the reference of prompt '{prompt.id}' has no word of {min_letters} letters: "
+            "lower min_letters, or add a list 'keywords' to the prompt's metadata"
+        )
+    return content
 
 
 @lru_cache(maxsize=3)
@@ -147,17 +228,8 @@ def tokenizer_for(references: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=8)
-def sentence_bleu(tokenize: str) -> BLEU:
-    """Return sacrebleu's BLEU for single sentences. Raises InputError if the tokenizer is unknown."""
-    return load_bleu(tokenize, effective_order=True)
-
-
 def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
-    """Return sacrebleu's BLEU with one of its tokenizers.
-
-    Raises:
-        InputError: the tokenizer is unknown, or cannot be loaded (some need a package or a download).
-    """
+    """Return sacrebleu's BLEU. Raises InputError if its tokenizer is unknown, or needs a package or a download."""
     from sacrebleu.metrics.bleu import BLEU
 
     known = sorted(BLEU.TOKENIZERS)
@@ -169,9 +241,9 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
         # force: no warning on standard error if many texts end in " .", as model text may.
         return BLEU(tokenize=tokenize, effective_order=effective_order, force=True)
     except (RuntimeError, ImportError, OSError) as error:
-        reason = one_line(error)
         raise InputError(
-            f"bleu: tokenize = '{tokenize}' cannot be loaded ({reason}); '13a', 'zh' and 'char' need no further package"
+            f"bleu: tokenize = '{tokenize}' cannot be loaded ({one_line(error)}); '13a', 'zh' and 'char' need no "
+            "further package"
         ) from error
 
 

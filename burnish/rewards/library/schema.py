@@ -1,19 +1,32 @@
-"""JSON Schema for the reward ``json_format``: checked when the recipe is read, applied to a text within a budget."""
+"""Regular expressions and JSON Schemas within a budget, since the text that they are applied to comes from a model.
+
+The package ``regex`` matches as ``re`` does, look-arounds and back-references included, and stops when its time is up.
+A linear-time engine (google-re2) would need no limit, but has neither of the two and takes only ASCII for letters.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
+from math import prod
 from typing import Any
 from urllib.parse import unquote
 
+import regex
+
 from burnish.errors import InputError
-from burnish.rewards.library.patterns import TimeLimit, compiled
 from burnish.system.optional_packages import needed
 from burnish.system.paths import expanded
 
+SECONDS = 1.0
+"""Processor time that all patterns of one reward may take on one text."""
+MOST_REPEATS = 1_000_000
+"""Product of the counts {n} in a pattern: ``regex`` writes them out when it compiles, and would fill the memory."""
+_COUNT = re.compile(r"\{(\d+)")
 LONGEST = 2000
 """Characters of a text that is checked against a schema with patterns; a longer one scores 0."""
 LONGEST_WITHOUT = 10_000
@@ -26,6 +39,32 @@ _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependen
 """Keywords whose value is a table of schemas by name."""
 
 
+@lru_cache(maxsize=128)
+def compiled(pattern: str, where: str) -> Any:
+    """Compile a pattern. Raises InputError, which begins with ``where``, if it is not valid or repeats too often."""
+    if prod(max(1, int(count)) for count in _COUNT.findall(pattern)) > MOST_REPEATS:
+        raise InputError(f"{where}{pattern!r} repeats more than {MOST_REPEATS:,} times: lower the counts in braces")
+    try:
+        return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError, ValueError) as error:
+        raise InputError(f"{where}{pattern!r} is not a regular expression: {error}") from error
+
+
+class TimeLimit:
+    """Processor time for the patterns that are matched against one text."""
+
+    def __init__(self) -> None:
+        self._end = time.process_time() + SECONDS
+
+    @property
+    def left(self) -> float:
+        """Seconds left. Raises TimeoutError if there are none."""
+        seconds = self._end - time.process_time()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
+
+
 class _OutOfBudgetError(Exception):
     """One text used up its rules."""
 
@@ -33,9 +72,8 @@ class _OutOfBudgetError(Exception):
 def error_counter(schema: Mapping[str, Any], file: str) -> ErrorCounter:
     """Return the counter of errors under a schema, given as a table or, if ``file`` is set, as a JSON file.
 
-    Raises:
-        InputError: the package is missing, the file cannot be read, or the schema is not valid, refers to another
-            document, or has a pattern that is not a regular expression.
+    Raises InputError if the package is missing, the file cannot be read, or the schema is not valid, refers to another
+    document, or has a pattern that is not a regular expression.
     """
     if file:
         return _compiled(_read(file), f"schema_file = '{file}'")
@@ -46,13 +84,9 @@ def error_counter(schema: Mapping[str, Any], file: str) -> ErrorCounter:
 
 
 class ErrorCounter:
-    """Number of errors of a JSON value under one schema, within a budget of rules and of time for patterns.
+    """Number of errors of a JSON value under one valid schema, within a budget of rules and of time for patterns.
 
-    Args:
-        schema: a valid schema.
-        kind: jsonschema's validator class for it.
-        has_patterns: whether the schema has patterns.
-        where: beginning of error messages.
+    ``kind`` is jsonschema's validator class for the schema; error messages begin with ``where``.
     """
 
     def __init__(self, schema: dict[str, Any], kind: Any, *, has_patterns: bool, where: str) -> None:
@@ -76,14 +110,9 @@ class ErrorCounter:
         self._validator = kind(schema, registry=self._referencing.Registry())
 
     def __call__(self, source: str, value: Any) -> int | None:
-        """Return the number of errors; None if the value cannot be judged within the budget.
+        """Return the number of errors of the value of a text; None if it cannot be judged within the budget.
 
-        Args:
-            source: the text that the value was read from.
-            value: the JSON value.
-
-        Raises:
-            InputError: a reference of the schema cannot be resolved.
+        Raises InputError if a reference of the schema cannot be resolved.
         """
         if len(source) > self._longest:
             return None

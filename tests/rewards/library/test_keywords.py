@@ -7,7 +7,7 @@ import random
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.library.keywords import common_subsequence, keywords, rouge_l
+from burnish.rewards.library.overlap import common_subsequence, keywords, rouge_l
 from burnish.types import Completion
 from tests.rewards.completions import ODD_TEXTS, answer
 

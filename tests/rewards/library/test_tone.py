@@ -67,7 +67,7 @@ def test_attractiveness_by_hand() -> None:
 def test_attractiveness_adds_in_the_order_of_the_text() -> None:
     # To the last bit, in every process: the order of a set depends on the hash seed.
     words = "love hate brave terrible amazing lovely war hope fear joy crime winner panic hero grief".split()  # noqa: SIM905
-    total = sum(abs(tone._strengths().get(word, 0.0)) / 4 for word in words)
+    total = sum(abs(tone._analyzer().lexicon.get(word, 0.0)) / 4 for word in words)
     assert attractiveness(" ".join(words), strong=2.0) == total / len(words) / 2.0
 
 
