@@ -10,6 +10,7 @@ import ast
 import gzip
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
@@ -36,12 +37,8 @@ class Code(SplitTask):
         families: families of generated problems; an empty list means all.
         examples: calls with their answers in the question, 0 to 2. They are not among the tests.
         instruction: text after each question; only with ``chat``.
-        chat: whether questions go through the model's chat template; else the policy continues the function's signature
-            and docstring.
+        chat: whether questions go through the chat template; else the policy continues the signature and docstring.
         held_out_percent: share of the problems or families, by hash, that training never sees.
-
-    Raises:
-        InputError: an option is out of range or unknown.
     """
 
     name = "code"
@@ -72,9 +69,8 @@ class Code(SplitTask):
         if self.source == HUMAN_EVAL:
             rows, left_out = human_eval(offline=offline, observer=observer)
             if observer:
-                observer.message(
-                    f"code: {len(rows)} problems of HumanEval; left out: {left_out} whose tests are not plain comparisons"
-                )
+                left = f"{left_out} whose tests are not plain comparisons"
+                observer.message(f"code: {len(rows)} problems of HumanEval; left out: {left}")
             return [self._human_eval(row, calls) for row, calls in rows]
         made = problems()
         known = list(dict.fromkeys(problem.family for problem in made))
@@ -84,9 +80,15 @@ class Code(SplitTask):
         return [self._example(one) for one in made if not self.families or one.family in self.families]
 
     def _example(self, problem: Problem) -> TaskExample:
-        signature = f"{problem.name}({', '.join(problem.arguments)})"
-        shown = [(call_text(problem.name, inputs), repr(answer)) for inputs, answer in problem.examples[: self.shown]]
-        metadata: dict[str, object] = {"family": problem.family, "tests": _tests(problem)}
+        name = problem.name
+        signature = f"{name}({', '.join(problem.arguments)})"
+        shown = [
+            (f"{name}({', '.join(map(repr, inputs))})", repr(answer))
+            for inputs, answer in problem.examples[: self.shown]
+        ]
+        calls = [call_record(name, inputs, answer) for inputs, answer in problem.tests]
+        tests = json.dumps({"calls": calls}, ensure_ascii=False)
+        metadata: dict[str, object] = {"family": problem.family, "tests": tests}
         if self.chat:
             text = f"Write a Python function {signature}. {problem.specification}"
             text += "".join(f"\nExample: {call} returns {answer}." for call, answer in shown)
@@ -98,7 +100,7 @@ class Code(SplitTask):
             metadata["head"] = text
         return task_example(
             "code/generated",
-            f"{problem.name} {problem.specification}",
+            f"{name} {problem.specification}",
             text,
             None,
             messages=chat_messages(text, chat=self.chat),
@@ -114,24 +116,8 @@ class Code(SplitTask):
             text = f"Complete this Python function.\n```python\n{head.strip()}\n```\n{self.instruction}".strip()
         else:
             metadata["head"] = head
-        return task_example(
-            "code/human-eval",
-            head,
-            text,
-            None,
-            messages=chat_messages(text, chat=self.chat),
-            metadata=metadata,
-        )
-
-
-def _tests(problem: Problem) -> str:
-    calls = [call_record(problem.name, inputs, answer) for inputs, answer in problem.tests]
-    return json.dumps({"calls": calls}, ensure_ascii=False)
-
-
-def call_text(name: str, arguments: Sequence[Any]) -> str:
-    """Return a call as Python source."""
-    return f"{name}({', '.join(map(repr, arguments))})"
+        messages = chat_messages(text, chat=self.chat)
+        return task_example("code/human-eval", head, text, None, messages=messages, metadata=metadata)
 
 
 def call_record(name: str, arguments: Sequence[Any], expected: Any) -> dict[str, Any]:
@@ -148,40 +134,25 @@ def human_eval(
     have that form.
     """
     (path,) = fetch(HUMAN_EVAL, offline=offline, observer=observer).values()
-    kept, left_out = [], 0
-    for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines():
-        row = json.loads(line)
-        calls = plain_calls(row["test"], row["entry_point"])
-        if len(calls) < 2:
-            left_out += 1
-        else:
-            kept.append((row, calls))
-    return kept, left_out
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
+    kept = [(row, calls) for row in rows if len(calls := plain_calls(row["test"], row["entry_point"])) > 1]
+    return kept, len(rows) - len(kept)
 
 
 def plain_calls(test: str, name: str) -> list[dict[str, Any]]:
     """Return the assertions ``candidate(literals) == literal`` of a test function as calls of ``name``; skip others."""
     calls = []
     for node in ast.walk(ast.parse(test)):
-        if not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare)):
-            continue
-        compared = node.test
-        called = compared.left
-        if (
-            len(compared.ops) == 1
-            and isinstance(compared.ops[0], ast.Eq)
-            and isinstance(called, ast.Call)
-            and isinstance(called.func, ast.Name)
-            and called.func.id == "candidate"
-            and not called.keywords
-        ):
-            try:
-                inputs = [ast.literal_eval(argument) for argument in called.args]
-                answer = ast.literal_eval(compared.comparators[0])
-                if json.loads(json.dumps([inputs, answer])) == _listed([inputs, answer]):
-                    calls.append(call_record(name, inputs, _listed(answer)))
-            except (ValueError, TypeError):
-                continue
+        match node:
+            case ast.Assert(
+                ast.Compare(ast.Call(ast.Name("candidate"), arguments, keywords=[]), [ast.Eq()], [expected])
+            ):
+                # A ValueError or TypeError: not literals, or values that JSON does not have.
+                with suppress(ValueError, TypeError):
+                    inputs = [ast.literal_eval(argument) for argument in arguments]
+                    answer = ast.literal_eval(expected)
+                    if json.loads(json.dumps([inputs, answer])) == _listed([inputs, answer]):
+                        calls.append(call_record(name, inputs, _listed(answer)))
     return calls
 
 

@@ -49,9 +49,6 @@ class DataTask(SplitTask):
         max_broken: the largest share of unusable rows; more is an error.
         max_characters: a longer text makes its row unusable.
 
-    Raises:
-        InputError: options are inconsistent, the file cannot be read, no row has a column, or too many rows are broken.
-
     Attributes:
         broken: once the data is read, the rows that cannot be used, with their positions and reasons.
     """
@@ -143,27 +140,20 @@ class DataTask(SplitTask):
             messages, answer = self._conversation(self._value(row, self.messages))
             text = messages[-1].content
         else:
-            text = self._prompt_text(row)
+            columns = {name: self._text(row, name) for name in self.fields}
+            text = self.template.format_map(columns) if self.template else self._text(row, self.prompt)
             messages = (Message("user", text),) if self.chat else ()
         if self.system:
             messages = (Message("system", self.system), *(each for each in messages if each.role != "system"))
         reference = self._reference(row) if self.reference else answer
         whole = "\n".join(f"{each.role}: {each.content}" for each in messages) if self.messages else text
         content = " ".join(whole.split())
-        group = (self._group_digest(row),) if self.group else ()
+        texts = [content]
+        if self.group:
+            # The rows of a group share this text, a word that stands for it.
+            texts.append(digest(json.dumps(self._value(row, self.group), sort_keys=True, default=str)))
         metadata: dict[str, object] = {column: self._value(row, column) for column in self.metadata}
-        return task_example(
-            "data", content, text, reference, messages=messages, texts=(content, *group), metadata=metadata
-        )
-
-    def _group_digest(self, row: Mapping[str, Any]) -> str:
-        """Return a word that stands for the row's group, as a text that its rows share."""
-        return digest(json.dumps(self._value(row, self.group), sort_keys=True, default=str))
-
-    def _prompt_text(self, row: Mapping[str, Any]) -> str:
-        if not self.template:
-            return self._text(row, self.prompt)
-        return self.template.format_map({name: self._text(row, name) for name in self.fields})
+        return task_example("data", content, text, reference, messages=messages, texts=tuple(texts), metadata=metadata)
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
         if column not in row:

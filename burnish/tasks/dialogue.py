@@ -33,9 +33,6 @@ class Dialogue(SplitTask):
         history: the most messages before the last one.
         chat: whether prompts go through the model's chat template; else each line begins with its speaker.
         held_out_percent: share of the conversations, by hash, that training never sees.
-
-    Raises:
-        InputError: an option is out of range or unknown.
     """
 
     name = "dialogue"
@@ -70,11 +67,7 @@ class Dialogue(SplitTask):
     def _replies(self, topic: str, turns: Sequence[str]) -> Iterator[TaskExample]:
         for answer in range(1, len(turns), 2):
             before = turns[max(0, answer - 1 - self.history) : answer]
-            roles = ["user" if index % 2 == 0 else "assistant" for index in range(len(before))]
-            past = [
-                Message("user" if role == "user" else "assistant", text)
-                for role, text in zip(roles, before, strict=True)
-            ]
+            past = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(before)]
             lines = "".join(f"{'A' if each.role == 'user' else 'B'}: {each.content}\n" for each in past)
             system = [Message("system", self.system)] if self.system else []
             yield task_example(

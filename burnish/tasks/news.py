@@ -1,18 +1,26 @@
-"""The news task: continue a real news article from its first words.
+"""News tasks: continue an article from its first words, or write its headline; the data is ``lee-news``.
 
-The articles are the catalogue's ``lee-news``. The prompt is the beginning of an article, the reference its true
-continuation. The side of an article depends on its text with single spaces, and versions of one report share a side;
-see ``burnish.data.splits``.
+The side of an article depends on its text with single spaces, and versions of one report share a side.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from burnish.catalogue import fetch
-from burnish.data.splits import SplitTask, digest, is_held_out, near_copy_families, split_items
+from burnish.data.splits import (
+    SplitTask,
+    TaskExample,
+    chat_messages,
+    digest,
+    is_held_out,
+    near_copy_families,
+    split_items,
+    task_example,
+)
 from burnish.errors import InputError
 from burnish.types import Prompt
 
@@ -22,17 +30,15 @@ if TYPE_CHECKING:
 DATA = "lee-news"
 MINIMUM_REFERENCE_WORDS = 8
 """An article with fewer words after its prompt is left out: they are too few for the 4-grams of BLEU."""
+QUESTION = "Write a headline of at most ten words for this news article. Give the headline only.\n\n{article}"
+LEAST_BODY = 20
+"""Words of an article after its first sentence; ``Headlines`` leaves out a shorter one."""
+_SENTENCE = re.compile(r"(.{20,}?[.!?][\"']?) (?=[\"']?[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """One article.
-
-    Attributes:
-        text: the whole article, with single spaces between words.
-        sha256: the hexadecimal digest of the text.
-        family: the smallest digest among the article's near-copies.
-    """
+    """One article: its text with single spaces, the text's digest, and the smallest digest among its near-copies."""
 
     text: str
     sha256: str
@@ -48,40 +54,22 @@ class News(SplitTask):
         held_out_percent: share of the articles, by hash, that training never sees; 25 gives 87 of 340.
         references: whether prompts carry the true continuation. Without it the task is unlabelled, and rewards that
             need a reference are refused.
-
-    Raises:
-        InputError: an option is out of range, or leaves no prompt on one of the two sides (when the data is read).
     """
 
     name = "news"
 
     def __init__(
-        self,
-        *,
-        prompt_words: int = 32,
-        reference_words: int = 48,
-        held_out_percent: int = 25,
-        references: bool = True,
+        self, *, prompt_words: int = 32, reference_words: int = 48, held_out_percent: int = 25, references: bool = True
     ) -> None:
         if prompt_words < 1:
             raise InputError(f"prompt_words = {prompt_words}: must be at least 1")
         if reference_words < MINIMUM_REFERENCE_WORDS:
             raise InputError(f"reference_words = {reference_words}: must be at least {MINIMUM_REFERENCE_WORDS}")
         super().__init__(held_out_percent)
-        self.prompt_words = prompt_words
-        self.reference_words = reference_words
-        self.references = references
+        self.prompt_words, self.reference_words, self.references = prompt_words, reference_words, references
         self._texts: list[str] = []
 
     def prepare(self, *, offline: bool = False, observer: Observer | None = None) -> None:
-        """Fetch and split the data on the first call.
-
-        Without this call, the first use of the prompts does it, with network access and without messages.
-
-        Raises:
-            InputError: the options leave no prompt, or the data is missing and ``offline`` is on.
-            BurnishError: the data could not be fetched.
-        """
         if self._sides is None:
             unique, duplicates = articles(offline=offline, observer=observer)
             self._texts = [one.text for one in unique if not is_held_out(one.family, self.held_out_percent)]
@@ -109,8 +97,8 @@ class News(SplitTask):
         if observer:
             observer.message(
                 f"news: {len(sides[0])} training and {len(sides[1])} held-out prompts; left out: {duplicates} repeated "
-                f"articles, {len(prompts) - len(kept)} that begin like another, {len(unique) - len(prompts)} of fewer than "
-                f"{needed} words"
+                f"articles, {len(prompts) - len(kept)} that begin like another, {len(unique) - len(prompts)} of fewer "
+                f"than {needed} words"
             )
         return sides
 
@@ -125,11 +113,56 @@ class News(SplitTask):
         )
 
 
-def articles(*, offline: bool = False, observer: Observer | None = None) -> tuple[list[Article], int]:
-    """Return the corpus in its order without exact repeats, and the number of repeats.
+class Headlines(SplitTask):
+    """News articles without their first sentence, each with that sentence as the reference.
 
-    Raises InputError or BurnishError as ``burnish.catalogue.fetch``.
+    The first sentence of an article summarises it. The sides are those of ``News`` with the same ``held_out_percent``.
+
+    Args:
+        body_words: words of the article in the prompt.
+        question: the question; ``{article}`` is replaced by the article.
+        chat: whether prompts go through the model's chat template; else "Headline:" follows the question.
+        held_out_percent: share of the articles, by hash, that training never sees.
     """
+
+    name = "headlines"
+
+    def __init__(
+        self, *, body_words: int = 60, question: str = QUESTION, chat: bool = True, held_out_percent: int = 25
+    ) -> None:
+        super().__init__(held_out_percent)
+        if body_words < LEAST_BODY:
+            raise InputError(f"body_words = {body_words}: must be at least {LEAST_BODY}")
+        if question.count("{article}") != 1:
+            raise InputError("question must contain {article} once, which is replaced by the article")
+        self.body_words, self.question, self.chat = body_words, question, chat
+
+    def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
+        corpus, _ = articles(offline=offline, observer=observer)
+        made = [self._example(article) for article in corpus]
+        kept = [one for one in made if one is not None]
+        if observer and len(kept) < len(corpus):
+            observer.message(f"headlines: {len(corpus) - len(kept)} of {len(corpus)} articles are too short for one")
+        return kept
+
+    def _example(self, article: Article) -> TaskExample | None:
+        first = _SENTENCE.match(article.text)
+        body = article.text[first.end() :].split(" ") if first else []
+        if first is None or len(body) < LEAST_BODY:
+            return None
+        question = self.question.replace("{article}", " ".join(body[: self.body_words]))
+        return task_example(
+            f"headlines/{DATA}",
+            article.text,
+            question if self.chat else f"{question}\nHeadline:",
+            first[1],
+            messages=chat_messages(question, chat=self.chat),
+            texts=(article.family,),
+        )
+
+
+def articles(*, offline: bool = False, observer: Observer | None = None) -> tuple[list[Article], int]:
+    """Return the corpus in its order without exact repeats, and the number of repeats. Raises what ``fetch`` raises."""
     texts: list[str] = []
     for path in fetch(DATA, offline=offline, observer=observer).values():
         # Latin-1, as in gensim's own readers: one article has a pound sign as the byte A3.

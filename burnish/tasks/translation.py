@@ -46,9 +46,6 @@ class Sentences:
         min_words, max_words: limits for both texts; a Chinese character is a word. Other pairs are left out.
         folder: the folder of LibreOffice's help, with a folder for each language.
         chat: whether prompts go through the model's chat template; else the policy continues the template.
-
-    Raises:
-        InputError: an option is out of range, or the data is missing.
     """
 
     data: str = "hsk"
@@ -77,7 +74,6 @@ class Sentences:
 
     @property
     def help_folder(self) -> Path:
-        """The folder of LibreOffice's help."""
         return expanded(self.folder)
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
@@ -108,14 +104,7 @@ class Sentences:
 
 @dataclass(kw_only=True, eq=False)
 class Translation(Sentences, SplitTask):
-    """Sentences and their translations.
-
-    Args:
-        held_out_percent: share of the sentences, by hash, that training never sees. For the others see ``Sentences``.
-
-    Raises:
-        InputError: an option is out of range, or the data is missing.
-    """
+    """``Sentences``, of which ``held_out_percent`` are a share, by hash, that training never sees."""
 
     held_out_percent: int = 25
 
@@ -150,10 +139,7 @@ def help_pairs(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
     """Return the paragraphs of LibreOffice's help in two languages, in the order of file names.
 
     A paragraph is left out if it is the same in both languages, or if either text came before, so that each text has
-    one translation.
-
-    Raises:
-        InputError: a language's folder is missing, or the two have no page in common.
+    one translation. Raises InputError if a language's folder is missing, or the two have no page in common.
     """
     for code in (source, target):
         if not (folder / LANGUAGE_FOLDERS[code]).is_dir():

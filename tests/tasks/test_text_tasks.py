@@ -10,10 +10,9 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.library.overlap import keywords
-from burnish.tasks import dialogue, headlines, news_zh, story
+from burnish.tasks import dialogue, news, news_zh, story
 from burnish.tasks.dialogue import Dialogue
-from burnish.tasks.headlines import Headlines
-from burnish.tasks.news import Article, News
+from burnish.tasks.news import Article, Headlines, News
 from burnish.tasks.news_zh import ChineseNews, read_paragraphs
 from burnish.tasks.story import Story
 from burnish.types import Completion, Prompt
@@ -158,7 +157,7 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
     body = " ".join(f"word{n}" for n in range(60))
     texts = [f'The minister of {n} said "no." He spoke for U.S. troops, {n}. {body}' for n in range(60)]
     monkeypatch.setattr(
-        headlines, "articles",
+        news, "articles",
         lambda **_: ([Article(t, f"{n:064d}", f"{(n // 2) * 7919:08x}") for n, t in enumerate([*texts, "No sentence"])], 0),
     )  # fmt: skip
     task = Headlines(body_words=20)
