@@ -186,8 +186,8 @@ class ChatClient:
         try:
             return ChatAnswer(attempts(attempt))
         except _FailedAttempt as failure:
-            asked = f" (asked {self.retries + 1} times)" if failure.retry and self.retries else ""
-            return ChatAnswer(None, f"{failure}{asked}")
+            suffix = f" (asked {self.retries + 1} times)" if failure.retry and self.retries else ""
+            return ChatAnswer(None, f"{failure}{suffix}")
 
     def _once(self, http: httpx.Client, body: bytes) -> str:
         """Return the text of one answer. Raises _FailedAttempt."""
