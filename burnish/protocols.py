@@ -24,7 +24,6 @@ class LogprobModel(Protocol):
 
         ``temperature`` divides the logits before the softmax over the whole vocabulary.
         """
-        ...
 
 
 class LanguageModel(LogprobModel, Protocol):
@@ -32,11 +31,9 @@ class LanguageModel(LogprobModel, Protocol):
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a text, without special tokens."""
-        ...
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt, including the tokens that the model expects at the start of a text."""
-        ...
 
 
 @runtime_checkable
@@ -45,7 +42,6 @@ class Releasable(Protocol):
 
     def release(self) -> None:
         """Free the weights; the next call that needs them loads them again."""
-        ...
 
 
 class HasReference(LanguageModel, Protocol):
@@ -54,7 +50,6 @@ class HasReference(LanguageModel, Protocol):
     @property
     def reference(self) -> LanguageModel:
         """The frozen reference model; for a trained policy, the policy before training."""
-        ...
 
 
 class Trainable(Protocol):
@@ -63,19 +58,15 @@ class Trainable(Protocol):
     @property
     def max_microbatch_tokens(self) -> int:
         """Number of tokens whose forward and backward pass fit into this machine's memory; constant between runs."""
-        ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters that the optimizer updates, by stable names."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write the weights (safetensors), and all files needed to load them, into an existing empty folder."""
-        ...
 
     def load(self, folder: Path) -> None:
         """Load weights that ``save`` wrote, in place and bit for bit."""
-        ...
 
 
 class Policy(HasReference, Trainable, Protocol):
@@ -83,7 +74,6 @@ class Policy(HasReference, Trainable, Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without the end-of-text token."""
-        ...
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
@@ -92,7 +82,6 @@ class Policy(HasReference, Trainable, Protocol):
 
         The log-probabilities have a gradient; the entropies do if ``entropy_gradient`` is set.
         """
-        ...
 
 
 @runtime_checkable
@@ -101,11 +90,9 @@ class CachesForward(Protocol):
 
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
         """Start to store results while sampling, in at most this fraction of the device's memory."""
-        ...
 
     def stop_forward_cache(self) -> None:
         """Stop storing and reusing results. Call this before the weights change."""
-        ...
 
 
 class ValueModel(Protocol):
@@ -113,11 +100,9 @@ class ValueModel(Protocol):
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
         """Return V(s) before each token, [T], float64, with gradient."""
-        ...
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters that the optimizer updates, by stable names; a checkpoint stores these alone."""
-        ...
 
 
 @runtime_checkable
@@ -126,7 +111,6 @@ class HasLaggedPolicy(Protocol):
 
     def update_lagged_policy(self) -> None:
         """Replace the lagged copy by the current weights."""
-        ...
 
 
 class Sampler(Protocol):
@@ -145,7 +129,6 @@ class Sampler(Protocol):
 
         The random numbers of a completion depend on ``seed``, the prompt's id and the completion's index only.
         """
-        ...
 
 
 class Task(Protocol):
@@ -153,11 +136,9 @@ class Task(Protocol):
 
     def train(self) -> Sequence[Prompt]:
         """Return the training prompts."""
-        ...
 
     def evaluation(self) -> Sequence[Prompt]:
         """Return the held-out prompts."""
-        ...
 
 
 class Scorer(Protocol):
@@ -177,7 +158,6 @@ class Scorer(Protocol):
             step: the training step, counted from 1. None scores for a held-out measurement: final weights and no
                 normalisation, so that measurements are comparable.
         """
-        ...
 
 
 @runtime_checkable
@@ -189,7 +169,6 @@ class StatefulScorer(Protocol):
 
     def update_state(self, scores: Scores) -> None:
         """Add a step's scores to the statistics; called at the end of the step."""
-        ...
 
 
 class Observer(Protocol):
@@ -197,20 +176,15 @@ class Observer(Protocol):
 
     def message(self, text: str, *, level: str = "info") -> None:
         """Report one line of text; ``level`` is "info" or "warning"."""
-        ...
 
     def start(self, *, name: str, steps: int, first_step: int) -> None:
         """Report that a run of ``steps`` steps begins, or resumes, at ``first_step``."""
-        ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Report a finished step with its row of metrics.jsonl."""
-        ...
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Report the progress of a long phase, such as an evaluation or a download."""
-        ...
 
     def finish(self) -> None:
         """Report that the run is over."""
-        ...

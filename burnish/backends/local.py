@@ -17,7 +17,7 @@ from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueM
 from burnish.recipe.algorithm import critic_settings, resolve_preset, resolve_rewards
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import PolicySection, Recipe
-from burnish.system.memory import keep_freed_memory
+from burnish.system.machine import keep_freed_memory
 from burnish.training.critic import Critic
 from burnish.training.learner import Learner
 from burnish.training.optimizer import build_optimizer

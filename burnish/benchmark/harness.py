@@ -15,11 +15,10 @@ from typing import Any
 
 from burnish.benchmark import floor
 from burnish.benchmark.protocol import BenchmarkJob, JobResult
-from burnish.benchmark.quiet import look
 from burnish.benchmark.workloads import Decode, Encode, Render, Workload, prompts_for, workload
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
-from burnish.system.machine import memory, processor, products
+from burnish.system.machine import cores, load_average, memory, processor, products, spin
 
 CHECKOUT = Path(__file__).parents[2]
 PEERS = {
@@ -33,6 +32,30 @@ ENVIRONMENTS = {"hf": "trl"}
 """Peers that use another peer's environment."""
 PARAMETERS = 134_515_008
 """Parameters of SmolLM2-135M, its tied embedding and head counted once."""
+
+MOST_LOAD = 0.3
+"""Largest load average per core of the last minute."""
+LEAST_SHARE = 0.97
+"""Smallest share of processor time that a busy loop on every core must get."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """State of the machine: the load average of the last minute, if the system has one, the share of processor time that a
+    busy loop on every core got, and the cores that this process may use."""
+
+    load: float | None
+    share: float
+    cores: int
+
+    @property
+    def complaint(self) -> str | None:
+        """Reason why timings taken now would be unreliable; None on a quiet machine."""
+        if self.share < LEAST_SHARE:
+            return f"a busy loop on {self.cores} cores got {self.share:.0%} of the time it asked for"
+        if self.load is not None and self.load > MOST_LOAD * self.cores:
+            return f"the load average of the last minute is {self.load:.2f} on {self.cores} cores"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +107,8 @@ def run_benchmark(
     """
     works = [workload(name) for name in names]
     check_peers(peers)
-    quiet = look()
+    load = load_average()  # before the busy loop, which adds to it
+    quiet = Quiet(load, spin(), cores())
     if quiet.complaint and not force:
         raise InputError(f"the machine is not quiet: {quiet.complaint}; wait, or measure all the same with --force")
     jobs = _jobs(works, threads)

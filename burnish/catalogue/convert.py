@@ -14,17 +14,15 @@ import struct
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, file_sha256
 from burnish.errors import BurnishError, InputError
+from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.system.paths import expanded
-
-if TYPE_CHECKING:
-    from burnish.protocols import Observer
 
 FORMAT = 1  # version of converted folders; raised when conversion changes, and old folders are left alone
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -18,14 +18,11 @@ import zipfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup
 from burnish.errors import BurnishError, InputError
-
-if TYPE_CHECKING:
-    from burnish.protocols import Observer
+from burnish.protocols import Observer
 
 CHUNK = 1 << 20
 SMALL = 16 << 20  # bytes; hashing them takes about 10 ms, so that small files are hashed at every start

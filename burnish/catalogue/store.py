@@ -10,13 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from burnish.errors import BurnishError, InputError
+from burnish.protocols import Observer
 from burnish.system.paths import home as home
-
-if TYPE_CHECKING:
-    from burnish.protocols import Observer
 
 MARKER = "burnish.json"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -16,7 +16,7 @@ import typer
 
 from burnish import __version__
 from burnish.cli import catalogue, generation, machine, measuring, reporting, training
-from burnish.cli.output import escape
+from burnish.cli.options import escape
 from burnish.errors import BurnishError
 
 INTERRUPTED = 130

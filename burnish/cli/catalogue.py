@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson, Offline, Quiet
-from burnish.cli.output import print_json
+from burnish.cli.options import AsJson, Offline, Quiet, print_json
 from burnish.errors import InputError
 
 verbs = typer.Typer(rich_markup_mode=None)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Seed
-from burnish.cli.output import print_json
+from burnish.cli.options import AsJson, Model, Offline, Seed, print_json
 
 verbs = typer.Typer(rich_markup_mode=None)
 

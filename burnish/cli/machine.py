@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson
-from burnish.cli.output import print_json
+from burnish.cli.options import AsJson, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)

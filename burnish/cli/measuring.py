@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Overrides, Quiet, Seed
-from burnish.cli.output import escape, print_json
+from burnish.cli.options import AsJson, Model, Offline, Overrides, Quiet, Seed, escape, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)

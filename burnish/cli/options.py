@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the command behind every verb that trains."""
+"""Options and output that several verbs share, and the command behind every verb that trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.output import print_json
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +30,16 @@ RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [def
 Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it with every default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+
+
+def print_json(value: Any) -> None:
+    """Print indented JSON that keeps non-ASCII characters."""
+    print(json_module.dumps(value, ensure_ascii=False, indent=1))
+
+
+def escape(text: str) -> str:
+    """Return the text with unprintable characters escaped; an error message may quote model output."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from burnish.reports.wording import finite
 
 def main_conclusion(run: RunData) -> str:
     """State whether the held-out reward changed, with the evidence, or why that is not known."""
-    entry = run.evaluation.get("reward")
-    if not isinstance(entry, Mapping) or finite(entry.get("difference")) is None:
+    entry = _entry(run.evaluation, "reward")
+    if finite(entry.get("difference")) is None:
         return f"No conclusion yet: this run has no held-out comparison of the reward. {_training(run)}".strip()
     moved = wording.change(entry)
     places = wording.decimals(entry)
@@ -80,7 +80,7 @@ def blandness(run: RunData) -> list[str]:
 
 def _contributions(run: RunData) -> str:
     """List each part's weight times its difference, but only if these add up to the reward's difference."""
-    total = _difference(run.evaluation, "reward")
+    total = finite(_entry(run.evaluation, "reward").get("difference"))
     sections = run.recipe.get("reward")
     if not total or not isinstance(sections, list):
         return ""
@@ -89,7 +89,7 @@ def _contributions(run: RunData) -> str:
         if not isinstance(section, dict):
             return ""
         part = str(section.get("name") or str(section.get("use", "")).rpartition(":")[2])
-        change = _difference(run.evaluation, f"reward/{part}")
+        change = finite(_entry(run.evaluation, f"reward/{part}").get("difference"))
         weight = finite(section.get("weight", 1.0))
         if change is None or weight is None:
             return ""
@@ -145,20 +145,17 @@ def _length(evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def _entry(evaluation: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    entry = evaluation.get(metric)
+    return entry if isinstance(entry, Mapping) else {}
+
+
 def _moved(evaluation: Mapping[str, Any], metric: str) -> str:
-    entry = evaluation.get(metric)
-    return wording.change(entry) if isinstance(entry, Mapping) else ""
-
-
-def _difference(evaluation: Mapping[str, Any], metric: str) -> float | None:
-    entry = evaluation.get(metric)
-    return finite(entry.get("difference")) if isinstance(entry, Mapping) else None
+    return wording.change(_entry(evaluation, metric))
 
 
 def _from_to(evaluation: Mapping[str, Any], metric: str, unit: str = "") -> str:
-    entry = evaluation.get(metric)
-    if not isinstance(entry, Mapping):
-        return wording.DASH
+    entry = _entry(evaluation, metric)
     places = wording.decimals(entry)
     before, after = finite(entry.get("before")), finite(entry.get("after"))
     share = f", {wording.fixed((after / before - 1) * 100, 0, sign=True)}%" if before and after is not None else ""

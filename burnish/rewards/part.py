@@ -26,7 +26,6 @@ class WeightSchedule(Protocol):
 
     def at(self, step: int | None) -> float:
         """Return the factor at a step, counted from 1; None means after the last step."""
-        ...
 
 
 Normalisation = Literal["group", "batch", "rank", "running"]

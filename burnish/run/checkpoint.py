@@ -20,15 +20,12 @@ class Stateful(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Return the part's entries of ``state.json``."""
-        ...
 
     def write(self, folder: Path) -> None:
         """Write tensors into the checkpoint folder."""
-        ...
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Read the entries and the tensors back."""
-        ...
 
 
 class Checkpointed(Protocol):
@@ -43,7 +40,6 @@ class Checkpointed(Protocol):
     @property
     def parts(self) -> Sequence[Stateful]:
         """Everything besides policy and optimizer."""
-        ...
 
     step: int
 

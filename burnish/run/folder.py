@@ -16,15 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from burnish.errors import BurnishError, InputError
+from burnish.recipe.schema import Job
 from burnish.system.files import explained, new_folder, sync_file, write_json, write_text
-
-if TYPE_CHECKING:
-    from burnish.recipe.schema import Job
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"

@@ -41,7 +41,7 @@ from burnish.supervised.recipe import (
 from burnish.supervised.sft import FineTuning
 from burnish.supervised.step import SupervisedLearner, supervised_trainer
 from burnish.system.environment import environment_record
-from burnish.system.memory import keep_freed_memory
+from burnish.system.machine import keep_freed_memory
 from burnish.training.optimizer import build_optimizer
 
 R = TypeVar("R", bound=SupervisedRecipe)

@@ -10,9 +10,8 @@ import xml.dom.minidom
 import pytest
 
 from burnish.benchmark import floor
-from burnish.benchmark.harness import PARAMETERS, check_peers, drawing, table, workload_medians
+from burnish.benchmark.harness import PARAMETERS, Quiet, check_peers, drawing, table, workload_medians
 from burnish.benchmark.protocol import BenchmarkJob, JobResult, Step
-from burnish.benchmark.quiet import Quiet
 from burnish.benchmark.workloads import WORKLOADS, exact_prompts, workload
 from burnish.errors import InputError
 
