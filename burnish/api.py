@@ -53,8 +53,8 @@ RewardName = str | Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A training run's folder and report, its evaluation (held-out metric -> before, after, difference, interval, p_value,
-    n) and its metrics, one row per step."""
+    """The folder and report of a training run, its evaluation (held-out metric -> before, after, difference, interval,
+    p_value, n) and its metrics, one row per step."""
 
     run_dir: Path
     report: Path
@@ -133,7 +133,7 @@ def _read_recipe(
 
 
 def _reward_name(key: RewardName) -> str:
-    """Return the recipe's name of a reward; a function or callable object (by its class) is registered if it is not yet."""
+    """Return a reward's name in the recipe; register a function, or a callable object under the name of its class."""
     if isinstance(key, str):
         return key
     name = str(getattr(key, "__name__", type(key).__name__))
@@ -254,8 +254,8 @@ def score(
         options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
         model: the reference model; it is loaded only if a reward needs one.
 
-    Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown or
-    cannot score these texts.
+    Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown
+    or cannot score these texts.
     """
     settings: dict[str, Mapping[str, Any]] = {name: {} for name in rewards} | dict(options or {})
     for name in options or {}:

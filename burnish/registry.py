@@ -115,7 +115,7 @@ def _origin(entry: object) -> tuple[object, object]:
 
 
 def import_object(path: str, kind: str = "object") -> object:
-    """Return the object at ``module:object``, with the working folder importable. Raises InputError if one is missing."""
+    """Return the object at ``module:object``, also of the working folder. Raises InputError if it is missing."""
     module_name, _, attribute = path.partition(":")
     here = os.getcwd()
     added = here not in sys.path

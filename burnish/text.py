@@ -1,9 +1,9 @@
 """Words, sentences and n-grams of a text in any script.
 
-A word is a run of letters with their combining marks, digits and underscores, in lower case. One apostrophe or invisible
-joiner may be inside it ("don't"). Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have a word for
-every user-perceived character. Every punctuation mark and every emoji is a word of its own, so that "!!!!!!" counts as
-repetition. Words are in the composed form NFC: the two spellings of "é" are equal.
+A word is a run of letters with their combining marks, digits and underscores, in lower case. One apostrophe or
+invisible joiner may be inside it ("don't"). Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have
+a word for every user-perceived character. Every punctuation mark and every emoji is a word of its own, so that "!!!!!!"
+counts as repetition. Words are in the composed form NFC: the two spellings of "é" are equal.
 
 The word boundaries of UAX #29 differ in one rule: here a full stop or comma always separates, as in "3.14" and "e.g".
 """

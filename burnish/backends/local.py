@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 def build(
     recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
 ) -> tuple[Learner, list[Prompt]]:
-    """Build the learner and the held-out prompts of a recipe; a policy that is built keeps its first weights in ``folder``.
+    """Build the learner and the held-out prompts of a recipe.
 
-    Raises InputError if the model or the data are not available, or the task has no prompts.
+    The run's ``folder`` keeps the initial weights of a policy that is built rather than loaded. Raises InputError if
+    the model or the data are not available, or the task has no prompts.
     """
     keep_freed_memory()
     if recipe.threads is not None:

@@ -46,8 +46,9 @@ def build_module_policy(
 ) -> tuple[ModulePolicy, ModuleSampler]:
     """Build the initial policy, pretrained if the recipe asks for it, and its sampler; or load it from the run folder.
 
-    ``texts`` returns the task's training texts; it is called for a vocabulary and for pretraining only. Raises InputError if
-    the module, its weights, its vocabulary or the texts cannot be used, and BurnishError if pretraining or writing fails.
+    ``texts`` returns the task's training texts; it is called for a vocabulary and for pretraining only. Raises
+    InputError if the module, its weights, its vocabulary or the texts cannot be used, and BurnishError if pretraining
+    or writing fails.
     """
     kept = folder / START if folder else None
     made = kept is not None and kept.is_dir()

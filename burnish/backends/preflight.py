@@ -76,8 +76,8 @@ def check_companions(recipe: Recipe) -> None:
         alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
         if alone and REWARDS.get(section.use).facts.needs_companions:
             raise InputError(
-                f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} must "
-                "be at least 2"
+                f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} "
+                "must be at least 2"
             )
 
 

@@ -14,8 +14,8 @@ from burnish.types import Completion, Prompt
 class CachedReference:
     """A frozen model with a cache, since a reward and the KL term often need the same log-probabilities.
 
-    The key is the completion object, not its tokens: an equal completion of another step is computed again in that step's
-    batch, so a resumed run has the same bits as an uninterrupted one.
+    The key is the completion object, not its tokens: an equal completion of another step is computed again in that
+    step's batch, so a resumed run has the same bits as an uninterrupted one.
     """
 
     def __init__(self, language_model: LanguageModel, *, capacity: int = 4096) -> None:

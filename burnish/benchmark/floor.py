@@ -1,8 +1,8 @@
 """Lower bound of a job's time on this machine: its floating-point operations at the speed of a bare matrix product.
 
 Operations are counted as usual (Kaplan et al., arXiv 2001.08361, section 2.1): 2 per parameter and token forward, 4
-more backward, or 2 more with frozen weights. Each prompt counts once, whatever the number of samples. Attention over the
-context, the optimizer and drawing tokens are not counted, so that the bound cannot be reached.
+more backward, or 2 more with frozen weights. Each prompt counts once, whatever the number of samples. Attention over
+the context, the optimizer and drawing tokens are not counted, so that the bound cannot be reached.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ LEAST_SHARE = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """State of the machine: the load average of the last minute, if the system has one, the share of processor time that a
-    busy loop on every core got, and the cores that this process may use."""
+    """State of the machine: the load average of the last minute, if the system has one, the share of processor time
+    that a busy loop on every core got, and the cores that this process may use."""
 
     load: float | None
     share: float

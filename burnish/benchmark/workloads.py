@@ -102,8 +102,8 @@ def workload(name: str) -> Workload:
 def exact_prompts(texts: Sequence[str], count: int, tokens: int, encode: Encode, decode: Decode) -> list[str]:
     """Return the first ``count`` distinct heads of texts that encode to exactly ``tokens`` tokens.
 
-    Short texts are joined with the following ones. A head that does not encode to the same tokens again (a word cut in two
-    may merge differently) is skipped. Raises InputError if there are too few.
+    Short texts are joined with the following ones. A head that does not encode to the same tokens again (a word cut in
+    two may merge differently) is skipped. Raises InputError if there are too few.
     """
     heads: dict[str, None] = {}
     for text in _joined(texts, tokens, encode):

@@ -29,6 +29,6 @@ def combine_rewards(
 def combine_metrics(
     sections: Sequence[MetricSection], reference_policy: LanguageModel | None = None
 ) -> Combination | None:
-    """Return the combination of ``evaluation.metrics``; None if there are none. Raises InputError as ``Combination``."""
+    """Return the combination of ``evaluation.metrics``; None if it is empty. Raises InputError as ``Combination``."""
     parts = [Part(section.part, REWARDS.get(section.use), 1.0, section.options) for section in sections]
     return Combination(parts, reference_policy) if parts else None

@@ -1,4 +1,4 @@
-"""Reading a recipe: its TOML file, dotted overrides, and errors that name the key, the value and the nearest spelling."""
+"""Reading a recipe: its TOML file, dotted overrides, and errors that name the key, the value and the right spelling."""
 
 from __future__ import annotations
 

@@ -277,8 +277,8 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(f"{where}: {error}") from error
     if recipe.sampling.nlpo_top_p < 1 and recipe.policy.use == "causal_lm":
         raise InputError(
-            f'{where}: sampling.nlpo_top_p: not available with policy.use = "causal_lm", since a second model would have '
-            'to run for every token; use "lstm", "module" or "tabular", or sampling.top_p'
+            f'{where}: sampling.nlpo_top_p: not available with policy.use = "causal_lm", since a second model would '
+            'have to run for every token; use "lstm", "module" or "tabular", or sampling.top_p'
         )
     for key, sections, beside in (
         ("reward", recipe.reward, TABLE),

@@ -88,8 +88,8 @@ class RewardSection(OpenSection):
 def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int, steps: int) -> None:
     """Check that the rewards can work together, with G samples per prompt and P prompts per step.
 
-    Raises ValueError if two parts have one name, every weight is 0, a gate has no other part, a normalisation has nothing
-    to compare, or a schedule is longer than the run.
+    Raises ValueError if two parts have one name, every weight is 0, a gate has no other part, a normalisation has
+    nothing to compare, or a schedule is longer than the run.
     """
     parts = [section.part for section in sections]
     if not any(section.counts for section in sections):
@@ -193,8 +193,7 @@ class Guards(Section):
     diversity_drop: float = Field(0.1, gt=0, lt=1)
     """Warn if the reward has risen and distinct-2 has fallen by more than this share of its first value."""
     length_drift: float = Field(0.5, ge=0)
-    """Warn if the reward has risen and the mean length has changed by a factor of more than 1 + this, up or down; 0 never
-    warns."""
+    """Warn if the reward has risen and the mean length has changed by a factor of more than 1 + this; 0 never warns."""
     metrics: list[str] | None = None
     """Metrics that must not get worse while the reward rises; None watches every evaluation metric with a direction."""
     metric_drop: float = Field(0.0, ge=0, lt=1)
@@ -208,8 +207,8 @@ class Guards(Section):
 def guarded_metrics(guards: Guards, rewards: Sequence[RewardSection], evaluation: Evaluation) -> tuple[str, ...]:
     """Return the guarded keys of a held-out evaluation: ``metric/<name>``, ``reward/<part>`` or one of ``HELD_OUT``.
 
-    Raises ValueError if a guarded metric is not measured, has no direction or is trained on, or if ``stop`` is set without
-    measurements that tell which model was the best.
+    Raises ValueError if a guarded metric is not measured, has no direction or is trained on, or if ``stop`` is set
+    without measurements that tell which model was the best.
     """
     if guards.stop and evaluation.every == 0:
         raise ValueError(

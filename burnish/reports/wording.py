@@ -151,8 +151,8 @@ def p_text(entry: Mapping[str, Any]) -> str:
 
 
 def change(entry: Mapping[str, Any]) -> str:
-    """Return how a metric changed: "up", "down", "unclear" (the 95% interval contains zero or p >= 0.05), or "" if nothing
-    was compared."""
+    """Return how a metric changed: "up", "down", "unclear" (the 95% interval contains zero or p >= 0.05), or "" if
+    nothing was compared."""
     difference, ends, p = finite(entry.get("difference")), interval(entry), finite(entry.get("p_value"))
     if difference is None or (ends is None and p is None):
         return ""

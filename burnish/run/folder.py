@@ -142,8 +142,8 @@ class Run:
     ) -> Checkpoint:
         """Write checkpoints/step-N atomically, then delete all but the newest ``keep`` and that of step ``spare``.
 
-        ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``. Raises BurnishError if the checkpoint cannot
-        be written; older checkpoints are unchanged.
+        ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``. Raises BurnishError if the checkpoint
+        cannot be written; older checkpoints are unchanged.
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         with explained(f"cannot save {target}", self.advice_on_full_disk):

@@ -60,7 +60,7 @@ def create_or_open_run(
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    Raises InputError if a run to resume comes with a recipe, changes or a folder, or if there is neither recipe nor run.
+    Raises InputError if a run to resume comes with a recipe, changes or a folder, or if there is neither.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:

@@ -81,7 +81,7 @@ def _passes(calls: Sequence[tuple[Callable[[Tensor], Tensor], Tensor]], count: i
 
 
 def libraries(dtype: str) -> Mapping[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]]]:
-    """Return name -> function of a weight [out, in] and a number of rows that packs the weight and returns the product."""
+    """Return name -> function that packs a weight [out, in] for a number of rows and returns the product with it."""
     import torch
 
     ops: Any = torch.ops
@@ -127,7 +127,7 @@ def _busy(seconds: float) -> float:
 
 
 def load_average() -> float | None:
-    """Return the mean number of processes that wanted a core in the last minute, or None if the system does not tell."""
+    """Return the mean number of processes that wanted a core in the last minute, or None if it is not known."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -151,9 +151,9 @@ def memory() -> tuple[int, int] | None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next step, since mapping and zeroing them again costs a tenth of the step.
+    """Let glibc keep large freed blocks for the next step; other C libraries are left alone.
 
-    Does nothing with other C libraries. See docs/lessons.md.
+    Mapping and zeroing the blocks again would cost a tenth of a training step (docs/lessons.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -20,8 +20,8 @@ def expanded(path: str | Path) -> Path:
 def home() -> Path:
     """Return ``BURNISH_HOME``, the folder for models, data and compiled files, or else ``burnish`` in the cache folder.
 
-    On systems other than Linux, an existing ``~/.cache/burnish`` from an earlier version takes precedence over the system's
-    own cache folder. Nothing is created. Raises InputError if the user has no home folder.
+    On systems other than Linux, an existing ``~/.cache/burnish`` from an earlier version takes precedence over the
+    system's own cache folder. Nothing is created. Raises InputError if the user has no home folder.
     """
     from platformdirs import user_cache_path
 
