@@ -16,24 +16,25 @@ from burnish.evaluation.calibration import calibration
 from burnish.evaluation.statistics import mean_of_units
 from burnish.policies.reward_model import RewardModel
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import ExampleSums, SumMetric
-from burnish.supervised.objective import Example, accuracy, encode_pair, example_batches, flatten
+from burnish.supervised.objective import (
+    Example,
+    ExampleSums,
+    Objective,
+    SumMetric,
+    accuracy,
+    encode_pair,
+    example_batches,
+    flatten,
+)  # fmt: skip
 from burnish.training.batching import TokenBudget
 
 
-class BradleyTerry:
-    """The Bradley-Terry objective of a reward model.
-
-    The loss is the mean over the step's pairs of
-    -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2;
-    see ``burnish.algorithms.preference.bradley_terry_loss``.
+class BradleyTerry(Objective[RewardModel]):
+    """The mean over the step's pairs of ``burnish.algorithms.preference.bradley_terry_loss``.
 
     Held-out metrics, without margin and centre: how often the preferred answer scores higher, the mean score difference,
-    and its -log sigmoid, a proper scoring rule.
-
-    Args:
-        margin: the margin of pairs whose row has none.
-        centre: coefficient of the term that pulls the scores towards zero.
+    and its -log sigmoid, a proper scoring rule. ``margin`` is that of pairs whose row has none; ``centre`` is the
+    coefficient of the term that pulls the scores towards zero.
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -76,17 +77,15 @@ class BradleyTerry:
         scores = policy.scores(flatten(examples)[1]).detach().double().view(-1, 2)
         margins = scores[:, 0] - scores[:, 1]
         losses = bradley_terry_loss(scores[:, 0], scores[:, 1])
-        return [
-            ExampleSums(
-                example.unit, {"right": float(accuracy(margin)), "nll": float(loss), "margin": float(margin), "pairs": 1}
-            )
-            for example, margin, loss in zip(examples, margins, losses, strict=True)
-        ]  # fmt: skip
+        measured = []
+        for example, margin, loss in zip(examples, margins, losses, strict=True):
+            numbers = {"right": float(accuracy(margin)), "nll": float(loss), "margin": float(margin), "pairs": 1}
+            measured.append(ExampleSums(example.unit, numbers))
+        return measured
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         """Return ``calibration.json``: whether the sigmoid of a score difference is the share of pairs ranked correctly."""
         margins = np.array([one.numbers["margin"] for one in sums])
         confidence = 1 / (1 + np.exp(-np.abs(margins)))
-        return {
-            "calibration.json": calibration(confidence, np.array([one.numbers["right"] for one in sums]), seed=seed)
-        }
+        right = np.array([one.numbers["right"] for one in sums])
+        return {"calibration.json": calibration(confidence, right, seed=seed)}

@@ -18,23 +18,19 @@ from burnish.supervised.sources import SOURCES
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The training and held-out examples of a run.
-
-    Attributes:
-        described: the content of ``data.json``: counts, the unusable rows, and a digest of the usable ones.
-    """
+    """The training and held-out examples of a run."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     described: Mapping[str, Any]
+    """The content of ``data.json``: counts, the unusable rows, and a digest of the usable ones."""
 
 
 def read_rows(data: Data, *, offline: bool = False, observer: Observer | None = None) -> Rows:
     """Return the rows of a recipe's source.
 
     Raises:
-        InputError: the source cannot be read, has no usable row, or has more broken rows than ``data.max_broken``
-            allows.
+        InputError: the source cannot be read, has no usable row, or more broken rows than ``data.max_broken`` allows.
     """
     source = SOURCES.get(data.use)(**data.options)
     rows = source.rows(held_out_percent=data.held_out_percent, offline=offline, observer=observer)
@@ -81,8 +77,7 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
 def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """Return the training and the held-out rows.
 
-    Raises:
-        InputError: there is no training row, or there are fewer than two held-out units, too few for an interval.
+    Raises InputError without a training row, or with fewer than two held-out units, too few for an interval.
     """
     try:
         return split_items(rows, [row.unit for row in rows], percent, least_held_out=2)
@@ -93,8 +88,7 @@ def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[Training
 def select_units(held_out: Sequence[Example], count: int | None) -> tuple[Example, ...]:
     """Return the examples of ``count`` units, chosen by digest because a source may list easy rows first."""
     # The first eight digits decide the side of the split, so the order starts at the ninth.
-    units = sorted({example.unit for example in held_out}, key=lambda unit: (unit[8:], unit))[:count]
-    kept = set(units)
+    kept = set(sorted({example.unit for example in held_out}, key=lambda unit: (unit[8:], unit))[:count])
     return tuple(example for example in held_out if example.unit in kept)
 
 

@@ -18,8 +18,7 @@ class Encoded:
 
     Attributes:
         unit: the unit of its row.
-        prompt_ids: tokens of the prompt, which are not learnt.
-        token_ids: the tokens after the prompt.
+        prompt_ids, token_ids: tokens of the prompt, which are not learnt, and those after it.
         learnt: one flag per token of ``token_ids``; False outside the assistant's messages.
         cut: whether the text was longer than the limit.
     """
@@ -39,21 +38,15 @@ class Encoded:
     def completion(self) -> Completion:
         """Return the text as a completion. It was not sampled: its ``sampler_logprobs`` are placeholder zeros."""
         reason: FinishReason = "length" if self.cut else "stop"
-        return Completion(
-            Prompt(self.unit, self.prompt), self.prompt_ids, self.token_ids, self.text, (0.0,) * len(self.token_ids),
-            reason,
-        )  # fmt: skip
+        prompt, logprobs = Prompt(self.unit, self.prompt), (0.0,) * len(self.token_ids)
+        return Completion(prompt, self.prompt_ids, self.token_ids, self.text, logprobs, reason)
 
 
 class Encoder:
-    """Encoder of rows for one model.
-
-    Args:
-        model: the model whose tokenizer and special tokens are used.
-        max_tokens: limit on the tokens of a prompt plus its completion; at most the model's positions.
+    """Encoder of rows for one model; a prompt plus its completion has at most ``max_tokens`` tokens.
 
     Raises:
-        InputError: ``max_tokens`` is too large, or the tokenizer has no end-of-text token.
+        InputError: ``max_tokens`` exceeds the model's positions, or the tokenizer has no end-of-text token.
     """
 
     def __init__(self, model: CausalModel, max_tokens: int) -> None:
@@ -73,8 +66,7 @@ class Encoder:
     def text(self, unit: str, prompt: str, completion: str) -> Encoded:
         """Encode a prompt as for sampling, then the completion and the end-of-text token.
 
-        Raises:
-            ValueError: the text cannot be used; the message has the reason.
+        Raises ValueError with the reason if the text cannot be used.
         """
         self._refuse_special(prompt, completion)
         try:
@@ -85,10 +77,9 @@ class Encoder:
         return self._cut(unit, prompt, completion, prompt_ids, tokens, (True,) * len(tokens))
 
     def windows(self, row: PromptCompletion) -> list[Encoded]:
-        """Encode a plain text as windows of at most ``max_tokens``.
+        """Encode a plain text as windows of at most ``max_tokens``; each token is in exactly one of them.
 
-        Every window begins with the tokens of an empty prompt; only the last one has the end-of-text token. Each token is in
-        exactly one window.
+        Every window begins with the tokens of an empty prompt; only the last one has the end-of-text token.
         """
         self._refuse_special(row.completion)
         prompt_ids = self.model.encode_prompt(Prompt(row.unit, ""))
@@ -163,14 +154,9 @@ class Encoder:
         return [index <= last for index in range(len(ids))]
 
     def _cut(
-        self,
-        unit: str,
-        prompt: str,
-        text: str,
-        prompt_ids: tuple[int, ...],
-        token_ids: tuple[int, ...],
+        self, unit: str, prompt: str, text: str, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...],
         learnt: tuple[bool, ...],
-    ) -> Encoded:
+    ) -> Encoded:  # fmt: skip
         room = self.max_tokens - len(prompt_ids)
         if not any(learnt[: max(0, room)]):
             raise ValueError(

@@ -1,21 +1,24 @@
-"""Supervised objectives: from rows to examples, their loss and gradient, and held-out measurements.
+"""Supervised objectives: from rows to examples, their loss and gradient, and held-out metrics.
 
 Losses and metrics are computed over the whole step, so the split into microbatches does not change them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from burnish.data.rows import PreferencePair, TrainingRow
-from burnish.protocols import LanguageModel, Policy
+from burnish.errors import InputError
+from burnish.evaluation.statistics import Array, Statistic, paired_bootstrap
+from burnish.protocols import Policy
 from burnish.supervised.encoding import Encoded, Encoder
-from burnish.supervised.measurement import ExampleSums, SumMetric
 from burnish.training.batching import TokenBudget
 from burnish.types import Completion, SamplingParams
 
@@ -27,10 +30,8 @@ PLAIN = SamplingParams(max_new_tokens=1)
 class Example:
     """One unit of training: a text, a labelled answer, or two answers to a prompt, the preferred one first.
 
-    Attributes:
-        unit: all examples of one unit are on one side of the split.
-        margin: the margin of a pair whose row has one.
-        desirable: the label of a labelled answer.
+    All examples of one unit are on one side of the split. ``margin`` is that of a pair whose row has one, ``desirable``
+    the label of a labelled answer.
     """
 
     unit: str
@@ -39,11 +40,47 @@ class Example:
     desirable: bool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ExampleSums:
+    """The measurement of one held-out example: its unit, and numbers that are summed over a unit's examples."""
+
+    unit: str
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SumMetric:
+    """A metric that is a function of sums over examples.
+
+    Attributes:
+        better: "higher" or "lower".
+        total, count: names of the numbers that are summed.
+        statistic: sums [..., 2 + len(others)] -> metric [...].
+        others: names of further numbers that are summed.
+    """
+
+    name: str
+    better: str
+    total: str
+    count: str
+    statistic: Statistic
+    others: tuple[str, ...] = ()
+
+    def unit_sums(self, examples: Sequence[ExampleSums]) -> tuple[list[str], Array]:
+        """Return the units in order of appearance and their sums [n, 2 + len(others)]."""
+        names = (self.total, self.count, *self.others)
+        units: dict[str, list[float]] = {}
+        for example in examples:
+            sums = units.setdefault(example.unit, [0.0] * len(names))
+            sums[:] = [total + example.numbers[name] for total, name in zip(sums, names, strict=True)]
+        return list(units), np.array(list(units.values()))
+
+
 P = TypeVar("P", contravariant=True)
 
 
 class Objective(Protocol[P]):
-    """The loss that a supervised command minimises; P is the type of the trained model."""
+    """The loss that a supervised command minimises, over models of type P. Objectives inherit ``conclude``."""
 
     metrics: tuple[SumMetric, ...]
 
@@ -54,25 +91,15 @@ class Objective(Protocol[P]):
             ValueError: this row cannot be used.
             InputError: the objective cannot use rows of this kind.
         """
-        ...
 
     def backward(self, policy: P, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         """Add the gradient of the step's loss and return the step's metrics, including ``loss`` and ``tokens``."""
-        ...
 
     def sums(self, policy: P, examples: Sequence[Example]) -> list[ExampleSums]:
         """Return the sums of each held-out example."""
-        ...
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         """Return additional files about the measurement after training: file name -> JSON value."""
-        ...
-
-
-class MetricsOnly:
-    """Base class of objectives that write no additional files."""
-
-    def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         return {}
 
 
@@ -97,8 +124,7 @@ def flatten(examples: Sequence[Example]) -> tuple[list[Encoded], list[Completion
 
 def reference_logprobs(policy: Policy, completions: Sequence[Completion]) -> Tensor:
     """Return log-probabilities [T], float64, under the model that training started from."""
-    reference: LanguageModel = policy.reference
-    return reference.token_logprobs(completions).double()
+    return policy.reference.token_logprobs(completions).double()
 
 
 def text_lengths(texts: Sequence[Encoded]) -> Tensor:
@@ -123,3 +149,44 @@ def example_batches(examples: Sequence[Example], budget: TokenBudget) -> list[li
         batches[-1].append(example)
         filled += size
     return batches
+
+
+def metric_values(examples: Sequence[ExampleSums], metrics: Sequence[SumMetric]) -> dict[str, float]:
+    """Return metric -> value over all examples."""
+    return {metric.name: float(metric.statistic(metric.unit_sums(examples)[1].sum(axis=0))) for metric in metrics}
+
+
+def compare_metrics(
+    before: Sequence[ExampleSums],
+    after: Sequence[ExampleSums],
+    metrics: Sequence[SumMetric],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Return metric -> before, after, difference, interval, p_value, n and better, from a paired bootstrap over units.
+
+    Raises InputError if the two measurements cover different units.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        (units, first), (others, second) = metric.unit_sums(before), metric.unit_sums(after)
+        if units != others:
+            raise InputError("the held-out rows differ from those that were measured before training: start a new run")
+        result = paired_bootstrap(first, second, statistic=metric.statistic, resamples=resamples, seed=seed)
+        table[metric.name] = {**asdict(result), "interval": list(result.interval), "better": metric.better}
+    return table
+
+
+def sums_to_json(examples: Sequence[ExampleSums]) -> str:
+    """Return JSON from which ``sums_from_json`` restores every float exactly."""
+    return json.dumps({"examples": [{"unit": example.unit, **example.numbers} for example in examples]}) + "\n"
+
+
+def sums_from_json(text: str) -> list[ExampleSums]:
+    """Read what ``sums_to_json`` wrote. Raise InputError for any other text."""
+    try:
+        rows = json.loads(text)["examples"]
+        return [ExampleSums(row["unit"], {key: value for key, value in row.items() if key != "unit"}) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"not a held-out measurement ({error}): start a new run") from error

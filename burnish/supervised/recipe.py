@@ -1,7 +1,4 @@
-"""Recipes of ``burnish sft``, ``prefer`` and ``reward-model``.
-
-They are validated as strictly as those of ``burnish train`` and share its keys.
-"""
+"""Recipes of ``burnish sft``, ``prefer`` and ``reward-model``, which share the keys of ``burnish train``."""
 
 from __future__ import annotations
 
@@ -118,16 +115,12 @@ R = TypeVar("R", bound=SupervisedRecipe)
 
 
 def load_supervised(
-    model: type[R],
-    source: str | Path | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
+    model: type[R], source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *,
     changes: Mapping[str, Any] | None = None,
-) -> R:
+) -> R:  # fmt: skip
     """Load a recipe from a TOML file, a built-in recipe's name or a mapping.
 
-    Raises:
-        InputError: the file is missing or broken, is for another command, or has invalid settings.
+    Raises InputError if the file is missing or broken, is for another command, or has invalid settings.
     """
     data, where = read_recipe(source, overrides, changes=changes, kind=recipe_kind(model))
     recipe = validate(model, data, where)

@@ -13,12 +13,20 @@ from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
 from burnish.protocols import Policy
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import ExampleSums, SumMetric
-from burnish.supervised.objective import PLAIN, Example, MetricsOnly, learnt_mask, text_lengths
+from burnish.supervised.objective import (
+    PLAIN,
+    Example,
+    ExampleSums,
+    Objective,
+    SumMetric,
+    flatten,
+    learnt_mask,
+    text_lengths,
+)  # fmt: skip
 from burnish.training.batching import TokenBudget, microbatches
 
 
-class FineTuning(MetricsOnly):
+class FineTuning(Objective[Policy]):
     """Maximum likelihood: the negative mean log-probability of the learnt tokens of a step. Prompts are not learnt."""
 
     metrics: tuple[SumMetric, ...] = (
@@ -38,8 +46,7 @@ class FineTuning(MetricsOnly):
         return [Example(row.unit, (window,)) for window in encoder.windows(row)]
 
     def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
-        texts = [text for example in examples for text in example.texts]
-        completions = [text.completion() for text in texts]
+        texts, completions = flatten(examples)
         tokens = sum(sum(text.learnt) for text in texts)
         total = 0.0
         for indices in microbatches(completions, range(len(completions)), budget):
@@ -52,8 +59,8 @@ class FineTuning(MetricsOnly):
         return {"loss": total, "tokens": tokens}
 
     def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
-        texts = [text for example in examples for text in example.texts]
-        logprobs = policy.token_logprobs([text.completion() for text in texts]).double()
+        texts, completions = flatten(examples)
+        logprobs = policy.token_logprobs(completions).double()
         sums = sum_by_sequence(torch.where(learnt_mask(texts), logprobs, 0.0), text_lengths(texts))
         return [
             ExampleSums(text.unit, {"nll": -float(total), "tokens": sum(text.learnt)})

@@ -1,7 +1,6 @@
 """Sources of training rows: a user's own files and the catalogue's data.
 
-A source is a class with one method ``rows``. Its keyword arguments, all with defaults, are the options of its
-``[data]`` table.
+A source's keyword arguments, all with defaults, are the options of its ``[data]`` table.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from burnish.data.rows import (
     TrainingRow,
     unrepeated,
     with_families,
-)
+)  # fmt: skip
 from burnish.data.splits import TaskExample, digest, example_families, is_held_out
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
@@ -47,10 +46,7 @@ class Source(Protocol):
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows: ...
 
 
-SourceFactory = Callable[..., Source]
-
-
-SOURCES: Registry[SourceFactory] = Registry(
+SOURCES: Registry[Callable[..., Source]] = Registry(
     "source",
     builtin={
         "jsonl": "burnish.supervised.sources:JsonLines",
@@ -82,7 +78,6 @@ class JsonLines:
         self.path, self.format = expanded(path), RowFormat(format, columns or {})
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        """Read the file."""
         rows: list[TrainingRow] = []
         broken: list[BrokenRow] = []
         try:
@@ -135,9 +130,8 @@ class NewsText:
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
         unique, repeats = articles(offline=offline, observer=observer)
-        return Rows(
-            tuple(PromptCompletion("", one.text, one.family) for one in unique), repeats=repeats, origin="lee-news"
-        )
+        rows = tuple(PromptCompletion("", one.text, one.family) for one in unique)
+        return Rows(rows, repeats=repeats, origin="lee-news")
 
 
 class NewsPairs:
@@ -190,9 +184,8 @@ class NewsPairs:
             if other == true:
                 broken.append(BrokenRow(f"article {one.sha256[:12]}", "no other continuation is available"))
             else:
-                pairs.append(
-                    PreferencePair(prompt, continuation(prompt, true), continuation(prompt, other), one.family)
-                )
+                chosen, rejected = continuation(prompt, true), continuation(prompt, other)
+                pairs.append(PreferencePair(prompt, chosen, rejected, one.family))
         return Rows(tuple(pairs), tuple(broken), repeats, "lee-news")
 
     def _passages(self, article: Article) -> Iterator[tuple[str, str]]:

@@ -15,14 +15,14 @@ from burnish.run.checkpoint import Checkpointer, Stateful
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupts
 from burnish.supervised.dataset import Dataset
-from burnish.supervised.measurement import (
+from burnish.supervised.objective import (
     ExampleSums,
+    Objective,
     compare_metrics,
     metric_values,
     sums_from_json,
     sums_to_json,
-)
-from burnish.supervised.objective import Objective
+)  # fmt: skip
 from burnish.supervised.recipe import SupervisedRecipe
 from burnish.system.files import json_text
 from burnish.training.batching import PromptOrder, TokenBudget
@@ -56,8 +56,7 @@ class SupervisedLearner(Generic[T]):
 def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:
     """Make one update and return its row for metrics.jsonl.
 
-    Raises:
-        BurnishError: the loss or the gradient is not finite; the weights are unchanged.
+    Raises BurnishError, with the weights unchanged, if the loss or the gradient is not finite.
     """
     recipe, policy, settings = learner.recipe, learner.policy, learner.recipe.optimizer
     step, clock = learner.step + 1, Clock()
@@ -104,27 +103,18 @@ class ExampleEvaluator(Generic[T]):
         return metric_values(measurement, self.learner.objective.metrics)
 
     def compare(self, before: list[ExampleSums], after: list[ExampleSums]) -> dict[str, dict[str, Any]]:
-        recipe = self.learner.recipe
-        return compare_metrics(
-            before, after, self.learner.objective.metrics, resamples=recipe.evaluation.resamples, seed=recipe.seed
-        )  # fmt: skip
+        recipe, metrics = self.learner.recipe, self.learner.objective.metrics
+        return compare_metrics(before, after, metrics, resamples=recipe.evaluation.resamples, seed=recipe.seed)
 
     def conclude(self, after: list[ExampleSums]) -> Mapping[str, Any]:
         return self.learner.objective.conclude(after, self.learner.recipe.seed)
 
-    def to_json(self, measurement: list[ExampleSums]) -> str:
-        return sums_to_json(measurement)
-
-    def from_json(self, text: str) -> list[ExampleSums]:
-        return sums_from_json(text)
+    to_json = staticmethod(sums_to_json)
+    from_json = staticmethod(sums_from_json)
 
 
 def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observer) -> Trainer[list[ExampleSums]]:
-    """Return the trainer of a supervised run.
-
-    Raises:
-        InputError: the data have changed since the run began.
-    """
+    """Return the trainer of a supervised run. Raises InputError if the data have changed since it began."""
     recipe = learner.recipe
     record_data(run, learner.data.described, observer)
 
@@ -146,8 +136,7 @@ def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> N
     if not path.exists():
         run.put("data.json", json_text(described))
         if described["broken"]:
-            text = f"{len(described['broken'])} rows cannot be used; data.json lists them"
-            observer.message(text, level="warning")
+            observer.message(f"{len(described['broken'])} rows cannot be used; data.json lists them", level="warning")
         return
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))

@@ -23,13 +23,12 @@ from burnish.run.launch import (
     resolve_section_path,
     warn_if_environment_changed,
     work_in_run,
-)
+)  # fmt: skip
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
-from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.kto import KTO
 from burnish.supervised.objective import Objective
+from burnish.supervised.preference import KTO, PAIR_LOSSES, PairPreference
 from burnish.supervised.recipe import (
     PreferRecipe,
     RewardModelRecipe,
@@ -37,7 +36,7 @@ from burnish.supervised.recipe import (
     SupervisedRecipe,
     load_supervised,
     recipe_kind,
-)
+)  # fmt: skip
 from burnish.supervised.sft import FineTuning
 from burnish.supervised.step import SupervisedLearner, supervised_trainer
 from burnish.system.environment import environment_record
@@ -46,22 +45,19 @@ from burnish.training.optimizer import build_optimizer
 
 R = TypeVar("R", bound=SupervisedRecipe)
 T = TypeVar("T", bound=Trainable)
-Source = str | Path | Mapping[str, Any] | None
+Source = str | Path | Mapping[str, Any]
+Setup = tuple[T, Objective[T], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisedResult:
-    """The result of a supervised run.
-
-    Attributes:
-        run_dir: the run folder.
-        evaluation: held-out metric -> before, after, difference, interval, p_value, n.
-        metrics: one row per step.
-    """
+    """The result of a supervised run, with its folder ``run_dir``."""
 
     run_dir: Path
     evaluation: Mapping[str, Mapping[str, Any]]
+    """Held-out metric -> before, after, difference, interval, p_value, n."""
     metrics: Sequence[Mapping[str, Any]]
+    """One row per step."""
 
     @property
     def model(self) -> Path:
@@ -75,35 +71,24 @@ class SupervisedResult:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Setup(Generic[T]):
-    """The trained model with its objective and its optimizer."""
-
-    policy: T
-    objective: Objective[T]
-    optimizer: torch.optim.Optimizer
+def _set_up_sft(recipe: SFTRecipe, model: CausalPolicy) -> Setup[Policy]:
+    return model, FineTuning(), build_optimizer(model, recipe.optimizer)
 
 
-def _set_up_sft(recipe: SFTRecipe, model: CausalPolicy) -> _Setup[Policy]:
-    return _Setup(model, FineTuning(), build_optimizer(model, recipe.optimizer))
-
-
-def _set_up_preference(recipe: PreferRecipe, model: CausalPolicy) -> _Setup[Policy]:
+def _set_up_preference(recipe: PreferRecipe, model: CausalPolicy) -> Setup[Policy]:
     settings = recipe.preference
     objective: Objective[Policy]
     if settings.use == "kto":
         objective = KTO(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
     else:
         objective = PairPreference(PAIR_LOSSES[settings.use], settings.beta)
-    return _Setup(model, objective, build_optimizer(model, recipe.optimizer))
+    return model, objective, build_optimizer(model, recipe.optimizer)
 
 
-def _set_up_reward_model(recipe: RewardModelRecipe, model: CausalPolicy) -> _Setup[RewardModel]:
-    settings = recipe.reward_model
-    trained = RewardModel(model, recipe.batch.max_tokens)
-    rates = {HEAD_WEIGHT: settings.head_learning_rate}
+def _set_up_reward_model(recipe: RewardModelRecipe, model: CausalPolicy) -> Setup[RewardModel]:
+    settings, trained = recipe.reward_model, RewardModel(model, recipe.batch.max_tokens)
     objective = BradleyTerry(margin=settings.margin, centre=settings.centre)
-    return _Setup(trained, objective, build_optimizer(trained, recipe.optimizer, rates))
+    return trained, objective, build_optimizer(trained, recipe.optimizer, {HEAD_WEIGHT: settings.head_learning_rate})
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,7 @@ class Verb(Generic[R, T]):
     """
 
     kind: type[R]
-    set_up: Callable[[R, CausalPolicy], _Setup[T]]
+    set_up: Callable[[R, CausalPolicy], Setup[T]]
     summary: str
 
     def __post_init__(self) -> None:
@@ -125,7 +110,7 @@ class Verb(Generic[R, T]):
 
     def __call__(
         self,
-        recipe: Source = None,
+        recipe: Source | None = None,
         *,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
@@ -137,7 +122,7 @@ class Verb(Generic[R, T]):
         """Train by a recipe, or resume a run. Arguments and errors are those of ``burnish.train``."""
         watcher, verb = observer or make_observer(), recipe_kind(self.kind)
 
-        def read(source: str | Path | Mapping[str, Any]) -> R:
+        def read(source: Source) -> R:
             loaded = resolve_recipe_paths(load_supervised(self.kind, source, overrides, changes=changes))
             return loaded.model_copy(update={"data": resolve_section_path(loaded.data)})
 
@@ -150,7 +135,6 @@ class Verb(Generic[R, T]):
         )
 
     def _train(self, run: Run, observer: Observer, *, offline: bool, fresh: bool) -> SupervisedResult:
-        """Build everything that the run's recipe names, and train to the last step."""
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
             warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
@@ -167,16 +151,13 @@ class Verb(Generic[R, T]):
         rows = read_rows(recipe.data, offline=offline, observer=observer)
         policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
         encoder = Encoder(policy, recipe.batch.max_tokens)
-        setup = self.set_up(recipe, policy)
-        data = build_dataset(rows, recipe, setup.objective, encoder)
-        return SupervisedLearner(recipe, setup.policy, setup.objective, data, setup.optimizer)
+        trained, objective, optimizer = self.set_up(recipe, policy)
+        return SupervisedLearner(recipe, trained, objective, build_dataset(rows, recipe, objective, encoder), optimizer)
 
 
 sft = Verb(SFTRecipe, _set_up_sft, "Fine-tune a model on texts.")
 prefer = Verb(
-    PreferRecipe,
-    _set_up_preference,
-    "Train on preferences: pairs of answers (DPO, IPO) or labelled answers (KTO).",
+    PreferRecipe, _set_up_preference, "Train on preferences: pairs of answers (DPO, IPO) or labelled answers (KTO)."
 )
 reward_model = Verb(
     RewardModelRecipe,

@@ -27,8 +27,7 @@ from burnish.reports.terminal.progress import QuietProgress
 from burnish.rewards.registry import REWARDS
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import metric_values
-from burnish.supervised.objective import Example, flatten
+from burnish.supervised.objective import Example, flatten, metric_values
 from burnish.training.batching import TokenBudget
 from burnish.types import Completion, Prompt
 from tests.fakes import SUBJECTS, supervised_recipe, write_lines

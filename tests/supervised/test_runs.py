@@ -27,9 +27,10 @@ from burnish.reports.terminal.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
 from burnish.supervised.dataset import select_units
-from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
-from burnish.supervised.measurement import (
+from burnish.supervised.objective import (
+    PLAIN,
+    Example,
     ExampleSums,
     SumMetric,
     compare_metrics,
@@ -37,7 +38,7 @@ from burnish.supervised.measurement import (
     sums_from_json,
     sums_to_json,
 )
-from burnish.supervised.objective import PLAIN, Example
+from burnish.supervised.preference import PAIR_LOSSES, PairPreference
 from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget
 from burnish.types import Message

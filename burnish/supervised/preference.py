@@ -1,8 +1,8 @@
-"""Kahneman-Tversky optimisation (KTO): learning from answers labelled desirable or undesirable."""
+"""Preference optimisation relative to the initial model: DPO and IPO from pairs, KTO from labelled answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,31 +10,98 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.ops import sum_by_sequence
-from burnish.algorithms.preference import kto_loss, kto_reference_point
+from burnish.algorithms.preference import dpo_loss, ipo_loss, kto_loss, kto_reference_point
+from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.data.rows import LabelledCompletion, PreferencePair, TrainingRow
 from burnish.errors import InputError
-from burnish.evaluation.statistics import Array, mean_of_units
+from burnish.evaluation.statistics import Array, mean_of_units, perplexity_of_units
 from burnish.protocols import Policy
 from burnish.supervised.encoding import Encoded, Encoder
-from burnish.supervised.measurement import ExampleSums, SumMetric
 from burnish.supervised.objective import (
     PLAIN,
     Example,
-    MetricsOnly,
+    ExampleSums,
+    Objective,
+    SumMetric,
     accuracy,
     encode_pair,
+    example_batches,
     flatten,
     reference_logprobs,
     text_lengths,
-)
+)  # fmt: skip
 from burnish.training.batching import TokenBudget, microbatches
 from burnish.types import Completion
 
+PairLoss = Callable[[Tensor, Tensor, float], Tensor]
+PAIR_LOSSES: Mapping[str, PairLoss] = {"dpo": dpo_loss, "ipo": ipo_loss}
+
+
+class PairPreference(Objective[Policy]):
+    """DPO or IPO: raises the preferred answer over the rejected one, relative to the initial model.
+
+    A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section 4);
+    a pair's margin is the implicit reward of the preferred answer minus that of the rejected one.
+    """
+
+    metrics: tuple[SumMetric, ...] = (
+        SumMetric("preference_accuracy", "higher", "right", "pairs", mean_of_units),
+        SumMetric("preference_margin", "higher", "margin", "pairs", mean_of_units),
+        SumMetric("chosen_perplexity", "lower", "chosen_nll", "chosen_tokens", perplexity_of_units),
+    )
+
+    def __init__(self, loss: PairLoss, beta: float) -> None:
+        self.loss, self.beta = loss, beta
+
+    def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
+        if not isinstance(row, PreferencePair):
+            raise InputError(
+                "these rows are texts: DPO and IPO learn from pairs; use KTO for labelled answers, `burnish sft` for texts"
+            )
+        return [Example(row.unit, encode_pair(encoder, row))]
+
+    def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
+        total, margins = 0.0, []
+        for part in example_batches(examples, budget):
+            texts, completions = flatten(part)
+            reference = reference_logprobs(policy, completions)
+            with adding_to_grad():
+                ratios = policy.logprobs(completions, PLAIN).logprobs.double() - reference
+            chosen, rejected = sum_by_sequence(ratios, text_lengths(texts)).view(-1, 2).unbind(1)
+            loss = self.loss(chosen, rejected, self.beta).sum() / len(examples)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            margins.append(self.beta * (chosen - rejected).detach())
+            del ratios, chosen, rejected, loss
+        margin = torch.cat(margins)
+        return {
+            "loss": total,
+            "preference/accuracy": float(accuracy(margin).mean()),
+            "preference/margin": float(margin.mean()),
+            "tokens": sum(len(text.token_ids) for example in examples for text in example.texts),
+        }
+
+    def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
+        texts, completions = flatten(examples)
+        lengths = text_lengths(texts)
+        logprobs = policy.token_logprobs(completions).double()
+        likelihoods = sum_by_sequence(logprobs, lengths).view(-1, 2)
+        ratios = sum_by_sequence(logprobs - reference_logprobs(policy, completions), lengths).view(-1, 2)
+        margins = self.beta * (ratios[:, 0] - ratios[:, 1])
+        measured = []
+        for example, margin, likelihood in zip(examples, margins, likelihoods, strict=True):
+            numbers = {
+                "right": float(accuracy(margin)), "margin": float(margin), "pairs": 1,
+                "chosen_nll": -float(likelihood[0]), "chosen_tokens": len(example.texts[0].token_ids),
+            }  # fmt: skip
+            measured.append(ExampleSums(example.unit, numbers))
+        return measured
+
 
 def desirable_gap(sums: Array) -> Array:
-    """Return the desirable answers' mean minus the undesirable ones': sums [..., 4] (total, count, total, count) -> [...].
+    """Return the desirable answers' mean minus the undesirable ones', each 0 in a resample without such answers.
 
-    If a resample has no answer of one label, the mean of that label counts as 0.
+    Sums are [..., 4]: total, count, total, count.
     """
     return _mean(sums[..., 0], sums[..., 1]) - _mean(sums[..., 2], sums[..., 3])
 
@@ -48,18 +115,14 @@ def _mean(total: Array, count: Array) -> Array:
     return np.asarray(np.where(count > 0, total, 0.0) / np.where(count > 0, count, 1.0))
 
 
-class KTO(MetricsOnly):
+class KTO(Objective[Policy]):
     """KTO (arXiv 2402.01306, equation 8): raises desirable answers and lowers undesirable ones.
 
-    Both are measured against a reference point z0, the KL divergence of the policy from its reference. The loss is the
-    mean over the step's answers.
+    The loss is the mean over the step's answers; a pair counts as two, one of each label. The reference point z0, the KL
+    divergence of the policy from its reference, is estimated as in the paper's section 4.2, by pairing each prompt with the
+    answer to another prompt. The estimate uses the whole step; the paper's code uses a microbatch.
 
-    z0 is estimated as in the paper's section 4.2, by pairing each prompt with the answer to another prompt. The estimate
-    uses the whole step; the paper's code uses a microbatch. A pair counts as two answers, one of each label.
-
-    Args:
-        beta: beta of the paper; the implicit reward is ``beta (log pi - log pi_ref)``, summed over an answer's tokens.
-        desirable_weight, undesirable_weight: lambda_D and lambda_U.
+    ``beta`` is as in ``PairPreference``; the weights are lambda_D and lambda_U.
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -78,12 +141,11 @@ class KTO(MetricsOnly):
             return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]
         if not isinstance(row, LabelledCompletion):
             raise InputError("these rows are texts without a label: KTO learns from labelled answers or from pairs")
-        text = encoder.text(row.unit, row.prompt, row.completion)
-        return [Example(row.unit, (text,), desirable=row.desirable)]
+        return [Example(row.unit, (encoder.text(row.unit, row.prompt, row.completion),), desirable=row.desirable)]
 
     def backward(self, policy: Policy, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         texts, completions = flatten(examples)
-        desirable = desirable_mask(examples)
+        desirable = torch.tensor([bool(example.desirable) for example in examples])
         point = self.reference_point(policy, texts)
         total = 0.0
         rewards = torch.zeros(len(examples), dtype=torch.float64)
@@ -91,10 +153,8 @@ class KTO(MetricsOnly):
             part = [completions[index] for index in indices]
             ratios = policy.logprobs(part, PLAIN).logprobs.double() - reference_logprobs(policy, part)
             sums = sum_by_sequence(ratios, text_lengths([texts[index] for index in indices]))
-            losses = kto_loss(
-                sums, desirable[indices], point, self.beta, self.desirable_weight, self.undesirable_weight
-            )  # fmt: skip
-            loss = losses.sum() / len(examples)
+            weights = self.desirable_weight, self.undesirable_weight
+            loss = kto_loss(sums, desirable[indices], point, self.beta, *weights).sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             rewards[indices] = self.beta * sums.detach()
@@ -131,28 +191,21 @@ class KTO(MetricsOnly):
         if not unrelated:
             return torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
-            logprobs = policy.token_logprobs(unrelated).double()
-            ratios = logprobs - reference_logprobs(policy, unrelated)
+            ratios = policy.token_logprobs(unrelated).double() - reference_logprobs(policy, unrelated)
         return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in unrelated])))
 
 
 def mismatched(texts: Sequence[Encoded]) -> list[Completion]:
-    """Return each prompt with the answer of the next text that has a different prompt.
+    """Return each prompt with the answer of the next text that has a different prompt, or of the next one if none has.
 
-    If all prompts are equal, the answer is that of the next text. Answers are cut so that no text is longer than the
-    longest of the step.
+    Answers are cut so that no text is longer than the longest of the step. A single text gives none.
     """
     longest = max(text.size for text in texts)
     completions = []
     for index, text in enumerate(texts):
-        others = [texts[(index + step) % len(texts)] for step in range(1, len(texts))]
+        others = [*texts[index + 1 :], *texts[:index]]
         if others:
             other = next((one for one in others if one.prompt_ids != text.prompt_ids), others[0])
             tokens = other.token_ids[: longest - len(text.prompt_ids)]
             completions.append(replace(text.completion(), token_ids=tokens, sampler_logprobs=(0.0,) * len(tokens)))
     return completions
-
-
-def desirable_mask(examples: Sequence[Example]) -> Tensor:
-    """Return which examples are desirable, [M] bool."""
-    return torch.tensor([bool(example.desirable) for example in examples])
