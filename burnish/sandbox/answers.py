@@ -30,11 +30,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of a program's unit tests.
+    """Result of a program's unit tests: one value per call, and the verdict on the process.
 
-    Attributes:
-        passed: one value per call.
-        verdict: of the process. Calls after a timeout, a crash or a broken limit have no answer and count as failed.
+    Calls after a timeout, a crash or a broken limit have no answer and count as failed.
     """
 
     passed: tuple[bool, ...]
@@ -42,16 +40,10 @@ class Outcome:
 
 
 def run_tests(program: str, calls: Sequence[Call], *, limits: Limits = DEFAULT, layer: str = STRONGEST) -> Outcome:
-    """Run a program, then call its functions in order, in the same process.
-
-    Args:
-        program: Python source that defines the functions.
-        calls: the functions, their arguments and the expected answers.
-        limits: of the program and all its calls together.
-        layer: as in ``run``.
+    """Run a program, then call its functions in order, in the same process and within the limits of both together.
 
     Raises:
-        InputError: JSON cannot represent the arguments or the expected answer.
+        InputError: JSON cannot represent the arguments or the expected answer, or the layer does not exist.
     """
     for call in calls:
         _check(call)

@@ -15,11 +15,7 @@ MAX_BYTES = 64 << 20
 
 @contextlib.contextmanager
 def temporary_folder(parent: str | None = None) -> Iterator[str]:
-    """Create an empty folder that only this user can enter; remove it with its content on exit.
-
-    Args:
-        parent: the folder in which to create it; by default, the system's temporary directory.
-    """
+    """Create an empty folder for this user only, by default in the system's; remove it with its content on exit."""
     folder = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandbox-", dir=parent))
     try:
         yield folder
@@ -66,19 +62,12 @@ def _on_disk(path: str) -> int:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a program's folder, whatever it contains.
+    """Remove a program's folder, whatever it contains. Raises OSError if an entry cannot be removed.
 
     ``shutil.rmtree`` fails on folders without permissions and on trees deeper than the longest path. This function
     makes each folder accessible and moves its subfolders to the top before removing it. It follows no symbolic links.
-
-    Raises:
-        OSError: an entry cannot be removed.
     """
-    while True:
-        with os.scandir(folder) as listing:
-            entries = list(listing)
-        if not entries:
-            break
+    while entries := _entries(folder):
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 _flatten(entry.path, folder)
@@ -87,11 +76,14 @@ def remove_folder(folder: str) -> None:
     os.rmdir(folder)
 
 
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as listing:
+        return list(listing)
+
+
 def _flatten(inner: str, top: str) -> None:
     os.chmod(inner, 0o700)
-    with os.scandir(inner) as listing:
-        entries = list(listing)
-    for entry in entries:
+    for entry in _entries(inner):
         if entry.is_dir(follow_symlinks=False):
             # Moving a folder rewrites its "..", so the folder itself must be writable.
             os.chmod(entry.path, 0o700)

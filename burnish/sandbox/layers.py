@@ -35,26 +35,18 @@ class Runner(Protocol):
     def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
         """Run one program and wait for its end. Safe to call from several threads at once.
 
-        Args:
-            request: the arguments of ``program.execute``: ``source``, ``name``, and ``calls`` if it should answer any.
-            limits: the resources that it may use.
-            answers: whether to collect answers.
-
-        Returns:
-            The verdict, and the bytes that it answered. The program controls these bytes: do not trust them.
+        ``request`` has the arguments of ``program.execute``: ``source``, ``name``, and ``calls`` if it should answer.
+        Returns the verdict, and the answers if requested. The program controls these bytes: do not trust them.
 
         Raises:
             Unavailable: the program could not be started.
         """
-        ...
 
     def alive(self) -> bool:
         """Return whether it belongs to this process (not to its parent before a fork) and can start programs."""
-        ...
 
     def close(self) -> None:
         """End its processes and remove its folders."""
-        ...
 
 
 def check_layer(layer: str) -> str:
@@ -65,12 +57,9 @@ def check_layer(layer: str) -> str:
 
 
 def unavailable_reason(layer: str | None = None) -> str | None:
-    """Return why this machine does not support a strong layer, in one line, or None.
+    """Return in one line why this machine does not support a layer (by default, either of those for Linux), or None.
 
     None means only that the requirements are met: the layer has not been tested yet.
-
-    Args:
-        layer: the layer; by default, either of the two for Linux.
     """
     if layer == WASM:
         from burnish.sandbox.wasm import files as wasm_files
@@ -91,8 +80,7 @@ def unavailable_reason(layer: str | None = None) -> str | None:
 def get_runner(layer: str = STRONGEST) -> Runner:
     """Return the runner of a layer. The first call sets it up and attacks it from inside; every attack must fail.
 
-    Args:
-        layer: one of ``CHOICES``; ``STRONGEST`` never selects ``NONE``.
+    ``STRONGEST`` never selects ``NONE``.
 
     Raises:
         Unavailable: the layer does not work on this machine.

@@ -20,8 +20,6 @@ def run(source: str, *, limits: Limits = DEFAULT, name: str = "program.py", laye
     """Run a Python program that needs only the standard library, and wait for its end. Threads may call this at once.
 
     Args:
-        source: the program.
-        limits: the resources that it may use.
         name: its file name in tracebacks.
         layer: "namespaces", "landlock", "wasm", "strongest" of these, or "none": limits only, no confinement.
 

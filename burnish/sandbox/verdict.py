@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 from burnish.errors import BurnishError, InputError
 from burnish.sandbox.program import MEMORY_STATUS
@@ -24,20 +24,14 @@ class Unavailable(BurnishError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Resources that a program may use.
-
-    Attributes:
-        seconds: wall-clock time from its first line on.
-        memory: MB of address space, including the interpreter's.
-        output: bytes on each of standard output and standard error.
-
-    Raises:
-        InputError: a limit is out of range.
-    """
+    """Resources that a program may use. Raises InputError if one is out of range."""
 
     seconds: float = 10.0
+    """Wall-clock time from its first line on."""
     memory: int = 256
+    """MB of address space, including the interpreter's."""
     output: int = 1 << 16
+    """Bytes on each of standard output and standard error."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 86_400:
@@ -72,6 +66,12 @@ class Verdict:
     seconds: float = 0.0
     memory: float | None = None
     layer: str = ""
+
+
+def last_line(errors: IO[bytes]) -> str:
+    """Return the last line of a file of error output, or an empty text."""
+    errors.seek(0)
+    return (errors.read().decode("utf-8", "backslashreplace").strip().splitlines() or [""])[-1]
 
 
 def status_from_exit_code(code: int) -> tuple[Status, str]:

@@ -32,9 +32,9 @@ from burnish.training.batching import TokenBudget
 class BradleyTerry(Objective[RewardModel]):
     """The mean over the step's pairs of ``burnish.algorithms.preference.bradley_terry_loss``.
 
-    Held-out metrics, without margin and centre: how often the preferred answer scores higher, the mean score difference,
-    and its -log sigmoid, a proper scoring rule. ``margin`` is that of pairs whose row has none; ``centre`` is the
-    coefficient of the term that pulls the scores towards zero.
+    Held-out metrics, without margin and centre: how often the preferred answer scores higher, the mean score
+    difference, and its -log sigmoid, a proper scoring rule. ``margin`` is that of pairs whose row has none; ``centre``
+    is the coefficient of the term that pulls the scores towards zero.
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -84,7 +84,7 @@ class BradleyTerry(Objective[RewardModel]):
         return measured
 
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
-        """Return ``calibration.json``: whether the sigmoid of a score difference is the share of pairs ranked correctly."""
+        """Return ``calibration.json``: is the sigmoid of a score difference the share of pairs ranked correctly?"""
         margins = np.array([one.numbers["margin"] for one in sums])
         confidence = 1 / (1 + np.exp(-np.abs(margins)))
         right = np.array([one.numbers["right"] for one in sums])

@@ -98,8 +98,8 @@ def _refuse_one_label(side: str, examples: Sequence[Example]) -> None:
     if labels in ({True}, {False}):
         label, other = ("true", "false") if True in labels else ("false", "true")
         raise InputError(
-            f"data: all {len(examples)} {side} answers have the label {label}, and KTO compares both labels: add rows with "
-            f"the label {other}" + (", or raise data.held_out_percent" if side == "held-out" else "")
+            f"data: all {len(examples)} {side} answers have the label {label}, and KTO compares both labels: add rows "
+            f"with the label {other}" + (", or raise data.held_out_percent" if side == "held-out" else "")
         )
 
 
@@ -107,6 +107,6 @@ def _refuse_broken(broken: Sequence[BrokenRow], total: int, data: Data) -> None:
     if len(broken) > data.max_broken * total:
         first = broken[0]
         raise InputError(
-            f"data: {len(broken)} of {total} rows cannot be used, the first is {first.position}: {first.reason}; correct "
-            f"them, or raise data.max_broken (now {data.max_broken})"
+            f"data: {len(broken)} of {total} rows cannot be used, the first is {first.position}: {first.reason}; "
+            f"correct them, or raise data.max_broken (now {data.max_broken})"
         )

@@ -50,9 +50,10 @@ class Encoder:
     """
 
     def __init__(self, model: CausalModel, max_tokens: int) -> None:
-        if model.max_positions is not None and max_tokens > model.max_positions:
+        limit = model.max_positions
+        if limit is not None and max_tokens > limit:
             raise InputError(
-                f"batch.max_tokens = {max_tokens}: the model has {model.max_positions} positions; choose a smaller value"
+                f"batch.max_tokens = {max_tokens}: the model has {limit} positions; choose a smaller value"
             )
         end = model.tokenizer.eos_token_id
         if end is None:
@@ -96,8 +97,8 @@ class Encoder:
     def conversation(self, row: Conversation) -> Encoded:
         """Encode a conversation with the model's chat template; each answer is learnt with its end token.
 
-        The template is applied to growing prefixes of the conversation, so that an answer is tokenized separately from the
-        template's text before it, as in generation.
+        The template is applied to growing prefixes of the conversation, so that an answer is tokenized separately from
+        the template's text before it, as in generation.
 
         Raises:
             InputError: the model has no chat template.

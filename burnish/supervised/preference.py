@@ -40,8 +40,8 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {"dpo": dpo_loss, "ipo": ipo_loss}
 class PairPreference(Objective[Policy]):
     """DPO or IPO: raises the preferred answer over the rejected one, relative to the initial model.
 
-    A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section 4);
-    a pair's margin is the implicit reward of the preferred answer minus that of the rejected one.
+    A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section
+    4); a pair's margin is the implicit reward of the preferred answer minus that of the rejected one.
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -56,7 +56,8 @@ class PairPreference(Objective[Policy]):
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if not isinstance(row, PreferencePair):
             raise InputError(
-                "these rows are texts: DPO and IPO learn from pairs; use KTO for labelled answers, `burnish sft` for texts"
+                "these rows are texts: DPO and IPO learn from pairs; "
+                "use KTO for labelled answers, `burnish sft` for texts"
             )
         return [Example(row.unit, encode_pair(encoder, row))]
 
@@ -118,9 +119,9 @@ def _mean(total: Array, count: Array) -> Array:
 class KTO(Objective[Policy]):
     """KTO (arXiv 2402.01306, equation 8): raises desirable answers and lowers undesirable ones.
 
-    The loss is the mean over the step's answers; a pair counts as two, one of each label. The reference point z0, the KL
-    divergence of the policy from its reference, is estimated as in the paper's section 4.2, by pairing each prompt with the
-    answer to another prompt. The estimate uses the whole step; the paper's code uses a microbatch.
+    The loss is the mean over the step's answers; a pair counts as two, one of each label. The reference point z0, the
+    KL divergence of the policy from its reference, is estimated as in the paper's section 4.2, by pairing each prompt
+    with the answer to another prompt. The estimate uses the whole step; the paper's code uses a microbatch.
 
     ``beta`` is as in ``PairPreference``; the weights are lambda_D and lambda_U.
     """

@@ -57,8 +57,6 @@ class SupervisedRecipe(Job):
 
 
 class SFTRecipe(SupervisedRecipe):
-    """Recipe of ``burnish sft``."""
-
     kind: Literal["sft"]
 
 
@@ -80,8 +78,6 @@ class Preference(Section):
 
 
 class PreferRecipe(SupervisedRecipe):
-    """Recipe of ``burnish prefer``."""
-
     kind: Literal["prefer"]
     preference: Preference = Preference()
 
@@ -89,8 +85,8 @@ class PreferRecipe(SupervisedRecipe):
     def _kto_needs_two_examples(self) -> PreferRecipe:
         if self.preference.use == "kto" and self.batch.examples_per_step < 2:
             raise ValueError(
-                'preference.use = "kto" pairs each prompt with the answer to another one, so batch.examples_per_step must '
-                "be at least 2"
+                'preference.use = "kto" pairs each prompt with the answer to another one, so batch.examples_per_step '
+                "must be at least 2"
             )
         return self
 
@@ -105,8 +101,6 @@ class Scoring(Section):
 
 
 class RewardModelRecipe(SupervisedRecipe):
-    """Recipe of ``burnish reward-model``."""
-
     kind: Literal["reward-model"]
     reward_model: Scoring = Scoring()
 

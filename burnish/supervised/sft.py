@@ -39,7 +39,8 @@ class FineTuning(Objective[Policy]):
             return [Example(row.unit, (encoder.conversation(row),))]
         if not isinstance(row, PromptCompletion):
             raise InputError(
-                "these rows are pairs or labelled answers: `burnish sft` learns from texts; use `burnish prefer` for these"
+                "these rows are pairs or labelled answers: `burnish sft` learns from texts; "
+                "use `burnish prefer` for these"
             )
         if row.prompt:
             return [Example(row.unit, (encoder.text(row.unit, row.prompt, row.completion),))]

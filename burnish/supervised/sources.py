@@ -37,10 +37,9 @@ from burnish.types import Message
 
 
 class Source(Protocol):
-    """A source of rows of one kind, in a fixed order.
+    """A source of rows of one kind, in a fixed order. Rows that must share a side of the split have the same unit.
 
-    Rows that must share a side of the split have the same unit. A source that mixes texts of several rows must stay
-    within a side, which it knows from ``held_out_percent``.
+    A source that mixes texts of several rows must stay within a side, which it knows from ``held_out_percent``.
     """
 
     def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows: ...

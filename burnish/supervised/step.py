@@ -47,10 +47,7 @@ class SupervisedLearner(Generic[T]):
     optimizer: torch.optim.Optimizer
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)
-
-    @property
-    def parts(self) -> tuple[Stateful, ...]:
-        return ()
+    parts: tuple[Stateful, ...] = ()
 
 
 def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:

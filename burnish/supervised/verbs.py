@@ -93,12 +93,9 @@ def _set_up_reward_model(recipe: RewardModelRecipe, model: CausalPolicy) -> Setu
 
 @dataclass(frozen=True)
 class Verb(Generic[R, T]):
-    """A function that trains by a recipe or resumes a run.
+    """A function that trains by a recipe of the class ``kind`` or resumes a run; ``summary`` is its docstring.
 
-    Attributes:
-        kind: the class of its recipes.
-        set_up: builds model, objective and optimizer from a recipe and its language model.
-        summary: its docstring; arguments and errors are those of ``burnish.train``.
+    ``set_up`` builds model, objective and optimizer from a recipe and its language model.
     """
 
     kind: type[R]

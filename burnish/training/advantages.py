@@ -58,7 +58,7 @@ class Credit:
         advantages: [T].
         completion_advantages: [N], one per completion, for samples.jsonl.
         tracked: [P, G], the rewards that a moving baseline follows.
-        values, returns: [T], what a critic expected before each token and what it should have expected; None without one.
+        values, returns: [T], a critic's value before each token and its target; None without a critic.
         metrics: of this step.
     """
 
@@ -73,7 +73,7 @@ class Credit:
 class MovingBaseline:
     """A moving mean of earlier rewards, over all prompts or for each prompt.
 
-    Independent of the current step's samples, so subtracting it leaves the gradient unbiased (Williams 1992, section 4).
+    Independent of the step's samples, so subtracting it leaves the gradient unbiased (Williams 1992, section 4).
     """
 
     def __init__(self, *, per_prompt: bool = False) -> None:
@@ -131,9 +131,7 @@ class GroupCredit:
     ) -> Credit:
         """Return the credit of all tokens of a step.
 
-        Args:
-            reference_logprobs: [T]; None unless ``needs_reference`` or the KL term asks for them.
-            budget: tokens in one forward pass.
+        ``reference_logprobs`` [T] are None unless ``needs_reference`` or the KL term asks for them.
         """
         lengths, grouped = rollouts.lengths, rewards.by_group(rollouts.lengths)
         baseline = self.baseline.expected(rollouts.groups)
@@ -151,7 +149,7 @@ class GroupCredit:
 
 
 class PairCredit(GroupCredit):
-    """Online DPO (arXiv 2402.04792): the best sample of a prompt against its worst, in the strength of DPO's gradient."""
+    """Online DPO (arXiv 2402.04792): a prompt's best sample against its worst, in the strength of DPO's gradient."""
 
     needs_reference = True
 
@@ -211,12 +209,8 @@ def token_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Return per-token advantages [T], and each completion's mean reward-to-go [P, G], which a moving baseline follows.
 
-    Args:
-        whole: [P, G], rewards that count for every token of a completion.
-        earned: [T], the reward that came with each token, which counts for it and for the tokens before it.
-        lengths: [P*G].
-    Raises:
-        BurnishError: the algorithm has no per-token advantages.
+    Rewards ``whole`` [P, G] count for every token of a completion; those ``earned`` [T] with a token count for it and
+    for the tokens before it. Raises BurnishError if the algorithm has no per-token advantages.
     """
     if preset.token_level is None:
         raise BurnishError(

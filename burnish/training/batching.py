@@ -20,15 +20,12 @@ ENOUGH_TOKENS = 1152
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """Tokens in one forward and backward pass.
-
-    Attributes:
-        usual: groups share a microbatch up to this many tokens.
-        most: a single group larger than ``usual`` stays whole up to this many, since a cut would run its prompt twice.
-    """
+    """Tokens in one forward and backward pass."""
 
     usual: int
+    """Groups share a microbatch up to this many."""
     most: int
+    """A single group larger than ``usual`` stays whole up to this many, since a cut would run its prompt twice."""
 
     @classmethod
     def fitting(cls, tokens: int) -> TokenBudget:
@@ -71,8 +68,8 @@ def _generator(*seed: int) -> np.random.Generator:
 def microbatches(completions: Sequence[Completion], indices: Sequence[int], budget: TokenBudget) -> list[list[int]]:
     """Return the indices of the trained completions, in order, cut into microbatches.
 
-    Neighbouring completions of one prompt stay together where they fit, and the prompt counts once for all of them, since
-    it is computed once. A completion larger than the budget is a microbatch of its own.
+    Neighbouring completions of one prompt stay together where they fit, and the prompt counts once for all of them,
+    since it is computed once. A completion larger than the budget is a microbatch of its own.
     """
     batches: list[list[int]] = []
     filled = 0
@@ -99,8 +96,8 @@ def microbatches(completions: Sequence[Completion], indices: Sequence[int], budg
 def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
     """Return, for each update of a step, the indices of its completions among the P*G.
 
-    In each epoch the prompts are shuffled, as a function of ``seed``, and cut into minibatches whose sizes differ by at most
-    one; the samples of a prompt stay together except where a cut goes through them.
+    In each epoch the prompts are shuffled, as a function of ``seed``, and cut into minibatches whose sizes differ by at
+    most one; the samples of a prompt stay together except where a cut goes through them.
     """
     count = prompts * group
     updates = []
@@ -115,11 +112,8 @@ def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, s
 def trained_indices(advantages: Tensor, indices: Sequence[int], *, every: bool) -> list[int]:
     """Return the completions of an update that have a gradient: those whose advantage is not zero, or all of them.
 
-    At least one is returned, so that the update has metrics and a gradient of zeros.
-
-    Args:
-        advantages: [N], of the whole step; 0 where every token's advantage is.
-        every: whether the loss is more than a multiple of the advantage.
+    At least one is returned, so that the update has metrics and a gradient of zeros. ``advantages`` [N] are of the
+    whole step, 0 where every token's is; ``every`` says whether the loss is more than a multiple of the advantage.
     """
     return [index for index in indices if every or advantages[index] != 0] or list(indices[:1])
 

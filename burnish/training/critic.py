@@ -100,9 +100,9 @@ def token_credit(
     settings: CriticSection,
     earned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, equation 16; arXiv 1707.06347, equation 11).
+    """Return whitened advantages [T] and returns [T] by GAE (arXiv 1506.02438, eq. 16; arXiv 1707.06347, eq. 11).
 
-    Advantages have mean 0 and deviation 1 over the step's tokens; returns are A + V before whitening, the values' targets.
+    Advantages have mean 0 and deviation 1 over the step's tokens; returns, the values' targets, are A + V unwhitened.
 
     Args:
         rewards: [N], of whole completions; each comes with the last token.

@@ -28,9 +28,10 @@ from burnish.types import Completion, Prompt
 class Learner:
     """A policy, what it is trained on, and how.
 
-    The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the policy
-    near a reference, and ``policy_loss`` computes per-token losses. ``metrics`` scores held-out completions by what is not
-    trained on, ``screen`` flags completions before they are scored, and ``step`` is the number of steps taken.
+    The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the
+    policy near a reference, and ``policy_loss`` computes per-token losses. ``metrics`` scores held-out completions by
+    what is not trained on, ``screen`` flags completions before they are scored, and ``step`` is the number of steps
+    taken.
 
     Raises:
         ValueError: a critic is missing for an algorithm that uses one, or given to another.
@@ -81,11 +82,9 @@ class Learner:
         return self.kl.reference.token_logprobs(completions, self.recipe.sampling.temperature).double()
 
     def finish_step(self, rollouts: Rollouts, tracked: Tensor, distance: float) -> None:
-        """Move all that follows the policy from step to step: baselines, KL coefficient and reference, reward statistics.
+        """Move all that follows the policy: baselines, KL coefficient and reference, reward statistics.
 
-        Args:
-            tracked: [P, G], the rewards that a moving baseline follows.
-            distance: mean KL of whole completions to the reference, nats.
+        ``tracked`` [P, G] are the baseline's rewards, ``distance`` the completions' mean KL to the reference, nats.
         """
         policy, sampling = self.policy, self.recipe.sampling
         self.credit.baseline.update(rollouts.groups, tracked, first=self.step == 1)

@@ -80,8 +80,8 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     """Return reward metrics of a step.
 
     ``reward/mean`` and ``reward/std`` are of the total without normalisation, whose mean would be 0 at every step;
-    ``reward/<part>`` is a part's mean, ``gate/<part>`` the share of completions that reached its gate, ``weight/<part>``
-    a weight that follows a schedule.
+    ``reward/<part>`` is a part's mean, ``gate/<part>`` the share of completions that reached its gate,
+    ``weight/<part>`` a weight that follows a schedule.
     """
     parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
     plain = scores.total if scores.unnormalised is None else scores.unnormalised

@@ -32,7 +32,7 @@ def build_optimizer(
 
 
 def learning_rate(recipe: Job, step: int) -> float:
-    """Return the learning rate of a step, from 1: a linear warm-up, then constant, or linear to zero after the last step."""
+    """Return the rate of a step, from 1: a linear warm-up, then constant, or linear to zero after the last step."""
     optimizer = recipe.optimizer
     if step <= optimizer.warmup_steps:
         return optimizer.learning_rate * step / optimizer.warmup_steps

@@ -26,10 +26,7 @@ WEIGHTS = "anchor.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class PolicySnapshot:
-    """A policy as it was after some step; its weights replace the current ones while it is evaluated.
-
-    ``weights``: name -> tensor, of all trainable parameters; kept, not copied.
-    """
+    """A policy as it was after some step; its weights replace the current ones when evaluated."""
 
     policy: Policy
     weights: Mapping[str, Tensor]
@@ -63,15 +60,9 @@ class KLTerm:
     def __init__(self, settings: KL, policy: Policy) -> None:
         self.settings, self.policy = settings, policy
         self.coefficient = settings.coefficient
+        self.active = settings.coefficient > 0
+        self.in_loss = self.active and settings.where == "loss"
         self.snapshot: PolicySnapshot | None = None
-
-    @property
-    def active(self) -> bool:
-        return self.settings.coefficient > 0
-
-    @property
-    def in_loss(self) -> bool:
-        return self.active and self.settings.where == "loss"
 
     @property
     def reference(self) -> LogprobModel:
@@ -89,7 +80,7 @@ class KLTerm:
         return self.estimate(sampler_logprobs, reference_logprobs)
 
     def finish_step(self, step: int, distance: float, *, samples: int) -> None:
-        """Adapt the coefficient to this step's mean KL of whole completions (nats); replace the reference where it is due.
+        """Adapt the coefficient to the step's mean KL of whole completions (nats); replace a reference that is due.
 
         With a horizon of H samples the rate is N/H, without one the paper's 0.1.
         """
@@ -148,19 +139,10 @@ class PolicyLoss:
     def __init__(self, preset: Preset, settings: Algorithm, kl: KLTerm) -> None:
         self.preset, self.kl = preset, kl
         self.entropy_bonus, self.correction = settings.entropy, settings.importance
-
-    @property
-    def corrects_sampler(self) -> bool:
-        return self.correction.form != "none"
-
-    @property
-    def needs_entropy_gradient(self) -> bool:
-        return self.entropy_bonus > 0
-
-    @property
-    def trains_every_sample(self) -> bool:
+        self.corrects_sampler = settings.importance.form != "none"
+        self.needs_entropy_gradient = settings.entropy > 0
+        self.trains_every_sample = kl.in_loss or settings.entropy > 0
         """Whether the loss is more than a multiple of the advantage."""
-        return self.kl.in_loss or self.entropy_bonus > 0
 
     def __call__(self, stats: TokenStats, batch: Microbatch) -> MicrobatchLoss:
         preset = self.preset

@@ -19,7 +19,7 @@ from burnish.training.trainer import RunGuards, Trainer
 from burnish.types import Prompt
 
 HELD_OUT_SEED = 1
-"""Mixed into the seed of held-out samples. It does not change with the step, so before and after share random numbers."""
+"""Mixed into the seed of held-out samples. The step is not, so before and after share random numbers."""
 EQUAL_REWARDS = 5
 """Steps in a row without any difference between rewards before a warning."""
 
@@ -119,9 +119,9 @@ class RewardGuards(RunGuards[Measurement]):
         for gate in (key.removeprefix("gate/") for key in recent[-1] if key.startswith("gate/")):
             if all(row.get(f"gate/{gate}") == 0 for row in recent):
                 warnings[f"gate {gate}"] = (
-                    f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward gave "
-                    f"credit; its mean in the last step was {recent[-1][f'reward/{gate}']:.3g}: lower the gate, or "
-                    "fine-tune first (burnish sft)"
+                    f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward "
+                    f"gave credit; its mean in the last step was {recent[-1][f'reward/{gate}']:.3g}: lower the gate, "
+                    "or fine-tune first (burnish sft)"
                 )
         return warnings
 
@@ -143,8 +143,8 @@ class RewardGuards(RunGuards[Measurement]):
         step = self.evaluator.learner.step
         best, reward = self._best(step)
         text = (
-            f"stopped after step {step} of {self.recipe.steps} because of an alarm; the model of step {best} is kept, which "
-            f"had the highest held-out reward before it, {reward:.3g}"
+            f"stopped after step {step} of {self.recipe.steps} because of an alarm; the model of step {best} is kept, "
+            f"which had the highest held-out reward before it, {reward:.3g}"
         )
         self.run.append("warnings.jsonl", [{"step": step, "kind": "stop", "text": text, "kept": best}])
         self.observer.message(text, level="warning")
@@ -158,9 +158,8 @@ class RewardGuards(RunGuards[Measurement]):
             return
         kept = next((saved for saved in self.run.checkpoints() if saved.step == stopped["kept"]), None)
         if kept is None:
-            raise InputError(
-                f"{self.run.folder}/checkpoints/step-{stopped['kept']}, which the guards kept, is missing: start a new run"
-            )
+            path = f"{self.run.folder}/checkpoints/step-{stopped['kept']}"
+            raise InputError(f"{path}, which the guards kept, is missing: start a new run")
         self.checkpointer.restore(kept)
         self.run.choose_model(kept)
 
@@ -207,6 +206,6 @@ def reinforcement_trainer(
         return report.metrics
 
     return Trainer(
-        recipe, learner, step, evaluator=evaluator, checkpointer=checkpointer, run=run, observer=observer, guards=guards,
-        measure_every=recipe.evaluation.every,
+        recipe, learner, step, evaluator=evaluator, checkpointer=checkpointer, run=run, observer=observer,
+        guards=guards, measure_every=recipe.evaluation.every,
     )  # fmt: skip

@@ -74,14 +74,14 @@ class Rollouts:
 
 
 def collect(
-    sample: Sample, screen: Screen, score: Score, prompts: Sequence[Prompt], pool: Sequence[Prompt], seed: tuple[int, int],
-    refills: int,
+    sample: Sample, screen: Screen, score: Score, prompts: Sequence[Prompt], pool: Sequence[Prompt],
+    seed: tuple[int, int], refills: int,
 ) -> Rollouts:  # fmt: skip
-    """Sample groups of the prompts, screen and score them. ``pool`` has all prompts of the task; ``seed`` is seed and step.
+    """Sample groups of the prompts, screen and score them; ``pool`` has all prompts, ``seed`` is seed and step.
 
-    In at most ``refills`` rounds, groups whose rewards are all equal are replaced by groups of other prompts that are not
-    (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2; the paper sets no bound). Groups that are still flat then stay,
-    so that a step always has P groups.
+    In at most ``refills`` rounds, groups whose rewards are all equal are replaced by groups of other prompts that are
+    not (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2; the paper sets no bound). Groups that are still flat
+    then stay, so that a step always has P groups.
     """
     groups = list(sample(prompts, seed))
     flags = [screen(completion) for completion in _completions(groups)]

@@ -1,8 +1,8 @@
 """One training step, to be read from top to bottom.
 
-The step sees protocols, not implementations: a policy, a sampler, a scorer. What distinguishes one algorithm from another
-is in objects that are chosen before the first step (``Learner.credit``, ``critics``, ``kl`` and ``policy_loss``), so no
-phase asks which algorithm it belongs to. The loop around the step is in ``trainer.py``.
+The step sees protocols, not implementations: a policy, a sampler, a scorer. What distinguishes one algorithm from
+another is in objects that are chosen before the first step (``Learner.credit``, ``critics``, ``kl`` and
+``policy_loss``), so no phase asks which algorithm it belongs to. The loop around the step is in ``trainer.py``.
 
 P prompts, G samples of each, N = P*G completions, T tokens of all completions together; see ``burnish.types``.
 """
@@ -81,8 +81,8 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Cloc
     def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
         with clock.lap("generate"):
             return learner.sampler.sample(
-                chosen, samples_per_prompt=recipe.sampling.samples_per_prompt, sampling=recipe.sampling.params, seed=seed,
-                policy_version=learner.step,
+                chosen, samples_per_prompt=recipe.sampling.samples_per_prompt, sampling=recipe.sampling.params,
+                seed=seed, policy_version=learner.step,
             )  # fmt: skip
 
     def score(completions: Sequence[Completion], flags: Sequence[Flags]) -> Scores:
@@ -110,7 +110,7 @@ class Update:
     Attributes:
         number: counted from 1 within the step.
         size, trained: completions of the update, and those of them that have a gradient.
-        weights: [N], each completion's weight per token; they count the whole update's tokens, so a cut changes nothing.
+        weights: [N], per token of each completion; they count the whole update's tokens, so a cut changes nothing.
         cut: the indices of each microbatch's completions.
     """
 

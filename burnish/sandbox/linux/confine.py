@@ -23,10 +23,7 @@ _DATA = ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/urandom")
 
 
 def confine_server(programs: str) -> None:
-    """Confine the process that starts programs. The programs inherit its restrictions.
-
-    Args:
-        programs: the folder that contains the programs' folders.
+    """Confine the process that starts programs, which inherit its restrictions; ``programs`` contains their folders.
 
     Raises:
         OSError: the kernel refused a restriction; no program may be run.
@@ -43,8 +40,7 @@ def confine_program(folder: str, *, seconds: float, memory: int, parent: int) ->
 
     Args:
         folder: the only folder in which it may write.
-        seconds: processor time. The limit is one second higher, since the parent enforces wall-clock time.
-        memory: bytes of address space.
+        seconds, memory: as in ``set_limits``.
         parent: the process whose death kills this one.
 
     Raises:
@@ -64,12 +60,11 @@ def confine_program(folder: str, *, seconds: float, memory: int, parent: int) ->
 
 
 def set_limits(seconds: float, memory: int) -> None:
-    """Limit processor time, address space, processes, file sizes, descriptors and core files.
+    """Limit processor time (seconds), address space (bytes), processes, file sizes, descriptors and core files.
 
-    Raises:
-        OSError, ValueError: the system refused a limit.
+    Raises OSError or ValueError if the system refused a limit.
     """
-    processor = math.ceil(seconds) + 1
+    processor = math.ceil(seconds) + 1  # higher, since the parent enforces wall-clock time
     for resource_id, soft, hard in (
         (resource.RLIMIT_CPU, processor, processor + 1),
         (resource.RLIMIT_AS, memory, memory),
@@ -136,19 +131,6 @@ def _library_folders() -> set[str]:
     return {os.path.dirname(os.path.realpath(file)) for file in files if ".so" in os.path.basename(file)}
 
 
-def _read_outside() -> None:
-    with open("/etc/passwd", "rb"):
-        pass
-
-
-def _list_outside() -> None:
-    os.listdir("/")
-
-
-def _open_socket() -> None:
-    os.close(kernel.syscall("socket", 2, 1, 0))
-
-
 def _fork() -> None:
     child = os.fork()
     if child == 0:
@@ -156,24 +138,19 @@ def _fork() -> None:
     os.waitpid(child, 0)
 
 
-def _signal_parent() -> None:
-    os.kill(os.getppid(), 0)
-
-
-ATTACKS: dict[str, Callable[[], None]] = {
-    "reading /etc/passwd": _read_outside,
-    "listing /": _list_outside,
-    "opening a socket": _open_socket,
+ATTACKS: dict[str, Callable[[], object]] = {
+    "reading /etc/passwd": lambda: open("/etc/passwd", "rb").close(),
+    "listing /": lambda: os.listdir("/"),
+    "opening a socket": lambda: os.close(kernel.syscall("socket", 2, 1, 0)),
     "starting a process": _fork,
-    "signalling the parent": _signal_parent,
+    "signalling the parent": lambda: os.kill(os.getppid(), 0),
 }
 
 
 def find_leaks(*, names: bool = True) -> list[str]:
     """Attack this process's confinement; return the attacks that did not fail as expected.
 
-    Args:
-        names: whether outside files are visible by name. If not, /etc/passwd may be missing.
+    Without ``names``, outside files are not visible by name, and /etc/passwd may be missing.
     """
     expected = (errno.EPERM, errno.EACCES) if names else (errno.EPERM, errno.EACCES, errno.ENOENT)
     leaks = []

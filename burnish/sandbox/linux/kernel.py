@@ -67,11 +67,9 @@ def machine() -> str:
 def syscall_number(name: str, on_machine: str | None = None) -> int | None:
     """Return the number of a system call, or None if the machine (by default this one) does not have it.
 
-    Raises:
-        KeyError: the machine or the name is unknown.
+    Raises KeyError for an unknown machine or name.
     """
-    column = {"x86_64": 0, "aarch64": 1}[on_machine or machine()]
-    return _TABLE[name][column]
+    return _TABLE[name][{"x86_64": 0, "aarch64": 1}[on_machine or machine()]]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,14 +79,12 @@ _libc.syscall.restype = ctypes.c_long
 def syscall(name: str, *arguments: int | bytes | ctypes.Array[Any] | ctypes.Structure | None) -> int:
     """Make a system call by name. Structures and byte strings are passed by address.
 
-    Raises:
-        KernelError: the call failed, or the machine does not have it.
+    Raises KernelError if the call fails or the machine does not have it.
     """
     number = syscall_number(name)
     if number is None:
         raise KernelError(38, f"{name}: no such system call on {machine()}")
-    passed = [_argument(value) for value in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *passed))
+    result = int(_libc.syscall(ctypes.c_long(number), *map(_argument, arguments)))
     if result < 0:
         code = ctypes.get_errno()
         raise KernelError(code, f"{name}: {os.strerror(code)}")

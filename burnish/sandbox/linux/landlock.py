@@ -44,10 +44,6 @@ def version() -> int:
         return 0
 
 
-def _known_rights(abi: int) -> int:
-    return _FILES_BY_ABI[max(known for known in _FILES_BY_ABI if known <= abi)]
-
-
 def create_ruleset(
     read: Iterable[str], write: Iterable[str], use: Iterable[str] = (), names: Iterable[str] = ()
 ) -> int:
@@ -59,14 +55,12 @@ def create_ruleset(
         use: single files that may be read and written, such as /dev/null.
         names: folders that may be listed at any depth, but whose files may not be read.
 
-    Raises:
-        KernelError: the kernel does not support Landlock.
-        OSError: a path does not exist.
+    Raises KernelError without Landlock in the kernel, OSError if a path does not exist.
     """
     abi = version()
     if not abi:
         raise kernel.KernelError(95, "this kernel does not support Landlock")
-    known = _known_rights(abi)
+    known = _FILES_BY_ABI[max(listed for listed in _FILES_BY_ABI if listed <= abi)]
     attributes = _Ruleset(known, _ALL_TCP if abi >= 4 else 0, _ALL_SCOPES if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     rules = kernel.syscall("landlock_create_ruleset", attributes, size, 0)

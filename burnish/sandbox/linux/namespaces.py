@@ -1,8 +1,7 @@
 """Linux namespaces that hide all outside processes, networks and files.
 
 No privileges are needed if the kernel lets an ordinary user create a user namespace. The system calls are those of
-bubblewrap with ``--unshare-all --disable-userns``. Making them here needs no installed program, and lets one process
-enter the namespaces once and start every program inside.
+bubblewrap with ``--unshare-all --disable-userns``; here, one process enters once and starts every program inside.
 
 Source: namespaces(7), user_namespaces(7), pid_namespaces(7), mount_namespaces(7), pivot_root(2), mount_setattr(2).
 """
@@ -31,15 +30,11 @@ INSIDE_ID = 65534
 
 
 class _Attributes(ctypes.Structure):
-    _fields_ = (
-        ("set", ctypes.c_uint64), ("clear", ctypes.c_uint64), ("propagation", ctypes.c_uint64), ("user", ctypes.c_uint64),
-    )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user"))
 
 
 def enter(root: str, *, read: Iterable[str], write: str, devices: Iterable[str], hidden: Iterable[str]) -> None:
-    """Move this process irrevocably into new namespaces that contain only the given paths.
-
-    The process keeps its process namespace; ``fork_into_pid_namespace`` creates one for its child.
+    """Move this process irrevocably into new namespaces, except that of processes, that contain only the given paths.
 
     Args:
         root: an empty folder on which the new file tree is mounted. From outside it still looks empty.
@@ -108,8 +103,7 @@ def _bind(path: str, root: str, attributes: int) -> None:
 
 
 def _set_attributes(path: str, attributes: int, *, recursive: bool) -> None:
-    flags = _AT_RECURSIVE if recursive else 0
-    wanted = _Attributes(attributes, 0, 0, 0)
+    flags, wanted = _AT_RECURSIVE if recursive else 0, _Attributes(attributes, 0, 0, 0)
     kernel.syscall("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, wanted, ctypes.sizeof(wanted))
 
 
@@ -123,18 +117,6 @@ def fork_into_pid_namespace() -> int:
     return kernel.syscall("clone", _NEW_PID | signal.SIGCHLD, 0, 0, 0, 0)
 
 
-def _signal_outside(outside: int) -> None:
-    os.kill(outside, 0)
-
-
-def _see_processes(_: int) -> None:
-    os.stat("/proc/self")
-
-
-def _see_files(_: int) -> None:
-    os.stat("/etc/passwd")
-
-
 def _connect(_: int) -> None:
     with socket.socket() as connection:
         try:
@@ -145,16 +127,12 @@ def _connect(_: int) -> None:
                 raise
 
 
-def _create_user_namespace(_: int) -> None:
-    kernel.syscall("unshare", _NEW_USER)
-
-
-ATTACKS: dict[str, Callable[[int], None]] = {
-    "signalling a process outside": _signal_outside,
-    "seeing processes": _see_processes,
-    "seeing /etc/passwd": _see_files,
+ATTACKS: dict[str, Callable[[int], object]] = {
+    "signalling a process outside": lambda outside: os.kill(outside, 0),
+    "seeing processes": lambda _: os.stat("/proc/self"),
+    "seeing /etc/passwd": lambda _: os.stat("/etc/passwd"),
     "connecting to this machine": _connect,
-    "making a user namespace": _create_user_namespace,
+    "making a user namespace": lambda _: kernel.syscall("unshare", _NEW_USER),
 }
 """Tried inside new namespaces, before any other restriction applies. Each takes the id of an outside process."""
 

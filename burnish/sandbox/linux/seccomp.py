@@ -96,14 +96,9 @@ def _compile_conditions(conditions: Sequence[_Condition]) -> list[bytes]:
 
 @functools.cache
 def build_filter(pid: int, machine: str | None = None) -> bytes:
-    """Return the filter as BPF instructions of 8 bytes each.
+    """Return the filter for process ``pid``, the only one that it may signal, as BPF instructions of 8 bytes each.
 
-    Args:
-        pid: the process that the filter is for, and the only one that it may signal.
-        machine: "x86_64" or "aarch64"; by default, this machine's.
-
-    Raises:
-        KeyError: the machine's system calls are unknown.
+    ``machine`` is "x86_64" or "aarch64", by default this machine; KeyError for any other.
     """
     name = machine or kernel.machine()
     code = [
@@ -133,11 +128,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def install() -> None:
-    """Install the filter in this process. It cannot be removed.
-
-    Raises:
-        KernelError: the kernel refused the filter.
-    """
+    """Install the filter in this process, irrevocably. Raises KernelError if the kernel refuses it."""
     code = build_filter(os.getpid())
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     mode_filter = 2

@@ -3,8 +3,7 @@
 The server imports common modules, confines itself and then forks once per request. The child is the supervisor; in the
 layer ``namespaces`` it is the first process of a new process namespace. It forks the program's process, which confines
 itself further. The server never reads a program, so no later program can find its text in inherited memory: a request
-brings a descriptor, which only the program's process reads. Changes that a program makes to Python end with its
-process.
+brings a descriptor, which only the program's process reads.
 
 This module runs in a Python without site-packages, so it imports only the standard library and the sandbox.
 """
@@ -79,12 +78,9 @@ def _confine(layer: str, home: str, outside: int) -> None:
     readable = confine.library_paths()
     if layer == NAMESPACES:
         namespaces.enter(
-            os.path.join(home, "root"),
-            read=readable,
-            write=programs,
-            devices=["/dev/null"],
+            os.path.join(home, "root"), read=readable, write=programs, devices=["/dev/null"],
             hidden=confine.site_packages_folders(),
-        )
+        )  # fmt: skip
         leaks = _probe_namespaces(outside)
         if leaks:
             raise OSError(f"the namespaces leak: {', '.join(leaks)}")
@@ -114,11 +110,8 @@ def _probe_namespaces(outside: int) -> list[str]:
 def fork_program(descriptors: list[int]) -> ProgramContext:
     """Fork a program's process and supervise it. Returns only in the program's process.
 
-    The supervisor kills the program when the other end of ``control`` is shut down or closed.
-
-    Args:
-        descriptors: ``control``, a socket to which the supervisor writes an ``EXIT_RECORD``; then those of
-            ``ProgramContext``.
+    The descriptors are ``control``, a socket, and those of ``ProgramContext``. The supervisor writes an ``EXIT_RECORD``
+    to ``control``, and kills the program when its other end is shut down or closed.
     """
     control, *rest = descriptors
     read, write = os.pipe()

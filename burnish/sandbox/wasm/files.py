@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from burnish.sandbox.folder import program_environment
-from burnish.sandbox.verdict import Unavailable
+from burnish.sandbox.verdict import Unavailable, last_line
 
 WORKER = Path(__file__).with_name("worker.py")
 _INSTALL = "pip install 'burnish[sandbox]'"
@@ -35,17 +35,14 @@ _PARTIAL = "half-"
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFiles:
-    """Files that a worker loads.
-
-    Attributes:
-        module: Python, compiled for this machine.
-        library: a folder that contains only the standard library's zip file. Programs see it read-only.
-        packages: the folder that contains the package wasmtime.
-    """
+    """Files that a worker loads."""
 
     module: Path
+    """Python, compiled for this machine."""
     library: Path
+    """A folder that contains only the standard library's zip file. Programs see it read-only."""
     packages: str
+    """The folder that contains the package wasmtime."""
 
 
 def missing_packages() -> str | None:
@@ -57,11 +54,7 @@ def missing_packages() -> str | None:
 
 
 def prepare_files() -> RuntimeFiles:
-    """Return the files; create those that do not exist yet.
-
-    Raises:
-        Unavailable: they cannot be created; the message gives the reason in one line.
-    """
+    """Return the files; create those that do not exist yet. Raises Unavailable, with the reason, if that fails."""
     from burnish.errors import InputError
     from burnish.system.paths import home
 
@@ -81,16 +74,9 @@ def prepare_files() -> RuntimeFiles:
         raise Unavailable(str(error)) from error
     except OSError as error:
         reason = f"{error.filename or source}: {error.strerror or error}"
-        raise Unavailable(
-            f"{reason}; set BURNISH_HOME to another folder, or install the packages: {_INSTALL}"
-        ) from error
+        fix = f"set BURNISH_HOME to another folder, or install the packages: {_INSTALL}"
+        raise Unavailable(f"{reason}; {fix}") from error
     return RuntimeFiles(module, library, str(_package_folder("wasmtime").parent))
-
-
-def discard_module(files: RuntimeFiles) -> None:
-    """Remove a compiled file that cannot be loaded, so that it is compiled again."""
-    with contextlib.suppress(OSError):
-        files.module.unlink()
 
 
 def start_worker(options: object, **popen_options: object) -> subprocess.Popen[bytes]:
@@ -144,15 +130,12 @@ def _locked(folder: Path) -> Iterator[None]:
 def _compile(binary: Path, module: Path) -> None:
     if module.is_file():
         return
-    print(
-        "burnish: compiling the sandbox's Python, once for this machine (about 1 minute on 2 free cores)",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+    notice = "burnish: compiling the sandbox's Python, once for this machine (about 1 minute on 2 free cores)"
+    print(notice, file=sys.stderr, flush=True)
     options = {"compile": str(binary), "packages": str(_package_folder("wasmtime").parent)}
     with _replacing(module) as partial, tempfile.TemporaryFile() as errors:
-        process = start_worker(
-            options | {"to": partial}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
-        )
+        options["to"] = partial
+        process = start_worker(options, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
         try:
             status = process.wait(_COMPILE_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -161,21 +144,17 @@ def _compile(binary: Path, module: Path) -> None:
             process.kill()
             process.wait()
         if status:
-            errors.seek(0)
-            last = (errors.read().decode("utf-8", "backslashreplace").strip().splitlines() or [""])[-1]
             # No message means that it was killed, usually for memory.
-            raise Unavailable(
-                f"Python could not be compiled, which takes 2.5 GB of memory: {last or f'status {status}'}"
-            )
+            reason = last_line(errors) or f"status {status}"
+            raise Unavailable(f"Python could not be compiled, which takes 2.5 GB of memory: {reason}")
 
 
 def _copy_library(source: Path, archive: Path, library: Path) -> None:
     """Copy the standard library to a folder of its own, since programs see the whole folder."""
     if library.is_dir():
         return
-    version = next(
-        line.split()[1] for line in (source / "MANIFEST").read_text("utf-8").splitlines() if line.startswith("python ")
-    )
+    manifest = (source / "MANIFEST").read_text("utf-8").splitlines()
+    version = next(line.split()[1] for line in manifest if line.startswith("python "))
     partial = tempfile.mkdtemp(prefix=_PARTIAL, dir=library.parent)
     try:
         shutil.copyfile(archive, os.path.join(partial, f"python{''.join(version.split('.')[:2])}.zip"))

@@ -35,12 +35,7 @@ class StandardLibraryFinder:
 
 
 def do_job(home: str, answers: str) -> None:
-    """Run the job on standard input, and exit with the program's status.
-
-    Args:
-        home: the program's folder.
-        answers: path of the file for its answers.
-    """
+    """Run the job on standard input in the folder ``home``, with answers to a file; exit with the program's status."""
     job = json.loads(sys.stdin.buffer.read())
     sys.meta_path.insert(0, StandardLibraryFinder)
     os.chdir(home)

@@ -1,9 +1,9 @@
 """Layer ``wasm``: runs programs in Python inside WebAssembly, on Linux, macOS and Windows.
 
 WebAssembly code can use only its own memory and the functions that it imports. Here these are WASI's, except links:
-files in given folders, clocks, random numbers and output. None of them creates sockets, processes or threads. Programs still
-run in separate processes (``worker``), since a program that hangs in a call can be ended only with its process. Each
-process runs many programs, each in a fresh instance.
+files in given folders, clocks, random numbers and output. None of them creates sockets, processes or threads. Programs
+still run in separate processes (``worker``), since a program that hangs in a call can be ended only with its process.
+Each process runs many programs, each in a fresh instance.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,11 +27,11 @@ from burnish.sandbox.verdict import (
     FOLDER_CHECK_SECONDS,
     START_SECONDS,
     Limits,
-    Status,
     Unavailable,
     Verdict,
+    last_line,
     status_from_exit_code,
-)
+)  # fmt: skip
 from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm.worker import ANSWERS, ANSWERS_FILE, HOME, receive, send
 
@@ -95,7 +96,8 @@ class WorkerPool:
         try:
             first = self._start_worker()
         except _Unloadable:
-            wasm_files.discard_module(self._files)
+            with contextlib.suppress(OSError):
+                self._files.module.unlink()  # so that it is compiled again
             self._files = wasm_files.prepare_files()
             first = self._start_worker()
         self._idle.append(first)
@@ -193,17 +195,11 @@ class _Worker:
             raise
 
     def begin(self) -> None:
-        """Wait until the worker is ready, and attack its confinement.
-
-        Raises:
-            Unavailable: it cannot run programs, or an attack succeeded.
-        """
+        """Wait until the worker is ready and attack its confinement. Raises Unavailable unless every attack fails."""
         reply = self._receive(START_SECONDS)
         if reply is None:
             self._process.wait()
-            self._errors.seek(0)
-            last = (self._errors.read().decode("utf-8", "backslashreplace").strip().splitlines() or [""])[-1]
-            raise Unavailable(last or "Python ended while it was starting")
+            raise Unavailable(last_line(self._errors) or "Python ended while it was starting")
         if "refused" in reply:
             raise _Unloadable(reply["refused"])
         source = _ATTACKS.replace("HERE", repr(str(Path(__file__).resolve())), 1)
@@ -236,10 +232,7 @@ class _Worker:
             verdict = self._verdict(reply, limits)
             answered = _read_answers(os.path.join(paths["answers"], ANSWERS_FILE), limits.output) if answers else b""
         if len(answered) > limits.output and verdict.status in ("ok", "error"):
-            verdict = Verdict(
-                "killed", f"wrote more than {limits.output} bytes on answers", verdict.stdout, verdict.stderr,
-                verdict.seconds, verdict.memory, verdict.layer,
-            )  # fmt: skip
+            verdict = replace(verdict, status="killed", reason=f"wrote more than {limits.output} bytes on answers")
         return verdict, answered
 
     def alive(self) -> bool:
@@ -287,21 +280,17 @@ class _Worker:
             return Verdict("killed", "the process that ran it ended", layer=layer)
         if "refused" in reply:
             return Verdict("refused", f"{layer}: {reply['refused']}")
-        status, reason = _status(reply)
+        if reply["cut"]:
+            status, reason = reply["cut"]
+        elif "status" in reply:
+            status, reason = status_from_exit_code(reply["status"])
+        else:
+            status, reason = "killed", f"by WebAssembly: {reply['trap']}"
         stdout, stderr = (
             base64.b64decode(reply[name]).decode("utf-8", "backslashreplace") for name in ("stdout", "stderr")
         )
         memory = None if reply["memory"] is None else round(reply["memory"] / (1 << 20), 1)
         return Verdict(status, reason, stdout, stderr, reply["seconds"], memory, layer)
-
-
-def _status(reply: Mapping[str, Any]) -> tuple[Status, str]:
-    if reply["cut"]:
-        status, reason = reply["cut"]
-        return status, reason
-    if "status" in reply:
-        return status_from_exit_code(reply["status"])
-    return "killed", f"by WebAssembly: {reply['trap']}"
 
 
 def _read_answers(path: str, limit: int) -> bytes:

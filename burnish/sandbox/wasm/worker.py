@@ -274,15 +274,8 @@ class ProgramRun:
     def _report(self, *, leaving: bool = False) -> None:
         output = {name: base64.b64encode(written).decode() for name, written in self.output.items()}
         seconds = round(time.monotonic() - self.started, 3)
-        report = {
-            **self.result,
-            **output,
-            "cut": self.cut,
-            "seconds": seconds,
-            "memory": self.memory,
-            "leaving": leaving,
-        }
-        send(self.out, report)
+        report = {"cut": self.cut, "seconds": seconds, "memory": self.memory, "leaving": leaving}
+        send(self.out, {**self.result, **output, **report})
 
 
 if __name__ == "__main__":
