@@ -48,6 +48,7 @@ class TestLight:
         code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', '--help']\n"
         assert loaded(code + "try: cli.main()\nexcept SystemExit: pass") == set()
 
+    @pytest.mark.slow
     def test_a_dry_run_loads_no_model(self):
         code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', 'news', '--dry-run']\n"
         assert "transformers" not in loaded(code + "try: cli.main()\nexcept SystemExit: pass")

@@ -17,9 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed: pip install 'burnish[hub]'"
-)
+pytestmark = [
+    pytest.mark.slow,  # each test imports datasets in a process of its own
+    pytest.mark.skipif(
+        importlib.util.find_spec("datasets") is None, reason="datasets is not installed: pip install 'burnish[hub]'"
+    ),
+]
 
 NAME = "some/questions"
 COMMIT = "a" * 40

@@ -185,6 +185,7 @@ def test_corpus_score_does_not_modify_its_argument() -> None:
 # Simulated data -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_interval_covers_the_true_difference() -> None:
     # 40 prompts, skewed noise, true difference 0.3. A rate over 1000 trials has a standard error of 0.7 %; the bounds
     # are three of those away.
@@ -222,6 +223,7 @@ def zipf_corpus(rng: np.random.Generator, vocabulary: int) -> list[list[tuple[in
     return [list(itertools.pairwise(row)) for row in drawn]
 
 
+@pytest.mark.slow
 def test_distinct_interval_covers_the_true_difference() -> None:
     rng = np.random.default_rng(2)
 
