@@ -56,6 +56,7 @@ class TestPretraining:
             0.001708,
         ]
 
+    @pytest.mark.slow
     def test_it_learns_a_text_and_a_resumed_run_has_the_same_start(self, tmp_path):
         section = load_recipe("toy", ["policy.use=lstm", "policy.lstm={embedding=8, hidden=16}"]).policy
         section = section.model_copy(update={"pretrain": Pretrain(steps=60, learning_rate=0.03, windows=8, length=12)})
@@ -117,6 +118,7 @@ class TestRecipes:
         with pytest.raises(InputError, match=message):
             build_module_policy(recipe.policy, 0, texts=lambda: TEXTS)
 
+    @pytest.mark.slow
     def test_a_module_of_ones_own_learns_the_toy(self, tmp_path, monkeypatch):
         (tmp_path / "world.json").write_text(json.dumps(WORLD.to_json()), encoding="utf-8")
         (tmp_path / "bigram_of_a_user.py").write_text(

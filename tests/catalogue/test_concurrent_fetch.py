@@ -49,6 +49,7 @@ def wait_for(condition: Callable[[], object]) -> None:
     raise AssertionError("the other process never got there")
 
 
+@pytest.mark.slow
 def test_two_at_once_download_once(tiny: CatalogueEntry, tmp_path: Path) -> None:
     code = f"""
 real = fetching._download
@@ -67,6 +68,7 @@ print(sorted(str(path) for path in fetch("tiny", observer=Watcher()).values()))
     assert {path: file.read_bytes() for path, file in fetch("tiny", offline=True).items()} == MEMBERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["_download", "_extract", "publish"])
 def test_killed_midway_leaves_nothing_to_mistake(tiny: CatalogueEntry, tmp_path: Path, moment: str) -> None:
     module = "store" if moment == "publish" else "fetching"
@@ -95,6 +97,7 @@ fetch("tiny")
     assert leftovers() == []
 
 
+@pytest.mark.slow
 def test_one_waits_for_the_other_and_says_so(tiny: CatalogueEntry) -> None:
     with store.workplace("tiny", "downloading tiny"):
         process = child(tiny, 'fetch("tiny", observer=Watcher())')
@@ -105,6 +108,7 @@ def test_one_waits_for_the_other_and_says_so(tiny: CatalogueEntry) -> None:
     assert rest.startswith("fetched tiny")
 
 
+@pytest.mark.slow
 def test_a_full_disk_midway(tiny: CatalogueEntry, real_pip: None) -> None:
     # A limit on the size of a file stands in for the full disk: the kernel refuses the write in the same way.
     code = """

@@ -30,6 +30,7 @@ from tests.fakes import RecordingObserver
 # The way in
 
 
+@pytest.mark.slow
 def test_download_then_cache(tiny: CatalogueEntry, real_pip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
     found = fetch("tiny", observer=observer)
@@ -51,6 +52,7 @@ def test_download_then_cache(tiny: CatalogueEntry, real_pip: None, monkeypatch: 
     assert len(observer.texts) == 1
 
 
+@pytest.mark.slow
 def test_another_platforms_wheel_is_downloaded_all_the_same(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A wheel for a Python and a platform that this one is not, beside one that fits: the catalogue's own must come.
     build_wheel(index, {"tinypack/notes.txt": b"other"}, "tinypack-1.2-py3-none-any.whl")
@@ -184,6 +186,7 @@ sys.exit('ERROR: enough')
 # What can be wrong with the machine
 
 
+@pytest.mark.slow
 def test_index_without_the_package(index: Path, tiny: CatalogueEntry, real_pip: None) -> None:
     (index / tiny.wheel).unlink()
     with pytest.raises(BurnishError, match=r"could not download tinypack==1\.2 \(.*No matching|satisfies"):
@@ -216,6 +219,7 @@ def test_what_pip_says_becomes_one_line(tiny: CatalogueEntry, log: str, kind: ty
     assert "secret" not in str(error) and "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_unreachable_index(tiny: CatalogueEntry, real_pip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.delenv("PIP_NO_INDEX")

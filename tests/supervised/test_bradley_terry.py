@@ -179,6 +179,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("here")
 class TestRuns:
+    @pytest.mark.slow
     def test_a_rule_is_learnt_and_a_coin_is_not(self, tiny):
         result = trained(tiny)
         entry = result.evaluation["preference_accuracy"]
@@ -194,6 +195,7 @@ class TestRuns:
         assert abs(coin.evaluation["preference_accuracy"]["after"] - 0.5) < 0.3
         assert coin.evaluation["preference_nll"]["after"] > 0.6
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("lora", [None, {"rank": 4}])
     def test_the_saved_model_scores_as_the_trained_one_and_resumes(self, tiny, lora):
         policy = {"model": str(tiny("llama")), **({"lora": lora} if lora else {})}

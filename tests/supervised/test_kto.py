@@ -149,6 +149,7 @@ def here(tmp_path, monkeypatch):
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_desirable_answers_gain_on_undesirable_ones(self, tiny):
         result = burnish.prefer(recipe(tiny("llama")), run_dir="run", observer=QuietProgress())
         entry = result.evaluation["reward_gap"]

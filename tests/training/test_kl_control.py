@@ -68,6 +68,7 @@ class TestCoefficient:
             Checkpointer(run, restored, keep=1).restore(saved)
             assert restored.kl.coefficient == kept
 
+    @pytest.mark.slow
     def test_a_low_target_holds_the_policy_back(self):
         def moved(target: str) -> float:
             one = learner(f"kl={{coefficient = 0.05, where = 'reward', estimator = 'k1'{target}}}")

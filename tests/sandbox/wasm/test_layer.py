@@ -1,6 +1,6 @@
 """Attacks on the layer wasm, its limits and its verdicts.
 
-Compiling its Python takes minutes, once per machine. Until then these tests are marked as slow.
+Compiling its Python takes minutes, once per machine.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ import pytest
 from burnish.sandbox.verdict import Limits, Verdict
 from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm import layer as wasm
-from burnish.system.paths import home
 
 MISSING = wasm_files.missing_packages()
 here_only = pytest.mark.skipif(MISSING is not None, reason=f"NO WASM HERE: {MISSING}")
-pytestmark = pytest.mark.xdist_group("wasm")
-if MISSING is None and not list((home() / "sandbox").glob("*.module")):
-    pytestmark = [pytestmark, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("wasm"), pytest.mark.slow]  # one worker compiles, once
 QUICK = Limits(seconds=0.5)
 PACKAGE = Path(wasm.__file__).parents[2]
 
@@ -163,7 +160,6 @@ class TestHostile:
         verdict = run(f"PACKAGE = {str(PACKAGE)!r}\n{ATTEMPT}{HOSTILE[name]}\nprint('held')\n")
         assert (verdict.stdout, verdict.stderr, verdict.status) == ("held\n", "", "ok")
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         "source",
         [
@@ -215,7 +211,6 @@ class TestHostile:
         verdict = run("with open('x', 'wb') as file: file.write(bytes((8 << 20) + 1))")
         assert verdict.status == "error" and "File too large" in verdict.stderr
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("source", "reason"),
         [

@@ -1,6 +1,6 @@
 """Workers of the layer wasm: isolation of programs from each other, answers, refusals and files.
 
-Compiling its Python takes minutes, once per machine. Until then these tests are marked as slow.
+Compiling its Python takes minutes, once per machine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,11 @@ from burnish.sandbox.answers import Call, run_tests
 from burnish.sandbox.verdict import Limits, Unavailable, Verdict
 from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm import layer as wasm
-from burnish.system.paths import home
 from burnish.types import Completion, Prompt
 
 MISSING = wasm_files.missing_packages()
 here_only = pytest.mark.skipif(MISSING is not None, reason=f"NO WASM HERE: {MISSING}")
-pytestmark = pytest.mark.xdist_group("wasm")
-if MISSING is None and not list((home() / "sandbox").glob("*.module")):
-    pytestmark = [pytestmark, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("wasm"), pytest.mark.slow]  # one worker compiles, once
 QUICK = Limits(seconds=0.5)
 ADD = "def add(a, b):\n    return a + b\n"
 CALLS = [Call("add", (1, 2), 3), Call("add", ("a", "b"), "ab"), Call("add", ([1], [2]), [1, 2])]
@@ -71,7 +68,6 @@ class TestWorkers:
         assert json.loads(run(look).stdout) == [False, False, [], [], True]
         assert processes() == before
 
-    @pytest.mark.slow
     def test_a_killed_process_is_replaced(self) -> None:
         assert run("print(1)").stdout == "1\n"
         for process in processes():
@@ -79,7 +75,6 @@ class TestWorkers:
             process.wait()
         assert run("print(2)").stdout == "2\n"
 
-    @pytest.mark.slow
     def test_killing_a_worker_ends_its_program(self) -> None:
         assert run("print(1)").stdout == "1\n"
         with ThreadPoolExecutor(1) as pool:
@@ -91,7 +86,6 @@ class TestWorkers:
         assert (verdict.status, verdict.reason) == ("killed", "the process that ran it ended")
         assert run("print(2)").stdout == "2\n"
 
-    @pytest.mark.slow
     def test_a_worker_that_does_not_answer_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wasm, "_GRACE", 0.3)
         assert run("print(1)").stdout == "1\n"
@@ -126,7 +120,6 @@ class TestWorkers:
         with pytest.raises(KeyboardInterrupt):
             run("while True: pass")
 
-    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     def test_a_forked_process_starts_its_own_workers(self) -> None:
         code = (
@@ -138,7 +131,6 @@ class TestWorkers:
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         assert done.stdout == "0 1\n\n"
 
-    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_a_program_does_not_outlive_a_killed_parent(
         self, tmp_path: Path, children_of: Callable[[int], set[int]], outlives_nobody: Callable[[Any], None]
