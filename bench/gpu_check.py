@@ -104,7 +104,7 @@ def check_sampling(board: Board, source: Path, dtype: str, device: str, draws: i
         board.check("greedy against generate", source.name, dtype, lambda: case.check_greedy(32))
 
 
-def check_learning(source: Path, dtype: str, device: str, steps: int) -> Finding:
+def check_learning(source: Path, dtype: str, device: str, steps: int, samples: int) -> Finding:
     """A whole run with its measurements before and after; it has learnt where the interval is above 0."""
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "prompts.jsonl"
@@ -112,9 +112,9 @@ def check_learning(source: Path, dtype: str, device: str, steps: int) -> Finding
         recipe = {
             "name": "gpu-check", "steps": steps, "policy": {"model": str(source), "dtype": dtype, "device": device},
             "task": {"use": "data", "path": str(data), "held_out_percent": 25, "chat": False},
-            "sampling": {"prompts_per_step": 8, "samples_per_prompt": 16, "max_new_tokens": 24},
+            "sampling": {"prompts_per_step": 8, "samples_per_prompt": samples, "max_new_tokens": 24},
             "optimizer": {"learning_rate": 3e-3}, "algorithm": {"use": "grpo"},
-            "evaluation": {"samples_per_prompt": 16},
+            "evaluation": {"samples_per_prompt": samples},
         }  # fmt: skip
         result = burnish.train(
             recipe, rewards={share_of_letters: 1.0}, run_dir=Path(scratch) / "run", observer=make_observer(quiet=True)
@@ -197,8 +197,9 @@ def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None
             for kind, source in sources.items():
                 check_type(board, kind, source, dtype, device)
             check_sampling(board, first, dtype, device, 1000 if small else 8000)
-            steps = 4 if small else 30
-            board.check("a run learns", first.name, dtype, partial(check_learning, first, dtype, device, steps))
+            steps, samples = (4, 4) if small else (30, 16)
+            call = partial(check_learning, first, dtype, device, steps, samples)
+            board.check("a run learns", first.name, dtype, call)
             if not small:
                 shape = "SmolLM2-135M's shape"
                 board.check("speed", shape, dtype, partial(check_speed, dtype, device))

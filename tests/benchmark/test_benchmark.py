@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import xml.dom.minidom
+from dataclasses import replace
 
 import pytest
 
@@ -123,27 +123,39 @@ def test_peers_that_are_not_there(monkeypatch, tmp_path):
         check_peers(["trl"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["grpo", "sampling"])
-def test_the_runner_really_runs(tiny, tmp_path, kind):
+@pytest.fixture
+def tiny_job(tiny):
+    """Return a job for a tiny model, with its tokens as the prompts."""
     from burnish.policies.loading import load_model
 
     folder = tiny("llama")
     texts = ("The minister said", "Shares fell")
     ids = tuple(tuple(load_model(folder).tokenizer(text)["input_ids"]) for text in texts)
-    given = job(
-        kind=kind, model=str(folder), prompts=texts, prompt_ids=ids, samples_per_prompt=3, steps=2, warmup=1, threads=1
-    )
-    given.write(tmp_path / "job.json")
-    command = [sys.executable, "-m", "burnish.benchmark.runner", str(tmp_path / "job.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return job(
+        model=str(folder), prompts=texts, prompt_ids=ids, samples_per_prompt=3, steps=2, warmup=1, threads=1
+    )  # fmt: skip
+
+
+def run_job(path, given: BenchmarkJob) -> subprocess.CompletedProcess:
+    given.write(path)
+    command = [sys.executable, "-m", "burnish.benchmark.runner", str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpo", "sampling"])
+def test_the_runner_runs_a_job(tiny_job, tmp_path, kind):
+    done = run_job(tmp_path / "job.json", replace(tiny_job, kind=kind))
+    assert done.returncode == 0, done.stderr
     found = JobResult.parse(done.stdout)
     assert (len(found.warmup), len(found.steps)) == (1, 2)
     assert all(0 < step.sampling_seconds <= step.seconds and 6 <= step.tokens <= 24 for step in found.steps)
     assert found.peak_bytes > 10**8
-    other = json.loads((tmp_path / "job.json").read_text()) | {"prompt_ids": [[1], [2]]}
-    (tmp_path / "job.json").write_text(json.dumps(other))
-    refused = subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_runner_refuses_a_job_whose_prompts_it_encodes_to_other_tokens(tiny_job, tmp_path):
+    refused = run_job(tmp_path / "job.json", replace(tiny_job, prompt_ids=((1,), (2,))))
     assert refused.returncode == 1 and "encoded to other tokens" in refused.stderr
 
 

@@ -1,4 +1,4 @@
-"""The examples and the recipes of the docs as a user runs them: in a process of their own, on a tiny random model."""
+"""The examples and the recipes of the docs, each run in its own process on a tiny random model."""
 
 from __future__ import annotations
 
@@ -94,23 +94,23 @@ def test_grpo_minimal_learns_the_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "adapter"), [("README.md", True), ("docs/en/tasks.md", False)])
-def test_the_recipe_of_the_docs_trains_on_your_own_data(tiny: Path, tmp_path: Path, page: str, adapter: bool) -> None:
-    (tmp_path / "mine.toml").write_text(block(page, "toml", "name = "), encoding="utf-8")
-    (tmp_path / "my_task.py").write_text(block("docs/en/tasks.md", "python", "class JsonLines"), encoding="utf-8")
+def test_the_recipe_of_the_docs_trains_on_your_own_data(tiny: Path, workspace, page: str, adapter: bool) -> None:
+    workspace.write("mine.toml", block(page, "toml", "name = "))
+    workspace.write("my_task.py", block("docs/en/tasks.md", "python", "class JsonLines"))
     rows = [(f"你好 number {number} is", f"the number {number} and no other") for number in range(40)]
     data = [{"prompt": asked, "question": asked, "reference": true, "answer": true} for asked, true in rows]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
-    (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
+    workspace.write("data.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data))
     # The tiny model has no chat template.
     settings = [f"policy.model={tiny}", *SMALL, *(["task.chat=false"] if page == "README.md" else [])]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    printed = run(tmp_path, "-m", "burnish", "train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
-    assert "Held-out evaluation" in printed
-    model = tmp_path / "run" / "model"
+    trained = workspace.ask("train", "mine.toml", "--run-dir", "run", "--quiet", *overrides)
+    assert trained.status == 0, trained.err
+    assert "Held-out evaluation" in trained.out
+    model = workspace / "run" / "model"
     assert (model / "adapter_model.safetensors").is_file() == adapter
     assert (model / "model.safetensors").is_file() != adapter
-    trained = {str(sample["prompt"]) for sample in samples(tmp_path / "run" / "samples.jsonl")}
-    measured = json.loads((tmp_path / "run" / "evaluation" / "after.json").read_text(encoding="utf-8"))["samples"]
+    trained_on = {str(sample["prompt"]) for sample in samples(workspace / "run" / "samples.jsonl")}
+    measured = json.loads((workspace / "run" / "evaluation" / "after.json").read_text(encoding="utf-8"))["samples"]
     held_out = {sample["prompt"] for sample in measured}
-    assert trained and held_out and not trained & held_out
-    assert trained | held_out <= {asked for asked, _ in rows}
+    assert trained_on and held_out and not trained_on & held_out
+    assert trained_on | held_out <= {asked for asked, _ in rows}
