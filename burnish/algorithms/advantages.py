@@ -72,7 +72,7 @@ def batch_normalised(rewards: Tensor, baseline: Baseline = 0.0, epsilon: float =
 def best_and_worst(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """Online DPO's pair: +G/2 for the best sample of a prompt, -G/2 for the worst, 0 for the others. Needs G >= 2.
 
-    The first of equal samples counts; a group of equal rewards has no pair and gives zero. With ``sequence_sum`` this is
+    The first of equal samples counts; a group of equal rewards has no pair and gives 0. With ``sequence_sum`` this is
     2 / beta times DPO's gradient at its start, the mean over prompts; ``scale_as_dpo`` gives DPO's gradient elsewhere.
     """
     group = _group_size(rewards)

@@ -9,7 +9,7 @@ from burnish.algorithms.checks import check_equal_shapes, check_rank
 
 
 def reward_to_go(rewards: Tensor, discount: float = 1.0) -> Tensor:
-    """Return G_t = r_t + discount * G_(t+1), the reward a token can still influence (Sutton and Barto, equation 3.9)."""
+    """Return G_t = r_t + discount * G_(t+1), the reward that a token can influence (Sutton and Barto, equation 3.9)."""
     check_rank("rewards", rewards, "[..., L]", 1)
     to_go = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[..., 0])

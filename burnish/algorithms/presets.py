@@ -21,18 +21,16 @@ class Preset:
         aggregation: how token losses add up, unless the recipe chooses another way.
         needs_group: whether it compares the samples of a prompt, so that G must be at least 2.
         unbiased: whether its expected gradient claims to be the policy gradient, which ``verify`` tests.
-        paper: source.
-        when: when to use it, in one line.
+        paper, when: its source, and when to use it, in one line.
         why: reason of a bias by design.
         clipped: log_ratio, advantages and limits -> the tokens that the loss clips, below and above.
-        ratio: level of the ratio; None if the loss has no ratio and so allows no second update on a batch.
-        limits: of the ratio.
+        ratio, limits: level and limits of the ratio; None if the loss has no ratio and allows no second update.
         needs_batch: whether it compares the samples of a step, so that P*G must be at least 2.
         refills: rounds in which groups of equal rewards are replaced by new ones.
         by_part: whether each reward part is normalised within its group before the parts are added up.
         critic: whether a value model gives the advantage of each token, in place of ``advantages``.
         paired: whether the advantages are those of a pair of samples, scaled as in DPO; needs the reference.
-        token_level: token-level advantages, for rewards that come with tokens (``reward.credit``); None if it has none.
+        token_level: token-level advantages, for rewards that come with tokens (``reward.credit``).
         why_completion_level: why it has none.
     """
 
@@ -62,17 +60,14 @@ class Preset:
 
     @property
     def clips(self) -> bool:
-        """Whether the loss clips the ratio."""
         return self.clipped is not losses.no_clipped_tokens
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the moving baseline is subtracted from rewards."""
         return self.advantages is advantages.moving_baseline
 
     @property
     def has_dual_clip(self) -> bool:
-        """Whether the loss has a dual clip."""
         return self.loss is losses.clipped_ratio
 
 
@@ -151,14 +146,12 @@ PRESETS: dict[str, Preset] = {
         advantages.group_normalised, losses.soft_gate, "sequence_mean", True, False,
         "arXiv 2511.20347", "several updates per batch, where the hard edge of a clip makes training unstable",
         why="divides by the group's deviation and by each length, as grpo; off-policy, the gate fades gradients",
-        ratio="token",
-        token_level=token_level_advantages.token_group_normalised,
+        ratio="token", token_level=token_level_advantages.token_group_normalised,
     ),
     "online_dpo": Preset(
         advantages.best_and_worst, losses.log_likelihood, "sequence_sum", True, False,
         "arXiv 2402.04792", "a reward whose order is reliable but whose size is not, such as a reward model's",
         why="uses the order of the best and the worst reward, not their distance",
-        paired=True,
-        why_completion_level="it compares pairs of whole texts",
+        paired=True, why_completion_level="it compares pairs of whole texts",
     ),
 }  # fmt: skip

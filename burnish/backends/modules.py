@@ -64,7 +64,7 @@ def build_module_policy(
     if section.pretrain is not None and not made:
         if observer is not None:
             observer.message(f"pretraining {name} for {section.pretrain.steps} steps on the task's training texts")
-        losses = pretrain(policy, texts(), section.pretrain, seed=seed, observer=observer)
+        losses = pretrain(policy, texts(), **section.pretrain.model_dump(), seed=seed, observer=observer)
         if observer is not None:
             last = losses[-max(1, len(losses) // 20) :]
             observer.message(f"pretrained: {sum(last) / len(last):.3f} nats per token")

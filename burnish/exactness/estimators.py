@@ -234,7 +234,7 @@ Its row is the limit beta -> 0, divided by beta: a policy gradient from the orde
 
 
 def estimates(world: World, estimator: Estimator, index: Tensor) -> Tensor:
-    """Return one gradient estimate of the objective per group, [E, (V+1) * V], for sequences of these indices [E, G]."""
+    """Return one gradient estimate per group, [E, (V+1) * V], for groups of sequences by index [E, G]."""
     count, group = index.shape
     picked = world.sequences[index.flatten()]
     mask, lengths, preset = picked.mask, picked.lengths, estimator.preset

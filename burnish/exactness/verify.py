@@ -97,7 +97,7 @@ def verify(
     group: int = 4,
     seed: int = 0,
 ) -> list[Finding]:
-    """Compare ``samples`` independent estimates, each from one group of ``group`` sequences, with their exact target."""
+    """Compare ``samples`` independent estimates, each from ``group`` sequences, with the exact target of each row."""
     wanted = targets(world)
     findings = []
     for estimator in estimators() if rows is None else rows:

@@ -68,7 +68,7 @@ def sequence_kl(logits: Tensor, reference: Tensor, sequences: Sequences) -> Tens
 
 
 def prefix_values(logits: Tensor, sequences: Sequences, rewards: Tensor) -> Tensor:
-    """Return V(s_t) = E[R | the tokens before t], [S, L], no gradient; zero past the end and for impossible prefixes."""
+    """Return V(s_t) = E[R | the tokens before t], [S, L], no gradient; 0 past the end and for impossible prefixes."""
     chance = probabilities(logits.detach(), sequences)
     values = torch.zeros(sequences.tokens.shape, dtype=logits.dtype)
     for position in range(sequences.tokens.shape[1]):
@@ -113,9 +113,9 @@ def gradient(value: Tensor, logits: Tensor) -> Tensor:
 
 
 def logits_from_probabilities(rows: dict[int, dict[int, float]], vocabulary: int) -> Tensor:
-    """Return float64 logits [V+1, V] for row -> token -> probability; the rest of a row is spread over its other tokens.
+    """Return float64 logits [V+1, V] for row -> token -> probability; the first token's row is ``vocabulary``.
 
-    Omitted rows are uniform. The first token's row is ``vocabulary``.
+    The rest of a row is spread evenly over its other tokens; omitted rows are uniform.
     """
     table = torch.full((vocabulary + 1, vocabulary), 1 / vocabulary, dtype=torch.float64)
     for row, known in rows.items():

@@ -69,7 +69,7 @@ class _RecomputedTexts:
 
 
 class ModuleSampler(RowSampler):
-    """Sampler with the module's own weights; ``recompute`` runs the whole text for each token even if it has a state."""
+    """Sampler with the module's own weights; ``recompute`` runs the whole text per token even if it has a state."""
 
     def __init__(self, model: ModuleModel, *, recompute: bool = False) -> None:
         super().__init__(model, with_end=True)

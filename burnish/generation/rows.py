@@ -107,8 +107,8 @@ class RowSampler(ABC):
         longest, index = max((len(ids), index) for index, ids in enumerate(encoded))
         if positions is not None and longest + max_new_tokens > positions:
             raise InputError(
-                f"prompt '{prompts[index].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit into "
-                f"the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
+                f"prompt '{prompts[index].id}' has {longest} tokens; with {max_new_tokens} new ones it does not fit "
+                f"into the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
             )
 
     def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:

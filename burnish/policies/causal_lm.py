@@ -1,8 +1,4 @@
-"""Hugging Face causal language models as policies, fully trained or through LoRA adapters.
-
-This module encodes text, computes log-probabilities, keeps the frozen reference, and saves weights. How completions are
-arranged for a forward pass is in ``kernels.packing``; how models are loaded is in ``loading``.
-"""
+"""Hugging Face causal language models as policies, fully trained or through LoRA adapters."""
 
 from __future__ import annotations
 
@@ -16,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from burnish.errors import InputError
-from burnish.policies.chat_template import chat_ids
-from burnish.policies.kernels.attention import UnsupportedAttention
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.packing import (
@@ -26,17 +20,21 @@ from burnish.policies.kernels.packing import (
     choose_layout,
     device_memory_bytes,
     get_linear_head,
+    hidden_states,
     packed_states,
     padded_logits,
-    padded_states,
 )
 from burnish.policies.pretrained import ADAPTER_WEIGHTS, load_full_model, loading_errors, quiet_transformers
-from burnish.policies.sampling_distribution import sampling_logprobs
+from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+BATCH = 16
+"""Completions per forward pass without gradient."""
 
 
 class CausalModel:
@@ -46,21 +44,14 @@ class CausalModel:
         model: a transformers or peft model. It is put into evaluation mode: with dropout, the trained policy would
             differ from the sampled one.
         tokenizer: its tokenizer.
-        batch: completions per forward pass without gradient.
         like: a model of the same architecture whose layout is taken over; without it, the layouts are compared.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch: int = 16,
-        like: CausalModel | None = None,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, like: CausalModel | None = None
     ) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
-        self.batch = batch
         self.reference: LanguageModel = self
         """Reference model for KL terms and fluency; the model itself unless replaced."""
         self.forward_cache: ForwardCache | None = None
@@ -68,10 +59,9 @@ class CausalModel:
         self.layout: Layout | None
         """Arrangement of completions for a forward pass; None if the logits need the model's own head."""
         self.padding_reason: str
-        if like is None:
-            self.layout, self.padding_reason = choose_layout(self.model)
-        else:
-            self.layout, self.padding_reason = like.layout, like.padding_reason
+        self.layout, self.padding_reason = (
+            choose_layout(self.model) if like is None else (like.layout, like.padding_reason)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +71,8 @@ class CausalModel:
     def max_positions(self) -> int | None:
         """Maximum number of tokens of a text, prompt and completion together; None if there is no limit."""
         config: Any = self.model.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions"):
-            limit = getattr(config, name, None)
-            if isinstance(limit, int) and limit > 0:
-                return limit
-        return None
+        limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+        return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -105,10 +92,10 @@ class CausalModel:
 
         Raises:
             InputError: the prompt is empty and the model has no token to begin with; or it has messages and the model
-                has no chat template, or the template rejects them.
+                has no chat template, or the template rejects them (some accept no system message).
         """
         if prompt.messages:
-            return chat_ids(self.tokenizer, prompt)
+            return self._encode_messages(prompt)
         ids = list(self.tokenizer(prompt.text)["input_ids"])
         while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
             ids.pop()
@@ -119,16 +106,34 @@ class CausalModel:
                 raise InputError(f"prompt '{prompt.id}' is empty and the model has no token to begin a text with")
         return tuple(ids)
 
+    def _encode_messages(self, prompt: Prompt) -> tuple[int, ...]:
+        import jinja2
+
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(
+                f"prompt '{prompt.id}' is a conversation and the model has no chat template: set task.chat = false, or "
+                "choose a model that was tuned for chat"
+            )
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        apply: Any = self.tokenizer.apply_chat_template
+        try:
+            return tuple(apply(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"prompt '{prompt.id}': the model's chat template refuses its messages ({error}): their roles are "
+                f"{', '.join(message.role for message in prompt.messages)}"
+            ) from error
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
-        logprobs = []
-        for start in range(0, len(completions), self.batch):
-            part = completions[start : start + self.batch]
-            logprobs.append(self._stats(part, SamplingParams(1, temperature)).logprobs)
+        logprobs = [
+            self._stats(completions[start : start + BATCH], SamplingParams(1, temperature)).logprobs
+            for start in range(0, len(completions), BATCH)
+        ]
         return torch.cat(logprobs) if logprobs else torch.zeros(0)
 
     def _stats(
@@ -146,25 +151,13 @@ class CausalModel:
             )
         head = get_linear_head(self.model)
         if self.layout is None or head is None:
-            return _stats_of_logits(
-                *padded_logits(self.model, completions), sampling, entropy_gradient=entropy_gradient
-            )
-        try:
-            states, tokens = self.layout(self.model, completions, self.forward_cache)
-        except UnsupportedAttention:  # a text is longer than the attention window
-            states, tokens = padded_states(self.model, completions)
+            logits, tokens = padded_logits(self.model, completions)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logprobs = sampling_logprobs(logits, sampling, always=tokens)
+            return token_stats(logprobs, tokens, entropy_gradient=entropy_gradient)
+        states, tokens = hidden_states(self.layout, self.model, completions, self.forward_cache)
         stats = fused_logprobs(states, *head, tokens, sampling, entropy_gradient=entropy_gradient)
         return TokenStats(*(tensor.cpu() for tensor in stats))
-
-
-def _stats_of_logits(logits: Tensor, tokens: Tensor, sampling: SamplingParams, *, entropy_gradient: bool) -> TokenStats:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logprobs = sampling_logprobs(logits, sampling, always=tokens)
-    chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        possible = logprobs.isfinite()
-        entropy = -(logprobs.exp() * torch.where(possible, logprobs, 0.0)).sum(-1)
-    return TokenStats(chosen.cpu(), entropy.cpu())
 
 
 class _AdapterOff(CausalModel):
@@ -177,12 +170,7 @@ class _AdapterOff(CausalModel):
 
 
 class ReloadedReference:
-    """The policy before training, loaded from its files on first use; ``release`` frees its memory.
-
-    Args:
-        load: loads the model.
-        like: the trained policy, which has the same tokenizer and layout.
-    """
+    """The policy before training, loaded on first use; ``like``, the trained policy, has the same tokenizer."""
 
     def __init__(self, load: Callable[[], CausalModel], like: CausalModel) -> None:
         self._load, self._like = load, like
@@ -196,6 +184,7 @@ class ReloadedReference:
         return self._loaded
 
     def release(self) -> None:
+        """Free the memory of the model."""
         self._loaded = None
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -205,7 +194,6 @@ class ReloadedReference:
         return self._like.encode_prompt(prompt)
 
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
         return self.loaded.token_logprobs(completions, temperature)
 
 
@@ -214,9 +202,8 @@ class CausalPolicy(CausalModel):
 
     Args:
         model: a transformers model (all weights are trained) or a peft model (its adapter is trained).
-        tokenizer: its tokenizer.
+        tokenizer, like: as in ``CausalModel``.
         base: name or folder of the base model.
-        like: as in ``CausalModel``.
         start: loads the frozen reference of a policy without an adapter; without it, the reference is a copy.
     """
 
@@ -249,14 +236,11 @@ class CausalPolicy(CausalModel):
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
         """Store products of the sampling forward pass, for the training forward pass of the same tokens.
 
-        Does nothing if the model cannot run packed, or if gradient checkpointing trades time for memory.
-
-        Args:
-            memory_share: the largest fraction of the device's memory that the cache may use.
+        Does nothing if the model cannot run packed, or if gradient checkpointing trades time for memory. The cache uses
+        at most ``memory_share`` of the device's memory.
         """
-        if self.layout is not packed_states or any(
-            getattr(m, "gradient_checkpointing", False) for m in self.model.modules()
-        ):
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        if self.layout is not packed_states or checkpointed:
             return
         max_bytes = int(device_memory_bytes(self.device) * memory_share)
         if self._own_cache is None or self._own_cache.max_bytes != max_bytes:
@@ -310,7 +294,8 @@ class CausalPolicy(CausalModel):
         for name, parameter in parameters.items():
             if name not in saved or saved[name].shape != parameter.shape:
                 raise InputError(
-                    f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: the folder belongs to another model"
+                    f"{folder}: no weight '{name}' of shape {list(parameter.shape)}: "
+                    "the folder belongs to another model"
                 )
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
-from burnish.policies.kernels.activation_checkpointing import enable_gradient_checkpointing
+from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import add_lora_adapter, load_merged_model, loading_errors, quiet_transformers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def load_model(
@@ -26,9 +23,7 @@ def load_model(
     """Load a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
     If the source is a LoRA adapter, its base model (which may be an adapter, too) is loaded and the adapter is merged.
-
-    Raises:
-        InputError: the model cannot be loaded; the message names the cause.
+    Raises InputError with the cause if the model cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -36,8 +31,7 @@ def load_model(
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    moved: PreTrainedModel = model.to(target)
-    return CausalModel(moved, tokenizer, like=like)
+    return CausalModel(model.to(target), tokenizer, like=like)
 
 
 def load_policy(
@@ -53,9 +47,7 @@ def load_policy(
     """Load a policy to train from a local folder or a hub id.
 
     Args:
-        source: a local folder or a hub id.
         lora: a record with rank, alpha and targets; None trains all weights.
-        dtype: of the weights.
         device: "auto" takes a GPU if there is one.
         offline: whether the hub must not be contacted.
         seed: of the adapter's initial weights.
@@ -64,8 +56,7 @@ def load_policy(
     Raises:
         InputError: as ``load_model``; or the layers do not support gradient checkpointing.
     """
-    # A run's "model" is a link to its latest checkpoint. Resolve it now, so that the reference stays where training
-    # starts.
+    # A run's "model" is a link to its latest checkpoint. Resolved now, the reference stays where training starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
     loaded = load_model(source, dtype=dtype, device=device, offline=offline)
     if lora is None:
@@ -76,9 +67,8 @@ def load_policy(
 
         policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
     else:
-        policy = CausalPolicy(
-            add_lora_adapter(loaded.model, lora, source, seed), loaded.tokenizer, base=str(source), like=loaded
-        )  # fmt: skip
+        adapted = add_lora_adapter(loaded.model, lora, source, seed)
+        policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=loaded)
     if gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     return policy

@@ -1,4 +1,4 @@
-"""LSTM language model (Embedding, LSTM, Linear), small enough to train from scratch on a laptop."""
+"""LSTM language model, small enough to train from scratch on a laptop."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from torch import Tensor, nn
 
 
 class LSTM(nn.Module):
-    """LSTM from token ids [B, T] to logits [B, T, V].
+    """LSTM from token ids [B, T] to logits [B, T, V] (Hochreiter and Schmidhuber 1997; Graves 2013, arXiv 1308.0850).
 
-    Hochreiter and Schmidhuber (1997); as a language model, Graves (2013), arXiv 1308.0850.
-
-    Args:
-        vocabulary_size: V.
-        embedding: size of token embeddings.
-        hidden: size of each layer's state.
-        layers: number of stacked LSTM layers.
-        dropout: between the layers and before the head, in pretraining only; the sampled and trained policy is in
-            evaluation mode.
+    Dropout is between the layers and before the head, in pretraining only: the policy is in evaluation mode.
     """
 
     def __init__(
@@ -35,16 +27,13 @@ class LSTM(nn.Module):
         return self.advance(tokens, None)[0]
 
     def advance(self, tokens: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits [B, T, V] of tokens after a state, and the state after the last token.
+        """Return logits [B, T, V] of tokens [B, T] after a state, and the state after the last token.
 
-        Args:
-            tokens: [B, T].
-            state: hidden and cell state, [B, layers, hidden] each; None before the first token.
+        A state is hidden and cell state, [B, layers, hidden] each; None before the first token.
         """
         initial = None
         if state is not None:
-            hidden, cell = (part.transpose(0, 1).contiguous() for part in state)
-            initial = (hidden, cell)
+            initial = tuple(part.transpose(0, 1).contiguous() for part in state)
         # cuDNN's LSTM has no backward pass in evaluation mode.
         with torch.backends.cudnn.flags(enabled=self.training):
             output, after = self.recurrent(self.embedding(tokens), initial)

@@ -1,9 +1,8 @@
 """Policies from any torch module that maps token ids [B, T] to scores [B, T, V].
 
-The user states what the scores are, and the module is checked on a few tokens (``module_contract``). A module with a
-state may offer ``advance(tokens [B, T], state) -> (scores [B, T, V], state)``. A state is a tuple of tensors whose
-first dimension is the batch; None is the state before the first token. Each distinct prompt is then read once, and
-sampling reads one token per step. Other modules read the whole text every time.
+A module with a state may offer ``advance(tokens [B, T], state) -> (scores [B, T, V], state)``. A state is a tuple of
+tensors whose first dimension is the batch; None is the state before the first token. Each distinct prompt is then read
+once, and sampling reads one token per step. Other modules read the whole text every time.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError, one_line
 from burnish.policies.kernels.packing import device_memory_bytes, pad_token_ids
 from burnish.policies.module_contract import check_module
-from burnish.policies.sampling_distribution import sampling_logprobs
+from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
 from burnish.policies.vocabulary import FILE, Vocabulary, read_vocabulary, refuse_messages, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
@@ -30,11 +29,12 @@ ScoreKind = Literal["logits", "probabilities", "logprobs"]
 State = tuple[Tensor, ...]
 WEIGHTS = "model.safetensors"
 LAGGED = "lagged.safetensors"
+BATCH = 64
+"""Completions per forward pass without gradient."""
 
 
 def as_logits(scores: Tensor, kind: ScoreKind) -> Tensor:
-    """Return scores [..., V] as logits, up to a constant per row: the logarithm of probabilities, other scores
-    unchanged.
+    """Return scores [..., V] as logits up to a constant per row: the log of probabilities, other scores unchanged.
 
     A probability that has underflowed to 0 counts as the smallest positive number, whose gradient is 0 and not 0 / 0.
     """
@@ -49,9 +49,8 @@ class ModuleModel:
             attribute ``max_positions`` limits the length of a text.
         vocabulary: has as many tokens as the module has scores.
         scores: what the module returns: "logits", "probabilities" or "logprobs".
-        batch: completions per forward pass without gradient.
         name: name of the module in messages.
-        check: whether to check the module first.
+        check: whether to check the module on a few tokens first (``module_contract``).
 
     Raises:
         InputError: the module violates the contract; the message says how.
@@ -63,14 +62,12 @@ class ModuleModel:
         vocabulary: Vocabulary,
         *,
         scores: ScoreKind,
-        batch: int = 64,
         name: str = "",
         check: bool = True,
     ) -> None:
         self.module = module.eval()
         self.vocabulary = vocabulary
         self.scores: ScoreKind = scores
-        self.batch = batch
         self.reference: LanguageModel = self
         """Reference model for KL terms and fluency; the model itself unless replaced."""
         self.lagged: ModuleModel | None = None
@@ -118,8 +115,8 @@ class ModuleModel:
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
         logprobs = []
-        for start in range(0, len(completions), self.batch):
-            logits, tokens = self.completion_logits(completions[start : start + self.batch])
+        for start in range(0, len(completions), BATCH):
+            logits, tokens = self.completion_logits(completions[start : start + BATCH])
             logits = logits / temperature if temperature != 1 else logits
             logprobs.append((logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)).cpu())
         return torch.cat(logprobs) if logprobs else torch.zeros(0)
@@ -193,37 +190,27 @@ class ModuleModel:
     def _wide(self, scores: Tensor) -> Tensor:
         return as_logits(scores.to(torch.promote_types(scores.dtype, torch.float32)), self.scores)
 
+    def frozen_copy(self) -> ModuleModel:
+        """Return a frozen copy. Raises InputError if the module cannot be copied with its weights."""
+        return ModuleModel(_frozen_copy(self.module), self.vocabulary, scores=self.scores, check=False)
+
 
 class ModulePolicy(ModuleModel):
-    """A module that is trained.
+    """A module that is trained. Raises InputError as ``ModuleModel``, or if the module has no trainable parameters."""
 
-    Args and errors are those of ``ModuleModel``; a module without trainable parameters raises InputError, too.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        vocabulary: Vocabulary,
-        *,
-        scores: ScoreKind,
-        batch: int = 64,
-        name: str = "",
-        check: bool = True,
-    ) -> None:
-        super().__init__(module, vocabulary, scores=scores, batch=batch, name=name, check=check)
+    def __init__(self, module: nn.Module, vocabulary: Vocabulary, *, scores: ScoreKind, name: str = "") -> None:
+        super().__init__(module, vocabulary, scores=scores, name=name)
         if not self.trainable():
             raise InputError(f"module '{name or type(module).__name__}' has no parameter to train: set requires_grad")
         self.reset_reference()
 
     def reset_reference(self) -> None:
         """Replace the reference by a frozen copy of the current module."""
-        frozen = frozen_copy(self.module)
-        self.reference = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
+        self.reference = self.frozen_copy()
 
     def update_lagged_policy(self) -> None:
         """Replace the lagged policy by a frozen copy of the current module."""
-        frozen = frozen_copy(self.module)
-        self.lagged = ModuleModel(frozen, self.vocabulary, scores=self.scores, batch=self.batch, check=False)
+        self.lagged = self.frozen_copy()
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
@@ -239,11 +226,7 @@ class ModulePolicy(ModuleModel):
             with torch.no_grad():
                 lagged, _ = self.lagged.completion_logits(completions)
         logprobs = sampling_logprobs(logits, sampling, always=tokens, lagged=lagged)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        kept = logprobs if entropy_gradient else logprobs.detach()
-        # A truncated token and its gradient count 0; torch.special.entr would give infinity times 0.
-        entropy = -(kept.exp() * kept.masked_fill(kept == -torch.inf, 0.0)).sum(-1)
-        return TokenStats(chosen.cpu(), entropy.cpu())
+        return token_stats(logprobs, tokens, entropy_gradient=entropy_gradient)
 
     @cached_property
     def max_microbatch_tokens(self) -> int:
@@ -257,11 +240,7 @@ class ModulePolicy(ModuleModel):
         return max(1, device_memory_bytes(self.device) // 6 // (width * bytes_per_number))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        return {
-            name: tensor
-            for name, tensor in named_weights(self.module).items()
-            if isinstance(tensor, nn.Parameter) and tensor.requires_grad
-        }
+        return trainable_weights(self.module)
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``, ``vocabulary.json``, and ``lagged.safetensors`` if there is a lagged policy."""
@@ -290,8 +269,7 @@ def _load_weights(module: nn.Module, path: Path, device: torch.device) -> None:
     try:
         saved = load_file(path, device=str(device))
     except Exception as error:  # safetensors has an error of its own kind
-        reason = one_line(error)
-        raise InputError(f"{path} cannot be read: {reason[:200]}") from error
+        raise InputError(f"{path} cannot be read: {one_line(error)[:200]}") from error
     weights = named_weights(module)
     for name in weights.keys() | saved.keys():
         if name not in weights or name not in saved or weights[name].shape != saved[name].shape:
@@ -306,19 +284,16 @@ def is_keras(module: object) -> bool:
     return any(base.__module__.partition(".")[0] == "keras" for base in type(module).__mro__)
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
-    """Return a frozen copy. Raises InputError if the module cannot be copied with its weights."""
+def _frozen_copy(module: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(module).requires_grad_(False)
         pairs = zip(named_weights(module).values(), named_weights(copied).values(), strict=True)
         equal = all(torch.equal(one, other) for one, other in pairs)
-    except (
-        Exception
-    ) as error:  # Keras copies by writing the model down and reading it again, which may fail in many ways
-        reason = one_line(error)
+    except Exception as error:  # Keras copies by writing and reading the model, which may fail in many ways
         raise InputError(
             f"module {type(module).__name__} cannot be copied, and the reference is a frozen copy of it "
-            f"({type(error).__name__}: {reason[:200]}); give it a __deepcopy__, and register a Keras layer of your own"
+            f"({type(error).__name__}: {one_line(error)[:200]}); give it a __deepcopy__, and register a Keras layer of "
+            "your own"
         ) from error
     if not equal:
         raise InputError(f"module {type(module).__name__}: copy.deepcopy changes its weights; fix its __deepcopy__")
@@ -336,3 +311,9 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
     kept = module.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in kept.items() if not isinstance(tensor, nn.Parameter)}
     return {**dict(module.named_parameters()), **buffers}
+
+
+def trainable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that need a gradient, by the names of ``named_weights``."""
+    weights = named_weights(module).items()
+    return {name: tensor for name, tensor in weights if isinstance(tensor, nn.Parameter) and tensor.requires_grad}

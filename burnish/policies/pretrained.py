@@ -21,8 +21,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
     """Load a model; if the source is an adapter, load its base model and merge the adapter.
 
-    The adapter is resolved here and not by transformers, which would silently apply an adapter that lies next to a
-    model, and would load a pickled one.
+    transformers itself would silently apply an adapter that lies next to a model, and would load a pickled one.
     """
     from transformers.utils.hub import cached_file
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -46,13 +45,9 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
 
     auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
     model, loading = auto_model.from_pretrained(
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=offline,
-        trust_remote_code=False,
+        source, dtype=dtype, use_safetensors=True, local_files_only=offline, trust_remote_code=False,
         output_loading_info=True,
-    )
+    )  # fmt: skip
     if missing := sorted(loading["missing_keys"]):
         # transformers would initialise them randomly and only warn.
         raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
@@ -82,8 +77,7 @@ def loading_errors(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(f"model '{source}' cannot be loaded: {reason[:300]}") from error
+        raise InputError(f"model '{source}' cannot be loaded: {one_line(error)[:300]}") from error
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Maximum-likelihood pretraining of a module from scratch, so that there is a language to reinforce.
 
 The texts are concatenated to one stream, each between the vocabulary's begin and end tokens. A batch is B windows of T
-tokens: windows with an even index start at the beginning of a text, as prompts do; the others start anywhere. The
-choice depends on the seed and the step only.
+tokens: those with an even index start with a text, as prompts do, the others anywhere, chosen by seed and step alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,38 +25,24 @@ STREAM = 3
 """Mixed into the seed, so that windows, prompts and samples have independent random numbers."""
 
 
-class PretrainSettings(Protocol):
-    """The keys of ``[policy] pretrain``."""
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def windows(self) -> int: ...
-
-    @property
-    def length(self) -> int: ...
-
-
 def pretrain(
     policy: ModulePolicy,
     texts: Sequence[str],
-    settings: PretrainSettings,
     *,
+    steps: int,
+    learning_rate: float,
+    windows: int,
+    length: int,
     seed: int,
     observer: Observer | None = None,
 ) -> list[float]:
-    """Train with AdamW, a linear warm-up over a twentieth of the steps, and a cosine decay to 0.
+    """Train with AdamW, a linear warm-up over a twentieth of the steps, and a cosine decay to 0; return the losses.
 
     The module's dropout is on during pretraining. Afterwards the trained module is the policy's reference.
 
     Args:
-        policy: the policy to train.
         texts: complete training texts.
-        settings: steps, learning rate, windows per batch, tokens per window.
+        windows, length: windows per batch, tokens per window.
         seed: of the windows and of dropout.
         observer: receives the progress of the phase "pretraining".
     Returns:
@@ -71,22 +56,21 @@ def pretrain(
         raise InputError(
             "pretraining: the task has no training text; give its prompts references, or remove policy.pretrain"
         )
-    length = min(settings.length, len(stream) - 1)
+    length = min(length, len(stream) - 1)
     parameters = list(policy.trainable().values())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     losses = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy.module.train()
         try:
-            for step in range(settings.steps):
+            for step in range(steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * learning_rate_factor(step, settings.steps)
-                window = sample_windows(stream, starts, settings.windows, length, (seed, STREAM, step)).to(
-                    policy.device
-                )
+                    group["lr"] = learning_rate * learning_rate_factor(step, steps)
+                window = sample_windows(stream, starts, windows, length, (seed, STREAM, step)).to(policy.device)
                 optimizer.zero_grad(set_to_none=True)
-                loss = mean_nll(policy, window)
+                logprobs = policy.logits(window[:, :-1]).log_softmax(-1)
+                loss = -logprobs.gather(-1, window[:, 1:, None]).mean()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 losses.append(float(loss.detach()))
@@ -95,19 +79,13 @@ def pretrain(
                         f"pretraining step {step + 1}: the loss is {losses[-1]}: lower policy.pretrain.learning_rate"
                     )
                 optimizer.step()
-                if observer is not None and ((step + 1) % 10 == 0 or step + 1 == settings.steps):
-                    observer.progress("pretraining", step + 1, settings.steps)
+                if observer is not None and ((step + 1) % 10 == 0 or step + 1 == steps):
+                    observer.progress("pretraining", step + 1, steps)
         finally:
             policy.module.eval()
             optimizer.zero_grad(set_to_none=True)
     policy.reset_reference()
     return losses
-
-
-def mean_nll(policy: ModulePolicy, window: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of a window's tokens [B, T+1] given the tokens before them; a scalar, nats."""
-    logprobs = policy.logits(window[:, :-1]).log_softmax(-1)
-    return -logprobs.gather(-1, window[:, 1:, None]).mean()
 
 
 def token_stream(vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[Tensor, list[int]]:

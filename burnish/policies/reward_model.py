@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from burnish.errors import InputError, one_line
-from burnish.policies.causal_lm import CausalModel, CausalPolicy
-from burnish.policies.kernels.attention import UnsupportedAttention
-from burnish.policies.kernels.packing import PAD_ID, padded_states, unwrap_peft
+from burnish.policies.causal_lm import BATCH, CausalModel, CausalPolicy
+from burnish.policies.kernels.packing import PAD_ID, hidden_states, unwrap_peft
 from burnish.policies.loading import load_model
 from burnish.system.paths import expanded
 from burnish.types import Completion
@@ -29,30 +28,31 @@ HEAD_WEIGHT = "weight"
 
 
 class RewardModel:
-    """Scores texts by ``w . state(prompt, completion)``; only differences of scores have a meaning.
-
-    The head's weight starts at zero, so before training every score is 0.
+    """Scores texts by ``w . state(prompt, completion)``, where w starts at 0; only differences have a meaning.
 
     Args:
         backbone: a causal language model, fully trained or with an adapter; its own head is not used.
         max_tokens: limit of a prompt with its completion; longer texts are truncated, as in training.
-        batch: texts per forward pass without gradient.
     """
 
-    def __init__(self, backbone: CausalModel, max_tokens: int, *, batch: int = 16) -> None:
+    def __init__(self, backbone: CausalModel, max_tokens: int) -> None:
         self.backbone = backbone
         self.max_tokens = max_tokens
-        self.batch = batch
-        self.head = nn.Parameter(torch.zeros(_width(backbone), dtype=_wide(backbone), device=backbone.device))
+        model = unwrap_peft(backbone.model)
+        # The input size of the model's own head is the size of the states: some models project the embeddings.
+        width = (model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[1]
+        dtype = torch.promote_types(backbone.model.dtype, torch.float32)
+        self.head = nn.Parameter(torch.zeros(width, dtype=dtype, device=backbone.device))
+
+    @property
+    def _policy(self) -> CausalPolicy:
+        assert isinstance(self.backbone, CausalPolicy), "only a policy can be trained and saved"
+        return self.backbone
 
     def scores(self, completions: Sequence[Completion]) -> Tensor:
         """Return the scores [N] with gradient, at least float32, on the CPU."""
         longer = [replace(one, token_ids=(*one.token_ids, PAD_ID)) for one in completions]
-        model = self.backbone.model
-        try:
-            states, _ = (self.backbone.layout or padded_states)(model, longer, None)
-        except UnsupportedAttention:  # a text is longer than the attention window
-            states, _ = padded_states(model, longer)
+        states, _ = hidden_states(self.backbone.layout, self.backbone.model, longer)
         ends = torch.tensor([len(one.token_ids) for one in longer], device=states.device).cumsum(0) - 1
         return (states[ends].to(self.head.dtype) @ self.head).cpu()
 
@@ -67,10 +67,8 @@ class RewardModel:
             InputError: a prompt alone is too long, or it is a conversation and the model has no chat template.
         """
         texts = [self._encoded(completion) for completion in completions]
-        found = [
-            self.scores(texts[start : start + self.batch]) for start in range(0, len(texts), self.batch)
-        ]  # fmt: skip
-        return [float(score) for part in found for score in part]
+        scores = [self.scores(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        return [float(score) for part in scores for score in part]
 
     def _encoded(self, completion: Completion) -> Completion:
         prompt_ids = self.backbone.encode_prompt(completion.prompt)
@@ -87,32 +85,26 @@ class RewardModel:
     @property
     def max_microbatch_tokens(self) -> int:
         """Number of tokens whose forward and backward pass fit into memory."""
-        assert isinstance(self.backbone, CausalPolicy), "only a policy can be trained"
-        return self.backbone.max_microbatch_tokens
+        return self._policy.max_microbatch_tokens
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Return the backbone's parameters except its head's, and the reward head's weight as the last."""
-        assert isinstance(self.backbone, CausalPolicy), "only a policy can be trained"
         model = unwrap_peft(self.backbone.model)
         own = model.get_output_embeddings()
         unused = set() if own is None else {id(parameter) for parameter in own.parameters()}
         # A head that is tied to the embedding is trained as the embedding.
         unused -= {id(parameter) for parameter in model.get_input_embeddings().parameters()}
-        found = {
-            name: parameter for name, parameter in self.backbone.trainable().items() if id(parameter) not in unused
-        }
-        return {**found, HEAD_WEIGHT: self.head}
+        trained = {name: weight for name, weight in self._policy.trainable().items() if id(weight) not in unused}
+        return {**trained, HEAD_WEIGHT: self.head}
 
     def save(self, folder: Path) -> None:
         """Write the backbone as a language model, and ``reward_head.safetensors`` beside it."""
-        assert isinstance(self.backbone, CausalPolicy), "only a policy can be saved"
-        self.backbone.save(folder)
+        self._policy.save(folder)
         save_file({HEAD_WEIGHT: self.head.detach()}, folder / HEAD, metadata={"max_tokens": str(self.max_tokens)})
 
     def load(self, folder: Path) -> None:
         """Load saved weights in place, bit for bit. Raises InputError if they belong to another model."""
-        assert isinstance(self.backbone, CausalPolicy), "only a policy can be resumed"
-        self.backbone.load(folder)
+        self._policy.load(folder)
         self._take_head(folder)
 
     def _take_head(self, folder: Path) -> None:
@@ -123,21 +115,10 @@ class RewardModel:
             self.head.copy_(weight)
 
 
-def _width(backbone: CausalModel) -> int:
-    """Return the size of the states: the input size of the model's own head (some models project the embeddings)."""
-    model = unwrap_peft(backbone.model)
-    return int((model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[1])
-
-
-def _wide(backbone: CausalModel) -> torch.dtype:
-    return torch.promote_types(backbone.model.dtype, torch.float32)
-
-
 def find_model_folder(path: str) -> Path:
     """Return the model folder of a run of ``burnish reward-model``, or the folder itself.
 
-    Raises:
-        InputError: the folder does not exist, the run has no checkpoint yet, or it is not a reward model.
+    Raises InputError if the folder does not exist or is not a reward model, or the run has no checkpoint yet.
     """
     run = expanded(path)
     if not path or not run.is_dir():
@@ -158,21 +139,20 @@ def read_reward_head(folder: Path) -> tuple[Tensor, int]:
         with safe_open(folder / HEAD, framework="pt") as file:
             return file.get_tensor(HEAD_WEIGHT), int((file.metadata() or {})["max_tokens"])
     except Exception as error:  # safetensors has an error of its own kind
-        reason = one_line(error)
-        raise InputError(f"{folder / HEAD} cannot be read ({reason[:120]}): copy it again, or train anew") from error
+        reason = one_line(error)[:120]
+        raise InputError(f"{folder / HEAD} cannot be read ({reason}): copy it again, or train anew") from error
 
 
 def load_reward_model(path: str, *, offline: bool = True) -> RewardModel:
     """Load a frozen reward model from a run or model folder; an adapter is merged into its base.
 
-    Raises:
-        InputError: as ``find_model_folder`` and ``load_model``.
+    Raises InputError as ``find_model_folder`` and ``load_model``.
     """
     folder = find_model_folder(path).resolve()
     _, max_tokens = read_reward_head(folder)
     backbone = load_model(folder, offline=offline)
     backbone.model.requires_grad_(False)
-    found = RewardModel(backbone, max_tokens)
-    found._take_head(folder)
-    found.head.requires_grad_(False)
-    return found
+    model = RewardModel(backbone, max_tokens)
+    model._take_head(folder)
+    model.head.requires_grad_(False)
+    return model

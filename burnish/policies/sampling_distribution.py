@@ -16,7 +16,7 @@ from torch import Tensor
 
 from burnish.algorithms.top_p_mask import masked_logprobs, top_p_set
 from burnish.errors import InputError
-from burnish.types import Prompt, SamplingParams
+from burnish.types import Prompt, SamplingParams, TokenStats
 
 TOP = 1024
 """Number of most probable tokens that a truncated distribution is first searched in."""
@@ -34,12 +34,9 @@ def sampling_logprobs(
 ) -> Tensor:
     """Return the log-probabilities [..., V] of the sampling distribution; minus infinity for truncated tokens.
 
-    The set of kept tokens is piecewise constant in the logits. Differentiating through this function therefore gives
-    the gradient of the truncated distribution itself; the probability that was cut off needs no correction.
+    The set of kept tokens is piecewise constant in the logits, so the gradient is that of the truncated distribution.
 
     Args:
-        logits: [..., V].
-        sampling: temperature and truncation.
         always: [...], as in ``kept_tokens``.
         lagged: [..., V], logits of the lagged policy, if ``sampling`` needs them.
     """
@@ -58,6 +55,15 @@ def _lagged(logits: Tensor | None, sampling: SamplingParams) -> Tensor:
     return logits / sampling.temperature
 
 
+def token_stats(logprobs: Tensor, tokens: Tensor, *, entropy_gradient: bool) -> TokenStats:
+    """Return the log-probabilities of tokens [T] and the entropies [T] of distributions [T, V], nats, on the CPU."""
+    chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    kept = logprobs if entropy_gradient else logprobs.detach()
+    # A truncated token and its gradient count 0; torch.special.entr would give infinity times 0.
+    entropy = -(kept.exp() * kept.masked_fill(kept == -torch.inf, 0.0)).sum(-1)
+    return TokenStats(chosen.cpu(), entropy.cpu())
+
+
 def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
     """Return which tokens can be drawn, [..., V] bool.
 
@@ -65,7 +71,6 @@ def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None 
 
     Args:
         scaled: [..., V], logits divided by the temperature.
-        sampling: the truncation.
         always: [...], token ids that are always kept. The trainer passes the sampled tokens: they were kept when they
             were sampled, and a rounding error at the edge of the set must not make them impossible now.
     """
@@ -81,9 +86,7 @@ def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None 
 def _kept_among_the_top(rows: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     """Search the kept sets in each row's most probable tokens; sorting the whole vocabulary takes many times as long.
 
-    Returns:
-        The sets [N, V] bool, and the indices of the rows that need sorting: their set is larger, or ties cross its
-        edge.
+    Returns the sets [N, V], and the indices of the rows that need sorting: their set is larger, or ties cross its edge.
     """
     count = min(TOP, rows.shape[-1])
     ordered = rows.topk(count, -1).values
@@ -117,17 +120,11 @@ def _kept_by_sorting(rows: Tensor, sampling: SamplingParams) -> Tensor:
 
 
 def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """Return one token per row by inverting the cumulative distribution: the first token whose cumulated mass exceeds u
-    * total.
-
-    The search is first among sums of blocks of tokens, then within a block, so it reads the vocabulary once and in the
-    scores' own precision.
+    """Return one token per row [N], the first whose cumulated mass exceeds u * total; never one of probability zero.
 
     Args:
         scores: [N, V], logits or log-probabilities.
-        uniforms: [N], float64 in [0, 1).
-    Returns:
-        [N], token ids; never one of probability zero.
+        uniforms: u, [N], float64 in [0, 1).
     """
     return _draw((scores - scores.amax(-1, keepdim=True)).exp_(), uniforms)[0]
 
@@ -140,7 +137,6 @@ def draw_tokens(
     Args:
         logits: [N, V], at least float32, not yet divided by the temperature. Overwritten.
         uniforms: [N], float64 in [0, 1).
-        sampling: temperature and truncation.
         lagged: [N, V], logits of the lagged policy, if ``sampling`` needs them.
     """
     if sampling.temperature != 1:
@@ -149,12 +145,15 @@ def draw_tokens(
         logits = logits.masked_fill_(~kept_tokens(logits, sampling), float("-inf"))
     if sampling.lagged_top_p < 1:
         logits = logits.masked_fill_(~top_p_set(_lagged(lagged, sampling), sampling.lagged_top_p), float("-inf"))
-    masses = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    return _draw(masses, uniforms)
+    return _draw(logits.sub_(logits.amax(-1, keepdim=True)).exp_(), uniforms)
 
 
 def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens [N] and their log-probabilities [N], float64, for unnormalised masses [N, V]."""
+    """Return tokens [N] and their log-probabilities [N], float64, for unnormalised masses [N, V].
+
+    The search is first among sums of blocks of tokens, then within a block, so it reads the vocabulary once and in the
+    masses' own precision.
+    """
     short = -masses.shape[-1] % BLOCK
     if short:
         masses = torch.nn.functional.pad(masses, (0, short))
@@ -195,6 +194,6 @@ def random_streams(
         first = seen[prompt.id] * samples_per_prompt
         seen[prompt.id] += 1
         for index in range(first, first + samples_per_prompt):
-            sequence = np.random.SeedSequence([*seed, *words, index])
-            streams.append(np.random.Generator(np.random.Philox(sequence)).random(length))
+            philox = np.random.Philox(np.random.SeedSequence([*seed, *words, index]))
+            streams.append(np.random.Generator(philox).random(length))
     return streams

@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.exactness.verify import World
 from burnish.exactness.world import all_sequences, logits_from_probabilities
-from burnish.policies.sampling_distribution import draw, random_streams, sampling_logprobs
+from burnish.policies.sampling_distribution import draw, random_streams, sampling_logprobs, token_stats
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 
 VOCABULARY = "我爱你。"
 START = len(VOCABULARY)
 PROBABILITIES = {START: {0: 0.5}, 0: {1: 0.8}, 1: {2: 0.6}, 2: {3: 1.0}}
-"""State -> token -> probability in the known world: P(我|start) = 0.5, P(爱|我) = 0.8, P(你|爱) = 0.6, P(。|你) = 1."""
+"""State -> token -> probability in the known world: P(我|start) = 0.5, P(爱|我) = 0.8, and so on."""
 
 
 def known_world() -> World:
     """Return the world of ``burnish verify``.
 
-    The reward is 1 for 我爱你。 and 0 for the 120 other sequences, so J = 0.5 * 0.8 * 0.6 = 0.24. The reference of its KL
-    terms is uniform, except for the row with probability 1, which is the same in both.
+    The reward is 1 for 我爱你。 and 0 for the 120 other sequences, so J = 0.5 * 0.8 * 0.6 = 0.24. The reference is
+    uniform, except for the row with probability 1.
     """
     sequences = all_sequences(len(VOCABULARY), max_length=4, end=len(VOCABULARY) - 1)
     wanted = torch.tensor([0, 1, 2, 3])
     rewards = ((sequences.tokens == wanted) & sequences.mask).all(-1).double()
-    reference = logits_from_probabilities({2: PROBABILITIES[2]}, len(VOCABULARY))
-    return World(
-        logits_from_probabilities(PROBABILITIES, len(VOCABULARY)), reference, sequences, rewards, tuple(VOCABULARY)
+    logits, reference = (
+        logits_from_probabilities(rows, len(VOCABULARY)) for rows in (PROBABILITIES, {2: PROBABILITIES[2]})
     )
+    return World(logits, reference, sequences, rewards, tuple(VOCABULARY))
 
 
 class TableModel:
@@ -48,8 +48,7 @@ class TableModel:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return one token id per character. Raises InputError for a character that is not in the vocabulary."""
-        unknown = [character for character in text if character not in self.vocabulary]
-        if unknown:
+        if unknown := [character for character in text if character not in self.vocabulary]:
             raise InputError(f"the table knows only {' '.join(self.vocabulary)}, not '{unknown[0]}'")
         return tuple(self.vocabulary.index(character) for character in text)
 
@@ -90,13 +89,9 @@ class TablePolicy(TableModel):
         super().__init__(table, vocabulary)
         self.parameter = nn.Parameter(table.clone())
         self.logits = self.parameter
-        self._reference = TableModel(table.clone(), vocabulary)
+        self.reference: LanguageModel = TableModel(table.clone(), vocabulary)
         self.lagged: Tensor | None = None
         """[V+1, V], logits of the lagged policy, if there is one."""
-
-    @property
-    def reference(self) -> LanguageModel:
-        return self._reference
 
     def update_lagged_policy(self) -> None:
         """Replace the lagged policy by the current table."""
@@ -109,12 +104,7 @@ class TablePolicy(TableModel):
         rows, tokens = self.states(completions)
         lagged = None if self.lagged is None else self.lagged[rows]
         full = sampling_logprobs(self.parameter.index_select(0, rows), sampling, always=tokens, lagged=lagged)
-        # A token with a logit of minus infinity has probability 0 and adds nothing to any gradient.
-        chosen = full.gather(-1, tokens[:, None]).squeeze(-1)
-        seen = full if entropy_gradient else full.detach()
-        # d/dp (p log p) is infinite at p = 0, and infinity times 0 is NaN: mask impossible tokens.
-        entropy = -(seen.exp() * torch.where(seen.isfinite(), seen, 0.0)).sum(-1)
-        return TokenStats(chosen, entropy)
+        return token_stats(full, tokens, entropy_gradient=entropy_gradient)
 
     @property
     def max_microbatch_tokens(self) -> int:
@@ -135,12 +125,11 @@ class TablePolicy(TableModel):
         """Return P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
-        uniforms = torch.from_numpy(
-            np.array(random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens))
-        )
+        streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         states = torch.tensor([ids[-1] if ids else len(self.vocabulary) for ids in encoded])
-        drawn = iter(self._draw(table, states.repeat_interleave(samples_per_prompt), uniforms))
+        first = states.repeat_interleave(samples_per_prompt)
+        drawn = iter(self._draw(table, first, torch.from_numpy(np.array(streams))))
         return [
             Group(prompt, tuple(
                 self._completion(prompt, prompt_ids, next(drawn), policy_version, index)
@@ -180,7 +169,7 @@ class TablePolicy(TableModel):
 
     def load(self, folder: Path) -> None:
         with torch.no_grad():
-            found = load_file(folder / "model.safetensors")
-            self.parameter.copy_(found["logits"])
-            if self.lagged is not None and "lagged" in found:
-                self.lagged.copy_(found["lagged"])
+            saved = load_file(folder / "model.safetensors")
+            self.parameter.copy_(saved["logits"])
+            if self.lagged is not None and "lagged" in saved:
+                self.lagged.copy_(saved["lagged"])

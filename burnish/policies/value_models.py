@@ -1,7 +1,6 @@
 """Value models: V(s), the expected return, before each token of a completion.
 
-Each is a copy of the policy before training, with a linear head of one output. The head starts at zero, so V is 0
-before training.
+Each is a copy of the policy before training, with a linear head of one output that starts at zero.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from burnish.policies.causal_lm import CausalPolicy
-from burnish.policies.kernels.attention import UnsupportedAttention
-from burnish.policies.kernels.packing import get_backbone, get_linear_head, padded_states
-from burnish.policies.module import ModuleModel, ModulePolicy, frozen_copy, named_weights
+from burnish.policies.kernels.packing import get_backbone, get_linear_head, hidden_states
+from burnish.policies.module import ModulePolicy, named_weights, trainable_weights
 from burnish.policies.tabular import TablePolicy
 from burnish.types import Completion
 
@@ -50,27 +48,22 @@ class CausalValueModel:
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
         """Return V(s) before each token, [T], float64, with gradient, on the CPU."""
-        layout = self._policy.layout or padded_states
-        try:
-            states, _ = layout(self.model, completions, None)
-        except UnsupportedAttention:  # a text is longer than the attention window
-            states, _ = padded_states(self.model, completions)
+        states, _ = hidden_states(self._policy.layout, self.model, completions)
         return self.head(states).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        trunk = {name: weight for name, weight in get_backbone(self.model).named_parameters() if weight.requires_grad}
-        return {**{f"trunk.{name}": weight for name, weight in trunk.items()}, **_named(self.head)}
+        trunk = get_backbone(self.model).named_parameters()
+        return _named({name: weight for name, weight in trunk if weight.requires_grad}, self.head)
 
 
 class ModuleValueModel:
     """Value model of a module: a copy and a linear head on its V scores, as a module exposes no hidden states."""
 
     def __init__(self, policy: ModulePolicy) -> None:
-        module = frozen_copy(policy.module)
-        weights = named_weights(module)
+        self.model = policy.frozen_copy()
+        weights = named_weights(self.model.module)
         for name in policy.trainable():
             weights[name].requires_grad_(True)
-        self.model = ModuleModel(module, policy.vocabulary, scores=policy.scores, batch=policy.batch, check=False)
         first = next(iter(policy.trainable().values()))
         dtype = torch.promote_types(first.dtype, torch.float32)
         self.head = _zero_head(policy.vocabulary.size, dtype, policy.device)
@@ -81,13 +74,7 @@ class ModuleValueModel:
         return self.head(scores).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        weights = named_weights(self.model.module)
-        kept = {
-            name: tensor
-            for name, tensor in weights.items()
-            if isinstance(tensor, nn.Parameter) and tensor.requires_grad
-        }
-        return {**{f"trunk.{name}": weight for name, weight in kept.items()}, **_named(self.head)}
+        return _named(trainable_weights(self.model.module), self.head)
 
 
 def _zero_head(width: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
@@ -97,5 +84,7 @@ def _zero_head(width: int, dtype: torch.dtype, device: torch.device) -> nn.Linea
     return head
 
 
-def _named(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {f"head.{name}": weight for name, weight in module.named_parameters()}
+def _named(trunk: Mapping[str, nn.Parameter], head: nn.Linear) -> dict[str, nn.Parameter]:
+    return {f"trunk.{name}": weight for name, weight in trunk.items()} | {
+        f"head.{name}": weight for name, weight in head.named_parameters()
+    }

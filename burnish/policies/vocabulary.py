@@ -64,17 +64,14 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class CharacterVocabulary:
-    """One token per character.
+    """One token per character. Raises InputError if a token occurs twice or is empty, or an id is out of range.
 
     Args:
         tokens: the tokens, by id. A single character is text; a longer token, such as ``<end>``, is a special token
             that no text contains.
-        begin: id of the token before every text, if any.
-        end: id of the token that ends a text, if any. A single character (a full stop) ends the text and is part of it.
+        begin, end: ids of the tokens that begin and end a text, if any. A single character (a full stop) ends the text
+            and is part of it.
         unknown: id of the token for characters without a token; if None, they raise InputError.
-
-    Raises:
-        InputError: a token occurs twice or is empty, or an id is out of range.
     """
 
     tokens: tuple[str, ...]
@@ -111,12 +108,13 @@ class CharacterVocabulary:
     def encode(self, text: str) -> tuple[int, ...]:
         if self.unknown is not None:
             return tuple(self._ids.get(character, self.unknown) for character in text)
-        missing = next((character for character in text if character not in self._ids), None)
-        if missing is not None:
+        try:
+            return tuple(self._ids[character] for character in text)
+        except KeyError as error:
             raise InputError(
-                f"the vocabulary has no token for {missing!r}: remove the character, or give the vocabulary an unknown token"
-            )
-        return tuple(self._ids[character] for character in text)
+                f"the vocabulary has no token for {error.args[0]!r}: remove the character, or give the vocabulary an "
+                "unknown token"
+            ) from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self._token_text(token) for token in token_ids)
@@ -136,11 +134,7 @@ class CharacterVocabulary:
 class ByteVocabulary:
     """Bytes and frequent pairs of them (byte-level BPE, Sennrich et al. 2016, arXiv 1508.07909): any text has tokens.
 
-    Token 0 begins and ends a text.
-
-    Args:
-        tokenizer: of the package tokenizers, without special tokens, so that no text is mistaken for one.
-        kind: "byte" or "bpe", as saved.
+    Token 0 begins and ends a text. The tokenizer has no special tokens, so that no text is mistaken for one.
     """
 
     begin = 0
@@ -152,11 +146,7 @@ class ByteVocabulary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], size: int | None = None) -> ByteVocabulary:
-        """Learn byte pairs from the texts until there are ``size`` tokens; None: the 256 bytes only.
-
-        Raises:
-            InputError: the size is too small for the bytes and the end token.
-        """
+        """Learn byte pairs from the texts until there are ``size`` tokens, at least 257; None: the 256 bytes only."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if size is not None and size < 257:
@@ -187,11 +177,7 @@ class ByteVocabulary:
 
 
 def build_vocabulary(kind: str, texts: Iterable[str], size: int | None = None) -> Vocabulary:
-    """Return a vocabulary of one of ``KINDS`` from texts.
-
-    Args:
-        size: tokens of a "bpe" vocabulary, at least 257; ignored for other kinds.
-    """
+    """Return a vocabulary of one of ``KINDS`` from texts; only a "bpe" vocabulary has a size."""
     if kind == "character":
         return CharacterVocabulary.from_texts(texts)
     return ByteVocabulary.from_texts(texts, size if kind == "bpe" else None)
@@ -204,11 +190,7 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Return the vocabulary of a file in the format of ``write_vocabulary``.
-
-    Raises:
-        InputError: the file is missing or invalid.
-    """
+    """Read a file of ``write_vocabulary``. Raises InputError if it is missing or invalid."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["kind"] == "character":
@@ -223,5 +205,5 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # tokenizers raises Exception itself
-        reason = one_line(error)
-        raise InputError(f"{path}: not a vocabulary ({type(error).__name__}: {reason[:200]})") from error
+        reason = one_line(error)[:200]
+        raise InputError(f"{path}: not a vocabulary ({type(error).__name__}: {reason})") from error

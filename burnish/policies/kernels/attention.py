@@ -3,10 +3,9 @@
 Problem: in reinforcement learning many completions share a prompt. A padded batch computes each prompt once per sample
 and spends work on padding.
 
-Idea: concatenate all tokens of a microbatch into one sequence, [1, T]. Embeddings, norms, linear layers and position
-embeddings treat tokens independently, so they need no change. Only attention has to know which tokens belong together.
-``use_attention`` routes a model's attention to an ``AttentionBackend``: ``PackedAttention`` (here) for training, or the
-key-value cache of the sampling engine. The model is not patched; its configuration selects the implementation by name.
+Idea: concatenate all tokens of a microbatch into one sequence, [1, T]. Only attention has to know which tokens belong
+together. ``use_attention`` routes a model's attention to an ``AttentionBackend``: ``PackedAttention`` for training, or
+the key-value cache of the sampling engine. The model's configuration selects the implementation by name.
 
 Layout of the tensors: K key-value heads, g query heads per key-value head (H = K g), T tokens, D head dimension.
 Queries are [K, g, T, D]; keys and values are [K, T, D]; outputs are [T, K, g, D].
@@ -42,12 +41,9 @@ class AttentionBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupSpan:
-    """Positions of a prompt and its completions in a packed sequence; the completions follow the prompt directly.
+    """Positions of a prompt (start, stop) and of the completions behind it in a packed sequence.
 
-    Attributes:
-        start: first position of the prompt.
-        stop: position after the prompt.
-        completions: (start, stop) of each completion. A completion attends to the prompt and causally to itself.
+    A completion attends to the prompt and causally to itself.
     """
 
     start: int
@@ -66,12 +62,9 @@ _CURRENT: ContextVar[tuple[Any, AttentionBackend, LinearContext] | None] = Conte
 
 @contextmanager
 def use_attention(model: Any, backend: AttentionBackend, linear_context: LinearContext) -> Iterator[None]:
-    """Run the attention layers of a transformers model through a backend within this context.
+    """Run the attention layers of a transformers model (without a peft wrapper) through a backend within this context.
 
-    Args:
-        model: a transformers model, without a peft wrapper.
-        backend: computes the attention.
-        linear_context: makes a context for the forward pass, which chooses the implementation of linear layers.
+    ``linear_context`` makes a context for the forward pass, which chooses the implementation of linear layers.
     """
     _register()
     config = model.config
@@ -111,16 +104,7 @@ def _no_mask(*args: Any, **options: Any) -> None:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention by transformers' contract.
-
-    Args:
-        query: [1, H, T, D].
-        key: [1, K, T, D].
-        value: [1, K, T, D].
-
-    Returns:
-        [1, T, H, D], and None for the attention weights.
-    """
+    """Return [1, T, H, D] and None, by transformers' contract, for query [1, H, T, D], key and value [1, K, T, D]."""
     backend = _backend()
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
@@ -170,11 +154,11 @@ class PackedAttention:
 class SharedPrefixAttention(torch.autograd.Function):
     """Softmax attention of prompts (causal) and of completions (to their prompt, and causally to themselves).
 
-    A completion's attention has two parts, over the prompt's keys and over its own keys. They are computed separately
-    and merged by the log-sum-exp of their scores (the normaliser). The backward pass of softmax attention needs only
-    the output and the normaliser (FlashAttention, arXiv 2205.14135, appendix B.4). With the merged output and
-    normaliser, the backward pass of each part therefore gives its exact contribution to the gradient. Keys and values
-    are repeated neither for their g query heads nor for the G samples of a prompt.
+    A completion's attention has two parts, over the prompt's keys and over its own keys, which are merged by the
+    log-sum-exp of their scores (the normaliser). The backward pass of softmax attention needs only the output and the
+    normaliser (FlashAttention, arXiv 2205.14135, appendix B.4). With the merged output and normaliser, the backward
+    pass of each part therefore gives its exact contribution to the gradient. Keys and values are repeated neither for
+    their g query heads nor for the G samples of a prompt.
     """
 
     @staticmethod
@@ -188,22 +172,15 @@ class SharedPrefixAttention(torch.autograd.Function):
         for span in spans:
             for texts in _equal_texts(span):
                 own = texts.positions
-                part_out, part_normaliser = _attend(
-                    texts.to_batch(query[:, :, own]),
-                    texts.to_batch(key[:, own]),
-                    texts.to_batch(value[:, own]),
-                    True,
-                    scale,
-                )
+                queries, keys, values = (texts.to_batch(tensor[..., own, :]) for tensor in (query, key, value))
+                part_out, part_normaliser = _attend(queries, keys, values, True, scale)
                 out[own] = texts.from_batch(part_out).movedim(2, 0)
                 normaliser[own] = texts.from_batch(part_normaliser.unsqueeze(-1)).squeeze(-1).movedim(2, 0)
             first, last = _extent(span)
             if last > first:
                 prompt = slice(span.start, span.stop)
-                part_out, part_normaliser = _attend(
-                    query[:, :, first:last], key[:, prompt], value[:, prompt], False, scale
-                )
-                _merge(out[first:last], normaliser[first:last], part_out, part_normaliser)
+                part = _attend(query[:, :, first:last], key[:, prompt], value[:, prompt], False, scale)
+                _merge(out[first:last], normaliser[first:last], *part)
         ctx.save_for_backward(query, key, value, out, normaliser)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -281,13 +258,9 @@ def _equal_texts(span: GroupSpan) -> list[_EqualTexts]:
 
 
 def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Tensor) -> None:
-    """Merge two softmax attentions over disjoint keys, in place.
+    """Merge a second softmax attention over disjoint keys into the first, in place.
 
-    Args:
-        out: [S, K, g, D], the first output; receives the result.
-        normaliser: [S, K, g], log-sum-exp of its scores; receives that of all scores.
-        other: [K, g, S, D], the second output.
-        other_normaliser: [K, g, S].
+    Outputs are [S, K, g, D] and [K, g, S, D], the log-sum-exps of their scores [S, K, g] and [K, g, S].
     """
     other, other_normaliser = other.movedim(2, 0), other_normaliser.movedim(2, 0)
     total = torch.logaddexp(normaliser, other_normaliser)
@@ -297,11 +270,9 @@ def _merge(out: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: Ten
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the attention of queries [K, g, S, D] over keys and values [K, T, D].
+    """Return the attention [K, g, S, D] of queries over keys and values, and the log-sum-exp of the scores [K, g, S].
 
-    Returns:
-        The output [K, g, S, D] and the log-sum-exp of the scores [K, g, S], at least float32: rounded to bfloat16 it
-        would change the attention weights by several percent.
+    The latter is at least float32: rounded to bfloat16 it would change the attention weights by several percent.
     """
     if query.device.type == "cpu":
         # The kernel accepts strides of zero, so the repeats over g take no memory.

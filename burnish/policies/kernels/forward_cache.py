@@ -3,15 +3,13 @@
 Problem: until the weights change, training multiplies the same hidden states by the same weights as sampling did.
 
 Idea: the sampler stores the outputs of its linear layers, token by token. The training pass looks them up instead of
-computing them; norms, attention and everything else between the linear layers runs as usual, and so does the backward
-pass. With all outputs stored, a training step saves a third of its matrix products, or half of them if only adapters
-are trained.
+computing them; everything else runs as usual. With all outputs stored, a training step saves a third of its matrix
+products, or half of them if only adapters are trained.
 
 Memory: a stored number saves as many multiplications as the weight has inputs. Weights with the most inputs (the
 down-projections) therefore come first; in a Llama they are a quarter of the work and a ninth of the numbers.
 
-Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers; every token that the
-sampler runs takes one slot.
+Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers, of one token.
 """
 
 from __future__ import annotations
@@ -38,8 +36,7 @@ class LayerOutputs:
     """Stored outputs of one linear layer.
 
     Attributes:
-        width: output features.
-        inputs: input features: the number of multiplications that each stored number saves.
+        width, inputs: output features, and input features: the multiplications that each stored number saves.
         adapters: maps inputs [T, in] to the adapters' contribution to the output [T, out]; None without adapters.
         buffer: [capacity, width], float32; None if this layer is not stored. It is reused in every step and grows only
             if a step needs more, because touching fresh memory takes as long as the copy itself.
@@ -74,9 +71,8 @@ class LayerOutputs:
 class ForwardCache:
     """Outputs of linear layers by weight and token. A sampler writes them; ``lookup`` reads them.
 
-    Args:
-        max_bytes: memory limit. The limit and the number of tokens of the first ``reserve`` decide which layers are
-            stored. Tokens beyond the limit are not stored.
+    The limit ``max_bytes`` and the number of tokens of the first ``reserve`` decide which layers are stored. Tokens
+    beyond the limit are not stored.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -101,12 +97,9 @@ class ForwardCache:
     def layer_outputs(
         self, weight: Tensor, adapters: Callable[[Tensor], Tensor] | None = None, parts: Sequence[Tensor] = ()
     ) -> LayerOutputs:
-        """Return the storage for a linear layer.
+        """Return the storage for a linear layer, by the identity of its weight [out, in].
 
-        Args:
-            weight: [out, in]; lookups are by its identity.
-            adapters: as in ``LayerOutputs``.
-            parts: further tensors that the output depends on.
+        ``adapters`` are as in ``LayerOutputs``; ``parts`` are further tensors that the output depends on.
         """
         if id(weight) not in self._layers:
             self._layers[id(weight)] = LayerOutputs(weight.shape[0], weight.shape[1], adapters)

@@ -3,8 +3,8 @@
 Problem: the logits [T, V] of all tokens are by far the largest tensor of a training step.
 
 Idea: apply the head to a chunk of a few hundred rows at a time. The forward pass stores each row's normaliser
-(log-sum-exp) and, if a backward pass may follow, the probabilities of the first chunks, up to ``KEPT_ELEMENTS``. The
-backward pass recomputes the logits of the other chunks and propagates their gradient at once.
+(log-sum-exp) and, if a backward pass may follow, the probabilities of the first chunks. The backward pass recomputes
+the logits of the other chunks and propagates their gradient at once.
 
 Letters: T tokens, S rows of a chunk, V vocabulary size, d hidden size.
 """
@@ -44,18 +44,13 @@ def fused_logprobs(
     *,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities [T] of tokens and the entropies [T] of the sampling distribution, nats.
+    """Return the log-probabilities [T] of tokens [T] and the entropies [T] of the sampling distribution, nats.
 
-    Args:
-        hidden: [T, d], the state that predicts each token.
-        weight: [V, d], weight of the head.
-        bias: [V], bias of the head, or None.
-        tokens: [T], token ids.
-        sampling: temperature and truncation.
-        entropy_gradient: whether the entropies are differentiable.
+    ``hidden`` [T, d] is the state that predicts each token; ``weight`` [V, d] and ``bias`` [V] are those of the head.
     """
     keep = torch.is_grad_enabled()
-    logprobs, entropy = _FusedLogprobs.apply(hidden, weight, bias, tokens, sampling, keep)  # type: ignore[no-untyped-call]
+    arguments = hidden, weight, bias, tokens, sampling, keep
+    logprobs, entropy = _FusedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
@@ -98,9 +93,7 @@ class _FusedLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
-        weight_grad = None
-        if for_weight:
-            weight_grad = ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)
+        weight_grad = (ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)) if for_weight else None
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
         waiting, ctx.waiting = deque(ctx.waiting or ()), None
@@ -143,8 +136,7 @@ class _FusedLogprobs(torch.autograd.Function):
 def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Replace logits [S, V] by exp(l - max) in place, a few rows at a time so that they stay in the cache.
 
-    Returns:
-        The rows' maxima [S], the sums of exp(l - max) [S], and the sums of (l - max) exp(l - max) [S].
+    Returns the rows' maxima [S], the sums of exp(l - max) [S], and the sums of (l - max) exp(l - max) [S].
     """
     top, total, weighted = (logits.new_empty(len(logits)) for _ in range(3))
     for rows in _slices(len(logits), max(1, CACHED_ELEMENTS // logits.shape[-1])):
@@ -170,8 +162,7 @@ def _slices(length: int, step: int) -> list[slice]:
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the scaled logits [S, V], at least float32, and which tokens can be sampled ([S, V] bool, or None for
-    all).
+    """Return the scaled logits [S, V], at least float32, and which tokens can be sampled (None: all).
 
     The logit of a token that cannot be sampled is minus infinity.
     """

@@ -1,7 +1,7 @@
 """Fused decoder layers of the Llama family, for sampling.
 
-Problem: a decoding step multiplies a few rows with every weight. Between the products, a layer runs about ninety small
-operations, whose call overhead is a third of the products' time.
+Problem: between the products of a decoding step, a layer runs about ninety small operations, whose call overhead is a
+third of the products' time.
 
 Idea: one product for linear layers with a common input (q, k and v; gate and up), one operation per norm, one rotation
 for queries and keys together. Each number is computed by the same operations in the same order as in the original
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from burnish.policies.kernels.attention import dispatch_attention
 
 SUPPORTED_LAYERS = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
-"""Model type -> layer class in transformers: RMSNorm before attention and before a gated MLP, rotary positions without
-norms of queries and keys. Subclasses may differ and are not supported.
-"""
+"""Model type -> layer class in transformers: RMSNorm before attention and a gated MLP, rotary positions, no query norm.
+
+Subclasses may differ and are not supported."""
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -35,12 +35,7 @@ def is_supported(layer: nn.Module) -> bool:
 
 
 class FusedDecoderLayer(nn.Module):
-    """A decoder layer with fused linear layers.
-
-    Args:
-        layer: the layer of the sampling model; its norms and activation are used.
-        projections: qkv, output, gate and up, down.
-    """
+    """Decoder layer of the projections qkv, output, gate and up, down; norms and activation are those of ``layer``."""
 
     def __init__(self, layer: Any, projections: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
 """Linear layers computed by the faster CPU library.
 
-torch multiplies float32 matrices with MKL. On AMD processors MKL reaches about 85% of the speed of oneDNN, and less for
-wide outputs such as logits. The choice of library depends on the processor's vendor only and never on a measurement, so
-one machine always computes the same bits.
+torch multiplies float32 matrices with MKL, which reaches about 85% of the speed of oneDNN on AMD processors, and less
+for wide outputs such as logits. The choice depends on the processor's vendor only and never on a measurement, so one
+machine always computes the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from burnish.algorithms.table_gradients import embedding
 from burnish.policies.kernels.forward_cache import Lookup
-from burnish.policies.kernels.recompute import apply_elementwise, get_recomputation
+from burnish.policies.kernels.recompute import apply_elementwise, get_recomputation, identity
 
 MIN_ROWS = 64
 """With fewer rows, reordering the weight for each product costs more than oneDNN gains."""
@@ -72,7 +72,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None) -> Tensor:
         """Return y [..., out] for rows [..., in]; ``output`` is y, flattened to [T, out], if it is known already."""
         # The inputs of elementwise results are saved anyway, so the rows are recomputed from them and not saved.
-        ctx.recompute, parts = get_recomputation(rows) or (_identity, (rows,))
+        ctx.recompute, parts = get_recomputation(rows) or (identity, (rows,))
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
         output = linear_forward(rows.flatten(0, -2), weight, bias) if output is None else output
@@ -83,15 +83,11 @@ class _Linear(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
         rows_grad = linear_forward(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        weight_grad = (
-            linear_forward(flat.t(), ctx.recompute(*parts).flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
-        )
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = linear_forward(flat.t(), ctx.recompute(*parts).flatten(0, -2).t())
         bias_grad = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
         return rows_grad, weight_grad, bias_grad, None
-
-
-def _identity(rows: Tensor) -> Tensor:
-    return rows
 
 
 class _LinearMode(TorchFunctionMode):
@@ -116,11 +112,7 @@ class _LinearMode(TorchFunctionMode):
 def fast_linear(lookup: Lookup | None = None) -> Iterator[None]:
     """Run ``torch.nn.functional.linear`` by the faster library within this context; models are not changed.
 
-    Args:
-        lookup: returns outputs that are known already (``forward_cache``); they are not computed again.
+    Outputs that ``lookup`` returns (``forward_cache``) are not computed again.
     """
-    if lookup is None and not onednn_is_faster():
-        yield
-        return
-    with _LinearMode(lookup):
+    with nullcontext() if lookup is None and not onednn_is_faster() else _LinearMode(lookup):
         yield

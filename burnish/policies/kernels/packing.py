@@ -1,9 +1,8 @@
 """Arrangement of completions for a forward pass: packed or padded. Padding exists only in this module.
 
 Both layouts give the same hidden states. ``packed_states`` runs each distinct prompt once, followed by its completions,
-and concatenates all texts of a microbatch into one sequence without padding. ``padded_states`` runs each prompt with
-its completion as a row of a padded batch, which every architecture supports. When a model is loaded, ``choose_layout``
-compares the layouts with the model's own logits on a few tokens and takes the fastest that agrees.
+all texts of a microbatch in one sequence without padding. ``padded_states`` runs each prompt with its completion as a
+row of a padded batch, which every architecture supports. ``choose_layout`` takes the fastest that works for a model.
 """
 
 from __future__ import annotations
@@ -31,20 +30,15 @@ PROBE = ((2, 3, 4), (5, 6)), ((7, 8), (3, 9, 4)), ((2, 3, 4), (4,))
 """Prompts and completions to compare layouts on: unequal lengths, and a prompt with two completions."""
 
 PAD_ID = 0
-"""Token id of padding positions, which are always masked. Id 0 always has a row in the embedding; the tokenizer's own
-padding token may not.
-"""
+"""Token id of padding positions, which are masked. Unlike the tokenizer's own, it always has a row in the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """All texts of a microbatch as one sequence of S tokens.
-
-    The last token of a completion is not run: its state predicts nothing.
+    """All texts of a microbatch as one sequence of S tokens; the last token of a text predicts nothing and is not run.
 
     Attributes:
-        ids: [1, S], token ids.
-        positions: [1, S], position of each token in its own text.
+        ids, positions: [1, S], token ids, and the position of each token in its own text.
         attention: which tokens attend to which.
         sources: [T], for each completion token in order, the position in the sequence whose state predicts it.
         tokens: [T], the completion tokens.
@@ -100,12 +94,24 @@ def pack(completions: Sequence[Completion], device: Any = None, cache: ForwardCa
     )
 
 
+def hidden_states(
+    layout: Layout | None, model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the state [T, d] that predicts each token, and the tokens [T], in a layout (None: padded)."""
+    if not any(completion.token_ids for completion in completions):
+        head = get_linear_head(model)
+        weight = model.get_input_embeddings().weight if head is None else head[0]
+        return weight.new_zeros(0, weight.shape[1]), torch.zeros(0, dtype=torch.long, device=weight.device)
+    try:
+        return (layout or padded_states)(model, completions, cache)
+    except UnsupportedAttention:  # a text is longer than the attention window
+        return padded_states(model, completions)
+
+
 def packed_states(
     model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the states [T, d] and tokens [T] by running each distinct prompt once, without padding."""
-    if not any(completion.token_ids for completion in completions):
-        return _no_states(model)
     batch = pack(completions, model.device, cache)
     lookup = cache.lookup(batch.cache_slots) if cache is not None and batch.cache_slots else None
     on_cpu = batch.ids.device.type == "cpu"
@@ -124,12 +130,9 @@ def padded_states(
 
     Prompts are padded on the left and completions on the right, so all completions start in the same column.
     """
-    if not any(completion.token_ids for completion in completions):
-        return _no_states(model)
     inputs, chosen, answers = _padded_texts(model, completions)
-    longest = answers.shape[1]
     states = get_backbone(model)(**inputs, use_cache=False)[0]
-    return states[:, -longest - 1 : -1][chosen], answers[chosen]
+    return states[:, -answers.shape[1] - 1 : -1][chosen], answers[chosen]
 
 
 def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
@@ -188,35 +191,21 @@ def get_linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
     return (output.weight, output.bias) if type(output) is torch.nn.Linear else None
 
 
-def _no_states(model: Any) -> tuple[Tensor, Tensor]:
-    """Return the states [0, d] and tokens [0] of completions without tokens."""
-    head = get_linear_head(model)
-    weight = model.get_input_embeddings().weight if head is None else head[0]
-    return weight.new_zeros(0, weight.shape[1]), torch.zeros(0, dtype=torch.long, device=weight.device)
-
-
 def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
     """Return the keyword argument that applies the head to the last ``count`` tokens only, if the model has one."""
-    return (
-        {"logits_to_keep": count}
-        if "logits_to_keep" in inspect.signature(unwrap_peft(model).forward).parameters
-        else {}
-    )
+    parameters = inspect.signature(unwrap_peft(model).forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in parameters else {}
 
 
 @torch.no_grad()
 def choose_layout(model: Any) -> tuple[Layout | None, str]:
-    """Return the fastest layout that agrees with the model's own logits, and why it is not ``packed_states``.
+    """Return the fastest layout that agrees with the model's own logits on a few tokens, and why it is not packed.
 
-    Returns:
-        The layout, or None if a product with the head's weight does not reproduce the logits; and the reason, "" for
-        ``packed_states``.
+    The layout is None if a product with the head's weight does not reproduce the logits; the reason is "" if packed.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    probe = [
-        Completion(Prompt("", ""), _within(prompt, vocabulary), _within(answer, vocabulary), "", (), "length")
-        for prompt, answer in PROBE
-    ]
+    texts = [[tuple(token % vocabulary for token in tokens) for tokens in pair] for pair in PROBE]
+    probe = [Completion(Prompt("", ""), prompt, answer, "", (), "length") for prompt, answer in texts]
     expected, _ = padded_logits(model, probe)
     reason = ""
     for layout in (packed_states, padded_states):
@@ -242,13 +231,7 @@ def _mismatch(model: Any, layout: Layout, probe: Sequence[Completion], expected:
     scale = max(float(expected.abs().max()), 1e-9)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2)
     distance = float((logits - expected).abs().max()) / scale
-    if not distance <= tolerance:
-        return f"packing changes its logits by a relative {distance:.1e}"
-    return ""
-
-
-def _within(tokens: Sequence[int], vocabulary: int) -> tuple[int, ...]:
-    return tuple(token % vocabulary for token in tokens)
+    return "" if distance <= tolerance else f"packing changes its logits by a relative {distance:.1e}"
 
 
 def activation_bytes_per_token(model: Any) -> int:
@@ -266,11 +249,9 @@ def activation_bytes_per_token(model: Any) -> int:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with torch.enable_grad(), saving, fast_linear():
-        states = get_backbone(model)(input_ids=ids, use_cache=False)[
-            0
-        ]  # held, so that no storage is given to another tensor
+        states = get_backbone(model)(input_ids=ids, use_cache=False)[0]
     total = sum(kept.values())
-    del states
+    del states  # held until here, so that no storage is given to another tensor
     return total // tokens
 
 
