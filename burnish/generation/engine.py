@@ -61,9 +61,7 @@ class Engine(RowSampler):
         try:
             with self._repacked.repacked(self.language_model.forward_cache) as model:
                 _Rollout(self, model, encoded, rows, sampling).run()
-        except (
-            UnsupportedAttention
-        ):  # longer than the attention window: the first pass fails, before any token is drawn
+        except UnsupportedAttention:  # a text exceeds the window: raised by the first pass, before any token is drawn
             self._fallback.fill(encoded, rows, sampling)
 
     def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
