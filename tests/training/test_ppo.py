@@ -130,7 +130,7 @@ class TestStep:
         kl = {"coefficient": 0.5, "estimator": "k1", "where": "reward"}
         one = learner(kl=kl, critic={"trace": 1.0, "clip": 0.0})
         with torch.no_grad():
-            one.policy._reference.logits[4, 0] = 3.0
+            one.policy.reference.logits[4, 0] = 3.0
         report = train_step(one)
         table = torch.zeros(5, 4, dtype=torch.float64)
         table[4, 0] = 3.0
