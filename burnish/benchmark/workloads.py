@@ -78,10 +78,10 @@ TINY = Workload("tiny", "grpo", "a random model, to try the benchmark itself", 2
 """Only measured by name: it says nothing about speed."""
 
 QUESTIONS = (
-    "What is the capital of France? JobResult in one word.",
+    "What is the capital of France? Answer in one word.",
     "Name three colours of the rainbow.",
     "What is 7 times 8? Give only the number.",
-    "Is the sun a star or a planet? JobResult in one sentence.",
+    "Is the sun a star or a planet? Answer in one sentence.",
     "Write a one-line greeting for a birthday card.",
     "Which animal says 'meow'? One word, please.",
     "Give me one synonym of 'happy'.",
