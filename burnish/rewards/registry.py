@@ -216,7 +216,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "chrf": "burnish.rewards.library.overlap:chrf",
         "ter": "burnish.rewards.library.overlap:ter",
         "rouge_l": "burnish.rewards.library.overlap:rouge_l",
-        "keywords": "burnish.rewards.library.overlap:keywords",
+        "keywords": "burnish.rewards.library.keywords:keywords",
         "length_band": "burnish.rewards.library.format:length_band",
         "regex": "burnish.rewards.library.format:regex",
         "json_format": "burnish.rewards.library.format:json_format",

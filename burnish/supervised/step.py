@@ -25,9 +25,10 @@ from burnish.supervised.objective import (
 )  # fmt: skip
 from burnish.supervised.recipe import SupervisedRecipe
 from burnish.system.files import json_text
-from burnish.training.batching import PromptOrder, TokenBudget
+from burnish.training.batching import TokenBudget
 from burnish.training.metrics import Clock
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
+from burnish.training.prompt_order import PromptOrder
 from burnish.training.trainer import Trainer
 
 MEASURED_AT_ONCE = 32

@@ -26,9 +26,10 @@ from burnish.run.launch import (
 )  # fmt: skip
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
+from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
+from burnish.supervised.kto import KTO
 from burnish.supervised.objective import Objective
-from burnish.supervised.preference import KTO, PAIR_LOSSES, PairPreference
 from burnish.supervised.recipe import (
     PreferRecipe,
     RewardModelRecipe,

@@ -19,7 +19,8 @@ from burnish.run.interrupts import Interrupts
 from burnish.training.advantages import GroupCredit, MovingBaseline, credit_assigner
 from burnish.training.batching import TokenBudget
 from burnish.training.critic import Critic
-from burnish.training.policy_loss import KLTerm, PolicyLoss
+from burnish.training.kl_reference import KLTerm
+from burnish.training.policy_loss import PolicyLoss
 from burnish.training.rollouts import Rollouts, Screen, flag_completion
 from burnish.types import Completion, Prompt
 

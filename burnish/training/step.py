@@ -23,17 +23,11 @@ from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward
 from burnish.training.advantages import Credit, Rewards, split_rewards
-from burnish.training.batching import (
-    PromptOrder,
-    StepTensors,
-    evaluate_tokens,
-    microbatches,
-    trained_indices,
-    update_indices,
-)  # fmt: skip
+from burnish.training.batching import StepTensors, evaluate_tokens, microbatches, trained_indices, update_indices
 from burnish.training.learner import Learner, StepReport
 from burnish.training.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
+from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect
 from burnish.types import Completion, Group, Microbatch, Prompt, Scores
 

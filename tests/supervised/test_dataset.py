@@ -26,7 +26,7 @@ from burnish.run.folder import Checkpoint
 from burnish.supervised.dataset import split_rows
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, load_supervised, recipe_kind
 from burnish.supervised.sources import JsonLines, _exchanged
-from burnish.training.batching import PromptOrder
+from burnish.training.prompt_order import PromptOrder
 from burnish.types import Message
 
 

@@ -18,8 +18,8 @@ from burnish.errors import InputError
 from burnish.policies.loading import load_policy
 from burnish.reports.terminal.progress import QuietProgress
 from burnish.supervised.encoding import Encoder
+from burnish.supervised.kto import KTO, desirable_gap, mismatched
 from burnish.supervised.objective import PLAIN, Example, metric_values
-from burnish.supervised.preference import KTO, desirable_gap, mismatched
 from burnish.supervised.recipe import PreferRecipe, load_supervised
 from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget

@@ -27,6 +27,7 @@ from burnish.reports.terminal.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
 from burnish.supervised.dataset import select_units
+from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.objective import (
     PLAIN,
@@ -38,7 +39,6 @@ from burnish.supervised.objective import (
     sums_from_json,
     sums_to_json,
 )
-from burnish.supervised.preference import PAIR_LOSSES, PairPreference
 from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget
 from burnish.types import Message

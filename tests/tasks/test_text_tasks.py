@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.library.overlap import keywords
+from burnish.rewards.library.keywords import keywords
 from burnish.tasks import dialogue, news, news_zh, story
 from burnish.tasks.dialogue import Dialogue
 from burnish.tasks.news import Article, Headlines, News

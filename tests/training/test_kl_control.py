@@ -15,7 +15,7 @@ from burnish.recipe.algorithm import KL
 from burnish.recipe.schema import LoRA
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
-from burnish.training.policy_loss import KLTerm, PolicySnapshot
+from burnish.training.kl_reference import KLTerm, PolicySnapshot
 from burnish.training.step import train_step
 from burnish.types import Completion, Prompt
 from tests.fakes import FixedScorer, toy_learner

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.library.overlap import common_subsequence, keywords, rouge_l
+from burnish.rewards.library.keywords import keywords
+from burnish.rewards.library.overlap import common_subsequence, rouge_l
 from burnish.types import Completion
 from tests.rewards.completions import ODD_TEXTS, answer
 
