@@ -19,12 +19,13 @@ from typing import Any
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, file_sha256
+from burnish.catalogue.portable import make_portable
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.system.paths import expanded
 
-FORMAT = 1  # version of converted folders; raised when conversion changes, and old folders are left alone
+FORMAT = 2  # version of converted folders; raised when conversion changes, and old folders are left alone
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
 
@@ -179,7 +180,13 @@ def _check_adapter(folder: Path) -> Path:
 
 
 def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+    if whole.is_file() and shards:
+        raise InputError(
+            f"model folder {folder} holds its weights twice, as model.safetensors and in shards ({shards[0]}), and one of "
+            "them may be older: delete the older one"
+        )
     if index.is_file():
         weight_map = _json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -192,7 +199,6 @@ def _shards(folder: Path) -> list[Path]:
                 "copy it there, or download the model again"
             )
         return [folder / name for name in shards]
-    whole = folder / "model.safetensors"
     if whole.is_file():
         return [whole]
     if pickled := sorted(path.name for pattern in PICKLED for path in folder.glob(pattern)):
@@ -252,13 +258,10 @@ def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:
             plain.save_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True)
             tokenizer.model_max_length = config.max_position_embeddings
-            for key in ("local_files_only", "is_local"):  # how it was loaded is not part of the tokenizer
-                tokenizer.init_kwargs.pop(key, None)
             if entry.name in DIGITS_FIRST:
                 _cut_digits_first(tokenizer)
             tokenizer.save_pretrained(folder)
-        # safetensors makes its file private to its owner; a shared cache folder follows the umask.
-        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+        make_portable(folder)
     except SafetensorError as error:
         if re.search(r"os error (28|122|27)\b|No space", str(error)):
             raise store.no_room(f"converting {entry.name}", quantised.num_parameters() * 4) from error

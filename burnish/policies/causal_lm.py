@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from burnish.catalogue.portable import make_portable
 from burnish.errors import InputError
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
@@ -264,12 +265,13 @@ class CausalPolicy(CausalModel):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """Write the model, or the adapter with the name of its base, and the tokenizer in Hugging Face format."""
+        """Write the model, or the adapter with the name of its base, and the tokenizer, as other programs read them."""
         with quiet_transformers():
             # Otherwise peft asks the hub whether the base model's embedding was resized; it never is.
             options = {"save_embedding_layers": False} if self.adapter else {}
             self.model.save_pretrained(folder, safe_serialization=True, **options)
             self.tokenizer.save_pretrained(folder)
+        make_portable(folder, end_ids=self.end_ids)
 
     def load(self, folder: Path) -> None:
         """Load saved weights in place, bit for bit.

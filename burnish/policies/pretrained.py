@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) 
     if described is None:
         return load_full_model(source, dtype, offline=offline)
     weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
-    base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if base == str(source):
+    named = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if named == str(source):
         raise ValueError("its adapter_config.json names itself as the base model")
+    base = resolve_model(named, offline=offline)
     from peft import PeftModel
 
     # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
@@ -51,6 +53,10 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
     if missing := sorted(loading["missing_keys"]):
         # transformers would initialise them randomly and only warn.
         raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        # The files have a head of their own, and transformers uses it whatever the config says.
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
     return model

@@ -168,6 +168,12 @@ class Run:
 
     def _point_model_at(self, checkpoint: Checkpoint) -> None:
         link = self.folder / "model"
+        if link.is_dir() and not link.is_symlink():  # a copy of the run, made with its links resolved
+            if not any(_same_files(link, one.folder / "model") for one in self.checkpoints()):
+                raise BurnishError(
+                    f"{link} is a folder with other files than a checkpoint's, in place of the run's link: move it away"
+                )
+            shutil.rmtree(link)
         fresh = self.folder / ".model.partial"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("checkpoints") / checkpoint.folder.name / "model")
@@ -227,6 +233,11 @@ def _make_unused(path: Path) -> Path:
                 numbered.mkdir(parents=True)
                 return numbered
     raise AssertionError("unreachable")
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    sizes = ({path.relative_to(root): path.stat().st_size for path in root.rglob("*")} for root in (folder, other))
+    return next(sizes) == next(sizes)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        follow_umask(temporary)
         sync_tree(temporary)
         os.rename(temporary, target)
         sync_folder(target.parent)
@@ -77,6 +79,16 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             sync_file(Path(parent) / name)
         sync_folder(Path(parent))
+
+
+def follow_umask(folder: Path) -> None:
+    """Give every file below a folder the mode of a new one: safetensors makes its files private to their owner."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mode-") as inner:
+        (Path(inner) / "new").touch()
+        mode = (Path(inner) / "new").stat().st_mode
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            (Path(parent) / name).chmod(mode & 0o777)
 
 
 @contextmanager

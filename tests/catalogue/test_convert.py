@@ -114,6 +114,10 @@ SHARD, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.json
         (lambda f: (f / SHARD).write_bytes(b"\x02" + b"\0" * 7 + b"[]"), "is not a complete safetensors file"),
         (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), "has no weight_map"),
         (lambda f: drop(f, INDEX), r"no weights: model\.safetensors is missing"),
+        (
+            lambda f: shutil.copy(f / SHARD, f / "model.safetensors"),
+            r"weights twice, as model\.safetensors and in shards",
+        ),
         (lambda f: drop(f, "tokenizer.json"), r"no tokenizer: save it there with tokenizer\.save_pretrained"),
     ],
 )

@@ -6,9 +6,12 @@ import errno
 import json
 import os
 import resource
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
@@ -153,6 +156,36 @@ class TestCheckpoints:
         run.save_checkpoint(2, {}, fill("other"), keep=1)
         assert (run.folder / "model" / "weights").read_text() == "2"
         assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
+
+    def test_files_follow_the_umask(self, run):
+        def write(folder: Path) -> None:
+            save_file({"w": np.zeros(3, dtype=np.float32)}, folder / "model" / "model.safetensors")
+
+        before = os.umask(0o027)
+        try:
+            folder = run.save_checkpoint(1, {}, write, keep=1).folder
+        finally:
+            os.umask(before)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+        assert modes == {"model.safetensors": 0o640, "state.json": 0o640}, "safetensors itself writes 0600"
+
+    def test_a_copy_with_its_links_resolved_is_linked_again(self, run, tmp_path):
+        for step in (1, 2):
+            run.save_checkpoint(step, {}, fill(f"of step {step}"), keep=2)
+        copy = tmp_path / "copy"
+        shutil.copytree(run.folder, copy)
+        assert (copy / "model").is_dir() and not (copy / "model").is_symlink()
+        copied = Run.open(copy)
+        copied.cut_back(copied.checkpoints()[-1])
+        assert (copy / "model").readlink() == Path("checkpoints/step-2/model")
+        assert (copy / "model" / "weights").read_text() == "of step 2"
+        (copy / "model").unlink()
+        (copy / "model").mkdir()
+        (copy / "model" / "mine").write_text("not a copy")
+        with pytest.raises(BurnishError, match="other files than a checkpoint's"):
+            copied.cut_back(copied.checkpoints()[-1])
+        assert (copy / "model" / "mine").exists()
+        copied.close()
 
     def test_a_folder_without_state_is_not_a_checkpoint_and_is_replaced(self, run):
         (run.folder / "checkpoints" / "step-3" / "model").mkdir(parents=True)
