@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.presets import PRESETS
+from burnish.backends.chat import chat_settings
 from burnish.backends.local import build
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompts import task_prompts
@@ -191,7 +192,8 @@ def evaluate(
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
     source = resolve_model(name, offline=offline, observer=observer)
-    return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline)
+    chat = chat_settings(recipe.task)
+    return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline, chat=chat)
 
 
 def generate(
@@ -272,7 +274,8 @@ def score(
     shared = Prompt("prompt", prompt, reference)
     prompt_ids = policy.encode_prompt(shared) if policy else ()
     completions = [
-        Completion(shared, prompt_ids, policy.encode(text) if policy else (), text, (), "stop") for text in texts
+        Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
+        for text in texts
     ]
     sections = [RewardSection(use=name, **settings[name]) for name in rewards]
     scores = combine_rewards(sections, policy).score(completions)

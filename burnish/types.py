@@ -21,10 +21,17 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        reasoning: the thoughts before an assistant's answer, for templates that write them apart (``reasoning_content``).
+        learnt: whether fine-tuning learns this message, if it is the assistant's.
+    """
 
     role: Role
     content: str
+    reasoning: str = ""
+    learnt: bool = True
 
 
 @dataclass(frozen=True, slots=True)

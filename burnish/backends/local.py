@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from burnish.backends.chat import chat_settings, check_conversations
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompts import task_prompts
 from burnish.backends.reference_cache import CachedReference
@@ -25,6 +26,7 @@ from burnish.types import Prompt
 
 if TYPE_CHECKING:
     from burnish.policies.causal_lm import CausalPolicy
+    from burnish.policies.chat_template import ChatSettings
 
 
 def build(
@@ -51,7 +53,10 @@ def build(
         policy, sampler = build_module_policy(recipe.policy, recipe.seed, texts=texts, folder=folder, observer=observer)
         policy.reference = CachedReference(policy.reference)
     else:
-        policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer)
+        chat = chat_settings(recipe.task, folder)
+        policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
+        if recipe.policy.use == "causal_lm":
+            check_conversations(policy, [*train, *held_out], observer)
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
         policy.update_lagged_policy()
     rewards = resolve_rewards(recipe.algorithm, recipe.reward)
@@ -65,7 +70,12 @@ def build(
 
 
 def build_policy(
-    section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
+    section: PolicySection,
+    seed: int,
+    *,
+    offline: bool = False,
+    observer: Observer | None = None,
+    chat: ChatSettings | None = None,
 ) -> tuple[Policy, Sampler]:
     """Build a language model or table policy, and the sampler that shares its weights."""
     if section.use == "tabular":
@@ -75,7 +85,7 @@ def build_policy(
         return table, table
     from burnish.generation.engine import make_sampler
 
-    policy = build_language_model(section, seed, offline=offline, observer=observer)
+    policy = build_language_model(section, seed, offline=offline, observer=observer, chat=chat)
     if policy.padding_reason and observer is not None:
         observer.message(f"prompts are not shared between samples, which is slower: {policy.padding_reason}")
     policy.reference = CachedReference(policy.reference)
@@ -83,7 +93,12 @@ def build_policy(
 
 
 def build_language_model(
-    section: PolicySection, seed: int, *, offline: bool = False, observer: Observer | None = None
+    section: PolicySection,
+    seed: int,
+    *,
+    offline: bool = False,
+    observer: Observer | None = None,
+    chat: ChatSettings | None = None,
 ) -> CausalPolicy:
     """Load the language model that a recipe trains. Raises InputError or BurnishError where it is not available."""
     from burnish.policies.loading import load_policy
@@ -91,7 +106,7 @@ def build_language_model(
     source = resolve_model(section.model, offline=offline, observer=observer)
     return load_policy(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
-        gradient_checkpointing=section.gradient_checkpointing,
+        gradient_checkpointing=section.gradient_checkpointing, chat=chat,
     )  # fmt: skip
 
 

@@ -24,6 +24,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 OPTIONAL: Mapping[str, tuple[str, ...]] = {"pairs": ("margin",)}
 """Format -> optional columns."""
 ROLES: tuple[Role, ...] = get_args(Role)
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of an assistant's thoughts in a message."""
+UNUSABLE = ("tool_calls", "function_call", "tool_call_id", "name", "audio", "images", "videos", "refusal", "prefix")
+"""Keys of a message that chat templates read and that are not supported."""
 
 
 class RowFormat:
@@ -59,12 +63,14 @@ class RowFormat:
         listed = values["messages"]
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"'{self.columns['messages']}' is not a list of messages")
-        messages = tuple(_message(one) for one in listed)
+        messages = tuple(read_message(one) for one in listed)
         first = next((index for index, message in enumerate(messages) if message.role == "assistant"), None)
         if first is None:
             raise ValueError("no assistant message, so nothing to learn")
         if first == 0:
             raise ValueError("the assistant speaks first; put the user's message before it")
+        if not any(message.learnt for message in messages if message.role == "assistant"):
+            raise ValueError("each assistant message has weight 0, so nothing to learn")
         return Conversation(messages, digest(*(message.content for message in messages[:first])))
 
     def _completion(self, values: Mapping[str, Any]) -> PromptCompletion:
@@ -105,12 +111,41 @@ class RowFormat:
         return value
 
 
-def _message(value: Any) -> Message:
+def read_message(value: Any) -> Message:
+    """Return a message of a conversation as data sets write it.
+
+    ``content`` is text or a list of text parts, ``reasoning_content`` (or ``reasoning``, ``thinking``) an assistant's
+    thoughts, ``weight`` 0 or 1.
+
+    Raises:
+        ValueError: it cannot be used, or has a key whose meaning would be lost.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"a message is {json_type(value)}, not an object with role and content")
-    role, content = value.get("role"), value.get("content")
+    role, content = value.get("role"), _joined_parts(value.get("content"))
     if role not in ROLES:
         raise ValueError(f"role {str(role)[:40]!r}: known roles are {', '.join(ROLES)}")
+    if unusable := [key for key in UNUSABLE if value.get(key)]:
+        raise ValueError(
+            f"a message has '{unusable[0]}', which is not supported: write it into content as the model does"
+        )
     if not isinstance(content, str) or (role == "assistant" and not content.strip()):
         raise ValueError(f"a message of role '{role}' has no text as its content")
-    return Message(role, content)
+    thoughts = [value[key] for key in REASONING if value.get(key)]
+    if thoughts and (role != "assistant" or not isinstance(thoughts[0], str)):
+        raise ValueError(f"a message of role '{role}' has a reasoning_content that is not an assistant's text")
+    weight = value.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise ValueError(f"a message has weight {str(weight)[:40]}: write 1 to learn it or 0 not to")
+    return Message(role, content, thoughts[0] if thoughts else "", weight is None or bool(weight))
+
+
+def _joined_parts(content: Any) -> Any:
+    """Return the text of a message's content parts; other content as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"a message has a content part of type '{kind}': only text can be used")
+    return "".join(part["text"] for part in content)

@@ -121,7 +121,13 @@ def rows_digest(rows: Sequence[TrainingRow]) -> str:
 def _recorded(row: TrainingRow) -> str:
     """Return a row as text. The form is fixed, with the names of version 0.1: run folders hold digests of it."""
     if isinstance(row, Conversation):
-        turns = ", ".join(f"Turn(role={one.role!r}, content={one.content!r})" for one in row.messages)
+        turns = ", ".join(map(_recorded_message, row.messages))
         return f"Dialogue(turns=({turns}), unit={row.unit!r})"
     kind = {PromptCompletion: "Text", PreferencePair: "Pair", LabelledCompletion: "Judged"}[type(row)]
     return kind + repr(row).removeprefix(type(row).__name__)
+
+
+def _recorded_message(message: Message) -> str:
+    thoughts = f", reasoning={message.reasoning!r}" if message.reasoning else ""
+    weight = "" if message.learnt else ", learnt=False"
+    return f"Turn(role={message.role!r}, content={message.content!r}{thoughts}{weight})"

@@ -55,7 +55,9 @@ class TextModel(Protocol):
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]: ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
+        """Return the text of a completion; ``begins``: of an empty prompt."""
+        ...
 
 
 class RowSampler(ABC):
@@ -113,7 +115,8 @@ class RowSampler(ABC):
 
     def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
         text = row.tokens[:-1] if row.reason == "stop" and not self._with_end else row.tokens
+        options = {} if prompt.text or prompt.messages else {"begins": True}
+        decoded = self._text_model.decode(text, **options)
         return Completion(
-            prompt, prompt_ids, tuple(row.tokens), self._text_model.decode(text), tuple(row.logprobs), row.reason,
-            version, row.index,
+            prompt, prompt_ids, tuple(row.tokens), decoded, tuple(row.logprobs), row.reason, version, row.index,
         )  # fmt: skip

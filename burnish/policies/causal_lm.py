@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from burnish.catalogue.portable import make_portable
 from burnish.errors import InputError
+from burnish.policies.chat_answers import TurnEnd, find_turn_end
+from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.packing import (
@@ -27,6 +30,7 @@ from burnish.policies.kernels.packing import (
 )
 from burnish.policies.pretrained import ADAPTER_WEIGHTS, load_full_model, loading_errors, quiet_transformers
 from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
+from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -46,13 +50,24 @@ class CausalModel:
             differ from the sampled one.
         tokenizer: its tokenizer.
         like: a model of the same architecture whose layout is taken over; without it, the layouts are compared.
+        chat: how conversations become text.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, like: CausalModel | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        like: CausalModel | None = None,
+        chat: ChatSettings | None = None,
     ) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
+        settings = like.chat.settings if chat is None and like is not None else chat
+        self.chat: ChatTemplate = ChatTemplate(tokenizer, settings)
+        self.codec = TextCodec(tokenizer)
+        self._controls = ControlTokens(tokenizer)
+        self._turn_ends: dict[tuple[str, frozenset[int]], TurnEnd] = {}
         self.reference: LanguageModel = self
         """Reference model for KL terms and fluency; the model itself unless replaced."""
         self.forward_cache: ForwardCache | None = None
@@ -77,29 +92,55 @@ class CausalModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """Tokens that end a text: those that the configuration names, and the one that ends a turn of the template."""
+        turn = self.turn_end.token
+        return self._configured_ends if turn is None else self._configured_ends | {turn}
+
+    @property
+    def _configured_ends(self) -> frozenset[int]:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
         return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of a text, without special tokens."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    @property
+    def turn_end(self) -> TurnEnd:
+        """How an answer of a conversation ends."""
+        key = self.chat.source, self._configured_ends
+        if key not in self._turn_ends:
+            self._turn_ends[key] = find_turn_end(self.chat, key[1]) if key[0] else TurnEnd()
+        return self._turn_ends[key]
+
+    @property
+    def controls(self) -> ControlTokens:
+        """The tokens that text must not contain, since they would forge a turn or an end."""
+        self._controls.update(self.chat, self.end_ids)
+        return self._controls
+
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """Return the token ids of a text that continues a prompt, without special tokens around it.
+
+        Args:
+            begins: whether the prompt is empty.
+        """
+        return self.codec.encode(text, begins=begins)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the beginning-of-text token if the model has one.
 
-        A prompt with messages goes through the model's chat template, up to the start of the assistant's answer.
+        A prompt with messages goes through the model's chat template, up to the start of the assistant's answer. A
+        control token inside the prompt's text is encoded as text.
 
         Raises:
             InputError: the prompt is empty and the model has no token to begin with; or it has messages and the model
-                has no chat template, or the template rejects them (some accept no system message).
+                has no chat template, or the template rejects them or leaves one out.
         """
         if prompt.messages:
             return self._encode_messages(prompt)
-        ids = list(self.tokenizer(prompt.text)["input_ids"])
+        first, *rest = self.controls.broken(prompt.text).split(BREAK)
+        ids = list(self.tokenizer(first)["input_ids"])
         while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
             ids.pop()
+        ids += [token for piece in rest for token in self.encode(piece)]
         if not ids:
             begins = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
             ids = [token for token in begins if token is not None][:1]
@@ -108,25 +149,37 @@ class CausalModel:
         return tuple(ids)
 
     def _encode_messages(self, prompt: Prompt) -> tuple[int, ...]:
-        import jinja2
-
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not self.chat.source:
             raise InputError(
                 f"prompt '{prompt.id}' is a conversation and the model has no chat template: set task.chat = false, or "
                 "choose a model that was tuned for chat"
             )
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        apply: Any = self.tokenizer.apply_chat_template
+        broken = self.controls.broken
+        messages = [
+            replace(one, content=broken(one.content), reasoning=broken(one.reasoning)) for one in prompt.messages
+        ]
         try:
-            return tuple(apply(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-        except jinja2.TemplateError as error:
+            text = self.chat.text(messages, begin_answer=True)
+        except ValueError as error:
             raise InputError(
                 f"prompt '{prompt.id}': the model's chat template refuses its messages ({error}): their roles are "
                 f"{', '.join(message.role for message in prompt.messages)}"
             ) from error
+        try:
+            self.chat.refuse_lost(messages, text)
+        except ValueError as error:
+            raise InputError(f"prompt '{prompt.id}': {error}") from error
+        first, *rest = text.split(BREAK)
+        return (*self.encode(first, begins=True), *(token for piece in rest for token in self.encode(piece)))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
+        """Return the text of a completion. Only tokens for the beginning, the end and padding are left out.
+
+        Args:
+            begins: whether the prompt is empty.
+        """
+        silent = {*self.end_ids, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id}
+        return self.codec.decode([token for token in token_ids if token not in silent], begins=begins)
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
@@ -188,8 +241,8 @@ class ReloadedReference:
         """Free the memory of the model."""
         self._loaded = None
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        return self._like.encode(text)
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        return self._like.encode(text, begins=begins)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         return self._like.encode_prompt(prompt)

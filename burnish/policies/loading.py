@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
+from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import add_lora_adapter, load_merged_model, loading_errors, quiet_transformers
 
@@ -19,6 +20,7 @@ def load_model(
     device: str = "auto",
     offline: bool = False,
     like: CausalModel | None = None,
+    chat: ChatSettings | None = None,
 ) -> CausalModel:
     """Load a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
@@ -31,7 +33,9 @@ def load_model(
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return CausalModel(model.to(target), tokenizer, like=like)
+    if chat is not None:
+        chat.check(tokenizer)
+    return CausalModel(model.to(target), tokenizer, like=like, chat=chat)
 
 
 def load_policy(
@@ -43,6 +47,7 @@ def load_policy(
     offline: bool = False,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    chat: ChatSettings | None = None,
 ) -> CausalPolicy:
     """Load a policy to train from a local folder or a hub id.
 
@@ -58,7 +63,7 @@ def load_policy(
     """
     # A run's "model" is a link to its latest checkpoint. Resolved now, the reference stays where training starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
-    loaded = load_model(source, dtype=dtype, device=device, offline=offline)
+    loaded = load_model(source, dtype=dtype, device=device, offline=offline, chat=chat)
     if lora is None:
         trained = loaded.model.requires_grad_(True)
 

@@ -108,7 +108,7 @@ class ModuleModel:
             raise InputError(f"prompt '{prompt.id}' is empty and the vocabulary has no token to begin a text with")
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
         return self.vocabulary.decode(token_ids)
 
     @torch.no_grad()

@@ -79,7 +79,8 @@ class RewardModel:
                 f"{self.max_tokens} with the answer: give shorter prompts, or train one with a larger batch.max_tokens"
             )
         end = (self.backbone.tokenizer.eos_token_id,) if completion.finish_reason == "stop" else ()
-        token_ids = (*self.backbone.encode(completion.text), *end)[:room]
+        empty = not (completion.prompt.text or completion.prompt.messages)
+        token_ids = (*self.backbone.encode(completion.text, begins=empty), *end)[:room]
         return replace(completion, prompt_ids=prompt_ids, token_ids=token_ids, sampler_logprobs=())
 
     @property

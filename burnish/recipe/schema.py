@@ -26,9 +26,9 @@ from burnish.recipe.reading import builtin_recipes as builtin_recipes
 from burnish.recipe.reading import read_recipe, validate
 from burnish.recipe.sections import (
     MAX_SIZE,
+    ChatSection,
     Evaluation,
     Guards,
-    OpenSection,
     Pair,
     RewardSection,
     Section,
@@ -130,7 +130,7 @@ class PolicySection(Section):
         return self
 
 
-class TaskSection(OpenSection):
+class TaskSection(ChatSection):
     """The task that the prompts come from; other keys are its options."""
 
     use: str = "news"

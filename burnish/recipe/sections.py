@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from burnish.registry import nearest
+from burnish.system.paths import expanded
 
 MAX_SIZE = 1 << 20
 """Upper limit of sizes and counts; a larger number is a typing error that would exhaust memory or never end."""
@@ -33,6 +34,37 @@ class OpenSection(Section):
     def options(self) -> dict[str, Any]:
         """The options of the object that ``use`` names."""
         return dict(self.model_extra or {})
+
+
+class ChatSection(OpenSection):
+    """An open section whose prompts or rows may be conversations, with settings of the model's chat template."""
+
+    template: str | None = None
+    """A file with an own chat template (Jinja). A text that names no file is an option: the text of a task's prompts."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as ``enable_thinking``."""
+
+    @property
+    def template_file(self) -> str | None:
+        """The file with an own chat template."""
+        if self.template is None or "{" in self.template:
+            return None
+        path = expanded(self.template)
+        return self.template if path.suffix in (".jinja", ".jinja2", ".j2") or path.is_file() else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        text = self.template if self.template_file is None else None
+        return super().options if text is None else {**super().options, "template": text}
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _check_reserved(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if reserved := sorted(
+            {"messages", "conversations", "chat_template", "add_generation_prompt"} & {*(value or {})}
+        ):
+            raise ValueError(f"'{reserved[0]}' is set for each conversation; remove it")
+        return value
 
 
 class Schedule(Section):

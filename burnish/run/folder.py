@@ -27,6 +27,8 @@ from burnish.system.files import explained, new_folder, sync_file, write_json, w
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"
 """Lists the unusable rows of a user's data, with positions and reasons. Written only if there are any."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""A copy of the user's own chat template, so that a resumed run does not depend on the file."""
 START = "start"
 """Folder of the initial model, for runs that build it instead of loading it."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
@@ -105,6 +107,15 @@ class Run:
 
     def close(self) -> None:
         self._lock.release()
+
+    @property
+    def began(self) -> datetime | None:
+        """When the run began, as environment.json has it; None for runs of earlier versions."""
+        try:
+            environment = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+            return datetime.fromisoformat(environment["began"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a .jsonl file and hand them to the operating system."""
@@ -217,7 +228,7 @@ class Run:
         """Delete what ``create`` made, for a run that never began; other files in the folder stay."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS):
+            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS, CHAT_TEMPLATE):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from burnish.catalogue import entries
 from burnish.errors import BurnishError, InputError
+from burnish.policies.chat_template import fixed_time
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job, Recipe
-from burnish.recipe.sections import OpenSection
+from burnish.recipe.sections import ChatSection, OpenSection
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.environment import environment_record
@@ -40,7 +41,8 @@ def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer:
         run = open_run()
         try:
             interrupts.release()
-            return work(run)
+            with fixed_time(run.began):
+                return work(run)
         except KeyboardInterrupt:
             # Before the first step, during the report, or a second Ctrl-C during a checkpoint.
             raise Interrupted(f"stopped; resume with: {run.resume_command}") from None
@@ -143,6 +145,7 @@ def resolve_recipe_paths(recipe: J) -> J:
     if paths := {key: str(path.absolute()) for key, path in files.items() if path.exists()}:
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=paths)})
     if isinstance(recipe, Recipe):
+        recipe = recipe.model_copy(update={"task": resolve_section_path(recipe.task)})
         rewards = [resolve_section_path(section) for section in recipe.reward]
         metrics = [resolve_section_path(section) for section in recipe.evaluation.metrics]
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
@@ -157,8 +160,10 @@ def resolve_recipe_paths(recipe: J) -> J:
 
 def resolve_section_path(section: S) -> S:
     """Return the section with an absolute path, if it names a file."""
-    option = FILE_OPTIONS.get(section.use, "")
-    path = section.options.get(option)
-    if not isinstance(path, str) or not path:
-        return section
-    return type(section).model_validate({**section.model_dump(), option: str(expanded(path).absolute())})
+    paths = {FILE_OPTIONS.get(section.use, ""): section.options.get(FILE_OPTIONS.get(section.use, ""))}
+    if isinstance(section, ChatSection):
+        paths["template"] = section.template_file
+    absolute = {
+        option: str(expanded(path).absolute()) for option, path in paths.items() if isinstance(path, str) and path
+    }
+    return type(section).model_validate({**section.model_dump(), **absolute}) if absolute else section

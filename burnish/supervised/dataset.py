@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.rows import BrokenRow, Rows, TrainingRow, rows_digest
+from burnish.data.rows import BrokenRow, Conversation, Rows, TrainingRow, rows_digest
 from burnish.data.splits import split_items
 from burnish.errors import InputError
 from burnish.protocols import Observer
@@ -71,6 +71,8 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
         "broken": [{"place": one.position, "reason": one.reason} for one in broken],
         "sha256": rows_digest(rows.rows),
     }
+    if notes := encoder.notes([row for row in rows.rows if isinstance(row, Conversation)]):
+        described["notes"] = notes
     return Dataset(train, held_out, described)
 
 

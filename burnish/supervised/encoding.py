@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from burnish.data.rows import BrokenRow, Conversation, PromptCompletion
-from burnish.errors import InputError, one_line
+from burnish.errors import InputError
 from burnish.policies.causal_lm import CausalModel
-from burnish.types import Completion, FinishReason, Prompt
+from burnish.policies.chat_answers import answer_text
+from burnish.types import Completion, FinishReason, Message, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +62,15 @@ class Encoder:
                 "the model's tokenizer has no end-of-text token, so the model cannot learn to end an answer"
             )
         self.model, self.max_tokens, self.end = model, max_tokens, int(end)
-        tokens = model.tokenizer.added_tokens_decoder.values()
-        self._special = tuple(token.content for token in tokens if token.special)
 
     def text(self, unit: str, prompt: str, completion: str) -> Encoded:
         """Encode a prompt as for sampling, then the completion and the end-of-text token.
 
         Raises ValueError with the reason if the text cannot be used.
         """
-        self._refuse_special(prompt, completion)
-        try:
-            prompt_ids = self.model.encode_prompt(Prompt(unit, prompt))
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        tokens = (*self.model.encode(completion), self.end)
+        self._refuse_control_tokens(completion)
+        prompt_ids = self._prompt_ids(Prompt(unit, prompt))
+        tokens = (*self.model.encode(completion, begins=not prompt), self.end)
         return self._cut(unit, prompt, completion, prompt_ids, tokens, (True,) * len(tokens))
 
     def windows(self, row: PromptCompletion) -> list[Encoded]:
@@ -82,9 +78,9 @@ class Encoder:
 
         Every window begins with the tokens of an empty prompt; only the last one has the end-of-text token.
         """
-        self._refuse_special(row.completion)
+        self._refuse_control_tokens(row.completion)
         prompt_ids = self.model.encode_prompt(Prompt(row.unit, ""))
-        tokens = (*self.model.encode(row.completion), self.end)
+        tokens = (*self.model.encode(row.completion, begins=True), self.end)
         room = self.max_tokens - len(prompt_ids)
         windows = []
         for start in range(0, len(tokens), room):
@@ -94,65 +90,68 @@ class Encoder:
             windows.append(Encoded(row.unit, "", text, prompt_ids, window, (True,) * len(window), not last))
         return windows
 
-    def conversation(self, row: Conversation) -> Encoded:
+    def conversation(self, row: Conversation) -> list[Encoded]:
         """Encode a conversation with the model's chat template; each answer is learnt with its end token.
 
-        The template is applied to growing prefixes of the conversation, so that an answer is tokenized separately from
-        the template's text before it, as in generation.
+        Each answer follows the very tokens that generation would have as its prompt. Answers share a sequence where the
+        tokens before one begin with all tokens up to the one before. Where the template changes earlier messages as the
+        conversation grows, as templates that remove thoughts do, an answer begins a new sequence.
 
         Raises:
             InputError: the model has no chat template.
-            ValueError: the template rejects this conversation, or changes earlier messages as it grows.
+            ValueError: the template rejects this conversation or loses a message, or an answer has a control token.
         """
-        if not self.model.tokenizer.chat_template:
+        if not self.model.chat.source:
             raise InputError('the model has no chat template: use a chat model, or rows of format = "completion"')
-        self._refuse_special(*(message.content for message in row.messages))
-        pieces = self._pieces(row)
-        first = next(index for index, (_, learnt) in enumerate(pieces) if learnt)
-        prompt_ids = self.model.encode("".join(text for text, _ in pieces[:first]))
-        tokens: list[int] = []
-        learnt: list[bool] = []
-        for text, answer in pieces[first:]:
-            ids = self.model.encode(text)
-            tokens += ids
-            learnt += self._until_end(ids) if answer else [False] * len(ids)
-        # Nothing is learnt after the last answer.
-        length = max(index for index, is_learnt in enumerate(learnt) if is_learnt) + 1
-        answers = "\n".join(message.content for message in row.messages if message.role == "assistant")
-        return self._cut(row.unit, row.opening, answers, prompt_ids, tuple(tokens[:length]), tuple(learnt[:length]))
-
-    def _pieces(self, row: Conversation) -> list[tuple[str, bool]]:
-        """Split the conversation's text into pieces; return each with whether it is an answer."""
-        messages = [{"role": message.role, "content": message.content} for message in row.messages]
-        pieces: list[tuple[str, bool]] = []
-        done = ""
+        sequences: list[_Sequence] = []
         for index, message in enumerate(row.messages):
-            if message.role != "assistant":
+            if message.role != "assistant" or not message.learnt:
                 continue
-            before = self._templated(messages[:index], begin_answer=True)
-            after = self._templated(messages[: index + 1], begin_answer=False)
-            if not (before.startswith(done) and after.startswith(before)):
-                raise ValueError(
-                    "the chat template changes earlier messages as the conversation grows: write one row per answer"
-                )
-            pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        return pieces
+            answer = self._answer(row.messages, index)
+            if answer is None:
+                continue
+            prompt_ids = self._prompt_ids(Prompt(row.unit, row.opening, messages=row.messages[:index]))
+            if not sequences or not sequences[-1].extend(prompt_ids):
+                sequences.append(_Sequence(prompt_ids))
+            sequences[-1].append(*answer)
+        if not sequences:
+            raise ValueError("no answer to learn: each has weight 0, or the template's generation marks leave it out")
+        answers = "\n".join(message.content for message in row.messages if message.role == "assistant")
+        # A later answer has a longer prompt: what does not fit is cut, as it is within one sequence.
+        fitting = [one for one in sequences if len(one.prompt_ids) < self.max_tokens] or sequences[:1]
+        texts = [
+            self._cut(row.unit, row.opening, answers, one.prompt_ids, tuple(one.token_ids), tuple(one.learnt))
+            for one in fitting
+        ]
+        if len(fitting) < len(sequences):
+            texts[-1] = replace(texts[-1], cut=True)
+        return texts
 
-    def _templated(self, messages: Sequence[dict[str, str]], *, begin_answer: bool) -> str:
-        from jinja2 import TemplateError
+    def notes(self, rows: Sequence[Conversation]) -> list[str]:
+        """Return what the chat template does to the messages before the last answers besides writing them."""
+        prompts = []
+        for row in rows:
+            last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
+            prompts.append(row.messages[:last])
+        return self.model.chat.notes(prompts)
 
-        apply: Callable[..., Any] = self.model.tokenizer.apply_chat_template
+    def _answer(self, messages: Sequence[Message], index: int) -> tuple[list[int], list[bool]] | None:
+        """Return an answer's tokens and which of them are learnt; None if the template's marks leave it out."""
+        message = messages[index]
+        self._refuse_control_tokens(message.content, message.reasoning)
+        text = answer_text(self.model.chat, self.model.turn_end, messages, index)
+        if text is None:
+            return None
+        given, learnt = self.model.encode(text.given) if text.given else (), self.model.encode(text.learnt)
+        token = self.model.turn_end.token
+        tokens = [*given, *learnt, self.end if token is None else token]
+        return tokens, [False] * len(given) + [True] * len(learnt) + [text.end_learnt]
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         try:
-            return str(apply(list(messages), tokenize=False, add_generation_prompt=begin_answer))
-        except TemplateError as error:
-            raise ValueError(f"the chat template rejects it ({one_line(error)[:80]})") from error
-
-    def _until_end(self, ids: Sequence[int]) -> list[bool]:
-        """Return which tokens of an answer are learnt: those up to the last end token, or all without one."""
-        ends = [index for index, token in enumerate(ids) if token in self.model.end_ids]
-        last = ends[-1] if ends else len(ids) - 1
-        return [index <= last for index in range(len(ids))]
+            return self.model.encode_prompt(prompt)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix(f"prompt '{prompt.id}': ")) from error
 
     def _cut(
         self, unit: str, prompt: str, text: str, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...],
@@ -167,11 +166,32 @@ class Encoder:
         kept = token_ids[:room]
         return Encoded(unit, prompt, text, prompt_ids, kept, learnt[:room], len(kept) < len(token_ids))
 
-    def _refuse_special(self, *texts: str) -> None:
-        """Raise ValueError for a text that contains a control token: a user's message could forge the answer."""
-        for special in self._special:
-            if any(special in text for text in texts):
-                raise ValueError(f"contains {special}, which the tokenizer reads as a control token")
+    def _refuse_control_tokens(self, *texts: str) -> None:
+        """Raise ValueError for an answer with a control token, which could end it or forge a turn."""
+        for text in texts:
+            if token := self.model.controls.in_answer(text):
+                raise ValueError(f"contains {token}, which the tokenizer reads as a control token")
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """Tokens of a conversation up to the answers so far."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: list[int] = field(default_factory=list)
+    learnt: list[bool] = field(default_factory=list)
+
+    def extend(self, prompt_ids: tuple[int, ...]) -> bool:
+        """Append the tokens before the next answer, if they continue this sequence."""
+        done = (*self.prompt_ids, *self.token_ids)
+        if prompt_ids[: len(done)] != done:
+            return False
+        self.append(list(prompt_ids[len(done) :]), [False] * (len(prompt_ids) - len(done)))
+        return True
+
+    def append(self, token_ids: Sequence[int], learnt: Sequence[bool]) -> None:
+        self.token_ids += token_ids
+        self.learnt += learnt
 
 
 def encode_rows(rows: Sequence[Any], encode: Callable[[Any], Any]) -> tuple[list[Any], list[BrokenRow]]:

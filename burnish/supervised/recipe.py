@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from burnish.errors import InputError
 from burnish.recipe.reading import read_recipe, validate
 from burnish.recipe.schema import Job
-from burnish.recipe.sections import MAX_SIZE, OpenSection, Section
+from burnish.recipe.sections import MAX_SIZE, ChatSection, Section
 from burnish.supervised.sources import SOURCES
 from burnish.tasks.registry import check_task_options
 
 
-class Data(OpenSection):
+class Data(ChatSection):
     """The source of the rows; all other keys are options of the source."""
 
     held_out_percent: int = Field(25, ge=1, le=99)

@@ -36,7 +36,7 @@ class FineTuning(Objective[Policy]):
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
         if isinstance(row, Conversation):
-            return [Example(row.unit, (encoder.conversation(row),))]
+            return [Example(row.unit, tuple(encoder.conversation(row)))]
         if not isinstance(row, PromptCompletion):
             raise InputError(
                 "these rows are pairs or labelled answers: `burnish sft` learns from texts; "

@@ -133,6 +133,8 @@ def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> N
     path = run.folder / "data.json"
     if not path.exists():
         run.put("data.json", json_text(described))
+        for note in described.get("notes", ()):
+            observer.message(note, level="warning")
         if described["broken"]:
             observer.message(f"{len(described['broken'])} rows cannot be used; data.json lists them", level="warning")
         return

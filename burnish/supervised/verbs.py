@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from burnish.backends.chat import chat_settings
 from burnish.backends.local import build_language_model
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
@@ -137,17 +138,18 @@ class Verb(Generic[R, T]):
         if not fresh:
             warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
         with discard_on_failure(run, fresh=fresh):
-            learner = self._build_learner(recipe, observer, offline=offline)
+            learner = self._build_learner(recipe, run.folder, observer, offline=offline)
         evaluation = supervised_trainer(learner, run, observer).train()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _build_learner(self, recipe: R, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
+    def _build_learner(self, recipe: R, folder: Path, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         # The rows come first, since reading them is quick and loading a model is not.
         rows = read_rows(recipe.data, offline=offline, observer=observer)
-        policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer)
+        chat = chat_settings(recipe.data, folder)
+        policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained, objective, optimizer = self.set_up(recipe, policy)
         return SupervisedLearner(recipe, trained, objective, build_dataset(rows, recipe, objective, encoder), optimizer)

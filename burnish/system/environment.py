@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from burnish.system.machine import processor
 
 
 def environment_record(*, threads: int | None, seed: int) -> Mapping[str, Any]:
-    """Return versions, hardware, git commit and seed, the content of ``environment.json``."""
+    """Return versions, hardware, git commit, seed and the time, the content of ``environment.json``."""
     import torch
 
     versions = {}
@@ -40,4 +41,5 @@ def environment_record(*, threads: int | None, seed: int) -> Mapping[str, Any]:
         "threads": threads or torch.get_num_threads(),
         "git_commit": commit,
         "seed": seed,
+        "began": datetime.now().isoformat(timespec="seconds"),
     }

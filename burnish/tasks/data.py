@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from burnish.data.files import RawRow, file_format, json_type, read_file
-from burnish.data.formats import ROLES
+from burnish.data.formats import read_message
 from burnish.data.hub import hub_rows
 from burnish.data.splits import SplitTask, TaskExample, digest, task_example
 from burnish.errors import InputError
@@ -199,20 +200,21 @@ class DataTask(SplitTask):
         if not isinstance(value, list) or not value:
             raise ValueError(f"'{self.messages}' is not a list of messages")
         messages = [self._message(each) for each in value]
-        answer = messages.pop().content if messages[-1].role == "assistant" else None
+        last = messages.pop() if messages[-1].role == "assistant" else None
+        if last is not None and not last.learnt and not self.reference:
+            raise ValueError(f"'{self.messages}': the last answer has weight 0, so it is not a reference")
         if not messages or messages[-1].role != "user":
             raise ValueError(
                 f"'{self.messages}': the last message, or the one before the last answer, must be the user's"
             )
-        return tuple(messages), answer
+        return tuple(messages), None if last is None else last.content
 
     def _message(self, value: Any) -> Message:
-        role = value.get("role") if isinstance(value, dict) else None
-        if not isinstance(value, dict) or role not in ROLES:
-            raise ValueError(
-                f"'{self.messages}': a message must be an object with content and a role of {', '.join(ROLES)}"
-            )
-        return Message(role, self._checked(value.get("content"), "content"))
+        try:
+            message = read_message(value)
+        except ValueError as error:
+            raise ValueError(f"'{self.messages}': {error}") from error
+        return replace(message, content=self._checked(message.content, "content"))
 
 
 def _fields(template: str) -> list[str]:

@@ -122,7 +122,7 @@ class TestFineTuning:
 
     def test_only_the_assistants_turns_are_learnt(self, policy):
         policy.tokenizer.chat_template = (
-            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}"
         )
         turns = [("user", "won the match"), ("assistant", "the law"), ("user", "jobs"), ("assistant", "on Monday")]
