@@ -10,7 +10,7 @@ ARGS        ?=
 EXTRAS      ?=
 INSTALL     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 
-.PHONY: install train test unit check format clean bench bench-peer
+.PHONY: install train test unit check format clean bench bench-peer templates
 
 install: $(VENV)/.installed $(if $(EXTRAS),$(VENV)/.installed-$(EXTRAS))
 
@@ -64,6 +64,10 @@ bench-peer:
 	  -r bench/peers/openvino-converter.txt
 	@# vLLM's CPU build imports only without these, which it does not need for text.
 	@[ ! -d .venv-vllm ] || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+# Chat templates from registry packages against what sampling would produce; the table goes to docs/models.md.
+templates: install
+	$(BIN)/python bench/templates.py $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
