@@ -93,7 +93,8 @@ class TestDate:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         recipe = {
             "name": "dated", "steps": 4, "policy": {"model": str(tiny("llama"))},
-            "task": {"use": "data", "path": str(data), "reference": "reference", "template": str(template),
+            "task": {"use": "data", "path": str(data), "reference": "reference", "held_out_percent": 50,
+                     "template": str(template),
                      "template_kwargs": {"dated": True}},
             "sampling": {"prompts_per_step": 1, "samples_per_prompt": 2, "max_new_tokens": 4},
             "evaluation": {"prompts": 2}, "checkpoint": {"every": 2}, "reward": [{"use": "repetition"}],
