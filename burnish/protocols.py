@@ -69,6 +69,15 @@ class Trainable(Protocol):
         """Load weights that ``save`` wrote, in place and bit for bit."""
 
 
+@runtime_checkable
+class SavesRounded(Protocol):
+    """A model whose saved weights may have fewer bits than the trained ones."""
+
+    @property
+    def saves_rounded(self) -> bool:
+        """Whether they have."""
+
+
 class Policy(HasReference, Trainable, Protocol):
     """A trainable language model."""
 

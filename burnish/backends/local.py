@@ -106,7 +106,7 @@ def build_language_model(
     source = resolve_model(section.model, offline=offline, observer=observer)
     return load_policy(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
-        gradient_checkpointing=section.gradient_checkpointing, chat=chat,
+        gradient_checkpointing=section.gradient_checkpointing, chat=chat, save_dtype=section.save_dtype,
     )  # fmt: skip
 
 

@@ -109,7 +109,18 @@ class TrainCommand:
         peak = f", peak memory {gigabytes(memory)}" if memory else ""
         print(f"training  {duration(seconds)}{peak}")
         for name, path in sorted(paths.items()):
-            print(f"{name:10}{path}")
+            print(f"{name:10}{path}{_saved_form(path)}")
+
+
+def _saved_form(model: Path) -> str:
+    """Return the data type of a saved model, or the base of an adapter, in parentheses; "" for any other path."""
+    for name, key, text in (
+        ("adapter_config.json", "base_model_name_or_path", "adapter of "),
+        ("config.json", "dtype", ""),
+    ):
+        if (model / name).is_file():
+            return f" ({text}{json_module.loads((model / name).read_text(encoding='utf-8')).get(key)})"
+    return ""
 
 
 def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], Callable[[TrainCommand], None]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.catalogue.portable import make_portable
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.policies.chat_answers import TurnEnd, find_turn_end
 from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.kernels.forward_cache import ForwardCache
@@ -272,6 +272,8 @@ class CausalPolicy(CausalModel):
     ) -> None:
         super().__init__(model, tokenizer, like=like)
         self.base = base
+        self.save_dtype: torch.dtype | None = None
+        """Type of the saved weights; None is that of the model."""
         self._own_cache: ForwardCache | None = None
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
@@ -321,10 +323,35 @@ class CausalPolicy(CausalModel):
         """Write the model, or the adapter with the name of its base, and the tokenizer, as other programs read them."""
         with quiet_transformers():
             # Otherwise peft asks the hub whether the base model's embedding was resized; it never is.
-            options = {"save_embedding_layers": False} if self.adapter else {}
+            options: dict[str, Any] = {"save_embedding_layers": False} if self.adapter else {}
+            if not self.adapter and self.save_dtype not in (None, self.model.dtype):
+                options["state_dict"] = self._converted_weights()
             self.model.save_pretrained(folder, safe_serialization=True, **options)
             self.tokenizer.save_pretrained(folder)
-        make_portable(folder, end_ids=self.end_ids)
+        dtype = None if self.save_dtype is None else str(self.save_dtype).removeprefix("torch.")
+        make_portable(folder, dtype=dtype, end_ids=self.end_ids)
+
+    def _converted_weights(self) -> dict[str, Tensor]:
+        """Return the weights in the type that is saved; tied weights stay one tensor."""
+        weights: dict[str, Tensor] = {}
+        converted: dict[int, Tensor] = {}
+        # transformers reads these in float32, whatever the type of the others.
+        wide = getattr(self.model, "_keep_in_fp32_modules_strict", None) or ()
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.is_floating_point() or set(name.split(".")) & set(wide):
+                weights[name] = tensor
+                continue
+            weights[name] = converted.setdefault(tensor.data_ptr(), tensor.to(self.save_dtype))
+            if not torch.isfinite(weights[name]).all():
+                raise BurnishError(
+                    f"weight '{name}' does not fit into {self.save_dtype}: set policy.save_dtype = \"float32\""
+                )
+        return weights
+
+    @property
+    def saves_rounded(self) -> bool:
+        """Whether ``save`` drops bits of the weights, which a checkpoint then keeps beside the model."""
+        return self.save_dtype is not None and torch.promote_types(self.save_dtype, self.model.dtype) != self.save_dtype
 
     def load(self, folder: Path) -> None:
         """Load saved weights in place, bit for bit.

@@ -10,7 +10,13 @@ import torch
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
-from burnish.policies.pretrained import add_lora_adapter, load_merged_model, loading_errors, quiet_transformers
+from burnish.policies.pretrained import (
+    add_lora_adapter,
+    load_merged_model,
+    loading_errors,
+    quiet_transformers,
+    stored_dtype,
+)
 
 
 def load_model(
@@ -48,6 +54,7 @@ def load_policy(
     seed: int = 0,
     gradient_checkpointing: bool = False,
     chat: ChatSettings | None = None,
+    save_dtype: str | None = None,
 ) -> CausalPolicy:
     """Load a policy to train from a local folder or a hub id.
 
@@ -57,6 +64,7 @@ def load_policy(
         offline: whether the hub must not be contacted.
         seed: of the adapter's initial weights.
         gradient_checkpointing: whether layers run again in the backward pass instead of storing their activations.
+        save_dtype: of the saved weights; None takes that of the source's files. An adapter is saved as it is.
 
     Raises:
         InputError: as ``load_model``; or the layers do not support gradient checkpointing.
@@ -71,6 +79,7 @@ def load_policy(
             return load_model(source, dtype=dtype, device=device, offline=True, like=loaded)
 
         policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
+        policy.save_dtype = getattr(torch, save_dtype) if save_dtype else stored_dtype(source)
     else:
         adapted = add_lora_adapter(loaded.model, lora, source, seed)
         policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=loaded)

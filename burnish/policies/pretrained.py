@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SHARDS = "model.safetensors.index.json"
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Names of floating-point types in a safetensors header."""
 
 
 def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
@@ -60,6 +66,29 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels of mixtures of experts take no float64
     return model
+
+
+def stored_dtype(source: str | Path) -> torch.dtype | None:
+    """Return the floating-point type of most of a loaded source's weights on disk, an adapter's base included; None if
+    burnish does not write that type."""
+    from transformers.utils.hub import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if described := find_adapter_config_file(str(source), local_files_only=True):
+        base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return stored_dtype(resolve_model(base, offline=True))
+    quiet: Any = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    weights = cached_file(str(source), "model.safetensors", **quiet)
+    if weights is None:
+        index = json.loads(Path(str(cached_file(str(source), SHARDS, **quiet))).read_text(encoding="utf-8"))
+        weights = cached_file(str(source), next(iter(index["weight_map"].values())), **quiet)
+    with open(str(weights), "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    sizes: Counter[str] = Counter()
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            sizes[tensor["dtype"]] += math.prod(tensor["shape"])
+    return STORED_DTYPES.get(sizes.most_common(1)[0][0])
 
 
 def add_lora_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:

@@ -98,6 +98,11 @@ class RewardModel:
         trained = {name: weight for name, weight in self._policy.trainable().items() if id(weight) not in unused}
         return {**trained, HEAD_WEIGHT: self.head}
 
+    @property
+    def saves_rounded(self) -> bool:
+        """Whether ``save`` drops bits of the backbone's weights."""
+        return isinstance(self.backbone, CausalPolicy) and self.backbone.saves_rounded
+
     def save(self, folder: Path) -> None:
         """Write the backbone as a language model, and ``reward_head.safetensors`` beside it."""
         self._policy.save(folder)

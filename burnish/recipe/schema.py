@@ -69,7 +69,7 @@ class Pretrain(Section):
 
 
 _OWN_KEYS = {
-    "causal_lm": ("lora",),
+    "causal_lm": ("lora", "save_dtype"),
     "tabular": (),
     "lstm": ("lstm", "vocabulary", "vocabulary_size", "weights", "pretrain"),
     "module": ("module", "scores", "options", "vocabulary", "vocabulary_size", "weights", "pretrain"),
@@ -98,6 +98,8 @@ class PolicySection(Section):
     pretrain: Pretrain | None = None
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """Data type of the saved weights; None keeps the base's own, so that a bfloat16 model does not double in size."""
     gradient_checkpointing: bool = False
     """Recompute the layers in the backward pass: about a third more time, far less memory."""
 
@@ -105,6 +107,11 @@ class PolicySection(Section):
     def _check_keys(self) -> PolicySection:
         if self.use == "tabular" and self.lora is not None:
             raise ValueError("a tabular policy has no layers for LoRA; remove policy.lora")
+        if self.lora is not None and self.save_dtype is not None:
+            raise ValueError(
+                "policy.save_dtype converts a whole model, and an adapter is saved as it is trained; remove it, and choose "
+                "the type of the merged model with `burnish export RUN --merge --dtype ...`"
+            )
         for key in dict.fromkeys(key for keys in _OWN_KEYS.values() for key in keys):
             if getattr(self, key) is not None and key not in _OWN_KEYS[self.use]:
                 owners = " or ".join(f'"{use}"' for use, keys in _OWN_KEYS.items() if key in keys)

@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from burnish.errors import InputError
-from burnish.protocols import Trainable
+from burnish.protocols import SavesRounded, Trainable
 from burnish.run.folder import Checkpoint, Run
+
+EXACT = "weights.safetensors"
+"""Weights bit for bit, where ``model/`` has them rounded to policy.save_dtype."""
 
 
 class Stateful(Protocol):
@@ -61,6 +64,9 @@ class Checkpointer:
         """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""
         policy = self.learner.policy
         policy.save(folder / "model")
+        if isinstance(policy, SavesRounded) and policy.saves_rounded:
+            exact = {name: parameter.detach().contiguous() for name, parameter in policy.trainable().items()}
+            save_file(exact, folder / EXACT)
         write_optimizer(self.learner.optimizer, policy.trainable(), folder)
         for part in self.learner.parts:
             part.write(folder)
@@ -76,6 +82,11 @@ class Checkpointer:
             for part in self.learner.parts:
                 part.restore(checkpoint)
             policy.load(checkpoint.folder / "model")
+            if (checkpoint.folder / EXACT).is_file():
+                parameters = policy.trainable()
+                with torch.no_grad():
+                    for name, value in load_file(checkpoint.folder / EXACT).items():
+                        parameters[name].copy_(value)
             read_optimizer(self.learner.optimizer, policy.trainable(), checkpoint.folder)
         except InputError:
             raise

@@ -126,6 +126,11 @@ class TestErrors:
         [
             (with_("sampling.temprature", 1.0), r"sampling\.temprature.*did you mean 'temperature'"),
             (with_("algorithm.kl.coeficient", 0.1), r"algorithm\.kl\.coeficient.*did you mean 'coefficient'"),
+            (with_("policy", {"lora": {"rank": 4}, "save_dtype": "bfloat16"}), "save_dtype converts a whole model"),
+            (
+                with_("policy", {"use": "lstm", "save_dtype": "float32"}),
+                'save_dtype belongs to policy.use = "causal_lm"',
+            ),
             (with_("policy.lora.rnk", 4), r"policy\.lora\.rnk.*did you mean 'rank'"),
             (with_("sampling.temperature", 0.0), r"sampling\.temperature = 0\.0: .*at least 0\.000001"),
             (with_("sampling.temperature", float("nan")), r"sampling\.temperature = nan"),
