@@ -244,6 +244,15 @@ class Recipe(Job):
         guarded_metrics(self.guards, self.reward, self.evaluation)
         return self
 
+    @model_validator(mode="after")
+    def _check_chat_template(self) -> Recipe:
+        for key, value in (("template_kwargs", self.task.template_kwargs), ("template", self.task.template_file)):
+            if value is not None and self.policy.use != "causal_lm":
+                raise ValueError(f'task.{key}: only policy.use = "causal_lm" has a chat template; remove it')
+            if value is not None and self.task.options.get("chat") is False:
+                raise ValueError(f"task.{key}: with chat = false no prompt goes through the chat template; remove one")
+        return self
+
     def resolved(self) -> Recipe:
         """Return the recipe with its algorithm's defaults written out, so that a later version trains the same way."""
         rewards = resolve_rewards(self.algorithm, self.reward)

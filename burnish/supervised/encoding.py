@@ -62,6 +62,7 @@ class Encoder:
                 "the model's tokenizer has no end-of-text token, so the model cannot learn to end an answer"
             )
         self.model, self.max_tokens, self.end = model, max_tokens, int(end)
+        self._endless = False
 
     def text(self, unit: str, prompt: str, completion: str) -> Encoded:
         """Encode a prompt as for sampling, then the completion and the end-of-text token.
@@ -118,22 +119,23 @@ class Encoder:
             raise ValueError("no answer to learn: each has weight 0, or the template's generation marks leave it out")
         answers = "\n".join(message.content for message in row.messages if message.role == "assistant")
         # A later answer has a longer prompt: what does not fit is cut, as it is within one sequence.
-        fitting = [one for one in sequences if len(one.prompt_ids) < self.max_tokens] or sequences[:1]
+        fitting = [one for one in sequences if any(one.learnt[: max(0, self.max_tokens - len(one.prompt_ids))])]
         texts = [
             self._cut(row.unit, row.opening, answers, one.prompt_ids, tuple(one.token_ids), tuple(one.learnt))
-            for one in fitting
+            for one in fitting or sequences[:1]
         ]
         if len(fitting) < len(sequences):
             texts[-1] = replace(texts[-1], cut=True)
         return texts
 
     def notes(self, rows: Sequence[Conversation]) -> list[str]:
-        """Return what the chat template does to the messages before the last answers besides writing them."""
+        """Return what the chat template does to conversations besides writing them."""
         prompts = []
         for row in rows:
             last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
             prompts.append(row.messages[:last])
-        return self.model.chat.notes(prompts)
+        endless = "the template's generation marks leave out the end of a turn, so ends of answers are not learnt"
+        return [*self.model.chat.notes(prompts), *([endless] if self._endless else [])]
 
     def _answer(self, messages: Sequence[Message], index: int) -> tuple[list[int], list[bool]] | None:
         """Return an answer's tokens and which of them are learnt; None if the template's marks leave it out."""
@@ -142,6 +144,7 @@ class Encoder:
         text = answer_text(self.model.chat, self.model.turn_end, messages, index)
         if text is None:
             return None
+        self._endless |= not text.end_learnt
         given, learnt = self.model.encode(text.given) if text.given else (), self.model.encode(text.learnt)
         token = self.model.turn_end.token
         tokens = [*given, *learnt, self.end if token is None else token]

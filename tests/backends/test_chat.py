@@ -76,6 +76,17 @@ class TestSettings:
         with pytest.raises(InputError, match=r"task.template_kwargs: 'messages' is set for each conversation"):
             load_recipe("news", changes=changes)
 
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"task": {"use": "story", "chat": False, "template": "own.jinja"}}, "task.template: with chat = false"),
+            ({"policy": {"use": "lstm"}, "task": {"use": "story", "template_kwargs": {"x": 1}}}, "only policy.use = "),
+        ],
+    )
+    def test_settings_without_a_chat_template_are_refused(self, changes, reason) -> None:
+        with pytest.raises(InputError, match=reason):
+            load_recipe("news", changes=changes)
+
 
 class TestDate:
     def test_it_is_that_of_the_run(self, tiny) -> None:

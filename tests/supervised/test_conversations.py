@@ -236,6 +236,10 @@ class TestGenerationMarks:
     def test_an_end_outside_of_them_is_not_learnt(self, model) -> None:
         use(model, ENDLESS)
         assert [text for _, text in learnt(model)] == ["won", "too"]
+        encoder = Encoder(model, 256)
+        encoder.conversation(Conversation(TALK, "u"))
+        (note,) = encoder.notes([])
+        assert "marks leave out the end of a turn" in note
 
 
 class TestRefusals:
