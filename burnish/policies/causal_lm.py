@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from burnish.catalogue.portable import make_portable
 from burnish.errors import BurnishError, InputError
+from burnish.policies.adapters import restore_adapter
 from burnish.policies.chat_answers import TurnEnd, find_turn_end
 from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.kernels.forward_cache import ForwardCache
@@ -28,7 +29,7 @@ from burnish.policies.kernels.packing import (
     packed_states,
     padded_logits,
 )
-from burnish.policies.pretrained import ADAPTER_WEIGHTS, load_full_model, loading_errors, quiet_transformers
+from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
 from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
 from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
 from burnish.protocols import LanguageModel
@@ -360,10 +361,8 @@ class CausalPolicy(CausalModel):
             InputError: a weight is missing or has another shape, so the folder belongs to another model.
         """
         if self.adapter:
-            from peft import set_peft_model_state_dict
-            from safetensors.torch import load_file
-
-            set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_WEIGHTS))
+            with loading_errors(folder):
+                restore_adapter(self.model, folder)
             return
         if (folder / "adapter_config.json").exists():
             raise InputError(

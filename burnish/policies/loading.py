@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from burnish.policies.adapters import add_lora_adapter
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import (
-    add_lora_adapter,
     load_merged_model,
     loading_errors,
     quiet_transformers,
@@ -59,7 +59,7 @@ def load_policy(
     """Load a policy to train from a local folder or a hub id.
 
     Args:
-        lora: a record with rank, alpha and targets; None trains all weights.
+        lora: a recipe's policy.lora; None trains all weights.
         device: "auto" takes a GPU if there is one.
         offline: whether the hub must not be contacted.
         seed: of the adapter's initial weights.
@@ -67,7 +67,7 @@ def load_policy(
         save_dtype: of the saved weights; None takes that of the source's files. An adapter is saved as it is.
 
     Raises:
-        InputError: as ``load_model``; or the layers do not support gradient checkpointing.
+        InputError: as ``load_model``; or the layers do not support gradient checkpointing, or an adapter.
     """
     # A run's "model" is a link to its latest checkpoint. Resolved now, the reference stays where training starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
@@ -81,8 +81,11 @@ def load_policy(
         policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
         policy.save_dtype = getattr(torch, save_dtype) if save_dtype else stored_dtype(source)
     else:
-        adapted = add_lora_adapter(loaded.model, lora, source, seed)
-        policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=loaded)
+        with quiet_transformers():
+            adapted = add_lora_adapter(loaded.model, lora, source, seed)
+        # A copied module has its own config, which another layout may need to change.
+        like = None if lora.modules_to_save or lora.target_parameters else loaded
+        policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=like)
     if gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     return policy

@@ -1,4 +1,4 @@
-"""Loading of transformers models and LoRA adapters, with all weights from safetensors."""
+"""Loading of transformers models, with all weights from safetensors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError, one_line
+from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARDS = "model.safetensors.index.json"
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Names of floating-point types in a safetensors header."""
@@ -41,10 +38,7 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) 
     if named == str(source):
         raise ValueError("its adapter_config.json names itself as the base model")
     base = resolve_model(named, offline=offline)
-    from peft import PeftModel
-
-    # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
-    return PeftModel.from_pretrained(load_merged_model(base, dtype, offline=offline), weights.parent).merge_and_unload()
+    return merge_adapter(load_merged_model(base, dtype, offline=offline), weights.parent)
 
 
 def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
@@ -89,22 +83,6 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
         if name != "__metadata__":
             sizes[tensor["dtype"]] += math.prod(tensor["shape"])
     return STORED_DTYPES.get(sizes.most_common(1)[0][0])
-
-
-def add_lora_adapter(model: PreTrainedModel, lora: Any, source: str | Path, seed: int) -> Any:
-    """Return the model with a new LoRA adapter, whose initial effect is zero."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
-        target_modules=lora.targets, task_type="CAUSAL_LM",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(seed)
-        adapted: Any = get_peft_model(model, config)
-        # If the source is an adapter itself, peft would name the adapter's base instead.
-        adapted.peft_config["default"].base_model_name_or_path = str(source)
-    return adapted
 
 
 @contextmanager

@@ -45,6 +45,21 @@ class LoRA(Section):
     alpha: float | None = Field(None, gt=0)
     """The adapter's output is scaled by alpha / rank; None means 2 * rank."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers with an adapter, by the end of their names."""
+    target_parameters: list[str] | None = None
+    """Further parameters with an adapter, by the end of their names: fused experts, such as "experts.down_proj"."""
+    modules_to_save: list[str] | None = None
+    """Modules that are trained as a whole, and saved with the adapter."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each output apart from its direction (arXiv 2402.09353)."""
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> LoRA:
+        if not self.targets and not self.target_parameters:
+            raise ValueError('targets is empty; name layers, or use "all-linear"')
+        return self
 
 
 class LSTMShape(Section):

@@ -188,6 +188,8 @@ def get_backbone(model: Any) -> Any:
 def get_linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
     """Return the weight [V, d] and the bias of the head, or None if the head is not a linear layer."""
     output = unwrap_peft(model).get_output_embeddings()
+    if (copies := getattr(output, "modules_to_save", None)) is not None:  # of a LoRA policy that trains its head
+        output = output.original_module if output.disable_adapters else copies[output.active_adapters[0]]
     return (output.weight, output.bias) if type(output) is torch.nn.Linear else None
 
 
