@@ -192,8 +192,10 @@ def evaluate(
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:
     source = resolve_model(name, offline=offline, observer=observer)
-    chat = chat_settings(recipe.task)
-    return load_model(source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline, chat=chat)
+    return load_model(
+        source, dtype=recipe.policy.dtype, device=recipe.policy.device, offline=offline,
+        chat=chat_settings(recipe.task), observer=observer,
+    )  # fmt: skip
 
 
 def generate(
@@ -226,7 +228,8 @@ def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
             from burnish.generation.modules import ModuleSampler
 
             return ModuleSampler(load_trained(section, run / "model"))
-    return make_sampler(load_model(resolve_model(name, offline=offline, observer=observer), offline=offline))
+    source = resolve_model(name, offline=offline, observer=observer)
+    return make_sampler(load_model(source, offline=offline, observer=observer))
 
 
 @contextmanager
@@ -270,7 +273,8 @@ def score(
     policy = None
     if any("reference_policy" in REWARDS.get(name).arguments for name in rewards):
         with _watching(observer) as watcher:
-            policy = load_model(resolve_model(model, offline=offline, observer=watcher), offline=offline)
+            source = resolve_model(model, offline=offline, observer=watcher)
+            policy = load_model(source, offline=offline, observer=watcher)
     shared = Prompt("prompt", prompt, reference)
     prompt_ids = policy.encode_prompt(shared) if policy else ()
     completions = [

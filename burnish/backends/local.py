@@ -107,6 +107,7 @@ def build_language_model(
     return load_policy(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
         gradient_checkpointing=section.gradient_checkpointing, chat=chat, save_dtype=section.save_dtype,
+        observer=observer,
     )  # fmt: skip
 
 

@@ -85,6 +85,7 @@ class _Rollout:
     ) -> None:
         self.model, self.encoded, self.sampling = model, encoded, sampling
         self.ends = engine.language_model.end_ids
+        self.token_logits = engine.language_model.token_logits
         self.waiting = deque(rows)
         self.remaining = Counter(row.prompt for row in rows)
         self.live: list[SampleRow] = []
@@ -164,8 +165,7 @@ class _Rollout:
         return states
 
     def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(states)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.token_logits(self.model.get_output_embeddings()(states))
 
     def _draw(self, logits: Tensor, *, first: int) -> None:
         """Draw the next token of the rows in flight from ``first`` on, and remove those that finish."""

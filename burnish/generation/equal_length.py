@@ -65,8 +65,7 @@ class EqualLengthSampler(RowSampler):
         output = model(input_ids=ids, use_cache=True, **inputs, **logits_to_keep_option(model, 1))
         for name in CACHE_NAMES:
             if output.get(name) is not None:
-                logits = output.logits[:, -1]
-                return logits.to(torch.promote_types(logits.dtype, torch.float32)), (name, output[name])
+                return self.language_model.token_logits(output.logits[:, -1]), (name, output[name])
         raise InputError(
             f"{unwrap_peft(model).config.model_type} models return no cache under a name that burnish knows "
             f"({', '.join(CACHE_NAMES)}), so it cannot sample from them"

@@ -32,6 +32,7 @@ from burnish.policies.kernels.packing import (
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
 from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
 from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
+from burnish.policies.token_rows import TokenRows, find_token_rows
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -79,6 +80,8 @@ class CausalModel:
         self.layout, self.padding_reason = (
             choose_layout(self.model) if like is None else (like.layout, like.padding_reason)
         )
+        self.token_rows: TokenRows | None = find_token_rows(model, tokenizer) if like is None else like.token_rows
+        """Rows of the head that belong to a token; None if all do."""
 
     @property
     def device(self) -> torch.device:
@@ -182,6 +185,11 @@ class CausalModel:
         silent = {*self.end_ids, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id}
         return self.codec.decode([token for token in token_ids if token not in silent], begins=begins)
 
+    def token_logits(self, logits: Tensor) -> Tensor:
+        """Return the head's logits [..., V] in at least float32, without those that belong to no token."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self.token_rows is None else self.token_rows.select(logits)
+
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
@@ -207,11 +215,12 @@ class CausalModel:
         head = get_linear_head(self.model)
         if self.layout is None or head is None:
             logits, tokens = padded_logits(self.model, completions)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            logprobs = sampling_logprobs(logits, sampling, always=tokens)
+            logprobs = sampling_logprobs(self.token_logits(logits), sampling, always=tokens)
             return token_stats(logprobs, tokens, entropy_gradient=entropy_gradient)
         states, tokens = hidden_states(self.layout, self.model, completions, self.forward_cache)
-        stats = fused_logprobs(states, *head, tokens, sampling, entropy_gradient=entropy_gradient)
+        stats = fused_logprobs(
+            states, *head, tokens, sampling, token_rows=self.token_rows, entropy_gradient=entropy_gradient
+        )
         return TokenStats(*(tensor.cpu() for tensor in stats))
 
 

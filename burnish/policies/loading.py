@@ -17,6 +17,8 @@ from burnish.policies.pretrained import (
     quiet_transformers,
     stored_dtype,
 )
+from burnish.policies.token_rows import check_token_rows, load_tokenizer
+from burnish.protocols import Observer
 
 
 def load_model(
@@ -27,17 +29,19 @@ def load_model(
     offline: bool = False,
     like: CausalModel | None = None,
     chat: ChatSettings | None = None,
+    observer: Observer | None = None,
 ) -> CausalModel:
     """Load a model and its tokenizer from a local folder or a hub id, from safetensors only.
 
     If the source is a LoRA adapter, its base model (which may be an adapter, too) is loaded and the adapter is merged.
     Raises InputError with the cause if the model cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     with loading_errors(source), quiet_transformers():
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+        tokenizer, warning = load_tokenizer(source, offline=offline)
+        check_token_rows(model, tokenizer)
+    if warning and observer is not None:
+        observer.message(warning, level="warning")
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chat is not None:
         chat.check(tokenizer)
@@ -55,6 +59,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     chat: ChatSettings | None = None,
     save_dtype: str | None = None,
+    observer: Observer | None = None,
 ) -> CausalPolicy:
     """Load a policy to train from a local folder or a hub id.
 
@@ -65,13 +70,14 @@ def load_policy(
         seed: of the adapter's initial weights.
         gradient_checkpointing: whether layers run again in the backward pass instead of storing their activations.
         save_dtype: of the saved weights; None takes that of the source's files. An adapter is saved as it is.
+        observer: hears of a tokenizer that contradicts its class.
 
     Raises:
         InputError: as ``load_model``; or the layers do not support gradient checkpointing, or an adapter.
     """
     # A run's "model" is a link to its latest checkpoint. Resolved now, the reference stays where training starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
-    loaded = load_model(source, dtype=dtype, device=device, offline=offline, chat=chat)
+    loaded = load_model(source, dtype=dtype, device=device, offline=offline, chat=chat, observer=observer)
     if lora is None:
         trained = loaded.model.requires_grad_(True)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from burnish.algorithms.table_gradients import adds_to_grad, ensure_grad
 from burnish.policies.kernels.linear import linear_forward
 from burnish.policies.sampling_distribution import is_truncated, kept_tokens
+from burnish.policies.token_rows import TokenRows
 from burnish.types import SamplingParams
 
 CHUNK_ELEMENTS = 3 << 22
@@ -42,14 +43,16 @@ def fused_logprobs(
     tokens: Tensor,
     sampling: SamplingParams,
     *,
+    token_rows: TokenRows | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities [T] of tokens [T] and the entropies [T] of the sampling distribution, nats.
 
-    ``hidden`` [T, d] is the state that predicts each token; ``weight`` [V, d] and ``bias`` [V] are those of the head.
+    ``hidden`` [T, d] is the state that predicts each token; ``weight`` [V, d] and ``bias`` [V] are those of the head;
+    ``token_rows`` are those of its rows that belong to a token (None: all).
     """
     keep = torch.is_grad_enabled()
-    arguments = hidden, weight, bias, tokens, sampling, keep
+    arguments = hidden, weight, bias, tokens, sampling, token_rows, keep
     logprobs, entropy = _FusedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
@@ -63,6 +66,7 @@ class _FusedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         tokens: Tensor,
         sampling: SamplingParams,
+        token_rows: TokenRows | None,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         """``keep`` says whether a backward pass may follow; autograd is always off in here."""
@@ -73,7 +77,7 @@ class _FusedLogprobs(torch.autograd.Function):
         """For the first chunks: unnormalised probabilities [S, V], and the divisor [S] of each row."""
         room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
-            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling)
+            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling, token_rows)
             chosen = logits.gather(-1, tokens[rows, None]).squeeze(-1)
             top, total, weighted = _exponentiate(logits, kept)
             room -= logits.numel()
@@ -83,13 +87,13 @@ class _FusedLogprobs(torch.autograd.Function):
             logprobs[rows] = chosen - normaliser[rows]
             entropy[rows] = total.log() - weighted / total
         ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy)
-        ctx.sampling, ctx.adds = sampling, adds_to_grad(weight)
+        ctx.sampling, ctx.token_rows, ctx.adds = sampling, token_rows, adds_to_grad(weight)
         return logprobs, entropy
 
     @staticmethod
     def backward(
         ctx: Any, by_logprob: Tensor, by_entropy: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
@@ -102,7 +106,7 @@ class _FusedLogprobs(torch.autograd.Function):
             if held is not None and not with_entropy:
                 grad = held[0].mul_((-by_logprob[rows] / held[1]).unsqueeze(-1))
             else:
-                logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling)
+                logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling, ctx.token_rows)
                 logprobs = logits.sub_(normaliser[rows, None])
                 if with_entropy:
                     # dH/dl = -p (log p + H)
@@ -120,7 +124,7 @@ class _FusedLogprobs(torch.autograd.Function):
             # A block of columns stays in the processor's cache for both products, and oneDNN reorders one block at a
             # time. The sum over blocks is accumulated in at least float32.
             sums = None if hidden_grad is None else hidden.new_zeros(len(grad), hidden.shape[1], dtype=by_logprob.dtype)
-            for columns in _slices(len(weight), COLUMNS if weight.device.type == "cpu" else len(weight)):
+            for columns in _slices(grad.shape[1], COLUMNS if weight.device.type == "cpu" else len(weight)):
                 part = grad[:, columns]
                 if sums is not None:
                     sums += linear_forward(part, weight[columns].t())
@@ -129,8 +133,8 @@ class _FusedLogprobs(torch.autograd.Function):
             if hidden_grad is not None and sums is not None:
                 hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
-                bias_grad += grad.sum(0)
-        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None
+                bias_grad[: grad.shape[1]] += grad.sum(0)
+        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None, None
 
 
 def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,14 +164,23 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, sampling: SamplingParams
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    sampling: SamplingParams,
+    token_rows: TokenRows | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the scaled logits [S, V], at least float32, and which tokens can be sampled (None: all).
 
-    The logit of a token that cannot be sampled is minus infinity.
+    V is ``token_rows.count`` if there are padding rows. The logit of a token that cannot be sampled is minus infinity.
     """
+    if token_rows is not None:
+        weight, bias = weight[: token_rows.count], None if bias is None else bias[: token_rows.count]
     logits = linear_forward(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if token_rows is not None:
+        logits = token_rows.fill(logits)
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
     if not is_truncated(sampling):
