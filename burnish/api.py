@@ -34,16 +34,20 @@ from burnish.reports.page.html import write_report
 from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.registry import REWARDS, reward
 from burnish.run.folder import Run
+from burnish.run.inputs import Inputs
 from burnish.run.launch import (
     WarningRecorder,
     create_or_open_run,
     discard_on_failure,
+    keep_start,
     resolve_recipe_paths,
     warn_if_environment_changed,
     work_in_run,
 )
+from burnish.run.sources import run_sources
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
+from burnish.system.reads import Reads
 from burnish.tasks.registry import TASKS
 from burnish.text import mostly_han_or_kana
 from burnish.training.reinforcement import HELD_OUT_SEED, reinforcement_trainer
@@ -74,6 +78,7 @@ def train(
     rewards: Mapping[RewardName, float] | None = None,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    accept_changed_inputs: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
     overrides: Sequence[str] = (),
@@ -86,6 +91,7 @@ def train(
         rewards: reward names or functions, each with its weight, in place of the recipe's rewards.
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
         resume: a run folder to resume, instead of a recipe.
+        accept_changed_inputs: resume although a file that the run reads has changed; the change is recorded.
         offline: download nothing; a missing file raises an error that names the command to fetch it.
         observer: receives progress; by default it is printed to standard error.
         overrides: ``section.key=value`` texts, as on the command line.
@@ -102,23 +108,33 @@ def train(
 
     return work_in_run(
         lambda: create_or_open_run(
-            recipe, read, run_dir=run_dir, resume=resume, changed=bool(rewards or overrides or changes)
+            recipe,
+            read,
+            run_dir=run_dir,
+            resume=resume,
+            changed=bool(rewards or overrides or changes),
+            accept=accept_changed_inputs,
         ),
-        lambda run: _train(run, watcher, offline=offline, fresh=resume is None),
+        lambda run: _train(run, watcher, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
         watcher,
     )
 
 
-def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool) -> Result:
+def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool, accept: bool) -> Result:
     """Build everything that the run's recipe names, and train to the last step."""
+    inputs = Inputs(run, observer, fresh=fresh, accept=accept)
     recipe = load_recipe(run.folder / "recipe.toml")
     if not fresh:
         warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
     noted = WarningRecorder(observer)
+    reads: Reads = {}
     with discard_on_failure(run, fresh=fresh):
-        learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder)
+        recipe = keep_start(run, recipe)
+        learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
+        sources = run_sources(run, recipe, reads, offline=offline)
     noted.write(run)
-    evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
+    with inputs.recorded(sources):
+        evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 

@@ -19,6 +19,7 @@ from burnish.recipe.algorithm import critic_settings, resolve_preset, resolve_re
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import PolicySection, Recipe
 from burnish.system.machine import keep_freed_memory
+from burnish.system.reads import Reads, recorded_reads
 from burnish.training.critic import Critic
 from burnish.training.learner import Learner
 from burnish.training.optimizer import build_optimizer
@@ -30,17 +31,24 @@ if TYPE_CHECKING:
 
 
 def build(
-    recipe: Recipe, *, offline: bool = False, observer: Observer | None = None, folder: Path | None = None
+    recipe: Recipe,
+    *,
+    offline: bool = False,
+    observer: Observer | None = None,
+    folder: Path | None = None,
+    reads: Reads | None = None,
 ) -> tuple[Learner, list[Prompt]]:
     """Build the learner and the held-out prompts of a recipe.
 
-    The run's ``folder`` keeps the initial weights of a policy that is built rather than loaded. Raises InputError if
+    The run's ``folder`` keeps the initial weights of a policy that is built rather than loaded; ``reads`` gets the
+    files that the task reads. Raises InputError if
     the model or the data are not available, or the task has no prompts.
     """
     keep_freed_memory()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
+    with recorded_reads(reads):
+        train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
     check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
     check_dependencies(recipe, observer)

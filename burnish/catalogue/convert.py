@@ -25,6 +25,8 @@ from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.system.paths import expanded
 
+START = "start"
+"""Folder of a run with its own copy of the model that it began from."""
 FORMAT = 2  # version of converted folders; raised when conversion changes, and old folders are left alone
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
@@ -157,9 +159,7 @@ def _check_adapter(folder: Path) -> Path:
             )
         raise InputError(f"adapter folder {folder} has no weights: adapter_model.safetensors is missing")
     _check_shard(weights)
-    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-    if not base:
-        raise InputError(f"{folder / 'adapter_config.json'} names no base model: write base_model_name_or_path into it")
+    base = adapter_base(folder)
     if Path(base).is_dir():
         if Path(base).samefile(folder):
             raise InputError(
@@ -177,6 +177,22 @@ def _check_adapter(folder: Path) -> Path:
             "them to a separate folder"
         )
     return folder
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the name or path of an adapter's base model. Raises InputError if its config names none.
+
+    A path that begins with ``./`` is relative to the adapter. A run's own copy of its base is found if the run moved.
+    """
+    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not base:
+        raise InputError(f"{folder / 'adapter_config.json'} names no base model: write base_model_name_or_path into it")
+    if base.startswith("./"):
+        return str(folder / base)
+    if Path(base).is_absolute() and not Path(base).is_dir() and Path(base).name == START:
+        moved = folder.resolve().parents[2] / START
+        return str(moved) if moved.is_dir() else base
+    return base
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -28,6 +28,9 @@ Overrides = Annotated[
 RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in recipe, or a TOML file.")]
 RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
 Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
+AcceptChangedInputs = Annotated[
+    bool, typer.Option("--accept-changed-inputs", help="Resume although data, model or code have changed.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it with every default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
@@ -54,6 +57,7 @@ class TrainCommand:
     quiet: bool
     json: bool
     offline: bool
+    accept_changed_inputs: bool = False
 
     @property
     def source(self) -> str | Path:
@@ -74,7 +78,7 @@ class TrainCommand:
         observer: Observer = make_observer(quiet=self.quiet, json=self.json)
         return train(
             self.recipe, overrides=self.overrides, run_dir=self.run_dir, resume=self.resume, offline=self.offline,
-            observer=observer,
+            accept_changed_inputs=self.accept_changed_inputs, observer=observer,
         )  # fmt: skip
 
     def run_supervised(
@@ -132,6 +136,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
             overrides: Overrides = None,
             run_dir: RunDir = None,
             resume: Resume = None,
+            accept_changed_inputs: AcceptChangedInputs = False,
             dry_run: DryRun = False,
             quiet: Quiet = False,
             json: AsJson = False,
@@ -139,7 +144,8 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
         ) -> None:
             if (recipe is None) == (resume is None):
                 raise InputError("name either a recipe (see burnish list recipes) or a run folder with --resume")
-            work(TrainCommand(recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline))
+            arguments = (recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline, accept_changed_inputs)
+            work(TrainCommand(*arguments))
 
         app.command(work.__name__.replace("_", "-"), help=work.__doc__)(verb)
         return work

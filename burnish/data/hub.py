@@ -9,6 +9,7 @@ from typing import Any
 from burnish.data.files import RawRow
 from burnish.errors import InputError, one_line
 from burnish.system.optional_packages import needed
+from burnish.system.reads import record_source, recorded_reads
 
 _OFFLINE = "offline, only data sets fetched before can be read"
 
@@ -21,7 +22,7 @@ def hub_rows(name: str, *, config: str, side: str, revision: str, offline: bool)
     """
     library = needed("datasets", "hub", f"dataset = '{name}'")
     try:
-        with _quiet(library), _offline_mode(library, offline):
+        with _quiet(library), _offline_mode(library, offline), recorded_reads(None):
             builder = library.load_dataset_builder(name, config or None, revision=revision or None)
             _check(builder, revision)
             builder.download_and_prepare()
@@ -30,6 +31,7 @@ def hub_rows(name: str, *, config: str, side: str, revision: str, offline: bool)
         reason = one_line(error)[:200].rstrip(".")
         hint = _OFFLINE if offline else "check its name, config, side and revision"
         raise InputError(f"dataset = '{name}': {type(error).__name__}: {reason}; {hint}") from error
+    record_source(f"dataset '{name}'", str(getattr(records, "_fingerprint", builder.hash)))
     for number, values in enumerate(records, start=1):
         yield RawRow(f"row {number}", dict(values))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from burnish.catalogue.convert import resolve_model
+from burnish.catalogue.convert import adapter_base, resolve_model
 from burnish.errors import InputError, one_line
 from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
 
@@ -34,7 +34,7 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) 
     if described is None:
         return load_full_model(source, dtype, offline=offline)
     weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
-    named = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    named = adapter_base(Path(described).parent)
     if named == str(source):
         raise ValueError("its adapter_config.json names itself as the base model")
     base = resolve_model(named, offline=offline)
@@ -69,8 +69,7 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if described := find_adapter_config_file(str(source), local_files_only=True):
-        base = json.loads(Path(described).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return stored_dtype(resolve_model(base, offline=True))
+        return stored_dtype(resolve_model(adapter_base(Path(described).parent), offline=True))
     quiet: Any = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     weights = cached_file(str(source), "model.safetensors", **quiet)
     if weights is None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from burnish.catalogue.convert import START as START
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
 from burnish.system.files import explained, new_folder, sync_file, write_json, write_text
@@ -29,8 +30,8 @@ BROKEN_ROWS = "broken_rows.jsonl"
 """Lists the unusable rows of a user's data, with positions and reasons. Written only if there are any."""
 CHAT_TEMPLATE = "chat_template.jinja"
 """A copy of the user's own chat template, so that a resumed run does not depend on the file."""
-START = "start"
-"""Folder of the initial model, for runs that build it instead of loading it."""
+INPUTS = "inputs.json"
+"""Fingerprints of the files that the run reads."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
@@ -228,7 +229,7 @@ class Run:
         """Delete what ``create`` made, for a run that never began; other files in the folder stay."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS, CHAT_TEMPLATE):
+            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS, CHAT_TEMPLATE, INPUTS):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):

@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from burnish.catalogue import entries
+from burnish.catalogue.model_files import in_run, link_model, pinned
 from burnish.errors import BurnishError, InputError
 from burnish.policies.chat_template import fixed_time
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import ChatSection, OpenSection
-from burnish.run.folder import Run
+from burnish.run.folder import START, Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.environment import environment_record
+from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
 
 REPRODUCIBILITY_KEYS = (
     "processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish",
 )  # fmt: skip
 """Entries of environment.json on which the bits of a run depend."""
-FILE_OPTIONS: Mapping[str, str] = {"reward_model": "path", "json_format": "schema_file", "jsonl": "path"}
+FILE_OPTIONS: Mapping[str, str] = {
+    "reward_model": "path", "json_format": "schema_file", "jsonl": "path", "data": "path", "translation": "folder",
+    "similarity": "model",
+}  # fmt: skip
 """Name of a reward or data source -> its option that holds a file path."""
 
 J = TypeVar("J", bound=Job)
@@ -58,16 +63,20 @@ def create_or_open_run(
     run_dir: str | Path | None,
     resume: str | Path | None,
     changed: bool,
+    accept: bool = False,
     verb: str = "train",
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    Raises InputError if a run to resume comes with a recipe, changes or a folder, or if there is neither.
+    Raises InputError if a run to resume comes with a recipe, changes or a folder, if there is neither, or if changed
+    inputs are accepted for a new run.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
             raise InputError("a resumed run keeps its recipe and its folder: pass resume alone")
         return Run.open(Path(resume), verb)
+    if accept:
+        raise InputError("--accept-changed-inputs belongs to --resume: a new run has no inputs that could have changed")
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
     job = read(recipe)
@@ -149,13 +158,33 @@ def resolve_recipe_paths(recipe: J) -> J:
         rewards = [resolve_section_path(section) for section in recipe.reward]
         metrics = [resolve_section_path(section) for section in recipe.evaluation.metrics]
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
-        recipe = recipe.model_copy(update={"reward": rewards, "evaluation": evaluation})
+        task = resolve_section_path(recipe.task)
+        recipe = recipe.model_copy(update={"task": task, "reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model
     folder = expanded(model)
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():
         return recipe
-    policy = recipe.policy.model_copy(update={"model": str(folder.absolute())})
-    return recipe.model_copy(update={"policy": policy})
+    return _with_model(recipe, pinned(folder.absolute()))
+
+
+def _with_model(recipe: J, model: Path) -> J:
+    return recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": str(model)})})
+
+
+def keep_start(run: Run, recipe: J) -> J:
+    """Return the recipe with the run's own copy of the model it begins from, if that is another run's checkpoint.
+
+    The other run may delete the checkpoint, or the run may move to another machine. The files are hard links where
+    that is possible. Raises InputError if the checkpoint is incomplete.
+    """
+    model, own = recipe.policy.model, run.folder.absolute() / START
+    if recipe.policy.use != "causal_lm" or model in entries.names("model"):
+        return recipe
+    source = pinned(expanded(model).absolute()) if model else own
+    if not own.is_dir() and source.is_dir() and in_run(source):
+        with explained(f"cannot make {own}", run.advice_on_full_disk), new_folder(own) as temporary:
+            link_model(source, temporary)
+    return _with_model(recipe, own) if own.is_dir() else recipe
 
 
 def resolve_section_path(section: S) -> S:
@@ -164,6 +193,8 @@ def resolve_section_path(section: S) -> S:
     if isinstance(section, ChatSection):
         paths["template"] = section.template_file
     absolute = {
-        option: str(expanded(path).absolute()) for option, path in paths.items() if isinstance(path, str) and path
+        option: str(pinned(expanded(path).absolute()))
+        for option, path in paths.items()
+        if isinstance(path, str) and path
     }
     return type(section).model_validate({**section.model_dump(), **absolute}) if absolute else section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -108,13 +108,31 @@ class ExampleEvaluator(Generic[T]):
         return self.learner.objective.conclude(after, self.learner.recipe.seed)
 
     to_json = staticmethod(sums_to_json)
-    from_json = staticmethod(sums_from_json)
+
+    def from_json(self, text: str) -> list[ExampleSums]:
+        """Read what ``to_json`` wrote, for the examples that are held out now."""
+        order = {unit: index for index, unit in enumerate(dict.fromkeys(e.unit for e in self.learner.data.held_out))}
+        sums = [example for example in sums_from_json(text) if example.unit in order]
+        return sorted(sums, key=lambda example: order[example.unit])
 
 
-def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observer) -> Trainer[list[ExampleSums]]:
-    """Return the trainer of a supervised run. Raises InputError if the data have changed since it began."""
+def supervised_trainer(
+    learner: SupervisedLearner[T], run: Run, observer: Observer, *, accept: bool = False
+) -> Trainer[list[ExampleSums]]:
+    """Return the trainer of a supervised run.
+
+    Raises InputError if the data have changed since it began, and that is not accepted.
+    """
     recipe = learner.recipe
-    record_data(run, learner.data.described, observer)
+    record_data(run, learner.data.described, observer, accept=accept)
+    earlier = run.folder / "evaluation" / "before.json"
+    if earlier.exists():
+        # Data that changed with the user's consent: only what was measured before training can be compared.
+        units = {one.unit for one in sums_from_json(earlier.read_text(encoding="utf-8"))}
+        held_out = tuple(example for example in learner.data.held_out if example.unit in units)
+        if len({example.unit for example in held_out}) < 2:
+            raise InputError("data: fewer than two held-out rows of the run's beginning are left: start a new run")
+        learner.data = replace(learner.data, held_out=held_out)
 
     def step() -> Mapping[str, Any]:
         row = supervised_step(learner)
@@ -128,10 +146,10 @@ def supervised_trainer(learner: SupervisedLearner[T], run: Run, observer: Observ
     )  # fmt: skip
 
 
-def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> None:
+def record_data(run: Run, described: Mapping[str, Any], observer: Observer, *, accept: bool = False) -> None:
     """Write ``data.json`` for a new run; raise InputError if a resumed run's data have changed."""
     path = run.folder / "data.json"
-    if not path.exists():
+    if accept or not path.exists():
         run.put("data.json", json_text(described))
         for note in described.get("notes", ()):
             observer.message(note, level="warning")
@@ -144,4 +162,5 @@ def record_data(run: Run, described: Mapping[str, Any], observer: Observer) -> N
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error}): start a new run") from error
     if not same:
-        raise InputError(f"{described['origin']} has changed since {run.folder} began: start a new run")
+        flag = "--accept-changed-inputs"
+        raise InputError(f"{described['origin']} has changed since {run.folder} began: restore it, or add {flag}")

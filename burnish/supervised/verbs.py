@@ -17,14 +17,17 @@ from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, Policy, Trainable
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
+from burnish.run.inputs import Inputs
 from burnish.run.launch import (
     create_or_open_run,
     discard_on_failure,
+    keep_start,
     resolve_recipe_paths,
     resolve_section_path,
     warn_if_environment_changed,
     work_in_run,
 )  # fmt: skip
+from burnish.run.sources import run_sources
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
 from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
@@ -40,9 +43,11 @@ from burnish.supervised.recipe import (
     recipe_kind,
 )  # fmt: skip
 from burnish.supervised.sft import FineTuning
+from burnish.supervised.sources import SOURCES
 from burnish.supervised.step import SupervisedLearner, supervised_trainer
 from burnish.system.environment import environment_record
 from burnish.system.machine import keep_freed_memory
+from burnish.system.reads import Reads, recorded_reads
 from burnish.training.optimizer import build_optimizer
 
 R = TypeVar("R", bound=SupervisedRecipe)
@@ -113,6 +118,7 @@ class Verb(Generic[R, T]):
         *,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
+        accept_changed_inputs: bool = False,
         offline: bool = False,
         observer: Observer | None = None,
         overrides: Sequence[str] = (),
@@ -127,27 +133,41 @@ class Verb(Generic[R, T]):
 
         return work_in_run(
             lambda: create_or_open_run(
-                recipe, read, run_dir=run_dir, resume=resume, changed=bool(overrides or changes), verb=verb
+                recipe,
+                read,
+                run_dir=run_dir,
+                resume=resume,
+                changed=bool(overrides or changes),
+                verb=verb,
+                accept=accept_changed_inputs,
             ),
-            lambda run: self._train(run, watcher, offline=offline, fresh=resume is None),
+            lambda run: self._train(run, watcher, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
             watcher,
         )
 
-    def _train(self, run: Run, observer: Observer, *, offline: bool, fresh: bool) -> SupervisedResult:
+    def _train(self, run: Run, observer: Observer, *, offline: bool, fresh: bool, accept: bool) -> SupervisedResult:
+        inputs, reads = Inputs(run, observer, fresh=fresh, accept=accept), Reads()
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
             warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
         with discard_on_failure(run, fresh=fresh):
-            learner = self._build_learner(recipe, run.folder, observer, offline=offline)
-        evaluation = supervised_trainer(learner, run, observer).train()
+            recipe = keep_start(run, recipe)
+            learner = self._build_learner(recipe, run.folder, observer, offline=offline, reads=reads)
+            source = {"data.use": (recipe.data.use, SOURCES.get(recipe.data.use))}
+            sources = run_sources(run, recipe, reads, source, offline=offline)
+        with inputs.recorded(sources):
+            evaluation = supervised_trainer(learner, run, observer, accept=accept).train()
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
-    def _build_learner(self, recipe: R, folder: Path, observer: Observer, *, offline: bool) -> SupervisedLearner[T]:
+    def _build_learner(
+        self, recipe: R, folder: Path, observer: Observer, *, offline: bool, reads: Reads
+    ) -> SupervisedLearner[T]:
         keep_freed_memory()
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         # The rows come first, since reading them is quick and loading a model is not.
-        rows = read_rows(recipe.data, offline=offline, observer=observer)
+        with recorded_reads(reads):
+            rows = read_rows(recipe.data, offline=offline, observer=observer)
         chat = chat_settings(recipe.data, folder)
         policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
         encoder = Encoder(policy, recipe.batch.max_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from burnish.errors import InputError
@@ -60,7 +60,14 @@ class HeldOutEvaluator:
         return {}
 
     to_json = staticmethod(Measurement.to_json)
-    from_json = staticmethod(Measurement.from_json)
+
+    def from_json(self, text: str) -> Measurement:
+        """Read what ``to_json`` wrote, for the prompts that are held out now."""
+        measurement, keys = Measurement.from_json(text), {(one.id, one.text, one.reference) for one in self.prompts}
+        samples = tuple(one for one in measurement.samples if (one.prompt_id, one.prompt, one.reference) in keys)
+        ids = {sample.prompt_id for sample in samples}
+        truths = tuple(truth for truth in measurement.truths if truth.prompt_id in ids)
+        return replace(measurement, samples=samples, truths=truths)
 
 
 class RewardGuards(RunGuards[Measurement]):
@@ -191,11 +198,27 @@ class RewardGuards(RunGuards[Measurement]):
             self.observer.message(text, level="warning")
 
 
+def _measured_before(run: Run, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Return the held-out prompts that were measured before training: only they can be compared.
+
+    They are all, unless the data changed with the user's consent. Raises InputError if none is left.
+    """
+    path = run.folder / "evaluation" / "before.json"
+    if not path.exists():
+        return held_out
+    samples = Measurement.from_json(path.read_text(encoding="utf-8")).samples
+    keys = {(sample.prompt_id, sample.prompt, sample.reference) for sample in samples}
+    kept = [prompt for prompt in held_out if (prompt.id, prompt.text, prompt.reference) in keys]
+    if not kept:
+        raise InputError("task: no held-out prompt of the run's beginning is left: start a new run")
+    return kept
+
+
 def reinforcement_trainer(
     learner: Learner, run: Run, observer: Observer, held_out: Sequence[Prompt]
 ) -> Trainer[Measurement]:
     recipe = learner.recipe
-    evaluator = HeldOutEvaluator(learner, held_out, observer)
+    evaluator = HeldOutEvaluator(learner, _measured_before(run, held_out), observer)
     checkpointer = Checkpointer(run, learner, recipe.checkpoint.keep)
     guards = RewardGuards(run, evaluator, checkpointer)
 
