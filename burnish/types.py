@@ -56,12 +56,17 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Parameters of the sampling distribution, which is also the policy that is trained.
+    """Parameters of the sampling distribution, which is also the policy that is trained, and of where a text ends.
 
-    Logits are divided by ``temperature``. Then only the ``top_k`` most probable tokens are kept (0: all), and of these
-    the smallest set whose probability reaches ``top_p`` (1.0: all). The probabilities of the kept tokens are
-    renormalised. If ``lagged_top_p`` is below 1, the kept tokens are instead the smallest set whose probability under
-    the lagged policy, at the same temperature, reaches ``lagged_top_p``.
+    Logits are divided by ``temperature``. Then only the ``top_k`` most probable tokens are kept (0: all), of these the
+    smallest set whose probability reaches ``top_p`` (1.0: all), and of these the tokens at least ``min_p`` times as
+    probable as the most probable one (0: all). The probabilities of the kept tokens are renormalised. If
+    ``lagged_top_p`` is below 1, the kept tokens are instead the smallest set whose probability under the lagged policy,
+    at the same temperature, reaches ``lagged_top_p``.
+
+    A text ends with the model's end tokens, ``stop_token_ids``, or the token that completes one of the ``stop`` texts.
+    None of these ends it within the first ``min_new_tokens``, where end tokens have probability 0. ``keep_stop`` keeps
+    the text of a stop in the completion's text.
     """
 
     max_new_tokens: int
@@ -69,6 +74,11 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     lagged_top_p: float = 1.0
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +86,14 @@ class Completion:
     """One sampled answer to a prompt: a trajectory.
 
     Attributes:
-        token_ids: the sampled token ids; the last is the end-of-text token if ``finish_reason`` is "stop".
-        text: the decoded answer, without the end-of-text token.
+        token_ids: the sampled token ids; with ``finish_reason`` "stop", the last is an end token or completes a stop text.
+        text: the decoded answer, without the end token, up to the stop text.
         sampler_logprobs: log-probability of each token, nats, under the sampling distribution at sampling time.
         finish_reason: "stop" (the policy ended the text) or "length" (truncated at ``max_new_tokens``).
         policy_version: number of updates of the weights before sampling.
         index: index among the prompt's G samples.
+        sampler_log_masses: where the sampling distribution is truncated, the log of the probability that the full softmax
+            gives to the kept tokens, for each token; else empty.
     """
 
     prompt: Prompt
@@ -92,6 +104,7 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int = 0
     index: int = 0
+    sampler_log_masses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +159,13 @@ class TokenStats:
     Attributes:
         logprobs: [T], nats, with gradient, under the distribution of the ``SamplingParams``.
         entropy: [T], nats, of that distribution before each token; with gradient only on request.
+        log_mass: [T], with gradient, the log of the probability that the full softmax gives to the kept tokens; None if
+            all are kept.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    log_mass: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from torch import Tensor
 from burnish.generation.equal_length import EqualLengthSampler
 from burnish.generation.kv_cache import SharedPrefixCache
 from burnish.generation.repacked_model import RepackedModel
-from burnish.generation.rows import RowSampler, SampleRow
+from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.packing import get_backbone, packed_states
-from burnish.policies.sampling_distribution import draw_tokens
 from burnish.protocols import Sampler
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -64,8 +63,10 @@ class Engine(RowSampler):
         except UnsupportedAttention:  # a text exceeds the window: raised by the first pass, before any token is drawn
             self._fallback.fill(encoded, rows, sampling)
 
-    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
-        completion = super()._completion(prompt, prompt_ids, row, version)
+    def _completion(
+        self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int, sampling: SamplingParams
+    ) -> Completion:
+        completion = super()._completion(prompt, prompt_ids, row, version, sampling)
         cache = self.language_model.forward_cache
         if cache is not None and row.prompt_slots is not None and len(row.slots) == len(row.tokens) - 1:
             cache.set_slots(completion, row.prompt_slots, row.slots)
@@ -84,7 +85,7 @@ class _Rollout:
         sampling: SamplingParams,
     ) -> None:
         self.model, self.encoded, self.sampling = model, encoded, sampling
-        self.ends = engine.language_model.end_ids
+        self.draw = Drawer(engine.language_model, sampling)
         self.token_logits = engine.language_model.token_logits
         self.waiting = deque(rows)
         self.remaining = Counter(row.prompt for row in rows)
@@ -169,11 +170,7 @@ class _Rollout:
 
     def _draw(self, logits: Tensor, *, first: int) -> None:
         """Draw the next token of the rows in flight from ``first`` on, and remove those that finish."""
-        rows = self.live[first:]
-        uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
-        tokens, logprobs = draw_tokens(logits, uniforms, self.sampling)
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.append(token, logprob, self.ends)
+        self.draw(self.live[first:], logits)
         for index in reversed(range(first, len(self.live))):
             row = self.live[index]
             if row.reason == "stop" or len(row.tokens) == self.sampling.max_new_tokens:

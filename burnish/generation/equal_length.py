@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from burnish.errors import InputError
-from burnish.generation.rows import RowSampler, SampleRow
+from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.packing import logits_to_keep_option, unwrap_peft
-from burnish.policies.sampling_distribution import draw_tokens
 from burnish.types import SamplingParams
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -43,17 +42,12 @@ class EqualLengthSampler(RowSampler):
     def _sample_batch(
         self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams
     ) -> None:
-        ends = self.language_model.end_ids
-        device = self.language_model.device
-        ids = torch.tensor([encoded[row.prompt] for row in rows], device=device)
+        draw = Drawer(self.language_model, sampling)
+        ids = torch.tensor([encoded[row.prompt] for row in rows], device=self.language_model.device)
         cache: Any = None
-        for step in range(sampling.max_new_tokens):
+        for _ in range(sampling.max_new_tokens):
             logits, cache = self._forward(ids, cache)
-            uniforms = torch.tensor([row.uniforms[step] for row in rows], device=device)
-            tokens, logprobs = draw_tokens(logits, uniforms, sampling)
-            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                if row.reason == "length":
-                    row.append(token, logprob, ends)
+            tokens = draw(rows, logits)
             if all(row.reason == "stop" for row in rows):
                 return
             ids = tokens[:, None]

@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from burnish.generation.rows import RowSampler, SampleRow
+from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.policies.kernels.packing import pad_token_ids
 from burnish.policies.module import ModuleModel, State
-from burnish.policies.sampling_distribution import draw_tokens
 from burnish.types import SamplingParams
 
 
@@ -85,16 +84,11 @@ class ModuleSampler(RowSampler):
         if sampling.lagged_top_p < 1 and self.model.lagged is not None:
             lagged = texts_class(self.model.lagged, encoded, row_prompts)
         texts = [policy] if lagged is None else [policy, lagged]  # both see the same tokens
-        ends = self.model.vocabulary.ends
+        draw = Drawer(self.model, sampling)
         live = list(rows)
         for step in range(sampling.max_new_tokens):
-            uniforms = torch.tensor([row.uniforms[step] for row in live], dtype=torch.float64)
-            # draw_tokens overwrites its input, and a module may return a view of its own weights.
-            tokens, logprobs = draw_tokens(
-                policy.logits.clone(), uniforms.to(policy.logits.device), sampling, lagged.logits if lagged else None
-            )
-            for row, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.append(token, logprob, ends)
+            # The logits are overwritten, and a module may return a view of its own weights.
+            tokens = draw(live, policy.logits.clone(), lagged.logits if lagged else None)
             unfinished = [index for index, row in enumerate(live) if row.reason == "length"]
             if not unfinished or step + 1 == sampling.max_new_tokens:
                 return

@@ -5,14 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from burnish.errors import InputError
-from burnish.policies.sampling_distribution import random_streams
+from burnish.policies.sampling_distribution import draw_tokens, early_ends, random_streams
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
+
+BLURRED = 8
+"""Characters at the start of a text that may be decoded wrongly if the tokens before them are missing."""
+
+UNFINISHED = "\ufffd"
+"""Decoded form of a character whose last bytes are missing."""
 
 
 @dataclass(slots=True)
@@ -25,7 +33,10 @@ class SampleRow:
         uniforms: [max_new_tokens], a random number in [0, 1) for each token.
         tokens: the tokens so far.
         logprobs: their log-probabilities, nats.
-        reason: "stop" after an end token, else "length".
+        log_masses: as ``Completion.sampler_log_masses``.
+        reason: "stop" after an end token or a stop text, else "length".
+        text: the text, cut at a stop text; None if there is none.
+        begins: whether its prompt is empty.
         prompt_slots, slots: slots of its prompt and of its tokens in the forward cache.
     """
 
@@ -34,7 +45,10 @@ class SampleRow:
     uniforms: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    log_masses: list[float] = field(default_factory=list)
     reason: FinishReason = "length"
+    text: str | None = None
+    begins: bool = False
     prompt_slots: range | None = None
     slots: list[int] = field(default_factory=list)
 
@@ -53,11 +67,72 @@ class TextModel(Protocol):
         """Maximum number of tokens of a text, prompt and completion together; None if there is no limit."""
         ...
 
+    def stop_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Return the tokens that end a sampled text."""
+        ...
+
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]: ...
 
     def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
         """Return the text of a completion; ``begins``: of an empty prompt."""
         ...
+
+
+class Drawer:
+    """Draws the next token of each row, and finishes the rows that it ends."""
+
+    def __init__(self, text_model: TextModel, sampling: SamplingParams) -> None:
+        self.text_model, self.sampling = text_model, sampling
+        self.ends = text_model.stop_ids(sampling)
+
+    def __call__(self, rows: Sequence[SampleRow], logits: Tensor, lagged: Tensor | None = None) -> Tensor:
+        """Draw a token for each row, append it to the rows that are not finished, and return all tokens [N].
+
+        Args:
+            logits: [N, V], at least float32. Overwritten.
+            lagged: [N, V], logits of the lagged policy, if the sampling parameters need them.
+        """
+        sampling, device = self.sampling, logits.device
+        uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64, device=device)
+        early = early_ends([[len(row.tokens)] for row in rows], self.ends, sampling, device)
+        tokens, logprobs, log_masses = draw_tokens(logits, uniforms, sampling, lagged, early)
+        live = [row.reason == "length" for row in rows]
+        if log_masses is not None:
+            for row, log_mass in zip(compress(rows, live), compress(log_masses.tolist(), live), strict=True):
+                row.log_masses.append(log_mass)
+        for row, token, logprob in compress(zip(rows, tokens.tolist(), logprobs.tolist(), strict=True), live):
+            row.append(token, logprob, self.ends)
+            if sampling.stop and row.reason == "length":
+                self._stop(row)
+        return tokens
+
+    def _stop(self, row: SampleRow) -> None:
+        """Finish a row whose last token completes a stop text, as if the text had been written character by character."""
+        sampling, decode = self.sampling, self.text_model.decode
+        if len(row.tokens) <= sampling.min_new_tokens or not self._in_recent_text(row.tokens):
+            return
+        text = decode(row.tokens, begins=row.begins)
+        early = ""
+        if sampling.min_new_tokens:
+            early = decode(row.tokens[: sampling.min_new_tokens], begins=row.begins).rstrip(UNFINISHED)
+        spans = []
+        for stop in sampling.stop:
+            start = text.find(stop, max(0, len(early) - len(stop) + 1))
+            if start >= 0:
+                spans.append((start + len(stop), start))
+        if spans:
+            end, start = min(spans)
+            row.reason, row.text = "stop", text[: end if sampling.keep_stop else start]
+
+    def _in_recent_text(self, tokens: Sequence[int]) -> bool:
+        """Return whether a stop text may end in the last token; reads no more tokens than it needs to."""
+        decode = self.text_model.decode
+        needed = max(map(len, self.sampling.stop)) + BLURRED
+        count = needed
+        while count < len(tokens) and len(decode(tokens[-count:-1])) < needed:
+            count *= 2
+        recent = decode(tokens[-count:])
+        return any(stop in recent for stop in self.sampling.stop)
 
 
 class RowSampler(ABC):
@@ -97,8 +172,12 @@ class RowSampler(ABC):
         self._check_lengths(prompts, encoded, sampling.max_new_tokens)
         streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [SampleRow(*divmod(index, samples_per_prompt), uniforms) for index, uniforms in enumerate(streams)]
+        for row in rows:
+            row.begins = not (prompts[row.prompt].text or prompts[row.prompt].messages)
         self.fill(encoded, rows, sampling)
-        completions = [self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version) for row in rows]
+        completions = [
+            self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version, sampling) for row in rows
+        ]
         return [
             Group(prompt, tuple(completions[index * samples_per_prompt : (index + 1) * samples_per_prompt]))
             for index, prompt in enumerate(prompts)
@@ -113,10 +192,15 @@ class RowSampler(ABC):
                 f"into the model's {positions} positions: lower sampling.max_new_tokens or give a shorter prompt"
             )
 
-    def _completion(self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int) -> Completion:
-        text = row.tokens[:-1] if row.reason == "stop" and not self._with_end else row.tokens
-        options = {} if prompt.text or prompt.messages else {"begins": True}
-        decoded = self._text_model.decode(text, **options)
+    def _completion(
+        self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int, sampling: SamplingParams
+    ) -> Completion:
+        text = row.text
+        if text is None:
+            kept = sampling.keep_stop if row.tokens[-1] in sampling.stop_token_ids else self._with_end
+            tokens = row.tokens[:-1] if row.reason == "stop" and not kept else row.tokens
+            text = self._text_model.decode(tokens, begins=row.begins)
         return Completion(
-            prompt, prompt_ids, tuple(row.tokens), decoded, tuple(row.logprobs), row.reason, version, row.index,
+            prompt, prompt_ids, tuple(row.tokens), text, tuple(row.logprobs), row.reason, version, row.index,
+            tuple(row.log_masses),
         )  # fmt: skip

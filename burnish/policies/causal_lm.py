@@ -30,7 +30,7 @@ from burnish.policies.kernels.packing import (
     padded_logits,
 )
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
-from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
+from burnish.policies.sampling_distribution import check_token_ids, early_ends, token_stats
 from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
 from burnish.policies.token_rows import TokenRows, find_token_rows
 from burnish.protocols import LanguageModel
@@ -120,6 +120,22 @@ class CausalModel:
         self._controls.update(self.chat, self.end_ids)
         return self._controls
 
+    @property
+    def silent_ids(self) -> frozenset[int]:
+        """Tokens that a completion's text leaves out: those for the beginning, the end and padding."""
+        return self.end_ids.union(
+            token for token in (self.tokenizer.bos_token_id, self.tokenizer.pad_token_id) if token is not None
+        )
+
+    def stop_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Return the tokens that end a sampled text: the model's own, those of ``sampling``, and stop texts that are tokens
+        which the text leaves out."""
+        check_token_ids(sampling.stop_token_ids, self.model.config.get_text_config().vocab_size)
+        if not sampling.stop:
+            return self.end_ids.union(sampling.stop_token_ids)
+        silent = (token for token in self.silent_ids if self.tokenizer.convert_ids_to_tokens(token) in sampling.stop)
+        return self.end_ids.union(sampling.stop_token_ids, silent)
+
     def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
         """Return the token ids of a text that continues a prompt, without special tokens around it.
 
@@ -182,7 +198,7 @@ class CausalModel:
         Args:
             begins: whether the prompt is empty.
         """
-        silent = {*self.end_ids, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id}
+        silent = self.silent_ids
         return self.codec.decode([token for token in token_ids if token not in silent], begins=begins)
 
     def token_logits(self, logits: Tensor) -> Tensor:
@@ -213,15 +229,18 @@ class CausalModel:
                 f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
             )
         head = get_linear_head(self.model)
+        early = early_ends(
+            [range(len(completion.token_ids)) for completion in completions], self.stop_ids(sampling), sampling,
+            self.device,
+        )  # fmt: skip
         if self.layout is None or head is None:
             logits, tokens = padded_logits(self.model, completions)
-            logprobs = sampling_logprobs(self.token_logits(logits), sampling, always=tokens)
-            return token_stats(logprobs, tokens, entropy_gradient=entropy_gradient)
+            logits = self.token_logits(logits)
+            return token_stats(logits, tokens, sampling, early=early, entropy_gradient=entropy_gradient)
         states, tokens = hidden_states(self.layout, self.model, completions, self.forward_cache)
-        stats = fused_logprobs(
-            states, *head, tokens, sampling, token_rows=self.token_rows, entropy_gradient=entropy_gradient
+        return fused_logprobs(
+            states, *head, tokens, sampling, token_rows=self.token_rows, early=early, entropy_gradient=entropy_gradient
         )
-        return TokenStats(*(tensor.cpu() for tensor in stats))
 
 
 class _AdapterOff(CausalModel):

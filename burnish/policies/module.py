@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError, one_line
 from burnish.policies.kernels.packing import device_memory_bytes, pad_token_ids
 from burnish.policies.module_contract import check_module
-from burnish.policies.sampling_distribution import sampling_logprobs, token_stats
+from burnish.policies.sampling_distribution import check_token_ids, early_ends, token_stats
 from burnish.policies.vocabulary import FILE, Vocabulary, read_vocabulary, refuse_messages, write_vocabulary
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
@@ -110,6 +110,11 @@ class ModuleModel:
 
     def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
         return self.vocabulary.decode(token_ids)
+
+    def stop_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Return the tokens that end a sampled text."""
+        check_token_ids(sampling.stop_token_ids, self.vocabulary.size)
+        return self.vocabulary.ends.union(sampling.stop_token_ids)
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
@@ -225,8 +230,11 @@ class ModulePolicy(ModuleModel):
         if sampling.lagged_top_p < 1 and self.lagged is not None:
             with torch.no_grad():
                 lagged, _ = self.lagged.completion_logits(completions)
-        logprobs = sampling_logprobs(logits, sampling, always=tokens, lagged=lagged)
-        return token_stats(logprobs, tokens, entropy_gradient=entropy_gradient)
+        early = early_ends(
+            [range(len(completion.token_ids)) for completion in completions], self.stop_ids(sampling), sampling,
+            logits.device,
+        )  # fmt: skip
+        return token_stats(logits, tokens, sampling, lagged=lagged, early=early, entropy_gradient=entropy_gradient)
 
     @cached_property
     def max_microbatch_tokens(self) -> int:

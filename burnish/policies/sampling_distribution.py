@@ -7,8 +7,10 @@ of the distribution that was sampled from. Letters: N rows, V vocabulary size.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,24 +27,74 @@ BLOCK = 128
 
 
 def is_truncated(sampling: SamplingParams) -> bool:
-    """Return whether some tokens have probability zero."""
-    return sampling.top_p < 1 or sampling.top_k > 0
+    """Return whether some tokens may have probability zero."""
+    return _has_cut(sampling) or sampling.min_new_tokens > 0 or sampling.lagged_top_p < 1
+
+
+def _has_cut(sampling: SamplingParams) -> bool:
+    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+
+
+def check_token_ids(stop_token_ids: Iterable[int], vocabulary: int) -> None:
+    """Raise InputError if one of ``sampling.stop_token_ids`` is not a token of the model."""
+    for token in stop_token_ids:
+        if token >= vocabulary:
+            raise InputError(
+                f"sampling.stop_token_ids: the model has no token {token}, its {vocabulary} tokens begin at 0: remove it"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyEnds:
+    """End tokens ``ids`` [E] that have probability zero in the ``rows`` [N] (bool) of a text's first tokens."""
+
+    rows: Tensor
+    ids: Tensor
+
+    def __getitem__(self, rows: slice) -> EarlyEnds:
+        return EarlyEnds(self.rows[rows], self.ids)
+
+    def mask_(self, values: Tensor, value: float) -> Tensor:
+        """Replace ``values`` [N, V] of these tokens, in place."""
+        ids = self.ids[self.ids < values.shape[-1]]  # a file may name an end that is not a token
+        values[:, ids] = values[:, ids].masked_fill(self.rows[:, None], value)
+        return values
+
+
+def early_ends(
+    lengths: Sequence[Iterable[int]], ends: Iterable[int], sampling: SamplingParams, device: torch.device
+) -> EarlyEnds | None:
+    """Return the end tokens that come too early in N rows; None if there are none.
+
+    ``lengths`` are, for each text, the numbers of its tokens before each row: ``[range(len(ids)) for ids in ...]``.
+    """
+    if sampling.min_new_tokens == 0:
+        return None
+    early = [length < sampling.min_new_tokens for text in lengths for length in text]
+    ids = sorted(ends)
+    if not any(early) or not ids:
+        return None
+    return EarlyEnds(torch.tensor(early, device=device), torch.tensor(ids, device=device))
 
 
 def sampling_logprobs(
-    logits: Tensor, sampling: SamplingParams, always: Tensor | None = None, lagged: Tensor | None = None
+    logits: Tensor,
+    sampling: SamplingParams,
+    always: Tensor | None = None,
+    lagged: Tensor | None = None,
+    early: EarlyEnds | None = None,
 ) -> Tensor:
     """Return the log-probabilities [..., V] of the sampling distribution; minus infinity for truncated tokens.
 
     The set of kept tokens is piecewise constant in the logits, so the gradient is that of the truncated distribution.
 
     Args:
-        always: [...], as in ``kept_tokens``.
+        always, early: as in ``kept_tokens``.
         lagged: [..., V], logits of the lagged policy, if ``sampling`` needs them.
     """
     scaled = logits / sampling.temperature if sampling.temperature != 1 else logits
-    if is_truncated(sampling):
-        scaled = scaled.masked_fill(~kept_tokens(scaled.detach(), sampling, always), float("-inf"))
+    if _has_cut(sampling) or early is not None:
+        scaled = scaled.masked_fill(~kept_tokens(scaled.detach(), sampling, always, early), float("-inf"))
     if sampling.lagged_top_p < 1:
         return masked_logprobs(scaled, _lagged(lagged, sampling), sampling.lagged_top_p, always)
     return scaled.log_softmax(-1)
@@ -55,16 +107,31 @@ def _lagged(logits: Tensor | None, sampling: SamplingParams) -> Tensor:
     return logits / sampling.temperature
 
 
-def token_stats(logprobs: Tensor, tokens: Tensor, *, entropy_gradient: bool) -> TokenStats:
-    """Return the log-probabilities of tokens [T] and the entropies [T] of distributions [T, V], nats, on the CPU."""
+def token_stats(
+    logits: Tensor,
+    tokens: Tensor,
+    sampling: SamplingParams,
+    *,
+    lagged: Tensor | None = None,
+    early: EarlyEnds | None = None,
+    entropy_gradient: bool,
+) -> TokenStats:
+    """Return the statistics of tokens [T] under the sampling distribution of ``logits`` [T, V], on the CPU."""
+    logprobs = sampling_logprobs(logits, sampling, always=tokens, lagged=lagged, early=early)
     chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
     kept = logprobs if entropy_gradient else logprobs.detach()
     # A truncated token and its gradient count 0; torch.special.entr would give infinity times 0.
     entropy = -(kept.exp() * kept.masked_fill(kept == -torch.inf, 0.0)).sum(-1)
-    return TokenStats(chosen.cpu(), entropy.cpu())
+    log_mass = None
+    if is_truncated(sampling):
+        full = (logits / sampling.temperature).log_softmax(-1)
+        log_mass = (full.gather(-1, tokens[:, None]).squeeze(-1) - chosen).cpu()
+    return TokenStats(chosen.cpu(), entropy.cpu(), log_mass)
 
 
-def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None) -> Tensor:
+def kept_tokens(
+    scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None, early: EarlyEnds | None = None
+) -> Tensor:
     """Return which tokens can be drawn, [..., V] bool.
 
     Ties at the edge of the set go to the lower token id, so the set does not depend on the batch.
@@ -73,11 +140,21 @@ def kept_tokens(scaled: Tensor, sampling: SamplingParams, always: Tensor | None 
         scaled: [..., V], logits divided by the temperature.
         always: [...], token ids that are always kept. The trainer passes the sampled tokens: they were kept when they
             were sampled, and a rounding error at the edge of the set must not make them impossible now.
+        early: end tokens that come too early; the other limits apply to what they leave.
     """
     rows = scaled.reshape(-1, scaled.shape[-1])
-    keep, open_rows = _kept_among_the_top(rows, sampling)
-    if len(open_rows):
-        keep[open_rows] = _kept_by_sorting(rows[open_rows], sampling)
+    if early is not None:
+        rows = early.mask_(rows.clone(), float("-inf"))
+    if sampling.top_p < 1 or sampling.top_k > 0:
+        keep, open_rows = _kept_among_the_top(rows, sampling)
+        if len(open_rows):
+            keep[open_rows] = _kept_by_sorting(rows[open_rows], sampling)
+    else:
+        keep = torch.ones_like(rows, dtype=torch.bool)
+    if sampling.min_p > 0:
+        keep &= rows >= rows.amax(-1, keepdim=True) + math.log(sampling.min_p)
+    if early is not None:
+        early.mask_(keep, False)
     if always is not None:
         keep.scatter_(-1, always.reshape(-1, 1), True)
     return keep.view(scaled.shape)
@@ -130,22 +207,39 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def draw_tokens(
-    logits: Tensor, uniforms: Tensor, sampling: SamplingParams, lagged: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return tokens [N] drawn from the sampling distribution, and their log-probabilities [N], nats, float64.
+    logits: Tensor,
+    uniforms: Tensor,
+    sampling: SamplingParams,
+    lagged: Tensor | None = None,
+    early: EarlyEnds | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return tokens [N] drawn from the sampling distribution, their log-probabilities [N], nats, float64, and where it is
+    truncated the log of the probability [N] that the full softmax gives to the kept tokens.
 
     Args:
         logits: [N, V], at least float32, not yet divided by the temperature. Overwritten.
         uniforms: [N], float64 in [0, 1).
         lagged: [N, V], logits of the lagged policy, if ``sampling`` needs them.
+        early: as in ``kept_tokens``.
     """
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
-    if is_truncated(sampling):
-        logits = logits.masked_fill_(~kept_tokens(logits, sampling), float("-inf"))
+    if not is_truncated(sampling):
+        return *_draw(logits.sub_(logits.amax(-1, keepdim=True)).exp_(), uniforms), None
+    top, whole = _log_sum(logits)
+    if _has_cut(sampling) or early is not None:
+        logits = logits.masked_fill_(~kept_tokens(logits, sampling, early=early), float("-inf"))
     if sampling.lagged_top_p < 1:
         logits = logits.masked_fill_(~top_p_set(_lagged(lagged, sampling), sampling.lagged_top_p), float("-inf"))
-    return _draw(logits.sub_(logits.amax(-1, keepdim=True)).exp_(), uniforms)
+    kept_top, kept = _log_sum(logits)
+    log_mass = (kept - whole) + (kept_top - top).double().squeeze(-1)
+    return *_draw(logits.sub_(kept_top).exp_(), uniforms), log_mass
+
+
+def _log_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of each row [N, 1], and the log of the sum of exp(logit - largest) [N], float64."""
+    top = logits.amax(-1, keepdim=True)
+    return top, (logits - top).exp_().sum(-1).double().log()
 
 
 def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

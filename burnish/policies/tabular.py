@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from burnish.errors import InputError
 from burnish.exactness.verify import World
 from burnish.exactness.world import all_sequences, logits_from_probabilities
-from burnish.policies.sampling_distribution import draw, random_streams, sampling_logprobs, token_stats
+from burnish.policies.sampling_distribution import draw, is_truncated, random_streams, sampling_logprobs, token_stats
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Group, Prompt, SamplingParams, TokenStats
 
@@ -103,8 +104,8 @@ class TablePolicy(TableModel):
         """Return log-probabilities with gradient and entropies, [T] each, nats."""
         rows, tokens = self.states(completions)
         lagged = None if self.lagged is None else self.lagged[rows]
-        full = sampling_logprobs(self.parameter.index_select(0, rows), sampling, always=tokens, lagged=lagged)
-        return token_stats(full, tokens, entropy_gradient=entropy_gradient)
+        logits = self.parameter.index_select(0, rows)
+        return token_stats(logits, tokens, sampling, lagged=lagged, entropy_gradient=entropy_gradient)
 
     @property
     def max_microbatch_tokens(self) -> int:
@@ -125,6 +126,7 @@ class TablePolicy(TableModel):
         """Return P groups of G completions."""
         with torch.no_grad():
             table = sampling_logprobs(self.parameter, sampling, lagged=self.lagged)
+            full = (self.parameter / sampling.temperature).log_softmax(-1) if is_truncated(sampling) else None
         streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         states = torch.tensor([ids[-1] if ids else len(self.vocabulary) for ids in encoded])
@@ -132,7 +134,7 @@ class TablePolicy(TableModel):
         drawn = iter(self._draw(table, first, torch.from_numpy(np.array(streams))))
         return [
             Group(prompt, tuple(
-                self._completion(prompt, prompt_ids, next(drawn), policy_version, index)
+                self._completion(prompt, prompt_ids, next(drawn), policy_version, index, full)
                 for index in range(samples_per_prompt)
             ))
             for prompt, prompt_ids in zip(prompts, encoded, strict=True)
@@ -154,14 +156,24 @@ class TablePolicy(TableModel):
         return drawn
 
     def _completion(
-        self, prompt: Prompt, prompt_ids: tuple[int, ...], drawn: list[tuple[int, float]], version: int, index: int
+        self,
+        prompt: Prompt,
+        prompt_ids: tuple[int, ...],
+        drawn: list[tuple[int, float]],
+        version: int,
+        index: int,
+        full: Tensor | None,
     ) -> Completion:
         tokens, logprobs = zip(*drawn, strict=True)
         # Unlike an end-of-text token, the full stop that ends the text is part of it.
-        return Completion(
+        completion = Completion(
             prompt, prompt_ids, tokens, self.decode(tokens), logprobs,
             "stop" if tokens[-1] == self.end else "length", version, index,
         )  # fmt: skip
+        if full is None:
+            return completion
+        masses = full[self.states([completion])] - torch.tensor(logprobs, dtype=full.dtype)
+        return replace(completion, sampler_log_masses=tuple(masses.tolist()))
 
     def save(self, folder: Path) -> None:
         lagged = {} if self.lagged is None else {"lagged": self.lagged}

@@ -168,24 +168,59 @@ class Sampling(Section):
     """Below 1e-6, divided logits would overflow."""
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=MAX_SIZE)
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Keep tokens at least this share as probable as the most probable one; 0 keeps all."""
+    min_new_tokens: int = Field(0, ge=0, le=MAX_SIZE)
+    """Tokens before a text can end; until then, tokens that would end it have probability 0."""
+    stop: list[str] = Field([])
+    """Texts that end a completion; a string is short for a list of one."""
+    stop_token_ids: list[int] = Field([])
+    """Tokens that end a completion, besides the model's own."""
+    keep_stop: bool = False
+    """Whether the stop text remains in the completion's text."""
     nlpo_top_p: float = Field(1.0, gt=0, le=1)
     """NLPO (arXiv 2210.01241): sample only from the top-p set of a lagged policy; 1 turns it off."""
     nlpo_every: int = Field(10, ge=1)
     """Steps after which the lagged policy is updated."""
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _list_from_text(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _check_masks(self) -> Sampling:
-        if self.nlpo_top_p < 1 and (self.top_p < 1 or self.top_k > 0):
+        limits = ("top_p", self.top_p < 1), ("top_k", self.top_k > 0), ("min_p", self.min_p > 0)
+        others = [key for key, used in (*limits, ("min_new_tokens", self.min_new_tokens > 0)) if used]
+        if self.nlpo_top_p < 1 and others:
             raise ValueError(
-                "nlpo_top_p and top_p or top_k restrict the tokens by different policies; together they may leave no "
-                "token: use one of them"
+                f"nlpo_top_p and {others[0]} restrict the tokens by different rules; together they may leave no token: "
+                "use one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Sampling:
+        if "" in self.stop:
+            raise ValueError("stop: an empty text would end every completion at its first token; remove it")
+        if negative := [token for token in self.stop_token_ids if token < 0]:
+            raise ValueError(f"stop_token_ids: {negative[0]} is not a token id; write numbers from 0 on")
+        if self.keep_stop and not (self.stop or self.stop_token_ids):
+            raise ValueError("keep_stop = true keeps the stop text, but there is none; set stop, or remove keep_stop")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens} is above max_new_tokens = {self.max_new_tokens}; use at most "
+                f"{self.max_new_tokens}"
             )
         return self
 
     @property
     def params(self) -> SamplingParams:
         """The parameters that a sampler takes."""
-        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.nlpo_top_p)
+        return SamplingParams(
+            self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.nlpo_top_p, self.min_p,
+            self.min_new_tokens, tuple(self.stop), tuple(self.stop_token_ids), self.keep_stop,
+        )  # fmt: skip
 
 
 class Optimizer(Section):
@@ -310,6 +345,12 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(
             f'{where}: sampling.nlpo_top_p: not available with policy.use = "causal_lm", since a second model would '
             'have to run for every token; use "lstm", "module" or "tabular", or sampling.top_p'
+        )
+    unsupported = [key for key in ("min_new_tokens", "stop", "stop_token_ids") if getattr(recipe.sampling, key)]
+    if unsupported and recipe.policy.use == "tabular":
+        raise InputError(
+            f'{where}: sampling.{unsupported[0]}: not available with policy.use = "tabular", whose texts end at the full '
+            'stop; remove it, or use "lstm", "module" or "causal_lm"'
         )
     for key, sections, beside in (
         ("reward", recipe.reward, TABLE),

@@ -163,7 +163,7 @@ class PairCredit(GroupCredit):
         assert reference_logprobs is not None
         signs = self.preset.advantages(grouped, baseline)
         # The samples are the policy's own, so pi is what the sampler recorded.
-        ratios = sum_by_sequence(rollouts.sampler_logprobs - reference_logprobs, rollouts.lengths).view(grouped.shape)
+        ratios = sum_by_sequence(rollouts.full_logprobs - reference_logprobs, rollouts.lengths).view(grouped.shape)
         advantages, margins = scale_as_dpo(signs, ratios, self.beta)
         return advantages, pair_metrics(margins)
 

@@ -69,11 +69,11 @@ class KLTerm:
         """Return the weighted per-token penalty [T]."""
         return self.coefficient * KL_ESTIMATORS[self.settings.estimator](logprobs, reference_logprobs)
 
-    def reward_penalties(self, sampler_logprobs: Tensor, reference_logprobs: Tensor | None) -> Tensor:
+    def reward_penalties(self, logprobs: Tensor, reference_logprobs: Tensor | None) -> Tensor:
         """Return what the term takes from each token's reward, [T]; zeros where it is part of the loss instead."""
         if reference_logprobs is None or not self.active or self.in_loss:
-            return sampler_logprobs.new_zeros(len(sampler_logprobs))
-        return self.estimate(sampler_logprobs, reference_logprobs)
+            return logprobs.new_zeros(len(logprobs))
+        return self.estimate(logprobs, reference_logprobs)
 
     def finish_step(self, step: int, distance: float, *, samples: int) -> None:
         """Adapt the coefficient to the step's mean KL of whole completions (nats); replace a reference that is due.

@@ -49,8 +49,8 @@ class Totals:
             # How far the updates have moved the policy: KL(old || new), sampled from old.
             sums["update_kl"] = k3(old, logprobs).sum()
         if batch.reference_logprobs is not None:
-            sums["kl"] = k3(logprobs, batch.reference_logprobs).sum()
-            sums["kl/k1"] = k1(logprobs, batch.reference_logprobs).sum()
+            sums["kl"] = k3(loss.full_logprobs, batch.reference_logprobs).sum()
+            sums["kl/k1"] = k1(loss.full_logprobs, batch.reference_logprobs).sum()
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         weights = (logprobs - batch.sampler_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -22,6 +22,7 @@ class MicrobatchLoss:
     Attributes:
         loss: the weighted sum of the token losses.
         logprobs, old_logprobs: [T], float64, of the policy now and before the step's first update.
+        full_logprobs: [T], float64, of the policy now under the full softmax, as the reference's are.
         entropy: [T], nats.
         clipped: [T] bool each, the tokens whose ratio the loss clips from below and from above.
         importance: [T], the weights that correct for the sampler; 1 without a correction.
@@ -29,6 +30,7 @@ class MicrobatchLoss:
 
     loss: Tensor
     logprobs: Tensor
+    full_logprobs: Tensor
     old_logprobs: Tensor
     entropy: Tensor
     clipped: tuple[Tensor, Tensor]
@@ -49,6 +51,7 @@ class PolicyLoss:
     def __call__(self, stats: TokenStats, batch: Microbatch) -> MicrobatchLoss:
         preset = self.preset
         logprobs = stats.logprobs.double()
+        full = logprobs if stats.log_mass is None else logprobs + stats.log_mass.double()
         # With one update per step pi_old is the policy itself, and no extra pass computes it.
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         lengths = torch.tensor([len(completion.token_ids) for completion in batch.completions])
@@ -60,9 +63,9 @@ class PolicyLoss:
         token_loss = importance * preset.loss(logprobs, ratio, batch.advantages, preset.limits)
         if self.kl.in_loss:
             assert batch.reference_logprobs is not None
-            token_loss = token_loss + self.kl.estimate(logprobs, batch.reference_logprobs)
+            token_loss = token_loss + self.kl.estimate(full, batch.reference_logprobs)
         if self.entropy_bonus > 0:
             token_loss = token_loss - self.entropy_bonus * stats.entropy.double()
         clipped = preset.clipped(ratio.detach(), batch.advantages, preset.limits)
         loss = (batch.weights * token_loss).sum()
-        return MicrobatchLoss(loss, logprobs.detach(), old, stats.entropy.detach(), clipped, importance)
+        return MicrobatchLoss(loss, logprobs.detach(), full.detach(), old, stats.entropy.detach(), clipped, importance)

@@ -63,6 +63,12 @@ class Rollouts:
         logprobs = [logprob for completion in self.completions for logprob in completion.sampler_logprobs]
         return torch.tensor(logprobs, dtype=torch.float64)
 
+    @cached_property
+    def full_logprobs(self) -> Tensor:
+        """[T] float64, of the same tokens under the full softmax, which a reference's are compared with."""
+        masses = [mass for completion in self.completions for mass in completion.sampler_log_masses]
+        return self.sampler_logprobs + torch.tensor(masses, dtype=torch.float64) if masses else self.sampler_logprobs
+
     def refill_metrics(self) -> dict[str, float]:
         """Return metrics of the refilling, none where it is switched off."""
         if not self.refills:

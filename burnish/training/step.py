@@ -93,7 +93,7 @@ def shape_rewards(learner: Learner, rollouts: Rollouts, reference_logprobs: Tens
     whole, tokens = split_rewards(rollouts.scores)
     overlong = settings.overlong.weight * overlong_penalty(lengths, longest, settings.overlong.share)
     whole = whole + overlong + settings.length_cost * length_cost(lengths, longest)
-    penalties = learner.kl.reward_penalties(rollouts.sampler_logprobs, reference_logprobs)
+    penalties = learner.kl.reward_penalties(rollouts.full_logprobs, reference_logprobs)
     return Rewards(whole, tokens, penalties, sampling.samples_per_prompt)
 
 
@@ -227,4 +227,4 @@ def completion_kl(rollouts: Rollouts, reference_logprobs: Tensor | None) -> floa
     """Return the mean KL of whole completions to the reference, nats, by the estimator k1; 0 without a reference."""
     if reference_logprobs is None:
         return 0.0
-    return float(sum_by_sequence(k1(rollouts.sampler_logprobs, reference_logprobs), rollouts.lengths).mean())
+    return float(sum_by_sequence(k1(rollouts.full_logprobs, reference_logprobs), rollouts.lengths).mean())

@@ -64,7 +64,7 @@ def test_autograd_keeps_the_gradient_outside_the_context_and_of_tensors_that_are
     with adding_to_grad():
         moved = table * 2
         found = embedding(torch.tensor([1]), moved)
-        logprobs, _ = fused_logprobs(torch.randn(2, 3), moved, None, torch.tensor([0, 1]), SamplingParams(1))
+        logprobs = fused_logprobs(torch.randn(2, 3), moved, None, torch.tensor([0, 1]), SamplingParams(1)).logprobs
     (grad,) = torch.autograd.grad(found.sum() + logprobs.sum(), table)
     assert table.grad is None
     assert grad[1].abs().sum() > 0
@@ -73,7 +73,7 @@ def test_autograd_keeps_the_gradient_outside_the_context_and_of_tensors_that_are
 def test_a_frozen_table_gets_no_gradient() -> None:
     table, hidden = torch.randn(5, 3), torch.randn(2, 3, requires_grad=True)
     with adding_to_grad():
-        logprobs, _ = fused_logprobs(hidden, table, None, torch.tensor([0, 1]), SamplingParams(1))
+        logprobs = fused_logprobs(hidden, table, None, torch.tensor([0, 1]), SamplingParams(1)).logprobs
     logprobs.sum().backward()
     assert table.grad is None
     assert hidden.grad is not None
@@ -105,13 +105,13 @@ def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
     chosen = every.gather(-1, tokens[:, None]).squeeze(-1)
     for share in (0.0, 1.0):
         found = fused_logprobs(hidden, weight, bias, tokens, sampling, entropy_gradient=True)
-        close(found[0].detach(), chosen.detach())
-        close(found[1].detach(), entropy.detach())
+        close(found.logprobs.detach(), chosen.detach())
+        close(found.entropy.detach(), entropy.detach())
         leaves = (hidden, weight, bias)
         expected = torch.autograd.grad(
             (chosen * by_logprob + share * entropy * by_entropy).sum(), leaves, retain_graph=True
         )
-        grads = torch.autograd.grad((found[0] * by_logprob + share * found[1] * by_entropy).sum(), leaves)
+        grads = torch.autograd.grad((found.logprobs * by_logprob + share * found.entropy * by_entropy).sum(), leaves)
         for one, wanted in zip(grads, expected, strict=True):
             close(one, wanted)
 
@@ -123,7 +123,7 @@ def test_sums_of_many_pieces_in_bfloat16_keep_their_precision(monkeypatch) -> No
     hidden, weight = (torch.randn(*size, generator=generator).bfloat16() for size in ((8, 16), (600, 16)))
     tokens = torch.randint(600, (8,), generator=generator)
     found, expected = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
-    fused_logprobs(found, weight, None, tokens, SamplingParams(1))[0].sum().backward()
+    fused_logprobs(found, weight, None, tokens, SamplingParams(1)).logprobs.sum().backward()
     torch.nn.functional.linear(expected, weight.float()).log_softmax(-1).gather(-1, tokens[:, None]).sum().backward()
     assert found.grad is not None and expected.grad is not None
     assert float((found.grad.float() - expected.grad).abs().max()) <= 0.006 * float(expected.grad.abs().max())

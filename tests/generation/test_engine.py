@@ -17,7 +17,15 @@ from burnish.errors import InputError
 from burnish.generation.engine import Engine, make_sampler
 from burnish.generation.equal_length import EqualLengthSampler
 from burnish.policies.loading import load_model, load_policy
-from burnish.policies.sampling_distribution import draw, is_truncated, random_streams, sampling_logprobs
+from burnish.policies.sampling_distribution import (
+    draw,
+    draw_tokens,
+    early_ends,
+    is_truncated,
+    random_streams,
+    sampling_logprobs,
+    token_stats,
+)
 from burnish.types import Group, Prompt, SamplingParams
 
 LARGEST_UNIFORM = 1 - 2**-53
@@ -35,7 +43,8 @@ def slow_distribution(logits: list[float], sampling: SamplingParams) -> list[flo
     for token in order:
         if sampling.top_p < 1 and reached >= sampling.top_p:
             break
-        kept.append(token)
+        if mass[token] >= sampling.min_p:
+            kept.append(token)
         reached += mass[token] / whole
     total = math.fsum(mass[token] for token in kept)
     return [mass[token] / total if token in kept else 0.0 for token in range(len(logits))]
@@ -48,9 +57,10 @@ class TestDistribution:
         temperature=st.sampled_from([0.25, 0.7, 1.0, 2.0]),
         top_k=st.integers(0, 14),
         top_p=st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95, 1.0]),
+        min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     )
-    def test_equals_the_slow_definition(self, logits, temperature, top_k, top_p):
-        sampling = SamplingParams(1, temperature, top_p, top_k)
+    def test_equals_the_slow_definition(self, logits, temperature, top_k, top_p, min_p):
+        sampling = SamplingParams(1, temperature, top_p, top_k, min_p=min_p)
         found = sampling_logprobs(torch.tensor([logits], dtype=torch.float64), sampling)[0].exp()
         expected = torch.tensor(slow_distribution(logits, sampling), dtype=torch.float64)
         # If the cumulative probability equals top_p up to the last bit, both results are right.
@@ -76,6 +86,9 @@ class TestDistribution:
         assert kept(top_p=0.9) == [round(p / 0.95, 12) for p in (0.5, 0.3, 0.15)] + [0.0]
         # top_p applies to the tokens that top_k kept: the first has 0.625 of their mass, enough for 0.6.
         assert kept(top_k=2, top_p=0.6) == [1.0, 0.0, 0.0, 0.0]
+        # 0.15 of 0.5 is a share of 0.3, and 0.05 one of 0.1; it is the share after the temperature that counts.
+        assert kept(min_p=0.29) == [round(p / 0.95, 12) for p in (0.5, 0.3, 0.15)] + [0.0]
+        assert kept(min_p=0.29, temperature=0.5) == [round(p / 0.34, 12) for p in (0.25, 0.09)] + [0.0, 0.0]
         # Temperature 0.5 squares the probabilities: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
         assert kept(temperature=0.5) == [round(p / 0.365, 12) for p in (0.25, 0.09, 0.0225, 0.0025)]
 
@@ -103,9 +116,25 @@ class TestDistribution:
         torch.testing.assert_close(logits.grad, torch.tensor([2 * rest, -2 * rest, 0.0], dtype=torch.float64))
 
     def test_is_truncated(self):
-        assert not is_truncated(SamplingParams(1, 0.3))
-        assert is_truncated(SamplingParams(1, top_p=0.999))
-        assert is_truncated(SamplingParams(1, top_k=1))
+        assert not is_truncated(SamplingParams(1, 0.3, stop=("x",), stop_token_ids=(1,)))
+        for options in ({"top_p": 0.999}, {"top_k": 1}, {"min_p": 0.1}, {"min_new_tokens": 1}, {"lagged_top_p": 0.9}):
+            assert is_truncated(SamplingParams(1, **options)), options
+
+    def test_log_mass_by_hand(self):
+        # Probabilities 0.5, 0.3, 0.15, 0.05: top_k = 2 keeps 0.8 of the full softmax, and an end too early takes 0.5.
+        logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]] * 2, dtype=torch.float64).log() - 700
+        uniforms = torch.tensor([0.0, 0.99], dtype=torch.float64)
+        for sampling, expected in ((SamplingParams(1, top_k=2), [0.8, 0.8]),
+                                   (SamplingParams(1, min_new_tokens=1), [0.5, 1.0]),
+                                   (SamplingParams(1, top_k=2, min_new_tokens=1), [0.45, 0.8])):  # fmt: skip
+            early = early_ends([[0], [1]], [0], sampling, torch.device("cpu"))
+            tokens, logprobs, log_mass = draw_tokens(logits.clone(), uniforms, sampling, early=early)
+            torch.testing.assert_close(log_mass.exp(), torch.tensor(expected, dtype=torch.float64))
+            full = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)[tokens]
+            torch.testing.assert_close((logprobs + log_mass).exp(), full)
+            stats = token_stats(logits, tokens, sampling, early=early, entropy_gradient=False)
+            torch.testing.assert_close(stats.log_mass, log_mass)
+        assert draw_tokens(logits.clone(), uniforms, SamplingParams(1))[2] is None
 
 
 class TestDraw:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from burnish.algorithms.table_gradients import adds_to_grad, ensure_grad
 from burnish.policies.kernels.linear import linear_forward
-from burnish.policies.sampling_distribution import is_truncated, kept_tokens
+from burnish.policies.sampling_distribution import EarlyEnds, is_truncated, kept_tokens
 from burnish.policies.token_rows import TokenRows
-from burnish.types import SamplingParams
+from burnish.types import SamplingParams, TokenStats
 
 CHUNK_ELEMENTS = 3 << 22
 """Logits per chunk, 48 MB in float32: 256 rows of 49,152. Smaller chunks slow down the products, larger the rest."""
@@ -44,17 +44,19 @@ def fused_logprobs(
     sampling: SamplingParams,
     *,
     token_rows: TokenRows | None = None,
+    early: EarlyEnds | None = None,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities [T] of tokens [T] and the entropies [T] of the sampling distribution, nats.
+) -> TokenStats:
+    """Return the statistics of tokens [T] under the sampling distribution, on the CPU.
 
     ``hidden`` [T, d] is the state that predicts each token; ``weight`` [V, d] and ``bias`` [V] are those of the head;
-    ``token_rows`` are those of its rows that belong to a token (None: all).
+    ``token_rows`` are those of its rows that belong to a token (None: all); ``early`` is as in ``kept_tokens``.
     """
     keep = torch.is_grad_enabled()
-    arguments = hidden, weight, bias, tokens, sampling, token_rows, keep
-    logprobs, entropy = _FusedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
-    return logprobs, entropy if entropy_gradient else entropy.detach()
+    arguments = hidden, weight, bias, tokens, sampling, token_rows, early, keep
+    logprobs, entropy, log_mass = _FusedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+    entropy = entropy if entropy_gradient else entropy.detach()
+    return TokenStats(logprobs.cpu(), entropy.cpu(), None if log_mass is None else log_mass.cpu())
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -67,17 +69,21 @@ class _FusedLogprobs(torch.autograd.Function):
         tokens: Tensor,
         sampling: SamplingParams,
         token_rows: TokenRows | None,
+        early: EarlyEnds | None,
         keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``keep`` says whether a backward pass may follow; autograd is always off in here."""
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(len(tokens), dtype=kind)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        log_mass, whole = (torch.empty_like(logprobs) if is_truncated(sampling) else None for _ in range(2))
         ctx.waiting = []
         """For the first chunks: unnormalised probabilities [S, V], and the divisor [S] of each row."""
         room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
         for rows in _chunks(len(tokens), len(weight)):
-            logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], sampling, token_rows)
+            logits = _scaled_logits(hidden[rows], weight, bias, sampling, token_rows)
+            full = None if whole is None else _normaliser(logits)
+            kept = _truncate(logits, tokens[rows], sampling, early and early[rows])
             chosen = logits.gather(-1, tokens[rows, None]).squeeze(-1)
             top, total, weighted = _exponentiate(logits, kept)
             room -= logits.numel()
@@ -86,37 +92,47 @@ class _FusedLogprobs(torch.autograd.Function):
             normaliser[rows] = total.log() + top
             logprobs[rows] = chosen - normaliser[rows]
             entropy[rows] = total.log() - weighted / total
-        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy)
-        ctx.sampling, ctx.token_rows, ctx.adds = sampling, token_rows, adds_to_grad(weight)
-        return logprobs, entropy
+            if full is not None and whole is not None and log_mass is not None:
+                whole[rows] = full[1].log() + full[0]
+                log_mass[rows] = (total.log() - full[1].log()) + (top - full[0])
+        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy, whole)
+        ctx.sampling, ctx.token_rows, ctx.early, ctx.adds = sampling, token_rows, early, adds_to_grad(weight)
+        return logprobs, entropy, log_mass
 
     @staticmethod
     def backward(
-        ctx: Any, by_logprob: Tensor, by_entropy: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
-        hidden, weight, bias, tokens, normaliser, entropy = ctx.saved_tensors
+        ctx: Any, by_logprob: Tensor, by_entropy: Tensor, by_mass: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
+        hidden, weight, bias, tokens, normaliser, entropy, whole = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
         weight_grad = (ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)) if for_weight else None
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
+        if by_mass is not None and not bool((by_mass != 0).any()):
+            by_mass = None
+        # d log p(chosen) / dl = [chosen] - p, and d log mass / dl = p - q, where q is the full softmax.
+        by_kept = by_logprob if by_mass is None else by_logprob - by_mass
         waiting, ctx.waiting = deque(ctx.waiting or ()), None
         for rows in _chunks(len(tokens), len(weight)):
             held = waiting.popleft() if waiting else None
-            if held is not None and not with_entropy:
+            if held is not None and not with_entropy and by_mass is None:
                 grad = held[0].mul_((-by_logprob[rows] / held[1]).unsqueeze(-1))
             else:
-                logits, kept = _logits(hidden[rows], weight, bias, tokens[rows], ctx.sampling, ctx.token_rows)
+                logits = _scaled_logits(hidden[rows], weight, bias, ctx.sampling, ctx.token_rows)
+                full = None if by_mass is None else (logits - whole[rows, None]).exp_()
+                kept = _truncate(logits, tokens[rows], ctx.sampling, ctx.early and ctx.early[rows])
                 logprobs = logits.sub_(normaliser[rows, None])
                 if with_entropy:
                     # dH/dl = -p (log p + H)
                     probabilities = logprobs.exp()
                     surprise = logprobs.add_(entropy[rows, None])
                     surprise = surprise if kept is None else surprise.masked_fill_(~kept, 0.0)
-                    grad = probabilities * -(by_logprob[rows, None] + by_entropy[rows, None] * surprise)
+                    grad = probabilities * -(by_kept[rows, None] + by_entropy[rows, None] * surprise)
                 else:
-                    grad = logprobs.exp_().mul_(-by_logprob[rows, None])
-            # d log p(chosen) / dl = [chosen] - p
+                    grad = logprobs.exp_().mul_(-by_kept[rows, None])
+                if full is not None and by_mass is not None:
+                    grad.sub_(full.mul_(by_mass[rows, None]))
             grad.scatter_add_(-1, tokens[rows, None], by_logprob[rows, None])
             if ctx.sampling.temperature != 1:
                 grad.div_(ctx.sampling.temperature)
@@ -134,7 +150,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
                 bias_grad[: grad.shape[1]] += grad.sum(0)
-        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None, None
+        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None, None, None
 
 
 def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,17 +179,12 @@ def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _logits(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tokens: Tensor,
-    sampling: SamplingParams,
-    token_rows: TokenRows | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the scaled logits [S, V], at least float32, and which tokens can be sampled (None: all).
+def _scaled_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, sampling: SamplingParams, token_rows: TokenRows | None
+) -> Tensor:
+    """Return the logits [S, V], at least float32, divided by the temperature.
 
-    V is ``token_rows.count`` if there are padding rows. The logit of a token that cannot be sampled is minus infinity.
+    V is ``token_rows.count`` if there are padding rows.
     """
     if token_rows is not None:
         weight, bias = weight[: token_rows.count], None if bias is None else bias[: token_rows.count]
@@ -181,9 +192,22 @@ def _logits(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if token_rows is not None:
         logits = token_rows.fill(logits)
-    if sampling.temperature != 1:
-        logits = logits.div_(sampling.temperature)
+    return logits.div_(sampling.temperature) if sampling.temperature != 1 else logits
+
+
+def _truncate(logits: Tensor, tokens: Tensor, sampling: SamplingParams, early: EarlyEnds | None) -> Tensor | None:
+    """Replace the logits [S, V] of tokens that cannot be sampled by minus infinity; return the others (None: all)."""
     if not is_truncated(sampling):
-        return logits, None
-    kept = kept_tokens(logits, sampling, always=tokens)
-    return logits.masked_fill_(~kept, float("-inf")), kept
+        return None
+    kept = kept_tokens(logits, sampling, always=tokens, early=early)
+    logits.masked_fill_(~kept, float("-inf"))
+    return kept
+
+
+def _normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of each row [S], and the sum of exp(l - largest) [S]."""
+    top, total = (logits.new_empty(len(logits)) for _ in range(2))
+    for rows in _slices(len(logits), max(1, CACHED_ELEMENTS // logits.shape[-1])):
+        top[rows] = logits[rows].amax(-1)
+        total[rows] = (logits[rows] - top[rows, None]).exp_().sum(-1)
+    return top, total

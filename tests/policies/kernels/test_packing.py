@@ -17,7 +17,7 @@ from burnish.policies.kernels.attention import (
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.packing import activation_bytes_per_token, pack
 from burnish.policies.loading import load_policy
-from burnish.policies.sampling_distribution import sampling_logprobs
+from burnish.policies.sampling_distribution import early_ends, token_stats
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -87,43 +87,50 @@ class TestAttention:
 
 
 class TestFusedHead:
-    @pytest.mark.parametrize("options", [(1.0, 1.0, 0), (0.7, 0.8, 9), (2.0, 0.6, 0), (1.0, 1.0, 3)])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"temperature": 0.7, "top_p": 0.8, "top_k": 9}, {"temperature": 2.0, "top_p": 0.6}, {"top_k": 3},
+         {"min_p": 0.2}, {"min_new_tokens": 4}, {"temperature": 0.7, "top_p": 0.8, "min_p": 0.1, "min_new_tokens": 4}],
+    )  # fmt: skip
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("elements", [1, 50, 1 << 20])
     def test_equals_the_result_from_all_logits(self, options, with_bias, elements, monkeypatch):
         monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
-        sampling = SamplingParams(1, *options)
+        sampling = SamplingParams(1, **options)
         hidden, weight = numbers(11, 6, grad=True), numbers(23, 6, seed=1, grad=True)
         bias = numbers(23, seed=2, grad=True) if with_bias else None
         tokens = torch.arange(11) % 23
-        given = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
-        found = fused_logprobs(hidden, weight, bias, tokens, sampling, entropy_gradient=True)
-        full = sampling_logprobs(torch.nn.functional.linear(hidden, weight, bias), sampling, always=tokens)
-        possible = full.isfinite()
-        entropy = -torch.where(possible, full.exp() * full.masked_fill(~possible, 0.0), 0.0).sum(-1)
-        expected = full.gather(-1, tokens[:, None]).squeeze(-1), entropy
-        weights = numbers(2, 11, seed=3)
-        for first, second in zip(found, expected, strict=True):
+        leaves = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+        early = early_ends([range(11)], (20, 22), sampling, torch.device("cpu"))
+        fused = fused_logprobs(hidden, weight, bias, tokens, sampling, early=early, entropy_gradient=True)
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        plain = token_stats(logits, tokens, sampling, early=early, entropy_gradient=True)
+        weights = numbers(3, 11, seed=3)
+        pairs = [(fused.logprobs, plain.logprobs), (fused.entropy, plain.entropy)]
+        assert (fused.log_mass is None) == (plain.log_mass is None) == (not options)
+        if options:
+            pairs.append((fused.log_mass, plain.log_mass))
+        for first, second in pairs:
             torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
-        for parts in ((1, 0), (1, 1)):
+        for parts in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
             slopes = [
                 torch.autograd.grad(
-                    sum(on * (row * value).sum() for on, row, value in zip(parts, weights, pair, strict=True)),
-                    given, retain_graph=True,
+                    sum(on * (row * value).sum() for on, row, value in zip(parts, weights, values, strict=False)),
+                    leaves, retain_graph=True,
                 )
-                for pair in (found, expected)
+                for values in zip(*pairs, strict=True)
             ]  # fmt: skip
             for first, second in zip(*slopes, strict=True):
                 torch.testing.assert_close(first, second, rtol=0, atol=1e-11)
 
     def test_entropies_have_a_gradient_only_on_request(self):
         hidden, weight = numbers(3, 6, grad=True), numbers(5, 6, seed=1)
-        logprobs, entropy = fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1))
-        assert logprobs.requires_grad and not entropy.requires_grad
+        stats = fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1))
+        assert stats.logprobs.requires_grad and not stats.entropy.requires_grad
 
     def test_a_frozen_head_gets_no_gradient(self):
         hidden, weight = numbers(3, 6, grad=True), numbers(5, 6, seed=1)
-        fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1))[0].sum().backward()
+        fused_logprobs(hidden, weight, None, torch.tensor([0, 1, 2]), SamplingParams(1)).logprobs.sum().backward()
         assert hidden.grad is not None and weight.grad is None
 
 
