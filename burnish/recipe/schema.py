@@ -276,6 +276,8 @@ class Job(Section):
 class Recipe(Job):
     """The recipe of ``burnish train``."""
 
+    record_tokens: bool = False
+    """Whether samples.jsonl has the token ids and log-probabilities of each completion."""
     task: TaskSection = TaskSection()
     sampling: Sampling = Sampling()
     algorithm: Algorithm = Algorithm()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
@@ -110,10 +111,13 @@ def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:
     return {"length/mean": float(lengths.mean()), "length/std": float(lengths.std()), "truncated": float(cut.mean())}
 
 
-def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor) -> list[dict[str, Any]]:
-    """Return one row per completion for samples.jsonl; ``advantages`` are [N]."""
+def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor, logprobs: Tensor | None) -> list[dict[str, Any]]:
+    """Return one row per completion for samples.jsonl; ``advantages`` are [N].
+
+    ``logprobs`` [T], of the policy before the update, are recorded with the tokens; None records neither.
+    """
     scores = rollouts.scores
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "step": step,
             "prompt_id": completion.prompt.id,
@@ -128,6 +132,12 @@ def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor) -> list[dict[
         }
         for index, completion in enumerate(rollouts.completions)
     ]
+    if logprobs is not None:
+        parts = torch.split(logprobs, rollouts.lengths.tolist())
+        for row, completion, part in zip(rows, rollouts.completions, parts, strict=True):
+            row["prompt_ids"], row["token_ids"] = list(completion.prompt_ids), list(completion.token_ids)
+            row["sampler_logprobs"], row["logprobs"] = list(completion.sampler_logprobs), part.tolist()
+    return rows
 
 
 class Clock:

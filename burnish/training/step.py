@@ -51,10 +51,12 @@ def train_step(learner: Learner) -> StepReport:
     rewards = shape_rewards(learner, rollouts, reference_logprobs)
     credit = learner.credit.assign(rollouts, rewards, reference_logprobs, learner.budget)
     updates = plan_updates(learner, rollouts, credit, reference_logprobs, step)
+    every = range(len(rollouts.completions))
+    recorded = policy_logprobs(learner, rollouts, every) if learner.recipe.record_tokens else None
     totals = Totals(corrected=learner.policy_loss.corrects_sampler)
     for update in updates:
         apply_update(learner, update, totals, step)
-    return report(learner, rollouts, credit, updates, totals, reference_logprobs, clock)
+    return report(learner, rollouts, credit, updates, totals, reference_logprobs, recorded, clock)
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
@@ -131,10 +133,7 @@ def plan_updates(
     trained = [trained_indices(sizes, indices, every=learner.trains_every_sample) for indices in planned]
     old_logprobs = None
     if len(planned) > 1:
-        cut = microbatches(completions, sorted(set().union(*trained)), budget)
-        old_logprobs = evaluate_tokens(
-            lambda some: learner.policy.logprobs(some, sampling.params).logprobs, completions, lengths, cut
-        )
+        old_logprobs = policy_logprobs(learner, rollouts, sorted(set().union(*trained)))
     tensors = StepTensors(
         completions, lengths, credit.advantages, rollouts.sampler_logprobs, reference_logprobs, old_logprobs,
         credit.values, credit.returns,
@@ -146,6 +145,15 @@ def plan_updates(
         cut = microbatches(completions, chosen, budget)
         updates.append(Update(number, len(indices), len(chosen), weights, cut, tensors))
     return updates
+
+
+def policy_logprobs(learner: Learner, rollouts: Rollouts, indices: Sequence[int]) -> Tensor:
+    """Return the policy's log-probabilities [T] of these completions, without gradient; not-a-number for others."""
+    completions, sampling = rollouts.completions, learner.recipe.sampling.params
+    return evaluate_tokens(
+        lambda some: learner.policy.logprobs(some, sampling).logprobs, completions, rollouts.lengths,
+        microbatches(completions, indices, learner.budget),
+    )  # fmt: skip
 
 
 def apply_update(learner: Learner, update: Update, totals: Totals, step: int) -> None:
@@ -196,6 +204,7 @@ def report(
     updates: Sequence[Update],
     totals: Totals,
     reference_logprobs: Tensor | None,
+    recorded: Tensor | None,
     clock: Clock,
 ) -> StepReport:
     """7. Move what follows the policy from step to step, and report: one flat dict, and one row per completion."""
@@ -220,7 +229,7 @@ def report(
         **text_diversity([completion.text for completion in completions]),
         **clock.metrics(tokens=int(rollouts.lengths.sum())),
     }
-    return StepReport(metrics, sample_rows(step, rollouts, credit.completion_advantages))
+    return StepReport(metrics, sample_rows(step, rollouts, credit.completion_advantages, recorded))
 
 
 def completion_kl(rollouts: Rollouts, reference_logprobs: Tensor | None) -> float:
