@@ -248,13 +248,24 @@ def remarks(model: CausalModel, dialogue: Sequence[Message]) -> list[str]:
 def write(rows: Sequence[Row], page: Path = PAGE) -> None:
     """Replace the section of the page."""
     releases = ", ".join(f"{package} {release}" for package, release, _ in PACKAGES)
-    counts = f"{sum(row.verdict.startswith('exact') for row in rows)} of {len(rows)} exact"
+    exact = sum(row.verdict == "exact" for row in rows)
+    other = sum(row.verdict.startswith("exact ") for row in rows)
+    counts = (
+        f"of {len(rows)} templates, {exact} are exact, {other} are exact for a dialogue that they accept,\n"
+        f"and {len(rows) - exact - other} refused with the cause"
+    )
     lines = [
-        f"transformers {version('transformers')}; {releases}; {counts}.",
+        f"`make templates`, with transformers {version('transformers')}: {counts}.",
+        f"The templates come from the packages {releases}; they are not part of this repository.",
+        "",
+        "Tried is a dialogue of three turns with a system message and white space at the ends of all messages, and again",
+        "with an empty answer. `exact`: each answer is learned after the very tokens that sampling has as its prompt, as",
+        "the row has it, up to one token at which sampling stops. Other verdicts name what a refused dialogue needs to be",
+        "exact.",
         "",
         "| template | source | verdict | note |",
+        "|---|---|---|---|",
     ]
-    lines += ["|---|---|---|---|"]
     lines += [f"| {row.name} | {row.source} | {cell(row.verdict)} | {cell(row.note)} |" for row in rows]
     text = page.read_text(encoding="utf-8") if page.exists() else "# Models\n"
     before, _, rest = (text if BEGIN in text else f"{text}\n## Chat templates\n\n{BEGIN}\n{END}\n").partition(BEGIN)

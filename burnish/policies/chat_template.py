@@ -133,6 +133,7 @@ class ChatTemplate:
     def _render(
         self, source: str, messages: Sequence[Message], begin_answer: bool, *, marks: bool, parts: bool
     ) -> tuple[str, list[tuple[int, int]] | None]:
+        from jinja2 import UndefinedError
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template  # its annotation is wrong
@@ -149,7 +150,10 @@ class ChatTemplate:
                 **{**self.tokenizer.special_tokens_map, **self.settings.variables},
             )
         except Exception as error:  # a template is a program of its own and may raise anything
-            raise ValueError(one_line(error)[:120] or type(error).__name__) from error
+            reason = one_line(error)[:120] or type(error).__name__
+            if isinstance(error, TypeError | UndefinedError):  # it reads what it was not given, such as a list of tools
+                reason += "; template_kwargs can set what it reads, as in { tools = [] }"
+            raise ValueError(reason) from error
         return str(texts[0]), _joined(spans[0]) if marks else None
 
     def layout(self, messages: Sequence[Message]) -> Layout:
