@@ -11,16 +11,20 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import generation as g
 
 run, base = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
 recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
 sampling = recipe["sampling"]
-warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling["temperature"])])
+if sampling["min_new_tokens"] > 0:
+    sys.exit("sampling.min_new_tokens depends on the position in the text and is not computed here")
+warpers = g.LogitsProcessorList([g.TemperatureLogitsWarper(sampling["temperature"])])
 if sampling["top_k"] > 0:
-    warpers.append(TopKLogitsWarper(sampling["top_k"]))
+    warpers.append(g.TopKLogitsWarper(sampling["top_k"]))
 if sampling["top_p"] < 1:
-    warpers.append(TopPLogitsWarper(sampling["top_p"]))
+    warpers.append(g.TopPLogitsWarper(sampling["top_p"]))
+if sampling["min_p"] > 0:
+    warpers.append(g.MinPLogitsWarper(sampling["min_p"]))
 
 
 def load(source):

@@ -59,11 +59,9 @@ def check_token_rows(model: Any, tokenizer: Any) -> None:
     for images, and copies of Llama 2 with one for padding.
     """
     rows = min(model.get_input_embeddings().weight.shape[0], _head_rows(model))
-    missing = {
-        index: token
-        for token, index in tokenizer.get_vocab().items()
-        if index >= rows and not _is_unused(token, index, tokenizer)
-    }
+    missing = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    for index in _unused_tokens(tokenizer) if missing else ():
+        missing.pop(index, None)
     if missing:
         names = ", ".join(f"{index} '{missing[index]}'" for index in sorted(missing)[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -83,14 +81,14 @@ def load_tokenizer(source: str | Path, *, offline: bool) -> tuple[Any, str]:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     options: Any = {"local_files_only": offline, "trust_remote_code": False}
-    file = _read_tokenizer_file(source, offline=offline)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        pair = None
-        if file is not None and type(tokenizer) is not PreTrainedTokenizerFast:
-            pair = _differing_tokens(tokenizer, file)
+        if type(tokenizer) is PreTrainedTokenizerFast:
+            return tokenizer, ""  # read from tokenizer.json as it is
+        file = _read_tokenizer_file(source, offline=offline)
+        pair = None if file is None else _differing_tokens(tokenizer, file)
     except Exception as error:  # the class expects a vocabulary of another kind; tokenizers has no errors of its own
-        if file is None:
+        if _read_tokenizer_file(source, offline=offline) is None:
             raise ValueError(one_line(error)) from error
         difference = f"its tokenizer_class cannot use its tokenizer.json ({one_line(error)[:120]})"
     else:
@@ -146,10 +144,13 @@ def _head_rows(model: Any) -> int:
     return int((model.get_input_embeddings().weight if weight is None else weight).shape[0])
 
 
-def _is_unused(token: str, index: int, tokenizer: Any) -> bool:
-    """Return whether a token is a special one that neither the tokenizer nor its chat template gives to a text."""
-    added = tokenizer.added_tokens_decoder
-    if index not in added or not added[index].special or index in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        return False
-    written = token in str(tokenizer.chat_template or "") or is_tag(token, [other.content for other in added.values()])
-    return not written
+def _unused_tokens(tokenizer: Any) -> list[int]:
+    """Return the special tokens that neither the tokenizer nor its chat template gives to a text."""
+    added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template or "")
+    names = [token.content for token in added.values()]
+    return [
+        index
+        for index, token in added.items()
+        if token.special and index not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        if token.content not in template and not is_tag(token.content, names)
+    ]
