@@ -23,7 +23,6 @@ from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.packing import get_backbone, packed_states
-from burnish.protocols import Sampler
 from burnish.types import Completion, Prompt, SamplingParams
 
 ROWS = 64
@@ -33,7 +32,7 @@ PREFILL_TOKENS = 2048
 """Prompt tokens per prefill pass; a single longer prompt is allowed."""
 
 
-def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> Sampler:
+def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> RowSampler:
     """Return an ``Engine`` if the model runs packed sequences, else a sampler that works for every architecture."""
     if language_model.layout is packed_states:
         return Engine(language_model, rows=rows, dtype=dtype)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from burnish.errors import InputError
+from burnish.generation.streaming import UNFINISHED, TextStream
 from burnish.policies.sampling_distribution import draw_tokens, early_ends, random_streams
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
 BLURRED = 8
 """Characters at the start of a text that may be decoded wrongly if the tokens before them are missing."""
-
-UNFINISHED = "\ufffd"
-"""Decoded form of a character whose last bytes are missing."""
 
 
 @dataclass(slots=True)
@@ -57,6 +56,18 @@ class SampleRow:
         self.logprobs.append(logprob)
         if token in ends:
             self.reason = "stop"
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamedRow(SampleRow):
+    """Sample whose text is passed on while it is drawn."""
+
+    stream: TextStream
+
+    def append(self, *args: Any, **options: Any) -> None:
+        SampleRow.append(self, *args, **options)  # super() does not work in a dataclass with slots
+        if self.reason == "length":
+            self.stream.update(self.tokens)
 
 
 class TextModel(Protocol):
@@ -144,7 +155,7 @@ class RowSampler(ABC):
     """
 
     def __init__(self, text_model: TextModel, *, with_end: bool = False) -> None:
-        self._text_model = text_model
+        self.text_model = text_model
         self._with_end = with_end
 
     @abstractmethod
@@ -160,31 +171,42 @@ class RowSampler(ABC):
         sampling: SamplingParams,
         seed: Sequence[int],
         policy_version: int = 0,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[Group]:
         """Return P groups of G completions.
+
+        Args:
+            on_text: for a single sample; called after each token with the text that is new, which may be empty.
 
         Raises:
             InputError: a prompt cannot be encoded, or does not fit into the model's positions with its completion.
         """
         if not prompts:
             return []
-        encoded = [self._text_model.encode_prompt(prompt) for prompt in prompts]
+        encoded = [self.text_model.encode_prompt(prompt) for prompt in prompts]
         self._check_lengths(prompts, encoded, sampling.max_new_tokens)
         streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [SampleRow(*divmod(index, samples_per_prompt), uniforms) for index, uniforms in enumerate(streams)]
         for row in rows:
             row.begins = not (prompts[row.prompt].text or prompts[row.prompt].messages)
+        stream = None
+        if on_text is not None:
+            (row,) = rows
+            stream = TextStream(partial(self.text_model.decode, begins=row.begins), on_text, sampling.stop)
+            rows = [StreamedRow(row.prompt, row.index, row.uniforms, begins=row.begins, stream=stream)]
         self.fill(encoded, rows, sampling)
         completions = [
             self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version, sampling) for row in rows
         ]
+        if stream is not None:
+            stream.finish(completions[0].text)
         return [
             Group(prompt, tuple(completions[index * samples_per_prompt : (index + 1) * samples_per_prompt]))
             for index, prompt in enumerate(prompts)
         ]
 
     def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        positions = self._text_model.max_positions
+        positions = self.text_model.max_positions
         longest, index = max((len(ids), index) for index, ids in enumerate(encoded))
         if positions is not None and longest + max_new_tokens > positions:
             raise InputError(
@@ -199,7 +221,7 @@ class RowSampler(ABC):
         if text is None:
             kept = sampling.keep_stop if row.tokens[-1] in sampling.stop_token_ids else self._with_end
             tokens = row.tokens[:-1] if row.reason == "stop" and not kept else row.tokens
-            text = self._text_model.decode(tokens, begins=row.begins)
+            text = self.text_model.decode(tokens, begins=row.begins)
         return Completion(
             prompt, prompt_ids, tuple(row.tokens), text, tuple(row.logprobs), row.reason, version, row.index,
             tuple(row.log_masses),
