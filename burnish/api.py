@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.generation.engine import make_sampler
+from burnish.model import LoadedModel, read_run_tables, trains_on_plain_text
 from burnish.policies.causal_lm import CausalModel
+from burnish.policies.chat_template import ChatSettings
 from burnish.policies.loading import load_model
-from burnish.protocols import Observer, Sampler
+from burnish.protocols import Observer
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.reading import KINDS
 from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
@@ -214,38 +215,64 @@ def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer
     )  # fmt: skip
 
 
-def generate(
-    model: str,
-    prompt: str,
+def load(
+    model: str | Path,
     *,
-    samples: int = 1,
-    sampling: SamplingParams,
-    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    template_kwargs: Mapping[str, Any] | None = None,
     offline: bool = False,
     observer: Observer | None = None,
-) -> Sequence[Completion]:
-    """Sample completions of one prompt from a run folder, a model folder, a catalogue name or a hub id.
+) -> LoadedModel:
+    """Load a run folder, a model folder, a catalogue name or a hub id, to sample from it.
+
+    ``template_kwargs`` are variables of the chat template, such as ``enable_thinking``; by default those that the run
+    was trained with.
 
     Raises InputError if the model cannot be used.
     """
-    with _watching(observer) as watcher:
-        sampler = _sampler(model, offline=offline, observer=watcher)
-        groups = sampler.sample([Prompt("prompt", prompt)], samples_per_prompt=samples, sampling=sampling, seed=(seed,))
-    return groups[0].completions
-
-
-def _sampler(name: str, *, offline: bool, observer: Observer) -> Sampler:
+    name = str(model)
     run = expanded(name)
-    if (run / "recipe.toml").is_file() and (run / "model").is_dir():
-        keys = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-        if keys.get("policy", {}).get("use") in ("lstm", "module"):
-            section = load_recipe(run / "recipe.toml").policy
+    written = read_run_tables(run)
+    with _watching(observer) as watcher:
+        if written.get("policy", {}).get("use") in ("lstm", "module"):
             from burnish.backends.modules import load_trained
             from burnish.generation.modules import ModuleSampler
 
-            return ModuleSampler(load_trained(section, run / "model"))
-    source = resolve_model(name, offline=offline, observer=observer)
-    return make_sampler(load_model(source, offline=offline, observer=observer))
+            return LoadedModel(
+                name, ModuleSampler(load_trained(load_recipe(run / "recipe.toml").policy, run / "model"))
+            )
+        source = resolve_model(name, offline=offline, observer=watcher)
+        trained = (written.get("task") or written.get("data") or {}).get("template_kwargs")
+        chat = ChatSettings(variables=(trained if template_kwargs is None else template_kwargs) or {})
+        sampler = make_sampler(
+            load_model(source, dtype=dtype, device=device, offline=offline, chat=chat, observer=watcher)
+        )
+    return LoadedModel(name, sampler, plain=trains_on_plain_text(written))
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    samples: int = 1,
+    system: str = "",
+    plain: bool | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    observer: Observer | None = None,
+    sampling: SamplingParams | None = None,
+    **options: Any,
+) -> Sequence[Completion]:
+    """Sample completions of one prompt from a run folder, a model folder, a catalogue name or a hub id.
+
+    The prompt is answered through the model's chat template, if it has one and its run did not train on plain text;
+    ``plain=True`` continues the text. ``options`` are fields of ``SamplingParams``. ``burnish.load`` keeps the model
+    for several prompts. Raises InputError if the model or an option cannot be used.
+    """
+    return load(model, offline=offline, observer=observer).generate(
+        prompt, samples=samples, system=system, plain=plain, seed=seed, sampling=sampling, **options
+    )
 
 
 @contextmanager

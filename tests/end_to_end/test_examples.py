@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +84,16 @@ def test_custom_reward_trains_the_news_recipe(tiny: Path, tmp_path: Path) -> Non
         assert sample["reward"] == pytest.approx(1.0 * parts["bleu"] + 0.2 * parts["brevity"])
     evaluation = json.loads((report.parent / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["reward/brevity"]["n"] == 4
+
+
+def test_ask_a_model(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "chat")
+    template = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    printed = run(tmp_path, str(ROOT / "examples" / "ask_a_model.py"), "chat").splitlines()
+    for answer, line in zip((" Paris ", " London "), printed[-2:], strict=True):
+        # An untrained model gives each byte about one chance in 257.
+        assert float(line.removeprefix(answer)) == pytest.approx(-math.log(257) * (len(answer) - 1), rel=0.2)
 
 
 def test_grpo_minimal_learns_the_sentence(tmp_path: Path) -> None:
