@@ -3,46 +3,179 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from burnish.cli.options import AsJson, Model, Offline, Seed, print_json
+from burnish.errors import InputError
+
+if TYPE_CHECKING:
+    from burnish.model import LoadedModel
+    from burnish.types import Group, Prompt
 
 verbs = typer.Typer(rich_markup_mode=None)
+
+System = Annotated[str, typer.Option(metavar="TEXT", help="A system message before the prompt.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest completion, in tokens.  [default: 256, or as many as fit]")
+]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is --greedy.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Nucleus sampling; 1 keeps every token.")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps every token.")]
+Plain = Annotated[
+    bool | None,
+    typer.Option(
+        "--plain/--chat",
+        help="Continue the text as it is, or answer it through the model's chat template.  [default: --chat if the "
+        "model has a template, except for a run that trained on plain text]",
+    ),
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option("--stream/--no-stream", help="Print the text as it is sampled.  [default: on a terminal]"),
+]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")]
 
 
 @verbs.command()
 def generate(
     model: Model,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; without it, standard input is read.")
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; without it, standard input is read.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts instead: .txt, one per line, or .jsonl with 'prompt' or 'messages'.")
     ] = None,
+    plain: Plain = None,
+    system: System = "",
     samples: Annotated[int, typer.Option(min=1, help="Number of completions.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Nucleus sampling; 1 keeps every token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps every token.")] = 0,
+    max_new_tokens: MaxNewTokens = None,
+    greedy: Greedy = False,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
     seed: Seed = 0,
+    stream: Stream = None,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Sample completions of a prompt."""
-    from burnish.api import generate as run_generation
-    from burnish.reports.wording import printable
-    from burnish.types import SamplingParams
+    """Sample answers to a prompt, or continuations of it."""
+    one = samples == 1 and file is None and not json
+    if stream and not one:
+        raise InputError("--stream prints one sample of one prompt as text: leave out --samples, --file and --json")
+    if file is not None and prompt is not None:
+        raise InputError("name either a prompt or --file")
+    texts = [("prompt", read_prompt() if prompt is None else prompt)] if file is None else read_prompts(file)
+    from burnish.api import load
 
-    completions = run_generation(
-        model, sys.stdin.read() if prompt is None else prompt, samples=samples,
-        sampling=SamplingParams(max_new_tokens, temperature, top_p, top_k), seed=seed, offline=offline,
-    )  # fmt: skip
+    loaded = load(model, offline=offline)
+    prompts = [loaded.prompt(text, system=system, plain=plain, name=name) for name, text in texts]
+    if prompt is None and file is None and prompts[0].messages:  # a line break at the end of a pipe is no question
+        prompts = [loaded.prompt(texts[0][1].removesuffix("\n"), system=system, plain=plain)]
+    if plain is None:
+        _report_way(loaded, prompts)
+    options: dict[str, Any] = {"temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k}
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
+    streamed = one and (sys.stdout.isatty() if stream is None else stream)
+    try:
+        groups = loaded.sample(
+            prompts, samples=samples, seed=seed, on_text=print_piece if streamed else None, **options
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if streamed:
+            print()
+        raise
     if json:
-        print_json(
-            [{"text": c.text, "tokens": len(c.token_ids), "finish_reason": c.finish_reason} for c in completions]
-        )
+        print_json([{**({"prompt": name} if file else {}), **row} for name, row in _rows(groups)])
+    elif streamed:
+        print()
+    else:
+        _print_texts(groups, samples)
+    _report_cut(groups)
+
+
+def read_prompt() -> str:
+    """Return the text on standard input."""
+    if sys.stdin.isatty():
+        print("burnish: reading the prompt from the terminal; Ctrl-D on an empty line ends it", file=sys.stderr)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError("standard input is not UTF-8 text") from error
+
+
+def read_prompts(file: Path) -> list[tuple[str, Any]]:
+    """Return the prompts of a file, each with its line as its name. Raises InputError if one cannot be used."""
+    from burnish.data.files import read_json_lines
+
+    if file.suffix.lower() not in (".jsonl", ".ndjson"):
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{file} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+            ) from error
+        prompts: list[tuple[str, Any]] = [(f"line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    else:
+        prompts = []
+        for row in read_json_lines(file):
+            values = row.values or {}
+            if not isinstance(value := values.get("prompt", values.get("messages")), str | list):
+                reason = row.reason or "it has neither 'prompt' (a text) nor 'messages' (a list)"
+                raise InputError(f"{file}, {row.position}: {reason}")
+            prompts.append((row.position, value))
+    if not prompts:
+        raise InputError(f"{file} holds no prompts")
+    return prompts
+
+
+def _report_way(model: LoadedModel, prompts: list[Prompt]) -> None:
+    """Report on standard error whether the prompts went through the chat template, if both ways exist."""
+    if not model.has_chat_template:
         return
-    for number, completion in enumerate(completions, start=1):
-        if samples > 1:
-            print(f"--- {number}")
-        # A model may write control characters, which must not reach the terminal.
-        print("\n".join(printable(line) for line in completion.text.split("\n")))
+    if any(prompt.messages for prompt in prompts):
+        way = "through the chat template; --plain continues the text instead"
+    else:
+        way = "continuing the text, as this run trained on; --chat goes through the chat template instead"
+    print(f"burnish: {way}", file=sys.stderr, flush=True)
+
+
+def _report_cut(groups: list[Group]) -> None:
+    """Report on standard error how many answers reached the limit; a continuation has no end of its own."""
+    completions = [one for group in groups if group.prompt.messages for one in group.completions]
+    cut = [one for one in completions if one.finish_reason == "length"]
+    if cut:
+        which = "the answer was" if len(completions) == 1 else f"{len(cut)} of {len(completions)} answers were"
+        tokens = max(len(one.token_ids) for one in cut)
+        print(f"burnish: {which} cut off after {tokens} tokens; see --max-new-tokens", file=sys.stderr)
+
+
+def _rows(groups: list[Group]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (group.prompt.id, {"text": one.text, "tokens": len(one.token_ids), "finish_reason": one.finish_reason})
+        for group in groups
+        for one in group.completions
+    ]
+
+
+def _print_texts(groups: list[Group], samples: int) -> None:
+    for group in groups:
+        for number, completion in enumerate(group.completions, start=1):
+            heading = [*([group.prompt.id] if len(groups) > 1 else []), *([str(number)] if samples > 1 else [])]
+            if heading:
+                print(f"--- {', '.join(heading)}")
+            print_piece(completion.text)
+            print()
+
+
+def terminal_text(text: str) -> str:
+    """Return a model's text with the control characters escaped that would reach the terminal."""
+    from burnish.reports.wording import printable
+
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of a model's text at once."""
+    print(terminal_text(text), end="", flush=True)
