@@ -32,7 +32,7 @@ from burnish.policies.kernels.packing import (
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
 from burnish.policies.sampling_distribution import check_token_ids, early_ends, token_stats
 from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
-from burnish.policies.token_rows import TokenRows, find_token_rows
+from burnish.policies.token_rows import TokenRows, count_rows, find_token_rows
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, Prompt, SamplingParams, TokenStats
 
@@ -68,7 +68,7 @@ class CausalModel:
         settings = like.chat.settings if chat is None and like is not None else chat
         self.chat: ChatTemplate = ChatTemplate(tokenizer, settings)
         self.codec = TextCodec(tokenizer)
-        self._controls = ControlTokens(tokenizer)
+        self._controls = ControlTokens(tokenizer, count_rows(model))
         self._turn_ends: dict[tuple[str, frozenset[int]], TurnEnd] = {}
         self.reference: LanguageModel = self
         """Reference model for KL terms and fluency; the model itself unless replaced."""

@@ -51,12 +51,13 @@ def is_tag(text: str, known: Sequence[str]) -> bool:
 class ControlTokens:
     """The tokens that a text must not contain as such.
 
-    In an answer these are the tokens that begin, end or structure a conversation: others, such as ``<think>`` or tool
-    tags, may be learnt. In a prompt's text they are all special tokens but pairs of tags.
+    In an answer these are the tokens that begin, end or structure a conversation, and those beyond the model's ``rows``:
+    others, such as ``<think>`` or tool tags, may be learnt. In a prompt's text they are all special tokens but pairs of
+    tags.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+        self.tokenizer, self.rows = tokenizer, rows
         self._key: object = None
         self.structural: frozenset[str] = frozenset()
         self._in_prompts: re.Pattern[str] | None = None
@@ -70,7 +71,7 @@ class ControlTokens:
         added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.content}
         known = [token.content for token in added.values()]
         ids = {*ends, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        structural = {token.content for index, token in added.items() if index in ids}
+        structural = {token.content for index, token in added.items() if index in ids or index >= self.rows}
         if key[0]:
             user, answer = written_tokens(chat)
             structural |= user | {token for token in answer if not is_tag(token, known)}

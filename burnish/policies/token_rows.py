@@ -52,13 +52,18 @@ def find_token_rows(model: Any, tokenizer: Any) -> TokenRows | None:
     return TokenRows(last + 1, torch.tensor(holes, dtype=torch.long, device=model.device))
 
 
+def count_rows(model: Any) -> int:
+    """Return the number of token ids that a model can read and predict."""
+    return min(int(model.get_input_embeddings().weight.shape[0]), _head_rows(model))
+
+
 def check_token_rows(model: Any, tokenizer: Any) -> None:
     """Raise ValueError if a text may have a token that the model has no row for.
 
     Special tokens that no text is given by the tokenizer or the chat template are accepted: Gemma 3 1B comes with one
     for images, and copies of Llama 2 with one for padding.
     """
-    rows = min(model.get_input_embeddings().weight.shape[0], _head_rows(model))
+    rows = count_rows(model)
     missing = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
     for index in _unused_tokens(tokenizer) if missing else ():
         missing.pop(index, None)

@@ -219,6 +219,7 @@ class TestMissingRows:
         index = add_token(folder, "<image_soft_token>", special=True)
         model = load_model(folder)
         assert index not in model.encode_prompt(Prompt("p", "an <image_soft_token>"))
+        assert model.controls.in_answer("an <image_soft_token>") == "<image_soft_token>"  # sft refuses the row
         assert max(max(one.token_ids) for one in sampled(model, SamplingParams(4))) < index
 
     def test_special_tags_are_refused(self, folder):
