@@ -176,11 +176,19 @@ class LoadedModel:
             room = MAX_NEW_TOKENS if self.max_positions is None else self.max_positions - longest
             sampling = SamplingParams(max(1, min(MAX_NEW_TOKENS, room)))
         params = replace(sampling, **options)
+        stop = (params.stop,) if isinstance(params.stop, str) else tuple(params.stop)
+        params = replace(params, stop=stop, stop_token_ids=tuple(params.stop_token_ids))
         for name, lowest, highest in (("max_new_tokens", 1, np.inf), ("temperature", 0, np.inf), ("top_k", 0, np.inf)):
             if not lowest <= getattr(params, name) <= highest:
                 raise InputError(f"{name} = {getattr(params, name)}: must be at least {lowest}")
         if not 0 < params.top_p <= 1:
             raise InputError(f"top_p = {params.top_p}: must be above 0 and at most 1")
+        if not 0 <= params.min_p <= 1:
+            raise InputError(f"min_p = {params.min_p}: must be at least 0 and at most 1")
+        if not 0 <= params.min_new_tokens <= params.max_new_tokens:
+            raise InputError(f"min_new_tokens = {params.min_new_tokens}: must be at most {params.max_new_tokens}")
+        if "" in stop:
+            raise InputError("stop: an empty text would end every completion at its first token; remove it")
         # One token, the most probable, is left of the distribution at any temperature.
         return replace(params, temperature=1.0, top_k=1) if params.temperature == 0 else params
 

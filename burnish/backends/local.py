@@ -112,11 +112,15 @@ def build_language_model(
     from burnish.policies.loading import load_policy
 
     source = resolve_model(section.model, offline=offline, observer=observer)
-    return load_policy(
+    policy = load_policy(
         source, lora=section.lora, dtype=section.dtype, device=section.device, offline=offline, seed=seed,
         gradient_checkpointing=section.gradient_checkpointing, chat=chat, save_dtype=section.save_dtype,
         observer=observer,
     )  # fmt: skip
+    if observer is not None:
+        for level, text in policy.end_notes():
+            observer.message(text, level=level)
+    return policy
 
 
 def build_critic(policy: Policy, recipe: Recipe) -> Critic | None:

@@ -24,6 +24,9 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is --greedy.")]
 TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Nucleus sampling; 1 keeps every token.")]
 TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps every token.")]
+MinP = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Keep tokens this many times as probable as the likeliest; 0 keeps all.")
+]
 Plain = Annotated[
     bool | None,
     typer.Option(
@@ -54,6 +57,13 @@ def generate(
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens before a completion can end.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends a completion; may be repeated.")] = None,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(min=0, help="A token that ends a completion; may be repeated.")
+    ] = None,
+    keep_stop: Annotated[bool, typer.Option("--keep-stop", help="Leave the stop text in the completion.")] = False,
     seed: Seed = 0,
     stream: Stream = None,
     json: AsJson = False,
@@ -75,6 +85,8 @@ def generate(
     if plain is None:
         _report_way(loaded, prompts)
     options: dict[str, Any] = {"temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k}
+    options |= {"min_p": min_p, "min_new_tokens": min_new_tokens, "stop": stop or ()}
+    options |= {"stop_token_ids": stop_token_id or (), "keep_stop": keep_stop}
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     streamed = one and (sys.stdout.isatty() if stream is None else stream)

@@ -17,6 +17,7 @@ from burnish.errors import BurnishError, InputError
 from burnish.policies.adapters import restore_adapter
 from burnish.policies.chat_answers import TurnEnd, find_turn_end
 from burnish.policies.chat_template import ChatSettings, ChatTemplate
+from burnish.policies.end_tokens import configured_ends, end_notes
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.packing import (
@@ -30,6 +31,7 @@ from burnish.policies.kernels.packing import (
     padded_logits,
 )
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
+from burnish.policies.reloaded_reference import ReloadedReference
 from burnish.policies.sampling_distribution import check_token_ids, early_ends, token_stats
 from burnish.policies.special_tokens import BREAK, ControlTokens, TextCodec
 from burnish.policies.token_rows import TokenRows, count_rows, find_token_rows
@@ -102,9 +104,16 @@ class CausalModel:
 
     @property
     def _configured_ends(self) -> frozenset[int]:
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
+        return frozenset(configured_ends(self.model, self.tokenizer))
+
+    @property
+    def text_end(self) -> int | None:
+        """The token that ends a plain text: the tokenizer's, else the first that the model's files name."""
+        return next(iter(configured_ends(self.model, self.tokenizer)), None)
+
+    def end_notes(self) -> list[tuple[str, str]]:
+        """Return messages about where a text ends, and about settings that are not applied: level and text of each."""
+        return end_notes(self.model, self.tokenizer, self.turn_end.token)
 
     @property
     def turn_end(self) -> TurnEnd:
@@ -250,34 +259,6 @@ class _AdapterOff(CausalModel):
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         with self.model.disable_adapter():
             return super().token_logprobs(completions, temperature)
-
-
-class ReloadedReference:
-    """The policy before training, loaded on first use; ``like``, the trained policy, has the same tokenizer."""
-
-    def __init__(self, load: Callable[[], CausalModel], like: CausalModel) -> None:
-        self._load, self._like = load, like
-        self._loaded: CausalModel | None = None
-
-    @property
-    def loaded(self) -> CausalModel:
-        if self._loaded is None:
-            self._loaded = self._load()
-            self._loaded.model.requires_grad_(False)
-        return self._loaded
-
-    def release(self) -> None:
-        """Free the memory of the model."""
-        self._loaded = None
-
-    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
-        return self._like.encode(text, begins=begins)
-
-    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        return self._like.encode_prompt(prompt)
-
-    def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        return self.loaded.token_logprobs(completions, temperature)
 
 
 class CausalPolicy(CausalModel):

@@ -56,7 +56,7 @@ class Encoder:
             raise InputError(
                 f"batch.max_tokens = {max_tokens}: the model has {limit} positions; choose a smaller value"
             )
-        end = model.tokenizer.eos_token_id
+        end = model.text_end
         if end is None:
             raise InputError(
                 "the model's tokenizer has no end-of-text token, so the model cannot learn to end an answer"

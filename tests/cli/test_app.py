@@ -179,6 +179,18 @@ class TestGenerate:
         assert first == second != other
         assert all(1 <= row["tokens"] <= 6 and row["finish_reason"] in ("stop", "length") for row in first)
 
+    def test_stops(self, monkeypatch, capsys, tiny):
+        arguments = ["generate", str(tiny("llama")), "The home team", "--max-new-tokens", "40", "--json"]
+        assert run(monkeypatch, *arguments, "--stop", "e", "--stop", "a", "--keep-stop", "--min-new-tokens", "2") == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["finish_reason"] == "stop" and row["text"][-1] in "ea" and 2 < row["tokens"] < 40
+        assert run(monkeypatch, *arguments, "--stop-token-id", "5000") == 2
+        assert "the model has no token 5000" in capsys.readouterr().err
+        assert run(monkeypatch, *arguments, "--stop", "") == 2
+        assert "stop: an empty text would end every completion" in capsys.readouterr().err
+        assert run(monkeypatch, *arguments, "--min-new-tokens", "41") == 2
+        assert "min_new_tokens = 41: must be at most 40" in capsys.readouterr().err
+
 
 def test_an_error_is_one_line_with_its_exit_status(monkeypatch, capsys):
     def fails(*arguments, **options):

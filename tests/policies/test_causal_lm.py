@@ -78,15 +78,6 @@ class TestEncoding:
         for text in ("我爱你。", "  two spaces , and .", "\u00e9\ud55c\U0001f600\n"):
             assert model.decode(model.encode(text)) == text
 
-    def test_end_tokens_of_the_generation_config_count_too(self, tiny):
-        model = load_model(tiny("llama"))
-        model.model.generation_config.eos_token_id = [7, 1]
-        assert model.end_ids == {1, 7}
-        model.model.generation_config.eos_token_id = 7
-        assert model.end_ids == {1, 7}
-        model.model.generation_config.eos_token_id = None
-        assert model.end_ids == {1}
-
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestLogprobs:
