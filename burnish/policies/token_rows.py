@@ -1,4 +1,4 @@
-"""Which rows of a model's head belong to a token, and whether a tokenizer fits its model."""
+"""Rows of a model's head that belong to a token, and checks that a tokenizer fits its model."""
 
 from __future__ import annotations
 
