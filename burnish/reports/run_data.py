@@ -28,6 +28,8 @@ class RunData:
     recipe_text: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe key -> name of a file or another source -> its fingerprint."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Metrics, one row per step, in order; held-out measurements are added as ``held_out/<metric>``."""
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -68,6 +70,8 @@ def read_run(folder: Path) -> RunData:
     if isinstance(name := run.recipe.get("name"), str):
         run.name = name
     run.environment = _mapping(folder / "environment.json", run)
+    inputs = _mapping(folder / "inputs.json", run, optional=True).get("inputs")
+    run.inputs = inputs if isinstance(inputs, dict) else {}
     run.rows = _steps(_lines(folder / "metrics.jsonl", run))
     by_step = {row.get("step"): row for row in run.rows}
     for measured in _lines(folder / "held_out.jsonl", run, optional=True):
@@ -97,10 +101,10 @@ def _bytes(path: Path, run: RunData, *, optional: bool = False, tail: int | None
     return None
 
 
-def _mapping(path: Path, run: RunData) -> Mapping[str, Any]:
+def _mapping(path: Path, run: RunData, *, optional: bool = False) -> Mapping[str, Any]:
     value = None
     try:
-        if (data := _bytes(path, run)) is not None:
+        if (data := _bytes(path, run, optional=optional)) is not None:
             value = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         run.problems.append(f"{path.name} is damaged")

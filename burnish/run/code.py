@@ -42,8 +42,11 @@ def object_code(entry: object, name: str) -> tuple[list[Path], str | None]:
         module = waiting.pop()
         if module in files or module.partition(".")[0] in sys.stdlib_module_names:
             continue
+        top = module.partition(".")[0]
+        if module != top and (package := files.get(top) or _file(top)) and not _is_own(package, top in packages):
+            continue  # spares a search through large packages
         files[module] = path = _file(module)
-        if path is None or not _is_own(path, module.partition(".")[0] in packages):
+        if path is None or not _is_own(path, top in packages):
             files[module] = None
         elif path.suffix == ".py":
             waiting += _imports(path, module)
@@ -57,9 +60,12 @@ def _file(module: str) -> Path | None:
     path: Sequence[str] | None = [os.getcwd(), *sys.path]
     spec, parts = None, module.split(".")
     for index in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: index + 1]), path)
-        path = spec.submodule_search_locations if spec else None
-        if spec is None or (path is None and index < len(parts) - 1):
+        try:
+            spec = PathFinder.find_spec(".".join(parts[: index + 1]), path)
+            path = list(spec.submodule_search_locations or ()) if spec else None
+        except (ImportError, KeyError, ValueError):  # a namespace package that has not been imported
+            return None
+        if not path and index < len(parts) - 1:
             return None
     return Path(spec.origin).resolve() if spec and spec.origin and spec.has_location else None
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -169,7 +170,9 @@ def test_accepted_changes_are_recorded_and_shown(job):
     assert ran.exit_code == 0, ran.output
     accepted = json.loads((job.run / "inputs.json").read_text())["accepted"]
     assert accepted[0]["step"] == 1 and accepted[0]["changes"][0].startswith("task.path: ")
-    assert f"({len(ROWS)} lines, now {len(ROWS) + 4})" in (job.run / "report.html").read_text()
+    page = (job.run / "report.html").read_text()
+    assert f"({len(ROWS)} lines, now {len(ROWS) + 4})" in page
+    assert f"rows.jsonl {job.inputs()['task.path'][str(job.data)]['sha256'][:12]}" in page
     # What has been accepted is the record from now on.
     assert len(job.resume().metrics) == 3
 
@@ -211,6 +214,56 @@ def test_options_and_files_of_a_users_own_task(job, tmp_path):
     (tmp_path / "words" / "two.txt").unlink()
     (tmp_path / "schema.json").write_text('{"type": "array"}')
     with pytest.raises(InputError, match=r"^reward\.0\.schema_file: .*schema\.json has changed"):
+        job.resume()
+
+
+SCRIPT = """
+import sys
+import burnish
+from own_words import WORD
+
+BONUS = {bonus}
+
+def score(text):
+    return len(text) + BONUS
+
+@burnish.reward
+def own(text):
+    return score(text + WORD)
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["resume"]:
+        burnish.train(resume="run")
+    else:
+        burnish.train("toy", rewards={{own: 1.0}}, run_dir="run", steps=2)
+{more}
+"""
+
+
+@pytest.mark.slow
+def test_a_script_may_change_and_its_reward_may_not(tmp_path):
+    (tmp_path / "own_words.py").write_text("WORD = 'a'\n")
+
+    def run(*arguments: str, bonus: int = 1, more: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(SCRIPT.format(bonus=bonus, more=more))
+        command = [sys.executable, "script.py", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert run().returncode == 0
+    assert run("resume", more="# another comment").returncode == 0
+    refused = run("resume", bonus=2)
+    assert "reward.0.use: the source of 'own' has changed since run began" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_chat_template_file(job, tmp_path):
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    job = job()
+    job.recipe["task"] |= {"chat": True, "template": "own.jinja"}
+    job.recipe["task"].pop("held_out_percent")
+    job.begin()
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    with pytest.raises(InputError, match=r"^task\.template: .*own\.jinja has changed"):
         job.resume()
 
 

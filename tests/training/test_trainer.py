@@ -162,11 +162,11 @@ def test_warnings_before_the_first_step_are_recorded(tmp_path: Path) -> None:
     with open(warnings, "a", encoding="utf-8") as file:
         file.write('{"step": 2, "kind": "cut o')
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\nbroken\n", encoding="utf-8")
-    train(resume=tmp_path / "run", observer=RecordingObserver())
+    train(resume=tmp_path / "run", observer=RecordingObserver(), accept_changed_inputs=True)
     assert [row["kind"] for row in read_lines(warnings)].count("start") == 2
     assert [row["place"] for row in read_lines(tmp_path / "run" / "broken_rows.jsonl")] == ["line 202"]
     data.write_text("prompt,answer\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    train(resume=tmp_path / "run", observer=RecordingObserver())
+    train(resume=tmp_path / "run", observer=RecordingObserver(), accept_changed_inputs=True)
     assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
 
 

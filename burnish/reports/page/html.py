@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def render(run: RunData) -> str:
         compared=samples.rank_pairs(samples.pair_samples(run.before, run.after)),
         trained=samples.rank_training_samples(run.samples),
         trained_step=finite(run.samples[0].get("step")) if run.samples else None,
-        environment=sorted(_flat(run.environment)),
+        environment=[*sorted(_flat(run.environment)), *_hashes(run.inputs)],
         script=script,
         plotly=_compressed(source) if source else "",
         hashes=[_hash(text) for text in (script, source) if text],
@@ -94,6 +94,15 @@ def script_json(value: Any) -> str:
     """Return JSON for a script element, in which no string can end the element or a line, or open a comment."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hashes(inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each key of the recipe that names inputs, with the files and the beginnings of their hashes."""
+    for key, files in sorted(inputs.items()):
+        if isinstance(files, dict):
+            hashes = {name: one.get("sha256") for name, one in files.items() if isinstance(one, dict)}
+            listed = [f"{name.rpartition('/')[2]} {str(digest)[:12]}" for name, digest in sorted(hashes.items())]
+            yield key, ", ".join(listed)
 
 
 def _environment() -> Environment:
