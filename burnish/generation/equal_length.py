@@ -16,6 +16,7 @@ from torch import Tensor
 from burnish.errors import InputError
 from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.policies.causal_lm import CausalModel
+from burnish.policies.kernels.mixed_precision import sampling_precision
 from burnish.policies.kernels.packing import logits_to_keep_option, unwrap_peft
 from burnish.types import SamplingParams
 
@@ -56,7 +57,8 @@ class EqualLengthSampler(RowSampler):
         """Return the last logits [B, V], and the cache with its name."""
         model = self.language_model.model
         inputs = {} if cache is None else {cache[0]: cache[1]}
-        output = model(input_ids=ids, use_cache=True, **inputs, **logits_to_keep_option(model, 1))
+        with sampling_precision(model):
+            output = model(input_ids=ids, use_cache=True, **inputs, **logits_to_keep_option(model, 1))
         for name in CACHE_NAMES:
             if output.get(name) is not None:
                 return self.language_model.token_logits(output.logits[:, -1]), (name, output[name])

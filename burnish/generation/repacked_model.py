@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from burnish.policies.kernels.forward_cache import ForwardCache, LayerOutputs
 from burnish.policies.kernels.fused_layer import PROJECTIONS, FusedDecoderLayer, is_supported
 from burnish.policies.kernels.linear import has_onednn_linear
+from burnish.policies.kernels.mixed_precision import compute_dtype, sampling_dtype
 from burnish.policies.kernels.packing import unwrap_peft
 
 ROWS = 64
@@ -76,21 +77,37 @@ class RepackedModel:
 
     Args:
         model: a transformers or peft model. It is not changed; the copy shares its parameters.
-        dtype: of the products: float32, or bfloat16 for speed at the price of a small sampler mismatch.
+        dtype: of the products: float32, or bfloat16 for speed at the price of a small sampler mismatch. None is the
+            type of training, or float32 on a processor that has no bfloat16 products.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         trained = unwrap_peft(model)
-        self.dtype = dtype or trained.dtype
+        self.dtype = dtype or sampling_dtype(trained)
         self._layers: dict[RepackedLinear, list[nn.Module]] = {}
         """Each repacked layer with the trained modules that it replaces."""
         self._head = trained.get_output_embeddings()
         self.model = trained
-        supported = trained.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
-        if not supported or not has_onednn_linear(self.dtype):
-            return
+        on_cpu = trained.device.type == "cpu"
+        repacks = on_cpu and self.dtype in (torch.float32, torch.bfloat16) and has_onednn_linear(self.dtype)
+        self._casts: list[tuple[Tensor, Tensor]] = []
+        """Parameters of the trained model, and their copies of another type."""
+        stream = None
+        if compute_dtype(trained) is not None or self.dtype != trained.dtype:
+            stream = torch.float32 if on_cpu else self.dtype
         shared = {id(tensor): tensor for tensor in [*trained.parameters(), *trained.buffers()]}
+        if stream is not None:
+            self._casts = _casts(trained, stream)
+            shared |= {id(tensor): copied for tensor, copied in self._casts}
+        if not repacks and not self._casts:
+            return
         self.model = copy.deepcopy(trained, shared)
+        if repacks:
+            self._repack_all(trained)
+        used = {id(parameter) for parameter in self.model.parameters()}
+        self._casts = [cast for cast in self._casts if id(cast[1]) in used]
+
+    def _repack_all(self, trained: Any) -> None:
         done: tuple[str, ...] = ()
         for name, module in list(trained.named_modules()):
             if name.startswith(done):
@@ -131,6 +148,8 @@ class RepackedModel:
 
         The forward cache stores the outputs of the linear layers, except the head's.
         """
+        for tensor, copied in self._casts:
+            copied.data.copy_(tensor.detach())
         for layer, modules in self._layers.items():
             layer.repack()
             if forward_cache is not None and self._head not in modules:
@@ -141,6 +160,17 @@ class RepackedModel:
         finally:
             for layer in self._layers:
                 layer.release()
+
+
+def _casts(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Return each parameter of another floating-point type with an empty copy in ``dtype``."""
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    wide = {part for name in names for part in getattr(model, name, None) or ()}
+    return [
+        (one, nn.Parameter(torch.empty_like(one, dtype=dtype), requires_grad=False))
+        for name, one in model.named_parameters()
+        if one.is_floating_point() and one.dtype != dtype and not wide & set(name.split("."))
+    ]
 
 
 def _weight_source(module: nn.Module) -> WeightSource | None:

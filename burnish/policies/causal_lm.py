@@ -20,6 +20,7 @@ from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.end_tokens import configured_ends, end_notes
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
+from burnish.policies.kernels.mixed_precision import compute_dtype, enable_mixed_precision
 from burnish.policies.kernels.packing import (
     Layout,
     activation_bytes_per_token,
@@ -280,6 +281,8 @@ class CausalPolicy(CausalModel):
         like: CausalModel | None = None,
         start: Callable[[], CausalModel] | None = None,
     ) -> None:
+        if any(one.requires_grad and one.dtype == torch.bfloat16 for one in model.parameters()):
+            enable_mixed_precision(model, torch.bfloat16)
         super().__init__(model, tokenizer, like=like)
         self.base = base
         self.save_dtype: torch.dtype | None = None
@@ -302,11 +305,11 @@ class CausalPolicy(CausalModel):
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
         """Store products of the sampling forward pass, for the training forward pass of the same tokens.
 
-        Does nothing if the model cannot run packed, or if gradient checkpointing trades time for memory. The cache uses
-        at most ``memory_share`` of the device's memory.
+        Does nothing if the model cannot run packed, if gradient checkpointing trades time for memory, or with mixed
+        precision. The cache uses at most ``memory_share`` of the device's memory.
         """
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-        if self.layout is not packed_states or checkpointed:
+        if self.layout is not packed_states or checkpointed or compute_dtype(self.model) is not None:
             return
         max_bytes = int(device_memory_bytes(self.device) * memory_share)
         if self._own_cache is None or self._own_cache.max_bytes != max_bytes:

@@ -10,6 +10,7 @@ import torch
 from burnish.policies.adapters import add_lora_adapter
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
 from burnish.policies.chat_template import ChatSettings
+from burnish.policies.kernels.mixed_precision import enable_mixed_precision
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import (
     load_merged_model,
@@ -65,6 +66,7 @@ def load_policy(
 
     Args:
         lora: a recipe's policy.lora; None trains all weights.
+        dtype: of the weights; with "bfloat16", those that are trained are float32 and products are bfloat16.
         device: "auto" takes a GPU if there is one.
         offline: whether the hub must not be contacted.
         seed: of the adapter's initial weights.
@@ -77,18 +79,28 @@ def load_policy(
     """
     # A run's "model" is a link to its latest checkpoint. Resolved now, the reference stays where training starts.
     source = Path(source).resolve() if Path(source).is_dir() else source
-    loaded = load_model(source, dtype=dtype, device=device, offline=offline, chat=chat, observer=observer)
+    mixed = dtype == "bfloat16"
+    # Weights that are trained, and the reference that they start from, are float32; an adapter's base stays bfloat16.
+    stored = "float32" if mixed and lora is None else dtype
+    loaded = load_model(source, dtype=stored, device=device, offline=offline, chat=chat, observer=observer)
     if lora is None:
         trained = loaded.model.requires_grad_(True)
+        if mixed:
+            enable_mixed_precision(trained, torch.bfloat16)
 
         def start() -> CausalModel:
-            return load_model(source, dtype=dtype, device=device, offline=True, like=loaded)
+            reference = load_model(source, dtype=stored, device=device, offline=True, like=loaded)
+            if mixed:
+                enable_mixed_precision(reference.model, torch.bfloat16)
+            return reference
 
         policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
         policy.save_dtype = getattr(torch, save_dtype) if save_dtype else stored_dtype(source)
     else:
         with quiet_transformers():
             adapted = add_lora_adapter(loaded.model, lora, source, seed)
+        if mixed:
+            enable_mixed_precision(adapted, torch.bfloat16)
         # A copied module has its own config, which another layout may need to change.
         like = None if lora.modules_to_save or lora.target_parameters else loaded
         policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=like)

@@ -44,12 +44,12 @@ class CausalValueModel:
         self.model = copy.deepcopy(policy.model)
         head = get_linear_head(self.model)
         width = self.model.config.get_text_config().hidden_size if head is None else head[0].shape[1]
-        self.head = _zero_head(width, policy.model.dtype, policy.device)
+        self.head = _zero_head(width, torch.promote_types(policy.model.dtype, torch.float32), policy.device)
 
     def values(self, completions: Sequence[Completion]) -> Tensor:
         """Return V(s) before each token, [T], float64, with gradient, on the CPU."""
         states, _ = hidden_states(self._policy.layout, self.model, completions)
-        return self.head(states).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
+        return self.head(states.to(self.head.weight.dtype)).squeeze(-1).double().cpu()  # type: ignore[no-any-return]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         trunk = get_backbone(self.model).named_parameters()

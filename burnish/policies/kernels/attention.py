@@ -147,6 +147,10 @@ class PackedAttention:
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        device = value.device.type
+        if torch.is_autocast_enabled(device):  # rotary positions have made queries and keys float32
+            with torch.autocast(device, enabled=False):
+                return self.attend(layer, query.to(value.dtype), key.to(value.dtype), value, scale)
         output: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
         return output
 

@@ -106,7 +106,9 @@ class _FusedLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, normaliser, entropy, whole = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
-        weight_grad = (ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)) if for_weight else None
+        weight_grad = None
+        if for_weight:  # summed over chunks in at least float32
+            weight_grad = ensure_grad(weight) if ctx.adds else torch.zeros_like(weight, dtype=by_logprob.dtype)
         bias_grad = torch.zeros_like(bias) if for_bias and bias is not None else None
         with_entropy = bool((by_entropy != 0).any())
         if by_mass is not None and not bool((by_mass != 0).any()):
@@ -150,7 +152,9 @@ class _FusedLogprobs(torch.autograd.Function):
                 hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
                 bias_grad[: grad.shape[1]] += grad.sum(0)
-        return hidden_grad, None if ctx.adds else weight_grad, bias_grad, None, None, None, None, None
+        if ctx.adds or weight_grad is None:
+            return hidden_grad, None, bias_grad, None, None, None, None, None
+        return hidden_grad, weight_grad.to(weight.dtype), bias_grad, None, None, None, None, None
 
 
 def _exponentiate(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from burnish.policies.kernels.attention import GroupSpan, PackedAttention, UnsupportedAttention, use_attention
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.linear import fast_linear
+from burnish.policies.kernels.mixed_precision import compute_dtype, compute_precision, to_compute_dtype
 from burnish.types import Completion, Prompt
 
 Layout = Callable[[Any, Sequence[Completion], ForwardCache | None], tuple[Tensor, Tensor]]
@@ -116,11 +117,13 @@ def packed_states(
     lookup = cache.lookup(batch.cache_slots) if cache is not None and batch.cache_slots else None
     on_cpu = batch.ids.device.type == "cpu"
     # fast_linear is for CPUs: the results on a GPU must not depend on the host's processor.
-    with use_attention(unwrap_peft(model), batch.attention, partial(fast_linear, lookup) if on_cpu else nullcontext):
+    faster = partial(fast_linear, lookup) if on_cpu and compute_dtype(model) is None else nullcontext
+    with use_attention(unwrap_peft(model), batch.attention, faster), compute_precision(model):
         states = get_backbone(model)(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)[0][0]
     # All samples of a prompt use the state of its last token, so its gradient is a sum. Indexing on a CPU, and
     # index_select on a GPU, add it up with atomics, in an order that differs from run to run.
-    return states.index_select(0, batch.sources) if on_cpu else states[batch.sources], batch.tokens
+    chosen = states.index_select(0, batch.sources) if on_cpu else states[batch.sources]
+    return to_compute_dtype(model, chosen), batch.tokens
 
 
 def padded_states(
@@ -131,8 +134,9 @@ def padded_states(
     Prompts are padded on the left and completions on the right, so all completions start in the same column.
     """
     inputs, chosen, answers = _padded_texts(model, completions)
-    states = get_backbone(model)(**inputs, use_cache=False)[0]
-    return states[:, -answers.shape[1] - 1 : -1][chosen], answers[chosen]
+    with compute_precision(model):
+        states = get_backbone(model)(**inputs, use_cache=False)[0]
+    return to_compute_dtype(model, states[:, -answers.shape[1] - 1 : -1][chosen]), answers[chosen]
 
 
 def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
@@ -142,7 +146,8 @@ def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor
         return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
     inputs, chosen, answers = _padded_texts(model, completions)
     longest = answers.shape[1]
-    logits = model(**inputs, use_cache=False, **logits_to_keep_option(model, longest + 1)).logits
+    with compute_precision(model):
+        logits = model(**inputs, use_cache=False, **logits_to_keep_option(model, longest + 1)).logits
     # The last token's own logits predict what comes after it and are not needed.
     return logits[:, -longest - 1 : -1][chosen], answers[chosen]
 
@@ -190,7 +195,11 @@ def get_linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
     output = unwrap_peft(model).get_output_embeddings()
     if (copies := getattr(output, "modules_to_save", None)) is not None:  # of a LoRA policy that trains its head
         output = output.original_module if output.disable_adapters else copies[output.active_adapters[0]]
-    return (output.weight, output.bias) if type(output) is torch.nn.Linear else None
+    if type(output) is not torch.nn.Linear:
+        return None
+    weight, bias = (None if one is None else to_compute_dtype(model, one) for one in (output.weight, output.bias))
+    assert weight is not None
+    return weight, bias
 
 
 def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
@@ -250,7 +259,8 @@ def activation_bytes_per_token(model: Any) -> int:
     tokens = 32
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with torch.enable_grad(), saving, fast_linear():
+    faster = fast_linear() if compute_dtype(model) is None else nullcontext()
+    with torch.enable_grad(), saving, faster, compute_precision(model):
         states = get_backbone(model)(input_ids=ids, use_cache=False)[0]
     total = sum(kept.values())
     del states  # held until here, so that no storage is given to another tensor
