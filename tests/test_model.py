@@ -164,3 +164,15 @@ class TestRuns:
         without = burnish.load(tmp_path, template_kwargs={"enable_thinking": False})
         ids = [model.generate("a", max_new_tokens=1)[0].prompt_ids for model in (trained, without)]
         assert len(ids[0]) > len(ids[1]) and ids[0][: len(ids[1])] == ids[1]
+
+
+@pytest.mark.model
+def test_the_first_word_with_the_built_in_model():
+    model = burnish.load("smollm2-135m", offline=True)
+    pieces: list[str] = []
+    answer = model.chat("What is the capital of France?", temperature=0, max_new_tokens=24, on_text=pieces.append)
+    assert answer == "".join(pieces) == "The capital of France is Paris."
+    (continued,) = model.generate("The capital of France is", plain=True, temperature=0, max_new_tokens=2)
+    assert continued.text == " Paris."
+    likely, unlikely = (model.logprobs("The capital of France is", city, plain=True) for city in (" Paris", " Oslo"))
+    assert likely.sum() > unlikely.sum() + 1
