@@ -251,8 +251,8 @@ def write(rows: Sequence[Row], page: Path = PAGE) -> None:
     exact = sum(row.verdict == "exact" for row in rows)
     other = sum(row.verdict.startswith("exact ") for row in rows)
     counts = (
-        f"of {len(rows)} templates, {exact} are exact, {other} are exact for a dialogue that they accept,\n"
-        f"and {len(rows) - exact - other} refused with the cause"
+        f"of {len(rows)} templates, {exact} are exact,\n{other} are exact for a dialogue that they accept, and "
+        f"{len(rows) - exact - other} refused with the cause"
     )
     lines = [
         f"`make templates`, with transformers {version('transformers')}: {counts}.",
