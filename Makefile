@@ -10,7 +10,7 @@ ARGS        ?=
 EXTRAS      ?=
 INSTALL     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 
-.PHONY: install train test unit check format clean bench bench-peer templates
+.PHONY: install train test unit check format clean bench bench-peer templates zoo
 
 install: $(VENV)/.installed $(if $(EXTRAS),$(VENV)/.installed-$(EXTRAS))
 
@@ -68,6 +68,11 @@ bench-peer:
 # Chat templates from registry packages against what sampling would produce; the table goes to docs/models.md.
 templates: install
 	$(BIN)/python bench/templates.py $(ARGS)
+
+# Tries every causal type of the installed transformers and writes docs/models.md: up to 40 minutes on two cores.
+# Others: make zoo ARGS="--types llama,mamba"
+zoo: $(VENV)/.installed-dev
+	nice $(BIN)/python -m bench.zoo $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -30,7 +30,9 @@ import torch
 import transformers
 
 import burnish
-from bench.gpu_cases import Case, Finding, build, byte_tokenizer, learner_for, share_of_letters
+from bench.gpu_cases import GPUCase, build, share_of_letters
+from bench.tiny_models import byte_tokenizer
+from burnish.benchmark.model_check import Measurement, make_learner
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.reports.terminal.progress import make_observer
 from burnish.system.machine import cores, peak_memory, processor
@@ -55,7 +57,7 @@ class Board:
     written: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None
     """Called after each check, so that a run that is cut off leaves what it measured."""
 
-    def check(self, name: str, model: str, dtype: str, call: Callable[[], Finding]) -> None:
+    def check(self, name: str, model: str, dtype: str, call: Callable[[], Measurement]) -> None:
         row: dict[str, Any] = {"check": name, "model": model, "dtype": dtype}
         begin = time.monotonic()
         if begin > self.deadline:
@@ -76,19 +78,19 @@ class Board:
 
 def check_type(board: Board, kind: str, source: Path, dtype: str, device: str) -> None:
     """All checks of one model type in one dtype."""
-    case = Case(source, dtype, device)
+    case = GPUCase(source, dtype, device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        checks: dict[str, Callable[[], Finding]] = {
+        checks: dict[str, Callable[[], Measurement]] = {
             "log-probabilities": case.check_logprobs,
             "gradient": case.check_gradient,
-            "sampler against policy": case.check_sampler,
+            "sampler against policy": case.check_sampler_against_policy,
             "saved and loaded": lambda: case.check_saved(folder / "saved"),
             "LoRA against merged": lambda: case.check_lora(folder / "adapter"),
-            "LoRA: sampler against policy": lambda: case.check_sampler(lora=True),
-            "AdamW step": lambda: case.check_step(folder / "optimizer"),
-            "training steps": case.check_train_step,
-            "LoRA: training steps": lambda: case.check_train_step(lora=True),
+            "LoRA: sampler against policy": lambda: case.check_sampler_against_policy(lora=True),
+            "AdamW step": lambda: case.check_optimizer(folder / "optimizer"),
+            "training steps": case.check_step,
+            "LoRA: training steps": lambda: case.check_step(lora=True),
         }
         for name, call in checks.items():
             board.check(name, kind, dtype, call)
@@ -96,7 +98,7 @@ def check_type(board: Board, kind: str, source: Path, dtype: str, device: str) -
 
 def check_sampling(board: Board, source: Path, dtype: str, device: str, draws: int) -> None:
     """The samplers' statistics on one type."""
-    case = Case(source, dtype, device)
+    case = GPUCase(source, dtype, device)
     board.check("same seed twice", source.name, dtype, case.check_same_samples)
     board.check("same run twice", source.name, dtype, case.check_same_weights)
     if dtype == "float32":
@@ -104,7 +106,7 @@ def check_sampling(board: Board, source: Path, dtype: str, device: str, draws: i
         board.check("greedy against generate", source.name, dtype, lambda: case.check_greedy(32))
 
 
-def check_learning(source: Path, dtype: str, device: str, steps: int, samples: int) -> Finding:
+def check_learning(source: Path, dtype: str, device: str, steps: int, samples: int) -> Measurement:
     """A whole run with its measurements before and after; it has learnt where the interval is above 0."""
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "prompts.jsonl"
@@ -122,17 +124,17 @@ def check_learning(source: Path, dtype: str, device: str, steps: int, samples: i
     row = result.evaluation["reward"]
     low, high = row["interval"]
     note = f"{row['before']:.3f} to {row['after']:.3f} on {row['n']} held-out prompts, difference in [{low:.3f}, {high:.3f}]"
-    return Finding(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
+    return Measurement(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
 
 
-def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Finding:
+def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Measurement:
     """Seconds per step of GRPO, 8 prompts of 40 tokens, 8 samples each of at most 64 tokens."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SMOLLM2)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device)
     policy = CausalPolicy(model, byte_tokenizer(SMOLLM2["vocab_size"]))
     prompts = [Prompt(str(place), f"{place:02d} is a number, and this is a sentence.") for place in range(8)]
-    learner = learner_for(policy, prompts=prompts, group=8, tokens=64, microbatch=microbatch)
+    learner = make_learner(policy, prompts=prompts, group=8, tokens=64, microbatch=microbatch)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rows = [train_step(learner).metrics for _ in range(steps)][1:]
@@ -145,7 +147,7 @@ def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: i
         f"seconds per step: sampling {sampling:.2f}, update {update:.2f}; {tokens:.0f} tokens, {tokens / step:.0f} per "
         f"second, {tokens / sampling:.0f} per second while sampling; peak {peak / 1e9:.2f} GB"
     )
-    return Finding(step, True, "none", note=note)
+    return Measurement(step, True, "none", note=note)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -187,9 +189,9 @@ def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None
     with tempfile.TemporaryDirectory() as scratch:
         sources: dict[str, Path] = {}
 
-        def build_all() -> Finding:
+        def build_all() -> Measurement:
             sources.update({kind: build(kind, Path(scratch)) for kind in types})
-            return Finding(len(sources), True, note="models built")
+            return Measurement(len(sources), True, note="models built")
 
         board.check("build", "all", "float32", build_all)
         first = next(iter(sources.values()))

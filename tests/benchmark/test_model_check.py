@@ -1,0 +1,64 @@
+"""The checks of a model: they pass on an exact one, see a fault, and name a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench.tiny_models import write_tiny_model
+from burnish.benchmark.model_check import CheckResult, Measurement, ModelCase, run_check, verdict
+from burnish.cli.app import app
+from burnish.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.slow
+def test_an_exact_model_passes_every_check(llama):
+    done = CliRunner().invoke(app, ["check", str(llama), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "exact"
+    assert [row["check"] for row in report["checks"]] == [
+        "loading", "log-probabilities", "large logits", "sampler", "gradient", "saved", "LoRA", "full step", "LoRA step",
+    ]  # fmt: skip
+
+
+def test_a_changed_weight_is_seen(llama):
+    case = ModelCase(llama)
+    assert case.check_logprobs().passed and case.check_gradient().passed
+    with torch.no_grad():
+        case.policy.model.model.layers[1].self_attn.q_proj.weight.add_(0.01)
+    assert not case.check_logprobs().passed
+    assert not case.check_gradient().passed
+    assert not case.check_sampler().passed
+
+
+def test_the_verdict_names_the_worst():
+    exact = CheckResult("gradient", Measurement(1e-6, True, "0.0001"))
+    wrong = CheckResult("sampler", Measurement(3.14, False, "0.0001"))
+
+    def refuse() -> Measurement:
+        raise InputError("it attends to later tokens")
+
+    def crash() -> Measurement:
+        raise ValueError("two\nlines")
+
+    refused, crashed = run_check("loading", refuse), run_check("LoRA", crash)
+    assert verdict([exact]) == "exact"
+    assert verdict([refused]) == "refused: it attends to later tokens"
+    assert verdict([exact, refused, crashed]) == "crash: LoRA: ValueError: two lines"
+    assert verdict([crashed, exact, wrong, refused]) == "wrong: sampler 3.1"
+    assert wrong.line() == "sampler             WRONG   3.1 (limit 0.0001)"
+    assert CheckResult("gradient", Measurement(float("nan"), False, "0.0001")).passed is False
+
+
+def test_a_folder_that_is_not_a_model_is_bad_input(tmp_path):
+    assert CliRunner().invoke(app, ["check", str(tmp_path)]).exception.exit_status == 2
