@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from burnish.policies.causal_lm import CausalModel
 from burnish.policies.loading import load_model
 from burnish.policies.special_tokens import TextCodec, find_added_tokens, is_tag
 from burnish.types import Message, Prompt
@@ -20,6 +21,8 @@ TEMPLATE = (
 def model(tiny):
     loaded = load_model(tiny("llama"))
     loaded.tokenizer.add_tokens(["<|turn|>", "<think>", "</think>", "<|tool|>"], special_tokens=True)
+    loaded.model.resize_token_embeddings(len(loaded.tokenizer))
+    loaded = CausalModel(loaded.model, loaded.tokenizer)
     loaded.tokenizer.chat_template = TEMPLATE
     return loaded
 

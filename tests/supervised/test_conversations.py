@@ -79,6 +79,8 @@ TALK = (
 def model(tiny):
     loaded = load_model(tiny("llama"))
     loaded.tokenizer.add_tokens(list(TOKENS), special_tokens=True)
+    loaded.model.resize_token_embeddings(len(loaded.tokenizer))
+    loaded = CausalModel(loaded.model, loaded.tokenizer)
     return loaded
 
 
