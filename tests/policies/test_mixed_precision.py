@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import burnish
 from burnish.generation.engine import make_sampler
 from burnish.policies.loading import load_model, load_policy
 from burnish.policies.value_models import CausalValueModel
 from burnish.recipe.schema import LoRA, Optimizer
+from burnish.run.folder import read_lines
+from burnish.run.interrupts import Interrupted
 from burnish.training.optimizer import build_optimizer
 from burnish.types import Completion, Prompt, SamplingParams
+from tests.fakes import InterruptingObserver, RecordingObserver
 
 TEXTS = [("The home team", " won the match"), ("The home team", " a"), ("a", "b"), ("Shares fell", " after it")]
 
@@ -150,3 +156,30 @@ def test_a_critic_and_gradient_checkpointing_train(tiny):
     torch.nn.init.ones_(critic.head.weight)
     critic.values(completions(plain)).sum().backward()
     assert all(weight.dtype == torch.float32 for weight in critic.trainable().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_resumed_run_has_the_same_bits(tiny, lora, tmp_path):
+    model = load_policy(tiny("llama"))
+    model.save_dtype = torch.bfloat16  # so that saving rounds the trained weights
+    model.save(tmp_path / "base")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Text {n}:"}) + "\n" for n in range(24)))
+    recipe = {
+        "name": "small", "policy": {"model": str(tmp_path / "base"), "dtype": "bfloat16"}, "checkpoint": {"every": 1},
+        "task": {"use": "data", "path": str(tmp_path / "prompts.jsonl"), "held_out_percent": 25, "chat": False},
+        "sampling": {"prompts_per_step": 2, "samples_per_prompt": 4, "max_new_tokens": 6}, "steps": 2,
+        "optimizer": {"learning_rate": 1e-6}, "evaluation": {"samples_per_prompt": 1},
+        "reward": [{"use": "length_band"}],
+    }  # fmt: skip
+    if lora:
+        recipe["policy"]["lora"] = lora
+    burnish.train(recipe, run_dir=tmp_path / "whole", observer=RecordingObserver())
+    with pytest.raises(Interrupted):
+        burnish.train(recipe, run_dir=tmp_path / "cut", observer=InterruptingObserver(1))
+    burnish.train(resume=tmp_path / "cut", observer=RecordingObserver())
+    rows = [read_lines(tmp_path / name / "samples.jsonl") for name in ("whole", "cut")]
+    assert list(rows[0]) == list(rows[1])
+    for path in (tmp_path / "whole" / "checkpoints" / "step-2").rglob("*.safetensors"):
+        other = load_file(str(path).replace("whole", "cut"))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in load_file(path).items()), path
