@@ -251,3 +251,28 @@ def test_a_wrong_value_is_described_in_the_terms_of_a_recipe(changes: dict[str, 
     with pytest.raises(InputError, match=message) as error:
         load_recipe({"name": "x", "reward": [{"use": "repetition"}], **changes})
     assert "pydantic" not in str(error.value) and " should " not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys", "reason"),
+    [
+        ("news", ['sampling.stop=["a", ""]'], "stop: an empty text would end every completion"),
+        ("news", ["sampling.stop_token_ids=[3, -1]"], "stop_token_ids: -1 is not a token id"),
+        ("news", ["sampling.keep_stop=true"], "keep_stop = true keeps the stop text, but there is none"),
+        ("news", ["sampling.min_new_tokens=65"], "min_new_tokens = 65 is above max_new_tokens = 40"),
+        ("toy", ["sampling.nlpo_top_p=0.9", "sampling.min_p=0.1"], "nlpo_top_p and min_p restrict the tokens"),
+        ("toy", ["sampling.min_new_tokens=2"], 'sampling.min_new_tokens: not available with policy.use = "tabular"'),
+        ("toy", ["sampling.stop='x'"], 'sampling.stop: not available with policy.use = "tabular"'),
+    ],
+)
+def test_ends_that_cannot_work_are_refused(recipe, keys, reason):
+    with pytest.raises(InputError) as refused:
+        load_recipe(recipe, keys)
+    assert reason in str(refused.value)
+
+
+def test_one_stop_text_is_short_for_a_list():
+    sampling = load_recipe(
+        "news", ["sampling.stop='###'", "sampling.stop_token_ids=[7]", "sampling.min_p=0.05"]
+    ).sampling
+    assert (sampling.params.stop, sampling.params.stop_token_ids, sampling.params.min_p) == (("###",), (7,), 0.05)
