@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from burnish import __version__
-from burnish.cli import catalogue, chat, checking, generation, machine, measuring, reporting, training
+from burnish.cli import catalogue, chat, checking, exporting, generation, machine, measuring, reporting, training
 from burnish.cli.options import escape
 from burnish.errors import BurnishError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (training, measuring, checking, generation, chat, reporting, catalogue, machine):
+for group in (training, measuring, checking, generation, chat, exporting, reporting, catalogue, machine):
     app.add_typer(group.verbs)
 
 
