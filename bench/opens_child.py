@@ -12,6 +12,9 @@ import sys
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# vLLM reserves more memory than a laptop has, and binds its threads itself.
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", OMP_WAIT_POLICY="passive")
+os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def transformers(path: str, base: str, prompts: list[str], tokens: int) -> dict[str, Any]:
