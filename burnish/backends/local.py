@@ -94,10 +94,13 @@ def build_policy(
     from burnish.generation.engine import make_sampler
 
     policy = build_language_model(section, seed, offline=offline, observer=observer, chat=chat)
-    if policy.padding_reason and observer is not None:
+    sampler = make_sampler(policy)
+    if observer is not None and policy.padding_reason:
         observer.message(f"prompts are not shared between samples, which is slower: {policy.padding_reason}")
+    if observer is not None and policy.sampler_reason:
+        observer.message(f"a slower sampler is used, which is exact: {policy.sampler_reason}")
     policy.reference = CachedReference(policy.reference)
-    return policy, make_sampler(policy)
+    return policy, sampler
 
 
 def build_language_model(

@@ -250,7 +250,9 @@ class ModelCase:
         """Return sampled completions and the log-probabilities [T] that the sampler recorded."""
         groups = make_sampler(policy).sample(PROMPTS, samples_per_prompt=4, sampling=SamplingParams(24), seed=(5,))
         completions = [one for group in groups for one in group.completions]
-        return completions, torch.tensor([logprob for one in completions for logprob in one.sampler_logprobs])
+        return completions, torch.tensor(
+            [logprob for one in completions for logprob in one.sampler_logprobs], dtype=torch.float64
+        )
 
     @torch.no_grad()
     def check_sampler(self) -> Measurement:
@@ -333,7 +335,12 @@ def check_model(
         scratch: an existing folder for saved copies.
     """
     case = ModelCase(source, dtype, lora=lora, reference=(dtype, "cpu"), offline=offline)
-    loaded = run_check("loading", lambda: Measurement(0.0, True, note=describe_layout(case.policy)))
+
+    def load() -> Measurement:
+        make_sampler(case.policy)
+        return Measurement(0.0, True, note=describe_layout(case.policy))
+
+    loaded = run_check("loading", load)
     if loaded.error:
         return [loaded]
     checks: dict[str, Callable[[], Measurement]] = {

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from burnish.generation.equal_length import EqualLengthSampler
 from burnish.generation.kv_cache import SharedPrefixCache
 from burnish.generation.repacked_model import RepackedModel
 from burnish.generation.rows import Drawer, RowSampler, SampleRow
+from burnish.generation.sampler_probe import choose_sampler, equal_length_samplers
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.packing import get_backbone, packed_states
@@ -33,17 +34,22 @@ PREFILL_TOKENS = 2048
 
 
 def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.dtype | None = None) -> RowSampler:
-    """Return an ``Engine`` if the model runs packed sequences, else a sampler that works for every architecture."""
+    """Return the fastest sampler that is exact for a model; samplers are compared once per model."""
+    candidates = list(equal_length_samplers(language_model, rows))
     if language_model.layout is packed_states:
-        return Engine(language_model, rows=rows, dtype=dtype)
-    return EqualLengthSampler(language_model, rows=rows)
+        candidates.insert(0, ("engine", lambda: Engine(language_model, rows=rows, dtype=dtype)))
+    if dtype is None and (make := dict(candidates).get(language_model.sampler_kind)):
+        return make()
+    kind, sampler, reason = choose_sampler(language_model, candidates, dtype)
+    language_model.sampler_kind, language_model.sampler_reason = kind, reason
+    return sampler
 
 
 class Engine(RowSampler):
     """Sampler with shared prompts and continuous batching, with the weights that are trained.
 
     Args:
-        language_model: a model whose layout is ``packed_states``.
+        language_model: a model that runs packed sequences.
         rows: samples in flight.
         dtype: of the matrix products while sampling; None is the model's own.
     """
@@ -53,7 +59,6 @@ class Engine(RowSampler):
         self.language_model = language_model
         self.rows = rows
         self._repacked = RepackedModel(language_model.model, dtype)
-        self._fallback = EqualLengthSampler(language_model, rows=rows)
 
     def fill(self, encoded: Sequence[tuple[int, ...]], rows: Sequence[SampleRow], sampling: SamplingParams) -> None:
         try:
@@ -61,6 +66,10 @@ class Engine(RowSampler):
                 _Rollout(self, model, encoded, rows, sampling).run()
         except UnsupportedAttention:  # a text exceeds the window: raised by the first pass, before any token is drawn
             self._fallback.fill(encoded, rows, sampling)
+
+    @cached_property
+    def _fallback(self) -> RowSampler:
+        return choose_sampler(self.language_model, equal_length_samplers(self.language_model, self.rows))[1]
 
     def _completion(
         self, prompt: Prompt, prompt_ids: tuple[int, ...], row: SampleRow, version: int, sampling: SamplingParams

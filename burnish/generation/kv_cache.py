@@ -43,7 +43,9 @@ class SharedPrefixCache:
     ) -> None:
         self._device = device
         self._sizes = groups, rows, longest_prompt, max(longest_answer - 1, 1)
-        self._layers: dict[int, _LayerCache] = {}
+        self._layers: list[_LayerCache] = []
+        """One for each call of attention in a pass, in their order: a layer may attend twice, or run again."""
+        self._call = 0
         self.prompt_lengths: list[int] = []
         """Length of each group's prompt."""
         self.row_groups: list[int] = []
@@ -59,12 +61,12 @@ class SharedPrefixCache:
     def prefill(self, lengths: Sequence[int]) -> None:
         """Prepare for a pass over whole prompts of these lengths, one after the other; they become the last groups."""
         spans = (GroupSpan(stop - size, stop, ()) for stop, size in zip(accumulate(lengths), lengths, strict=True))
-        self._incoming = PackedAttention(tuple(spans))
+        self._incoming, self._call = PackedAttention(tuple(spans)), 0
         self.prompt_lengths += lengths
 
     def decode(self) -> None:
         """Prepare for a pass over the newest token of every row."""
-        self._incoming = None
+        self._incoming, self._call = None, 0
         self._plan = _DecodePlan(self.row_groups, self.lengths, self.prompt_lengths, self._device)
 
     def advance(self) -> None:
@@ -80,7 +82,7 @@ class SharedPrefixCache:
         """Remove a row; the last row moves to its index."""
         last = len(self.lengths) - 1
         if row != last:
-            for layer in self._layers.values():
+            for layer in self._layers:
                 for tensor in layer.answers:
                     tensor[row, :, : self.lengths[last]] = tensor[last, :, : self.lengths[last]]
             self.row_groups[row], self.lengths[row] = self.row_groups[last], self.lengths[last]
@@ -90,23 +92,24 @@ class SharedPrefixCache:
         """Remove a prompt without rows; the last prompt moves to its index."""
         last = len(self.prompt_lengths) - 1
         if group != last:
-            for layer in self._layers.values():
+            for layer in self._layers:
                 for tensor in layer.prompts:
                     tensor[group, :, : self.prompt_lengths[last]] = tensor[last, :, : self.prompt_lengths[last]]
             self.prompt_lengths[group] = self.prompt_lengths[last]
             self.row_groups = [group if cached == last else cached for cached in self.row_groups]
         del self.prompt_lengths[last]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if layer not in self._layers:
-            self._layers[layer] = _LayerCache(key, value, *self._sizes)
-        cached = self._layers[layer]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if self._call == len(self._layers):
+            self._layers.append(_LayerCache(key, value, *self._sizes))
+        cached = self._layers[self._call]
+        self._call += 1
         if self._incoming is not None:
             first = len(self.prompt_lengths) - len(self._incoming.spans)
             for group, span in enumerate(self._incoming.spans, first):
                 for tensor, new in zip(cached.prompts, (key, value), strict=True):
                     tensor[group, :, : span.stop - span.start] = new[:, span.start : span.stop]
-            return self._incoming.attend(layer, query, key, value, scale)
+            return self._incoming.attend(query, key, value, scale)
         assert self._plan is not None
         return self._plan.attend(cached, query, key, value, scale)
 

@@ -17,16 +17,15 @@ from burnish.policies.adapters import restore_adapter
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
+from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout
 from burnish.policies.kernels.mixed_precision import compute_dtype, enable_mixed_precision
 from burnish.policies.kernels.packing import (
     Layout,
     activation_bytes_per_token,
-    choose_layout,
     device_memory_bytes,
     get_linear_head,
     hidden_states,
     packed_states,
-    padded_logits,
 )
 from burnish.policies.model_text import ModelText
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
@@ -69,12 +68,14 @@ class CausalModel(ModelText):
         """Reference model for KL terms and fluency; the model itself unless replaced."""
         self.forward_cache: ForwardCache | None = None
         """Outputs of linear layers that the sampler stores for the training forward pass."""
-        self.layout: Layout | None
+        self.choice: LayoutChoice = choose_layout(self.model) if like is None else like.choice
+        self.layout: Layout | None = self.choice.layout
         """Arrangement of completions for a forward pass; None if the logits need the model's own head."""
-        self.padding_reason: str
-        self.layout, self.padding_reason = (
-            choose_layout(self.model) if like is None else (like.layout, like.padding_reason)
-        )
+        self.padding_reason = self.choice.reason
+        self.sampler_kind: str = "" if like is None else like.sampler_kind
+        """Name of the sampler that is exact for the model; "" before samplers were compared."""
+        self.sampler_reason: str = "" if like is None else like.sampler_reason
+        """Why it is not the fastest sampler."""
         self.token_rows: TokenRows | None = find_token_rows(model, tokenizer) if like is None else like.token_rows
         """Rows of the head that belong to a token; None if all do."""
 
@@ -122,7 +123,7 @@ class CausalModel(ModelText):
             self.device,
         )  # fmt: skip
         if self.layout is None or head is None:
-            logits, tokens = padded_logits(self.model, completions)
+            logits, tokens = self.choice.logits(self.model, completions)
             logits = self.token_logits(logits)
             return token_stats(logits, tokens, sampling, early=early, entropy_gradient=entropy_gradient)
         states, tokens = hidden_states(self.layout, self.model, completions, self.forward_cache)
@@ -205,7 +206,8 @@ class CausalPolicy(CausalModel):
 
         It depends on the size of the memory and not on what is free, so a run always uses the same microbatches.
         """
-        return max(1, device_memory_bytes(self.device) // 6 // max(1, activation_bytes_per_token(self.model)))
+        each = activation_bytes_per_token(self.model, packed=self.layout is packed_states)
+        return max(1, device_memory_bytes(self.device) // 6 // max(1, each))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from burnish.backends.reference_cache import CachedReference
 from burnish.errors import InputError
+from burnish.policies.kernels.layout_probe import LayoutChoice
 from burnish.policies.kernels.packing import packed_states, padded_states
 from burnish.policies.loading import load_model, load_policy
 from burnish.recipe.schema import LoRA
@@ -133,7 +134,7 @@ def test_the_layout_is_probed_once_per_load(tiny, lora, monkeypatch):
 
     def probe(model):
         probed.append(model)
-        return padded_states, "because"
+        return LayoutChoice(padded_states, "because")
 
     monkeypatch.setattr("burnish.policies.causal_lm.choose_layout", probe)
     policy = load_policy(tiny("llama"), lora=lora)

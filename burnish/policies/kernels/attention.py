@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 IMPLEMENTATION = "burnish_packed"
+WINDOW = "its attention is limited to a window"
 
 
 class AttentionBackend(Protocol):
@@ -34,7 +35,7 @@ class AttentionBackend(Protocol):
         """Number of tokens of the longest text, prompt and completion together."""
         ...
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Return the attention output [T, K, g, D] for queries [K, g, T, D] and keys and values [K, T, D]."""
         ...
 
@@ -111,20 +112,20 @@ def _attention(
             raise UnsupportedAttention(f"its attention has {name}")
     window = options.get("sliding_window")
     if window is not None and backend.max_text_length > window:
-        raise UnsupportedAttention(f"its attention is limited to a window of {window} tokens")
+        raise UnsupportedAttention(f"{WINDOW} of {window} tokens")
     if query.shape[0] != 1:
         raise UnsupportedAttention("its layers change the batch dimension")
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     keys, values = key[0], value[0]
     queries = query[0].view(keys.shape[0], -1, *query.shape[2:])
-    attended = backend.attend(module.layer_idx, queries, keys, values, scale)
+    attended = backend.attend(queries, keys, values, scale)
     return attended.flatten(1, 2).unsqueeze(0), None
 
 
-def dispatch_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def dispatch_attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Return the output [T, K, g, D] of the current backend for queries [K, g, T, D], keys and values [K, T, D]."""
-    return _backend().attend(layer, queries, keys, values, scale)
+    return _backend().attend(queries, keys, values, scale)
 
 
 def _backend() -> AttentionBackend:
@@ -146,11 +147,11 @@ class PackedAttention:
             for span in self.spans
         )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         device = value.device.type
         if torch.is_autocast_enabled(device):  # rotary positions have made queries and keys float32
             with torch.autocast(device, enabled=False):
-                return self.attend(layer, query.to(value.dtype), key.to(value.dtype), value, scale)
+                return self.attend(query.to(value.dtype), key.to(value.dtype), value, scale)
         output: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
         return output
 

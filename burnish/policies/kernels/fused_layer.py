@@ -43,7 +43,7 @@ class FusedDecoderLayer(nn.Module):
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self.activation = layer.mlp.act_fn
         attention = layer.self_attn
-        self.layer_idx, self.scale, self.width = attention.layer_idx, float(attention.scaling), attention.head_dim
+        self.scale, self.width = float(attention.scaling), attention.head_dim
         self.groups = attention.num_key_value_groups
 
     def forward(self, states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
@@ -53,7 +53,7 @@ class FusedDecoderLayer(nn.Module):
         rotated = _rotate(projected[:, :-heads], *position_embeddings)
         queries, keys = rotated[:, :-heads].transpose(0, 1), rotated[:, -heads:].transpose(0, 1)
         queries, values = queries.view(heads, self.groups, *queries.shape[1:]), projected[:, -heads:].transpose(0, 1)
-        attended = dispatch_attention(self.layer_idx, queries, keys, values, self.scale)  # [T, K, g, D]
+        attended = dispatch_attention(queries, keys, values, self.scale)  # [T, K, g, D]
         states = states + self.out(attended.flatten(1).unsqueeze(0))
         gate, up = self.gate_up(_norm(self.norms[1], states)).chunk(2, -1)
         return states.add_(self.down(self.activation(gate).mul_(up)))

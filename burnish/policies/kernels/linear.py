@@ -76,7 +76,9 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
         output = linear_forward(rows.flatten(0, -2), weight, bias) if output is None else output
-        return output.view(*rows.shape[:-1], weight.shape[0])
+        # Not a view, which a layer may not change in place outside of this function.
+        shaped: Tensor = torch.ops.aten._unsafe_view(output, (*rows.shape[:-1], weight.shape[0]))
+        return shaped
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:

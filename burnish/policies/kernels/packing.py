@@ -1,8 +1,8 @@
-"""Arrangement of completions for a forward pass: packed or padded. Padding exists only in this module.
+"""Arrangement of completions for a forward pass: packed, padded or unpadded. Padding exists only in this module.
 
-Both layouts give the same hidden states. ``packed_states`` runs each distinct prompt once, followed by its completions,
+All layouts give the same hidden states. ``packed_states`` runs each distinct prompt once, followed by its completions,
 all texts of a microbatch in one sequence without padding. ``padded_states`` runs each prompt with its completion as a
-row of a padded batch, which every architecture supports. ``choose_layout`` takes the fastest that works for a model.
+row of a padded batch, ``unpadded_states`` runs texts of equal length together. ``layout_probe`` chooses for a model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,16 +23,13 @@ from burnish.policies.kernels.attention import GroupSpan, PackedAttention, Unsup
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.linear import fast_linear
 from burnish.policies.kernels.mixed_precision import compute_dtype, compute_precision, to_compute_dtype
-from burnish.types import Completion, Prompt
+from burnish.types import Completion
 
 Layout = Callable[[Any, Sequence[Completion], ForwardCache | None], tuple[Tensor, Tensor]]
 """(model, completions, forward cache) -> the state [T, d] that predicts each token, and the tokens [T]."""
 
-PROBE = ((2, 3, 4), (5, 6)), ((7, 8), (3, 9, 4)), ((2, 3, 4), (4,))
-"""Prompts and completions to compare layouts on: unequal lengths, and a prompt with two completions."""
-
 PAD_ID = 0
-"""Token id of padding positions, which are masked. Unlike the tokenizer's own, it always has a row in the embedding."""
+"""Token id of padding positions. Unlike the tokenizer's own, it always has a row in the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +96,13 @@ def pack(completions: Sequence[Completion], device: Any = None, cache: ForwardCa
 def hidden_states(
     layout: Layout | None, model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the state [T, d] that predicts each token, and the tokens [T], in a layout (None: padded)."""
+    """Return the state [T, d] that predicts each token, and the tokens [T], in a layout (None: unpadded)."""
     if not any(completion.token_ids for completion in completions):
         head = get_linear_head(model)
         weight = model.get_input_embeddings().weight if head is None else head[0]
         return weight.new_zeros(0, weight.shape[1]), torch.zeros(0, dtype=torch.long, device=weight.device)
     try:
-        return (layout or padded_states)(model, completions, cache)
+        return (layout or unpadded_states)(model, completions, cache)
     except UnsupportedAttention:  # a text is longer than the attention window
         return padded_states(model, completions)
 
@@ -129,32 +127,75 @@ def packed_states(
 def padded_states(
     model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the states [T, d] and tokens [T] by running a padded batch.
+    """Return the states [T, d] and tokens [T] by running each text as a row of a batch, padded on the right.
 
-    Prompts are padded on the left and completions on the right, so all completions start in the same column.
+    No mask is needed: in a causal model, no token depends on what comes after it.
     """
-    inputs, chosen, answers = _padded_texts(model, completions)
-    with compute_precision(model):
-        states = get_backbone(model)(**inputs, use_cache=False)[0]
-    return to_compute_dtype(model, states[:, -answers.shape[1] - 1 : -1][chosen]), answers[chosen]
+    return _run_rows(partial(_states, model), model, completions, [range(len(completions))])
+
+
+def unpadded_states(
+    model: Any, completions: Sequence[Completion], cache: ForwardCache | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the states [T, d] and tokens [T] by running texts of equal length together."""
+    return _run_rows(partial(_states, model), model, completions, _equal_lengths(completions))
 
 
 def padded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-    """Return the logits [T, V] of the model's own head and the tokens [T], for heads that are not a linear layer."""
-    if not any(completion.token_ids for completion in completions):
-        weight = model.get_input_embeddings().weight
-        return weight.new_zeros(0, weight.shape[0]), torch.zeros(0, dtype=torch.long, device=weight.device)
-    inputs, chosen, answers = _padded_texts(model, completions)
-    longest = answers.shape[1]
+    """Return the logits [T, V] of the model's own head and the tokens [T], as ``padded_states``."""
+    return _run_rows(partial(_logits, model), model, completions, [range(len(completions))])
+
+
+def unpadded_logits(model: Any, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+    """Return the logits [T, V] of the model's own head and the tokens [T], as ``unpadded_states``."""
+    return _run_rows(partial(_logits, model), model, completions, _equal_lengths(completions))
+
+
+def _states(model: Any, ids: Tensor, first: int) -> Tensor:
     with compute_precision(model):
-        logits = model(**inputs, use_cache=False, **logits_to_keep_option(model, longest + 1)).logits
-    # The last token's own logits predict what comes after it and are not needed.
-    return logits[:, -longest - 1 : -1][chosen], answers[chosen]
+        states: Tensor = get_backbone(model)(input_ids=ids, use_cache=False)[0]
+    return to_compute_dtype(model, states[:, first:])
 
 
-def token_positions(mask: Tensor) -> Tensor:
-    """Return the position of each token in its own text, [B, T], for a mask [B, T]; 0 for padding."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
+def _logits(model: Any, ids: Tensor, first: int) -> Tensor:
+    kept = logits_to_keep_option(model, ids.shape[1] - first)
+    with compute_precision(model):
+        logits: Tensor = model(input_ids=ids, use_cache=False, **kept).logits
+    return logits[:, first - ids.shape[1] :]
+
+
+def _equal_lengths(completions: Sequence[Completion]) -> list[list[int]]:
+    """Return the indices of completions by the length of prompt and completion together."""
+    groups: dict[int, list[int]] = {}
+    for index, one in enumerate(completions):
+        groups.setdefault(len(one.prompt_ids) + len(one.token_ids), []).append(index)
+    return list(groups.values())
+
+
+def _run_rows(
+    run: Callable[[Tensor, int], Tensor], model: Any, completions: Sequence[Completion], groups: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return what predicts each token [T, X], and the tokens [T], from one batch per group of completions.
+
+    Args:
+        run: (ids [B, L], first) -> the results [B, L - first, X] of the columns from ``first`` on.
+    """
+    counts = [len(one.token_ids) for one in completions]
+    starts = [0, *accumulate(counts)]
+    results, order = [], []
+    for members in groups:
+        group = [completions[index] for index in members]
+        ids, _ = pad_token_ids([(*one.prompt_ids, *one.token_ids) for one in group], left=False, device=model.device)
+        first = min(len(one.prompt_ids) for one in group) - 1
+        rows = [row for row, one in enumerate(group) for _ in one.token_ids]
+        columns = [len(one.prompt_ids) - 1 - first + index for one in group for index in range(len(one.token_ids))]
+        chosen = torch.tensor([rows, columns], dtype=torch.long, device=ids.device)
+        results.append(run(ids, first)[chosen[0], chosen[1]])
+        order += [position for index in members for position in range(starts[index], starts[index + 1])]
+    tokens = torch.tensor([token for one in completions for token in one.token_ids]).long().to(model.device)
+    if order == sorted(order):
+        return torch.cat(results), tokens
+    return torch.cat(results)[torch.tensor(order, device=model.device).argsort()], tokens
 
 
 def pad_token_ids(rows: Sequence[Sequence[int]], *, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:
@@ -167,17 +208,6 @@ def pad_token_ids(rows: Sequence[Sequence[int]], *, left: bool, device: Any = No
         ids[row, columns] = torch.tensor(tokens, dtype=torch.long)
         mask[row, columns] = 1
     return ids.to(device), mask.to(device)
-
-
-def _padded_texts(model: Any, completions: Sequence[Completion]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return a model's inputs, a mask of the completion tokens [B, L], and the completion tokens [B, L]."""
-    prompts, prompt_mask = pad_token_ids([c.prompt_ids for c in completions], left=True, device=model.device)
-    answers, answer_mask = pad_token_ids([c.token_ids for c in completions], left=False, device=model.device)
-    mask = torch.cat([prompt_mask, answer_mask], 1)
-    inputs = {
-        "input_ids": torch.cat([prompts, answers], 1), "attention_mask": mask, "position_ids": token_positions(mask)
-    }  # fmt: skip
-    return inputs, answer_mask.bool(), answers
 
 
 def unwrap_peft(model: Any) -> Any:
@@ -208,44 +238,7 @@ def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
     return {"logits_to_keep": count} if "logits_to_keep" in parameters else {}
 
 
-@torch.no_grad()
-def choose_layout(model: Any) -> tuple[Layout | None, str]:
-    """Return the fastest layout that agrees with the model's own logits on a few tokens, and why it is not packed.
-
-    The layout is None if a product with the head's weight does not reproduce the logits; the reason is "" if packed.
-    """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    texts = [[tuple(token % vocabulary for token in tokens) for tokens in pair] for pair in PROBE]
-    probe = [Completion(Prompt("", ""), prompt, answer, "", (), "length") for prompt, answer in texts]
-    expected, _ = padded_logits(model, probe)
-    reason = ""
-    for layout in (packed_states, padded_states):
-        mismatch = _mismatch(model, layout, probe, expected)
-        if not mismatch:
-            return layout, reason
-        reason = reason or mismatch
-    return None, reason
-
-
-def _mismatch(model: Any, layout: Layout, probe: Sequence[Completion], expected: Tensor) -> str:
-    """Return why a layout does not work for a model, or "" if it does."""
-    head = get_linear_head(model)
-    if head is None:
-        return "its head is not a linear layer"
-    try:
-        states, _ = layout(model, probe, None)
-        logits = torch.nn.functional.linear(states, *head)
-    except UnsupportedAttention as error:
-        return str(error)
-    except Exception as error:  # an architecture may fail in any way; the next layout may work
-        return f"its layers cannot run a packed sequence ({type(error).__name__}: {str(error)[:80]})"
-    scale = max(float(expected.abs().max()), 1e-9)
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(expected.dtype, 5e-2)
-    distance = float((logits - expected).abs().max()) / scale
-    return "" if distance <= tolerance else f"packing changes its logits by a relative {distance:.1e}"
-
-
-def activation_bytes_per_token(model: Any) -> int:
+def activation_bytes_per_token(model: Any, *, packed: bool) -> int:
     """Return the bytes per token that the layers store for the backward pass, measured on a few tokens."""
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
@@ -259,7 +252,7 @@ def activation_bytes_per_token(model: Any) -> int:
     tokens = 32
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    faster = fast_linear() if compute_dtype(model) is None else nullcontext()
+    faster = fast_linear() if packed and compute_dtype(model) is None else nullcontext()
     with torch.enable_grad(), saving, faster, compute_precision(model):
         states = get_backbone(model)(input_ids=ids, use_cache=False)[0]
     total = sum(kept.values())

@@ -1,0 +1,160 @@
+"""Choice of a model's layout by comparison with a plain forward pass of each text, when the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.errors import InputError, one_line
+from burnish.policies.kernels.attention import WINDOW, UnsupportedAttention
+from burnish.policies.kernels.packing import (
+    Layout,
+    get_linear_head,
+    packed_states,
+    padded_logits,
+    padded_states,
+    unpadded_logits,
+    unpadded_states,
+    unwrap_peft,
+)
+from burnish.types import Completion, Prompt
+
+LARGE_LOGIT = 100.0
+"""Logits at which a head's non-linearity shows: soft caps of models are 15 to 50."""
+SHORT, LONG = 12, 256
+"""Tokens of the longest probe text: more than any window of the configuration that is shorter than ``LONG``."""
+WINDOWS = ("window", "chunk", "topk", "block", "local")
+"""Parts of the names of configuration values that limit attention to some of a text's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """The fastest layout that is exact for a model.
+
+    Attributes:
+        layout: None if a product of hidden states with the head's weight does not reproduce the logits.
+        reason: why it is not ``packed_states``; "" if it is.
+        logits: the layout of the model's own head.
+    """
+
+    layout: Layout | None
+    reason: str
+    logits: Callable[[Any, Sequence[Completion]], tuple[Tensor, Tensor]] = padded_logits
+
+
+def probe_texts(model: Any) -> list[Completion]:
+    """Return three completions: a short one, one longer than the model's small windows, and the first one's beginning."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    config = unwrap_peft(model).config.get_text_config()
+    windows = [
+        value
+        for name, value in vars(config).items()
+        if type(value) is int and 0 < value < LONG and any(part in name for part in WINDOWS)
+    ]
+    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    # Room for the tokens that the samplers' probe adds.
+    fitting = min(
+        [value - SHORT for value in positions if isinstance(value, int) and value > 2 * SHORT], default=4 * LONG
+    )
+    longest = min(max([SHORT, *(3 * window + SHORT for window in windows)]), fitting)
+    text = [(2 + 7 * index + index * index) % vocabulary for index in range(longest)]
+    return [_completion(text[:3], text[3:5]), _completion(text[2:4], text[4:]), _completion(text[:3], text[3:4])]
+
+
+def _completion(prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
+    return Completion(Prompt("", ""), tuple(prompt), tuple(tokens), "", (), "length")
+
+
+def probe_tolerance(expected: Tensor) -> float:
+    """Return the difference allowed by rounding, for logits of any scale."""
+    relative = {torch.float64: 1e-9, torch.float32: 3e-5}.get(expected.dtype, 5e-2)
+    return relative * max(float(expected.abs().max()), 1e-9)
+
+
+@torch.no_grad()
+def choose_layout(model: Any) -> LayoutChoice:
+    """Compare the layouts with the logits of each text alone.
+
+    Raises:
+        InputError: the model cannot run on text alone, or its logits depend on what follows.
+    """
+    probe = probe_texts(model)
+    short, long, beginning = probe
+    kind = unwrap_peft(model).config.model_type
+    start = _completion(long.prompt_ids, long.token_ids[: -len(long.token_ids) // 4])
+    try:
+        first = unpadded_logits(model, [short])[0]
+        second = unpadded_logits(model, [long])[0]
+        third = unpadded_logits(model, [start])[0]
+    except Exception as error:  # an architecture may need other inputs
+        raise InputError(
+            f"this {kind} model cannot run on text alone ({type(error).__name__}: {one_line(error)[:120]})"
+        ) from error
+    if not float((third - second[: len(third)]).abs().max()) <= 10 * probe_tolerance(second):
+        raise InputError(
+            f"the logits of this {kind} model change with the text that follows, so it has no next-token probabilities: "
+            "choose a causal model, or set is_decoder = true in the config.json of an encoder trained as a decoder"
+        )
+    probe = [*probe, start]
+    expected = torch.cat([first, second, first[: len(beginning.token_ids)], third])
+    head = get_linear_head(model)
+    reason = "its head is not a linear layer" if head is None else _head_mismatch(model, head, short)
+    if head is not None and not reason:
+        for layout in (packed_states, padded_states, unpadded_states):
+            mismatch = _mismatch(partial(_head_logits, layout, model, head, probe), expected)
+            if layout is packed_states and WINDOW in mismatch:  # longer texts are padded, see ``hidden_states``
+                kept = len(first)
+                mismatch = _mismatch(partial(_head_logits, layout, model, head, [short]), expected[:kept])
+            if not mismatch:
+                return LayoutChoice(layout, reason)
+            reason = reason or mismatch
+    padded = not _mismatch(lambda: padded_logits(model, probe)[0], expected)
+    return LayoutChoice(None, reason, padded_logits if padded else unpadded_logits)
+
+
+def _head_logits(layout: Layout, model: Any, head: tuple[Tensor, Tensor | None], probe: Sequence[Completion]) -> Tensor:
+    return torch.nn.functional.linear(layout(model, probe, None)[0], *head)
+
+
+def _head_mismatch(model: Any, head: tuple[Tensor, Tensor | None], text: Completion) -> str:
+    """Return how large logits differ from a product of states with the head's weight, or "" if they do not.
+
+    The states that enter the head are scaled, because a soft cap does not show while logits are small.
+    """
+    inputs: list[Tensor] = []
+
+    def scale(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        logits = torch.nn.functional.linear(arguments[0], module.weight).abs()
+        inputs.append(arguments[0] * (LARGE_LOGIT / max(float(logits.max()), 1e-9)))
+        return (inputs[-1], *arguments[1:])
+
+    handle = unwrap_peft(model).get_output_embeddings().register_forward_pre_hook(scale)
+    try:
+        logits, _ = unpadded_logits(model, [text])
+    finally:
+        handle.remove()
+    if not inputs:
+        return "its logits do not come from its output embeddings"
+    products = torch.nn.functional.linear(inputs[-1], *head).flatten(0, -2)[-len(text.token_ids) - 1 : -1]
+    if products.shape != logits.shape or not float((logits - products).abs().max()) <= probe_tolerance(logits):
+        return "its logits are not a product with its head's weight"
+    return ""
+
+
+def _mismatch(compute: Callable[[], Tensor], expected: Tensor) -> str:
+    """Return why a layout does not work for a model, or "" if it does."""
+    try:
+        logits = compute()
+    except UnsupportedAttention as error:
+        return str(error)
+    except Exception as error:  # an architecture may fail in any way; the next layout may work
+        return f"its layers cannot run a packed sequence ({type(error).__name__}: {one_line(error)[:80]})"
+    distance = float((logits - expected).abs().max())
+    if distance <= probe_tolerance(expected):
+        return ""
+    return f"packing changes its logits by a relative {distance / max(float(expected.abs().max()), 1e-9):.1e}"
