@@ -16,7 +16,7 @@ import burnish
 from bench.tiny_models import write_tiny_model
 from burnish.benchmark.model_check import (
     PROMPTS,
-    Measurement,
+    Measured,
     ModelCase,
     apart,
     make_learner,
@@ -62,7 +62,7 @@ class GPUCase(ModelCase):
     def expected_after_step(self) -> Tensor:
         return self.stepped(*self.reference)
 
-    def check_sampler_against_policy(self, lora: bool = False) -> Measurement:
+    def check_sampler_against_policy(self, lora: bool = False) -> Measured:
         policy = self.adapted() if lora else self.policy
         groups = make_sampler(policy).sample(
             PROMPTS, samples_per_prompt=6, sampling=SamplingParams(24, top_k=200), seed=(5,)
@@ -73,7 +73,7 @@ class GPUCase(ModelCase):
             trained = policy.logprobs(sampled, SamplingParams(24, top_k=200)).logprobs
         return within(apart(recorded, trained, self.dtype), self.dtype)
 
-    def check_optimizer(self, folder: Path) -> Measurement:
+    def check_optimizer(self, folder: Path) -> Measured:
         """One step of AdamW; and a second, from a state that was saved and restored."""
         folder.mkdir(parents=True)
         policy = self.load()
@@ -95,7 +95,7 @@ class GPUCase(ModelCase):
         note = f"the step moves them by {shift:.2g}; {moved / pushed:.1%} of the weights with a gradient moved"
         return within(off, self.dtype, alone=alone, note=note)
 
-    def check_same_samples(self) -> Measurement:
+    def check_same_samples(self) -> Measured:
         runs = [
             make_sampler(self.policy).sample(PROMPTS, samples_per_prompt=32, sampling=SamplingParams(32), seed=(2,))
             for _ in range(2)
@@ -105,7 +105,7 @@ class GPUCase(ModelCase):
             sum(a != b for a, b in zip(*texts, strict=True)), self.dtype, tolerance=0.0, note="samples differ"
         )
 
-    def check_same_weights(self) -> Measurement:
+    def check_same_weights(self) -> Measured:
         trained = []
         for _ in range(2):
             learner = make_learner(self.load(), prompts=PROMPTS, group=6, tokens=16)
@@ -115,7 +115,7 @@ class GPUCase(ModelCase):
         off = apart(trained[0].cpu(), trained[1].cpu(), "float32")
         return within(off, self.dtype, tolerance=0.0, note="the weights of two equal runs of 3 steps")
 
-    def check_frequencies(self, draws: int) -> Measurement:
+    def check_frequencies(self, draws: int) -> Measured:
         """Chi-square of first tokens among the 8 most probable, and of all, against transformers' softmax on the CPU."""
         ids = self.policy.encode_prompt(PROMPTS[0])
         with plain_transformers(self.source, *self.reference) as model, torch.no_grad():
@@ -129,9 +129,9 @@ class GPUCase(ModelCase):
             kept = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf) if top_k else logits
             counts = Counter(one.token_ids[0] for one in groups[0].completions)
             scores.append(surprise((kept.softmax(-1) * draws).tolist(), counts))
-        return Measurement(max(scores), max(scores) < 4, "4", note="(chi2 - df) / sqrt(2 df)")
+        return Measured(max(scores), max(scores) < 4, "4", note="(chi2 - df) / sqrt(2 df)")
 
-    def check_greedy(self, tokens: int) -> Measurement:
+    def check_greedy(self, tokens: int) -> Measured:
         groups = make_sampler(self.policy).sample(
             PROMPTS, samples_per_prompt=1, sampling=SamplingParams(tokens, top_k=1), seed=(0,)
         )

@@ -32,7 +32,7 @@ import transformers
 import burnish
 from bench.gpu_cases import GPUCase, build, share_of_letters
 from bench.tiny_models import byte_tokenizer
-from burnish.benchmark.model_check import Measurement, make_learner
+from burnish.benchmark.model_check import Measured, make_learner
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.reports.terminal.progress import make_observer
 from burnish.system.machine import cores, peak_memory, processor
@@ -57,7 +57,7 @@ class Board:
     written: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None
     """Called after each check, so that a run that is cut off leaves what it measured."""
 
-    def check(self, name: str, model: str, dtype: str, call: Callable[[], Measurement]) -> None:
+    def check(self, name: str, model: str, dtype: str, call: Callable[[], Measured]) -> None:
         row: dict[str, Any] = {"check": name, "model": model, "dtype": dtype}
         begin = time.monotonic()
         if begin > self.deadline:
@@ -81,7 +81,7 @@ def check_type(board: Board, kind: str, source: Path, dtype: str, device: str) -
     case = GPUCase(source, dtype, device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        checks: dict[str, Callable[[], Measurement]] = {
+        checks: dict[str, Callable[[], Measured]] = {
             "log-probabilities": case.check_logprobs,
             "gradient": case.check_gradient,
             "sampler against policy": case.check_sampler_against_policy,
@@ -106,7 +106,7 @@ def check_sampling(board: Board, source: Path, dtype: str, device: str, draws: i
         board.check("greedy against generate", source.name, dtype, lambda: case.check_greedy(32))
 
 
-def check_learning(source: Path, dtype: str, device: str, steps: int, samples: int) -> Measurement:
+def check_learning(source: Path, dtype: str, device: str, steps: int, samples: int) -> Measured:
     """A whole run with its measurements before and after; it has learnt where the interval is above 0."""
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "prompts.jsonl"
@@ -124,10 +124,10 @@ def check_learning(source: Path, dtype: str, device: str, steps: int, samples: i
     row = result.evaluation["reward"]
     low, high = row["interval"]
     note = f"{row['before']:.3f} to {row['after']:.3f} on {row['n']} held-out prompts, difference in [{low:.3f}, {high:.3f}]"
-    return Measurement(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
+    return Measured(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
 
 
-def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Measurement:
+def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Measured:
     """Seconds per step of GRPO, 8 prompts of 40 tokens, 8 samples each of at most 64 tokens."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SMOLLM2)
@@ -147,7 +147,7 @@ def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: i
         f"seconds per step: sampling {sampling:.2f}, update {update:.2f}; {tokens:.0f} tokens, {tokens / step:.0f} per "
         f"second, {tokens / sampling:.0f} per second while sampling; peak {peak / 1e9:.2f} GB"
     )
-    return Measurement(step, True, "none", note=note)
+    return Measured(step, True, "none", note=note)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -189,9 +189,9 @@ def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None
     with tempfile.TemporaryDirectory() as scratch:
         sources: dict[str, Path] = {}
 
-        def build_all() -> Measurement:
+        def build_all() -> Measured:
             sources.update({kind: build(kind, Path(scratch)) for kind in types})
-            return Measurement(len(sources), True, note="models built")
+            return Measured(len(sources), True, note="models built")
 
         board.check("build", "all", "float32", build_all)
         first = next(iter(sources.values()))

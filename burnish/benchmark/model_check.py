@@ -42,7 +42,7 @@ SCALES = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Measured:
     """Result of a check; ``alone`` is the same measured of transformers without burnish, where it was."""
 
     measured: float
@@ -57,7 +57,7 @@ class CheckResult:
     """A check's name and measurement, or in ``error`` the exception that it raised; ``refused`` if burnish named it."""
 
     name: str
-    measurement: Measurement | None
+    measurement: Measured | None
     error: str = ""
     refused: bool = False
 
@@ -125,12 +125,12 @@ def gradients_apart(measured: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 def within(
     measured: float, dtype: str, *, tolerance: float | None = None, alone: float | None = None, note: str = ""
-) -> Measurement:
+) -> Measured:
     """Compare with the dtype's tolerance or ``tolerance``; in bfloat16 also with 1.5 times transformers' own error."""
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
     if dtype == "bfloat16" and alone is not None:
         limit = max(limit, 1.5 * alone)
-    return Measurement(measured, measured <= limit, f"{limit:.2g}", alone, note)
+    return Measured(measured, measured <= limit, f"{limit:.2g}", alone, note)
 
 
 def make_learner(
@@ -219,12 +219,12 @@ class ModelCase:
     def logprobs(self, policy: CausalModel) -> Tensor:
         return policy.token_logprobs(self.completions)
 
-    def check_logprobs(self) -> Measurement:
+    def check_logprobs(self) -> Measured:
         off = apart(self.logprobs(self.policy), self.expected[0], self.dtype)
         alone = apart(self.yardstick[0], self.expected[0], self.dtype)
         return within(off, self.dtype, alone=alone, note=self.policy.padding_reason)
 
-    def check_large_logits(self) -> Measurement:
+    def check_large_logits(self) -> Measured:
         """Log-probabilities where the head's weights have grown since the model was loaded."""
         policy = self.load()
         with plain_transformers(self.source, *self.reference) as model, torch.no_grad():
@@ -240,7 +240,7 @@ class ModelCase:
         logprobs = policy.logprobs(self.completions, SamplingParams(1)).logprobs
         (logprobs.double() * self.weights).sum().backward()  # type: ignore[no-untyped-call]
 
-    def check_gradient(self) -> Measurement:
+    def check_gradient(self) -> Measured:
         self.functional(self.policy)
         grads = {name: weight.grad for name, weight in self.policy.trainable().items() if weight.grad is not None}
         off, alone = (gradients_apart(one, self.expected[1]) for one in (grads, self.yardstick[1]))
@@ -255,12 +255,12 @@ class ModelCase:
         )
 
     @torch.no_grad()
-    def check_sampler(self) -> Measurement:
+    def check_sampler(self) -> Measured:
         completions, recorded = self.sampled(self.policy)
         with plain_transformers(self.source, *self.reference) as model:
             return within(apart(recorded, plain_logprobs(model, completions), self.dtype), self.dtype)
 
-    def check_saved(self, folder: Path) -> Measurement:
+    def check_saved(self, folder: Path) -> Measured:
         """A saved policy opens in burnish, in place and anew, and in transformers."""
         folder.mkdir(parents=True)
         policy = self.load()
@@ -286,7 +286,7 @@ class ModelCase:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
         return policy
 
-    def check_lora(self, folder: Path) -> Measurement:
+    def check_lora(self, folder: Path) -> Measured:
         """An adapter as it is trained, loaded by burnish, and merged by peft; and what its sampler records."""
         folder.mkdir(parents=True)
         policy = self.adapted()
@@ -303,9 +303,9 @@ class ModelCase:
         worst = max(parts, key=lambda name: parts[name])
         note = f"{worst} against merged; the adapter moves them by {moved:.2g}"
         result = within(parts[worst], self.dtype, note=note)
-        return result if moved > 0 else Measurement(moved, False, "> 0", note="the adapter changes nothing")
+        return result if moved > 0 else Measured(moved, False, "> 0", note="the adapter changes nothing")
 
-    def check_step(self, lora: bool = False) -> Measurement:
+    def check_step(self, lora: bool = False) -> Measured:
         """Two steps of GRPO with a reference, on fresh samples; finite, with weights that move."""
         policy = self.adapted() if lora else self.load()
         before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
@@ -315,7 +315,7 @@ class ModelCase:
         limit = 1e-2 if self.dtype == "bfloat16" else 1e-8
         note = f"mismatch_kl; loss {row['loss']:.2g}, grad_norm {row['grad_norm']:.2g}, {moved} weights moved"
         if not moved or not all(math.isfinite(row[name]) for name in ("loss", "grad_norm", "mismatch_kl")):
-            return Measurement(row["mismatch_kl"], False, "finite, moved", note=note)
+            return Measured(row["mismatch_kl"], False, "finite, moved", note=note)
         return within(abs(row["mismatch_kl"]), self.dtype, tolerance=limit, note=note)
 
 
@@ -336,14 +336,14 @@ def check_model(
     """
     case = ModelCase(source, dtype, lora=lora, reference=(dtype, "cpu"), offline=offline)
 
-    def load() -> Measurement:
+    def load() -> Measured:
         make_sampler(case.policy)
-        return Measurement(0.0, True, note=describe_layout(case.policy))
+        return Measured(0.0, True, note=describe_layout(case.policy))
 
     loaded = run_check("loading", load)
     if loaded.error:
         return [loaded]
-    checks: dict[str, Callable[[], Measurement]] = {
+    checks: dict[str, Callable[[], Measured]] = {
         "log-probabilities": case.check_logprobs,
         "large logits": case.check_large_logits,
         "sampler": case.check_sampler,
@@ -356,7 +356,7 @@ def check_model(
     return [loaded, *(run_check(name, call) for name, call in checks.items())]
 
 
-def run_check(name: str, call: Callable[[], Measurement]) -> CheckResult:
+def run_check(name: str, call: Callable[[], Measured]) -> CheckResult:
     """Run a check; an exception becomes a result."""
     try:
         return CheckResult(name, call())

@@ -41,6 +41,8 @@ Stream = Annotated[
 ]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")]
 
+StopTokenId = Annotated[list[int] | None, typer.Option(min=0, help="A token that ends a completion; may be repeated.")]
+
 
 @verbs.command()
 def generate(
@@ -60,9 +62,7 @@ def generate(
     min_p: MinP = 0.0,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens before a completion can end.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends a completion; may be repeated.")] = None,
-    stop_token_id: Annotated[
-        list[int] | None, typer.Option(min=0, help="A token that ends a completion; may be repeated.")
-    ] = None,
+    stop_token_id: StopTokenId = None,
     keep_stop: Annotated[bool, typer.Option("--keep-stop", help="Leave the stop text in the completion.")] = False,
     seed: Seed = 0,
     stream: Stream = None,

@@ -1,4 +1,4 @@
-"""What a model's files say about sampling: its end tokens, and settings that burnish does not apply."""
+"""End tokens of a model, and settings of its files that burnish does not apply."""
 
 from __future__ import annotations
 

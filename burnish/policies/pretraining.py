@@ -47,9 +47,8 @@ def pretrain(
         observer: receives the progress of the phase "pretraining".
     Returns:
         The loss of each step, nats per token.
-    Raises:
-        InputError: the texts are shorter than a window.
-        BurnishError: the loss is not finite.
+
+    Raises InputError if the texts are shorter than a window, BurnishError if the loss is not finite.
     """
     stream, starts = token_stream(policy.vocabulary, texts)
     if len(stream) < 2:

@@ -10,7 +10,7 @@ import torch
 
 from bench.gpu_cases import surprise
 from bench.gpu_check import Board, machine, run, table
-from burnish.benchmark.model_check import Measurement
+from burnish.benchmark.model_check import Measured
 from burnish.policies.kernels.attention import _attend, eager_attention, eager_attention_backward
 
 
@@ -31,13 +31,13 @@ def test_two_types_on_the_cpu():
 def test_a_check_that_raises_is_a_row_and_one_that_is_late_is_skipped():
     board = Board(time.monotonic() + 60)
 
-    def broken() -> Measurement:
+    def broken() -> Measured:
         raise ValueError("it is | broken")
 
     board.check("one", "llama", "float32", broken)
-    board.check("two", "llama", "float32", lambda: Measurement(2.0, False, "1"))
+    board.check("two", "llama", "float32", lambda: Measured(2.0, False, "1"))
     board.deadline = 0.0
-    board.check("three", "llama", "float32", lambda: Measurement(0.0, True))
+    board.check("three", "llama", "float32", lambda: Measured(0.0, True))
     assert [row["result"] for row in board.rows] == ["ERROR", "FAILED", "skipped"]
     rows = table(machine("cpu"), board.rows, 1.0).splitlines()[-3:]
     assert "| ValueError: it is / broken |" in rows[0]

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from bench.tiny_models import write_tiny_model
-from burnish.benchmark.model_check import CheckResult, Measurement, ModelCase, run_check, verdict
+from burnish.benchmark.model_check import CheckResult, Measured, ModelCase, run_check, verdict
 from burnish.cli.app import app
 from burnish.errors import InputError
 
@@ -42,13 +42,13 @@ def test_a_changed_weight_is_seen(llama):
 
 
 def test_the_verdict_names_the_worst():
-    exact = CheckResult("gradient", Measurement(1e-6, True, "0.0001"))
-    wrong = CheckResult("sampler", Measurement(3.14, False, "0.0001"))
+    exact = CheckResult("gradient", Measured(1e-6, True, "0.0001"))
+    wrong = CheckResult("sampler", Measured(3.14, False, "0.0001"))
 
-    def refuse() -> Measurement:
+    def refuse() -> Measured:
         raise InputError("it attends to later tokens")
 
-    def crash() -> Measurement:
+    def crash() -> Measured:
         raise ValueError("two\nlines")
 
     refused, crashed = run_check("loading", refuse), run_check("LoRA", crash)
@@ -57,7 +57,7 @@ def test_the_verdict_names_the_worst():
     assert verdict([exact, refused, crashed]) == "crash: LoRA: ValueError: two lines"
     assert verdict([crashed, exact, wrong, refused]) == "wrong: sampler 3.1"
     assert wrong.line() == "sampler             WRONG   3.1 (limit 0.0001)"
-    assert CheckResult("gradient", Measurement(float("nan"), False, "0.0001")).passed is False
+    assert CheckResult("gradient", Measured(float("nan"), False, "0.0001")).passed is False
 
 
 def test_a_folder_that_is_not_a_model_is_bad_input(tmp_path):
