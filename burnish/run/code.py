@@ -17,6 +17,7 @@ from typing import Any
 
 _OWN = Path(__file__).resolve().parents[1]
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+SITE = {"site-packages", "dist-packages"}
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib"))
 
 
@@ -87,7 +88,8 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 def _is_own(path: Path, same_package: bool) -> bool:
     if path.is_relative_to(_OWN) or not path.is_file():
         return False
-    if any(path.is_relative_to(folder) for folder in INSTALLED):
+    # Packages may also be installed for the user, by the system, or in a folder that a .pth file names.
+    if SITE & set(path.parts) or any(path.is_relative_to(folder) for folder in INSTALLED):
         return same_package
     return not any(path.is_relative_to(folder) for folder in _STANDARD)
 
