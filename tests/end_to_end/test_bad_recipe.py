@@ -124,9 +124,10 @@ class TestRewards:
     def test_failure_names_the_reward_and_the_run_can_be_resumed(self, workspace, name, parts):
         workspace.write("toy.toml", TOY.replace('use = "exact"', f'use = "jobs:{name}"'))
         refused(workspace.ask("train", "toy.toml", "--run-dir", "run", "--quiet"), 1, *parts)
-        # With a working reward, the run resumes in its folder.
+        # With a working reward, the run resumes in its folder, once the change is accepted.
         workspace.write("jobs.py", f"def {name}(completion):\n    return float(len(completion.text))\n")
-        assert workspace.ask("train", "--resume", "run", "--quiet").status == 0
+        refused(workspace.ask("train", "--resume", "run", "--quiet"), 2, "jobs.py", "--accept-changed-inputs")
+        assert workspace.ask("train", "--resume", "run", "--accept-changed-inputs", "--quiet").status == 0
         assert len((workspace / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
     def test_in_a_later_step(self, workspace):
@@ -135,4 +136,4 @@ class TestRewards:
         assert contents(workspace / "run" / "checkpoints")[0] == "step-2"
         assert len((workspace / "run" / "metrics.jsonl").read_text().splitlines()) == 2
         workspace.write("jobs.py", "def later(completion):\n    return float(len(completion.text))\n")
-        assert workspace.ask("train", "--resume", "run", "--quiet").status == 0
+        assert workspace.ask("train", "--resume", "run", "--accept-changed-inputs", "--quiet").status == 0
