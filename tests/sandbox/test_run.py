@@ -12,7 +12,7 @@ from burnish.errors import InputError
 from burnish.sandbox import folder as folder_module
 from burnish.sandbox.folder import exceeded_limit, temporary_folder
 from burnish.sandbox.layers import unavailable_reason
-from burnish.sandbox.linux import forked
+from burnish.sandbox.linux import supervise
 from burnish.sandbox.run import Limits, Verdict, run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -160,7 +160,7 @@ class TestVerdict:
         def stop(_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(forked, "exceeded_limit", stop)
+        monkeypatch.setattr(supervise, "exceeded_limit", stop)
         with pytest.raises(KeyboardInterrupt):
             run("while True: pass")
 
