@@ -20,7 +20,6 @@ from burnish.benchmark.model_check import (
     ModelCase,
     apart,
     make_learner,
-    plain_logprobs,
     plain_transformers,
     within,
 )
@@ -53,10 +52,10 @@ class GPUCase(ModelCase):
     def stepped(self, dtype: str, device: str) -> Tensor:
         """Return the log-probabilities [T] after a step of AdamW on the functional, by transformers and torch alone."""
         with plain_transformers(self.source, dtype, device) as model:
-            (plain_logprobs(model, self.completions).double() * self.weights).sum().backward()
+            (self.plain(model, self.completions).double() * self.weights).sum().backward()
             torch.optim.AdamW(model.parameters(), lr=STEP_RATE, weight_decay=0.0).step()
             with torch.no_grad():
-                return plain_logprobs(model, self.completions)
+                return self.plain(model, self.completions)
 
     @cached_property
     def expected_after_step(self) -> Tensor:

@@ -82,7 +82,7 @@ def check_type(kind: str) -> dict[str, Any]:
             source = write_tiny_model(kind, folder)
         except Exception as error:
             return {"verdict": f"not built: {type(error).__name__}: {one_line(error)[:200]}", "checks": []}
-        results = check_model(source, folder)
+        results = list(check_model(source, folder))
     return {"verdict": verdict(results), "checks": [one.to_json() for one in results]}
 
 

@@ -95,12 +95,15 @@ def plain_transformers(source: str | Path, dtype: str, device: str) -> Iterator[
         yield model.merge_and_unload() if adapter else model
 
 
-def plain_logprobs(model: Any, completions: Sequence[Completion]) -> Tensor:
-    """Return [T]: each text alone through transformers, without mask, cache or padding."""
+def plain_logprobs(model: Any, completions: Sequence[Completion], unused: Tensor) -> Tensor:
+    """Return [T]: each text alone through transformers, without mask, cache or padding.
+
+    ``unused`` are the rows of the vocabulary without a token, which no text can have.
+    """
     logprobs = []
     for one in completions:
         ids = torch.tensor([one.prompt_ids + one.token_ids], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logits = model(input_ids=ids, use_cache=False).logits[0].index_fill(-1, unused.to(ids.device), -math.inf)
         rows = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         rows = rows[len(one.prompt_ids) - 1 : -1]
         logprobs.append(rows.gather(-1, torch.tensor(one.token_ids, device=rows.device)[:, None]).squeeze(-1))
@@ -206,7 +209,7 @@ class ModelCase:
 
     def alone(self, dtype: str, device: str) -> tuple[Tensor, dict[str, Tensor]]:
         with plain_transformers(self.source, dtype, device) as model:
-            logprobs = plain_logprobs(model, self.completions)
+            logprobs = self.plain(model, self.completions)
             (logprobs.double() * self.weights).sum().backward()  # type: ignore[no-untyped-call]
             grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
         return logprobs.detach(), grads
@@ -215,6 +218,17 @@ class ModelCase:
     def yardstick(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The same in the dtype and on the device that are checked."""
         return self.expected if self.reference == (self.dtype, self.device) else self.alone(self.dtype, self.device)
+
+    @cached_property
+    def unused(self) -> Tensor:
+        """Rows of the vocabulary without a token."""
+        tokens = set(self.policy.tokenizer.get_vocab().values())
+        rows = range(self.policy.model.config.get_text_config().vocab_size)
+        return torch.tensor([row for row in rows if row not in tokens], dtype=torch.long)
+
+    def plain(self, model: Any, completions: Sequence[Completion]) -> Tensor:
+        """Return [T], the log-probabilities by transformers alone."""
+        return plain_logprobs(model, completions, self.unused)
 
     def logprobs(self, policy: CausalModel) -> Tensor:
         return policy.token_logprobs(self.completions)
@@ -231,7 +245,7 @@ class ModelCase:
             for grown in (policy.model, model):
                 if (head := grown.get_output_embeddings()) is not None:
                     head.weight.mul_(SCALES)
-            expected = plain_logprobs(model, self.completions)
+            expected = self.plain(model, self.completions)
         return within(apart(self.logprobs(policy), expected, self.dtype) / SCALES, self.dtype)
 
     def functional(self, policy: CausalPolicy) -> None:
@@ -258,7 +272,7 @@ class ModelCase:
     def check_sampler(self) -> Measured:
         completions, recorded = self.sampled(self.policy)
         with plain_transformers(self.source, *self.reference) as model:
-            return within(apart(recorded, plain_logprobs(model, completions), self.dtype), self.dtype)
+            return within(apart(recorded, self.plain(model, completions), self.dtype), self.dtype)
 
     def check_saved(self, folder: Path) -> Measured:
         """A saved policy opens in burnish, in place and anew, and in transformers."""
@@ -273,7 +287,7 @@ class ModelCase:
         policy.load(folder)
         off = max(apart(one, before, "float32") for one in (again, self.logprobs(policy)))
         with plain_transformers(folder, *self.reference) as model, torch.no_grad():
-            outside = apart(plain_logprobs(model, self.completions), self.expected[0], "float32")
+            outside = apart(self.plain(model, self.completions), self.expected[0], "float32")
         return within(max(off, outside), self.dtype, tolerance=0.0, note=f"in transformers {outside:.2g}")
 
     def adapted(self) -> CausalPolicy:
@@ -294,7 +308,7 @@ class ModelCase:
         trained, loaded = self.logprobs(policy), self.logprobs(self.load(source=folder))
         completions, recorded = self.sampled(policy)
         with plain_transformers(folder, *self.reference) as model, torch.no_grad():
-            merged, sampled = plain_logprobs(model, self.completions), plain_logprobs(model, completions)
+            merged, sampled = self.plain(model, self.completions), self.plain(model, completions)
         moved = apart(trained, self.expected[0], "float32")
         parts = {
             "trained": apart(trained, merged, self.dtype), "loaded": apart(loaded, merged, self.dtype),
@@ -328,8 +342,8 @@ def describe_layout(model: CausalModel) -> str:
 
 def check_model(
     source: str | Path, scratch: Path, *, dtype: str = "float32", lora: LoRA | None = None, offline: bool = True
-) -> list[CheckResult]:
-    """Run every check of a model on the CPU; the first, loading, ends them if it fails.
+) -> Iterator[CheckResult]:
+    """Yield every check of a model on the CPU as it ends; the first, loading, ends them if it fails.
 
     Args:
         scratch: an existing folder for saved copies.
@@ -341,8 +355,9 @@ def check_model(
         return Measured(0.0, True, note=describe_layout(case.policy))
 
     loaded = run_check("loading", load)
+    yield loaded
     if loaded.error:
-        return [loaded]
+        return
     checks: dict[str, Callable[[], Measured]] = {
         "log-probabilities": case.check_logprobs,
         "large logits": case.check_large_logits,
@@ -353,7 +368,7 @@ def check_model(
         "full step": case.check_step,
         "LoRA step": lambda: case.check_step(lora=True),
     }
-    return [loaded, *(run_check(name, call) for name, call in checks.items())]
+    yield from (run_check(name, call) for name, call in checks.items())
 
 
 def run_check(name: str, call: Callable[[], Measured]) -> CheckResult:

@@ -35,14 +35,16 @@ def check(
         raise BurnishError(f"--dtype {dtype}: write float32 or float64")
     source = resolve_model(subject, offline=offline, observer=make_observer(quiet=json))
     with tempfile.TemporaryDirectory() as scratch:
-        results = check_model(source, Path(scratch), dtype=dtype, offline=offline)
+        results = []
+        for result in check_model(source, Path(scratch), dtype=dtype, offline=offline):
+            results.append(result)
+            if not json:
+                print(escape(result.line()), flush=True)
     outcome = verdict(results)
     if json:
         rows = [result.to_json() for result in results]
         print_json({"model": subject, "dtype": dtype, "checks": rows, "verdict": outcome})
     else:
-        for result in results:
-            print(escape(result.line()))
         print(escape(outcome))
     if outcome != "exact":
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench.tiny_models import write_tiny_model
+from bench.tiny_models import byte_tokenizer, write_tiny_model
 from burnish.benchmark.model_check import CheckResult, Measured, ModelCase, run_check, verdict
 from burnish.cli.app import app
 from burnish.errors import InputError
@@ -39,6 +39,13 @@ def test_a_changed_weight_is_seen(llama):
     assert not case.check_logprobs().passed
     assert not case.check_gradient().passed
     assert not case.check_sampler().passed
+
+
+def test_rows_without_a_token_are_no_fault(tmp_path):
+    rows = len(byte_tokenizer()) + 40
+    case = ModelCase(write_tiny_model("llama", tmp_path, vocab_size=rows))
+    assert len(case.unused) == 40
+    assert case.check_logprobs().passed and case.check_gradient().passed and case.check_sampler().passed
 
 
 def test_the_verdict_names_the_worst():
