@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.presets import PRESETS
+from burnish.catalogue.convert import adapter_base, resolve_model
 from burnish.errors import InputError, one_line
 from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
@@ -84,22 +85,27 @@ class CheckResult:
 @contextmanager
 def plain_transformers(source: str | Path, dtype: str, device: str) -> Iterator[Any]:
     """Provide the model that transformers (and peft, for an adapter) loads, without burnish."""
-    from peft import AutoPeftModelForCausalLM
+    with quiet_transformers():
+        yield _load_plain(source, dtype).to(device).eval()
+
+
+def _load_plain(source: str | Path, dtype: str) -> Any:
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    adapter = find_adapter_config_file(str(source), local_files_only=True) is not None
-    auto: Any = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-    with quiet_transformers():
-        model = auto.from_pretrained(source, dtype=getattr(torch, dtype), local_files_only=True).to(device).eval()
-        yield model.merge_and_unload() if adapter else model
+    adapter = find_adapter_config_file(str(source), local_files_only=True)
+    if adapter is None:
+        auto: Any = AutoModelForCausalLM
+        return auto.from_pretrained(source, dtype=getattr(torch, dtype), local_files_only=True)
+    # An adapter names its base as the catalogue does, which peft cannot find by itself.
+    base = resolve_model(adapter_base(Path(adapter).parent), offline=True)
+    trained: Any = PeftModel.from_pretrained(_load_plain(base, dtype), str(Path(adapter).parent))
+    return trained.merge_and_unload()
 
 
 def plain_logprobs(model: Any, completions: Sequence[Completion], unused: Tensor) -> Tensor:
-    """Return [T]: each text alone through transformers, without mask, cache or padding.
-
-    ``unused`` are the rows of the vocabulary without a token, which no text can have.
-    """
+    """Return [T]: each text alone through transformers, without mask, cache, padding or ``unused`` rows of the head."""
     logprobs = []
     for one in completions:
         ids = torch.tensor([one.prompt_ids + one.token_ids], device=model.device)
