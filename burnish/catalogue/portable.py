@@ -8,6 +8,7 @@ machine only.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def make_portable(folder: Path, *, dtype: str | None = None, end_ids: Collection
         dtype: the type of the saved weights, such as "bfloat16"; None leaves what the config says.
         end_ids: the tokens at which sampling stops; none leaves what the generation config says.
     """
-    _rewrite(folder / "config.json", lambda config: _both_spellings(config, dtype))
+    _rewrite_config(folder, dtype)
     _rewrite(folder / "generation_config.json", lambda config: _consistent_generation(config, end_ids))
     _rewrite(folder / "tokenizer_config.json", lambda config: _generic_tokenizer(config, folder))
     if (folder / "adapter_config.json").is_file():
@@ -64,14 +65,46 @@ def _rewrite(path: Path, change: Any) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _both_spellings(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """Return a config with the keys of version 4 beside those of version 5, nested configs included."""
+def _rewrite_config(folder: Path, dtype: str | None) -> None:
+    """Rewrite config.json. Keys of version 4 are left out where version 5 would read other settings because of them."""
+    _rewrite(folder / "config.json", lambda config: _plain_config(config, dtype))
+    if (before := _read_config(folder)) is not None:
+        plain = (folder / "config.json").read_text(encoding="utf-8")
+        _rewrite(folder / "config.json", _both_spellings)
+        after = _read_config(folder) or {}
+        if any(after.get(key) != value for key, value in before.items()):
+            (folder / "config.json").write_text(plain, encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the settings that the installed transformers reads from a folder; None if it cannot."""
+    from transformers import AutoConfig
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return dict(config.to_dict())
+    except Exception:  # classes check their settings in any way
+        return None
+
+
+def _plain_config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """Return a config without private keys, with plain numbers and the type of the saved weights."""
     config = {key: _plain_float(value) for key, value in config.items() if key not in ("auto_map", "_name_or_path")}
     for key, value in config.items():
         if isinstance(value, dict) and "model_type" in value:
-            config[key] = _both_spellings(value, dtype)
+            config[key] = _plain_config(value, dtype)
     if dtype is not None and "dtype" in config:
         config["dtype"] = dtype
+    return config
+
+
+def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the keys of version 4 beside those of version 5, nested configs included."""
+    config = {
+        key: _both_spellings(value) if isinstance(value, dict) and "model_type" in value else value
+        for key, value in config.items()
+    }
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not rope:
         return config

@@ -59,6 +59,15 @@ def test_frequencies_per_type_of_layer(tmp_path, kind, names):
     assert [read[layers]["rope_theta"] for layers in rope] == [7e6, 3e4]
 
 
+@pytest.mark.parametrize("kind", ["gemma4_text", "cohere_compass_text", "beam", "laguna", "modernbert", "llama"])
+def test_older_names_change_nothing_that_version_5_reads(tmp_path, kind):
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    before = AutoConfig.from_pretrained(tmp_path).to_dict()
+    make_portable(tmp_path)
+    after = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert {key: after.get(key) for key in before} == before
+
+
 def test_gpt_neox_has_names_of_its_own_and_nested_configs_are_rewritten(tmp_path):
     rope = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.25}
     config = rewritten(tmp_path, "config.json", {"model_type": "gpt_neox", "rope_parameters": rope})
