@@ -35,7 +35,8 @@ def leave_one_out(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     """RLOO: A_i = R_i - mean of the other G-1 samples of the prompt (arXiv 2402.14740, section 3). Needs G >= 2."""
     group = _group_size(rewards)
     others = (rewards.sum(-1, keepdim=True) - rewards) / (group - 1)
-    return rewards - others
+    # Equal numbers and their mean can differ by a rounding error; an all-equal group is exactly zero.
+    return (rewards - others).masked_fill(_equal(rewards, (-1,)), 0.0)
 
 
 def group_centred(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
@@ -44,7 +45,6 @@ def group_centred(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:
     The mean contains the sample itself, so this is (G-1)/G times ``leave_one_out``.
     """
     _group_size(rewards)
-    # The mean of equal numbers can be off by a rounding error; an all-equal group is exactly zero.
     return (rewards - rewards.mean(-1, keepdim=True)).masked_fill(_equal(rewards, (-1,)), 0.0)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound=Sized)
 Better = Literal["higher", "lower"]
+BLEU_ORDER = 4
 _DIRECTIONS: Mapping[str, Better] = {"higher": "higher", "lower": "lower"}
 
 
@@ -96,7 +97,10 @@ def _distinct(n: int, texts: Sequence[Sequence[str]], unit: Sequence[int]) -> He
 
 
 def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetric[Array]]:
-    """Return corpus BLEU and chrF over the samples whose prompt has a reference."""
+    """Return corpus BLEU and chrF over the samples whose prompt has a reference.
+
+    BLEU is left out where the median reference has fewer than four tokens: it has no 4-gram to match.
+    """
     from sacrebleu.metrics.chrf import CHRF
 
     answered = [sample for sample in samples if sample.reference]
@@ -108,6 +112,8 @@ def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetri
         bleu_tokenize = tokenizer_for(references[0])
     for name, corpus in (("bleu", load_bleu(bleu_tokenize, effective_order=False)), ("chrf", CHRF())):
         rows = np.array(corpus._extract_corpus_statistics(texts, references), dtype=np.float64)
+        if name == "bleu" and np.median(rows[:, 1]) < BLEU_ORDER:
+            continue
         metrics.append(_corpus(name, corpus, _pooled(rows, _units(answered))))
     return metrics
 

@@ -100,6 +100,8 @@ class Algorithm(Section):
     overlong: Overlong = Overlong()
     length_cost: float = Field(0.0, ge=0, le=1e6)
     """Penalty at the maximum length, in units of the reward, proportional to length; 0 turns it off."""
+    mask_truncated: bool = False
+    """Whether completions that were cut at ``sampling.max_new_tokens`` are left out of the loss."""
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
     """Rounds in which groups whose rewards are all equal are replaced by groups of other prompts."""

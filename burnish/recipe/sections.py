@@ -230,6 +230,8 @@ class Guards(Section):
     """Metrics that must not get worse while the reward rises; None watches every evaluation metric with a direction."""
     metric_drop: float = Field(0.0, ge=0, lt=1)
     """Tolerated loss of such a metric, as a share of its first value; a smaller or insignificant loss never warns."""
+    truncated: float = Field(0.5, ge=0, le=1)
+    """Warn if more than this share of the samples was cut at the limit of tokens; 1 never warns."""
     window: int = Field(5, ge=1)
     """Steps averaged at the start and at the end when steps are compared."""
     stop: bool = False

@@ -43,6 +43,8 @@ EXPLANATIONS = {
     "chosen_perplexity": "perplexity of preferred held-out answers under the trained model",
 }
 
+NO_BLEU = "left out, since most references have under four tokens and BLEU counts matches of four"
+
 METRIC = "a reward that the recipe measures on held-out text but does not train on"
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -50,6 +52,11 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 # C0 and C1 controls, bidirectional overrides, line and paragraph separators and lone surrogates could move the cursor,
 # recolour the terminal, reverse the reading order or fail to encode.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def lacks_bleu(evaluation: Mapping[str, Any]) -> bool:
+    """Whether corpus BLEU was left out of an evaluation whose prompts have references."""
+    return "chrf" in evaluation and "bleu" not in evaluation
 
 
 def finite(value: Any) -> float | None:
@@ -89,6 +96,8 @@ def ordered(evaluation: Mapping[str, Any]) -> list[str]:
 def explanations(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the title and meaning of each metric that needs an explanation."""
     rows = [(title(metric), text) for metric, text in EXPLANATIONS.items() if metric in evaluation]
+    if lacks_bleu(evaluation):
+        rows.append((title("bleu"), NO_BLEU))
     return ([("metric", METRIC)] if any(name.startswith("metric/") for name in evaluation) else []) + rows
 
 

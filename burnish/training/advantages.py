@@ -49,6 +49,11 @@ class Rewards:
         """Return the rewards of whole completions less their KL penalties, [P, G]."""
         return (self.whole - sum_by_sequence(self.penalties, lengths)).view(-1, self.group_size)
 
+    def total(self, lengths: Tensor) -> Tensor:
+        """Return all that a completion is trained on, [N]."""
+        whole = self.by_group(lengths).flatten()
+        return whole if self.tokens is None else whole + sum_by_sequence(self.tokens, lengths)
+
 
 @dataclass(frozen=True, slots=True)
 class Credit:

@@ -86,13 +86,12 @@ def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, s
     return updates
 
 
-def trained_indices(advantages: Tensor, indices: Sequence[int], *, every: bool) -> list[int]:
-    """Return the completions of an update that have a gradient: those whose advantage is not zero, or all of them.
+def trained_indices(has_gradient: Tensor, indices: Sequence[int]) -> list[int]:
+    """Return the completions of an update that have a gradient, by ``has_gradient`` [N] of the whole step.
 
-    At least one is returned, so that the update has metrics and a gradient of zeros. ``advantages`` [N] are of the
-    whole step, 0 where every token's is; ``every`` says whether the loss is more than a multiple of the advantage.
+    At least one is returned, so that the update has metrics and a gradient of zeros.
     """
-    return [index for index in indices if every or advantages[index] != 0] or list(indices[:1])
+    return [index for index in indices if has_gradient[index]] or list(indices[:1])
 
 
 def evaluate_tokens(

@@ -88,7 +88,9 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     plain = scores.total if scores.unnormalised is None else scores.unnormalised
     gates = {f"gate/{name}": float(reached.mean()) for name, reached in scores.passed.items()}
     weights = {f"weight/{name}": scores.weights[name] for name in scores.scheduled}
-    return {"reward/mean": float(plain.mean()), "reward/std": float(plain.std()), **parts, **gates, **weights}
+    # The mean of equal numbers can be off by a rounding error, and their deviation above zero.
+    deviation = float(plain.std()) if plain.max() > plain.min() else 0.0
+    return {"reward/mean": float(plain.mean()), "reward/std": deviation, **parts, **gates, **weights}
 
 
 def pair_metrics(margins: Tensor) -> dict[str, float]:
@@ -111,8 +113,13 @@ def length_metrics(completions: Sequence[Completion]) -> dict[str, float]:
     return {"length/mean": float(lengths.mean()), "length/std": float(lengths.std()), "truncated": float(cut.mean())}
 
 
-def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor, logprobs: Tensor | None) -> list[dict[str, Any]]:
-    """Return one row per completion for samples.jsonl; ``advantages`` are [N].
+def sample_rows(
+    step: int, rollouts: Rollouts, rewards: Tensor, advantages: Tensor, logprobs: Tensor | None
+) -> list[dict[str, Any]]:
+    """Return one row per completion for samples.jsonl.
+
+    ``rewards`` [N] are what is trained on: the scores less what length and distance from the reference cost;
+    ``advantages`` are [N].
 
     ``logprobs`` [T], of the policy before the update, are recorded with the tokens; None records neither.
     """
@@ -123,7 +130,7 @@ def sample_rows(step: int, rollouts: Rollouts, advantages: Tensor, logprobs: Ten
             "prompt_id": completion.prompt.id,
             "prompt": completion.prompt.text,
             "completion": completion.text,
-            "reward": float(scores.total[index]),
+            "reward": float(rewards[index]),
             "parts": {name: float(values[index]) for name, values in scores.parts.items()},
             "advantage": float(advantages[index]),
             "flags": list(rollouts.flags[index]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from burnish.errors import InputError
@@ -20,8 +21,9 @@ from burnish.types import Prompt
 
 HELD_OUT_SEED = 1
 """Mixed into the seed of held-out samples. The step is not, so before and after share random numbers."""
-EQUAL_REWARDS = 5
-"""Steps in a row without any difference between rewards before a warning."""
+WARNING_STEPS = 5
+"""Steps in a row that a warning looks at."""
+FLAT_REMEDY = "take a reward of more levels, prompts that are neither always nor never solved, or more samples of each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +117,21 @@ class RewardGuards(RunGuards[Measurement]):
 
     def _warnings(self) -> dict[str, str]:
         """Return warnings that are not a reason to stop, by kind."""
-        recent = self._history[-EQUAL_REWARDS:]
-        warnings: dict[str, str] = {}
-        if len(recent) < EQUAL_REWARDS:
-            return warnings
-        if all(row["reward/std"] == 0 for row in recent):
-            warnings["equal rewards"] = (
-                f"every sample of the last {EQUAL_REWARDS} steps had the same reward, so these steps learnt nothing"
+        recent = self._history[-WARNING_STEPS:]
+        if len(recent) < WARNING_STEPS:
+            return {}
+        warnings = flat_warnings(recent, first=len(self._history) == WARNING_STEPS)
+        cut = fmean(row["truncated"] for row in recent)
+        if cut > self.recipe.guards.truncated:
+            warnings["truncated"] = (
+                f"{cut:.0%} of the samples of the last {WARNING_STEPS} steps were cut at sampling.max_new_tokens = "
+                f"{self.recipe.sampling.max_new_tokens}, so the reward judged unfinished text: raise it, or set "
+                "algorithm.mask_truncated = true; guards.truncated = 1 where texts are not meant to end"
             )
         for gate in (key.removeprefix("gate/") for key in recent[-1] if key.startswith("gate/")):
             if all(row.get(f"gate/{gate}") == 0 for row in recent):
                 warnings[f"gate {gate}"] = (
-                    f"no sample of the last {EQUAL_REWARDS} steps reached the gate of '{gate}', so no other reward "
+                    f"no sample of the last {WARNING_STEPS} steps reached the gate of '{gate}', so no other reward "
                     f"gave credit; its mean in the last step was {recent[-1][f'reward/{gate}']:.3g}: lower the gate, "
                     "or fine-tune first (burnish sft)"
                 )
@@ -196,6 +201,22 @@ class RewardGuards(RunGuards[Measurement]):
         if all(row.get("kind") != kind for row in self.run.rows("warnings.jsonl")):
             self.run.append("warnings.jsonl", [{"step": step, "kind": kind, "text": text}])
             self.observer.message(text, level="warning")
+
+
+def flat_warnings(rows: Sequence[Mapping[str, Any]], *, first: bool) -> dict[str, str]:
+    """Return the warning that rewards did not differ in the metrics of the last steps, by its kind; or none.
+
+    Groups that are flat in part are warned of in a run's first steps only: later they may be prompts that were learnt.
+    """
+    steps = f"the last {len(rows)} steps"
+    nothing = ", so these steps had no gradient" if all(row["trained"] == 0 for row in rows) else ""
+    if all(row["reward/std"] == 0 for row in rows):
+        return {"equal rewards": f"every sample of {steps} had the same reward{nothing}: {FLAT_REMEDY}"}
+    flat = fmean(row.get("flat_groups", 0.0) for row in rows)
+    if flat < 1 and (flat <= 0.5 or not first):
+        return {}
+    share = "each group" if flat == 1 else f"{flat:.0%} of the groups"
+    return {"flat groups": f"in {share} of {steps} all samples had the same reward{nothing}: {FLAT_REMEDY}"}
 
 
 def _measured_before(run: Run, held_out: Sequence[Prompt]) -> Sequence[Prompt]:

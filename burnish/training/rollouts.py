@@ -34,7 +34,7 @@ class Rollouts:
 
     Attributes:
         refills: the rounds of refilling that were allowed; ``rounds`` of them were used.
-        replaced, flat: groups without spread that another group replaced, and those that are left.
+        replaced: groups without spread that another group replaced.
         wasted: tokens that were sampled and are in no group.
     """
 
@@ -44,7 +44,6 @@ class Rollouts:
     refills: int = 0
     rounds: int = 0
     replaced: int = 0
-    flat: int = 0
     wasted: int = 0
 
     @cached_property
@@ -69,14 +68,26 @@ class Rollouts:
         masses = [mass for completion in self.completions for mass in completion.sampler_log_masses]
         return self.sampler_logprobs + torch.tensor(masses, dtype=torch.float64) if masses else self.sampler_logprobs
 
-    def refill_metrics(self) -> dict[str, float]:
-        """Return metrics of the refilling, none where it is switched off."""
-        if not self.refills:
-            return {}
-        return {
-            "refill/rounds": self.rounds, "refill/replaced": self.replaced, "refill/flat": self.flat,
-            "refill/wasted_tokens": self.wasted,
-        }  # fmt: skip
+    @cached_property
+    def truncated(self) -> Tensor:
+        """[N] bool, completions that were cut at the limit of tokens."""
+        return torch.tensor([completion.finish_reason == "length" for completion in self.completions])
+
+    @cached_property
+    def flat(self) -> list[int]:
+        """Indices of the groups whose rewards are all equal."""
+        return without_spread(self.scores, len(self.groups))
+
+    def group_metrics(self) -> dict[str, float]:
+        """Return the share of flat groups, if groups have two samples or more, and metrics of the refilling."""
+        compared = len(self.completions) > len(self.groups)
+        metrics: dict[str, float] = {"flat_groups": len(self.flat) / len(self.groups)} if compared else {}
+        if self.refills:
+            metrics |= {
+                "refill/rounds": self.rounds, "refill/replaced": self.replaced, "refill/flat": len(self.flat),
+                "refill/wasted_tokens": self.wasted,
+            }  # fmt: skip
+        return metrics
 
 
 def collect(
@@ -113,8 +124,7 @@ def collect(
         for target, source in swaps:
             groups[target] = fresh[source]
             flags[target * size : (target + 1) * size] = fresh_flags[source * size : (source + 1) * size]
-    left = len(without_spread(scores, len(groups)))
-    return Rollouts(groups, flags, scores, refills, rounds, replaced, left, wasted)
+    return Rollouts(groups, flags, scores, refills, rounds, replaced, wasted)
 
 
 def refill_prompts(pool: Sequence[Prompt], count: int, seed: tuple[int, int], number: int) -> list[Prompt]:
@@ -125,9 +135,13 @@ def refill_prompts(pool: Sequence[Prompt], count: int, seed: tuple[int, int], nu
 
 
 def without_spread(scores: Scores, groups: int) -> list[int]:
-    """Return the indices of groups whose rewards are all equal."""
+    """Return the indices of groups whose rewards are all equal, and whose tokens have none of their own."""
     total = np.asarray(scores.total).reshape(groups, -1)
-    return [int(index) for index in np.flatnonzero(total.max(-1) == total.min(-1))]
+    equal = total.max(-1) == total.min(-1)
+    if scores.token_rewards is not None:
+        earned = [bool(np.any(values)) for values in scores.token_rewards.per_token]
+        equal &= ~np.array(earned).reshape(groups, -1).any(-1)
+    return [int(index) for index in np.flatnonzero(equal)]
 
 
 def _swap_scores(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, swaps: list[tuple[int, int]]) -> Scores:

@@ -56,7 +56,7 @@ def train_step(learner: Learner) -> StepReport:
     totals = Totals(corrected=learner.policy_loss.corrects_sampler)
     for update in updates:
         apply_update(learner, update, totals, step)
-    return report(learner, rollouts, credit, updates, totals, reference_logprobs, recorded, clock)
+    return report(learner, rollouts, rewards, credit, updates, totals, reference_logprobs, recorded, clock)
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
@@ -93,8 +93,12 @@ def shape_rewards(learner: Learner, rollouts: Rollouts, reference_logprobs: Tens
     settings, sampling = learner.recipe.algorithm, learner.recipe.sampling
     lengths, longest = rollouts.lengths, sampling.max_new_tokens
     whole, tokens = split_rewards(rollouts.scores)
-    overlong = settings.overlong.weight * overlong_penalty(lengths, longest, settings.overlong.share)
-    whole = whole + overlong + settings.length_cost * length_cost(lengths, longest)
+    length = settings.overlong.weight * overlong_penalty(lengths, longest, settings.overlong.share)
+    length = length + settings.length_cost * length_cost(lengths, longest)
+    if learner.preset.refills:
+        # Groups that stay flat after refilling teach nothing, and their lengths alone shall not be trained on.
+        length.view(len(rollouts.groups), -1)[rollouts.flat] = 0.0
+    whole = whole + length
     penalties = learner.kl.reward_penalties(rollouts.full_logprobs, reference_logprobs)
     return Rewards(whole, tokens, penalties, sampling.samples_per_prompt)
 
@@ -105,7 +109,7 @@ class Update:
 
     Attributes:
         number: counted from 1 within the step.
-        size, trained: completions of the update, and those of them that have a gradient.
+        size, trained: number of completions of the update, and of those of them that have a gradient.
         weights: [N], per token of each completion; they count the whole update's tokens, so a cut changes nothing.
         cut: the indices of each microbatch's completions.
     """
@@ -124,13 +128,15 @@ def plan_updates(
     """5. Cut the step into updates, one unless the recipe asks for more, and each update into microbatches."""
     settings, sampling = learner.recipe.algorithm, learner.recipe.sampling
     completions, lengths, budget = rollouts.completions, rollouts.lengths, learner.budget
+    masked = rollouts.truncated if settings.mask_truncated else torch.zeros(len(completions), dtype=torch.bool)
     planned = update_indices(
         len(rollouts.groups), sampling.samples_per_prompt, epochs=settings.epochs, minibatches=settings.minibatches,
         seed=(learner.recipe.seed, UPDATE_SEED, step),
     )  # fmt: skip
     # Per-token advantages may cancel in their sum, so their sizes decide whether a completion has a gradient.
     sizes = sum_by_sequence(credit.advantages.abs(), lengths)
-    trained = [trained_indices(sizes, indices, every=learner.trains_every_sample) for indices in planned]
+    has_gradient = ~masked if learner.trains_every_sample else ~masked & (sizes != 0)
+    trained = [trained_indices(has_gradient, indices) for indices in planned]
     old_logprobs = None
     if len(planned) > 1:
         old_logprobs = policy_logprobs(learner, rollouts, sorted(set().union(*trained)))
@@ -141,9 +147,11 @@ def plan_updates(
     updates = []
     for number, (indices, chosen) in enumerate(zip(planned, trained, strict=True), 1):
         weights = torch.zeros(len(completions), dtype=torch.float64)
-        weights[indices] = sequence_weights(lengths[indices], learner.preset.aggregation, sampling.max_new_tokens)
+        counted = lengths[indices].masked_fill(masked[indices], 0)
+        token_weights = sequence_weights(counted, learner.preset.aggregation, sampling.max_new_tokens)
+        weights[indices] = token_weights.masked_fill(masked[indices], 0.0)
         cut = microbatches(completions, chosen, budget)
-        updates.append(Update(number, len(indices), len(chosen), weights, cut, tensors))
+        updates.append(Update(number, len(indices), int(has_gradient[indices].sum()), weights, cut, tensors))
     return updates
 
 
@@ -200,6 +208,7 @@ def add_gradient(learner: Learner, batch: Microbatch, totals: Totals) -> None:
 def report(
     learner: Learner,
     rollouts: Rollouts,
+    rewards: Rewards,
     credit: Credit,
     updates: Sequence[Update],
     totals: Totals,
@@ -220,7 +229,7 @@ def report(
         **{name: value for critic in learner.critics for name, value in critic.pop_metrics().items()},
         **kl_metrics,
         **credit.metrics,
-        **rollouts.refill_metrics(),
+        **rollouts.group_metrics(),
         "trained": sum(update.trained for update in updates) / sum(update.size for update in updates),
         # Steps that the weights are ahead of those that sampled: 0 where sampling and training take turns.
         "staleness": sum(step - 1 - completion.policy_version for completion in completions) / len(completions),
@@ -229,7 +238,9 @@ def report(
         **text_diversity([completion.text for completion in completions]),
         **clock.metrics(tokens=int(rollouts.lengths.sum())),
     }
-    return StepReport(metrics, sample_rows(step, rollouts, credit.completion_advantages, recorded))
+    return StepReport(
+        metrics, sample_rows(step, rollouts, rewards.total(rollouts.lengths), credit.completion_advantages, recorded)
+    )
 
 
 def completion_kl(rollouts: Rollouts, reference_logprobs: Tensor | None) -> float:

@@ -24,7 +24,6 @@ METRICS = [
     "reward/exact",
     "perplexity",
     "truth_perplexity",
-    "bleu",
     "chrf",
     "distinct_1",
     "distinct_2",
@@ -180,11 +179,20 @@ def test_summary_by_hand() -> None:
     assert result["perplexity"] == pytest.approx(math.exp((0.5 * spaces + 3.0 * (tokens - spaces)) / tokens))
     # " sat down", " all day", " knew why": 26 characters, of which 6 are spaces.
     assert result["truth_perplexity"] == pytest.approx(math.exp((6 * 1.0 + 20 * 2.0) / 26))
-    assert result["bleu"] == pytest.approx(BLEU().corpus_score(texts, references).score)
     assert result["chrf"] == pytest.approx(CHRF().corpus_score(texts, references).score)
     # Words: sat up ran all day a lot came came, 8 distinct of 9. Bigrams: sat-up, all-day, a-lot.
     assert result["distinct_1"] == pytest.approx(8 / 9) and result["distinct_2"] == 1.0
     assert result["length"] == pytest.approx(tokens / 6)
+
+
+def test_bleu_needs_references_of_four_tokens() -> None:
+    answers = {key: ["it sat on a mat", "no"] for key in "abc"}
+    long = [replace(prompt, reference=f"{prompt.reference} on that day") for prompt in PROMPTS]
+    result = summary(measured(answers, [*long[:2], PROMPTS[2]]))
+    texts, references = [*answers["a"]] * 3, [one.reference for one in [*long[:2], PROMPTS[2]] for _ in range(2)]
+    assert result["bleu"] == pytest.approx(BLEU().corpus_score(texts, [references]).score)
+    # Most references have two tokens: BLEU could only be 0.
+    assert "bleu" not in summary(measured(answers, [long[0], *PROMPTS[1:]]))
 
 
 def test_compare_agrees_with_the_summaries() -> None:
@@ -229,7 +237,7 @@ def test_repeated_samples_add_no_evidence() -> None:
     once = [measured({key: [texts[0]] for key, texts in answers.items()}, samples=1) for answers in (BEFORE, AFTER)]
     twice = [measured({key: [texts[0]] * 2 for key, texts in answers.items()}) for answers in (BEFORE, AFTER)]
     first, second = compare(*once), compare(*twice)
-    for name in ("reward", "perplexity", "truth_perplexity", "bleu", "chrf", "length"):
+    for name in ("reward", "perplexity", "truth_perplexity", "chrf", "length"):
         assert first[name]["interval"] == pytest.approx(second[name]["interval"]), name
         assert first[name]["p_value"] == pytest.approx(second[name]["p_value"]), name
         assert first[name]["n"] == second[name]["n"] == 3
@@ -259,9 +267,9 @@ def test_without_references() -> None:
 def test_references_for_some_prompts_only() -> None:
     prompts = [PROMPTS[0], PROMPTS[1], Prompt("c", "Nobody")]
     table = compare(measured(prompts=prompts), measured(AFTER, prompts))
-    assert {name: table[name]["n"] for name in ("reward", "bleu", "truth_perplexity")} == {
+    assert {name: table[name]["n"] for name in ("reward", "chrf", "truth_perplexity")} == {
         "reward": 3,
-        "bleu": 2,
+        "chrf": 2,
         "truth_perplexity": 2,
     }
 

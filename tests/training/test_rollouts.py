@@ -54,7 +54,7 @@ def test_without_refills_all_groups_are_kept():
     script = Script([[1, 1], [0, 1]])
     rollouts = script.collect(2, 0)
     assert rows(rollouts) == [[1, 1], [0, 1]]
-    assert (rollouts.rounds, rollouts.replaced, rollouts.flat, rollouts.wasted) == (0, 0, 1, 0)
+    assert (rollouts.rounds, rollouts.replaced, rollouts.flat, rollouts.wasted) == (0, 0, [0], 0)
     assert script.seeds == [(4, 9)]
 
 
@@ -66,7 +66,7 @@ def test_flat_groups_are_replaced_in_place():
     assert rollouts.scores.parts["a"].tolist() == [2.5, 3, 0, 0.5, 4.5, 0, 1, 1]
     assert [len(group.completions[0].token_ids) for group in rollouts.groups] == [2, 1, 3, 1]
     assert [group.prompt.id for group in rollouts.groups] == [script.prompts[1][1], "p1", script.prompts[2][1], "p3"]
-    assert (rollouts.rounds, rollouts.replaced, rollouts.flat) == (2, 2, 1)
+    assert (rollouts.rounds, rollouts.replaced, rollouts.flat) == (2, 2, [3])
     # Wasted: two replaced groups of two one-token texts, two flat groups of round 1 and one of round 2.
     assert rollouts.wasted == 2 * 2 * 1 + 2 * 2 * 2 + 1 * 2 * 3
     assert script.seeds == [(4, 9), (4, 9, 1), (4, 9, 2)]
@@ -85,7 +85,7 @@ def test_rounds_stop_when_done_or_at_the_limit():
     assert Script([[0, 1], [2, 0]]).collect(2, 3).rounds == 0
     endless = [[1.0, 1.0]]
     rollouts = Script(*[endless] * 4).collect(1, 3)
-    assert (rollouts.rounds, rollouts.replaced, rollouts.flat) == (3, 0, 1)
+    assert (rollouts.rounds, rollouts.replaced, rollouts.flat) == (3, 0, [0])
 
 
 def test_the_prompts_of_a_refill_depend_only_on_seed_step_and_round():
@@ -123,4 +123,4 @@ class TestInAStep:
         learner, _ = build(load_recipe("toy", keys))
         for row in train_step(learner).samples:
             cost = {1: 0.0, 2: 0.0, 3: 0.3, 4: 0.6}[row["tokens"]]
-            assert row["advantage"] == pytest.approx(row["reward"] - cost, abs=1e-12)
+            assert row["advantage"] == row["reward"] == pytest.approx(sum(row["parts"].values()) - cost, abs=1e-12)

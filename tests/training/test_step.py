@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from burnish.policies.tabular import TablePolicy
 from burnish.training.batching import StepTensors
 from burnish.training.learner import Learner
 from burnish.training.optimizer import learning_rate, refuse_non_finite
+from burnish.training.reinforcement import flat_warnings
 from burnish.training.rollouts import flag_completion
 from burnish.training.step import draw_prompts, train_step
 from burnish.types import Completion, Group, Prompt
-from tests.fakes import FixedSampler, FixedScorer, toy_learner, toy_recipe
+from tests.fakes import FixedSampler, FixedScorer, FunctionScorer, toy_learner, toy_recipe
 
 PROMPTS = [Prompt(f"p{place}", "") for place in range(5)]
 MORE = [Prompt(f"p{place}", "") for place in range(10)]
@@ -194,4 +196,115 @@ class TestStep:
             # log pi - log reference, of the first token only: from 1/2 to e/(e+1), and from 1/6 to (1/3)/(e+1).
             first = math.e / (math.e + 1) / 0.5 if with_kl["completion"][0] == "我" else 1 / (3 * (math.e + 1)) * 6
             assert with_kl["advantage"] == pytest.approx(1.0 - 0.5 * math.log(first), abs=1e-12)
-            assert with_kl["reward"] == 1.0, "the samples show the reward without the penalty"
+            assert with_kl["reward"] == with_kl["advantage"], "samples show what was trained on"
+
+    def test_samples_show_the_reward_with_its_length_penalties(self):
+        learner = toy_learner(*SMALL, "algorithm.length_cost=0.5", rewards=[1.0] * 4)
+        limit = learner.recipe.sampling.max_new_tokens
+        for row in train_step(learner).samples:
+            assert row["reward"] == row["advantage"] == pytest.approx(1.0 - 0.5 * row["tokens"] / limit)
+            assert row["parts"] == {"fixed": 1.0}
+
+
+GROUPS = ["sampling.prompts_per_step=2", "sampling.samples_per_prompt=3"]
+
+
+class TestFlatGroups:
+    @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "online_dpo"])
+    def test_equal_rewards_have_no_gradient(self, algorithm):
+        # The mean of three numbers 0.1 is not 0.1.
+        learner = toy_learner(
+            *GROUPS, f"algorithm.use={algorithm}", "algorithm.refills=0", rewards=[0.1] * 3 + [0.7] * 3
+        )
+        metrics = train_step(learner).metrics
+        assert (metrics["flat_groups"], metrics["trained"], metrics["grad_norm"]) == (1.0, 0.0, 0.0)
+        assert metrics["reward/std"] == pytest.approx(0.3)
+
+    def test_a_constant_reward_has_no_deviation(self):
+        learner = toy_learner(*GROUPS, "algorithm.use=reinforce", rewards=[0.1] * 6)
+        metrics = train_step(learner).metrics
+        assert (metrics["reward/std"], metrics["flat_groups"], metrics["trained"]) == (0.0, 1.0, 1.0)
+
+    def test_rewards_of_tokens_are_a_difference_too(self):
+        learner = toy_learner(*GROUPS, "algorithm.use=rloo", rewards=[0.0] * 6)
+        groups = learner.sampler.sample(
+            learner.prompts[:2], samples_per_prompt=3, sampling=learner.recipe.sampling.params, seed=(0, 1)
+        )
+        lengths = [len(one.token_ids) for group in groups for one in group.completions]
+        earned = [[0.0] * length for length in lengths]
+        earned[0] = [1.0] * (lengths[0] - 1) + [1.0 - lengths[0]]  # adds up to 0, like the others
+        learner.sampler, learner.scorer = FixedSampler(groups), FixedScorer([0.0] * 6, earned)
+        assert train_step(learner).metrics["flat_groups"] == 0.5
+
+    def test_one_sample_per_prompt_is_no_group(self):
+        learner = toy_learner(*SMALL, "sampling.samples_per_prompt=1", rewards=[1.0])
+        assert "flat_groups" not in train_step(learner).metrics
+
+    def test_groups_that_stay_flat_are_not_trained_on_their_lengths(self):
+        keys = [*GROUPS, "algorithm.use=dapo", "algorithm.length_cost=1.0", "sampling.max_new_tokens=8"]
+        refilled, plain = toy_learner(*keys), toy_learner(*keys, "algorithm.refills=0")
+        refilled.scorer = plain.scorer = FunctionScorer(lambda completion: 1.0)
+        report = train_step(refilled)
+        assert report.metrics["trained"] == 0.0
+        assert all((row["reward"], row["advantage"]) == (1.0, 0.0) for row in report.samples)
+        assert all(row["reward"] < 1.0 for row in train_step(plain).samples)
+
+    def test_warnings_say_only_what_is_true(self):
+        row = {"reward/std": 0.0, "flat_groups": 1.0, "trained": 0.0}
+        (text,) = flat_warnings([row] * 5, first=False).values()
+        assert text.startswith("every sample of the last 5 steps had the same reward, so these steps had no gradient")
+        (text,) = flat_warnings([row, row | {"trained": 1.0}], first=False).values()
+        assert "no gradient" not in text
+        differing = row | {"reward/std": 0.3}
+        (text,) = flat_warnings([differing] * 5, first=False).values()
+        assert text.startswith(
+            "in each group of the last 5 steps all samples had the same reward, so these steps had no"
+        )
+        partly = differing | {"flat_groups": 0.8}
+        assert "80% of the groups" in flat_warnings([partly], first=True)["flat groups"]
+        assert not flat_warnings([partly], first=False), "prompts that were learnt"
+        assert not flat_warnings([differing | {"flat_groups": 0.5}], first=True)
+
+
+class TestMaskTruncated:
+    KEYS = (*GROUPS, "algorithm.use=rloo", "sampling.max_new_tokens=2", "algorithm.mask_truncated=true")
+
+    @pytest.mark.parametrize("aggregation", ["sequence_sum", "sequence_mean", "token_mean", "constant_length"])
+    def test_cut_samples_have_no_gradient(self, aggregation):
+        keys = [*self.KEYS, f"algorithm.aggregation={aggregation}"]
+        rewards = [float(number) for number in range(6)]
+        learner = toy_learner(*keys, rewards=rewards)
+        groups = learner.sampler.sample(
+            learner.prompts[:2], samples_per_prompt=3, sampling=learner.recipe.sampling.params, seed=(0, 1)
+        )
+        reasons = ["stop", "length", "stop", "length", "length", "stop"]
+        every = iter(reasons)
+        groups = [
+            replace(group, completions=tuple(replace(one, finish_reason=next(every)) for one in group.completions))
+            for group in groups
+        ]
+        learner.sampler = FixedSampler(groups)
+        metrics = train_step(learner).metrics
+        assert (metrics["truncated"], metrics["trained"]) == (0.5, 0.5)
+        # loss = -sum of weight * advantage * log-probability over the completions that ended by themselves.
+        loss = 0.0
+        completions = [one for group in groups for one in group.completions]
+        kept = [index for index, reason in enumerate(reasons) if reason == "stop"]
+        for index in kept:
+            members = rewards[index // 3 * 3 : index // 3 * 3 + 3]
+            advantage = rewards[index] - (sum(members) - rewards[index]) / 2
+            length = len(completions[index].token_ids)
+            tokens = sum(len(completions[one].token_ids) for one in kept)
+            weight = {"sequence_sum": 1 / 6, "sequence_mean": 1 / 6 / length, "token_mean": 1 / tokens}
+            scale = weight.get(aggregation, 1 / 12)
+            loss -= scale * advantage * sum(completions[index].sampler_logprobs)
+        assert metrics["loss"] == pytest.approx(loss)
+
+    def test_all_samples_cut(self):
+        learner = toy_learner(*self.KEYS, "sampling.max_new_tokens=1", rewards=[0.0, 1.0, 2.0] * 2)
+        with torch.no_grad():
+            learner.policy.parameter[4, 3] = -50.0  # the text does not end with its first token
+        before = learner.policy.parameter.detach().clone()
+        metrics = train_step(learner).metrics
+        assert (metrics["trained"], metrics["grad_norm"], metrics["loss"]) == (0.0, 0.0, 0.0)
+        assert torch.equal(learner.policy.parameter.detach(), before)

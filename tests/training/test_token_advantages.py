@@ -277,7 +277,7 @@ class TestStep:
     def test_replaced_groups_bring_their_token_rewards(self):
         first, second = group("我爱", "你。"), group("我我", "爱爱")
         prompts = [Prompt("a", ""), Prompt("b", "")]
-        flat = TokenRewards(np.zeros(4), tuple(np.array([float(index), 0.0]) for index in range(4)))
+        flat = TokenRewards(np.zeros(4), tuple(np.array([value, 0.0]) for value in (0.0, 0.0, 2.0, 3.0)))
         total = np.array([0.0, 0.0, 1.0, 2.0])  # the first group has no spread
         fresh = TokenRewards(np.array([5.0, 6.0]), (np.array([7.0, 0.0]), np.array([8.0, 0.0])))
         answers = [Scores(total, {}, {}, token_rewards=flat), Scores(np.array([1.0, 2.0]), {}, {}, token_rewards=fresh)]

@@ -95,7 +95,7 @@ def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch:
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
-    monkeypatch.setattr(burnish.training.reinforcement, "EQUAL_REWARDS", 1)
+    monkeypatch.setattr(burnish.training.reinforcement, "WARNING_STEPS", 1)
     monkeypatch.setattr(
         burnish.training.reinforcement,
         "diversity_alarm",

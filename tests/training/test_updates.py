@@ -137,10 +137,9 @@ class TestUpdateIndices:
         assert update_indices(2, 2, epochs=2, minibatches=1, seed=SEED) == [[0, 1, 2, 3]] * 2
 
     def test_samples_without_an_advantage_are_skipped(self):
-        advantages = torch.tensor([0.0, 1.0, 0.0, -1.0])
-        assert trained_indices(advantages, [0, 1, 3], every=False) == [1, 3]
-        assert trained_indices(advantages, [2, 3], every=True) == [2, 3]
-        assert trained_indices(advantages, [2, 0], every=False) == [2], "one sample, so that there are metrics"
+        has_gradient = torch.tensor([False, True, False, True])
+        assert trained_indices(has_gradient, [0, 1, 3]) == [1, 3]
+        assert trained_indices(has_gradient, [2, 0]) == [2], "one sample, so that there are metrics"
 
 
 class TestEntropy:

@@ -95,6 +95,8 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
         for metric, text in wording.EXPLANATIONS.items()
         if metric in evaluation and metric.endswith("perplexity")
     ]
+    if wording.lacks_bleu(evaluation):
+        notes.append(f"{wording.title('bleu')}: {wording.NO_BLEU}.")
     if any(metric.startswith("metric/") for metric in evaluation):
         notes.append(f"metric: {wording.METRIC}.")
     return Text(" ".join(notes))
