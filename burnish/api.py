@@ -79,6 +79,7 @@ def train(
     rewards: Mapping[RewardName, float] | None = None,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    extend: int | None = None,
     accept_changed_inputs: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
@@ -92,6 +93,7 @@ def train(
         rewards: reward names or functions, each with its weight, in place of the recipe's rewards.
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
         resume: a run folder to resume, instead of a recipe.
+        extend: steps to add to the run that is resumed.
         accept_changed_inputs: resume although a file that the run reads has changed; the change is recorded.
         offline: download nothing; a missing file raises an error that names the command to fetch it.
         observer: receives progress; by default it is printed to standard error.
@@ -115,6 +117,7 @@ def train(
             resume=resume,
             changed=bool(rewards or overrides or changes),
             accept=accept_changed_inputs,
+            extend=extend,
         ),
         lambda run: _train(run, watcher, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
         watcher,

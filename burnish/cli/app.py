@@ -1,7 +1,7 @@
 """The Typer application: its verbs, its exit statuses and its error messages.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 success, 1 a failure, 2 bad input,
-130 stopped by Ctrl-C. Each verb imports what it needs inside its function, so that help stays quick.
+130 stopped by Ctrl-C, 143 by SIGTERM. Each verb imports what it needs inside its function, so that help stays quick.
 """
 
 from __future__ import annotations

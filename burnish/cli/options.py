@@ -28,6 +28,7 @@ Overrides = Annotated[
 RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in recipe, or a TOML file.")]
 RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
 Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
+Extend = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Add steps to the run that is resumed.")]
 AcceptChangedInputs = Annotated[
     bool, typer.Option("--accept-changed-inputs", help="Resume although data, model or code have changed.")
 ]
@@ -58,6 +59,7 @@ class TrainCommand:
     json: bool
     offline: bool
     accept_changed_inputs: bool = False
+    extend: int | None = None
 
     @property
     def source(self) -> str | Path:
@@ -78,7 +80,7 @@ class TrainCommand:
         observer: Observer = make_observer(quiet=self.quiet, json=self.json)
         return train(
             self.recipe, overrides=self.overrides, run_dir=self.run_dir, resume=self.resume, offline=self.offline,
-            accept_changed_inputs=self.accept_changed_inputs, observer=observer,
+            accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, observer=observer,
         )  # fmt: skip
 
     def run_supervised(
@@ -136,6 +138,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
             overrides: Overrides = None,
             run_dir: RunDir = None,
             resume: Resume = None,
+            extend: Extend = None,
             accept_changed_inputs: AcceptChangedInputs = False,
             dry_run: DryRun = False,
             quiet: Quiet = False,
@@ -144,8 +147,20 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
         ) -> None:
             if (recipe is None) == (resume is None):
                 raise InputError("name either a recipe (see burnish list recipes) or a run folder with --resume")
-            arguments = (recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline, accept_changed_inputs)
-            work(TrainCommand(*arguments))
+            work(
+                TrainCommand(
+                    recipe,
+                    overrides or [],
+                    run_dir,
+                    resume,
+                    dry_run,
+                    quiet,
+                    json,
+                    offline,
+                    accept_changed_inputs,
+                    extend,
+                )
+            )
 
         app.command(work.__name__.replace("_", "-"), help=work.__doc__)(verb)
         return work

@@ -1,7 +1,8 @@
-"""Delays Ctrl-C while the weights and the lines on disk disagree."""
+"""Ctrl-C and SIGTERM: delayed while the weights and the lines on disk disagree."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -10,8 +11,14 @@ from typing import Any
 from burnish.errors import BurnishError
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and ``kill`` ask a process to end."""
+
+
 class Interrupts:
-    """Context manager in which SIGINT raises KeyboardInterrupt, except between ``hold`` and ``release``.
+    """Context manager in which SIGINT raises KeyboardInterrupt, and SIGTERM its subclass Terminated.
+
+    Neither is raised between ``hold`` and ``release``.
 
     A step calls ``hold`` before the optimizer moves the weights, and the loop calls ``release`` once the step's rows
     are written, so a checkpoint can be saved at any KeyboardInterrupt. Outside the main thread it does nothing.
@@ -19,39 +26,48 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._held = False
-        self._pending = False
-        self._previous: Any = None
-        self._installed = False
+        self._pending: type[KeyboardInterrupt] | None = None
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._arrived)
-            self._installed = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._arrived)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def hold(self) -> None:
-        """Delay SIGINT until ``release``."""
+        """Delay both signals until ``release``."""
         self._held = True
 
     def release(self) -> None:
-        """Stop delaying; raise KeyboardInterrupt if a SIGINT arrived since ``hold``."""
+        """Stop delaying; raise KeyboardInterrupt if a signal arrived since ``hold``."""
         self._held = False
-        if self._pending:
-            self._pending = False
-            raise KeyboardInterrupt
+        if pending := self._pending:
+            self._pending = None
+            raise pending
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if self._held:
-            self._pending = True
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if os.getpid() != self._process:  # a forked child ends as it would without this handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self._held:
+            self._pending = kind
         else:
-            raise KeyboardInterrupt
+            raise kind
 
 
 class Interrupted(BurnishError):
-    """The run was stopped by Ctrl-C; its folder is intact, and the message names the command to resume."""
+    """The run was stopped by Ctrl-C or SIGTERM; its folder is intact, and the message names the command to resume."""
 
-    exit_status = 130
+    exit_status = 128 + signal.SIGINT
+
+    def __init__(self, message: str, signal_received: KeyboardInterrupt | None = None) -> None:
+        super().__init__(message)
+        if isinstance(signal_received, Terminated):
+            self.exit_status = 128 + signal.SIGTERM

@@ -39,7 +39,7 @@ A = TypeVar("A")
 def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer: Observer) -> A:
     """Open a run folder, return the result of the work in it, and close the folder.
 
-    Raises Interrupted, which names the command to resume, if Ctrl-C is pressed after the folder was opened.
+    Raises Interrupted, which names the command to resume, on Ctrl-C or SIGTERM after the folder was opened.
     """
     with Interrupts() as interrupts:
         interrupts.hold()
@@ -48,9 +48,9 @@ def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer:
             interrupts.release()
             with fixed_time(run.began):
                 return work(run)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             # Before the first step, during the report, or a second Ctrl-C during a checkpoint.
-            raise Interrupted(f"stopped; resume with: {run.resume_command}") from None
+            raise Interrupted(f"stopped; resume with: {run.resume_command}", stopped) from None
         finally:
             observer.finish()
             run.close()
@@ -64,17 +64,23 @@ def create_or_open_run(
     resume: str | Path | None,
     changed: bool,
     accept: bool = False,
+    extend: int | None = None,
     verb: str = "train",
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    Raises InputError if a run to resume comes with a recipe, changes or a folder, if there is neither, or if changed
-    inputs are accepted for a new run.
+    ``extend`` adds steps to the run to resume. Raises InputError if a run to resume comes with a recipe, changes or a
+    folder, if there is neither, if changed inputs are accepted for a new run, or if the run cannot be extended.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
             raise InputError("a resumed run keeps its recipe and its folder: pass resume alone")
-        return Run.open(Path(resume), verb)
+        run = Run.open(Path(resume), verb)
+        if extend is not None:
+            extend_run(run, read(run.folder / "recipe.toml"), extend)
+        return run
+    if extend is not None:
+        raise InputError("--extend belongs to --resume: set the steps of a new run in its recipe")
     if accept:
         raise InputError("--accept-changed-inputs belongs to --resume: a new run has no inputs that could have changed")
     if recipe is None:
@@ -83,6 +89,26 @@ def create_or_open_run(
     return Run.create(
         job, Path(run_dir) if run_dir else None, environment_record(threads=job.threads, seed=job.seed), verb=verb
     )
+
+
+def extend_run(run: Run, recipe: Job, steps: int) -> None:
+    """Add steps to a run, so that resuming it gives the bits of one run of that length.
+
+    Raises InputError if these bits would differ: under a schedule that ends with the run, or after a guard ended it.
+    """
+    if steps < 1:
+        raise InputError(f"--extend {steps}: name at least one step")
+    if recipe.optimizer.schedule != "constant":
+        raise InputError(
+            f'--extend: optimizer.schedule = "{recipe.optimizer.schedule}" brought the learning rate to zero at step '
+            f'{recipe.steps}; start a new run with policy.model = "{run.folder}"'
+        )
+    if any(row.get("kind") == "stop" for row in run.rows("warnings.jsonl")):
+        raise InputError(
+            f"--extend: a guard ended {run.folder}; start a new run from its model, or without guards.stop"
+        )
+    longer = recipe.model_copy(update={"steps": recipe.steps + steps})
+    run.put("recipe.toml", type(recipe).model_validate(longer.model_dump()).toml())
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Trainer(Generic[M]):
         """Train from where the run folder is to the last step, and evaluate. Returns the evaluation.
 
         Raises:
-            Interrupted: on Ctrl-C, after a checkpoint was saved.
+            Interrupted: on Ctrl-C or SIGTERM, after a checkpoint was saved.
             BurnishError: a step failed; the folder holds everything up to it.
         """
         self.logged = self._resume()
@@ -130,8 +130,8 @@ class Trainer(Generic[M]):
                     self._step_to_the_end(before)
                 self.guards.end()
                 after = self._measured("after")
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped, {self._saved()}") from None
+        except KeyboardInterrupt as stopped:
+            raise Interrupted(f"stopped, {self._saved()}", stopped) from None
         except BurnishError as error:
             raise self._failed(error) from error
         evaluation = self.evaluator.compare(before, after)

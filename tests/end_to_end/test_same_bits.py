@@ -203,23 +203,24 @@ class TestKilled:
 
 @pytest.mark.slow
 class TestInterrupted:
-    """Ctrl-C, with the run resumed in this process."""
+    """Ctrl-C and SIGTERM, with the run resumed in this process."""
 
     @staticmethod
     def equal_but_for_checkpoints(ours: dict, theirs: dict) -> bool:
         # Ctrl-C wrote an extra checkpoint.
         return {**ours, "checkpoints": ()} == {**theirs, "checkpoints": ()}
 
-    def test_saves_and_prints_how_to_resume(self, workspace, tiny_recipe, traces, monkeypatch):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_saves_and_prints_how_to_resume(self, workspace, tiny_recipe, traces, monkeypatch, number):
         monkeypatch.chdir(workspace.folder)
         text = tiny_recipe(steps=16).replace("[checkpoint]\nevery = 2", "[checkpoint]\nevery = 100")
         path = workspace.write("tiny.toml", text)
         process = workspace.fork("train", "tiny.toml", "--run-dir", "run", "--quiet")
         watch = Watch(workspace / "run", process)
         assert watch.until(lambda: watch.lines() >= 3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stopped = workspace.finish(process)
-        assert stopped.status == 130
+        assert stopped.status == 128 + number
         assert len(stopped.lines) == 1
         assert "resume with: burnish train --resume run" in stopped.err
         saved = [path.name for path in (workspace / "run" / "checkpoints").iterdir()]

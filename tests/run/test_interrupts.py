@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from burnish.run.interrupts import Interrupts
+from burnish.run.interrupts import Interrupted, Interrupts, Terminated
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +76,29 @@ def test_other_threads_do_nothing():
     thread.start()
     thread.join()
     assert failures == []
+
+
+class TestSigterm:
+    def test_it_is_raised_as_its_own_kind_after_the_release(self):
+        done = []
+        with pytest.raises(Terminated), Interrupts() as interrupts:
+            interrupts.hold()
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("written")
+            interrupts.release()
+        assert done == ["written"]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def test_the_exit_status_names_the_signal(self):
+        assert Interrupted("stopped", Terminated()).exit_status == 143
+        assert Interrupted("stopped", KeyboardInterrupt()).exit_status == Interrupted("stopped").exit_status == 130
+
+    def test_a_forked_child_still_ends_by_it(self):
+        with Interrupts():
+            child = os.fork()
+            if child == 0:
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                finally:
+                    os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM

@@ -93,6 +93,27 @@ def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch:
     assert done.evaluation == whole.evaluation
 
 
+def test_an_extended_run_has_the_bits_of_a_long_one(tmp_path: Path) -> None:
+    options = ["checkpoint.every=100", "evaluation.every=2", "checkpoint.keep=9"]
+    whole = toy(tmp_path / "whole", "steps=6", *options)
+    toy(tmp_path / "run", "steps=4", *options)
+    done = train(resume=tmp_path / "run", extend=2, observer=RecordingObserver())
+    for name in ("samples.jsonl", "held_out.jsonl", "checkpoints/step-6/optimizer.safetensors", "recipe.toml"):
+        assert (done.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes(), name
+    assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+    assert done.evaluation == whole.evaluation
+
+
+def test_what_would_not_be_the_long_run_is_not_extended(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=2", "optimizer.schedule=linear")
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    with pytest.raises(InputError, match='schedule = "linear" brought the learning rate to zero at step 2'):
+        train(resume=tmp_path / "run", extend=2, observer=RecordingObserver())
+    with pytest.raises(InputError, match="--extend belongs to --resume"):
+        toy(tmp_path / "new", extend=2)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == recipe and not (tmp_path / "new").exists()
+
+
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = RecordingObserver()
     monkeypatch.setattr(burnish.training.reinforcement, "WARNING_STEPS", 1)
