@@ -41,10 +41,11 @@ class Prompt:
     Attributes:
         id: stable and unique within its task. Seeds and splits depend on the id, never on the position in a list.
         text: the text that the policy continues.
-        reference: a correct answer, if the task has one.
+        reference: a correct answer, if the task has one: the first of several.
         metadata: additional data for rewards and reports; the step does not use it.
         messages: a conversation that the policy answers through its chat template; ``text`` is then its plain form,
             which rewards and reports use. If empty, the policy continues ``text``.
+        alternatives: further correct answers.
     """
 
     id: str
@@ -52,6 +53,12 @@ class Prompt:
     reference: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Message, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All correct answers, the first one first; empty if there is none."""
+        return () if self.reference is None else (self.reference, *self.alternatives)
 
 
 @dataclass(frozen=True, slots=True)

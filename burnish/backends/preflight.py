@@ -54,7 +54,7 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
         ("reward", recipe.reward, [*train, *held_out]),
         ("evaluation.metrics", recipe.evaluation.metrics, held_out),
     ):
-        without = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.strip()]
+        without = [each for each in prompts if not each.references or not all(map(str.strip, each.references))]
         for index, section in enumerate(sections):
             if without and REWARDS.get(section.use).facts.needs_reference:
                 count = f"{len(without)} prompt{'s' if len(without) > 1 else ''}"

@@ -148,15 +148,19 @@ def task_example(
     name: str,
     content: str,
     text: str,
-    reference: str | None,
+    reference: str | Sequence[str] | None,
     *,
     messages: tuple[Message, ...] = (),
     texts: tuple[str, ...] | None = None,
     metadata: dict[str, object] | None = None,
 ) -> TaskExample:
-    """Return an example whose id and side depend on ``content`` alone, which is also the default of ``texts``."""
+    """Return an example whose id and side depend on ``content`` alone, which is also the default of ``texts``.
+
+    Several correct answers are a sequence of at least one.
+    """
     content_digest = digest(content)
-    prompt = Prompt(f"{name}/{content_digest[:12]}", text, reference, metadata or {}, messages)
+    first, *others = [reference] if reference is None or isinstance(reference, str) else reference
+    prompt = Prompt(f"{name}/{content_digest[:12]}", text, first, metadata or {}, messages, tuple(map(str, others)))
     return TaskExample(prompt, content_digest, (content,) if texts is None else texts)
 
 

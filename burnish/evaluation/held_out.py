@@ -200,6 +200,7 @@ def _samples(
             finish_reason=completion.finish_reason,
             nll=likelihoods[row],
             metrics={name: float(values[row]) for name, values in metrics.items()},
+            alternatives=prompt.alternatives,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from burnish.errors import InputError
@@ -20,6 +20,7 @@ class Sample:
         tokens: number of tokens, the end-of-text token included.
         nll: sum over the tokens of -log p under the reference policy, nats.
         metrics: name -> value of each metric that is measured but not trained on.
+        alternatives: further correct answers beside ``reference``.
     """
 
     prompt_id: str
@@ -33,6 +34,7 @@ class Sample:
     finish_reason: str
     nll: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    alternatives: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ class Measurement:
         """Read the output of ``to_json``. Raises InputError if the text is not a measurement."""
         try:
             data = json.loads(text)
-            samples = tuple(Sample(**sample) for sample in data["samples"])
+            samples = tuple(
+                Sample(**{**sample, "alternatives": tuple(sample.get("alternatives", ()))})
+                for sample in data["samples"]
+            )
             truths = tuple(Truth(**truth) for truth in data["truths"])
             return cls(samples, truths, dict(data["weights"]), dict(data.get("metrics", {})))
         except (ValueError, TypeError, KeyError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -106,7 +107,10 @@ def _overlap(samples: Sequence[Sample], bleu_tokenize: str) -> list[HeldOutMetri
     answered = [sample for sample in samples if sample.reference]
     if not answered:
         return []
-    texts, references = [sample.text for sample in answered], [[sample.reference or "" for sample in answered]]
+    texts = [sample.text for sample in answered]
+    # Reference k of every sample is a stream; sacrebleu skips the empty ones of samples with fewer references.
+    columns = zip_longest(*[(sample.reference or "", *sample.alternatives) for sample in answered], fillvalue="")
+    references = [list(column) for column in columns]
     metrics = []
     if bleu_tokenize == "auto":
         bleu_tokenize = tokenizer_for(references[0])

@@ -14,10 +14,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from burnish.errors import InputError
 from burnish.registry import Registry, has_kind, nearest
+from burnish.rewards.references import best_reference
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class RewardFacts:
 
     Attributes:
         needs_reference: every prompt must have a reference; checked before a model is loaded.
+        several_references: the reward reads ``prompt.references``; any other that takes a reference is called with each
+            of several in turn, and the best value counts.
         needs_whole: why the reward cannot score the beginning of a completion; empty if it can. With a reason,
             ``credit`` must be "completion".
         needs_companions: the reward compares the samples of one prompt, so there must be at least two.
@@ -60,6 +64,7 @@ class RewardFacts:
     """
 
     needs_reference: bool = False
+    several_references: bool = False
     needs_whole: str = ""
     needs_companions: bool = False
     english_only: bool | Callable[..., bool] = False
@@ -139,6 +144,11 @@ class RewardFunction:
     ) -> list[Any]:
         """Return one value per completion, not yet checked. Without ``flags`` no completion has one."""
         flags = [()] * len(completions) if flags is None else flags
+        by_reference = self.facts.needs_reference or any(name in self.arguments for name in ("reference", "references"))
+        if by_reference and not self.facts.several_references and any(one.prompt.alternatives for one in completions):
+            return best_reference(
+                partial(self, reference_policy=reference_policy, **options), completions, flags, self.name
+            )
         shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
         names = [name for name in self.arguments if name not in (*SHARED, FLAGS)]
         if self.batch:
@@ -216,6 +226,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "chrf": "burnish.rewards.library.overlap:chrf",
         "ter": "burnish.rewards.library.overlap:ter",
         "rouge_l": "burnish.rewards.library.overlap:rouge_l",
+        "word_f1": "burnish.rewards.library.overlap:word_f1",
         "keywords": "burnish.rewards.library.keywords:keywords",
         "length_band": "burnish.rewards.library.format:length_band",
         "regex": "burnish.rewards.library.format:regex",
@@ -244,6 +255,7 @@ def reward(
     *,
     name: str | None = None,
     needs_reference: bool = False,
+    several_references: bool = False,
     needs_whole: str = "",
     needs_companions: bool = False,
     english_only: bool | Callable[..., bool] = False,

@@ -31,10 +31,16 @@ def answer(
     keywords: object = None,
     finish: FinishReason = "stop",
     chat: bool = False,
+    alternatives: tuple[str, ...] = (),
 ) -> Completion:
     """Return a completion of the prompt ``id`` with a reference."""
     metadata = {} if keywords is None else {"keywords": keywords}
     messages = (Message("user", prompt),) if chat else ()
     return Completion(
-        Prompt(id, prompt, reference, metadata, messages), (0,), tokens, text, (0.0,) * len(tokens), finish
+        Prompt(id, prompt, reference, metadata, messages, alternatives),
+        (0,),
+        tokens,
+        text,
+        (0.0,) * len(tokens),
+        finish,
     )

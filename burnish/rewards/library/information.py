@@ -10,7 +10,7 @@ from itertools import pairwise
 import regex
 
 from burnish.errors import InputError
-from burnish.rewards.library.overlap import get_reference
+from burnish.rewards.references import get_reference
 from burnish.rewards.registry import check_choice, reward
 from burnish.text import SENTENCE_END, WITHOUT_SPACES, is_unspaced, sentences, words
 from burnish.types import Completion

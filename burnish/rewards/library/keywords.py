@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError
-from burnish.rewards.library.overlap import get_reference, normalized_words
+from burnish.rewards.library.overlap import normalized_words
+from burnish.rewards.references import get_reference
 from burnish.rewards.registry import reward
 from burnish.text import is_unspaced, ngrams
 from burnish.types import Completion

@@ -1,16 +1,18 @@
-"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER, ROUGE-L, exact match."""
+"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER, ROUGE-L, word F1, exact match."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
+from burnish.rewards.references import get_reference, get_references
 from burnish.rewards.registry import reward
 from burnish.text import lexical_words, mostly_han_or_kana, mostly_unspaced, words
 from burnish.types import Completion
@@ -25,12 +27,12 @@ LONGEST_TER = 2000
 """Characters of a text that ``ter`` reads. The time of its search for shifts grows faster than the words squared."""
 
 
-@reward(needs_reference=True)
+@reward(needs_reference=True, several_references=True)
 def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
-    """Sentence BLEU against the prompt's reference, in [0, 1]: sacrebleu's score divided by 100.
+    """Sentence BLEU against the prompt's references, in [0, 1]: sacrebleu's score divided by 100.
 
-    It uses exponential smoothing and effective order, so that a text of fewer than four words can score. An empty text
-    scores 0.
+    It counts an n-gram that any of several references has. It uses exponential smoothing and effective order, so that a
+    text of fewer than four words can score. An empty text scores 0.
 
     Fails by: rewarding shared word order and nothing else. A long continuation has many good answers, and shares few
     words with the reference, so the scores are low and noisy.
@@ -41,9 +43,9 @@ def bleu(completion: Completion, *, tokenize: str = "auto") -> float:
 
     Source: Papineni et al. 2002; Chen and Cherry 2014 (smoothing); Post 2018 (sacrebleu, arXiv 1804.08771).
     """
-    reference = get_reference(completion, "bleu")
-    metric = load_bleu(tokenizer_for([reference]) if tokenize == "auto" else tokenize, effective_order=True)
-    score: float = metric.sentence_score(completion.text, [reference]).score
+    references = get_references(completion, "bleu")
+    metric = load_bleu(tokenizer_for(references) if tokenize == "auto" else tokenize, effective_order=True)
+    score: float = metric.sentence_score(completion.text, references).score
     # sacrebleu scores a perfect match as 100.00000000000004.
     return min(1.0, max(0.0, score / 100.0))
 
@@ -137,6 +139,28 @@ def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
+@reward(needs_reference=True)
+def word_f1(completion: Completion) -> float:
+    """F1 of the words shared with the prompt's reference, in [0, 1], whatever their order.
+
+    Precision and recall count a word as often as both have it. Case, punctuation and the articles a, an and the do not
+    count; a text without other words scores 1 if it equals the reference, else 0. In scripts without spaces, such as
+    Chinese, every character is a word.
+
+    Fails by: ignoring order and negation ("not guilty" scores 2/3 against "guilty"); with several references, a text
+    need only be close to one of them.
+
+    Source: F1 in question answering (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1).
+    """
+    text, reference = completion.text, get_reference(completion, "word_f1")
+    first, second = (
+        Counter(word for word in normalized_words(each) if word not in ("a", "an", "the")) for each in (text, reference)
+    )
+    if not first or not second:
+        return float(text.strip() == reference.strip())
+    return 2 * (first & second).total() / (first.total() + second.total())
+
+
 def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Return the length of the longest common subsequence: tokens of both in the same order, gaps allowed.
 
@@ -195,14 +219,3 @@ def load_bleu(tokenize: str, *, effective_order: bool) -> BLEU:
             f"bleu: tokenize = '{tokenize}' cannot be loaded ({one_line(error)}); '13a', 'zh' and 'char' need no "
             "further package"
         ) from error
-
-
-def get_reference(completion: Completion, reward: str) -> str:
-    """Return the reference of a completion's prompt. Raises InputError with the reward's name if there is none."""
-    reference = completion.prompt.reference
-    if reference is None or not reference.strip():
-        raise InputError(
-            f"reward '{reward}' needs a reference, but prompt '{completion.prompt.id}' has none: "
-            "give the task's prompts references, or remove this reward"
-        )
-    return reference

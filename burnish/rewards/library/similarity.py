@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import InputError, one_line
-from burnish.rewards.library.overlap import get_reference
+from burnish.rewards.references import get_reference
 from burnish.rewards.registry import reward
 from burnish.system.optional_packages import installed_path
 from burnish.system.paths import expanded
