@@ -254,6 +254,8 @@ class CheckpointSection(Section):
 
     every: int = Field(10, ge=1)
     keep: int = Field(2, ge=1)
+    keep_best: str | None = Field(None, pattern="^held_out/.")
+    """A held-out metric such as ``held_out/reward``: the checkpoint of its best measured step is kept."""
 
 
 class Job(Section):
@@ -267,6 +269,16 @@ class Job(Section):
     policy: PolicySection = PolicySection()
     optimizer: Optimizer = Optimizer()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Job:
+        evaluation = getattr(self, "evaluation", None)
+        if self.checkpoint.keep_best is not None and evaluation is not None and evaluation.every == 0:
+            raise ValueError(
+                "checkpoint.keep_best chooses among the models that are measured during training, but none is; set "
+                "evaluation.every"
+            )
+        return self
 
     def toml(self) -> str:
         """Return the recipe as TOML with every default; reading it gives an equal recipe."""
