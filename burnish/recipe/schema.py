@@ -32,6 +32,7 @@ from burnish.recipe.sections import (
     Pair,
     RewardSection,
     Section,
+    check_correct,
     check_rewards,
     guarded_metrics,
 )
@@ -306,7 +307,13 @@ class Recipe(Job):
     def _check_rewards(self) -> Recipe:
         check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         guarded_metrics(self.guards, self.reward, self.evaluation)
+        check_correct(self.evaluation, self.reward)
         return self
+
+    @property
+    def held_out_sampling(self) -> SamplingParams:
+        """How held-out completions are sampled."""
+        return self.evaluation.sampling.params(self.sampling.params)
 
     @model_validator(mode="after")
     def _check_chat_template(self) -> Recipe:

@@ -42,10 +42,11 @@ class HeldOutEvaluator:
     def measure(self) -> Measurement:
         learner, recipe = self.learner, self.learner.recipe
         measurement = measure(
-            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.sampling.params,
+            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.held_out_sampling,
             samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0),
             metrics=learner.metrics, better={section.part: section.better for section in recipe.evaluation.metrics},
-            observer=self.observer, policy_version=learner.step,
+            observer=self.observer, policy_version=learner.step, correct=recipe.evaluation.correct,
+            attempts=recipe.evaluation.attempts,
         )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
             # Training may never need it again, and its memory is better spent on the step.
