@@ -14,6 +14,7 @@ from burnish.algorithms.presets import PRESETS
 from burnish.backends.chat import chat_settings
 from burnish.backends.local import build
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
+from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import task_prompts
 from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
@@ -189,6 +190,7 @@ def evaluate(
         reference = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)
+        _, prompts, _ = check_lengths(chosen, reference, [], prompts, watcher)
         check_companions(chosen)
         check_dependencies(chosen, watcher)
 
@@ -198,10 +200,9 @@ def evaluate(
             scorer = combine_rewards(chosen.reward, reference)
             metrics = combine_metrics(settings.metrics, reference)
             return measure(
-                policy, make_sampler(policy), scorer, prompts, sampling=chosen.held_out_sampling,
+                policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
                 metrics=metrics, better={section.part: section.better for section in settings.metrics},
-                correct=settings.correct, attempts=settings.attempts,
             )  # fmt: skip
 
         after = measure_model(model)

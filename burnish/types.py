@@ -7,6 +7,7 @@ policy arranges tokens for its forward pass is internal to the policy.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,20 @@ class Message:
     Attributes:
         reasoning: the thoughts before an assistant's answer, for templates that write them apart (``reasoning_content``).
         learnt: whether fine-tuning learns this message, if it is the assistant's.
+        extra: JSON of the keys that chat templates read of tools: an assistant's ``tool_calls``, a tool's ``name`` and
+            ``tool_call_id``.
     """
 
     role: Role
     content: str
     reasoning: str = ""
     learnt: bool = True
+    extra: str = ""
+
+    @property
+    def tools(self) -> dict[str, Any]:
+        """The keys of ``extra``."""
+        return dict(json.loads(self.extra)) if self.extra else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class Prompt:
         messages: a conversation that the policy answers through its chat template; ``text`` is then its plain form,
             which rewards and reports use. If empty, the policy continues ``text``.
         alternatives: further correct answers.
+        position: where its row is in the user's data ("line 7"), for messages.
     """
 
     id: str
@@ -54,6 +64,7 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Message, ...] = ()
     alternatives: tuple[str, ...] = ()
+    position: str = field(default="", compare=False)
 
     @property
     def references(self) -> tuple[str, ...]:

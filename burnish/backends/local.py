@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from burnish.backends.chat import chat_settings, check_conversations
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
-from burnish.backends.prompts import task_prompts
+from burnish.backends.prompt_lengths import check_lengths
+from burnish.backends.prompts import list_broken_rows, task_prompts
 from burnish.backends.reference_cache import CachedReference
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
@@ -65,6 +66,9 @@ def build(
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
         if recipe.policy.use == "causal_lm":
             check_conversations(policy, [*train, *held_out], observer)
+            train, held_out, long = check_lengths(recipe, cast("CausalPolicy", policy), train, held_out, observer)
+            if folder is not None:
+                list_broken_rows(folder, long, more=True)
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
         policy.update_lagged_policy()
     rewards = resolve_rewards(recipe.algorithm, recipe.reward)

@@ -25,7 +25,7 @@ def task_prompts(
     with task_errors(recipe.task.use):
         train, held_out = list(task.train()), list(task.evaluation())
     if folder is not None:
-        _list_broken_rows(folder / BROKEN_ROWS, getattr(task, "broken", ()))
+        list_broken_rows(folder, getattr(task, "broken", ()))
     check_split(train, held_out, recipe.task.use)
     return train, held_out[: recipe.evaluation.prompts]
 
@@ -69,10 +69,13 @@ def check_split(train: list[Prompt], held_out: list[Prompt], name: str) -> None:
         )
 
 
-def _list_broken_rows(path: Path, rows: Sequence[Any]) -> None:
+def list_broken_rows(folder: Path, rows: Sequence[Any], *, more: bool = False) -> None:
+    """Write the run's list of rows that cannot be used, or add ``more`` to it."""
+    path = folder / BROKEN_ROWS
     lines = [json.dumps({"place": row.position, "reason": row.reason}, ensure_ascii=False) + "\n" for row in rows]
     with explained(f"cannot write {path}"):
         if lines:
-            write_text(path, "".join(lines))
-        else:  # an existing list is of data that have been corrected since
+            before = path.read_text(encoding="utf-8") if more and path.exists() else ""
+            write_text(path, before + "".join(lines))
+        elif not more:  # an existing list is of data that have been corrected since
             path.unlink(missing_ok=True)
