@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from burnish.data.formats import read_message
+from burnish.data.messages import read_message
 from burnish.errors import InputError
 from burnish.generation.rows import RowSampler
 from burnish.registry import Registry, nearest

@@ -1,4 +1,4 @@
-"""Preference losses: Bradley-Terry, DPO, IPO and KTO, one loss per pair.
+"""Preference losses: Bradley-Terry, DPO, IPO, SimPO, ORPO and KTO, one loss per pair.
 
 Shapes: M pairs (or M single completions for KTO). A log-ratio is the sum over a completion's tokens of
 log pi(y|x) - log pi_ref(y|x), in nats; a score is a reward model's value of a whole text. No function averages: the
@@ -32,13 +32,49 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float 
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """-log sigmoid(beta (h_chosen - h_rejected)), [M]: direct preference optimisation, arXiv 2305.18290, equation 7.
 
-    The arguments are the log-ratios h; beta > 0 is the strength of the pull towards the reference.
+    The arguments are the log-ratios h; beta > 0 is the strength of the pull towards the reference. With log-likelihoods
+    instead, it is the preference term of CPO (arXiv 2401.08417). ``label_smoothing`` is the probability, below one half,
+    that a label is wrong: the loss is its expectation over the label (Mitchell 2023, on DPO with noisy preferences).
     """
     check_flat(chosen=chosen, rejected=rejected)
-    return -logsigmoid(beta * (chosen - rejected))
+    return _smoothed(beta * (chosen - rejected), label_smoothing)
+
+
+def simpo_loss(
+    chosen: Tensor, rejected: Tensor, beta: float, margin: float = 0.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """-log sigmoid(beta (l_chosen - l_rejected) - margin), [M]: SimPO, arXiv 2405.14734.
+
+    The arguments are mean log-likelihoods per token, without a reference; ``margin`` is the paper's gamma.
+    """
+    check_flat(chosen=chosen, rejected=rejected)
+    return _smoothed(beta * (chosen - rejected) - margin, label_smoothing)
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """-log sigmoid(log odds(chosen) - log odds(rejected)), [M]: ORPO's preference term, arXiv 2403.07691.
+
+    odds(y) = p / (1 - p), where p is the geometric mean of the tokens' probabilities. The arguments are log p, the mean
+    log-likelihoods per token.
+    """
+    check_flat(chosen=chosen, rejected=rejected)
+    return -logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(logprobs: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of log p; p is at most 1 - 1e-12, so that a certain answer has finite odds."""
+    logprobs = logprobs.clamp_max(-1e-12)
+    return logprobs - torch.log(-torch.expm1(logprobs))
+
+
+def _smoothed(difference: Tensor, label_smoothing: float) -> Tensor:
+    loss = -logsigmoid(difference)
+    if not label_smoothing:
+        return loss
+    return (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-difference)
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, tau: float) -> Tensor:

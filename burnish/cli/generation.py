@@ -119,7 +119,7 @@ def read_prompt() -> str:
 
 def read_prompts(file: Path) -> list[tuple[str, Any]]:
     """Return the prompts of a file, each with its line as its name. Raises InputError if one cannot be used."""
-    from burnish.data.files import read_json_lines
+    from burnish.data.text_files import read_json_lines
 
     if file.suffix.lower() not in (".jsonl", ".ndjson"):
         try:

@@ -1,4 +1,4 @@
-"""Rows from files: JSON lines, CSV and Parquet.
+"""Files of rows: formats by name, patterns, decompression, and the row as read.
 
 A reader yields every row with its position. A row that cannot be read comes with the reason instead of its values, so
 that no row is lost silently. A file that cannot be read as a whole raises InputError.
@@ -6,25 +6,28 @@ that no row is lost silently. A file that cannot be read as a whole raises Input
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
+import glob
+import gzip
+import io
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
 from burnish.system.optional_packages import needed
 
 FORMATS: Mapping[str, str] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 """Suffix of a file's name -> format."""
-ROWS_AT_ONCE = 1024
+COMPRESSED = (".gz", ".zst")
+"""Suffixes of compressed files, after the one of their format."""
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"PK\x03\x04", "a zip archive or spreadsheet"))
 
 
@@ -43,10 +46,18 @@ def json_type(value: Any) -> str:
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 
 
+def plain_suffix(path: Path) -> str:
+    """Return the suffix of a file's name, in lower case, without the one of its compression."""
+    name = path.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
 def file_format(path: Path, chosen: str = "") -> str:
     """Return the chosen format of a file, or the one of its suffix. Raises InputError if it is unknown."""
     known = sorted(set(FORMATS.values()))
-    name = chosen or FORMATS.get(path.suffix.lower(), "")
+    name = chosen or FORMATS.get(plain_suffix(path), "") or ("arrow" if path.is_dir() else "")
     if not name:
         raise InputError(f"path = '{path}': its name does not say its format: add format = one of {', '.join(known)}")
     if name not in known:
@@ -54,113 +65,71 @@ def file_format(path: Path, chosen: str = "") -> str:
     return name
 
 
-def read_file(path: Path, format: str, *, delimiter: str = "") -> Iterator[RawRow]:
-    """Yield the rows of a file. Empty lines are skipped."""
-    if format == "parquet":
-        return read_parquet(path)
-    return read_json_lines(path) if format == "jsonl" else read_csv(path, delimiter)
+def matching_files(path: Path) -> list[Path]:
+    """Return the files that a path names, in order: itself, or those that match its pattern.
+
+    Raises InputError if a pattern matches no file.
+    """
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    files = [file for name in sorted(glob.glob(str(path), recursive=True)) if (file := Path(name)).is_file()]
+    if not files:
+        raise InputError(f"path = '{path}': no file matches this pattern")
+    return files
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read its bytes, decompressed. Raises InputError if it is empty, damaged, or not UTF-8 text."""
     try:
-        with path.open("rb") as file:
-            begin = file.read(4)
+        with path.open("rb") as raw, _decompressed(raw, path) as file:
+            begin = file.peek(4)[:4]  # type: ignore[attr-defined]
             if not begin:
                 raise InputError(f"path = '{path}': the file is empty")
             for mark, name in _OTHER_ENCODINGS:
                 if begin.startswith(mark):
                     raise InputError(f"path = '{path}': the file is {name}: save it as UTF-8 text")
-            file.seek(0)
             yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"path = '{path}': not a whole compressed file ({one_line(error)[:80]})") from error
     except OSError as error:
         raise InputError(f"path = '{path}': cannot be read: {error.strerror or error}") from error
 
 
-def read_json_lines(path: Path) -> Iterator[RawRow]:
-    """Yield one row per line with a JSON object, in UTF-8. A byte order mark is ignored."""
-    with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_row(f"line {number}", line)
+def _decompressed(raw: io.BufferedReader, path: Path) -> IO[bytes]:
+    begin = raw.peek(4)
+    if begin.startswith(_GZIP):
+        return cast("IO[bytes]", io.BufferedReader(gzip.GzipFile(fileobj=raw)))
+    if not begin.startswith(_ZSTD):
+        return raw
+    library = needed("zstandard", "zstd", f"path = '{path}'")
+    return cast("IO[bytes]", io.BufferedReader(_ZstdFile(raw, library)))
 
 
-def _json_row(position: str, line: bytes) -> RawRow:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return RawRow(position, None, "not UTF-8 text")
-    except (ValueError, RecursionError) as error:
-        return RawRow(position, None, f"not JSON ({one_line(error)[:80]})")
-    if not isinstance(row, dict):
-        return RawRow(position, None, f"{json_type(row)}, not an object with columns")
-    return RawRow(position, row)
+class _ZstdFile(io.RawIOBase):
+    """The decompressed bytes of zstandard frames; a damaged frame, or one that is not whole, raises EOFError."""
 
+    def __init__(self, raw: io.BufferedReader, library: Any) -> None:
+        self.raw, self.library = raw, library
+        self.frame = library.ZstdDecompressor().decompressobj()
+        self.pending = b""
 
-def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
-    """Yield the rows of a CSV file in UTF-8, whose first line names the columns. Quoted fields may contain line breaks.
+    def readable(self) -> bool:
+        return True
 
-    Without a ``delimiter``, it is a tab for names that end in .tsv, else a comma. A row with more or fewer fields than
-    columns is broken. Raises InputError if there are no column names, two are equal, or the file cannot be read.
-    """
-    separator = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    if len(separator) != 1 or separator in '"\r\n':
-        raise InputError(f"delimiter = {delimiter!r}: must be one character, such as ';'")
-    with _opened(path), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _any_size():
-        reader = csv.reader(file, delimiter=separator, strict=True)
-        names = _column_names(reader, path)
-        while True:
-            position = f"line {reader.line_num + 1}"
+    def readinto(self, buffer: Any) -> int:
+        while not self.pending:
+            data = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(io.DEFAULT_BUFFER_SIZE)
+            if not data:
+                if not self.frame.eof:
+                    raise EOFError("the last frame is not whole")
+                return 0
+            if self.frame.eof:
+                self.frame = self.library.ZstdDecompressor().decompressobj()
             try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield RawRow(position, None, f"not CSV ({error})")
-                continue
-            if fields and len(fields) != len(names):
-                yield RawRow(position, None, f"{len(fields)} fields where line 1 names {len(names)} columns")
-            elif fields:
-                yield RawRow(position, dict(zip(names, fields, strict=True)))
-
-
-def _column_names(reader: Iterator[list[str]], path: Path) -> list[str]:
-    try:
-        names = next(reader, [])
-    except csv.Error as error:
-        raise InputError(f"path = '{path}', line 1: {error}") from error
-    if any("\ud800" <= letter <= "\udfff" for letter in "".join(names)):
-        raise InputError(
-            f"path = '{path}', line 1: not UTF-8 text: save the file as 'CSV UTF-8' (Chinese spreadsheets write GBK)"
-        )
-    if len(set(names)) < len(names) or not any(names):
-        raise InputError(f"path = '{path}': line 1 must name each column, all different; it has {names[:8]}")
-    return names
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Allow fields of any size: at the csv module's own limit, the reader stops in the middle of a row."""
-    before = csv.field_size_limit()
-    with suppress(OverflowError):
-        csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a Parquet file. Raises InputError if pyarrow is missing or cannot read the file."""
-    library = needed("pyarrow.parquet", "parquet", f"path = '{path}'")
-    with _opened(path):
-        pass
-    try:
-        file = library.ParquetFile(path)
-        if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
-            raise InputError(f"path = '{path}': two columns have the same name")
-        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=ROWS_AT_ONCE))
-        for number, values in enumerate(chain.from_iterable(batches), start=1):
-            yield RawRow(f"row {number}", values)
-    except (ValueError, OSError) as error:  # the base classes of pyarrow's errors
-        raise InputError(f"path = '{path}': not a whole Parquet file ({one_line(error)[:120]})") from error
+                self.pending = self.frame.decompress(data)
+            except self.library.ZstdError as error:
+                raise EOFError(str(error)) from error
+        count = min(len(buffer), len(self.pending))
+        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
+        return count

@@ -2,150 +2,216 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from dataclasses import astuple
+from typing import Any
 
+from burnish.data.exchanges import Text, in_chat, join, read_text, unlearnt
+from burnish.data.fields import field, has_field
 from burnish.data.files import json_type
-from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, PromptCompletion, TrainingRow
+from burnish.data.messages import read_conversation, read_transcript
+from burnish.data.rows import (
+    Conversation,
+    ConversationPair,
+    LabelledCompletion,
+    LabelledConversation,
+    PreferencePair,
+    PromptCompletion,
+    TrainingRow,
+)  # fmt: skip
 from burnish.data.splits import digest
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.types import Message, Role
+from burnish.types import Message
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "pairs": ("chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
     "chat": ("messages",),
     "completion": ("prompt", "completion"),
     "text": ("text",),
-    "pairs": ("prompt", "chosen", "rejected"),
-    "labelled": ("prompt", "completion", "label"),
 }
-"""Format -> required columns."""
-OPTIONAL: Mapping[str, tuple[str, ...]] = {"pairs": ("margin",)}
+"""Format -> required columns; a row without a chosen format has the first whose columns it has."""
+OPTIONAL: Mapping[str, tuple[str, ...]] = {"pairs": ("prompt", "margin"), "completion": ("input",)}
 """Format -> optional columns."""
-ROLES: tuple[Role, ...] = get_args(Role)
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names of an assistant's thoughts in a message."""
-UNUSABLE = ("tool_calls", "function_call", "tool_call_id", "name", "audio", "images", "videos", "refusal", "prefix")
-"""Keys of a message that chat templates read and that are not supported."""
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversations", "conversation"), "prompt": ("instruction", "conversations", "messages"),
+    "completion": ("output",),
+}  # fmt: skip
+"""Column -> its names in common data sets (ShareGPT, Alpaca), in the order in which they are tried."""
 
 
 class RowFormat:
     """A format of ``COLUMNS`` with the file's names for its columns, given as the format's name -> the file's.
 
+    Args:
+        format: if empty, each row has the first format whose columns it has.
+        columns: the file's names, or the paths of fields, as in ``reward_model.ground_truth``.
+        chat: whether prompts and answers that are plain text go through the chat template.
+        system: a system message at the beginning of each conversation.
+
     Raises InputError if the format is unknown, or ``columns`` names a column that it does not have.
     """
 
-    def __init__(self, format: str, columns: Mapping[str, str]) -> None:
-        if format not in COLUMNS:
+    def __init__(self, format: str, columns: Mapping[str, str], *, chat: bool = False, system: str = "") -> None:
+        if format and format not in COLUMNS:
             raise InputError(f"data.format = '{format}'{nearest(format, COLUMNS)}: write one of {', '.join(COLUMNS)}")
-        known = COLUMNS[format] + OPTIONAL.get(format, ())
+        formats = [format] if format else list(COLUMNS)
+        known = dict.fromkeys(name for one in formats for name in COLUMNS[one] + OPTIONAL.get(one, ()))
         for name, column in columns.items():
             if name not in known or not isinstance(column, str):
                 raise InputError(
-                    f"data.columns: '{name}'{nearest(name, known)}: format '{format}' has the columns "
-                    f"{', '.join(known)}; give the file's name of each as text"
+                    f"data.columns: '{name}'{nearest(name, known)}: "
+                    + (f"format '{format}' has the columns " if format else "the columns are ")
+                    + f"{', '.join(known)}; give the file's name of each as text"
                 )
-        self.format = format
-        self.columns = {name: columns.get(name, name) for name in known}
+        self.format, self.columns, self.chat, self.system = format, dict(columns), chat, system
 
     def row(self, record: Mapping[str, Any]) -> TrainingRow:
         """Return the training row of a record of the file. Raises ValueError with the reason if it cannot be used."""
-        for name in COLUMNS[self.format]:
-            column = self.columns[name]
-            if column not in record:
-                listed = ", ".join(list(map(str, record))[:8])
-                raise ValueError(f"no column '{column}'{nearest(column, record)}; it has {listed}")
-        make: Callable[[Mapping[str, Any]], TrainingRow] = getattr(self, f"_{self.format}")
-        return make({name: record[column] for name, column in self.columns.items() if column in record})
+        format = self.format or self._format(record)
+        values: dict[str, Any] = {}
+        for name in COLUMNS[format]:
+            column = self._column(record, name)
+            values[name] = field(record, column or self.columns.get(name, name))
+        for name in OPTIONAL.get(format, ()):
+            column = self._column(record, name)
+            if column is not None and (name != "input" or self._column(record, "prompt") == "instruction"):
+                values[name] = field(record, column)
+        if format == "pairs" and "prompt" not in values and _has_other_texts(record, values):
+            field(record, self.columns.get("prompt", "prompt"))
+        make: Callable[[Mapping[str, Any]], TrainingRow] = getattr(self, f"_{format}")
+        row = make(values)
+        _check_text(row)
+        return row
+
+    def _format(self, record: Mapping[str, Any]) -> str:
+        for format, names in COLUMNS.items():
+            if all(self._column(record, name) is not None for name in names):
+                return format
+        listed = ", ".join(list(map(str, record))[:8])
+        raise ValueError(f"its columns are {listed}: set data.format, and data.columns for other names")
+
+    def _column(self, record: Mapping[str, Any], name: str) -> str | None:
+        """Return the column or path that a record has for a name of the format; None if it has none."""
+        names = (self.columns[name],) if name in self.columns else (name, *SYNONYMS.get(name, ()))
+        return next((one for one in names if has_field(record, one)), None)
 
     def _chat(self, values: Mapping[str, Any]) -> Conversation:
-        listed = values["messages"]
-        if not isinstance(listed, list) or not listed:
-            raise ValueError(f"'{self.columns['messages']}' is not a list of messages")
-        messages = tuple(read_message(one) for one in listed)
-        first = next((index for index, message in enumerate(messages) if message.role == "assistant"), None)
-        if first is None:
-            raise ValueError("no assistant message, so nothing to learn")
-        if first == 0:
-            raise ValueError("the assistant speaks first; put the user's message before it")
-        if not any(message.learnt for message in messages if message.role == "assistant"):
-            raise ValueError("each assistant message has weight 0, so nothing to learn")
-        return Conversation(messages, digest(*(message.content for message in messages[:first])))
+        messages = self._read("messages", lambda: read_conversation(values["messages"]))
+        if self.system:
+            messages = (Message("system", self.system), *(one for one in messages if one.role != "system"))
+        return _conversation(messages)
 
-    def _completion(self, values: Mapping[str, Any]) -> PromptCompletion:
-        prompt = self._string(values, "prompt", empty=True)
-        completion = self._string(values, "completion")
-        return PromptCompletion(prompt, completion, digest(prompt or completion))
+    def _completion(self, values: Mapping[str, Any]) -> TrainingRow:
+        prompt, (answer,) = self._exchange(values, "completion")
+        if isinstance(prompt, str) and isinstance(answer, str):
+            return PromptCompletion(prompt, answer, digest(prompt or answer))
+        return _conversation((*unlearnt(_messages(prompt)), *_messages(answer)))
 
     def _text(self, values: Mapping[str, Any]) -> PromptCompletion:
-        text = self._string(values, "text")
+        text = values["text"]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(self._wrong("text", text))
         return PromptCompletion("", text, digest(text))
 
-    def _pairs(self, values: Mapping[str, Any]) -> PreferencePair:
-        prompt = self._string(values, "prompt", empty=True)
-        chosen, rejected = self._string(values, "chosen"), self._string(values, "rejected")
+    def _pairs(self, values: Mapping[str, Any]) -> TrainingRow:
+        margin = self._margin(values.get("margin"))
+        prompt, (chosen, rejected) = self._exchange(values, "chosen", "rejected")
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same text")
-        return PreferencePair(prompt, chosen, rejected, digest(prompt or chosen), self._margin(values.get("margin")))
+        if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+            return PreferencePair(prompt, chosen, rejected, digest(prompt or chosen), margin)
+        asked = _messages(prompt)
+        return ConversationPair(asked, _messages(chosen), _messages(rejected), _unit(asked), margin)
 
-    def _labelled(self, values: Mapping[str, Any]) -> LabelledCompletion:
-        text = self._completion(values)
-        if not isinstance(values["label"], bool):
-            raise ValueError(f"'{self.columns['label']}' is {str(values['label'])[:40]}, not true or false")
-        return LabelledCompletion(text.prompt, text.completion, values["label"], text.unit)
+    def _labelled(self, values: Mapping[str, Any]) -> TrainingRow:
+        label = values["label"]
+        if isinstance(label, str) and label.lower() in ("true", "false"):  # CSV has only text
+            label = label.lower() == "true"
+        if not isinstance(label, bool):
+            raise ValueError(f"'{self.columns.get('label', 'label')}' is {str(label)[:40]}, not true or false")
+        prompt, (answer,) = self._exchange(values, "completion")
+        if isinstance(prompt, str) and isinstance(answer, str):
+            return LabelledCompletion(prompt, answer, label, digest(prompt or answer))
+        asked = _messages(prompt)
+        return LabelledConversation(asked, _messages(answer), label, _unit(asked))
+
+    def _exchange(self, values: Mapping[str, Any], *names: str) -> tuple[Text, tuple[Text, ...]]:
+        """Return the prompt and the answers of a row, all of them plain text or all of them messages."""
+        answers: list[Text] = []
+        for name in names:
+            answer = self._read(name, lambda name=name: read_text(values[name]))  # type: ignore[misc]
+            if answer is None or (isinstance(answer, str) and not answer.strip()):
+                raise ValueError(self._wrong(name, values[name]))
+            answers.append(answer)
+        prompt: Text | None = None
+        if "prompt" in values:
+            prompt = self._read("prompt", lambda: read_text(values["prompt"]))
+            if prompt is None:
+                raise ValueError(self._wrong("prompt", values["prompt"]))
+        if isinstance(prompt, str) and isinstance(more := values.get("input"), str) and more.strip():
+            prompt = f"{prompt}\n\n{more}"
+        asked, replies = join(prompt, answers)
+        if self.chat or (self.system and not isinstance(asked, str)):
+            return in_chat(asked, replies, self.system)
+        return asked, replies
+
+    def _read(self, name: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except ValueError as error:
+            raise ValueError(f"'{self.columns.get(name, name)}': {error}") from error
+
+    def _wrong(self, name: str, value: Any) -> str:
+        empty = isinstance(value, str)
+        kind = "empty" if empty else f"{json_type(value)}, not text" + (" or messages" if name != "text" else "")
+        return f"'{self.columns.get(name, name)}' is {kind}"
 
     def _margin(self, value: Any) -> float | None:
-        if value is None:
+        if value in (None, ""):
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"'{self.columns['margin']}' is {str(value)[:40]}, not a finite number")
-        return float(value)
-
-    def _string(self, values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
-        value = values[name]
-        if not isinstance(value, str):
-            raise ValueError(f"'{self.columns[name]}' is {json_type(value)}, not text")
-        if not empty and not value.strip():
-            raise ValueError(f"'{self.columns[name]}' is empty")
-        return value
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"'{self.columns.get('margin', 'margin')}' is {str(value)[:40]}, not a finite number")
+        return number
 
 
-def read_message(value: Any) -> Message:
-    """Return a message of a conversation as data sets write it.
-
-    ``content`` is text or a list of text parts, ``reasoning_content`` (or ``reasoning``, ``thinking``) an assistant's
-    thoughts, ``weight`` 0 or 1.
-
-    Raises:
-        ValueError: it cannot be used, or has a key whose meaning would be lost.
-    """
-    if not isinstance(value, dict):
-        raise ValueError(f"a message is {json_type(value)}, not an object with role and content")
-    role, content = value.get("role"), _joined_parts(value.get("content"))
-    if role not in ROLES:
-        raise ValueError(f"role {str(role)[:40]!r}: known roles are {', '.join(ROLES)}")
-    if unusable := [key for key in UNUSABLE if value.get(key)]:
-        raise ValueError(
-            f"a message has '{unusable[0]}', which is not supported: write it into content as the model does"
-        )
-    if not isinstance(content, str) or (role == "assistant" and not content.strip()):
-        raise ValueError(f"a message of role '{role}' has no text as its content")
-    thoughts = [value[key] for key in REASONING if value.get(key)]
-    if thoughts and (role != "assistant" or not isinstance(thoughts[0], str)):
-        raise ValueError(f"a message of role '{role}' has a reasoning_content that is not an assistant's text")
-    weight = value.get("weight")
-    if weight is not None and weight not in (0, 1):
-        raise ValueError(f"a message has weight {str(weight)[:40]}: write 1 to learn it or 0 not to")
-    return Message(role, content, thoughts[0] if thoughts else "", weight is None or bool(weight))
+def _has_other_texts(record: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether two plain texts have a column beside them that may be their prompt, so that none should be guessed."""
+    answers = [value for value in values.values() if isinstance(value, str)]
+    others = (value for value in record.values() if isinstance(value, str) and value not in answers)
+    return len(answers) > 1 and not read_transcript(answers[0]) and any(others)
 
 
-def _joined_parts(content: Any) -> Any:
-    """Return the text of a message's content parts; other content as it is."""
-    if not isinstance(content, list) or not content:
-        return content
-    for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else json_type(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"a message has a content part of type '{kind}': only text can be used")
-    return "".join(part["text"] for part in content)
+def _conversation(messages: tuple[Message, ...]) -> Conversation:
+    first = next((index for index, message in enumerate(messages) if message.role == "assistant"), None)
+    if first is None:
+        raise ValueError("no assistant message, so nothing to learn")
+    if first == 0:
+        raise ValueError("the assistant speaks first; put the user's message before it")
+    if not any(message.learnt for message in messages if message.role == "assistant"):
+        raise ValueError("each assistant message has weight 0, so nothing to learn")
+    return Conversation(messages, _unit(messages[:first]))
+
+
+def _unit(prompt: tuple[Message, ...]) -> str:
+    return digest(*(message.content for message in prompt))
+
+
+def _messages(text: Text) -> tuple[Message, ...]:
+    assert not isinstance(text, str), "join returns messages for all or for none"
+    return text
+
+
+def _check_text(row: TrainingRow) -> None:
+    """Raise ValueError if a text is not UTF-8, such as half a surrogate pair."""
+    try:
+        json.dumps(astuple(row), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("not UTF-8 text") from None

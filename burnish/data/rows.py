@@ -74,7 +74,42 @@ class LabelledCompletion:
         return self.prompt or self.completion
 
 
-TrainingRow = Conversation | PromptCompletion | PreferencePair | LabelledCompletion
+@dataclass(frozen=True, slots=True)
+class ConversationPair:
+    """Two continuations of a conversation, each of which begins with the assistant's message."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    unit: str
+    margin: float | None = None
+
+    @property
+    def opening(self) -> str:
+        return "\n".join(message.content for message in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledConversation:
+    """A continuation of a conversation with a label: desirable or not."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    desirable: bool
+    unit: str
+
+    @property
+    def opening(self) -> str:
+        return "\n".join(message.content for message in self.prompt)
+
+
+TrainingRow = (
+    Conversation | PromptCompletion | PreferencePair | LabelledCompletion | ConversationPair | LabelledConversation
+)
+
+
+CONVERSATIONS = (Conversation, ConversationPair, LabelledConversation)
+"""The kinds of rows that go through the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +128,16 @@ class Rows:
         rows: the usable rows, in the source's order.
         repeats: number of rows equal to an earlier one, which is kept once.
         origin: the file or data set, for messages.
+        positions: the position of each row in the source; empty if it has none.
+        held_out: for each row, whether it belongs to the source's own held-out side; None if it has none.
     """
 
     rows: tuple[TrainingRow, ...]
     broken: tuple[BrokenRow, ...] = ()
     repeats: int = 0
     origin: str = ""
+    positions: tuple[str, ...] = ()
+    held_out: tuple[bool, ...] | None = None
 
 
 def unrepeated(rows: Sequence[TrainingRow]) -> tuple[tuple[TrainingRow, ...], int]:
@@ -123,6 +162,8 @@ def _recorded(row: TrainingRow) -> str:
     if isinstance(row, Conversation):
         turns = ", ".join(map(_recorded_message, row.messages))
         return f"Dialogue(turns=({turns}), unit={row.unit!r})"
+    if isinstance(row, ConversationPair | LabelledConversation):
+        return repr(row)
     kind = {PromptCompletion: "Text", PreferencePair: "Pair", LabelledCompletion: "Judged"}[type(row)]
     return kind + repr(row).removeprefix(type(row).__name__)
 
@@ -130,4 +171,5 @@ def _recorded(row: TrainingRow) -> str:
 def _recorded_message(message: Message) -> str:
     thoughts = f", reasoning={message.reasoning!r}" if message.reasoning else ""
     weight = "" if message.learnt else ", learnt=False"
-    return f"Turn(role={message.role!r}, content={message.content!r}{thoughts}{weight})"
+    extra = f", extra={message.extra!r}" if message.extra else ""
+    return f"Turn(role={message.role!r}, content={message.content!r}{thoughts}{weight}{extra})"

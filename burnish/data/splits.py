@@ -66,6 +66,22 @@ def split_items(
     return sides
 
 
+def own_sides(items: Sequence[T], families: Sequence[str], held_out: Sequence[bool]) -> tuple[list[T], list[T]]:
+    """Return the training and the held-out items of data that has its own held-out side.
+
+    Training items that are near-copies of a held-out one are left out. Raises InputError if a side is empty.
+    """
+    known = {family for family, own in zip(families, held_out, strict=True) if own}
+    rows = list(zip(items, families, held_out, strict=True))
+    train = [item for item, family, own in rows if not own and family not in known]
+    held = [item for item, _, own in rows if own]
+    for side, name in ((train, "training"), (held, "held-out")):
+        if not side:
+            near = ", apart from near-copies of the held-out ones" if rows and held else ""
+            raise InputError(f"held_out: the data has no {name} row{near}: name another side or file")
+    return train, held
+
+
 # Near-copies --------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +198,8 @@ class SplitTask:
         if not 0 < held_out_percent < 100:
             raise InputError(f"held_out_percent = {held_out_percent}: must be from 1 to 99")
         self.held_out_percent = held_out_percent
+        self.own_held_out: frozenset[str] | None = None
+        """Once the examples are read, the digests of the data's own held-out side; None if it has none."""
         self._sides: tuple[list[Prompt], list[Prompt]] | None = None
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
@@ -200,15 +218,20 @@ class SplitTask:
             raise InputError("the data has no example that can be used: check the task's options")
         unique = {one.digest: one for one in reversed(examples)}
         kept = [unique[one] for one in dict.fromkeys(one.digest for one in examples)]
-        families = example_families(kept)
-        self._sides = split_items(
-            [one.prompt for one in kept], [families[one.digest] for one in kept], self.held_out_percent
-        )
+        by_digest = example_families(kept)
+        families = [by_digest[one.digest] for one in kept]
+        prompts, near = [one.prompt for one in kept], ""
+        if self.own_held_out is None:
+            self._sides = split_items(prompts, families, self.held_out_percent)
+        else:
+            own = [one.digest in self.own_held_out for one in kept]
+            self._sides = own_sides(prompts, families, own)
+            near = f", {len(kept) - sum(map(len, self._sides))} training prompts that are near-copies of held-out ones"
         if observer:
             train, held_out = self._sides
             observer.message(
                 f"{self.name}: {len(train)} training and {len(held_out)} held-out prompts; left out: "
-                f"{len(examples) - len(kept)} repeated"
+                f"{len(examples) - len(kept)} repeated{near}"
             )
 
     def train(self) -> Sequence[Prompt]:

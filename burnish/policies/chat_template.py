@@ -94,7 +94,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.settings = settings or ChatSettings()
         self._now = _run_time or datetime.now()
-        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._layouts: dict[tuple[tuple[str, str], ...], Layout] = {}
         self._parts: dict[str, bool] = {}
 
     @property
@@ -158,10 +158,11 @@ class ChatTemplate:
 
     def layout(self, messages: Sequence[Message]) -> Layout:
         """Return what the template does to messages of these roles, by the places of marks in its text."""
-        roles = tuple(message.role for message in messages)
+        roles = tuple((message.role, message.extra) for message in messages)
         if roles not in self._layouts:
             marks = [chr(0xE000 + index) * 3 for index in range(len(roles))]
-            marked = [Message(role, f" \n{mark}\n ") for role, mark in zip(roles, marks, strict=True)]
+            pairs = zip(roles, marks, strict=True)
+            marked = [Message(role, f" \n{mark}\n ", extra=extra) for (role, extra), mark in pairs]
             text = self.text(marked, begin_answer=True)
             indices = [text.find(mark) for mark in marks]
             kept = [index for index in indices if index >= 0]
@@ -187,6 +188,13 @@ class ChatTemplate:
                     f"the chat template leaves out message {index + 1}, of role '{message.role}': remove the message, or "
                     "set an own template"
                 )
+            for call in message.tools.get("tool_calls", ()):
+                function = call.get("function", call) if isinstance(call, dict) else {}
+                if str(function.get("name", "")) not in text:
+                    raise ValueError(
+                        f"the chat template leaves out the tool_calls of message {index + 1}: write them into its content "
+                        "as the model does, or set an own template"
+                    )
 
     def notes(self, conversations: Iterable[Sequence[Message]]) -> list[str]:
         """Return what the template does to the messages of prompts besides writing them, for a user to know."""
@@ -213,7 +221,7 @@ class ChatTemplate:
 def _as_dict(message: Message, parts: bool) -> dict[str, Any]:
     content: Any = [{"type": "text", "text": message.content}] if parts else message.content
     thoughts = {"reasoning_content": message.reasoning} if message.reasoning else {}
-    return {"role": message.role, "content": content, **thoughts}
+    return {"role": message.role, "content": content, **thoughts, **message.tools}
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -17,14 +18,17 @@ from torch import Tensor, nn
 
 from burnish.errors import InputError, one_line
 from burnish.policies.causal_lm import BATCH, CausalModel, CausalPolicy
+from burnish.policies.chat_answers import TurnEnd, answer_text
 from burnish.policies.kernels.packing import PAD_ID, hidden_states, unwrap_peft
 from burnish.policies.loading import load_model
 from burnish.system.paths import expanded
-from burnish.types import Completion
+from burnish.types import Completion, Message, Prompt
 
 HEAD = "reward_head.safetensors"
 HEAD_WEIGHT = "weight"
 """Name of the head's weight in its file and among the trained parameters."""
+Reads = Literal["text", "chat", "both"]
+"""What a reward model learnt from: plain text, conversations through the chat template, or both."""
 
 
 class RewardModel:
@@ -33,11 +37,13 @@ class RewardModel:
     Args:
         backbone: a causal language model, fully trained or with an adapter; its own head is not used.
         max_tokens: limit of a prompt with its completion; longer texts are truncated, as in training.
+        reads: the form in which it learnt prompts, and in which it reads all of them.
     """
 
-    def __init__(self, backbone: CausalModel, max_tokens: int) -> None:
+    def __init__(self, backbone: CausalModel, max_tokens: int, reads: Reads = "text") -> None:
         self.backbone = backbone
         self.max_tokens = max_tokens
+        self.reads: Reads = reads
         model = unwrap_peft(backbone.model)
         # The input size of the model's own head is the size of the states: some models project the embeddings.
         width = (model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[1]
@@ -60,28 +66,63 @@ class RewardModel:
     def score_texts(self, completions: Sequence[Completion]) -> list[float]:
         """Return the scores [N] of the completions' texts, encoded by this model's own tokenizer.
 
-        Texts longer than ``max_tokens`` are truncated, as in training. A text with finish reason "stop" ends with the
-        end-of-text token; a truncated one does not.
+        Prompts are read as they were learnt: as plain text, or through this model's chat template. Texts longer than
+        ``max_tokens`` are truncated, as in training. A text with finish reason "stop" ends with the end-of-text token
+        or the one that ends a turn; a truncated one does not.
 
         Raises:
-            InputError: a prompt alone is too long, or it is a conversation and the model has no chat template.
+            InputError: a prompt alone is too long; or the model learnt plain text, and it is a conversation of several
+                turns.
         """
         texts = [self._encoded(completion) for completion in completions]
         scores = [self.scores(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         return [float(score) for part in scores for score in part]
 
     def _encoded(self, completion: Completion) -> Completion:
-        prompt_ids = self.backbone.encode_prompt(completion.prompt)
+        prompt = self._as_learnt(completion.prompt)
+        prompt_ids = self.backbone.encode_prompt(prompt)
         room = self.max_tokens - len(prompt_ids)
         if room < 1:
             raise InputError(
                 f"prompt '{completion.prompt.id}' has {len(prompt_ids)} tokens, and this reward model reads "
                 f"{self.max_tokens} with the answer: give shorter prompts, or train one with a larger batch.max_tokens"
             )
-        end = (self.backbone.tokenizer.eos_token_id,) if completion.finish_reason == "stop" else ()
-        empty = not (completion.prompt.text or completion.prompt.messages)
-        token_ids = (*self.backbone.encode(completion.text, begins=empty), *end)[:room]
-        return replace(completion, prompt_ids=prompt_ids, token_ids=token_ids, sampler_logprobs=())
+        token_ids = (*self._answer(prompt, completion.text), *self._end(prompt, completion))[:room]
+        return replace(completion, prompt=prompt, prompt_ids=prompt_ids, token_ids=token_ids, sampler_logprobs=())
+
+    def _as_learnt(self, prompt: Prompt) -> Prompt:
+        if self.reads == "chat" and not prompt.messages:
+            return replace(prompt, messages=(Message("user", prompt.text),))
+        if self.reads == "text" and prompt.messages:
+            if any(message.role != "user" for message in prompt.messages[:-1]):
+                raise InputError(
+                    f"prompt '{prompt.id}' is a conversation of several messages, and this reward model learnt plain text: "
+                    "train one on conversations, or give prompts of one message"
+                )
+            return replace(prompt, text=prompt.messages[-1].content, messages=())
+        return prompt
+
+    def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Return an answer's tokens as fine-tuning would write it after this prompt."""
+        backbone = self.backbone
+        if prompt.messages:
+            messages = [*prompt.messages, Message("assistant", text)]
+            try:
+                written = answer_text(backbone.chat, TurnEnd(), messages, len(prompt.messages))
+            except ValueError:  # the policy wrote what no row could have, such as half a thought
+                written = None
+            if written is not None:
+                return (*backbone.encode(written.given), *backbone.encode(written.learnt))
+        return backbone.encode(text, begins=not (prompt.text or prompt.messages))
+
+    def _end(self, prompt: Prompt, completion: Completion) -> tuple[int, ...]:
+        if completion.finish_reason != "stop":
+            return ()
+        turn = self.backbone.turn_end
+        if not prompt.messages:
+            return (self.backbone.tokenizer.eos_token_id,)
+        end = self.backbone.text_end if turn.token is None else turn.token
+        return (*self.backbone.encode(turn.text), *(() if end is None else (end,)))
 
     @property
     def max_microbatch_tokens(self) -> int:
@@ -106,7 +147,11 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Write the backbone as a language model, and ``reward_head.safetensors`` beside it."""
         self._policy.save(folder)
-        save_file({HEAD_WEIGHT: self.head.detach()}, folder / HEAD, metadata={"max_tokens": str(self.max_tokens)})
+        save_file(
+            {HEAD_WEIGHT: self.head.detach()},
+            folder / HEAD,
+            metadata={"max_tokens": str(self.max_tokens), "reads": self.reads},
+        )
 
     def load(self, folder: Path) -> None:
         """Load saved weights in place, bit for bit. Raises InputError if they belong to another model."""
@@ -114,7 +159,7 @@ class RewardModel:
         self._take_head(folder)
 
     def _take_head(self, folder: Path) -> None:
-        weight, _ = read_reward_head(folder)
+        weight, _, _ = read_reward_head(folder)
         if weight.shape != self.head.shape:
             raise InputError(f"{folder}: its reward head has {list(weight.shape)} weights, the model {len(self.head)}")
         with torch.no_grad():
@@ -139,11 +184,14 @@ def find_model_folder(path: str) -> Path:
     return folder
 
 
-def read_reward_head(folder: Path) -> tuple[Tensor, int]:
-    """Return the head's weight and the model's token limit. Raises InputError if the file is damaged."""
+def read_reward_head(folder: Path) -> tuple[Tensor, int, Reads]:
+    """Return the head's weight, the model's token limit and what it reads. Raises InputError if the file is damaged."""
     try:
         with safe_open(folder / HEAD, framework="pt") as file:
-            return file.get_tensor(HEAD_WEIGHT), int((file.metadata() or {})["max_tokens"])
+            facts = file.metadata() or {}
+            # Without the entry, it is of a version that trained reward models on plain text only.
+            reads = next(one for one in get_args(Reads) if one == facts.get("reads", "text"))
+            return file.get_tensor(HEAD_WEIGHT), int(facts["max_tokens"]), reads
     except Exception as error:  # safetensors has an error of its own kind
         reason = one_line(error)[:120]
         raise InputError(f"{folder / HEAD} cannot be read ({reason}): copy it again, or train anew") from error
@@ -155,10 +203,10 @@ def load_reward_model(path: str, *, offline: bool = True) -> RewardModel:
     Raises InputError as ``find_model_folder`` and ``load_model``.
     """
     folder = find_model_folder(path).resolve()
-    _, max_tokens = read_reward_head(folder)
+    _, max_tokens, reads = read_reward_head(folder)
     backbone = load_model(folder, offline=offline)
     backbone.model.requires_grad_(False)
-    model = RewardModel(backbone, max_tokens)
+    model = RewardModel(backbone, max_tokens, reads)
     model._take_head(folder)
     model.head.requires_grad_(False)
     return model

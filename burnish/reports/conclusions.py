@@ -25,8 +25,7 @@ def main_conclusion(run: RunData) -> str:
         start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
     else:
         start = f"Held-out reward went from {before} to {after}, without a test of significance"
-    power = f" {text}." if (text := wording.power("reward", entry)) else ""
-    return f"{start} ({_evidence(entry)}).{power}"
+    return f"{start} ({_evidence(entry)})."
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:

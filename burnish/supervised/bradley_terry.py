@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.preference import bradley_terry_loss
-from burnish.data.rows import PreferencePair, TrainingRow
+from burnish.data.rows import ConversationPair, PreferencePair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.calibration import calibration
 from burnish.evaluation.statistics import mean_of_units
-from burnish.policies.reward_model import RewardModel
+from burnish.policies.reward_model import Reads, RewardModel
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.objective import (
     Example,
@@ -45,11 +45,17 @@ class BradleyTerry(Objective[RewardModel]):
 
     def __init__(self, *, margin: float = 0.0, centre: float = 0.0) -> None:
         self.margin, self.centre = margin, centre
+        self._reads: set[Reads] = set()
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if not isinstance(row, PreferencePair):
+        if not isinstance(row, PreferencePair | ConversationPair):
             raise InputError("these rows are texts: `burnish reward-model` learns from pairs, `burnish sft` from texts")
-        return [Example(row.unit, encode_pair(encoder, row), row.margin)]
+        example = Example(row.unit, encode_pair(encoder, row), row.margin)
+        self._reads.add("text" if isinstance(row, PreferencePair) else "chat")
+        return [example]
+
+    def prepare(self, policy: RewardModel, encoder: Encoder) -> None:
+        policy.reads = "both" if len(self._reads) > 1 else next(iter(self._reads), "text")
 
     def backward(self, policy: RewardModel, examples: Sequence[Example], budget: TokenBudget) -> dict[str, float]:
         total = 0.0

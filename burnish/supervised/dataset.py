@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.rows import BrokenRow, Conversation, Rows, TrainingRow, rows_digest
-from burnish.data.splits import split_items
+from burnish.data.rows import CONVERSATIONS, BrokenRow, Rows, TrainingRow, rows_digest
+from burnish.data.splits import own_sides, split_items
 from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.supervised.encoding import Encoder, encode_rows
@@ -47,12 +47,14 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
         InputError: a side of the split is empty or its labelled answers have only one label, the objective cannot learn
             from rows of this kind, or too many rows cannot be encoded.
     """
-    sides = split_rows(rows.rows, recipe.data.held_out_percent)
+    sides = split_rows(rows.rows, recipe.data.held_out_percent, rows.held_out)
     encoded: list[tuple[Example, ...]] = []
     broken = list(rows.broken)
+    positions = dict(zip(rows.rows, rows.positions, strict=False))
     for name, side in zip(("training", "held-out"), sides, strict=True):
-        results, unusable = encode_rows(side, lambda row: objective.examples(encoder, row))
-        broken += [BrokenRow(f"{name} {one.position}", one.reason) for one in unusable]
+        named = [positions.get(row, f"{name} usable row {number}") for number, row in enumerate(side, start=1)]
+        results, unusable = encode_rows(side, lambda row: objective.examples(encoder, row), named)
+        broken += unusable
         encoded.append(tuple(example for examples in results for example in examples))
     _refuse_broken(broken, len(rows.rows) + len(rows.broken), recipe.data)
     train, held_out = encoded[0], select_units(encoded[1], recipe.evaluation.prompts)
@@ -64,25 +66,32 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
         "origin": rows.origin,
         "rows": len(rows.rows),
         "repeats": rows.repeats,
+        "near_copies_of_held_out": len(rows.rows) - sum(map(len, sides)),
         "training_examples": len(train),
         "held_out_examples": len(held_out),
         "held_out_units": len({example.unit for example in held_out}),
         "cut_at_max_tokens": sum(text.cut for example in (*train, *held_out) for text in example.texts),
         "broken": [{"place": one.position, "reason": one.reason} for one in broken],
+        "conversations": sum(isinstance(row, CONVERSATIONS) for row in rows.rows),
         "sha256": rows_digest(rows.rows),
     }
-    if notes := encoder.notes([row for row in rows.rows if isinstance(row, Conversation)]):
+    if notes := encoder.notes(rows.rows):
         described["notes"] = notes
     return Dataset(train, held_out, described)
 
 
-def split_rows(rows: Sequence[TrainingRow], percent: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    """Return the training and the held-out rows.
+def split_rows(
+    rows: Sequence[TrainingRow], percent: int, held_out: Sequence[bool] | None = None
+) -> tuple[list[TrainingRow], list[TrainingRow]]:
+    """Return the training and the held-out rows, by the data's own flags if it has them.
 
     Raises InputError without a training row, or with fewer than two held-out units, too few for an interval.
     """
     try:
-        return split_items(rows, [row.unit for row in rows], percent, least_held_out=2)
+        units = [row.unit for row in rows]
+        if held_out is not None:
+            return own_sides(rows, units, held_out)
+        return split_items(rows, units, percent, least_held_out=2)
     except InputError as error:
         raise InputError(f"data.{error}") from error
 

@@ -1,20 +1,20 @@
-"""DPO and IPO: preference optimisation from pairs of answers, relative to the initial model."""
+"""Preference optimisation from pairs of answers: DPO and IPO, relative to the initial model; SimPO, ORPO and CPO."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from burnish.algorithms.ops import sum_by_sequence
-from burnish.algorithms.preference import dpo_loss, ipo_loss
+from burnish.algorithms.preference import dpo_loss, ipo_loss, orpo_loss, simpo_loss
 from burnish.algorithms.table_gradients import adding_to_grad
-from burnish.data.rows import PreferencePair, TrainingRow
+from burnish.data.rows import ConversationPair, PreferencePair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import mean_of_units, perplexity_of_units
 from burnish.protocols import Policy
-from burnish.supervised.encoding import Encoder
+from burnish.supervised.encoding import Encoded, Encoder
 from burnish.supervised.objective import (
     PLAIN,
     Example,
@@ -22,23 +22,44 @@ from burnish.supervised.objective import (
     Objective,
     SumMetric,
     accuracy,
+    answer_lengths,
+    answer_sums,
     encode_pair,
     example_batches,
     flatten,
     reference_logprobs,
-    text_lengths,
 )  # fmt: skip
+from burnish.supervised.recipe import Preference
 from burnish.training.batching import TokenBudget
+from burnish.types import Completion
 
-PairLoss = Callable[[Tensor, Tensor, float], Tensor]
-PAIR_LOSSES: Mapping[str, PairLoss] = {"dpo": dpo_loss, "ipo": ipo_loss}
+PairLoss = Callable[[Tensor, Tensor, Preference], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PairForm:
+    """A loss of two answers' likelihoods, and whether these are relative to the initial model."""
+
+    loss: PairLoss
+    relative: bool
+
+
+PAIR_FORMS: Mapping[str, PairForm] = {
+    "dpo": PairForm(lambda c, r, s: dpo_loss(c, r, s.beta, s.label_smoothing), relative=True),
+    "ipo": PairForm(lambda c, r, s: ipo_loss(c, r, s.beta), relative=True),
+    "simpo": PairForm(lambda c, r, s: simpo_loss(c, r, s.beta, s.margin, s.label_smoothing), relative=False),
+    "orpo": PairForm(lambda c, r, s: s.beta * orpo_loss(c, r), relative=False),
+    "cpo": PairForm(lambda c, r, s: dpo_loss(c, r, s.beta, s.label_smoothing), relative=False),
+}
 
 
 class PairPreference(Objective[Policy]):
-    """DPO or IPO: raises the preferred answer over the rejected one, relative to the initial model.
+    """Raises the preferred answer over the rejected one.
 
-    A completion's implicit reward is ``beta (log pi - log pi_ref)``, summed over its tokens (arXiv 2305.18290, section
-    4); a pair's margin is the implicit reward of the preferred answer minus that of the rejected one.
+    The likelihood of an answer is ``log pi - log pi_ref`` (DPO, IPO) or ``log pi`` (SimPO, ORPO, CPO), summed over its
+    learnt tokens, or their mean with ``length_normalised``. Times beta, it is the answer's implicit reward (arXiv
+    2305.18290, section 4); a pair's margin is that of the preferred answer minus that of the rejected one. The
+    supervised term is the preferred answer's mean negative log-likelihood per token (arXiv 2404.19733).
     """
 
     metrics: tuple[SumMetric, ...] = (
@@ -47,13 +68,13 @@ class PairPreference(Objective[Policy]):
         SumMetric("chosen_perplexity", "lower", "chosen_nll", "chosen_tokens", perplexity_of_units),
     )
 
-    def __init__(self, loss: PairLoss, beta: float) -> None:
-        self.loss, self.beta = loss, beta
+    def __init__(self, settings: Preference) -> None:
+        self.settings, self.form = settings, PAIR_FORMS[settings.use]
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if not isinstance(row, PreferencePair):
+        if not isinstance(row, PreferencePair | ConversationPair):
             raise InputError(
-                "these rows are texts: DPO and IPO learn from pairs; "
+                f"these rows are texts: {self.settings.use.upper()} learns from pairs; "
                 "use KTO for labelled answers, `burnish sft` for texts"
             )
         return [Example(row.unit, encode_pair(encoder, row))]
@@ -62,15 +83,19 @@ class PairPreference(Objective[Policy]):
         total, margins = 0.0, []
         for part in example_batches(examples, budget):
             texts, completions = flatten(part)
-            reference = reference_logprobs(policy, completions)
+            reference = self._reference(policy, completions)
             with adding_to_grad():
-                ratios = policy.logprobs(completions, PLAIN).logprobs.double() - reference
-            chosen, rejected = sum_by_sequence(ratios, text_lengths(texts)).view(-1, 2).unbind(1)
-            loss = self.loss(chosen, rejected, self.beta).sum() / len(examples)
+                logprobs = policy.logprobs(completions, PLAIN).logprobs.double()
+            chosen, rejected = self._likelihoods(logprobs - reference, texts).unbind(1)
+            losses = self.form.loss(chosen, rejected, self.settings)
+            if self.settings.supervised_weight:
+                means = answer_sums(logprobs, texts) / answer_lengths(texts)
+                losses = losses - self.settings.supervised_weight * means.view(-1, 2)[:, 0]
+            loss = losses.sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-            margins.append(self.beta * (chosen - rejected).detach())
-            del ratios, chosen, rejected, loss
+            margins.append(self.settings.beta * (chosen - rejected).detach())
+            del logprobs, chosen, rejected, losses, loss
         margin = torch.cat(margins)
         return {
             "loss": total,
@@ -81,16 +106,23 @@ class PairPreference(Objective[Policy]):
 
     def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
         texts, completions = flatten(examples)
-        lengths = text_lengths(texts)
         logprobs = policy.token_logprobs(completions).double()
-        likelihoods = sum_by_sequence(logprobs, lengths).view(-1, 2)
-        ratios = sum_by_sequence(logprobs - reference_logprobs(policy, completions), lengths).view(-1, 2)
-        margins = self.beta * (ratios[:, 0] - ratios[:, 1])
+        chosen_logprobs = answer_sums(logprobs, texts).view(-1, 2)[:, 0]
+        likelihoods = self._likelihoods(logprobs - self._reference(policy, completions), texts)
+        margins = self.settings.beta * (likelihoods[:, 0] - likelihoods[:, 1])
         measured = []
-        for example, margin, likelihood in zip(examples, margins, likelihoods, strict=True):
+        for example, margin, chosen in zip(examples, margins, chosen_logprobs, strict=True):
             numbers = {
                 "right": float(accuracy(margin)), "margin": float(margin), "pairs": 1,
-                "chosen_nll": -float(likelihood[0]), "chosen_tokens": len(example.texts[0].token_ids),
+                "chosen_nll": -float(chosen), "chosen_tokens": sum(example.texts[0].learnt),
             }  # fmt: skip
             measured.append(ExampleSums(example.unit, numbers))
         return measured
+
+    def _reference(self, policy: Policy, completions: Sequence[Completion]) -> Tensor | float:
+        return reference_logprobs(policy, completions) if self.form.relative else 0.0
+
+    def _likelihoods(self, values: Tensor, texts: Sequence[Encoded]) -> Tensor:
+        """Return the likelihoods of the preferred and the rejected answer of each pair, [M, 2]."""
+        sums = answer_sums(values, texts)
+        return (sums / answer_lengths(texts) if self.settings.length_normalised else sums).view(-1, 2)

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from burnish.data.rows import BrokenRow, Conversation, PromptCompletion
+from burnish.data.exchanges import unlearnt
+from burnish.data.rows import (
+    BrokenRow,
+    Conversation,
+    ConversationPair,
+    LabelledConversation,
+    PromptCompletion,
+    TrainingRow,
+)  # fmt: skip
 from burnish.errors import InputError
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.chat_answers import answer_text
@@ -128,12 +136,29 @@ class Encoder:
             texts[-1] = replace(texts[-1], cut=True)
         return texts
 
-    def notes(self, rows: Sequence[Conversation]) -> list[str]:
+    def continuation(self, row: ConversationPair | LabelledConversation, answer: tuple[Message, ...]) -> Encoded:
+        """Encode a conversation and its continuation, of which the assistant's messages are learnt, as one text.
+
+        Raises:
+            ValueError: as ``conversation``, or the template writes the answer to one message differently after the next.
+        """
+        texts = self.conversation(Conversation((*unlearnt(row.prompt), *answer), row.unit))
+        if len(texts) > 1:
+            raise ValueError(
+                "the chat template rewrites earlier messages, so an answer of several turns is not one text: keep only "
+                "the last answer, and give the turns before it as the prompt"
+            )
+        return texts[0]
+
+    def notes(self, rows: Sequence[TrainingRow]) -> list[str]:
         """Return what the chat template does to conversations besides writing them."""
-        prompts = []
+        prompts: list[Sequence[Message]] = []
         for row in rows:
-            last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
-            prompts.append(row.messages[:last])
+            if isinstance(row, Conversation):
+                last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
+                prompts.append(row.messages[:last])
+            elif isinstance(row, ConversationPair | LabelledConversation):
+                prompts.append(row.prompt)
         endless = "the template's generation marks leave out the end of a turn, so ends of answers are not learnt"
         return [*self.model.chat.notes(prompts), *([endless] if self._endless else [])]
 
@@ -141,6 +166,8 @@ class Encoder:
         """Return an answer's tokens and which of them are learnt; None if the template's marks leave it out."""
         message = messages[index]
         self._refuse_control_tokens(message.content, message.reasoning)
+        if message.extra:
+            raise ValueError("an answer that is learnt has 'tool_calls': write them into content as the model does")
         text = answer_text(self.model.chat, self.model.turn_end, messages, index)
         if text is None:
             return None
@@ -197,12 +224,14 @@ class _Sequence:
         self.learnt += learnt
 
 
-def encode_rows(rows: Sequence[Any], encode: Callable[[Any], Any]) -> tuple[list[Any], list[BrokenRow]]:
+def encode_rows(
+    rows: Sequence[Any], encode: Callable[[Any], Any], positions: Sequence[str]
+) -> tuple[list[Any], list[BrokenRow]]:
     """Return the results of ``encode`` and the rows for which it raised ValueError."""
     results, broken = [], []
-    for number, row in enumerate(rows, start=1):
+    for row, position in zip(rows, positions, strict=True):
         try:
             results.append(encode(row))
         except ValueError as error:
-            broken.append(BrokenRow(f"usable row {number}", str(error)))
+            broken.append(BrokenRow(position, str(error)))
     return results, broken

@@ -9,9 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.preference import kto_loss, kto_reference_point
-from burnish.data.rows import LabelledCompletion, PreferencePair, TrainingRow
+from burnish.data.rows import (
+    ConversationPair,
+    LabelledCompletion,
+    LabelledConversation,
+    PreferencePair,
+    TrainingRow,
+)  # fmt: skip
 from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, mean_of_units
 from burnish.protocols import Policy
@@ -23,13 +28,12 @@ from burnish.supervised.objective import (
     Objective,
     SumMetric,
     accuracy,
+    answer_sums,
     encode_pair,
     flatten,
     reference_logprobs,
-    text_lengths,
 )  # fmt: skip
 from burnish.training.batching import TokenBudget, microbatches
-from burnish.types import Completion
 
 
 def desirable_gap(sums: Array) -> Array:
@@ -70,9 +74,11 @@ class KTO(Objective[Policy]):
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
     def examples(self, encoder: Encoder, row: TrainingRow) -> list[Example]:
-        if isinstance(row, PreferencePair):
+        if isinstance(row, PreferencePair | ConversationPair):
             chosen, rejected = encode_pair(encoder, row)
             return [Example(row.unit, (chosen,), desirable=True), Example(row.unit, (rejected,), desirable=False)]
+        if isinstance(row, LabelledConversation):
+            return [Example(row.unit, (encoder.continuation(row, row.completion),), desirable=row.desirable)]
         if not isinstance(row, LabelledCompletion):
             raise InputError("these rows are texts without a label: KTO learns from labelled answers or from pairs")
         return [Example(row.unit, (encoder.text(row.unit, row.prompt, row.completion),), desirable=row.desirable)]
@@ -86,7 +92,7 @@ class KTO(Objective[Policy]):
         for indices in microbatches(completions, range(len(completions)), budget):
             part = [completions[index] for index in indices]
             ratios = policy.logprobs(part, PLAIN).logprobs.double() - reference_logprobs(policy, part)
-            sums = sum_by_sequence(ratios, text_lengths([texts[index] for index in indices]))
+            sums = answer_sums(ratios, [texts[index] for index in indices])
             weights = self.desirable_weight, self.undesirable_weight
             loss = kto_loss(sums, desirable[indices], point, self.beta, *weights).sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -102,10 +108,9 @@ class KTO(Objective[Policy]):
 
     def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
         texts, completions = flatten(examples)
-        lengths = text_lengths(texts)
         logprobs = policy.token_logprobs(completions).double()
-        likelihoods = sum_by_sequence(logprobs, lengths)
-        rewards = self.beta * sum_by_sequence(logprobs - reference_logprobs(policy, completions), lengths)
+        likelihoods = answer_sums(logprobs, texts)
+        rewards = self.beta * answer_sums(logprobs - reference_logprobs(policy, completions), texts)
         measured = []
         for example, reward, likelihood in zip(examples, rewards, likelihoods, strict=True):
             good = 1 if example.desirable else 0
@@ -114,7 +119,7 @@ class KTO(Objective[Policy]):
                 "right": float(accuracy(sign * reward)), "answers": 1,
                 "good_reward": good * float(reward), "good": good,
                 "bad_reward": (1 - good) * float(reward), "bad": 1 - good,
-                "good_nll": -good * float(likelihood), "good_tokens": good * len(example.texts[0].token_ids),
+                "good_nll": -good * float(likelihood), "good_tokens": good * sum(example.texts[0].learnt),
             }  # fmt: skip
             measured.append(ExampleSums(example.unit, numbers))
         return measured
@@ -124,22 +129,23 @@ class KTO(Objective[Policy]):
         unrelated = mismatched(texts)
         if not unrelated:
             return torch.zeros((), dtype=torch.float64)
+        completions = [text.completion() for text in unrelated]
         with torch.no_grad():
-            ratios = policy.token_logprobs(unrelated).double() - reference_logprobs(policy, unrelated)
-        return kto_reference_point(sum_by_sequence(ratios, torch.tensor([len(one.token_ids) for one in unrelated])))
+            ratios = policy.token_logprobs(completions).double() - reference_logprobs(policy, completions)
+        return kto_reference_point(answer_sums(ratios, unrelated))
 
 
-def mismatched(texts: Sequence[Encoded]) -> list[Completion]:
+def mismatched(texts: Sequence[Encoded]) -> list[Encoded]:
     """Return each prompt with the answer of the next text that has a different prompt, or of the next one if none has.
 
     Answers are cut so that no text is longer than the longest of the step. A single text gives none.
     """
     longest = max(text.size for text in texts)
-    completions = []
+    unrelated = []
     for index, text in enumerate(texts):
         others = [*texts[index + 1 :], *texts[:index]]
         if others:
             other = next((one for one in others if one.prompt_ids != text.prompt_ids), others[0])
-            tokens = other.token_ids[: longest - len(text.prompt_ids)]
-            completions.append(replace(text.completion(), token_ids=tokens, sampler_logprobs=(0.0,) * len(tokens)))
-    return completions
+            room = longest - len(text.prompt_ids)
+            unrelated.append(replace(text, token_ids=other.token_ids[:room], learnt=other.learnt[:room]))
+    return unrelated

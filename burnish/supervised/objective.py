@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.data.rows import PreferencePair, TrainingRow
+from burnish.algorithms.ops import sum_by_sequence
+from burnish.data.rows import ConversationPair, PreferencePair, TrainingRow
 from burnish.errors import InputError
 from burnish.evaluation.statistics import Array, Statistic, paired_bootstrap
 from burnish.protocols import Policy
@@ -98,14 +99,21 @@ class Objective(Protocol[P]):
     def sums(self, policy: P, examples: Sequence[Example]) -> list[ExampleSums]:
         """Return the sums of each held-out example."""
 
+    def prepare(self, policy: P, encoder: Encoder) -> None:
+        """Tell the model how its rows were encoded, once all examples are made."""
+        return None
+
     def conclude(self, sums: Sequence[ExampleSums], seed: int) -> Mapping[str, Any]:
         """Return additional files about the measurement after training: file name -> JSON value."""
         return {}
 
 
-def encode_pair(encoder: Encoder, row: PreferencePair) -> tuple[Encoded, ...]:
+def encode_pair(encoder: Encoder, row: PreferencePair | ConversationPair) -> tuple[Encoded, ...]:
     """Return the preferred and the rejected answer. Raise ValueError if they are equal or cannot be used."""
-    texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
+    if isinstance(row, PreferencePair):
+        texts = tuple(encoder.text(row.unit, row.prompt, answer) for answer in (row.chosen, row.rejected))
+    else:
+        texts = tuple(encoder.continuation(row, answer) for answer in (row.chosen, row.rejected))
     if texts[0].token_ids == texts[1].token_ids:
         raise ValueError("chosen and rejected are equal up to batch.max_tokens, where they are cut")
     return texts
@@ -135,6 +143,16 @@ def text_lengths(texts: Sequence[Encoded]) -> Tensor:
 def learnt_mask(texts: Sequence[Encoded]) -> Tensor:
     """Return which tokens are learnt, [T] bool."""
     return torch.tensor([flag for text in texts for flag in text.learnt])
+
+
+def answer_sums(values: Tensor, texts: Sequence[Encoded]) -> Tensor:
+    """Return the sum of per-token values [T] over the learnt tokens of each text, [N]."""
+    return sum_by_sequence(torch.where(learnt_mask(texts), values, 0.0), text_lengths(texts))
+
+
+def answer_lengths(texts: Sequence[Encoded]) -> Tensor:
+    """Return the number of learnt tokens of each text, [N]."""
+    return torch.tensor([sum(text.learnt) for text in texts])
 
 
 def example_batches(examples: Sequence[Example], budget: TokenBudget) -> list[list[Example]]:

@@ -60,20 +60,54 @@ class SFTRecipe(SupervisedRecipe):
     kind: Literal["sft"]
 
 
+PREFERENCE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "simpo": {"beta": 2.0, "margin": 1.0, "length_normalised": True},
+    "orpo": {"supervised_weight": 1.0, "length_normalised": True},
+    "cpo": {"supervised_weight": 1.0},
+}
+"""Objective -> its defaults where they differ from those of the section."""
+PREFERENCE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "label_smoothing": ("dpo", "cpo", "simpo"),
+    "margin": ("simpo",),
+    "supervised_weight": ("dpo", "ipo", "simpo", "orpo", "cpo"),
+    "length_normalised": ("dpo", "ipo", "cpo", "simpo", "orpo"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""Key -> the objectives that it belongs to."""
+
+
 class Preference(Section):
-    use: Literal["dpo", "ipo", "kto"] = "dpo"
+    use: Literal["dpo", "ipo", "kto", "simpo", "orpo", "cpo"] = "dpo"
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull towards the reference; tau in IPO."""
+    """Strength of the pull towards the reference; tau in IPO, the weight of the preference term in ORPO."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Probability that a label is wrong."""
+    margin: float = Field(0.0, ge=0)
+    """SimPO's gamma: the margin of implicit rewards at which the loss is log 2."""
+    supervised_weight: float = Field(0.0, ge=0)
+    """Weight of the preferred answer's mean negative log-likelihood per token."""
+    length_normalised: bool = False
+    """Whether an answer's likelihood is the mean over its tokens instead of the sum."""
     desirable_weight: float | None = Field(None, gt=0)
     """KTO's weight of desirable answers; None means 1."""
     undesirable_weight: float | None = Field(None, gt=0)
     """KTO's weight of undesirable answers; None means 1."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, value: Any) -> Any:
+        own = PREFERENCE_DEFAULTS.get(str(value.get("use")), {}) if isinstance(value, Mapping) else {}
+        return {**own, **value} if own else value
+
     @model_validator(mode="after")
-    def _only_kto_has_weights(self) -> Preference:
-        for name in ("desirable_weight", "undesirable_weight"):
-            if self.use != "kto" and getattr(self, name) is not None:
-                raise ValueError(f'{name} belongs to use = "kto": leave it out with "{self.use}"')
+    def _check_keys(self) -> Preference:
+        for name, objectives in PREFERENCE_KEYS.items():
+            if self.use not in objectives and getattr(self, name):
+                listed = " or ".join(f'"{one}"' for one in objectives)
+                raise ValueError(f'{name} belongs to use = {listed}: leave it out with "{self.use}"')
+        if self.use in ("simpo", "orpo") and not self.length_normalised:
+            raise ValueError(f'"{self.use}" compares means over tokens: leave length_normalised out')
         return self
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from burnish.algorithms.ops import sum_by_sequence
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.data.rows import Conversation, PromptCompletion, TrainingRow
 from burnish.errors import InputError
@@ -19,9 +16,9 @@ from burnish.supervised.objective import (
     ExampleSums,
     Objective,
     SumMetric,
+    answer_sums,
     flatten,
     learnt_mask,
-    text_lengths,
 )  # fmt: skip
 from burnish.training.batching import TokenBudget, microbatches
 
@@ -62,7 +59,7 @@ class FineTuning(Objective[Policy]):
     def sums(self, policy: Policy, examples: Sequence[Example]) -> list[ExampleSums]:
         texts, completions = flatten(examples)
         logprobs = policy.token_logprobs(completions).double()
-        sums = sum_by_sequence(torch.where(learnt_mask(texts), logprobs, 0.0), text_lengths(texts))
+        sums = answer_sums(logprobs, texts)
         return [
             ExampleSums(text.unit, {"nll": -float(total), "tokens": sum(text.learnt)})
             for text, total in zip(texts, sums, strict=True)

@@ -1,4 +1,4 @@
-"""Sources of training rows: a user's own files and the catalogue's data.
+"""Sources of training rows: the registry, and the catalogue's data.
 
 A source's keyword arguments, all with defaults, are the options of its ``[data]`` table.
 """
@@ -13,8 +13,6 @@ from typing import Protocol
 
 import numpy as np
 
-from burnish.data.files import read_json_lines
-from burnish.data.formats import RowFormat
 from burnish.data.rows import (
     BrokenRow,
     Conversation,
@@ -23,14 +21,12 @@ from burnish.data.rows import (
     Rows,
     TrainingRow,
     unrepeated,
-    with_families,
 )  # fmt: skip
 from burnish.data.splits import TaskExample, digest, example_families, is_held_out
 from burnish.errors import InputError
 from burnish.evaluation.held_out import continuation
 from burnish.protocols import Observer
 from burnish.registry import Registry, factory, nearest
-from burnish.system.paths import expanded
 from burnish.tasks.news import Article, articles
 from burnish.tasks.translation import HSK, Sentences
 from burnish.types import Message
@@ -48,49 +44,14 @@ class Source(Protocol):
 SOURCES: Registry[Callable[..., Source]] = Registry(
     "source",
     builtin={
-        "jsonl": "burnish.supervised.sources:JsonLines",
+        "data": "burnish.supervised.data_rows:DataRows",
+        "jsonl": "burnish.supervised.data_rows:DataRows",
         "translation": "burnish.supervised.sources:TranslationRows",
         "news": "burnish.supervised.sources:NewsText",
         "news-pairs": "burnish.supervised.sources:NewsPairs",
     },
     wrap=partial(factory, "source"),
 )
-
-
-class JsonLines:
-    """A file of JSON lines: chat, completion, text, pairs or labelled. Rows with near-copies of a prompt share a side.
-
-    Args:
-        path: the file; a relative path starts at the working directory.
-        format: "chat" (``messages``: a list of ``{"role", "content"}``), "completion" (``prompt``, ``completion``),
-            "text" (``text``), "labelled" (``prompt``, ``completion``, ``label``: true or false) or
-            "pairs" (``prompt``, ``chosen``, ``rejected`` and optionally ``margin``).
-        columns: the file's names for these fields, such as ``{ prompt = "question" }``.
-
-    Raises:
-        InputError: an option is missing or unknown, or ``rows`` cannot read the file.
-    """
-
-    def __init__(self, *, path: str = "", format: str = "", columns: dict[str, str] | None = None) -> None:
-        if not path:
-            raise InputError('data.path is missing: name the file, as in path = "data.jsonl"')
-        self.path, self.format = expanded(path), RowFormat(format, columns or {})
-
-    def rows(self, *, held_out_percent: int = 25, offline: bool = False, observer: Observer | None = None) -> Rows:
-        rows: list[TrainingRow] = []
-        broken: list[BrokenRow] = []
-        try:
-            for raw in read_json_lines(self.path):
-                try:
-                    if raw.values is None:
-                        raise ValueError(raw.reason)
-                    rows.append(self.format.row(raw.values))
-                except ValueError as error:
-                    broken.append(BrokenRow(raw.position, str(error)))
-        except InputError as error:
-            raise InputError(f"data.{error}") from error
-        unique, repeats = unrepeated(rows)
-        return Rows(with_families(unique), tuple(broken), repeats, str(self.path))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -30,7 +30,7 @@ from burnish.run.launch import (
 from burnish.run.sources import run_sources
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset, read_rows
-from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
+from burnish.supervised.dpo import PairPreference
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.kto import KTO
 from burnish.supervised.objective import Objective
@@ -88,7 +88,7 @@ def _set_up_preference(recipe: PreferRecipe, model: CausalPolicy) -> Setup[Polic
     if settings.use == "kto":
         objective = KTO(settings.beta, settings.desirable_weight or 1.0, settings.undesirable_weight or 1.0)
     else:
-        objective = PairPreference(PAIR_LOSSES[settings.use], settings.beta)
+        objective = PairPreference(settings)
     return model, objective, build_optimizer(model, recipe.optimizer)
 
 
@@ -174,12 +174,16 @@ class Verb(Generic[R, T]):
         policy = build_language_model(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
         encoder = Encoder(policy, recipe.batch.max_tokens)
         trained, objective, optimizer = self.set_up(recipe, policy)
-        return SupervisedLearner(recipe, trained, objective, build_dataset(rows, recipe, objective, encoder), optimizer)
+        dataset = build_dataset(rows, recipe, objective, encoder)
+        objective.prepare(trained, encoder)
+        return SupervisedLearner(recipe, trained, objective, dataset, optimizer)
 
 
 sft = Verb(SFTRecipe, _set_up_sft, "Fine-tune a model on texts.")
 prefer = Verb(
-    PreferRecipe, _set_up_preference, "Train on preferences: pairs of answers (DPO, IPO) or labelled answers (KTO)."
+    PreferRecipe,
+    _set_up_preference,
+    "Train on preferences: pairs of answers (DPO, IPO, SimPO, ORPO, CPO) or labelled answers (KTO).",
 )
 reward_model = Verb(
     RewardModelRecipe,

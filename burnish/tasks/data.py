@@ -1,20 +1,20 @@
-"""The data task: a user's own prompts, from a file or the Hugging Face hub, by the names of their columns."""
+"""The data task: a user's own prompts, from files or the Hugging Face hub, by the paths of their fields."""
 
 from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from burnish.data.files import RawRow, file_format, json_type, read_file
-from burnish.data.formats import read_message
-from burnish.data.hub import hub_rows
+from burnish.data.exchanges import Text, join, read_text
+from burnish.data.fields import as_text, field, has_field
+from burnish.data.files import RawRow, json_type
+from burnish.data.messages import read_conversation
+from burnish.data.origin import Origin
 from burnish.data.splits import SplitTask, TaskExample, digest, task_example
 from burnish.errors import InputError
-from burnish.registry import nearest
-from burnish.system.paths import expanded
 from burnish.types import Message
 
 if TYPE_CHECKING:
@@ -22,31 +22,40 @@ if TYPE_CHECKING:
 
 LISTED = 5
 """The most broken rows that a message lists."""
+PROMPTS = ("prompt", "messages", "conversations", "conversation")
+"""Columns that hold the prompt where no option names one."""
+GROUND_TRUTH = "reward_model.ground_truth"
+"""The field of verl's rows that is their reference."""
 
 
 class DataTask(SplitTask):
-    """Prompts from a JSONL, CSV or Parquet file, or from a data set of the hub.
+    """Prompts from files of JSON, CSV, Parquet or Arrow, or from a data set of the hub.
 
-    The side of a prompt depends on a hash of its text, with single spaces. Near-copies and rows with one value of the
-    column ``group`` share a side. A repeated prompt is left out and counted. Rows that cannot be used are counted, a
-    message lists the first ones with the reasons, and a run lists all of them in its ``broken_rows.jsonl``.
+    A prompt is text or a conversation: a list of messages in OpenAI's or ShareGPT's form. The side of a prompt depends
+    on a hash of its text, with single spaces. Near-copies and rows with one value of the column ``group`` share a side.
+    A repeated prompt is left out and counted. Rows that cannot be used are counted, a message lists the first ones with
+    the reasons, and a run lists all of them in its ``broken_rows.jsonl``.
 
     Args:
-        path: the file; a relative path starts at the working directory.
+        path: a file, or a pattern such as "data/*.jsonl"; a relative path starts at the working directory.
         dataset: instead of a file, the name of a data set of the hub, with ``config``, ``side`` ("train", ...) and
             ``revision`` (a commit, tag or branch; if empty the newest, which may change).
-        format: "jsonl", "csv" or "parquet", if the file's suffix does not say it.
+        held_out: the data's own held-out side: a split of the data set, or a file like ``path``. Training rows that are
+            near-copies of it are left out.
+        format: "jsonl", "json", "csv", "parquet" or "arrow", if the file's suffix does not say it.
         delimiter: the delimiter of a CSV file.
-        prompt: the column with the prompt.
-        template: instead of ``prompt``, a text with column names in braces, as in "Translate: {sentence}".
-        messages: instead of ``prompt``, a column with a conversation: a list of ``{"role", "content"}``. If its last
-            message is the assistant's, that is the reference, unless ``reference`` names a column.
-        reference: the column with the true answer; if empty there is no reference. Values other than text become JSON.
-        group: a column; rows with the same value share a side.
-        metadata: columns that rewards may read from the prompt's metadata.
+        prompt: the field with the prompt: a column, or a path such as "data.question".
+        template: instead of ``prompt``, a text with fields in braces, as in "Translate: {sentence}".
+        messages: instead of ``prompt``, a field with a conversation. If its last message is the assistant's, that is
+            the reference, unless ``reference`` names a field.
+        reference: the field with the true answer. Without it, the answer that the row has, if any:
+            ``reward_model.ground_truth``, ``completion``, ``chosen`` or the last message. A list is several true
+            answers; another value that is not text becomes JSON.
+        group: a field; rows with the same value share a side.
+        metadata: fields that rewards may read from the prompt's metadata; if empty, all columns.
         system: a system message at the beginning of each conversation.
         chat: whether prompts go through the model's chat template.
-        held_out_percent: share of the prompts, by hash, that training never sees.
+        held_out_percent: share of the prompts, by hash, that training never sees; unused with ``held_out``.
         max_broken: the largest share of unusable rows; more is an error.
         max_characters: a longer text makes its row unusable.
 
@@ -64,6 +73,7 @@ class DataTask(SplitTask):
         config: str = "",
         side: str = "train",
         revision: str = "",
+        held_out: str = "",
         format: str = "",
         delimiter: str = "",
         prompt: str = "prompt",
@@ -79,8 +89,10 @@ class DataTask(SplitTask):
         max_characters: int = 100_000,
     ) -> None:
         super().__init__(held_out_percent)
-        if bool(path) == bool(dataset):
-            raise InputError('name either path (a file, as in path = "prompts.jsonl") or dataset (of the hub)')
+        self.origin = Origin(
+            path=path, dataset=dataset, config=config, side=side, revision=revision, held_out=held_out, format=format,
+            delimiter=delimiter,
+        )  # fmt: skip
         if template and messages:
             raise InputError("template and messages both define the prompt: remove one of them")
         if messages and not chat:
@@ -93,35 +105,25 @@ class DataTask(SplitTask):
             raise InputError(f"max_characters = {max_characters}: must be at least 1")
         if not all(isinstance(column, str) for column in metadata):
             raise InputError("metadata must be a list of column names")
-        self.path, self.dataset, self.config, self.side = expanded(path), dataset, config, side
-        self.revision = revision
-        self.format = "" if dataset else file_format(self.path, format)
-        self.delimiter, self.template, self.messages, self.reference = delimiter, template, messages, reference
+        self.template, self.pieces, self.reference = template, _pieces(template), reference
         self.group, self.metadata, self.system, self.chat = group, list(metadata), system, chat
         self.max_broken, self.max_characters = max_broken, max_characters
-        self.prompt = "" if template or messages else prompt
-        self.fields = _fields(template)
-        self.origin = dataset or str(self.path)
+        self.prompt, self.messages = prompt, messages
         self.broken: tuple[RawRow, ...] = ()
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
-        examples: list[TaskExample] = []
         broken: list[RawRow] = []
-        total = 0
-        for row in self._rows(offline):
-            total += 1
-            try:
-                if row.values is None:
-                    raise ValueError(row.reason)
-                examples.append(self._example(row.values))
-            except ValueError as error:
-                broken.append(RawRow(row.position, None, str(error)))
+        examples, total = self._read(self.origin.rows(offline=offline), broken, "")
+        if self.origin.held_out:
+            held_out, more = self._read(self.origin.rows(held_out=True, offline=offline), broken, "held-out ")
+            self.own_held_out = frozenset(one.digest for one in held_out)
+            examples, total = [*held_out, *examples], total + more
         if not total:
-            raise InputError(f"'{self.origin}' has no rows, so there are no prompts")
+            raise InputError(f"'{self.origin.name}' has no rows, so there are no prompts")
         if broken:
             listed = "; ".join(f"{row.position}: {row.reason}" for row in broken[:LISTED])
-            more = "; ..." if len(broken) > LISTED else ""
-            summary = f"{len(broken)} of {total} rows of '{self.origin}' cannot be used: {listed}{more}"
+            more_rows = "; ..." if len(broken) > LISTED else ""
+            summary = f"{len(broken)} of {total} rows of '{self.origin.name}' cannot be used: {listed}{more_rows}"
             if len(broken) > self.max_broken * total:
                 raise InputError(f"{summary}; correct them, or raise max_broken (now {self.max_broken})")
             if observer:
@@ -129,41 +131,82 @@ class DataTask(SplitTask):
         self.broken = tuple(broken)
         return examples
 
-    def _rows(self, offline: bool) -> Iterator[RawRow]:
-        if self.dataset:
-            return hub_rows(self.dataset, config=self.config, side=self.side, revision=self.revision, offline=offline)
-        return read_file(self.path, self.format, delimiter=self.delimiter)
+    def _read(self, rows: Iterable[RawRow], broken: list[RawRow], side: str) -> tuple[list[TaskExample], int]:
+        """Return the examples of a side and the number of its rows, and append those that cannot be used."""
+        examples: list[TaskExample] = []
+        total = 0
+        for row in rows:
+            total += 1
+            try:
+                if row.values is None:
+                    raise ValueError(row.reason)
+                example = self._example(row.values)
+                prompt = replace(example.prompt, position=side + row.position)
+                examples.append(replace(example, prompt=prompt))
+            except ValueError as error:
+                broken.append(RawRow(side + row.position, None, str(error)))
+        return examples, total
 
     def _example(self, row: Mapping[str, Any]) -> TaskExample:
         """Return the example of a row. Raises ValueError with the reason if it cannot be used."""
         answer: str | None = None
-        if self.messages:
-            messages, answer = self._conversation(self._value(row, self.messages))
+        name = "" if self.template else self._prompt_field(row)
+        asked: Text = self._filled(row) if self.template else self._asked(row, name)
+        conversation = not isinstance(asked, str)
+        messages: tuple[Message, ...] = ()
+        if isinstance(asked, str):
+            text, messages = asked, (Message("user", asked),) if self.chat else ()
+        elif self.chat:
+            messages, answer = self._conversation(asked, name)
             text = messages[-1].content
         else:
-            columns = {name: self._text(row, name) for name in self.fields}
-            text = self.template.format_map(columns) if self.template else self._text(row, self.prompt)
-            messages = (Message("user", text),) if self.chat else ()
+            raise ValueError(f"'{name}' is a conversation, which needs chat = true")
         if self.system:
             messages = (Message("system", self.system), *(each for each in messages if each.role != "system"))
-        reference = self._reference(row) if self.reference else answer
-        whole = "\n".join(f"{each.role}: {each.content}" for each in messages) if self.messages else text
+        reference = self._reference(row, self.reference) if self.reference else self._own_answer(row, answer)
+        whole = "\n".join(f"{each.role}: {each.content}{each.extra}" for each in messages) if conversation else text
         content = " ".join(whole.split())
         texts = [content]
         if self.group:
             # The rows of a group share this text, a word that stands for it.
-            texts.append(digest(json.dumps(self._value(row, self.group), sort_keys=True, default=str)))
-        metadata: dict[str, object] = {column: self._value(row, column) for column in self.metadata}
+            texts.append(digest(json.dumps(field(row, self.group), sort_keys=True, default=str)))
+        kept = {column: column for column in self.metadata} or {column: column for column in row if column != name}
+        metadata: dict[str, object] = {column: field(row, column) for column in kept}
         return task_example("data", content, text, reference, messages=messages, texts=tuple(texts), metadata=metadata)
 
-    def _value(self, row: Mapping[str, Any], column: str) -> Any:
-        if column not in row:
-            listed = ", ".join(list(map(str, row))[:8])
-            raise ValueError(f"no column '{column}'{nearest(column, map(str, row))}; it has {listed}")
-        return row[column]
+    def _prompt_field(self, row: Mapping[str, Any]) -> str:
+        """Return the field that has a row's prompt; "" if the prompt is what the chosen and the rejected answer share."""
+        if self.messages or has_field(row, self.prompt) or self.prompt != "prompt":
+            return self.messages or self.prompt
+        shared = "" if "chosen" in row and "rejected" in row else "prompt"
+        return next((name for name in PROMPTS if name in row), shared)
 
-    def _text(self, row: Mapping[str, Any], column: str) -> str:
-        return self._checked(self._value(row, column), column)
+    def _asked(self, row: Mapping[str, Any], name: str) -> Text:
+        try:
+            if not name:
+                answers = [text for column in ("chosen", "rejected") if (text := read_text(row[column])) is not None]
+                if len(answers) < 2:
+                    raise ValueError("neither text nor messages")
+                return join(None, answers)[0]
+            value = field(row, name)
+            asked = read_conversation(value) if self.messages else read_text(value)
+        except ValueError as error:
+            known = str(error).startswith("no column")
+            raise ValueError(str(error) if known else f"'{name or 'chosen'}': {error}") from error
+        if asked is None or isinstance(asked, str):
+            return self._checked(value, name)
+        return tuple(self._message(message) for message in asked)
+
+    def _filled(self, row: Mapping[str, Any]) -> str:
+        """Return the template with a row's fields."""
+        parts = []
+        for literal, name in self.pieces:
+            parts.append(literal)
+            if name is not None:
+                value = field(row, name)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                parts.append(self._checked(str(value) if number else value, name))
+        return "".join(parts)
 
     def _checked(self, value: Any, column: str) -> str:
         if not isinstance(value, str):
@@ -181,54 +224,51 @@ class DataTask(SplitTask):
             raise ValueError(f"'{column}' is not UTF-8 text") from None
         return value
 
-    def _reference(self, row: Mapping[str, Any]) -> str:
-        value = self._value(row, self.reference)
-        if value is not None and not isinstance(value, str):
-            try:
-                value = json.dumps(value, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError):
-                raise ValueError(f"'{self.reference}' is {json_type(value)} that JSON does not have") from None
-        return self._checked(value, self.reference)
+    def _reference(self, row: Mapping[str, Any], name: str) -> str | tuple[str, ...]:
+        value = field(row, name)
+        if isinstance(value, list) and value and not any(isinstance(one, list | dict) for one in value):
+            several = (self._checked(None if one is None else as_text(one, name), name) for one in value)
+            return tuple(dict.fromkeys(several))
+        return self._checked(None if value is None or value == [] else as_text(value, name), name)
 
-    def _conversation(self, value: Any) -> tuple[tuple[Message, ...], str | None]:
+    def _own_answer(self, row: Mapping[str, Any], answer: str | None) -> str | tuple[str, ...] | None:
+        """Return the answer that a row has without an option: that of its conversation, verl's, or TRL's."""
+        if answer is not None:
+            return answer
+        if has_field(row, GROUND_TRUTH):
+            return self._reference(row, GROUND_TRUTH)
+        for name in ("completion", "chosen"):
+            if name in row and (text := read_text(row[name])):
+                return text if isinstance(text, str) else text[-1].content
+        return None
+
+    def _conversation(self, messages: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str | None]:
         """Return the messages up to the user's last one, and the assistant's answer to it, if there is one."""
-        if isinstance(value, str):  # CSV has no lists
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise ValueError(f"'{self.messages}' is not a list of messages") from None
-        if not isinstance(value, list) or not value:
-            raise ValueError(f"'{self.messages}' is not a list of messages")
-        messages = [self._message(each) for each in value]
-        last = messages.pop() if messages[-1].role == "assistant" else None
+        last = messages[-1] if messages[-1].role == "assistant" else None
+        asked = messages if last is None else messages[:-1]
         if last is not None and not last.learnt and not self.reference:
-            raise ValueError(f"'{self.messages}': the last answer has weight 0, so it is not a reference")
-        if not messages or messages[-1].role != "user":
-            raise ValueError(
-                f"'{self.messages}': the last message, or the one before the last answer, must be the user's"
-            )
-        return tuple(messages), None if last is None else last.content
+            raise ValueError(f"'{name}': the last answer has weight 0, so it is not a reference")
+        if not asked or asked[-1].role not in ("user", "tool"):
+            raise ValueError(f"'{name}': the last message, or the one before the last answer, must be the user's")
+        return asked, None if last is None else last.content
 
-    def _message(self, value: Any) -> Message:
-        try:
-            message = read_message(value)
-        except ValueError as error:
-            raise ValueError(f"'{self.messages}': {error}") from error
-        return replace(message, content=self._checked(message.content, "content"))
+    def _message(self, message: Message) -> Message:
+        return message if message.extra else replace(message, content=self._checked(message.content, "content"))
 
 
-def _fields(template: str) -> list[str]:
-    """Return the columns that a template names. Raises InputError if it names none, or has other fields."""
+def _pieces(template: str) -> list[tuple[str, str | None]]:
+    """Return the literals of a template, each with the field after it. Raises InputError without plain fields."""
     if not template:
         return []
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"template: {error}; write {{{{ and }}}} for literal braces") from error
-    fields = [name for _, name, _, _ in parsed if name is not None]
-    plain = all(name and not set(name) & set(".[]") for name in fields)
-    if not fields or not plain or any(spec or conversion for _, _, spec, conversion in parsed):
+    names = [name for _, name, _, _ in parsed if name is not None]
+    plain = all(name and not set(name) & set("[]") for name in names)
+    if not names or not plain or any(spec or conversion for _, _, spec, conversion in parsed):
         raise InputError(
-            "template must have column names in braces, as in {question}, without attributes, indices or formats"
+            "template must have fields in braces, as in {question} or {data.question}, without indices in brackets or "
+            "formats"
         )
-    return fields
+    return [(literal, name) for literal, name, _, _ in parsed]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from burnish.data.formats import RowFormat, read_message
+from burnish.data.formats import RowFormat
+from burnish.data.messages import read_message
 from burnish.types import Message
 
 
@@ -19,6 +20,17 @@ from burnish.types import Message
         ({"role": "assistant", "content": "a", "thinking": "r", "tool_calls": None}, Message("assistant", "a", "r")),
         ({"role": "assistant", "content": "a", "weight": 0}, Message("assistant", "a", learnt=False)),
         ({"role": "assistant", "content": "a", "weight": 1, "id": 7}, Message("assistant", "a")),
+        ({"role": "developer", "content": "a"}, Message("system", "a")),
+        ({"from": "human", "value": "a"}, Message("user", "a")),
+        ({"from": "gpt", "value": "a", "weight": None}, Message("assistant", "a")),
+        (
+            {"role": "tool", "content": "7", "tool_call_id": "c1"},
+            Message("tool", "7", extra='{"tool_call_id": "c1"}'),
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+            Message("assistant", "", extra='{"tool_calls": [{"function": {"name": "f"}}]}'),
+        ),
     ],
 )
 def test_a_message_is_read(value: dict[str, Any], message: Message) -> None:
@@ -28,7 +40,8 @@ def test_a_message_is_read(value: dict[str, Any], message: Message) -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"tool_calls": [{"name": "f"}]}, "has 'tool_calls', which is not supported"),
+        ({"function_call": {"name": "f"}}, "has 'function_call', which is not supported"),
+        ({"role": "user", "tool_calls": [{"name": "f"}]}, "has 'tool_calls', which is not supported"),
         ({"name": "Ann"}, "has 'name', which is not supported"),
         ({"content": [{"type": "image", "url": "x"}]}, "a content part of type 'image': only text can be used"),
         ({"content": [{"type": "text"}]}, "a content part of type 'text'"),
@@ -36,7 +49,7 @@ def test_a_message_is_read(value: dict[str, Any], message: Message) -> None:
         ({"weight": 0.5}, "weight 0.5: write 1 to learn it or 0 not to"),
         ({"reasoning_content": ["r"]}, "reasoning_content that is not an assistant's text"),
         ({"role": "user", "reasoning_content": "r"}, "reasoning_content that is not an assistant's text"),
-        ({"role": "tool"}, "role 'tool': known roles are"),
+        ({"role": "robot"}, "role 'robot': known roles are"),
     ],
 )
 def test_what_would_be_lost_is_refused_by_name(more: dict[str, Any], reason: str) -> None:

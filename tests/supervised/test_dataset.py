@@ -23,9 +23,10 @@ from burnish.errors import InputError
 from burnish.recipe.schema import builtin_recipes, load_recipe
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Checkpoint
+from burnish.supervised.data_rows import DataRows
 from burnish.supervised.dataset import split_rows
 from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, load_supervised, recipe_kind
-from burnish.supervised.sources import JsonLines, _exchanged
+from burnish.supervised.sources import _exchanged
 from burnish.training.prompt_order import PromptOrder
 from burnish.types import Message
 
@@ -79,11 +80,11 @@ class TestLosses:
             assert torch.autograd.gradcheck(loss, (chosen, rejected))
 
 
-class TestJsonLines:
+class TestDataRows:
     def rows(self, tmp_path, text: str, **options):
         path = tmp_path / "rows.jsonl"
         path.write_bytes(text.encode())
-        return JsonLines(path=str(path), **options).rows()
+        return DataRows(path=str(path), **options).rows()
 
     def test_every_line_is_a_row_or_listed(self, tmp_path):
         lines = [
@@ -119,9 +120,9 @@ class TestJsonLines:
             ({"path": "x", "format": "text", "columns": {"prompt": "p"}}, "format 'text' has the columns text"),
         ):
             with pytest.raises(InputError, match=message):
-                JsonLines(**options)
+                DataRows(**options)
         with pytest.raises(InputError, match="cannot be read"):
-            JsonLines(path=str(tmp_path / "none"), format="text").rows()
+            DataRows(path=str(tmp_path / "none"), format="text").rows()
 
 
 def test_the_digest_of_rows_equals_that_of_earlier_versions():
@@ -150,7 +151,7 @@ def test_near_copies_of_a_prompt_share_a_side(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    rows = JsonLines(path=str(path), format="completion").rows().rows
+    rows = DataRows(path=str(path), format="completion").rows().rows
     train, held_out = split_rows(rows, 25)
     assert len(train) + len(held_out) == 120
     assert both_sides(train, held_out) == set()
@@ -217,7 +218,9 @@ class TestRecipes:
             (SFTRecipe, SFT, "batch.max_token=3", "did you mean 'max_tokens'"),
             (SFTRecipe, SFT, "policy.use=tabular", "only a causal_lm"),
             (SFTRecipe, SFT, "preference.use=dpo", "unknown key 'preference'"),
-            (PreferRecipe, PREFER, "preference.use=simpo", "'dpo', 'ipo' or 'kto'"),
+            (PreferRecipe, PREFER, "preference.use=ppo", "'dpo', 'ipo', 'kto', 'simpo', 'orpo' or 'cpo'"),
+            (PreferRecipe, PREFER, "preference.margin=1", 'margin belongs to use = "simpo": leave it out with "dpo"'),
+            (PreferRecipe, PREFER, "preference.label_smoothing=0.5", "label_smoothing = 0.5: must be below 0.5"),
             (PreferRecipe, PREFER, "preference.beta=0", "preference.beta = 0: must be above 0"),
             (PreferRecipe, PREFER, "data.rejected=another", "did you mean 'other'"),
         ],

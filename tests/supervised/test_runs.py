@@ -27,7 +27,7 @@ from burnish.reports.terminal.progress import PlainProgress, QuietProgress
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
 from burnish.supervised.dataset import select_units
-from burnish.supervised.dpo import PAIR_LOSSES, PairPreference
+from burnish.supervised.dpo import PairPreference
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.objective import (
     PLAIN,
@@ -39,6 +39,7 @@ from burnish.supervised.objective import (
     sums_from_json,
     sums_to_json,
 )
+from burnish.supervised.recipe import Preference
 from burnish.supervised.sft import FineTuning
 from burnish.training.batching import TokenBudget
 from burnish.types import Message
@@ -88,8 +89,8 @@ def examples(objective: Any, policy: Any, rows: Any, max_tokens: int = 24) -> li
     ("objective", "rows"),
     [
         (FineTuning(), TEXTS),
-        (PairPreference(PAIR_LOSSES["dpo"], 0.3), PAIRS),
-        (PairPreference(PAIR_LOSSES["ipo"], 0.3), PAIRS),
+        (PairPreference(Preference(use="dpo", beta=0.3)), PAIRS),
+        (PairPreference(Preference(use="ipo", beta=0.3)), PAIRS),
     ],
     ids=["sft", "dpo", "ipo"],
 )
@@ -156,7 +157,7 @@ class TestPreferring:
     @pytest.mark.parametrize(("name", "loss"), [("dpo", math.log(2)), ("ipo", (1 / 0.6) ** 2)])
     def test_before_training_all_implicit_rewards_are_zero(self, policy, name, loss):
         # pi = pi_ref: every log-ratio is 0, so -log sigmoid(0) = log 2, and (0 - 1 / (2 * 0.3))^2.
-        objective = PairPreference(PAIR_LOSSES[name], 0.3)
+        objective = PairPreference(Preference(use=name, beta=0.3))
         drawn = examples(objective, policy, PAIRS)
         metrics = objective.backward(policy, drawn, LARGE)
         assert metrics["loss"] == pytest.approx(loss, abs=1e-9)
@@ -167,7 +168,7 @@ class TestPreferring:
     def test_the_first_dpo_gradient_is_that_of_the_likelihood_difference(self, policy):
         # d/dx -log sigmoid(beta x) at 0 is -beta/2, so the gradient is -beta/2 times the mean over pairs of the gradient of
         # log pi(chosen) - log pi(rejected).
-        objective = PairPreference(PAIR_LOSSES["dpo"], 0.3)
+        objective = PairPreference(Preference(use="dpo", beta=0.3))
         drawn = examples(objective, policy, PAIRS)
         objective.backward(policy, drawn, LARGE)
         slopes = gradients(policy)
@@ -180,12 +181,12 @@ class TestPreferring:
 
     def test_answers_that_are_equal_after_the_cut_are_rejected(self, policy):
         row = PreferencePair("Shares", " fell after the company", " fell after the match", digest("1"))
-        (example,) = PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, 64), row)
+        (example,) = PairPreference(Preference(use="dpo", beta=0.1)).examples(Encoder(policy, 64), row)
         ids = example.texts[0].token_ids, example.texts[1].token_ids
         same = next(place for place, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
         room = len(example.texts[0].prompt_ids) + same
         with pytest.raises(ValueError, match="chosen and rejected are equal up to"):
-            PairPreference(PAIR_LOSSES["dpo"], 0.1).examples(Encoder(policy, room), row)
+            PairPreference(Preference(use="dpo", beta=0.1)).examples(Encoder(policy, room), row)
 
 
 class TestMeasurement:
@@ -371,7 +372,7 @@ class TestBadInput:
         assert not Path("run/recipe.toml").exists()
 
     def test_prompts_that_leave_no_room_are_counted_as_broken(self, job):
-        with pytest.raises(InputError, match=r"rows cannot be used, the first is training .* no room for an answer"):
+        with pytest.raises(InputError, match=r"rows cannot be used, the first is line 2: .* no room for an answer"):
             burnish.sft(job("sft", batch={"max_tokens": 3}), run_dir="run", observer=QuietProgress())
 
     def test_unusable_rows_are_listed(self, job):

@@ -10,7 +10,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.registry import REWARDS
-from burnish.supervised.sources import JsonLines
+from burnish.supervised.data_rows import DataRows
 from burnish.system.paths import expanded, home
 from burnish.tasks.data import DataTask
 from burnish.types import Completion, Prompt
@@ -23,7 +23,7 @@ SAID = [Completion(Prompt("p", "a"), (1,), (2,), "b", (0.0,), "stop")]
     "use",
     [
         lambda: DataTask(path=f"{NOBODY}.jsonl"),
-        lambda: JsonLines(path=NOBODY, format="text"),
+        lambda: DataRows(path=NOBODY, format="text"),
         lambda: REWARDS.get("reward_model").check_options({"path": NOBODY}),
         lambda: REWARDS.get("judge")(SAID, model="m", cache=NOBODY),
     ],

@@ -73,9 +73,9 @@ def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff", b"PK\x03\x04"])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"])
 def test_another_encoding_is_named(tmp_path: Path, name: str, mark: bytes) -> None:
-    if name.endswith("parquet"):
+    if name.endswith(("parquet", "arrow")):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(mark + "prompt\nQuestion?\n".encode("utf-16-le"))
     with pytest.raises(InputError, match=r"the file is (UTF-16|a zip archive or spreadsheet): save it as UTF-8"):
@@ -199,7 +199,7 @@ def test_templates_fill_in_columns(tmp_path: Path) -> None:
     rows = [{"a b": f"{n}", "c": "x {a b} y"} for n in range(50)]
     prompts = references(path=str(lines(tmp_path / "a.jsonl", rows)), template="{{Say}} {a b}: {c}")
     assert "{Say} 7: x {a b} y" in prompts  # the content of a column is not a template
-    for template in ("no column", "{}", "{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{a"):
+    for template in ("no column", "{}", "{a[0]}", "{a!r}", "{a:>9}", "{a"):
         with pytest.raises(InputError, match="template"):
             DataTask(path="a.jsonl", template=template)
 
@@ -240,12 +240,18 @@ def test_broken_conversations_are_listed(tmp_path: Path, talk: Any) -> None:
         ({"path": "a.txt"}, "does not say its format"),
         ({"path": "a.txt", "format": "jsonlines"}, "did you mean 'jsonl'"),
         ({"path": "/nowhere/a.jsonl"}, "cannot be read: No such file"),
-        ({"path": "/"}, "does not say its format"),
+        ({"path": "/"}, "cannot be read: Is a directory; name its files"),
         ({"path": "/", "format": "csv"}, "cannot be read: Is a directory"),
         ({"path": "a.jsonl", "messages": "m", "template": "{t}"}, "remove one of them"),
         ({"path": "a.jsonl", "messages": "m", "chat": False}, "needs chat = true"),
         ({"path": "a.jsonl", "system": "m", "chat": False}, "needs chat = true"),
         ({"path": "a.jsonl", "max_broken": 1.0}, "max_broken = 1.0"),
+        ({"path": "a.jsonl", "revision": "main"}, "revision is for a data set of the hub"),
+        ({"path": "a.jsonl", "side": "test"}, "side = 'test': files have no splits"),
+        ({"path": "a.jsonl", "held_out": "a.jsonl"}, "held_out = 'a.jsonl' is the training side"),
+        ({"dataset": "tests", "revision": "main"}, "'tests' is a folder, which has no revisions"),
+        ({"dataset": "x/y", "format": "csv"}, "format is for files named by path"),
+        ({"path": "nowhere-*.jsonl"}, "no file matches this pattern"),
         ({"path": "a.jsonl", "max_characters": 0}, "max_characters = 0"),
         ({"path": "/dev/null", "format": "csv"}, "the file is empty"),
     ],
