@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from burnish.api import evaluate as evaluate
     from burnish.api import generate as generate
     from burnish.api import load as load
-    from burnish.api import score as score
     from burnish.api import train as train
     from burnish.errors import BurnishError as BurnishError
     from burnish.errors import InputError as InputError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from burnish.recipe.schema import load_recipe as load_recipe
     from burnish.rewards.combine import combine as combine
     from burnish.rewards.registry import reward as reward
+    from burnish.scoring import score as score
     from burnish.supervised.verbs import SupervisedResult as SupervisedResult
     from burnish.supervised.verbs import prefer as prefer
     from burnish.supervised.verbs import reward_model as reward_model
@@ -54,7 +54,7 @@ _MODULES = {
     "prefer": "burnish.supervised.verbs",
     "reward": "burnish.rewards.registry",
     "reward_model": "burnish.supervised.verbs",
-    "score": "burnish.api",
+    "score": "burnish.scoring",
     "sft": "burnish.supervised.verbs",
     "train": "burnish.api",
 }

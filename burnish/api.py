@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.algorithms.presets import PRESETS
 from burnish.backends.chat import chat_settings
 from burnish.backends.local import build
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import task_prompts
-from burnish.catalogue import entries
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, measure, summary
@@ -28,12 +24,9 @@ from burnish.policies.chat_template import ChatSettings
 from burnish.policies.loading import load_model
 from burnish.protocols import Observer
 from burnish.recipe.combination import combine_metrics, combine_rewards
-from burnish.recipe.reading import KINDS
-from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
-from burnish.recipe.sections import RewardSection
-from burnish.registry import nearest
+from burnish.recipe.schema import Recipe, load_recipe
 from burnish.reports.page.html import write_report
-from burnish.reports.terminal.progress import make_observer
+from burnish.reports.terminal.progress import make_observer, watching
 from burnish.rewards.registry import REWARDS, reward
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
@@ -50,10 +43,8 @@ from burnish.run.sources import run_sources
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.system.reads import Reads
-from burnish.tasks.registry import TASKS
-from burnish.text import mostly_han_or_kana
 from burnish.training.reinforcement import HELD_OUT_SEED, reinforcement_trainer
-from burnish.types import Completion, Prompt, SamplingParams
+from burnish.types import Completion, SamplingParams
 
 RewardName = str | Callable[..., Any]
 
@@ -186,7 +177,7 @@ def evaluate(
             "models; the results of another policy are in its run's evaluation.json"
         )
     settings = chosen.evaluation
-    with _watching(observer) as watcher:
+    with watching(observer) as watcher:
         reference = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)
@@ -239,7 +230,7 @@ def load(
     name = str(model)
     run = expanded(name)
     written = read_run_tables(run)
-    with _watching(observer) as watcher:
+    with watching(observer) as watcher:
         if written.get("policy", {}).get("use") in ("lstm", "module"):
             from burnish.backends.modules import load_trained
             from burnish.generation.modules import ModuleSampler
@@ -278,103 +269,6 @@ def generate(
     return load(model, offline=offline, observer=observer).generate(
         prompt, samples=samples, system=system, plain=plain, seed=seed, sampling=sampling, **options
     )
-
-
-@contextmanager
-def _watching(observer: Observer | None) -> Iterator[Observer]:
-    """Yield the observer, or progress on standard error if there is none, and call its ``finish`` at the end."""
-    watcher = observer or make_observer()
-    try:
-        yield watcher
-    finally:
-        watcher.finish()
-
-
-def score(
-    texts: Sequence[str],
-    *,
-    rewards: Sequence[str],
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    prompt: str = "",
-    reference: str | None = None,
-    model: str = "smollm2-135m",
-    offline: bool = False,
-    observer: Observer | None = None,
-) -> list[dict[str, Any]]:
-    """Score each text, as a completion of ``prompt``, with each reward.
-
-    Args:
-        options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
-        model: the reference model; it is loaded only if a reward needs one.
-
-    Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown
-    or cannot score these texts.
-    """
-    settings: dict[str, Mapping[str, Any]] = {name: {} for name in rewards} | dict(options or {})
-    for name in options or {}:
-        if name not in rewards:
-            raise InputError(
-                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards; add it to the rewards"
-            )
-    for name in rewards:
-        _check_scorable(name, settings[name], texts, reference)
-    policy = None
-    if any("reference_policy" in REWARDS.get(name).arguments for name in rewards):
-        with _watching(observer) as watcher:
-            source = resolve_model(model, offline=offline, observer=watcher)
-            policy = load_model(source, offline=offline, observer=watcher)
-    shared = Prompt("prompt", prompt, reference)
-    prompt_ids = policy.encode_prompt(shared) if policy else ()
-    completions = [
-        Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
-        for text in texts
-    ]
-    sections = [RewardSection(use=name, **settings[name]) for name in rewards]
-    scores = combine_rewards(sections, policy).score(completions)
-    return [
-        {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
-        for index, text in enumerate(texts)
-    ]
-
-
-def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
-    entry = REWARDS.get(name)
-    entry.check_options(options, beside=())
-    if entry.facts.needs_reference and not (reference and reference.strip()):
-        raise InputError(f"'{name}' needs a reference; pass --reference TEXT or reference=...")
-    if not entry.english_only(options):
-        return
-    for number, text in enumerate([*texts, reference or ""], start=1):
-        if mostly_han_or_kana(text):
-            which = "the reference" if number > len(texts) else f"text {number}"
-            raise InputError(f"'{name}' supports only English, but {which} is Chinese or Japanese; remove one of them")
-
-
-def listing(what: str) -> list[dict[str, str]]:
-    """Return the names of one kind, each with a one-line summary. Raises InputError if there is no such kind."""
-    kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
-        "algorithms": lambda: [(name, f"{preset.when} ({preset.paper})") for name, preset in PRESETS.items()],
-        "rewards": lambda: [(name, REWARDS.get(name).summary) for name in REWARDS.names()],
-        "tasks": lambda: [(name, (inspect.getdoc(TASKS.get(name)) or "").partition("\n")[0]) for name in TASKS.names()],
-        "models": lambda: _catalogue("model"),
-        "data": lambda: _catalogue("data"),
-        "recipes": lambda: [
-            (name, _first_comment(path)) for kind in (None, *KINDS) for name, path in builtin_recipes(kind).items()
-        ],
-    }
-    if what not in kinds:
-        raise InputError(f"cannot list '{what}'{nearest(what, kinds)}; choose one of: {', '.join(kinds)}")
-    return [{"name": name, "summary": text} for name, text in kinds[what]()]
-
-
-def _catalogue(kind: entries.Kind) -> list[tuple[str, str]]:
-    rows = [entries.lookup(name) for name in entries.names(kind)]
-    return [(entry.name, f"{entry.description}; from {entry.requirement}, {entry.licence}") for entry in rows]
-
-
-def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("# ") if first.startswith("#") else ""
 
 
 def train_toy(seed: int = 0) -> list[float]:

@@ -14,6 +14,7 @@ from burnish.recipe.schema import load_recipe
 from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
+from burnish.scoring import score
 from burnish.types import SamplingParams
 from tests.fakes import RecordingObserver
 
@@ -125,12 +126,13 @@ def test_a_download_is_reported_even_without_an_observer(
             (one,) = api.generate("theirs", "a", sampling=SamplingParams(2))
             assert len(one.token_ids) in (1, 2)
         else:
-            (row,) = api.score(["b"], rewards=["perplexity"], model="theirs")
+            (row,) = score(["b"], rewards=["perplexity"], model="theirs")
             assert row["text"] == "b"
 
     observer = RecordingObserver()
-    monkeypatch.setattr(api, "make_observer", lambda: observer)
+    monkeypatch.setattr("burnish.reports.terminal.progress.make_observer", lambda: observer)
     monkeypatch.setattr(api, "resolve_model", resolve)
+    monkeypatch.setattr("burnish.catalogue.convert.resolve_model", resolve)
     if broken:
         with pytest.raises(InputError, match="no such model"):
             use()
@@ -140,7 +142,7 @@ def test_a_download_is_reported_even_without_an_observer(
 
 
 def test_an_empty_text_is_scored(tiny: Callable[[str], Path]) -> None:
-    (row,) = api.score([""], rewards=["perplexity"], model=str(tiny("llama")))
+    (row,) = score([""], rewards=["perplexity"], model=str(tiny("llama")))
     assert row == {"text": "", "parts": {"perplexity": 0.0}}
 
 
@@ -158,4 +160,4 @@ def test_a_reward_that_cannot_score_the_texts_is_refused(
     use: str, text: str, reference: str | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        api.score([text], rewards=[use], reference=reference)
+        score([text], rewards=[use], reference=reference)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from burnish.algorithms.checks import check_baseline, check_equal_shapes, check_rank
 
-Baseline = float | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Baseline: TypeAlias = "float | Tensor"
 """One number, or one per prompt, [P, 1]."""
 
-AdvantageFunction = Callable[[Tensor, Baseline], Tensor]
+AdvantageFunction: TypeAlias = "Callable[[Tensor, Baseline], Tensor]"
 
 
 def reinforce(rewards: Tensor, baseline: Baseline = 0.0) -> Tensor:

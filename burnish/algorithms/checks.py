@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_rank(name: str, tensor: Tensor, layout: str, least: int) -> None:
@@ -38,5 +40,5 @@ def check_equal_shapes(**tensors: Tensor) -> None:
 
 def check_baseline(baseline: float | Tensor, rewards: Tensor) -> None:
     """Raise ValueError unless the baseline is one number or [P, 1] for rewards [..., P, G]."""
-    if isinstance(baseline, Tensor) and baseline.dim() > 0:
+    if not isinstance(baseline, int | float) and baseline.dim() > 0:
         check_shape("baseline", baseline, (rewards.shape[-2], 1), "[P, 1]")

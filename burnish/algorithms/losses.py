@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from burnish.algorithms.checks import check_flat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class RatioLimits:
     gate_negative: float = 1.05
 
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, RatioLimits], Tensor]
-ClipFunction = Callable[[Tensor, Tensor, RatioLimits], tuple[Tensor, Tensor]]
+LossFunction: TypeAlias = "Callable[[Tensor, Tensor, Tensor, RatioLimits], Tensor]"
+ClipFunction: TypeAlias = "Callable[[Tensor, Tensor, RatioLimits], tuple[Tensor, Tensor]]"
 DEFAULT_LIMITS = RatioLimits()
 
 

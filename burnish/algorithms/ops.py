@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
 
 from burnish.algorithms.checks import check_flat, check_rank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"]
 RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]

@@ -12,14 +12,17 @@ sample the others' numbers are constants, so that subtracting their mean adds no
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from burnish.algorithms.advantages import AdvantageFunction, Baseline, group_centred, leave_one_out
 from burnish.algorithms.checks import check_baseline, check_rank, check_shape
 
-TokenAdvantages = Callable[[Tensor, Tensor, Tensor, Baseline], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TokenAdvantages: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Baseline], Tensor]"
 """whole [..., P, G], to_go and mask [..., P, G, L], baseline -> advantages [..., P, G, L], zero past the end."""
 
 
@@ -33,7 +36,7 @@ def token_moving_baseline(whole: Tensor, to_go: Tensor, mask: Tensor, baseline: 
     """REINFORCE with a moving baseline: A_t = W + G_t - b, with b the moving mean of ``mean_return``."""
     _check(whole, to_go, mask)
     check_baseline(baseline, whole)
-    level = baseline.unsqueeze(-1) if isinstance(baseline, Tensor) else baseline
+    level = baseline if isinstance(baseline, int | float) else baseline.unsqueeze(-1)
     return (whole.unsqueeze(-1) + to_go - level).masked_fill(~mask, 0.0)
 
 

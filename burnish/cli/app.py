@@ -18,6 +18,7 @@ from burnish import __version__
 from burnish.cli import catalogue, chat, checking, exporting, generation, machine, measuring, reporting, training
 from burnish.cli.options import escape
 from burnish.errors import BurnishError
+from burnish.system.lazy import postpone_import
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -35,6 +36,8 @@ for group in (training, measuring, checking, generation, chat, exporting, report
 
 def main() -> None:
     """Run a verb; report an error in one or two lines and exit with its status."""
+    for slow in ("torch", "numpy"):  # verbs that compute nothing answer at once without them
+        postpone_import(slow)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # A terminal that cannot encode 我 prints \\u6211 instead of failing.

@@ -18,7 +18,7 @@ def list_names(
     json: AsJson = False,
 ) -> None:
     """List the names that a recipe can use."""
-    from burnish.api import listing
+    from burnish.listing import listing
 
     rows = listing(what)
     if json:

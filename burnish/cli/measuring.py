@@ -64,7 +64,7 @@ def score(
     offline: Offline = False,
 ) -> None:
     """Score texts with one or more rewards."""
-    from burnish.api import score as run_scoring
+    from burnish.scoring import score as run_scoring
 
     rows = run_scoring(
         texts or [line.rstrip("\n") for line in sys.stdin], rewards=use or ["repetition"],

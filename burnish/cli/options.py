@@ -83,16 +83,17 @@ class TrainCommand:
             accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, observer=observer,
         )  # fmt: skip
 
-    def run_supervised(
-        self, train: Callable[..., SupervisedResult], kind: type[SupervisedRecipe]
-    ) -> SupervisedResult | None:
-        """Run a supervised verb and print its result; return None on a dry run."""
-        if self.dry_run:
-            from burnish.supervised.recipe import load_supervised
+    def run_supervised(self, verb: str, kind: type[SupervisedRecipe]) -> SupervisedResult | None:
+        """Run a function of ``burnish.supervised.verbs`` and print its result; return None on a dry run."""
+        from burnish.supervised.recipe import load_supervised
 
-            self.show(load_supervised(kind, self.source, self.overrides))
+        recipe = load_supervised(kind, self.source, self.overrides)  # a mistake shows before torch is loaded
+        if self.dry_run:
+            self.show(recipe)
             return None
-        result: SupervisedResult = self.run(train)
+        from burnish.supervised import verbs
+
+        result: SupervisedResult = self.run(getattr(verbs, verb))
         self.print_result(result, model=result.model)
         return result
 

@@ -15,10 +15,11 @@ def train(command: TrainCommand) -> None:
 
     Ends with an evaluation on held-out prompts and an HTML report.
     """
-    if command.dry_run:
-        from burnish.recipe.schema import load_recipe
+    from burnish.recipe.schema import load_recipe
 
-        command.show(load_recipe(command.source, command.overrides).resolved())
+    recipe = load_recipe(command.source, command.overrides)  # a mistake shows before torch is loaded
+    if command.dry_run:
+        command.show(recipe.resolved())
         return
     from burnish.api import train as run_training
 
@@ -30,18 +31,16 @@ def train(command: TrainCommand) -> None:
 def sft(command: TrainCommand) -> None:
     """Fine-tune a model on example answers."""
     from burnish.supervised.recipe import SFTRecipe
-    from burnish.supervised.verbs import sft as run_sft
 
-    command.run_supervised(run_sft, SFTRecipe)
+    command.run_supervised("sft", SFTRecipe)
 
 
 @train_verb(verbs)
 def prefer(command: TrainCommand) -> None:
     """Train a model on preferences (DPO, IPO or KTO)."""
     from burnish.supervised.recipe import PreferRecipe
-    from burnish.supervised.verbs import prefer as run_prefer
 
-    command.run_supervised(run_prefer, PreferRecipe)
+    command.run_supervised("prefer", PreferRecipe)
 
 
 @train_verb(verbs)
@@ -49,8 +48,7 @@ def reward_model(command: TrainCommand) -> None:
     """Train a reward model on pairs of answers (Bradley-Terry)."""
     from burnish.reports.terminal.tables import print_calibration
     from burnish.supervised.recipe import RewardModelRecipe
-    from burnish.supervised.verbs import reward_model as run_reward_model
 
-    result = command.run_supervised(run_reward_model, RewardModelRecipe)
+    result = command.run_supervised("reward_model", RewardModelRecipe)
     if result is not None and result.calibration is not None and not command.json:
         print_calibration(result.calibration)

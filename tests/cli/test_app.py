@@ -35,7 +35,12 @@ def output_of_new_python(code: str) -> str:
 def loaded(code: str) -> set[str]:
     """Return the heavy modules that a new Python process has loaded after running ``code``."""
     heavy = ("torch", "transformers", "peft", "sacrebleu", "ray", "numpy", "plotly")
-    printed = output_of_new_python(f"{code}\nimport sys\nprint('|'.join(m for m in {heavy!r} if m in sys.modules))")
+    report = """
+import sys
+postponed = lambda module: type(module).__name__ == "_Postponed"
+"""
+    report += f"print('|'.join(m for m in {heavy!r} if m in sys.modules and not postponed(sys.modules[m])))"
+    printed = output_of_new_python(code + report)
     return set(printed.splitlines()[-1].split("|")) - {""}
 
 
@@ -196,7 +201,7 @@ def test_an_error_is_one_line_with_its_exit_status(monkeypatch, capsys):
     def fails(*arguments, **options):
         raise BurnishError("the sky fell: hold it up")
 
-    monkeypatch.setattr("burnish.api.listing", fails)
+    monkeypatch.setattr("burnish.listing.listing", fails)
     assert run(monkeypatch, "list", "rewards") == 1
     assert capsys.readouterr().err == "burnish: the sky fell: hold it up\n"
 

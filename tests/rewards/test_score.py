@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from burnish.api import score
 from burnish.cli.app import app
 from burnish.errors import InputError
+from burnish.scoring import score
 
 
 def test_a_reward_in_a_package_takes_options_too() -> None:

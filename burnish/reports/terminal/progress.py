@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from burnish.protocols import Observer
@@ -220,3 +221,13 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return finite(value) if isinstance(value, float) else value
+
+
+@contextmanager
+def watching(observer: Observer | None) -> Iterator[Observer]:
+    """Yield the observer, or progress on standard error if there is none, and call its ``finish`` at the end."""
+    watcher = observer or make_observer()
+    try:
+        yield watcher
+    finally:
+        watcher.finish()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from burnish.policies.reward_model import find_model_folder, load_reward_model
 from burnish.rewards.registry import reward
 from burnish.types import Completion
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def _check(*, path: str) -> None:
+    from burnish.policies.reward_model import find_model_folder  # slow: it loads torch
+
     find_model_folder(path)
 
 
@@ -34,10 +35,14 @@ def reward_model(completions: Sequence[Completion], *, path: str = "") -> list[f
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Gao et al. 2022, arXiv 2210.10760
     (how its optimisation fails).
     """
+    from burnish.policies.reward_model import find_model_folder
+
     return _loaded(str(find_model_folder(path).resolve())).score_texts(completions)
 
 
 @lru_cache(maxsize=2)
 def _loaded(folder: str) -> RewardModel:
     """Return the model, cached between steps: it is frozen, and so is the folder behind a resolved link."""
+    from burnish.policies.reward_model import load_reward_model
+
     return load_reward_model(folder)

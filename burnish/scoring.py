@@ -1,0 +1,79 @@
+"""Scoring of given texts with rewards: ``burnish.score``. It loads torch only for rewards that need a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from burnish.errors import InputError
+from burnish.protocols import Observer
+from burnish.recipe.combination import combine_rewards
+from burnish.recipe.sections import RewardSection
+from burnish.registry import nearest
+from burnish.reports.terminal.progress import watching
+from burnish.rewards.registry import REWARDS
+from burnish.text import mostly_han_or_kana
+from burnish.types import Completion, Prompt
+
+
+def score(
+    texts: Sequence[str],
+    *,
+    rewards: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    prompt: str = "",
+    reference: str | None = None,
+    model: str = "smollm2-135m",
+    offline: bool = False,
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """Score each text, as a completion of ``prompt``, with each reward.
+
+    Args:
+        options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
+        model: the reference model; it is loaded only if a reward needs one.
+
+    Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown
+    or cannot score these texts.
+    """
+    settings: dict[str, Mapping[str, Any]] = {name: {} for name in rewards} | dict(options or {})
+    for name in options or {}:
+        if name not in rewards:
+            raise InputError(
+                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards; add it to the rewards"
+            )
+    for name in rewards:
+        _check_scorable(name, settings[name], texts, reference)
+    policy = None
+    if any("reference_policy" in REWARDS.get(name).arguments for name in rewards):
+        from burnish.catalogue.convert import resolve_model
+        from burnish.policies.loading import load_model
+
+        with watching(observer) as watcher:
+            source = resolve_model(model, offline=offline, observer=watcher)
+            policy = load_model(source, offline=offline, observer=watcher)
+    shared = Prompt("prompt", prompt, reference)
+    prompt_ids = policy.encode_prompt(shared) if policy else ()
+    completions = [
+        Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
+        for text in texts
+    ]
+    sections = [RewardSection(use=name, **settings[name]) for name in rewards]
+    scores = combine_rewards(sections, policy).score(completions)
+    return [
+        {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
+        for index, text in enumerate(texts)
+    ]
+
+
+def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
+    entry = REWARDS.get(name)
+    entry.check_options(options, beside=())
+    if entry.facts.needs_reference and not (reference and reference.strip()):
+        raise InputError(f"'{name}' needs a reference; pass --reference TEXT or reference=...")
+    if not entry.english_only(options):
+        return
+    for number, text in enumerate([*texts, reference or ""], start=1):
+        if mostly_han_or_kana(text):
+            which = "the reference" if number > len(texts) else f"text {number}"
+            raise InputError(f"'{name}' supports only English, but {which} is Chinese or Japanese; remove one of them")
