@@ -43,7 +43,7 @@ _SMALL: tuple[tuple[int, str], ...] = (
     (16, "qk_head_dim q_lora_rank kv_lora_rank o_lora_rank gate_lora_rank laurel_rank hidden_size_per_layer_input "
          "ple_embed_dim router_hidden_size adapter_rank hc_lowrank loop_gate_rank"),
     (16, "sliding_window sliding_window_size attention_window_size local_attention window_size attention_chunk_size "
-         "keep_window_size local_attention_window_len"),
+         "local_attention_window_len"),
     (4, "num_experts n_routed_experts num_local_experts moe_num_experts"),
     (2, "num_experts_per_tok num_experts_per_token moe_topk moe_top_k moe_k"),
     (1, "n_group topk_group num_expert_group n_shared_experts num_shared_experts moe_num_shared_experts "
@@ -55,7 +55,7 @@ _SMALL: tuple[tuple[int, str], ...] = (
     (8, "mamba_n_heads mamba_num_heads"),
     (0, "num_nextn_predict_layers"),
     (512, "max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length "
-          "max_target_positions max_source_positions index_topk"),
+          "max_target_positions max_source_positions index_topk keep_window_size"),
     (VOCABULARY, "vocab_size decoder_vocab_size vocab_size_per_layer_input unpadded_vocab_size audio_vocab_size"),
     (64, "codebook_size ngram_vocab_size_base encoder_hash_byte_group_vocab pronunciation_vocab_size "
          "shape_vocab_size"),
@@ -112,6 +112,12 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mellum": _ALTERNATING,
     "mamba2": {"num_heads": 8},
+    "minicpm3": {"dim_model_base": 32},
+    "minimax_m3_vl_text": {
+        "index_topk_blocks": 2,
+        "index_block_size": 8,
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+    },
     "ministral": {"head_dim": 8},
     "musicgen": {"dropout": 0.0},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
@@ -208,8 +214,13 @@ def tiny_model(kind: str, **options: Any) -> Any:
 
 
 def write_tiny_model(kind: str, folder: Path, **options: Any) -> Path:
-    """Write a tiny model and its tokenizer to ``folder``/``kind``."""
+    """Write a tiny model and its tokenizer to ``folder``/``kind``, with the config that such models are published with."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     with quiet_transformers():
-        tiny_model(kind, **options).save_pretrained(folder / kind)
+        model = tiny_model(kind, **options)
+        model.save_pretrained(folder / kind)
+        if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            tiny_config(kind, **options).save_pretrained(folder / kind)
         byte_tokenizer().save_pretrained(folder / kind)
     return folder / kind

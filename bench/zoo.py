@@ -49,6 +49,9 @@ Every check compares burnish with a plain forward pass of each text by transform
 packing. A check passes within 1e-4 nats, or 1e-4 of the largest entry of a gradient; a saved model must give the same
 bits; `mismatch_kl` of a step must stay below 1e-8. A figure in place of `ok` is the difference that was measured.
 
+Attention to the keys of the highest scores breaks ties by the text's length, so texts are limited to the tokens that it
+sees whole: `index_topk` (DeepSeek V3.2, GLM with sparse attention) or `keep_window_size` (Doge), 2048 in published models.
+
 | column | compares |
 |---|---|
 | log-probabilities | the policy's, of texts of unequal lengths, some with a common prompt |

@@ -67,7 +67,7 @@ def _rewrite(path: Path, change: Any) -> None:
 
 def _rewrite_config(folder: Path, dtype: str | None) -> None:
     """Rewrite config.json. Keys of version 4 are left out where version 5 would read other settings because of them."""
-    _rewrite(folder / "config.json", lambda config: _plain_config(config, dtype))
+    _rewrite(folder / "config.json", lambda config: _loadable(_plain_config(config, dtype)))
     if (before := _read_config(folder)) is not None:
         plain = (folder / "config.json").read_text(encoding="utf-8")
         _rewrite(folder / "config.json", _both_spellings)
@@ -97,6 +97,24 @@ def _plain_config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
     if dtype is not None and "dtype" in config:
         config["dtype"] = dtype
     return config
+
+
+def _loadable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a text model within that of its family, where transformers opens only the latter."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type", "")
+    family = model_type_to_module_name(kind)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return config
+    inner: Any = CONFIG_MAPPING[family].sub_configs.get("text_config")
+    if getattr(inner, "model_type", None) != kind:
+        return config
+    shared = ("architectures", "dtype", "tie_word_embeddings")
+    family_config = {key: value for key, value in config.items() if key in shared}
+    return family_config | {"model_type": family, "text_config": config}
 
 
 def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from burnish.policies.adapters import restore_adapter
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
-from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout
+from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout, max_text_tokens
 from burnish.policies.kernels.mixed_precision import compute_dtype, enable_mixed_precision
 from burnish.policies.kernels.packing import (
     Layout,
@@ -86,9 +86,7 @@ class CausalModel(ModelText):
     @property
     def max_positions(self) -> int | None:
         """Maximum number of tokens of a text, prompt and completion together; None if there is no limit."""
-        config: Any = self.model.config.get_text_config()
-        limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-        return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+        return max_text_tokens(self.model.config.get_text_config())
 
     def token_logits(self, logits: Tensor) -> Tensor:
         """Return the head's logits [..., V] in at least float32, without those that belong to no token."""

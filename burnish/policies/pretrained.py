@@ -54,7 +54,9 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
         # transformers would initialise them randomly and only warn.
         raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+    # Some configurations lack the key, which is false then.
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    if tied and head is not None and head.weight is not embedding.weight:
         # The files have a head of their own, and transformers uses it whatever the config says.
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     if dtype == torch.float64:

@@ -154,3 +154,11 @@ def test_an_adapter_names_its_base_as_others_know_it(tmp_path, monkeypatch):
     config = rewritten(tmp_path, "adapter_config.json", {"base_model_name_or_path": str(catalogue)})
     assert config == {"base_model_name_or_path": "smollm2-135m"}
     assert not (tmp_path / "README.md").exists(), "peft's card names the path too"
+
+
+@pytest.mark.parametrize(("text", "family"), [("emu3_text_model", "emu3"), ("mllama_text_model", "mllama")])
+def test_a_text_model_is_saved_as_its_family_opens(tmp_path, text, family):
+    inner = {"model_type": text, "hidden_size": 32, "tie_word_embeddings": False}
+    config = rewritten(tmp_path, "config.json", inner | {"architectures": ["X"], "dtype": "float32"})
+    assert config["model_type"] == family and config["architectures"] == ["X"]
+    assert AutoConfig.from_pretrained(tmp_path).get_text_config().hidden_size == 32

@@ -107,8 +107,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Return [1, T, H, D] and None, by transformers' contract, for query [1, H, T, D], key and value [1, K, T, D]."""
     backend = _backend()
-    for name in ("softcap", "s_aux", "position_bias"):
-        if options.get(name) is not None:
+    for name, option in options.items():
+        # A tensor changes the scores (a bias, sinks) or selects keys (blocks of a sparse attention).
+        if (isinstance(option, Tensor) and name != "position_ids") or (name == "softcap" and option is not None):
             raise UnsupportedAttention(f"its attention has {name}")
     window = options.get("sliding_window")
     if window is not None and backend.max_text_length > window:

@@ -47,6 +47,18 @@ class LayoutChoice:
     logits: Callable[[Any, Sequence[Completion]], tuple[Tensor, Tensor]] = padded_logits
 
 
+def max_text_tokens(config: Any) -> int | None:
+    """Return the largest number of tokens of a text, prompt and completion together; None if there is no limit.
+
+    It is the model's positions, or what sparse attention sees as a whole: beyond that, ties among the scores of its keys
+    are broken by the text's length, so that logits depend on the text that follows.
+    """
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "keep_window_size")]
+    if isinstance(selected := getattr(config, "index_topk", None), int):
+        limits.append(selected * (getattr(config, "compress_rates", None) or {}).get("compressed_sparse_attention", 1))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+
+
 def probe_texts(model: Any) -> list[Completion]:
     """Return three completions: a short one, one longer than the model's small windows, and the first one's beginning."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -56,11 +68,9 @@ def probe_texts(model: Any) -> list[Completion]:
         for name, value in vars(config).items()
         if type(value) is int and 0 < value < LONG and any(part in name for part in WINDOWS)
     ]
-    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limit = max_text_tokens(config)
     # Room for the tokens that the samplers' probe adds.
-    fitting = min(
-        [value - SHORT for value in positions if isinstance(value, int) and value > 2 * SHORT], default=4 * LONG
-    )
+    fitting = 4 * LONG if limit is None else max(limit - SHORT, SHORT)
     longest = min(max([SHORT, *(3 * window + SHORT for window in windows)]), fitting)
     text = [(2 + 7 * index + index * index) % vocabulary for index in range(longest)]
     return [_completion(text[:3], text[3:5]), _completion(text[2:4], text[4:]), _completion(text[:3], text[3:4])]
