@@ -191,9 +191,10 @@ def evaluate(
             scorer = combine_rewards(chosen.reward, reference)
             metrics = combine_metrics(settings.metrics, reference)
             return measure(
-                policy, make_sampler(policy), scorer, prompts, sampling=chosen.sampling.params,
+                policy, make_sampler(policy), scorer, prompts, sampling=chosen.held_out_sampling,
                 samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
                 metrics=metrics, better={section.part: section.better for section in settings.metrics},
+                correct=settings.correct, attempts=settings.attempts,
             )  # fmt: skip
 
         after = measure_model(model)

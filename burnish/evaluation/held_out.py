@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +62,8 @@ def measure(
     observer: Observer | None = None,
     prompts_per_batch: int = 32,
     policy_version: int = 0,
+    correct: str | None = None,
+    attempts: Sequence[int] = (),
 ) -> Measurement:
     """Sample and score the held-out prompts.
 
@@ -74,6 +76,7 @@ def measure(
         metrics: scorer of metrics that are not trained on. Each of its parts becomes a metric; its total is not used.
         better: direction of each such metric: "higher" (the default), "lower" or "neither".
         prompts_per_batch: prompts sampled at once; bounds the memory.
+        correct: the part or metric that is 1 for a right answer; ``attempts`` are the k of its pass@k.
 
     Raises:
         InputError: there are no prompts, two share an id, or there are fewer than two completions in total.
@@ -100,7 +103,7 @@ def measure(
         truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
-    return Measurement(tuple(samples), tuple(truths), dict(weights), directions)
+    return Measurement(tuple(samples), tuple(truths), dict(weights), directions, correct, tuple(attempts))
 
 
 def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[str, float]:
@@ -112,6 +115,8 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[st
     - bleu, chrf: corpus level, 0 to 100.
     - distinct_1, distinct_2: corpus level, of words, 0 to 1; they fall as texts get longer.
     - length: mean number of tokens.
+    - pass@k, avg@n: with ``correct`` and several prompts: the share of prompts that one of k samples solves, and the
+      share of right samples, n per prompt.
 
     bleu, chrf and truth_perplexity are omitted if no prompt has a reference.
     """
@@ -159,11 +164,10 @@ def _aligned(before: Measurement, after: Measurement) -> Measurement:
             "samples: evaluate both on the same task with the same number of samples per prompt"
         )
     truths = {truth.prompt_id: truth for truth in after.truths}
-    return Measurement(
-        tuple(second[key] for key in first),
-        tuple(truths[truth.prompt_id] for truth in before.truths if truth.prompt_id in truths),
-        after.weights,
-        after.metrics,
+    return replace(
+        after,
+        samples=tuple(second[key] for key in first),
+        truths=tuple(truths[truth.prompt_id] for truth in before.truths if truth.prompt_id in truths),
     )
 
 

@@ -55,12 +55,16 @@ class Measurement:
         truths: one per prompt with a reference.
         weights: of the reward's parts.
         metrics: name -> which direction is better ("higher", "lower" or "neither") of the samples' further metrics.
+        correct: the part or metric that is 1 for a right answer, or None.
+        attempts: the k of pass@k.
     """
 
     samples: tuple[Sample, ...]
     truths: tuple[Truth, ...]
     weights: Mapping[str, float]
     metrics: Mapping[str, str] = field(default_factory=dict)
+    correct: str | None = None
+    attempts: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Return JSON text from which ``from_json`` restores an equal measurement, every float to the last bit."""
@@ -76,6 +80,9 @@ class Measurement:
                 for sample in data["samples"]
             )
             truths = tuple(Truth(**truth) for truth in data["truths"])
-            return cls(samples, truths, dict(data["weights"]), dict(data.get("metrics", {})))
+            return cls(
+                samples, truths, dict(data["weights"]), dict(data.get("metrics", {})), data.get("correct"),
+                tuple(data.get("attempts", ())),
+            )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error

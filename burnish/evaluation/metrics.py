@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,7 @@ def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldO
     for name, direction in measurement.metrics.items():
         sums = per_unit([sample.metrics[name] for sample in samples], counts)
         metrics.append(_ratio(f"metric/{name}", _DIRECTIONS.get(direction), sums, mean_of_units))
+    metrics += _attempts(measurement, unit)
     likelihoods = per_unit([sample.nll for sample in samples], lengths)
     truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)
     for name, sums in (("perplexity", likelihoods), ("truth_perplexity", truths)):
@@ -82,6 +84,25 @@ def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldO
     for n in (1, 2):
         metrics.append(_distinct(n, [words(sample.text) for sample in samples], unit))
     metrics.append(_ratio("length", None, per_unit(lengths, counts), mean_of_units))
+    return metrics
+
+
+def _attempts(measurement: Measurement, unit: Sequence[int]) -> list[HeldOutMetric[Array]]:
+    """Return avg@n and pass@k of the part that is 1 for a right answer, the mean over prompts; [] without one.
+
+    pass@k is unbiased: 1 - C(n - c, k) / C(n, k) with c right answers of n (Chen et al. 2021, arXiv 2107.03374,
+    equation 1). A value of 1 up to rounding is right, any other is wrong.
+    """
+    name, samples = measurement.correct, measurement.samples
+    if name is None or len({sample.prompt_id for sample in samples}) < 2:
+        return []
+    values = [sample.parts[name] if name in sample.parts else sample.metrics[name] for sample in samples]
+    right = _pooled(np.array([[value >= 1 - 1e-9, 1.0] for value in values], dtype=np.float64), unit)
+    n = int(right[:, 1].max())
+    metrics = [_ratio(f"avg@{n}", "higher", right, mean_of_units)]
+    for k in measurement.attempts:
+        solved = [1 - math.comb(int(count - c), k) / math.comb(int(count), k) for c, count in right]
+        metrics.append(_ratio(f"pass@{k}", "higher", np.array([solved, np.ones(len(solved))]).T, mean_of_units))
     return metrics
 
 

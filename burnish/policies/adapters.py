@@ -2,49 +2,156 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from burnish.errors import InputError, one_line
+from burnish.policies.adapter_layers import LayerUse
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
 
 def add_lora_adapter(model: Any, lora: Any, source: str | Path, seed: int) -> Any:
-    """Return the model with a new LoRA adapter, whose initial effect is zero.
+    """Return a model with a new LoRA adapter, whose initial effect is zero, on the weights of a model without one.
 
-    "all-linear" leaves out layers that an adapter cannot train: those that share a weight, that peft refuses, or whose
-    weight the model reads without calling the layer. Raises InputError if a key of policy.lora names such a layer.
+    "all-linear" leaves out layers on which an adapter acts otherwise than merged, and those that peft refuses or does
+    not restore. Raises InputError if a key of policy.lora names such a layer.
     """
+    every = lora.targets == ALL_LINEAR
+    options: dict[str, Any] = {
+        "r": lora.rank, "lora_alpha": 2 * lora.rank if lora.alpha is None else lora.alpha, "lora_dropout": 0.0,
+        "target_modules": lora.targets, "task_type": "CAUSAL_LM", "use_rslora": lora.rslora, "use_dora": lora.dora,
+        "modules_to_save": lora.modules_to_save, "target_parameters": lora.target_parameters,
+    }  # fmt: skip
+    use = LayerUse(model)
+    left_out = _refused_layers(model, options) if every else {}
+    while True:
+        adapted = _adapt(share_weights(model), options, seed, left_out)
+        faults = _find_faults(adapted, use)
+        new = {name.rpartition(".")[0]: fault for name, fault in faults.items()}
+        if not every or not new.keys() - left_out:
+            break
+        left_out |= new
+        # peft has no key that excludes a parameter, so those that it adds for experts are listed.
+        options |= _listed_parameters(adapted, faults)
+    _check_layers(adapted, lora, faults)
+    # If the source is an adapter itself, peft would name the adapter's base instead.
+    adapted.peft_config["default"].base_model_name_or_path = str(source)
+    return adapted
+
+
+def share_weights(model: Any) -> Any:
+    """Return a copy of a model with the same weights in memory, frozen."""
+    return copy.deepcopy(model, {id(one): nn.Parameter(one.detach(), False) for one in model.parameters()})
+
+
+def _adapt(model: Any, options: Mapping[str, Any], seed: int, left_out: Mapping[str, str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    tied, uncalled = _tied_names(model), _uncalled_names(model)
-    config: Any = LoraConfig(
-        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
-        target_modules=lora.targets, task_type="CAUSAL_LM", use_rslora=lora.rslora, use_dora=lora.dora,
-        modules_to_save=lora.modules_to_save, target_parameters=lora.target_parameters,
-    )  # fmt: skip
-    if lora.targets == ALL_LINEAR:
-        config.exclude_modules = _unsuitable_layers(model, config, tied, uncalled) or None
+    config: Any = LoraConfig(**options)
+    config.exclude_modules = _shortest_names(model, left_out) or None
     with torch.random.fork_rng(devices=[]), _quiet_peft():
         torch.manual_seed(seed)
         try:
-            adapted: Any = get_peft_model(model, config)
+            return get_peft_model(model, config)
         except (ValueError, TypeError) as error:
+            reasons = "; ".join(f"'{name}' {fault}" for name, fault in list(left_out.items())[:1])
             raise InputError(
-                f"policy.lora: {one_line(error)[:300]}; name other layers in policy.lora.targets"
+                f"policy.lora: {one_line(error)[:300]}; {reasons or 'name other layers in policy.lora.targets'}"
             ) from error
-    # If the source is an adapter itself, peft would name the adapter's base instead.
-    adapted.peft_config["default"].base_model_name_or_path = str(source)
-    _check_layers(adapted, lora, tied, uncalled)
-    return adapted
+
+
+def _find_faults(adapted: Any, use: LayerUse) -> dict[str, str]:
+    """Return why adapters are wrong, by the names of their parameters."""
+    faults, keys = {}, {}
+    for name, _, wrapper, key in _adapted_parameters(adapted):
+        keys[key] = name
+        if fault := use.find_fault(name, wrapper):
+            faults[name] = fault
+    for key in _lost_keys(adapted):
+        name = keys.get(key.partition(".lora_")[0], _plain(key).replace(".modules_to_save.default", ""))
+        faults.setdefault(name, "would be lost by peft, which renames its weights when it loads an adapter")
+    return faults
+
+
+def _lost_keys(adapted: Any) -> list[str]:
+    """Return the names of weights that peft does not restore from what it saves, in place."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    current = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # views of the parameters
+    saved = {name: tensor.clone() for name, tensor in current.items()}
+    with _quiet_peft():
+        try:
+            loaded: Any = set_peft_model_state_dict(adapted, saved)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"policy.lora: peft cannot read its own adapter of this model: {one_line(error)[:300]}; "
+                "name other layers in policy.lora.targets"
+            ) from error
+    lost = [key for key in loaded.missing_keys if "lora_" in key or ".modules_to_save." in key]
+    for name, tensor in current.items():
+        if not torch.equal(tensor, saved[name]):
+            tensor.copy_(saved[name])
+            lost.append(name)
+    return lost
+
+
+def _refused_layers(model: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the linear layers that "all-linear" means and peft refuses."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    config, check_supported = LoraConfig(**options), cast("Any", LoraModel._check_target_module_compatiblity)
+    refused = {}
+    for name in _linear_layers(model):
+        try:
+            check_supported(None, config, model, name.rpartition(".")[2])
+        except ValueError as error:
+            refused[name] = f"is refused by peft: {one_line(error)[:200]}"
+    return refused
+
+
+def _linear_layers(model: Any) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def _shortest_names(model: Any, layers: Collection[str]) -> list[str]:
+    """Return the shortest ends of names by which peft excludes these linear layers and no others."""
+    others = [name for name in _linear_layers(model) if name not in layers]
+    ends = set()
+    for layer in layers:
+        parts = layer.split(".")
+        candidates = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+        ends.add(next(end for end in candidates if not any(_ends_with(other, end) for other in others)))
+    return sorted(ends)
+
+
+def _listed_parameters(adapted: Any, faults: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of peft that adapt the same parameters without those that have a fault."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    config = adapted.peft_config["default"]
+    names = [name for name, _, wrapper, _ in _adapted_parameters(adapted) if isinstance(wrapper, ParamWrapper)]
+    if not faults.keys() & set(names):
+        return {}
+    return {
+        "target_modules": sorted(config.target_modules), "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "target_parameters": [name for name in names if name not in faults],
+    }  # fmt: skip
 
 
 @contextmanager
@@ -55,37 +162,35 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
-def _check_layers(adapted: Any, lora: Any, tied: Mapping[int, list[str]], uncalled: set[str]) -> None:
+def _check_layers(adapted: Any, lora: Any, faults: Mapping[str, str]) -> None:
     """Raise InputError unless each name in policy.lora is a layer that the adapter trains as merging does."""
     from peft.utils.other import ModulesToSaveWrapper
 
     config = adapted.peft_config["default"]
-    adapter_names = {name: parameter for name, parameter, _ in _adapted_parameters(adapted)}
+    names = [name for name, _, _, _ in _adapted_parameters(adapted)]
     saved = [_plain(name) for name, module in adapted.named_modules() if isinstance(module, ModulesToSaveWrapper)]
-    layers = [name.rpartition(".")[0] for name in adapter_names]
+    layers = [name.rpartition(".")[0] for name in names]
     # Names that peft itself replaces, for experts, are no longer in its config.
     targets = [] if lora.targets == ALL_LINEAR else [name for name in lora.targets if name in config.target_modules]
-    for key, names, matches in (
+    for key, endings, matches in (
         ("targets", targets, layers),
-        ("target_parameters", lora.target_parameters or (), list(adapter_names)),
+        ("target_parameters", lora.target_parameters or (), names),
         ("modules_to_save", lora.modules_to_save or (), saved),
     ):
-        for name in names:
-            if not any(_ends_with(match, name) for match in matches):
-                raise InputError(f"policy.lora.{key}: the model has nothing of the name '{name}'; correct or remove it")
-    for name, parameter in adapter_names.items():
+        for ending in endings:
+            if not any(_ends_with(match, ending) for match in matches):
+                raise InputError(
+                    f"policy.lora.{key}: the model has nothing of the name '{ending}'; correct or remove it"
+                )
+    for name, fault in faults.items():
         layer = name.rpartition(".")[0]
-        if others := [other for other in tied.get(id(parameter), ()) if other != name]:
-            raise InputError(
-                f"policy.lora.targets: '{layer}' shares its weight with '{others[0].rpartition('.')[0]}', and merging "
-                f"the adapter would change both; remove '{layer.rpartition('.')[2]}' from the list (\"{ALL_LINEAR}\" "
-                "leaves it out), or train a copy of it by policy.lora.modules_to_save"
-            )
-        if layer.rpartition(".")[2] in uncalled:
-            raise InputError(
-                f"policy.lora.targets: the model reads the weight of '{layer}' without calling the layer, so an adapter "
-                f"would have no effect until it is merged; remove '{layer.rpartition('.')[2]}'"
-            )
+        named = any(_ends_with(name, ending) for ending in lora.target_parameters or ())
+        copied = any(layer.startswith(module) for module in saved)
+        key = "target_parameters" if named else "modules_to_save" if copied else "targets"
+        raise InputError(
+            f"policy.lora.{key}: '{layer}' {fault}; remove '{layer.rpartition('.')[2]}' from the list "
+            f'("{ALL_LINEAR}" leaves it out), or train a copy of it by policy.lora.modules_to_save'
+        )
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
@@ -100,16 +205,14 @@ def open_adapter(model: Any, folder: Path) -> Any:
     """Return the model with the adapter in a folder. Raises ValueError if the adapter fits in part only."""
     from peft import PeftModel
 
-    tied = _tied_names(model)
     with _quiet_peft():
         # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
         adapted: Any = PeftModel.from_pretrained(model, folder)
     if adapted.peft_config["default"].is_prompt_learning:
         raise ValueError("it is a learned prompt and not a LoRA adapter: it cannot be merged")
     restore_adapter(adapted, folder)
-    for name, parameter, owner in _adapted_parameters(adapted):
-        if len(tied.get(id(parameter), ())) > 1:  # merging changes this layer only
-            setattr(owner, name.rpartition(".")[2], nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    for name, parameter, wrapper, _ in _adapted_parameters(adapted):  # merging changes this layer only
+        setattr(wrapper.get_base_layer(), name.rpartition(".")[2], nn.Parameter(parameter.detach().clone(), False))
     return adapted
 
 
@@ -142,63 +245,15 @@ def restore_adapter(adapted: Any, folder: Path) -> None:
             )
 
 
-def _tied_names(model: Any) -> dict[int, list[str]]:
-    """Return the names of each parameter that has several, by the parameter's id."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {key: several for key, several in names.items() if len(several) > 1}
-
-
-@torch.no_grad()
-def _uncalled_names(model: Any) -> set[str]:
-    """Return the last names of modules with weights of which a forward pass calls none."""
-    layers = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters(False))}
-    called: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in layers.values()]
-    try:
-        size = model.get_input_embeddings().weight.shape[0]
-        model(input_ids=(torch.arange(4, device=model.device) % size)[None], use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    by_name: dict[str, list[bool]] = {}
-    for name, module in layers.items():
-        by_name.setdefault(name.rpartition(".")[2], []).append(module in called)
-    return {name for name, calls in by_name.items() if not any(calls)}
-
-
-def _unsuitable_layers(model: Any, config: Any, tied: Mapping[int, list[str]], uncalled: set[str]) -> list[str]:
-    """Return the linear layers that "all-linear" would adapt, and whose adapter is refused or wrong, by name."""
-    from peft.tuners.lora import LoraModel
-    from transformers.pytorch_utils import Conv1D
-
-    check_supported: Any = LoraModel._check_target_module_compatiblity
-    unsuitable = []
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings():
-            try:
-                check_supported(None, config, model, last)
-                refused = False
-            except ValueError:
-                refused = True
-            if refused or last in uncalled:
-                unsuitable.append(last)
-            elif any(id(parameter) in tied for parameter in module.parameters()):
-                unsuitable.append(name)
-    return sorted(set(unsuitable))
-
-
-def _adapted_parameters(adapted: Any) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    """Yield the name, the base parameter and its module of everything with an adapter; not modules_to_save."""
+def _adapted_parameters(adapted: Any) -> Iterator[tuple[str, nn.Parameter, Any, str]]:
+    """Yield the name, the base parameter, and peft's module with its name, of each adapter; not modules_to_save."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
-    for name, module in adapted.named_modules():
-        if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()
-            own = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
-            yield f"{_plain(name).replace('.base_layer', '')}.{own}", getattr(base, own), base
+    for key, wrapper in adapted.named_modules():
+        if isinstance(wrapper, LoraLayer):
+            own = wrapper.parameter_name if isinstance(wrapper, ParamWrapper) else "weight"
+            name = f"{_plain(key).replace('.base_layer', '')}.{own}"
+            yield name, cast("nn.Parameter", getattr(wrapper.get_base_layer(), own)), wrapper, key
 
 
 def _plain(name: str) -> str:

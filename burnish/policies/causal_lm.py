@@ -162,6 +162,8 @@ class CausalPolicy(CausalModel):
             enable_mixed_precision(model, torch.bfloat16)
         super().__init__(model, tokenizer, like=like)
         self.base = base
+        self.frozen_base: Any = None
+        """What keeps the weights that an adapter shares with others on the same base."""
         self.save_dtype: torch.dtype | None = None
         """Type of the saved weights; None is that of the model."""
         self._own_cache: ForwardCache | None = None

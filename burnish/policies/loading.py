@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
+from burnish.catalogue.model_files import model_files
+from burnish.errors import InputError
 from burnish.policies.adapters import add_lora_adapter
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
 from burnish.policies.chat_template import ChatSettings
@@ -20,6 +25,18 @@ from burnish.policies.pretrained import (
 )
 from burnish.policies.token_rows import check_token_rows, load_tokenizer
 from burnish.protocols import Observer
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A model, and a warning about its tokenizer, or ""."""
+
+    model: CausalModel
+    warning: str
+
+
+_BASES: WeakValueDictionary[tuple[Any, ...], _Loaded] = WeakValueDictionary()
+"""The frozen bases of adapters that are trained, by source, dtype, device, and the sizes and times of their files."""
 
 
 def load_model(
@@ -37,16 +54,63 @@ def load_model(
     If the source is a LoRA adapter, its base model (which may be an adapter, too) is loaded and the adapter is merged.
     Raises InputError with the cause if the model cannot be loaded.
     """
+    loaded = _load(source, dtype, device, offline, like=like, chat=chat)
+    _report(loaded.warning, observer)
+    return loaded.model
+
+
+def _load(
+    source: str | Path, dtype: str, device: str, offline: bool, *, like: CausalModel | None, chat: ChatSettings | None
+) -> _Loaded:
     with loading_errors(source), quiet_transformers():
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer, warning = load_tokenizer(source, offline=offline)
         check_token_rows(model, tokenizer)
-    if warning and observer is not None:
-        observer.message(warning, level="warning")
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chat is not None:
         chat.check(tokenizer)
-    return CausalModel(model.to(target), tokenizer, like=like, chat=chat)
+    return _Loaded(CausalModel(model.to(_target(device)), tokenizer, like=like, chat=chat), warning)
+
+
+def _target(device: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _report(warning: str, observer: Observer | None) -> None:
+    if warning and observer is not None:
+        observer.message(warning, level="warning")
+
+
+def _load_base(source: str | Path, dtype: str, device: str, offline: bool) -> _Loaded:
+    """Load the frozen base of an adapter, or return the one that adapters in use have."""
+    files: list[Path] = []
+    with suppress(InputError):  # loading says what is missing
+        files = model_files(source, offline=True)
+    stats = [(str(file), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+    key = (str(source), dtype, _target(device), *stats)
+    base = _BASES.get(key)
+    if base is None:
+        base = _load(source, dtype, device, offline, like=None, chat=None)
+        base.model.model.requires_grad_(False)
+        if files:
+            _BASES[key] = base
+    return base
+
+
+def _add_adapter(
+    base: _Loaded, source: str | Path, lora: Any, seed: int, *, mixed: bool, chat: ChatSettings | None
+) -> CausalPolicy:
+    tokenizer = base.model.tokenizer
+    with quiet_transformers():
+        adapted = add_lora_adapter(base.model.model, lora, source, seed)
+    if mixed:
+        enable_mixed_precision(adapted, torch.bfloat16)
+    # A copied module has its own config, which another layout may need to change.
+    like = None if lora.modules_to_save or lora.target_parameters else base.model
+    policy = CausalPolicy(
+        adapted, tokenizer, base=str(source), like=CausalModel(adapted, tokenizer, like=like, chat=chat)
+    )
+    policy.frozen_base = base
+    return policy
 
 
 def load_policy(
@@ -65,7 +129,7 @@ def load_policy(
     """Load a policy to train from a local folder or a hub id.
 
     Args:
-        lora: a recipe's policy.lora; None trains all weights.
+        lora: a recipe's policy.lora, whose policies share the base's weights in memory; None trains all weights.
         dtype: of the weights; with "bfloat16", those that are trained are float32 and products are bfloat16.
         device: "auto" takes a GPU if there is one.
         offline: whether the hub must not be contacted.
@@ -82,8 +146,8 @@ def load_policy(
     mixed = dtype == "bfloat16"
     # Weights that are trained, and the reference that they start from, are float32; an adapter's base stays bfloat16.
     stored = "float32" if mixed and lora is None else dtype
-    loaded = load_model(source, dtype=stored, device=device, offline=offline, chat=chat, observer=observer)
     if lora is None:
+        loaded = load_model(source, dtype=stored, device=device, offline=offline, chat=chat, observer=observer)
         trained = loaded.model.requires_grad_(True)
         if mixed:
             enable_mixed_precision(trained, torch.bfloat16)
@@ -97,13 +161,11 @@ def load_policy(
         policy = CausalPolicy(trained, loaded.tokenizer, base=str(source), like=loaded, start=start)
         policy.save_dtype = getattr(torch, save_dtype) if save_dtype else stored_dtype(source)
     else:
-        with quiet_transformers():
-            adapted = add_lora_adapter(loaded.model, lora, source, seed)
-        if mixed:
-            enable_mixed_precision(adapted, torch.bfloat16)
-        # A copied module has its own config, which another layout may need to change.
-        like = None if lora.modules_to_save or lora.target_parameters else loaded
-        policy = CausalPolicy(adapted, loaded.tokenizer, base=str(source), like=like)
+        base = _load_base(source, stored, device, offline)
+        _report(base.warning, observer)
+        if chat is not None:
+            chat.check(base.model.tokenizer)
+        policy = _add_adapter(base, source, lora, seed, mixed=mixed, chat=chat)
     if gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     return policy

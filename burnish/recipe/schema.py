@@ -32,6 +32,7 @@ from burnish.recipe.sections import (
     Pair,
     RewardSection,
     Section,
+    check_correct,
     check_rewards,
     guarded_metrics,
 )
@@ -258,6 +259,8 @@ class CheckpointSection(Section):
 
     every: int = Field(10, ge=1)
     keep: int = Field(2, ge=1)
+    keep_best: str | None = Field(None, pattern="^held_out/.")
+    """A held-out metric such as ``held_out/reward``: the checkpoint of its best measured step is kept."""
 
 
 class Job(Section):
@@ -271,6 +274,16 @@ class Job(Section):
     policy: PolicySection = PolicySection()
     optimizer: Optimizer = Optimizer()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Job:
+        evaluation = getattr(self, "evaluation", None)
+        if self.checkpoint.keep_best is not None and evaluation is not None and evaluation.every == 0:
+            raise ValueError(
+                "checkpoint.keep_best chooses among the models that are measured during training, but none is; set "
+                "evaluation.every"
+            )
+        return self
 
     def toml(self) -> str:
         """Return the recipe as TOML with every default; reading it gives an equal recipe."""
@@ -298,7 +311,13 @@ class Recipe(Job):
     def _check_rewards(self) -> Recipe:
         check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         guarded_metrics(self.guards, self.reward, self.evaluation)
+        check_correct(self.evaluation, self.reward)
         return self
+
+    @property
+    def held_out_sampling(self) -> SamplingParams:
+        """How held-out completions are sampled."""
+        return self.evaluation.sampling.params(self.sampling.params)
 
     @model_validator(mode="after")
     def _check_chat_template(self) -> Recipe:

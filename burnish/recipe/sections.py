@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from burnish.registry import nearest
 from burnish.system.paths import expanded
+from burnish.types import SamplingParams
 
 MAX_SIZE = 1 << 20
 """Upper limit of sizes and counts; a larger number is a typing error that would exhaust memory or never end."""
@@ -184,6 +186,31 @@ class MetricSection(OpenSection):
         return self.name or self.use.rpartition(":")[2]
 
 
+class HeldOutSampling(Section):
+    """How held-out completions are sampled; None is as in training."""
+
+    temperature: float | None = Field(None, ge=0)
+    """0 takes the likeliest token each time."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=MAX_SIZE)
+    min_p: float | None = Field(None, ge=0, le=1)
+    max_new_tokens: int | None = Field(None, ge=1, le=MAX_SIZE)
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < 1e-6:
+            raise ValueError("a temperature below 1e-6 would overflow; use 0")
+        return value
+
+    def params(self, training: SamplingParams) -> SamplingParams:
+        """Return the parameters of training with those that are set here."""
+        keys = self.model_dump(exclude_none=True)
+        if keys.get("temperature") == 0:
+            keys |= {"temperature": 1.0, "top_k": 1, "top_p": 1.0, "min_p": 0.0}
+        return replace(training, lagged_top_p=1.0 if keys else training.lagged_top_p, **keys)
+
+
 class Evaluation(Section):
     """Held-out measurement."""
 
@@ -192,12 +219,41 @@ class Evaluation(Section):
     prompts: int | None = Field(None, ge=1)
     """Number of held-out prompts; None uses all."""
     samples_per_prompt: int = Field(1, ge=1, le=MAX_SIZE)
+    sampling: HeldOutSampling = HeldOutSampling()
+    correct: str | None = None
+    """A reward or metric of the recipe that is 1 for a right answer, of which ``pass@k`` and ``avg@n`` are computed."""
+    pass_at: list[int] = []
+    """The k of ``pass@k``; [] with ``correct`` takes the powers of two up to ``samples_per_prompt``."""
     resamples: int = Field(1000, ge=100, le=10**6)
     """Bootstrap resamples per interval."""
     bleu_tokenize: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
     """sacrebleu's tokenizer for corpus BLEU; "auto" is "zh" for Chinese references and "13a" for most others."""
     metrics: list[MetricSection] = []
     """Rewards that are measured but not trained on; a string is short for a table with that ``use``."""
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Evaluation:
+        if self.sampling.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"sampling.temperature = 0 gives {self.samples_per_prompt} equal samples per prompt; set "
+                "samples_per_prompt = 1"
+            )
+        if self.pass_at and self.correct is None:
+            raise ValueError("pass_at needs correct, the name of a reward that is 1 for a right answer")
+        if unfit := [k for k in self.pass_at if not 1 <= k <= self.samples_per_prompt]:
+            raise ValueError(
+                f"pass_at: k = {unfit[0]} needs as many samples of a prompt, but samples_per_prompt = "
+                f"{self.samples_per_prompt}"
+            )
+        return self
+
+    @property
+    def attempts(self) -> tuple[int, ...]:
+        """The k of ``pass@k``, () without ``correct``."""
+        if self.correct is None:
+            return ()
+        powers = [2**power for power in range(self.samples_per_prompt.bit_length())]
+        return tuple(self.pass_at or [k for k in powers if k <= self.samples_per_prompt])
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -236,6 +292,16 @@ class Guards(Section):
     """Steps averaged at the start and at the end when steps are compared."""
     stop: bool = False
     """Whether a warning ends the run and restores the best earlier model."""
+
+
+def check_correct(evaluation: Evaluation, rewards: Sequence[RewardSection]) -> None:
+    """Raise ValueError if ``evaluation.correct`` names neither a reward nor a metric."""
+    known = [*(section.part for section in rewards), *(section.part for section in evaluation.metrics)]
+    if (name := evaluation.correct) is not None and name not in known:
+        raise ValueError(
+            f"evaluation.correct = '{name}' is neither a reward nor a metric{nearest(name, known)}; known: "
+            f"{', '.join(known)}"
+        )
 
 
 def guarded_metrics(guards: Guards, rewards: Sequence[RewardSection], evaluation: Evaluation) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ def main_conclusion(run: RunData) -> str:
         start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
     else:
         start = f"Held-out reward went from {before} to {after}, without a test of significance"
-    return f"{start} ({_evidence(entry)})."
+    power = f" {text}." if (text := wording.power("reward", entry)) else ""
+    return f"{start} ({_evidence(entry)}).{power}"
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:

@@ -182,6 +182,30 @@ def result(entry: Mapping[str, Any]) -> str:
     return "better" if moved == wanted else "worse"
 
 
+def detectable_change(entry: Mapping[str, Any]) -> float | None:
+    """Return the smallest change that such a comparison shows in 80% of cases, from the width of its interval.
+
+    It is (1.96 + 0.84) standard errors, which are the half-width of the 95% interval divided by 1.96 (Cohen 1988,
+    chapter 2).
+    """
+    ends = interval(entry)
+    return None if ends is None or ends[0] == ends[1] else (ends[1] - ends[0]) / 2 * (1.96 + 0.84) / 1.96
+
+
+def power(metric: str, entry: Mapping[str, Any]) -> str:
+    """State what change an unclear comparison could have shown, and how to show a smaller one; "" for any other."""
+    shown, n, difference = detectable_change(entry), finite(entry.get("n")), finite(entry.get("difference"))
+    if change(entry) != "unclear" or shown is None or not n or difference is None:
+        return ""
+    places = decimals(entry)
+    text = f"{n:.0f} prompts show a change of {title(metric)} of {fixed(shown, places)} in four of five cases"
+    needed = n * (shown / difference) ** 2 if difference else math.inf
+    if n < needed < 1000 * n:
+        digits = 1 - math.floor(math.log10(needed))
+        text += f", and about {round(needed, digits):,.0f} show one of {fixed(abs(difference), places)}, as measured"
+    return f"{text}: raise evaluation.prompts or evaluation.samples_per_prompt, or train for longer"
+
+
 def training_cost(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
     """Return the total seconds and the peak memory in MB of all steps; 0 if the rows do not have them."""
     kept = list(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,17 +48,23 @@ class Checkpointed(Protocol):
 
 
 class Checkpointer:
-    """Saves a learner into a run folder, where the newest ``keep`` checkpoints stay, and restores it bit for bit."""
+    """Saves a learner into a run folder, where the newest ``keep`` checkpoints stay, and restores it bit for bit.
+
+    Attributes:
+        spared: functions that return a step whose checkpoint must stay, however old, or None.
+    """
 
     def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
         self.run, self.learner, self.keep = run, learner, keep
+        self.spared: list[Callable[[], int | None]] = []
 
-    def save(self, spare: int | None = None) -> None:
-        """Save the learner after its current step. Errors and ``spare`` are those of ``Run.save_checkpoint``."""
+    def save(self) -> None:
+        """Save the learner after its current step. Errors are those of ``Run.save_checkpoint``."""
         state: dict[str, Any] = {}
         for part in self.learner.parts:
             state |= part.state()
-        self.run.save_checkpoint(self.learner.step, state, self.write, self.keep, spare)
+        spared = {step for spare in self.spared if (step := spare()) is not None}
+        self.run.save_checkpoint(self.learner.step, state, self.write, self.keep, spared)
 
     def write(self, folder: Path) -> None:
         """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""

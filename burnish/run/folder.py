@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,8 @@ BROKEN_ROWS = "broken_rows.jsonl"
 """Lists the unusable rows of a user's data, with positions and reasons. Written only if there are any."""
 CHAT_TEMPLATE = "chat_template.jinja"
 """A copy of the user's own chat template, so that a resumed run does not depend on the file."""
+BEST_MODEL = "model_best"
+"""The link to the model that ``checkpoint.keep_best`` keeps."""
 INPUTS = "inputs.json"
 """Fingerprints of the files that the run reads."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
@@ -150,9 +152,14 @@ class Run:
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def save_checkpoint(
-        self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], keep: int, spare: int | None = None
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        write: Callable[[Path], None],
+        keep: int,
+        spared: Collection[int] = (),
     ) -> Checkpoint:
-        """Write checkpoints/step-N atomically, then delete all but the newest ``keep`` and that of step ``spare``.
+        """Write checkpoints/step-N atomically, then delete all but the newest ``keep`` and those of ``spared`` steps.
 
         ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``. Raises BurnishError if the checkpoint
         cannot be written; older checkpoints are unchanged.
@@ -171,30 +178,30 @@ class Run:
                         sync_file(self.folder / name)
             self._point_model_at(Checkpoint(step, target))
             for old in self.checkpoints()[:-keep]:
-                if old.step != spare:
+                if old.step not in spared:
                     # Renamed first: a half-deleted checkpoint must never look complete.
                     temporary = old.folder.with_name(f".{old.folder.name}.partial")
                     os.rename(old.folder, temporary)
                     shutil.rmtree(temporary, ignore_errors=True)
         return Checkpoint(step, target)
 
-    def _point_model_at(self, checkpoint: Checkpoint) -> None:
-        link = self.folder / "model"
+    def _point_model_at(self, checkpoint: Checkpoint, name: str = "model") -> None:
+        link = self.folder / name
         if link.is_dir() and not link.is_symlink():  # a copy of the run, made with its links resolved
             if not any(_same_files(link, one.folder / "model") for one in self.checkpoints()):
                 raise BurnishError(
                     f"{link} is a folder with other files than a checkpoint's, in place of the run's link: move it away"
                 )
             shutil.rmtree(link)
-        fresh = self.folder / ".model.partial"
+        fresh = self.folder / f".{name}.partial"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("checkpoints") / checkpoint.folder.name / "model")
         os.replace(fresh, link)
 
-    def choose_model(self, checkpoint: Checkpoint) -> None:
-        """Make a checkpoint's model the run's. Raise BurnishError if the link cannot be written."""
+    def choose_model(self, checkpoint: Checkpoint, name: str = "model") -> None:
+        """Make a checkpoint's model the run's, or its ``model_best``. Raise BurnishError if the link cannot be written."""
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
-            self._point_model_at(checkpoint)
+            self._point_model_at(checkpoint, name)
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
         """Delete later lines and leftovers of a kill: return to a checkpoint, or to before the first step (None)."""

@@ -100,6 +100,9 @@ class ExampleEvaluator(Generic[T]):
     def summary(self, measurement: list[ExampleSums]) -> Mapping[str, float]:
         return metric_values(measurement, self.learner.objective.metrics)
 
+    def directions(self, measurement: list[ExampleSums]) -> Mapping[str, str | None]:
+        return {metric.name: metric.better for metric in self.learner.objective.metrics}
+
     def compare(self, before: list[ExampleSums], after: list[ExampleSums]) -> dict[str, dict[str, Any]]:
         recipe, metrics = self.learner.recipe, self.learner.objective.metrics
         return compare_metrics(before, after, metrics, resamples=recipe.evaluation.resamples, seed=recipe.seed)

@@ -11,6 +11,7 @@ from burnish.errors import InputError
 from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
+from burnish.evaluation.metrics import held_out_metrics
 from burnish.protocols import Observer, Releasable
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
@@ -41,10 +42,11 @@ class HeldOutEvaluator:
     def measure(self) -> Measurement:
         learner, recipe = self.learner, self.learner.recipe
         measurement = measure(
-            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.sampling.params,
+            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.held_out_sampling,
             samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0),
             metrics=learner.metrics, better={section.part: section.better for section in recipe.evaluation.metrics},
-            observer=self.observer, policy_version=learner.step,
+            observer=self.observer, policy_version=learner.step, correct=recipe.evaluation.correct,
+            attempts=recipe.evaluation.attempts,
         )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
             # Training may never need it again, and its memory is better spent on the step.
@@ -53,6 +55,10 @@ class HeldOutEvaluator:
 
     def summary(self, measurement: Measurement) -> Mapping[str, float]:
         return summary(measurement, bleu_tokenize=self.learner.recipe.evaluation.bleu_tokenize)
+
+    def directions(self, measurement: Measurement) -> Mapping[str, str | None]:
+        tokenize = self.learner.recipe.evaluation.bleu_tokenize
+        return {metric.name: metric.better for metric in held_out_metrics(measurement, tokenize)}
 
     def compare(self, before: Measurement, after: Measurement) -> dict[str, dict[str, Any]]:
         seed, settings = self.learner.recipe.seed, self.learner.recipe.evaluation
@@ -85,13 +91,14 @@ class RewardGuards(RunGuards[Measurement]):
         self.start_reward = 0.0
         """Held-out reward before training."""
         self._history: list[Mapping[str, Any]] = []
+        checkpointer.spared.append(self._spared_step)
 
     def begin(self, before: Measurement) -> bool:
         self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
         self._history = list(self.run.rows("metrics.jsonl"))
         if self.can_stop and self.evaluator.learner.step == 0:
             # The model that is kept if nothing better comes before an alarm.
-            self.checkpointer.save(self.spared_step())
+            self.checkpointer.save()
         return self._stop_row() is not None
 
     def after_step(self, row: Mapping[str, Any] | None) -> bool:
@@ -148,7 +155,7 @@ class RewardGuards(RunGuards[Measurement]):
         for key, text in alarms.items():
             self._warn(row["step"], f"held-out {key}", text)
         if self.can_stop and not alarms and row["reward"] > self._best(row["step"])[1]:
-            self.checkpointer.save(self.spared_step())
+            self.checkpointer.save()
         return bool(alarms)
 
     def stop(self) -> None:
@@ -161,7 +168,7 @@ class RewardGuards(RunGuards[Measurement]):
         self.run.append("warnings.jsonl", [{"step": step, "kind": "stop", "text": text, "kept": best}])
         self.observer.message(text, level="warning")
 
-    def spared_step(self) -> int | None:
+    def _spared_step(self) -> int | None:
         return self._best(self.evaluator.learner.step + 1)[0] if self.can_stop else None
 
     def end(self) -> None:

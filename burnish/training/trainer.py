@@ -13,6 +13,7 @@ from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.files import json_text
+from burnish.training.best_model import BestModel
 
 M = TypeVar("M")
 
@@ -38,6 +39,9 @@ class Evaluator(Protocol[M]):
 
     def summary(self, measurement: M) -> Mapping[str, float]:
         """Return metric -> value."""
+
+    def directions(self, measurement: M) -> Mapping[str, str | None]:
+        """Return metric -> "higher" or "lower", whichever is better, or None."""
 
     def compare(self, before: M, after: M) -> dict[str, dict[str, Any]]:
         """Return metric -> before, after, difference, interval, p_value, n."""
@@ -75,10 +79,6 @@ class RunGuards(Generic[M]):
     def stop(self) -> None:
         """Record that the run ends here."""
 
-    def spared_step(self) -> int | None:
-        """Return a step whose checkpoint must stay, however old."""
-        return None
-
     def end(self) -> None:
         """After the last step: where the run was stopped, go back to the model that was kept."""
 
@@ -112,6 +112,7 @@ class Trainer(Generic[M]):
         self.recipe, self.learner, self.step, self.measure_every = recipe, learner, step, measure_every
         self.evaluator, self.checkpointer, self.run, self.observer = evaluator, checkpointer, run, observer
         self.guards: RunGuards[M] = guards or RunGuards()
+        self.best = BestModel(recipe.checkpoint.keep_best, run, checkpointer)
         self.logged = 0
         self._newest: tuple[int, M] | None = None
 
@@ -126,10 +127,13 @@ class Trainer(Generic[M]):
         try:
             with self.learner.interrupts:
                 before = self._measured("before")
+                self.best.begin(self.evaluator.directions(before))
                 if not self.guards.begin(before):
                     self._step_to_the_end(before)
                 self.guards.end()
                 after = self._measured("after")
+                if text := self.best.end(self.learner.step, self.evaluator.summary(after)):
+                    self.observer.message(text)
         except KeyboardInterrupt as stopped:
             raise Interrupted(f"stopped, {self._saved()}", stopped) from None
         except BurnishError as error:
@@ -152,7 +156,7 @@ class Trainer(Generic[M]):
             learner.interrupts.release()
             self.observer.step(metrics)
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
-                self._save()
+                self.checkpointer.save()
             if self._ends_here(before, metrics):
                 return
 
@@ -182,6 +186,7 @@ class Trainer(Generic[M]):
             # Alarms go into the row, so that a run that is killed here finds them again.
             row = {"step": step, **self.evaluator.summary(measurement), **self.guards.examine(before, measurement)}
             self.run.append("held_out.jsonl", [row])
+        self.best.after_measurement(row)
         return self.guards.after_measurement(row)
 
     def _measured(self, when: str) -> M:
@@ -224,10 +229,7 @@ class Trainer(Generic[M]):
         """Save what can be saved, and return how to resume."""
         # Where a row could not be written the two differ; then the run resumes from the last checkpoint.
         if self.learner.step == self.logged > 0:
-            self._save()
+            self.checkpointer.save()
         checkpoints = self.run.checkpoints()
         kept = f"saved after step {checkpoints[-1].step}" if checkpoints else "no step was finished"
         return f"{kept}; resume with: {self.run.resume_command}"
-
-    def _save(self) -> None:
-        self.checkpointer.save(self.guards.spared_step())

@@ -46,6 +46,23 @@ def measured(answers=None, prompts=PROMPTS, model=None, samples=2, **options) ->
     )
 
 
+# Attempts -----------------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_by_hand():
+    answers = {"a": ["sat down", "x", "sat down", "x"], "b": ["x"] * 4, "c": ["knew why"] + ["x"] * 3}
+    measurement = measured(answers, samples=4, correct="exact", attempts=[1, 2, 4])
+    result = summary(Measurement.from_json(measurement.to_json()))
+    assert result["avg@4"] == result["pass@1"] == pytest.approx((2 + 0 + 1) / 12)
+    # Of the 6 pairs of four samples one has neither of two right ones, and 3 lack the only right one.
+    assert result["pass@2"] == pytest.approx((5 / 6 + 0 + 3 / 6) / 3)
+    assert result["pass@4"] == pytest.approx(2 / 3)
+    better = measured({key: ["sat down", "all day", "knew why", "x"] for key in "abc"}, samples=4, correct="exact",
+                      attempts=[2])  # fmt: skip
+    row = compare(measurement, better)["pass@2"]
+    assert (row["n"], row["after"], row["better"]) == (3, pytest.approx(0.5), "higher")
+
+
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -276,3 +277,38 @@ def test_one_stop_text_is_short_for_a_list():
         "news", ["sampling.stop='###'", "sampling.stop_token_ids=[7]", "sampling.min_p=0.05"]
     ).sampling
     assert (sampling.params.stop, sampling.params.stop_token_ids, sampling.params.min_p) == (("###",), (7,), 0.05)
+
+
+class TestHeldOutSampling:
+    def test_what_is_not_set_is_as_in_training(self):
+        recipe = load_recipe("toy", ["sampling.top_p=0.5", "evaluation.sampling.temperature=0.5"])
+        assert recipe.held_out_sampling == replace(recipe.sampling.params, temperature=0.5)
+        assert load_recipe("toy", ["sampling.top_p=0.5"]).held_out_sampling == replace(
+            recipe.sampling.params, temperature=1.0
+        )
+
+    def test_greedy(self):
+        greedy = load_recipe(
+            "toy", ["sampling.top_p=0.5", "evaluation.sampling.temperature=0", "evaluation.samples_per_prompt=1"]
+        ).held_out_sampling
+        assert (greedy.temperature, greedy.top_k, greedy.top_p) == (1.0, 1, 1.0)
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            (["evaluation.sampling.temperature=0", "evaluation.samples_per_prompt=2"], "gives 2 equal samples"),
+            (["evaluation.sampling.temperature=1e-9"], "below 1e-6 would overflow"),
+            (["evaluation.pass_at=[1]"], "pass_at needs correct"),
+            (["evaluation.correct=exact", "evaluation.pass_at=[9]", "evaluation.samples_per_prompt=8"], "k = 9 needs"),
+            (["evaluation.correct=exakt"], "evaluation.correct = 'exakt' is neither .*did you mean"),
+        ],
+    )
+    def test_impossible_keys_are_refused(self, keys, message):
+        with pytest.raises(InputError, match=message):
+            load_recipe("toy", keys)
+
+    def test_the_attempts_are_powers_of_two_unless_named(self):
+        keys = ["evaluation.correct=exact", "evaluation.samples_per_prompt=6"]
+        assert load_recipe("toy", keys).evaluation.attempts == (1, 2, 4)
+        assert load_recipe("toy", [*keys, "evaluation.pass_at=[3]"]).evaluation.attempts == (3,)
+        assert load_recipe("toy").evaluation.attempts == ()

@@ -93,6 +93,29 @@ def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch:
     assert done.evaluation == whole.evaluation
 
 
+@pytest.mark.parametrize(("metric", "choose"), [("held_out/reward", max), ("held_out/perplexity", min)])
+def test_the_best_measured_model_is_kept(tmp_path: Path, metric: str, choose: Any) -> None:
+    options = ["steps=12", "checkpoint.every=100", "checkpoint.keep=1", "evaluation.every=2"]
+    done = toy(tmp_path / "run", *options, f"checkpoint.keep_best={metric}", "optimizer.learning_rate=3.0")
+    name = metric.removeprefix("held_out/")
+    values = {row["step"]: row[name] for row in read_lines(done.run_dir / "held_out.jsonl")}
+    values[12] = done.evaluation[name]["after"]
+    best = choose(values, key=values.__getitem__)
+    assert (done.run_dir / "model_best").resolve() == (done.run_dir / f"checkpoints/step-{best}/model").resolve()
+    assert {path.name for path in (done.run_dir / "checkpoints").iterdir()} == {f"step-{best}", "step-12"}
+    assert (done.run_dir / "model").resolve().parent.name == "step-12"
+
+
+def test_the_best_model_by_what_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"set evaluation\.every"):
+        toy(tmp_path / "none", "checkpoint.keep_best=held_out/reward")
+    for name in ("length", "rewrad"):
+        with pytest.raises(
+            InputError, match=f'keep_best = "held_out/{name}": this run does not measure it, or .* known'
+        ):
+            toy(tmp_path / name, "evaluation.every=2", f"checkpoint.keep_best=held_out/{name}", "steps=2")
+
+
 def test_an_extended_run_has_the_bits_of_a_long_one(tmp_path: Path) -> None:
     options = ["checkpoint.every=100", "evaluation.every=2", "checkpoint.keep=9"]
     whole = toy(tmp_path / "whole", "steps=6", *options)

@@ -95,6 +95,9 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
         for metric, text in wording.EXPLANATIONS.items()
         if metric in evaluation and metric.endswith("perplexity")
     ]
+    names = wording.ordered(evaluation)
+    if names and (text := wording.power(names[0], evaluation[names[0]])):
+        notes.append(f"{text}.")
     if wording.lacks_bleu(evaluation):
         notes.append(f"{wording.title('bleu')}: {wording.NO_BLEU}.")
     if any(metric.startswith("metric/") for metric in evaluation):

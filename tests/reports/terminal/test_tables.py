@@ -133,3 +133,17 @@ def test_an_ascii_output_gets_words_for_arrows():
 def test_an_empty_evaluation_is_a_table_without_rows():
     assert evaluation_table({}).row_count == 0
     assert "Held-out" in plain_text({})
+
+
+def test_an_unclear_result_says_what_could_have_been_shown():
+    entry = {"before": 0.5, "after": 0.52, "difference": 0.02, "interval": [-0.0592, 0.0992], "p_value": 0.6, "n": 40}
+    # Standard error 0.0792 / 1.96; 2.8 of them are 0.113, and (0.113 / 0.02)^2 times as many prompts show 0.02.
+    assert wording.detectable_change(entry) == pytest.approx(2.8 * 0.0792 / 1.96)
+    assert wording.power("reward", entry) == (
+        "40 prompts show a change of reward of 0.11 in four of five cases, and about 1,300 show one of 0.02, as "
+        "measured: raise evaluation.prompts or evaluation.samples_per_prompt, or train for longer"
+    )
+    assert "of 0.11 in" in plain_text({"reward": entry})
+    assert wording.power("reward", {**entry, "interval": [0.01, 0.03], "p_value": 0.001}) == ""
+    assert wording.power("reward", {**entry, "difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0}) == ""
+    assert "as measured" not in wording.power("reward", {**entry, "difference": 1e-9})
