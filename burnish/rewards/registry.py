@@ -222,6 +222,8 @@ REWARDS: Registry[RewardFunction] = Registry(
         "repetition": "burnish.rewards.library.diversity:repetition",
         "exact": "burnish.rewards.library.overlap:exact",
         "numeric": "burnish.rewards.library.answers:numeric",
+        "math": "burnish.rewards.library.answers:math_answer",
+        "choice": "burnish.rewards.library.answers:choice",
         "verifier": "burnish.rewards.library.answers:verifier",
         "chrf": "burnish.rewards.library.overlap:chrf",
         "ter": "burnish.rewards.library.overlap:ter",

@@ -127,7 +127,7 @@ def test_numbers_by_hand(text: str, reference: str, tolerance: float, expected: 
 
 
 def test_a_prompt_that_cannot_be_verified_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a reference with a number"):
+    with pytest.raises(InputError, match=r"needs a reference that is one number, but that of prompt .p. is .seven."):
         numeric(answer("7", "seven"))
     with pytest.raises(InputError, match="tolerance = -1"):
         numeric(answer("7"), tolerance=-1.0)

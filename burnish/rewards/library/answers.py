@@ -1,42 +1,28 @@
-"""Rewards that check an answer: against a number, or by the verifier of a task's generator."""
+"""Rewards that check an answer: a number, a choice, or what the verifier of a task's generator accepts."""
 
 from __future__ import annotations
 
 import math
-import re
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from burnish.errors import InputError
-from burnish.registry import nearest
-from burnish.rewards.registry import reward
+from burnish.rewards.library.choices import read_choice, reference_letter
+from burnish.rewards.library.expressions import equal_answers
+from burnish.rewards.library.quantities import Quantity, equal_quantities, read_quantity
+from burnish.rewards.library.readings import (
+    ANSWER_KINDS,
+    LONGEST_ANSWER,
+    check_kind,
+    extract_answer,
+    quantity_in,
+    reference_answer,
+)
+from burnish.rewards.references import get_reference
+from burnish.rewards.registry import check_choice, reward
+from burnish.system.optional_packages import installed_path
 from burnish.types import Completion
 
-ANSWER_KINDS = ("whole", "first_line", "last_line", "last_number", "tag")
-LONGEST_ANSWER = 1000
-"""Characters; a longer answer is wrong. The time of some verifiers grows with the square of the length."""
 HALF_AN_ANSWER = "half an answer is neither right nor wrong"
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.S)
-
-
-def extract_answer(text: str, kind: str) -> str:
-    """Return the answer in a text without surrounding white space; "" if there is none.
-
-    The kind is one of ``ANSWER_KINDS``; "tag" is the text between <answer> and </answer>. The last answer counts if
-    there are several, so that listing guesses wins nothing. Raises InputError for an unknown kind.
-    """
-    if kind == "whole":
-        return text.strip()
-    if kind in ("first_line", "last_line"):
-        lines = [line for line in text.splitlines() if line.strip()] or [""]
-        return lines[0 if kind == "first_line" else -1].strip()
-    if kind == "last_number":
-        # A full stop after a number ends the sentence, and the minus of "5-3" is not a sign.
-        matches = list(_NUMBER.finditer(text))
-        return _signed(text, matches[-1]) if matches else ""
-    if kind == "tag":
-        return str((_TAG.findall(text) or [""])[-1]).strip()
-    raise InputError(f"unknown answer = '{kind}'{nearest(kind, ANSWER_KINDS)}; known: {', '.join(ANSWER_KINDS)}")
 
 
 @reward(needs_whole=HALF_AN_ANSWER)
@@ -80,46 +66,98 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
     return min(1.0, score) if partial else float(score == 1.0)
 
 
-@reward(needs_whole=HALF_AN_ANSWER)
+def _check_numeric(*, tolerance: float, answer: str) -> None:
+    check_kind(answer)
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"numeric: tolerance = {tolerance}: must be a number of at least 0")
+
+
+@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_numeric)
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
     """1.0 if the number in the text equals the reference's, else 0.0.
 
-    Numbers are compared as decimals, so 3, 3.0 and 03 are equal, and 1,000 is a thousand.
+    Numbers are compared exactly: 3, 3.0 and 03 are equal, 1,000 is a thousand, and so are 1e3 and 10^3; 3/4, 0.75,
+    ``\\frac{3}{4}`` and 75% are equal. A unit or currency may be missing on one side, but two must agree; common ones
+    are converted. The reference must be one number: the whole text, what follows "####", or what its last
+    ``\\boxed{}`` holds.
 
-    Fails by: ignoring what surrounds the number, so a policy may omit all reasoning; and rewarding lucky guesses.
+    Fails by: ignoring what surrounds the number, so a policy may omit all reasoning; rewarding lucky guesses; reading
+    1,5 (decimal comma or list?), 2:30 and numbers in words as no number. With "last_number", only common units count.
 
     Args:
         tolerance: largest accepted difference, relative to the reference; absolute if that is 0.
-        answer: the part of the text that is the answer: see ``extract_answer``.
+        answer: the part of the text that is the answer: see ``extract_answer``. With "last_number", a number within an
+            expression, as in ``2\\sqrt{3}``, is not an answer.
 
-    Source: the evaluation of GSM8K (Cobbe et al. 2021, arXiv 2110.14168); the tolerance is our own.
+    Source: the evaluation of GSM8K (Cobbe et al. 2021, arXiv 2110.14168); units and the tolerance are our own.
     """
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise InputError(f"numeric: tolerance = {tolerance}: must be a number of at least 0")
-    expected = _decimal(extract_answer(completion.prompt.reference or "", "last_number"))
+    _check_numeric(tolerance=tolerance, answer=answer)
+    expected = _expected(completion)
+    number = quantity_in(completion.text, answer)
+    return float(number is not None and equal_quantities(number, expected, Fraction(repr(float(tolerance)))))
+
+
+def _expected(completion: Completion) -> Quantity:
+    reference = get_reference(completion, "numeric")
+    expected = read_quantity(reference_answer(reference))
     if expected is None:
         raise InputError(
-            f"reward 'numeric' needs a reference with a number, but that of prompt '{completion.prompt.id}' has none"
+            f"reward 'numeric' needs a reference that is one number, but that of prompt '{completion.prompt.id}' is "
+            f"{reference[:60]!r}: use 'math' for expressions, 'choice' for letters, or 'exact'"
         )
-    number = _decimal(extract_answer(completion.text, answer))
-    if number is None:
-        return 0.0
-    allowed = Decimal(repr(float(tolerance))) * (abs(expected) if expected else Decimal(1))
-    return float(abs(number - expected) <= allowed)
+    return expected
 
 
-def _signed(text: str, match: re.Match[str]) -> str:
-    # Typeset texts use the minus sign U+2212.
-    number = match.group().replace(",", "").replace("\u2212", "-")
-    before = text[match.start() - 1] if match.start() else ""
-    return number[1:] if number[0] in "+-" and (before.isalnum() or before == ")") else number.removeprefix("+")
+def _check_math(*, answer: str) -> None:
+    check_kind(answer)
+    installed_path("math-verify", "", "math", "reward 'math'")
 
 
-def _decimal(text: str) -> Decimal | None:
-    if len(text) > LONGEST_ANSWER:
-        return None
-    try:
-        number = Decimal(text.replace(",", "").strip())
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) <= LONGEST_ANSWER else None
+@reward(name="math", needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_math)
+def math_answer(completion: Completion, *, answer: str = "boxed") -> float:
+    """1.0 if the mathematical answer in a text equals the reference's, else 0.0.
+
+    Numbers are compared as by ``numeric``, words without regard to case, lists and sets in any order, tuples, intervals
+    and brackets as they are written, and expressions by math-verify, which simplifies them. The answer of a reference
+    may lie within ``$...$``, in its last ``\\boxed{}``, or after "####".
+
+    Fails by: accepting any equal form, so that "2+2" is right for 4; a comparison that takes more than 5 seconds counts
+    as wrong, as does an expression that math-verify cannot read, unless the two texts are equal.
+
+    Args:
+        answer: the part of the text that is the answer: see ``extract_answer``.
+
+    Source: math-verify (Kydlicek 2025, Apache-2.0); the task of MATH (Hendrycks et al. 2021, arXiv 2103.03874).
+    """
+    gold = reference_answer(get_reference(completion, "math"))
+    text = extract_answer(completion.text, answer)
+    return float(0 < len(text) <= LONGEST_ANSWER and equal_answers(text, gold))
+
+
+def _check_choice(*, answer: str) -> None:
+    check_choice("choice", "answer", answer, [kind for kind in ANSWER_KINDS if kind != "last_number"])
+
+
+@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_choice)
+def choice(completion: Completion, *, answer: str = "whole") -> float:
+    """1.0 if the text chooses the reference's letter, (A) to (J), else 0.0.
+
+    A choice is a text that begins or ends with the letter ("(B)", "B.", "B) Paris"), or says it ("The answer is B").
+    The last statement counts; "not B but C" is C. A text with several letters and no statement chooses none.
+
+    Fails by: rewarding a lucky guess, of which one in four is right with four choices; reading no choice from a text
+    that only repeats the words of an option.
+
+    Args:
+        answer: the part of the text that is read: see ``extract_answer``.
+
+    Source: multiple-choice accuracy as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300).
+    """
+    reference = get_reference(completion, "choice")
+    expected = reference_letter(reference_answer(reference))
+    if not expected:
+        raise InputError(
+            f"reward 'choice' needs a reference that is a letter from A to J, but that of prompt "
+            f"'{completion.prompt.id}' is {reference[:60]!r}: use 'exact', or write letters into the data"
+        )
+    return float(read_choice(extract_answer(completion.text, answer)) == expected)

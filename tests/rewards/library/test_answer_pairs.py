@@ -1,0 +1,105 @@
+"""Verdicts on replies to gold answers, labelled by hand in ``answer_pairs.jsonl``.
+
+Each line is a subject, the reward that grades it, the gold answer, right and wrong replies. A reply to ``math`` is what
+a model would write in its box.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.errors import InputError
+from burnish.rewards.combine import combine
+from burnish.rewards.library import expressions
+from burnish.rewards.library.answers import numeric
+from burnish.rewards.library.overlap import exact
+from burnish.rewards.library.readings import extract_answer
+from tests.rewards.completions import ODD_TEXTS, answer
+
+ROWS = [
+    json.loads(line) for line in Path(__file__).with_name("answer_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+]
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def verdict(reward: str, gold: str, reply: str) -> float:
+    text = f"So it is \\boxed{{{reply}}}." if reward == "math" else reply
+    return float(combine({reward: 1.0}).score([answer(text, gold)]).total[0])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['reward']}-{row['gold'][:20]}")
+def test_no_verdict_is_wrong(row: dict[str, Any]) -> None:
+    if row["reward"] == "math":
+        pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
+    expected = dict.fromkeys(row["right"], 1.0) | dict.fromkeys(row["wrong"], 0.0)
+    assert {reply: verdict(row["reward"], row["gold"], reply) for reply in expected} == expected
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_documents_count_the_pairs(language: str) -> None:
+    text = (DOCS / language / "grading.md").read_text(encoding="utf-8")
+    counts = {
+        subject: tuple(sum(len(row[side]) for row in ROWS if row["subject"] == subject) for side in ("right", "wrong"))
+        for subject in dict.fromkeys(row["subject"] for row in ROWS)
+    }
+    rows = re.findall(r"^\| ([a-z0-9, ]+) \| (\d+) \| (\d+) \| 0 \| \d+ \|", text, re.M)
+    assert {subject: (int(right), int(wrong)) for subject, right, wrong in rows} == counts
+
+
+@pytest.mark.parametrize(
+    ("reward", "reference", "message"),
+    [
+        ("numeric", "1,5", r"prompt 'p' is '1,5': use 'math' for expressions"),
+        ("numeric", "2\\sqrt{3}", "one number"),
+        ("choice", "2", "a letter from A to J, but that of prompt 'p' is '2'"),
+        ("choice", "A or B", "letter from A to J"),
+        ("exact", "", "has none"),
+    ],
+)
+def test_a_reference_that_cannot_be_read_is_refused(reward: str, reference: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message) if "p'" in message else message):
+        verdict(reward, reference, "5")
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+@pytest.mark.parametrize("reward", ["numeric", "choice", "exact"])
+def test_odd_texts_are_wrong(reward: str, text: str) -> None:
+    assert verdict(reward, "B" if reward != "numeric" else "7", text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1} or rather \\boxed{\\{2, 3\\}}.", "\\{2, 3\\}"),
+        ("\\boxed 5", "5"),
+        ("\\fbox{x}", "x"),
+        ("\\boxed{1} \\boxed{2", ""),  # cut off
+        ("5", ""),
+    ],
+)
+def test_the_last_box_counts(text: str, box: str) -> None:
+    assert extract_answer(text, "boxed") == box
+
+
+@pytest.mark.parametrize("kind", ["boxed", "tag", "last_line", "last_number"])
+def test_exact_and_numeric_have_the_same_readings(kind: str) -> None:
+    text = "It may be 8.\n<answer>\\boxed{1,000}</answer>" if kind == "tag" else "It may be 8.\n\\boxed{1,000}"
+    assert numeric(answer(text, "1000"), answer=kind) == 1.0
+    expected = {"tag": "\\boxed{1,000}", "last_line": "\\boxed{1,000}"}.get(kind, "1000")
+    gold = {"boxed": "1,000", "last_number": "1,000"}.get(kind, f"#### {expected}")
+    assert exact(answer(text, gold), answer=kind) == 1.0
+
+
+def test_a_comparison_that_takes_too_long_is_wrong_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
+    assert verdict("math", "\\sqrt{2}", "2^{1/2}") == 1.0  # starts the process
+    monkeypatch.setattr(expressions, "SECONDS", 0.0)
+    assert verdict("math", "\\sqrt{5}", "5^{1/2}") == 0.0
+    monkeypatch.undo()
+    assert verdict("math", "\\sqrt{7}", "7^{1/2}") == 1.0
