@@ -178,6 +178,8 @@ def evaluate(
         )
     settings = chosen.evaluation
     with watching(observer) as watcher:
+        for name in filter(None, (model, against)):
+            resolve_model(name, offline=offline, observer=watcher)  # a wrong name is refused before the data are read
         reference = _language_model(chosen.policy.model, chosen, offline, watcher)
         _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)

@@ -19,7 +19,7 @@ from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueM
 from burnish.recipe.algorithm import critic_settings, resolve_preset, resolve_rewards
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import PolicySection, Recipe
-from burnish.system.machine import keep_freed_memory
+from burnish.system.machine import keep_freed_memory, resolve_device
 from burnish.system.reads import Reads, recorded_reads
 from burnish.training.critic import Critic
 from burnish.training.learner import Learner
@@ -45,6 +45,7 @@ def build(
     files that the task reads. Raises InputError if
     the model or the data are not available, or the task has no prompts.
     """
+    resolve_device(recipe.policy.device)  # refused before the data are read
     keep_freed_memory()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

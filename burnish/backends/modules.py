@@ -32,6 +32,7 @@ from burnish.recipe.schema import LSTMShape, PolicySection, Recipe
 from burnish.registry import import_object, nearest
 from burnish.run.folder import START
 from burnish.system.files import explained, new_folder
+from burnish.system.machine import resolve_device
 from burnish.system.paths import expanded
 from burnish.types import Prompt
 
@@ -105,7 +106,7 @@ def _vocabulary(section: PolicySection, source: Path | None, texts: Callable[[],
 
 def _module(section: PolicySection, vocabulary: Vocabulary, source: Path | None) -> nn.Module:
     """Return the module with its initial weights, on its device."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if section.device == "auto" else section.device
+    device = resolve_device(section.device)
     dtype: torch.dtype = getattr(torch, section.dtype)
     if section.use == "lstm":
         shape = section.lstm or (LSTMShape() if source is None else saved_shape(source))

@@ -19,6 +19,7 @@ from typing import Any
 from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, file_sha256
+from burnish.catalogue.hub_models import check_hub_model
 from burnish.catalogue.portable import make_portable
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
@@ -107,6 +108,7 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
             f"model '{model}' is not a catalogue name{hint}, a folder or a hub id; "
             f"catalogue: {', '.join(names('model'))}"
         )
+    check_hub_model(model, offline=offline)
     return model
 
 

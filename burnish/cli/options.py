@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Model = Annotated[str, typer.Argument(help="A run folder, a model folder, a catalogue name or a hub id.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing; fail if a file is missing.")]
+
+
+def _go_offline(offline: bool) -> bool:
+    """Tell the packages of Hugging Face, too, which read this when they are imported."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return offline
+
+
+Offline = Annotated[
+    bool, typer.Option("--offline", callback=_go_offline, help="Download nothing; fail if a file is missing.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as steps=50.")
 ]
@@ -87,10 +99,11 @@ class TrainCommand:
         """Run a function of ``burnish.supervised.verbs`` and print its result; return None on a dry run."""
         from burnish.supervised.recipe import load_supervised
 
-        recipe = load_supervised(kind, self.source, self.overrides)  # a mistake shows before torch is loaded
         if self.dry_run:
-            self.show(recipe)
+            self.show(load_supervised(kind, self.source, self.overrides))
             return None
+        if self.recipe is not None:
+            load_supervised(kind, self.recipe, self.overrides)  # a mistake shows before torch is loaded
         from burnish.supervised import verbs
 
         result: SupervisedResult = self.run(getattr(verbs, verb))

@@ -17,10 +17,11 @@ def train(command: TrainCommand) -> None:
     """
     from burnish.recipe.schema import load_recipe
 
-    recipe = load_recipe(command.source, command.overrides)  # a mistake shows before torch is loaded
     if command.dry_run:
-        command.show(recipe.resolved())
+        command.show(load_recipe(command.source, command.overrides).resolved())
         return
+    if command.recipe is not None:
+        load_recipe(command.recipe, command.overrides)  # a mistake shows before torch is loaded
     from burnish.api import train as run_training
 
     result = command.run(run_training)

@@ -25,6 +25,7 @@ from burnish.policies.pretrained import (
 )
 from burnish.policies.token_rows import check_token_rows, load_tokenizer
 from burnish.protocols import Observer
+from burnish.system.machine import resolve_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +69,7 @@ def _load(
         check_token_rows(model, tokenizer)
     if chat is not None:
         chat.check(tokenizer)
-    return _Loaded(CausalModel(model.to(_target(device)), tokenizer, like=like, chat=chat), warning)
-
-
-def _target(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return _Loaded(CausalModel(model.to(resolve_device(device)), tokenizer, like=like, chat=chat), warning)
 
 
 def _report(warning: str, observer: Observer | None) -> None:
@@ -86,7 +83,7 @@ def _load_base(source: str | Path, dtype: str, device: str, offline: bool) -> _L
     with suppress(InputError):  # loading says what is missing
         files = model_files(source, offline=True)
     stats = [(str(file), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
-    key = (str(source), dtype, _target(device), *stats)
+    key = (str(source), dtype, resolve_device(device), *stats)
     base = _BASES.get(key)
     if base is None:
         base = _load(source, dtype, device, offline, like=None, chat=None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,8 +159,9 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(parts)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1], model)
-        return f"unknown key '{path}'{nearest(str(first['loc'][-1]), known)}; known keys: {', '.join(known)}{more}"
+        known, key = _known_keys(first["loc"][:-1], model), str(first["loc"][-1])
+        hint = nearest(key, known) or _elsewhere(key, model)
+        return f"unknown key '{path}'{hint}; known keys: {', '.join(known)}{more}"
     if first["type"] == "missing" and path.rpartition(".")[2].isdigit():
         # A missing item of a list of fixed length; all such lists are pairs.
         return f"{path.rpartition('.')[0]} needs two values, in brackets{more}"
@@ -223,6 +225,27 @@ def _format_value(value: Any) -> str:
     """Format a value as a recipe would write it, shortened to 100 characters."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _elsewhere(key: str, model: type[BaseModel]) -> str:
+    """Return a hint at a key of this name, or nearly, in any section; "" if there is none."""
+    keys = sorted(_all_keys(model), key=lambda path: path.count("."))
+    same = [path for path in keys if path.rpartition(".")[2] == key]
+    if same:
+        return f" (did you mean {' or '.join(same)}?)"
+    names = sorted({path.rpartition(".")[2] for path in keys})
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+    return f" (did you mean {' or '.join(p for p in keys if p.rpartition('.')[2] == close[0])}?)" if close else ""
+
+
+def _all_keys(model: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a recipe, those of lists of tables with their number 0."""
+    for name, field in model.model_fields.items():
+        yield path + name
+        listed = str(field.annotation).startswith("list[")
+        for kind in _classes(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _all_keys(kind, f"{path}{name}.{'0.' if listed else ''}")
 
 
 def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:

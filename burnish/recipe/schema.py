@@ -25,11 +25,13 @@ from burnish.recipe.reading import RECIPES as RECIPES
 from burnish.recipe.reading import builtin_recipes as builtin_recipes
 from burnish.recipe.reading import read_recipe, validate
 from burnish.recipe.sections import (
+    LORA_LEARNING_RATE,
     MAX_SIZE,
     ChatSection,
+    CheckpointSection,
     Evaluation,
     Guards,
-    Pair,
+    Optimizer,
     RewardSection,
     Section,
     check_correct,
@@ -228,41 +230,6 @@ class Sampling(Section):
         )  # fmt: skip
 
 
-class Optimizer(Section):
-    """AdamW (arXiv 1711.05101) and its learning-rate schedule."""
-
-    learning_rate: float = Field(1e-5, gt=0)
-    betas: Pair = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up, keep the learning rate or decay it linearly to zero at the last step."""
-    tokens_per_microbatch: int | None = Field(None, ge=1)
-    """Tokens per backward pass, each prompt counted once; None chooses a size that is fast and fits into memory."""
-    reuse_sampling: bool = True
-    """Whether training reuses matrix products of sampling instead of recomputing them."""
-    reuse_memory: float = Field(0.0125, gt=0, le=0.5)
-    """Share of the machine's memory for these products; those that save the most time per byte are kept first."""
-
-    @field_validator("betas")
-    @classmethod
-    def _check_range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("each beta must be at least 0 and below 1")
-        return value
-
-
-class CheckpointSection(Section):
-    """When checkpoints are written, and how many are kept."""
-
-    every: int = Field(10, ge=1)
-    keep: int = Field(2, ge=1)
-    keep_best: str | None = Field(None, pattern="^held_out/.")
-    """A held-out metric such as ``held_out/reward``: the checkpoint of its best measured step is kept."""
-
-
 class Job(Section):
     """The keys shared by the recipes of all verbs that train."""
 
@@ -275,10 +242,22 @@ class Job(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: CheckpointSection = CheckpointSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_learning_rate(cls, data: Any) -> Any:
+        policy = data.get("policy") if isinstance(data, dict) else None
+        optimizer = data.get("optimizer", {}) if isinstance(policy, dict) and policy.get("lora") is not None else None
+        if isinstance(optimizer, dict) and "learning_rate" not in optimizer:
+            return {**data, "optimizer": {**optimizer, "learning_rate": LORA_LEARNING_RATE}}
+        return data
+
     @model_validator(mode="after")
     def _check_keep_best(self) -> Job:
         evaluation = getattr(self, "evaluation", None)
-        if self.checkpoint.keep_best is not None and evaluation is not None and evaluation.every == 0:
+        best = self.checkpoint.keep_best
+        if best is not None and not best.startswith("held_out/"):
+            raise ValueError(f"checkpoint.keep_best = '{best}': write held_out/ and a metric, such as held_out/reward")
+        if best is not None and evaluation is not None and evaluation.every == 0:
             raise ValueError(
                 "checkpoint.keep_best chooses among the models that are measured during training, but none is; set "
                 "evaluation.every"

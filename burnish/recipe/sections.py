@@ -344,3 +344,43 @@ def guarded_metrics(guards: Guards, rewards: Sequence[RewardSection], evaluation
                 f"guards.metrics: '{name}' is not measured{nearest(name, known)}; known: {', '.join(known)}"
             )
     return tuple(keys)
+
+
+LORA_LEARNING_RATE = 1e-4
+"""Default with LoRA, whose few weights start at zero: with 1e-5 they hardly move in tens of steps."""
+
+
+class Optimizer(Section):
+    """AdamW (arXiv 1711.05101) and its learning-rate schedule."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """1e-5 by default, with LoRA ``LORA_LEARNING_RATE``."""
+    betas: Pair = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up, keep the learning rate or decay it linearly to zero at the last step."""
+    tokens_per_microbatch: int | None = Field(None, ge=1)
+    """Tokens per backward pass, each prompt counted once; None chooses a size that is fast and fits into memory."""
+    reuse_sampling: bool = True
+    """Whether training reuses matrix products of sampling instead of recomputing them."""
+    reuse_memory: float = Field(0.0125, gt=0, le=0.5)
+    """Share of the machine's memory for these products; those that save the most time per byte are kept first."""
+
+    @field_validator("betas")
+    @classmethod
+    def _check_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("each beta must be at least 0 and below 1")
+        return value
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written, and how many are kept."""
+
+    every: int = Field(10, ge=1)
+    keep: int = Field(2, ge=1)
+    keep_best: str | None = None
+    """A held-out metric such as ``held_out/reward``: the checkpoint of its best measured step is kept."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from burnish.catalogue import entries
 from burnish.catalogue.model_files import in_run, link_model, pinned
-from burnish.errors import BurnishError, InputError
+from burnish.errors import InputError
 from burnish.policies.chat_template import fixed_time
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job, Recipe
@@ -116,7 +116,7 @@ def discard_on_failure(run: Run, *, fresh: bool) -> Iterator[None]:
     """Delete the folder of a fresh run if building its parts fails."""
     try:
         yield
-    except BurnishError:
+    except Exception:
         if fresh:
             # Nothing was trained yet, and the folder would block the corrected recipe.
             run.discard()

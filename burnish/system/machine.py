@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -148,6 +150,19 @@ def memory() -> tuple[int, int] | None:
     except (OSError, LookupError, ValueError, NotImplementedError):
         return None
     return int(sizes.total), int(sizes.available)
+
+
+def resolve_device(device: str) -> str:
+    """Return "cpu" or "cuda" for ``policy.device``. Raises InputError where there is no GPU that torch can use."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError(
+            f'policy.device = "cuda": torch {torch.__version__} sees no GPU on this machine; set it to "auto" or "cpu", '
+            "or install a CUDA build of torch"
+        )
+    return ("cuda" if available else "cpu") if device == "auto" else device
 
 
 def keep_freed_memory() -> None:

@@ -51,6 +51,7 @@ def test_local_folder_and_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_model("~/model") == folder
     monkeypatch.chdir(folder.parent)
     assert resolve_model("model") == Path("model")
+    monkeypatch.setattr("burnish.catalogue.convert.check_hub_model", lambda model, offline: None)
     for hub_id in ("gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B"):
         assert resolve_model(hub_id, offline=True) == hub_id
 

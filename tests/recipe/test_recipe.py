@@ -312,3 +312,26 @@ class TestHeldOutSampling:
         assert load_recipe("toy", keys).evaluation.attempts == (1, 2, 4)
         assert load_recipe("toy", [*keys, "evaluation.pass_at=[3]"]).evaluation.attempts == (3,)
         assert load_recipe("toy").evaluation.attempts == ()
+
+
+def test_a_key_of_another_section_is_named():
+    for override, hint in (
+        ("learning_rate=1.0", r"\(did you mean optimizer\.learning_rate or policy\.pretrain\.learning_rate\?\)"),
+        ("sampling.warmup_step=1", r"\(did you mean optimizer\.warmup_steps\?\)"),
+        ("max_new_tokens=1", r"\(did you mean sampling\.max_new_tokens or evaluation\.sampling\.max_new_tokens\?\)"),
+        ("weight=1.0", r"\(did you mean .*reward\.0\.weight\?\)"),
+        ("sampling.zzz=1", "unknown key 'sampling.zzz'; known keys"),
+    ):
+        with pytest.raises(InputError, match=hint):
+            load_recipe("toy", [override])
+
+
+def test_lora_has_a_default_learning_rate_of_its_own():
+    lora = ["policy.use=causal_lm", "policy.lora.rank=4"]
+    full = copy.deepcopy(load_recipe("toy").model_dump(mode="json", exclude_none=True))
+    del full["optimizer"]["learning_rate"]
+    assert load_recipe(full).optimizer.learning_rate == 1e-5
+    recipe = load_recipe(full, lora)
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert load_recipe(full, [*lora, "optimizer.learning_rate=3e-4"]).optimizer.learning_rate == 3e-4
+    assert load_recipe(tomllib.loads(recipe.toml())).optimizer.learning_rate == 1e-4

@@ -1,0 +1,37 @@
+"""Models on the hub: whether one can be loaded is told at once, not after minutes of retries."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from burnish.errors import InputError
+
+CONFIGS = ("config.json", "adapter_config.json")
+TIMEOUT = 3.0
+"""Seconds to wait for the hub's address and for a connection."""
+
+
+def check_hub_model(model: str, *, offline: bool) -> None:
+    """Raise InputError if a hub id is neither in the local cache nor can be fetched.
+
+    Without a network, huggingface_hub tries for half a minute before it says so.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(model, name), str) for name in CONFIGS):
+        return
+    if offline or constants.HF_HUB_OFFLINE:
+        raise InputError(
+            f"model '{model}' is not in the hub's cache, and nothing may be downloaded; fetch it once without --offline "
+            "(and without HF_HUB_OFFLINE), or name a folder or a catalogue model"
+        )
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), TIMEOUT).close()
+    except OSError as error:
+        raise InputError(
+            f"model '{model}' is neither a folder, a catalogue model nor in the hub's cache, and the hub cannot be "
+            f"reached ({error.strerror or error}); name one of those"
+        ) from error
