@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,12 @@ from burnish.policies.loading import load_model
 from burnish.protocols import Observer
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import Recipe, load_recipe
+from burnish.registry import Registry
 from burnish.reports.page.html import write_report
 from burnish.reports.terminal.progress import make_observer, watching
-from burnish.rewards.registry import REWARDS, reward
+from burnish.rewards.calling import printing_to
+from burnish.rewards.given import Rewards, register_given
+from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
 from burnish.run.launch import (
@@ -39,14 +42,14 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )
+from burnish.run.script import resume_command, stop_if_collecting
 from burnish.run.sources import run_sources
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.system.reads import Reads
+from burnish.tasks.registry import TASKS
 from burnish.training.reinforcement import HELD_OUT_SEED, reinforcement_trainer
 from burnish.types import Completion, SamplingParams
-
-RewardName = str | Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Result:
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     *,
-    rewards: Mapping[RewardName, float] | None = None,
+    rewards: Rewards | None = None,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
     extend: int | None = None,
@@ -82,7 +85,8 @@ def train(
 
     Args:
         recipe: a built-in recipe's name, a TOML file, a mapping of the same shape, or a ``Recipe``.
-        rewards: reward names or functions, each with its weight, in place of the recipe's rewards.
+        rewards: a reward's name or function, a list of them, or a mapping to weights, in place of the recipe's rewards.
+            Of a run to resume: the functions that it was given.
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
         resume: a run folder to resume, instead of a recipe.
         extend: steps to add to the run that is resumed.
@@ -96,10 +100,12 @@ def train(
         InputError: the recipe, the model, the data or the run folder cannot be used.
         BurnishError: training failed; the run folder is intact up to the last checkpoint.
     """
+    named = register_given(rewards)
+    stop_if_collecting()
     watcher = observer or make_observer()
 
     def read(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        return resolve_recipe_paths(_read_recipe(source, rewards, overrides, changes)).resolved()
+        return resolve_recipe_paths(_read_recipe(source, named, overrides, changes)).resolved()
 
     return work_in_run(
         lambda: create_or_open_run(
@@ -107,19 +113,24 @@ def train(
             read,
             run_dir=run_dir,
             resume=resume,
-            changed=bool(rewards or overrides or changes),
+            changed=bool(overrides or changes),
             accept=accept_changed_inputs,
             extend=extend,
         ),
-        lambda run: _train(run, watcher, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
+        lambda run: _train(run, watcher, named, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
         watcher,
     )
 
 
-def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool, accept: bool) -> Result:
+def _train(
+    run: Run, observer: Observer, named: Sequence[tuple[str, float]], *, offline: bool, fresh: bool, accept: bool
+) -> Result:
     """Build everything that the run's recipe names, and train to the last step."""
     inputs = Inputs(run, observer, fresh=fresh, accept=accept)
     recipe = load_recipe(run.folder / "recipe.toml")
+    if named and named != (own := [(section.use, section.weight) for section in recipe.reward]):
+        raise InputError(f"a resumed run keeps its rewards, {dict(own)}: give these, not {dict(named)}")
+    run.resume_with = resume_command(run.folder, run.verb, _registered_names(recipe))
     if not fresh:
         warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
     noted = WarningRecorder(observer)
@@ -129,30 +140,25 @@ def _train(run: Run, observer: Observer, *, offline: bool, fresh: bool, accept: 
         learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
         sources = run_sources(run, recipe, reads, offline=offline)
     noted.write(run)
-    with inputs.recorded(sources):
+    with inputs.recorded(sources), printing_to(run.folder):
         evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
     return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
 
 
 def _read_recipe(
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    rewards: Mapping[RewardName, float] | None,
+    rewards: Sequence[tuple[str, float]],
     overrides: Sequence[str],
     changes: Mapping[str, Any],
 ) -> Recipe:
     source = recipe.model_dump(mode="json", exclude_none=True) if isinstance(recipe, Recipe) else recipe
-    tables = [{"use": _reward_name(key), "weight": float(weight)} for key, weight in (rewards or {}).items()]
+    tables = [{"use": name, "weight": weight} for name, weight in rewards]
     return load_recipe(source, overrides, changes={**changes, "reward": tables} if tables else changes)
 
 
-def _reward_name(key: RewardName) -> str:
-    """Return a reward's name in the recipe; register a function, or a callable object under the name of its class."""
-    if isinstance(key, str):
-        return key
-    name = str(getattr(key, "__name__", type(key).__name__))
-    if name not in REWARDS or REWARDS.get(name).function is not key:
-        reward(name=name)(key)
-    return name
+def _registered_names(recipe: Recipe) -> list[tuple[Registry[Any], str]]:
+    used = [section.use for section in (*recipe.reward, *recipe.evaluation.metrics)]
+    return [(TASKS, recipe.task.use), *((REWARDS, name) for name in used)]
 
 
 def evaluate(
@@ -170,7 +176,7 @@ def evaluate(
     interval, p_value and n. The recipe's own model is the reference for perplexity, so that any two measurements are
     comparable. Raises InputError if the recipe, a model or the data cannot be used.
     """
-    chosen = _read_recipe(recipe, None, overrides, {})
+    chosen = _read_recipe(recipe, (), overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(
             f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures only causal language "

@@ -44,13 +44,13 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
         self._paths: dict[str, T] = {}
 
-    def add(self, name: str, entry: T) -> T:
+    def add(self, name: str, entry: T, *, replace: bool = False) -> T:
         """Register an object under a new name, or replace the same object, defined again (a notebook cell run twice).
 
-        Raises InputError if the name belongs to another object.
+        Raises InputError if the name belongs to another object, unless ``replace``.
         """
         module, qualname = _origin(entry)
-        replaces = name not in self._entries or _origin(self._entries[name]) == (module, qualname)
+        replaces = replace or name not in self._entries or _origin(self._entries[name]) == (module, qualname)
         # burnish's own module registers what it ships when it is imported.
         if not replaces or self._builtin.get(name) not in (None, f"{module}:{qualname}"):
             raise InputError(f"a {self.kind} named '{name}' is registered already: choose another name")
@@ -61,6 +61,11 @@ class Registry(Generic[T]):
         """Return all names, sorted, without importing anything."""
         points = entry_points(group=f"burnish.{self.kind}s")
         return sorted({*self._entries, *self._builtin, *points.names})
+
+    def is_lasting(self, name: str) -> bool:
+        """Whether another process finds the name too: it is burnish's own, an entry point's or a path."""
+        points = entry_points(group=f"burnish.{self.kind}s")
+        return ":" in name or name in self._builtin or name in points.names
 
     def __contains__(self, name: str) -> bool:
         return name in self.names()

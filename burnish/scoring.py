@@ -11,6 +11,8 @@ from burnish.recipe.combination import combine_rewards
 from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
 from burnish.reports.terminal.progress import watching
+from burnish.rewards.given import Rewards, register_given
+from burnish.rewards.part import finite_or_none
 from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Completion, Prompt
@@ -19,7 +21,7 @@ from burnish.types import Completion, Prompt
 def score(
     texts: Sequence[str],
     *,
-    rewards: Sequence[str],
+    rewards: Rewards,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     prompt: str = "",
     reference: str | None = None,
@@ -30,22 +32,24 @@ def score(
     """Score each text, as a completion of ``prompt``, with each reward.
 
     Args:
+        rewards: a reward's name or function, or several.
         options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
         model: the reference model; it is loaded only if a reward needs one.
 
     Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown
     or cannot score these texts.
     """
-    settings: dict[str, Mapping[str, Any]] = {name: {} for name in rewards} | dict(options or {})
+    names = [name for name, _ in register_given(rewards)]
+    settings: dict[str, Mapping[str, Any]] = {name: {} for name in names} | dict(options or {})
     for name in options or {}:
-        if name not in rewards:
+        if name not in names:
             raise InputError(
-                f"options for '{name}'{nearest(name, rewards)}, which is not among the rewards; add it to the rewards"
+                f"options for '{name}'{nearest(name, names)}, which is not among the rewards; add it to the rewards"
             )
-    for name in rewards:
+    for name in names:
         _check_scorable(name, settings[name], texts, reference)
     policy = None
-    if any("reference_policy" in REWARDS.get(name).arguments for name in rewards):
+    if any("reference_policy" in REWARDS.get(name).arguments for name in names):
         from burnish.catalogue.convert import resolve_model
         from burnish.policies.loading import load_model
 
@@ -58,10 +62,10 @@ def score(
         Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
         for text in texts
     ]
-    sections = [RewardSection(use=name, **settings[name]) for name in rewards]
+    sections = [RewardSection(use=name, **settings[name]) for name in names]
     scores = combine_rewards(sections, policy).score(completions)
     return [
-        {"text": text, "parts": {name: float(values[index]) for name, values in scores.parts.items()}}
+        {"text": text, "parts": {name: finite_or_none(values[index]) for name, values in scores.parts.items()}}
         for index, text in enumerate(texts)
     ]
 
@@ -69,7 +73,7 @@ def score(
 def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
     entry = REWARDS.get(name)
     entry.check_options(options, beside=())
-    if entry.facts.needs_reference and not (reference and reference.strip()):
+    if entry.needs_reference(options) and not (reference and reference.strip()):
         raise InputError(f"'{name}' needs a reference; pass --reference TEXT or reference=...")
     if not entry.english_only(options):
         return

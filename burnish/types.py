@@ -154,11 +154,13 @@ class Scores:
     Attributes:
         total: [N], the return R(tau) that training maximises: the weighted sum of the parts, clipped, normalised and
             gated as configured.
-        parts: name -> [N], each part as its function returned it.
+        parts: name -> [N], each part as its function returned it; not-a-number where it does not apply.
         unnormalised: [N], the total without normalisation, comparable between steps; None if equal to the total.
         token_rewards: in training, the split by token; None if the credit of every part is the whole completion.
         passed: name -> [N], for each part with a gate, whether the completion reached its threshold.
         scheduled: names of the parts whose weight follows a schedule.
+        logged: "<part>/<name>" -> the values of a metric that the part's function reported.
+        counts: "<part>/<name>" -> a sum of what the part's function counted, such as tokens or errors.
     """
 
     total: np.ndarray
@@ -168,6 +170,8 @@ class Scores:
     token_rewards: TokenRewards | None = None
     passed: Mapping[str, np.ndarray] = field(default_factory=dict)
     scheduled: tuple[str, ...] = ()
+    logged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

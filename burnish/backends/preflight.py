@@ -8,6 +8,8 @@ from burnish.errors import InputError
 from burnish.policies.vocabulary import refuse_messages
 from burnish.protocols import Observer
 from burnish.recipe.schema import Recipe
+from burnish.registry import nearest
+from burnish.rewards.forms import missing_columns
 from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Prompt
@@ -18,6 +20,7 @@ def check_prompts(
 ) -> None:
     """Raise InputError if the policy or a reward cannot use a prompt."""
     check_references(recipe, train, held_out)
+    check_columns(recipe, [*train, *held_out])
     check_languages(recipe, [*train, *held_out], observer)
     if recipe.policy.use in ("lstm", "module"):
         for prompt in (*train, *held_out):
@@ -56,13 +59,26 @@ def check_references(recipe: Recipe, train: Sequence[Prompt], held_out: Sequence
     ):
         without = [each for each in prompts if not each.references or not all(map(str.strip, each.references))]
         for index, section in enumerate(sections):
-            if without and REWARDS.get(section.use).facts.needs_reference:
+            if without and REWARDS.get(section.use).needs_reference(section.options):
                 count = f"{len(without)} prompt{'s' if len(without) > 1 else ''}"
                 kind = key.rpartition(".")[2].removesuffix("s")
                 raise InputError(
                     f"{key}.{index}: '{section.use}' needs a reference, but {count} of task '{recipe.task.use}' "
                     f"{'have' if len(without) > 1 else 'has'} none, such as '{without[0].id}': give them references, "
                     f"or remove this {kind}"
+                )
+
+
+def check_columns(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Raise InputError if a function in TRL's or verl's form needs a column that a prompt does not have."""
+    for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
+        for index, section in enumerate(sections):
+            for column, prompt in missing_columns(REWARDS.get(section.use).signature, prompts).items():
+                known = [*prompt.metadata, *(["reference"] if prompt.reference is not None else [])]
+                raise InputError(
+                    f"{key}.{index}: '{section.use}' takes '{column}', but prompt '{prompt.id}' of task "
+                    f"'{recipe.task.use}' has no such column{nearest(column, known)}; it has "
+                    f"{', '.join(known) or 'none'}: rename the argument, or give it a default"
                 )
 
 
@@ -74,7 +90,7 @@ def check_companions(recipe: Recipe) -> None:
         *((section, {"evaluation": held_out}) for section in recipe.evaluation.metrics),
     ):
         alone = [f"{key}.samples_per_prompt" for key, count in samples.items() if count < 2]
-        if alone and REWARDS.get(section.use).facts.needs_companions:
+        if alone and REWARDS.get(section.use).needs_companions(section.options):
             raise InputError(
                 f"'{section.use}' compares the samples of one prompt, but there is only one: {' and '.join(alone)} "
                 "must be at least 2"

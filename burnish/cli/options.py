@@ -41,6 +41,9 @@ RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in r
 RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
 Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
 Extend = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Add steps to the run that is resumed.")]
+Script = Annotated[
+    str | None, typer.Option(metavar="COMMAND", help="The Python script whose rewards the run to resume was given.")
+]
 AcceptChangedInputs = Annotated[
     bool, typer.Option("--accept-changed-inputs", help="Resume although data, model or code have changed.")
 ]
@@ -153,6 +156,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
             run_dir: RunDir = None,
             resume: Resume = None,
             extend: Extend = None,
+            script: Script = None,
             accept_changed_inputs: AcceptChangedInputs = False,
             dry_run: DryRun = False,
             quiet: Quiet = False,
@@ -161,6 +165,12 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
         ) -> None:
             if (recipe is None) == (resume is None):
                 raise InputError("name either a recipe (see burnish list recipes) or a run folder with --resume")
+            if script is not None:
+                if resume is None:
+                    raise InputError("--script belongs to --resume: run the script itself to begin a run")
+                from burnish.run.script import collect_rewards
+
+                collect_rewards(script)
             work(
                 TrainCommand(
                     recipe,

@@ -199,13 +199,18 @@ def _samples(
             index=index,
             text=completion.text,
             reward=float(scores.total[row]),
-            parts={name: float(values[row]) for name, values in scores.parts.items()},
+            parts=_applying(scores.parts, row),
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
             nll=likelihoods[row],
-            metrics={name: float(values[row]) for name, values in metrics.items()},
+            metrics=_applying(metrics, row),
             alternatives=prompt.alternatives,
         )
+
+
+def _applying(parts: Mapping[str, np.ndarray], row: int) -> dict[str, float]:
+    """Return a sample's parts, without those that do not apply to it."""
+    return {name: float(values[row]) for name, values in parts.items() if not np.isnan(values[row])}
 
 
 def _truths(policy: HasReference, sampled: Sequence[Completion]) -> list[Truth]:

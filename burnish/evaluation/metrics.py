@@ -64,16 +64,21 @@ def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldO
     def per_unit(numerator: Sequence[float], denominator: Sequence[float]) -> Array:
         return _pooled(np.array([numerator, denominator], dtype=np.float64).T, unit)
 
+    def per_applying(values: Sequence[Mapping[str, float]], name: str) -> Array:
+        return per_unit([one.get(name, 0.0) for one in values], [float(name in one) for one in values])
+
     metrics: list[HeldOutMetric[Any]] = [
         _ratio("reward", "higher", per_unit([sample.reward for sample in samples], counts), mean_of_units)
     ]
     for part, weight in measurement.weights.items():
-        values = [sample.parts[part] for sample in samples]
         better: Better = "lower" if weight < 0 else "higher"
-        metrics.append(_ratio(f"reward/{part}", better, per_unit(values, counts), mean_of_units))
+        if any(part in sample.parts for sample in samples):
+            sums = per_applying([sample.parts for sample in samples], part)
+            metrics.append(_ratio(f"reward/{part}", better, sums, mean_of_units))
     for name, direction in measurement.metrics.items():
-        sums = per_unit([sample.metrics[name] for sample in samples], counts)
-        metrics.append(_ratio(f"metric/{name}", _DIRECTIONS.get(direction), sums, mean_of_units))
+        if any(name in sample.metrics for sample in samples):
+            sums = per_applying([sample.metrics for sample in samples], name)
+            metrics.append(_ratio(f"metric/{name}", _DIRECTIONS.get(direction), sums, mean_of_units))
     metrics += _attempts(measurement, unit)
     likelihoods = per_unit([sample.nll for sample in samples], lengths)
     truths = np.array([[truth.nll, truth.tokens] for truth in measurement.truths], dtype=np.float64)

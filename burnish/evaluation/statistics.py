@@ -50,8 +50,8 @@ class Comparison:
 
 
 def mean_of_units(sums: Array) -> Array:
-    """Return the ratio of the first sum to the second, [..., 2] -> [...]: a mean if the second is a count."""
-    return np.asarray(sums[..., 0] / sums[..., 1])
+    """Return the ratio of the first sum to the second, [..., 2] -> [...]: a mean if the second is a count; 0 of none."""
+    return np.asarray(sums[..., 0] / np.where(sums[..., 1] == 0, 1.0, sums[..., 1]))
 
 
 def perplexity_of_units(sums: Array) -> Array:

@@ -20,6 +20,7 @@ def combine_rewards(
         Part(
             section.part, REWARDS.get(section.use), section.weight, section.options,
             section.clip, section.gate, section.normalise, section.schedule, section.credit,
+            section.max_errors, section.time_limit,
         )
         for section in sections
     ]  # fmt: skip

@@ -336,7 +336,8 @@ def load_recipe(
 
 def check_names(recipe: Recipe, where: str = "recipe") -> None:
     """Raise InputError if a name in the recipe is unknown or does not take one of its options; nothing is loaded."""
-    from burnish.rewards.registry import METRIC, REWARDS, TABLE
+    from burnish.rewards.forms import TABLE
+    from burnish.rewards.registry import METRIC, REWARDS
     from burnish.tasks.registry import TASKS, check_task_options
 
     try:

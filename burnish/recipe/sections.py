@@ -100,6 +100,10 @@ class RewardSection(OpenSection):
     """A factor of the weight that depends on the step."""
     credit: Literal["completion", "sentence", "token"] = "completion"
     """In training, what earns the part: the whole completion, or each sentence or token by how much it raises it."""
+    max_errors: float = Field(default=0.0, ge=0, le=1)
+    """Largest share of a step's completions on which the function may fail; the part does not apply to them."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds that one call of the function may take; None for no limit."""
 
     @field_validator("clip")
     @classmethod

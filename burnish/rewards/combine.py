@@ -20,6 +20,7 @@ import torch
 
 from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
 from burnish.errors import BurnishError, InputError
+from burnish.rewards.forms import Context, Flags, distinct_names
 from burnish.rewards.part import Part, normalise
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
 from burnish.rewards.token_credit import Decode, token_gains
@@ -72,7 +73,7 @@ class Combination:
         completions: Sequence[Completion],
         *,
         step: int | None = None,
-        flags: Sequence[tuple[str, ...]] | None = None,
+        flags: Sequence[Flags] | None = None,
     ) -> Scores:
         """Return total [N] and parts [N] each, float64, in the completions' order.
 
@@ -86,14 +87,25 @@ class Combination:
         """
         parts: dict[str, np.ndarray] = {}
         per_token: dict[str, list[np.ndarray] | None] = {}
+        logged: dict[str, tuple[float, ...]] = {}
+        counts: dict[str, float] = {}
         for part in self.parts:
-            parts[part.name], per_token[part.name] = part.values(completions, self.reference_policy, flags)
+            context = self._context(part, step, flags, logged, counts)
+            parts[part.name], per_token[part.name] = part.values(completions, context)
+        if completions and all(np.isnan(values).all() for values in parts.values()):
+            raise BurnishError(
+                f"no reward applies to any of {len(completions)} completions: {', '.join(parts)} returned None for all "
+                "of them; is a return missing?"
+            )
         weights = {part.name: part.weight_at(step) for part in self.parts}
         values = {part.name: part.clipped(parts[part.name]) for part in self.parts}
         scores = Scores(
             self._gated_sum(values, parts, weights), parts, weights,
-            passed={part.name: parts[part.name] >= part.gate for part in self.parts if part.gate is not None},
+            # A part that does not apply (not-a-number) holds nothing back.
+            passed={part.name: ~(parts[part.name] < part.gate) for part in self.parts if part.gate is not None},
             scheduled=tuple(part.name for part in self.parts if part.schedule is not None),
+            logged=logged,
+            counts=counts,
         )  # fmt: skip
         if step is None:
             return scores
@@ -107,7 +119,9 @@ class Combination:
         for part in self.parts:
             if part.name in self.moments:
                 values = part.clipped(np.asarray(scores.parts[part.name]))
-                self.moments[part.name] = self.moments[part.name].after(torch.from_numpy(values))
+                known = values[~np.isnan(values)]
+                if known.size:
+                    self.moments[part.name] = self.moments[part.name].after(torch.from_numpy(known))
 
     @property
     def state(self) -> dict[str, list[float]]:
@@ -124,6 +138,20 @@ class Combination:
                     "squares of at least 0"
                 )
         self.moments = {name: RunningMoments(*numbers) for name, numbers in restored.items()}
+
+    def _context(
+        self, part: Part, step: int | None, flags: Sequence[Flags] | None,
+        logged: dict[str, tuple[float, ...]], counts: dict[str, float],
+    ) -> Context:  # fmt: skip
+        def log(name: str, value: float) -> None:
+            key = f"{part.name}/{name}"
+            logged[key] = (*logged.get(key, ()), float(value))
+
+        def count(name: str, value: float) -> None:
+            key = f"{part.name}/{name}"
+            counts[key] = counts.get(key, 0.0) + float(value)
+
+        return Context(self.reference_policy, flags, step, log, count)
 
     def _normalised(self, part: Part, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
         if part.normalise is None:
@@ -156,7 +184,7 @@ class Combination:
         others = {part.name: 0.0 if part in finer else weights[part.name] for part in self.parts}
         gains = [np.zeros(len(completion.token_ids)) for completion in completions]
         for part in finer:
-            split = per_token[part.name] or self._token_gains(part, completions, values[part.name])
+            split = per_token[part.name] or self._token_gains(part, completions, np.nan_to_num(values[part.name]))
             for total, row in zip(gains, split, strict=True):
                 total += weights[part.name] * row
         return TokenRewards(self._gated_sum(values, values, others), tuple(gains))
@@ -167,14 +195,14 @@ class Combination:
 
         def score(prefixes: Sequence[Completion]) -> np.ndarray:
             try:
-                prefix_values, per_token = part.values(prefixes, self.reference_policy)
+                prefix_values, per_token = part.values(prefixes, Context(self.reference_policy))
             except BurnishError as error:
                 raise type(error)(
                     f'{error} (scoring the beginning of a completion, or empty text, for credit = "{part.credit}")'
                 ) from error
             if per_token is not None:
                 raise BurnishError(f"reward '{part.name}' returned a number for one text and a sequence for another")
-            return part.clipped(prefix_values)
+            return part.clipped(np.nan_to_num(prefix_values))
 
         return token_gains(completions, values, part.credit, self.decode, score)
 
@@ -186,10 +214,10 @@ class Combination:
         for part in self.parts:
             if weights[part.name] == 0:
                 continue
-            credit = weights[part.name] * values[part.name]
+            credit = weights[part.name] * np.nan_to_num(values[part.name])
             for other in self.parts:
                 if other.gate is not None and other is not part:
-                    credit = np.where(raw[other.name] >= other.gate, credit, np.minimum(credit, 0.0))
+                    credit = np.where(raw[other.name] < other.gate, np.minimum(credit, 0.0), credit)
             total += credit
         return total
 
@@ -203,13 +231,16 @@ def combine(
     policy, for rewards that take it. Raises InputError for an unknown name, a function that is not a reward, or
     whatever ``Combination`` refuses.
     """
-    return Combination([_part(key, weight) for key, weight in parts.items()], reference_policy)
+    functions = [key for key in parts if not isinstance(key, str | RewardFunction)]
+    taken = [_registered(key)[0] for key in parts if isinstance(key, str | RewardFunction)]
+    names = dict(zip(map(id, functions), distinct_names(functions, taken), strict=True))
+    chosen = []
+    for key, weight in parts.items():
+        own = names.get(id(key), "")
+        name, function = (own, reward_function(own, key)) if own else _registered(key)
+        chosen.append(Part(name, function, weight))
+    return Combination(chosen, reference_policy)
 
 
-def _part(key: str | Callable[..., Any] | RewardFunction, weight: float) -> Part:
-    if isinstance(key, str):
-        return Part(key.rpartition(":")[2], REWARDS.get(key), weight)
-    if isinstance(key, RewardFunction):
-        return Part(key.name, key, weight)
-    name = getattr(key, "__name__", type(key).__name__)
-    return Part(name, reward_function(name, key), weight)
+def _registered(key: Any) -> tuple[str, RewardFunction]:
+    return (key.rpartition(":")[2], REWARDS.get(key)) if isinstance(key, str) else (key.name, key)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 
 from burnish.algorithms.reward_shaping import rank_in_group, standardise
 from burnish.errors import BurnishError, InputError
+from burnish.rewards.calling import OverTime, explain, outcomes
+from burnish.rewards.forms import Context
+from burnish.rewards.references import best_values, each_reference
 from burnish.rewards.registry import RewardFunction
 from burnish.rewards.token_credit import Credit
 from burnish.types import Completion
-
-if TYPE_CHECKING:
-    from burnish.protocols import LanguageModel
 
 
 class WeightSchedule(Protocol):
@@ -50,6 +50,9 @@ class Part:
         normalise: in training, the comparison that replaces the value: see ``Normalisation``.
         schedule: factor of the weight, by step.
         credit: in training, what earns the part: the completion, or each of its sentences or tokens.
+        max_errors: the largest share of a step's completions on which the function may fail; they are counted, and the
+            part does not apply to them. More is an error.
+        time_limit: seconds that a call may take; None for no limit.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Part:
     normalise: Normalisation | None = None
     schedule: WeightSchedule | None = None
     credit: Credit = "completion"
+    max_errors: float = 0.0
+    time_limit: float | None = None
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight at a step, counted from 1, or after the last step."""
@@ -81,6 +86,10 @@ class Part:
             raise InputError(
                 f"reward '{self.name}': clip = {self.clip!r}: must be two numbers, the first below the second"
             )
+        if not 0 <= self.max_errors <= 1:
+            raise InputError(f"reward '{self.name}': max_errors = {self.max_errors!r}: must be from 0 to 1")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise InputError(f"reward '{self.name}': time_limit = {self.time_limit!r}: must be above 0 seconds")
         for name, chosen, choices in (
             ("normalise", self.normalise, (None, *get_args(Normalisation))),
             ("credit", self.credit, get_args(Credit)),
@@ -91,96 +100,160 @@ class Part:
         self.function.check_options(self.options)
         self.function.check_credit(self.credit)
 
-    def values(
-        self,
-        completions: Sequence[Completion],
-        reference_policy: LanguageModel | None,
-        flags: Sequence[tuple[str, ...]] | None = None,
-    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """Return the part's finite values [N], and their split by token, N arrays [|o_i|], if the function gives one.
+    def values(self, completions: Sequence[Completion], context: Context) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """Return the part's values [N], and their split by token, N arrays [|o_i|], if the function gives one.
 
-        Raises BurnishError if the function raises, or does not return finite numbers, one per completion or per token.
+        A value is not-a-number where the part does not apply: where the function returned None, or failed and
+        ``max_errors`` tolerates it.
+
+        Raises BurnishError if the function raises, takes too long, or does not return finite numbers, one per
+        completion or per token.
         """
         if not completions:
             return np.zeros(0, dtype=np.float64), None
-        if self.function.batch:
-            returned = self._call(completions, reference_policy, flags)
-        else:
-            # One at a time, so that an error can name its prompt.
-            own_flags = [None] * len(completions) if flags is None else [[own] for own in flags]
-            returned = [
-                self._call([completion], reference_policy, own)[0]
-                for completion, own in zip(completions, own_flags, strict=True)
-            ]
-        if len(returned) != len(completions):
+        returned = self._results(completions, context)
+        failed: list[str] = []
+        rows: list[float | np.ndarray] = []
+        for value, completion in zip(returned, completions, strict=True):
+            try:
+                rows.append(self._checked(value, completion, context))
+            except BurnishError as error:
+                failed.append(str(error))
+                rows.append(math.nan)
+                if not self.max_errors:
+                    raise
+        if unused := sum(value is None for value in returned):
+            context.count("not_applied", unused)
+        if self.max_errors:
+            context.count("errors", len(failed))
+        if len(failed) > self.max_errors * len(completions):
             raise BurnishError(
-                f"reward '{self.name}' returned {len(returned)} values for {len(completions)} completions (prompt "
-                f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion"
+                f"{failed[0]} (reward '{self.name}' failed on {len(failed)} of {len(completions)} completions, more "
+                f"than max_errors = {self.max_errors:g} allows)"
             )
-        are_sequences = [_is_sequence(value) for value in returned]
-        pairs = list(zip(returned, completions, strict=True))
-        if not any(are_sequences):
-            return np.array([_number(self.name, value, completion) for value, completion in pairs]), None
-        if not all(are_sequences):
-            some, other = (completions[are_sequences.index(kind)].prompt.id for kind in (True, False))
-            raise BurnishError(
-                f"reward '{self.name}' returned a sequence for prompt '{some}' but not for prompt '{other}': return "
-                "numbers per token for all completions, or for none"
-            )
+        return self._split(rows, completions)
+
+    def _results(self, completions: Sequence[Completion], context: Context) -> list[Any]:
+        """Return what the function returned for each completion, or the exception that it raised."""
+        if not self.function.takes_each_reference(completions):
+            return self._returned(completions, context)
+        indices, pairs = each_reference(completions)
+        flags = None if context.flags is None else [context.flags[index] for index in indices]
+        return best_values(indices, self._returned(pairs, replace(context, flags=flags)))
+
+    def _returned(self, completions: Sequence[Completion], context: Context) -> list[Any]:
+
+        def ask(some: Sequence[Completion], context: Context) -> list[Any]:
+            calls = self.function.calls(some, context, self.options)
+            return outcomes(calls, self.time_limit, stop_early=not self.max_errors)
+
+        if not self.function.batch:
+            results = ask(completions, context)
+            return results + [None] * (len(completions) - len(results))
+        [together] = ask(completions, context)
+        if not isinstance(together, Exception):
+            return _listed(self.name, together, completions)
+        results = [together] * len(completions)
+        if isinstance(together, OverTime) or self.function.needs_companions(self.options):
+            return results
+        # One at a time, to name the row, or to keep the others.
+        for index, completion in enumerate(completions):
+            flags = None if context.flags is None else [context.flags[index]]
+            [alone] = ask([completion], replace(context, flags=flags))
+            failed = isinstance(alone, Exception)
+            results[index] = alone if failed else _listed(self.name, alone, [completion])[0]
+            if failed and not self.max_errors:
+                break
+        return results if any(isinstance(result, Exception) for result in results) else [together] * len(completions)
+
+    def _checked(self, value: Any, completion: Completion, context: Context) -> float | np.ndarray:
+        """Return a completion's value, or its values per token; not-a-number for None. Raises BurnishError."""
+        if isinstance(value, Exception):
+            reason = explain(value, self.function.function)
+            raise BurnishError(f"reward '{self.name}' {reason} on {_row(completion)}") from value
+        if value is None:
+            return math.nan
+        if isinstance(value, Mapping) and "score" in value:  # verl's form
+            for key, one in value.items():
+                if key != "score" and isinstance(one, Real) and math.isfinite(one):
+                    context.log(str(key), float(one))
+            value = value["score"]
+        if _is_sequence(value):
+            return _numbers(self.name, value, completion)
+        return _number(self.name, value, completion)
+
+    def _split(
+        self, rows: Sequence[float | np.ndarray], completions: Sequence[Completion]
+    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        sequences = [isinstance(row, np.ndarray) for row in rows]
+        if not any(sequences):
+            return np.array(rows, dtype=np.float64), None
+        for row, completion in zip(rows, completions, strict=True):
+            if not isinstance(row, np.ndarray) and not math.isnan(row):
+                raise BurnishError(
+                    f"reward '{self.name}' returned a sequence for prompt '{completions[sequences.index(True)].prompt.id}"
+                    f"' but not for prompt '{completion.prompt.id}': return numbers per token for all completions, or "
+                    "for none"
+                )
         if self.clip is not None:
             raise BurnishError(
                 f"reward '{self.name}' returned numbers per token, but clip limits whole completions: remove clip, and "
                 "limit the numbers in the function"
             )
-        per_token = [_numbers(self.name, value, completion) for value, completion in pairs]
-        return np.array([row.sum() for row in per_token], dtype=np.float64), per_token
+        per_token = [
+            row if isinstance(row, np.ndarray) else np.zeros(len(completion.token_ids))
+            for row, completion in zip(rows, completions, strict=True)
+        ]
+        return np.array([float(np.sum(row)) for row in rows], dtype=np.float64), per_token
 
-    def _call(
-        self,
-        completions: Sequence[Completion],
-        reference_policy: LanguageModel | None,
-        flags: Sequence[tuple[str, ...]] | None,
-    ) -> list[Any]:
-        function = replace(self.function, function=_listing(self)) if self.function.batch else self.function
-        try:
-            return list(function(completions, reference_policy=reference_policy, flags=flags, **self.options))
-        except BurnishError:
-            # It already says what is wrong and what to do.
-            raise
-        except Exception as error:
-            ids = list(dict.fromkeys(completion.prompt.id for completion in completions))
-            where = f"prompt '{ids[0]}'" if len(ids) == 1 else f"a batch of prompts '{ids[0]}' to '{ids[-1]}'"
-            raise BurnishError(f"reward '{self.name}' raised {type(error).__name__}: {error} on {where}") from error
+
+def finite_or_none(value: float) -> float | None:
+    """Return a part's value, or None, as JSON has it, where the part does not apply."""
+    return None if np.isnan(value) else float(value)
 
 
 def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Completion]) -> np.ndarray:
-    """Return values [N] normalised by "group", "batch" or "rank"."""
+    """Return values [N] normalised by "group", "batch" or "rank"; not-a-number stays and does not count."""
     groups: dict[str, list[int]] = {}
     for index, completion in enumerate(completions):
+        if math.isnan(values[index]):
+            continue
         groups.setdefault("" if by == "batch" else completion.prompt.id, []).append(index)
-    result = np.zeros_like(values)
+    result = np.where(np.isnan(values), np.nan, 0.0)
     scale = rank_in_group if by == "rank" else standardise
     for indices in groups.values():
         result[indices] = scale(torch.from_numpy(values[indices])).numpy()
     return result
 
 
-def _listing(part: Part) -> Callable[..., list[Any]]:
-    """Return the part's batch function, with a clear error if it does not return a list."""
+def _listed(name: str, values: Any, completions: Sequence[Completion]) -> list[Any]:
+    """Return what a batch reward returned as a list. Raises BurnishError if it is not one value per completion."""
+    try:
+        if isinstance(values, str | bytes | Mapping):
+            raise TypeError
+        listed = list(values)
+    except TypeError:
+        raise BurnishError(
+            f"reward '{name}' returned {_shown(values)}: a batch reward must return a list with one number per "
+            "completion"
+        ) from None
+    if len(listed) != len(completions):
+        raise BurnishError(
+            f"reward '{name}' returned {len(listed)} values for {len(completions)} completions (prompt "
+            f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion"
+        )
+    return listed
 
-    def function(**arguments: Any) -> list[Any]:
-        values = part.function.function(**arguments)
-        try:
-            if isinstance(values, str | bytes | Mapping):
-                raise TypeError
-            return list(values)
-        except TypeError:
-            raise BurnishError(
-                f"reward '{part.name}' returned {_shown(values)}: a batch reward must return a list with one number "
-                "per completion"
-            ) from None
 
-    return function
+def _row(completion: Completion) -> str:
+    """Return the row that a completion answers, for messages."""
+    prompt = completion.prompt
+    return f"prompt '{prompt.id}', sample {completion.index + 1} ({_short(prompt.text)} -> {_short(completion.text)})"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 40 else line[:37] + "...")
 
 
 def _is_sequence(value: Any) -> bool:

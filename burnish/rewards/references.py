@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from burnish.errors import BurnishError, InputError
+from burnish.errors import InputError
 from burnish.types import Completion
 
 
-def best_reference(
-    score: Callable[..., list[Any]],
-    completions: Sequence[Completion],
-    flags: Sequence[tuple[str, ...]],
-    name: str,
-) -> list[Any]:
-    """Score each completion against each of its prompt's references; return the best value of each, not yet checked.
-
-    ``score`` takes completions whose prompts have at most one reference, and ``flags``. The best of numbers per token
-    is the sequence with the largest sum. A value that is not a finite number is returned, for the caller to refuse.
-    """
+def each_reference(completions: Sequence[Completion]) -> tuple[list[int], list[Completion]]:
+    """Return a completion for each reference of each prompt, as its only one, with the index that it comes from."""
     indices: list[int] = []
     pairs: list[Completion] = []
     for index, completion in enumerate(completions):
         for reference in completion.prompt.references or (None,):
             indices.append(index)
             pairs.append(replace(completion, prompt=replace(completion.prompt, reference=reference, alternatives=())))
-    values = score(pairs, flags=[flags[index] for index in indices])
-    if len(values) != len(pairs):
-        raise BurnishError(
-            f"reward '{name}' returned {len(values)} values for {len(pairs)} completions (one for each reference): a "
-            "batch reward must return one number per completion"
-        )
-    own: list[list[Any]] = [[] for _ in completions]
+    return indices, pairs
+
+
+def best_values(indices: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Return the best value of each completion, not yet checked.
+
+    ``values`` go with ``indices``, as ``each_reference`` gives them. The best of numbers per token is the sequence with
+    the largest sum. None is never the best of several. Anything else that is not a finite number is returned, for the
+    caller to refuse.
+    """
+    own: dict[int, list[Any]] = {index: [] for index in indices}
     for index, value in zip(indices, values, strict=True):
         own[index].append(value)
-    return [_best(each) for each in own]
+    return [_best([value for value in each if value is not None] or [None]) for each in own.values()]
 
 
 def _best(values: Sequence[Any]) -> Any:

@@ -1,12 +1,18 @@
 """The reward contract: a plain function, called with the arguments that it names.
 
+This is burnish's own form; functions in the forms of TRL and verl work too (``burnish.rewards.forms``).
+
 A reward for one completion may name ``completion``, ``prompt``, ``reference`` and ``text``, and returns a number. A
 batch reward may name their plurals ``completions``, ``prompts``, ``references`` and ``texts``, and returns one number
-per completion. In place of a number, either kind may return a sequence with one number per token of
-``completion.token_ids``: what each token earned. Either kind may also name ``flags``, what screening reported about a
-completion (a tuple of names; in a batch reward one tuple per completion), and ``reference_policy``, the frozen policy
-that training started from. Keyword-only arguments with defaults are the reward's options, keys of its ``[[reward]]``
-table. What the signature cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
+per completion. None in place of a number means that the reward does not apply to the completion. A sequence in its
+place has one number per token of ``completion.token_ids``: what each token earned. ``async def`` functions run
+concurrently.
+
+Either kind may also name ``flags``, what screening reported about a completion (a tuple of names; in a batch reward one
+tuple per completion), ``reference_policy``, the frozen policy that training started from, and ``log_metric`` and
+``log_count``, to be called with the name and value of a metric of its own, which is averaged or summed over the step.
+Keyword-only arguments with defaults are the reward's options, keys of its ``[[reward]]`` table. What the signature
+cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts``.
 """
 
 from __future__ import annotations
@@ -14,12 +20,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from burnish.errors import InputError
 from burnish.registry import Registry, has_kind, nearest
-from burnish.rewards.references import best_reference
+from burnish.rewards.forms import TABLE, Context, Flags, Signature, bind, read_signature
+from burnish.rewards.references import best_values, each_reference
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -27,19 +33,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SINGULAR: Mapping[str, Callable[[Completion], Any]] = {
-    "completion": lambda completion: completion,
-    "prompt": lambda completion: completion.prompt,
-    "reference": lambda completion: completion.prompt.reference,
-    "text": lambda completion: completion.text,
-}
-PLURAL: Mapping[str, str] = {f"{name}s": name for name in SINGULAR}
-SHARED = ("reference_policy",)
-FLAGS = "flags"
-"""The argument that is a completion's flags, or in a batch reward those of all completions."""
-Flags = tuple[str, ...]
-TABLE = ("use", "weight", "name", "clip", "gate", "normalise", "schedule", "credit")
-"""Keys of a ``[[reward]]`` table that are not options of the reward."""
 METRIC = ("use", "name", "better")
 """Keys of an entry of ``evaluation.metrics`` that are not options of the reward."""
 _FACTS = "__burnish_reward__"
@@ -50,12 +43,14 @@ class RewardFacts:
     """What a reward declares in its decorator, beyond its signature.
 
     Attributes:
-        needs_reference: every prompt must have a reference; checked before a model is loaded.
+        needs_reference: every prompt must have a reference; checked before a model is loaded. A function of all options
+            if that depends on them.
         several_references: the reward reads ``prompt.references``; any other that takes a reference is called with each
             of several in turn, and the best value counts.
         needs_whole: why the reward cannot score the beginning of a completion; empty if it can. With a reason,
             ``credit`` must be "completion".
-        needs_companions: the reward compares the samples of one prompt, so there must be at least two.
+        needs_companions: the reward compares the samples of one prompt, so there must be at least two; or a function of
+            all options.
         english_only: whether the reward understands English only; a function of all options if that depends on them.
         check_options: called with all options by name when a recipe is read; raises InputError if they cannot work.
         preflight: called with all options by name before a model is loaded, for a reward that depends on something
@@ -63,10 +58,10 @@ class RewardFacts:
             BurnishError.
     """
 
-    needs_reference: bool = False
+    needs_reference: bool | Callable[..., bool] = False
     several_references: bool = False
     needs_whole: str = ""
-    needs_companions: bool = False
+    needs_companions: bool | Callable[..., bool] = False
     english_only: bool | Callable[..., bool] = False
     check_options: Callable[..., None] | None = None
     preflight: Callable[..., tuple[str, str]] | None = None
@@ -78,20 +73,27 @@ class RewardFacts:
 
 @dataclass(frozen=True, slots=True)
 class RewardFunction:
-    """A reward with the contract read from its signature and its decorator.
-
-    Attributes:
-        arguments: the names it is called with.
-        batch: whether it takes all completions at once.
-        options: keyword-only arguments and their defaults.
-    """
+    """A reward with the contract read from its signature and its decorator."""
 
     name: str
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
-    batch: bool
-    options: Mapping[str, Any]
+    signature: Signature
     facts: RewardFacts = RewardFacts()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names it is called with, besides options and columns."""
+        return self.signature.arguments
+
+    @property
+    def batch(self) -> bool:
+        """Whether it takes all completions at once."""
+        return self.signature.batch
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Its options and their defaults."""
+        return self.signature.options
 
     @property
     def summary(self) -> str:
@@ -126,13 +128,29 @@ class RewardFunction:
 
     def english_only(self, options: Mapping[str, Any]) -> bool:
         """Return whether, with these options, the reward understands English only."""
-        rule = self.facts.english_only
+        return self._holds(self.facts.english_only, options)
+
+    def needs_reference(self, options: Mapping[str, Any]) -> bool:
+        """Return whether, with these options, every prompt must have a reference."""
+        return self._holds(self.facts.needs_reference, options)
+
+    def needs_companions(self, options: Mapping[str, Any]) -> bool:
+        """Return whether, with these options, a prompt must have at least two samples."""
+        return self._holds(self.facts.needs_companions, options)
+
+    def _holds(self, rule: bool | Callable[..., bool], options: Mapping[str, Any]) -> bool:
         return rule(**{**self.options, **options}) if callable(rule) else rule
 
     def preflight(self, options: Mapping[str, Any]) -> tuple[str, str] | None:
         """Return the message and level of the reward's preflight check; None if it has no such check."""
         check = self.facts.preflight
         return None if check is None else check(**{**self.options, **options})
+
+    def calls(
+        self, completions: Sequence[Completion], context: Context, options: Mapping[str, Any]
+    ) -> list[Callable[[], Any]]:
+        """Return the calls that score the completions: one for a batch reward, else one per completion."""
+        return bind(self.function, self.signature, completions, context, options)
 
     def __call__(
         self,
@@ -143,26 +161,18 @@ class RewardFunction:
         **options: Any,
     ) -> list[Any]:
         """Return one value per completion, not yet checked. Without ``flags`` no completion has one."""
-        flags = [()] * len(completions) if flags is None else flags
+        if self.takes_each_reference(completions):
+            indices, pairs = each_reference(completions)
+            own = None if flags is None else [flags[index] for index in indices]
+            return best_values(indices, self(pairs, reference_policy=reference_policy, flags=own, **options))
+        values = [call() for call in self.calls(completions, Context(reference_policy, flags), options)]
+        return list(values[0]) if self.batch else values
+
+    def takes_each_reference(self, completions: Sequence[Completion]) -> bool:
+        """Whether the completions must be scored against each of their references in turn."""
         by_reference = self.facts.needs_reference or any(name in self.arguments for name in ("reference", "references"))
-        if by_reference and not self.facts.several_references and any(one.prompt.alternatives for one in completions):
-            return best_reference(
-                partial(self, reference_policy=reference_policy, **options), completions, flags, self.name
-            )
-        shared = {"reference_policy": reference_policy} if "reference_policy" in self.arguments else {}
-        names = [name for name in self.arguments if name not in (*SHARED, FLAGS)]
-        if self.batch:
-            columns = {name: [SINGULAR[PLURAL[name]](completion) for completion in completions] for name in names}
-            if FLAGS in self.arguments:
-                columns[FLAGS] = list(flags)
-            return list(self.function(**columns, **shared, **options))
-        values = []
-        for completion, own_flags in zip(completions, flags, strict=True):
-            own = {FLAGS: own_flags} if FLAGS in self.arguments else {}
-            values.append(
-                self.function(**{name: SINGULAR[name](completion) for name in names}, **own, **shared, **options)
-            )
-        return values
+        several = any(completion.prompt.alternatives for completion in completions)
+        return several and bool(by_reference) and not self.facts.several_references
 
 
 def check_choice(reward: str, option: str, value: str, choices: Collection[str]) -> None:
@@ -179,39 +189,8 @@ def reward_function(name: str, function: object) -> RewardFunction:
         return function
     if not callable(function):
         raise InputError(f"reward '{name}' is not a function: it is of type {type(function).__name__}")
-    arguments: list[str] = []
-    options: dict[str, Any] = {}
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError as error:
-        raise InputError(
-            f"reward '{name}': Python cannot tell its arguments; wrap it in a function of your own"
-        ) from error
-    known = [*SINGULAR, *PLURAL, *SHARED, FLAGS]
-    for parameter in parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
-            if parameter.name in TABLE:
-                raise InputError(
-                    f"reward '{name}': option '{parameter.name}' is a key of every [[reward]] table: rename it"
-                )
-            options[parameter.name] = parameter.default
-        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise InputError(f"reward '{name}': '{parameter}' cannot be filled by name; name each argument")
-        elif parameter.name in known:
-            arguments.append(parameter.name)
-        else:
-            raise InputError(
-                f"reward '{name}': unknown argument '{parameter.name}'{nearest(parameter.name, known)}; a reward may "
-                f"take {', '.join(known)}; options come after a * and have defaults"
-            )
-    singular, plural = [a for a in arguments if a in SINGULAR], [a for a in arguments if a in PLURAL]
-    if bool(singular) == bool(plural):
-        problem = (
-            f"takes both {singular[0]} and {plural[0]}" if singular else "takes neither a completion nor completions"
-        )
-        raise InputError(f"reward '{name}' {problem}: take one completion, or all of them")
     facts = getattr(function, _FACTS, RewardFacts())
-    return RewardFunction(name, cast("Callable[..., Any]", function), tuple(arguments), bool(plural), options, facts)
+    return RewardFunction(name, function, read_signature(name, function), facts)
 
 
 REWARDS: Registry[RewardFunction] = Registry(
@@ -256,10 +235,10 @@ def reward(function: F) -> F: ...
 def reward(
     *,
     name: str | None = None,
-    needs_reference: bool = False,
+    needs_reference: bool | Callable[..., bool] = False,
     several_references: bool = False,
     needs_whole: str = "",
-    needs_companions: bool = False,
+    needs_companions: bool | Callable[..., bool] = False,
     english_only: bool | Callable[..., bool] = False,
     check_options: Callable[..., None] | None = None,
     preflight: Callable[..., tuple[str, str]] | None = None,

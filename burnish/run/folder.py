@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -66,6 +67,8 @@ class Run:
     def __init__(self, folder: Path, verb: str = "train") -> None:
         self.folder = folder
         self.verb = verb
+        self.resume_with = ""
+        """Command that resumes the run, if it takes more than the folder."""
         self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -226,7 +229,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that resumes the run."""
-        return f"burnish {self.verb} --resume {self.folder}"
+        return self.resume_with or f"burnish {self.verb} --resume {shlex.quote(str(self.folder))}"
 
     @property
     def advice_on_full_disk(self) -> str:

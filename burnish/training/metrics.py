@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import MAX_LOG_RATIO
+from burnish.rewards.part import finite_or_none
 from burnish.system.machine import peak_memory
 from burnish.training.policy_loss import MicrobatchLoss
 from burnish.training.rollouts import Rollouts
@@ -82,15 +83,20 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
 
     ``reward/mean`` and ``reward/std`` are of the total without normalisation, whose mean would be 0 at every step;
     ``reward/<part>`` is a part's mean, ``gate/<part>`` the share of completions that reached its gate,
-    ``weight/<part>`` a weight that follows a schedule.
+    ``weight/<part>`` a weight that follows a schedule, ``scoring/<part>/<name>`` what the part's function reported.
+    A mean is over the completions that the part applies to; a part that applies to none has no mean.
     """
-    parts = {f"reward/{name}": float(values.mean()) for name, values in scores.parts.items()}
+    applied = {name: values[~np.isnan(values)] for name, values in scores.parts.items()}
+    parts = {f"reward/{name}": float(values.mean()) for name, values in applied.items() if values.size}
     plain = scores.total if scores.unnormalised is None else scores.unnormalised
     gates = {f"gate/{name}": float(reached.mean()) for name, reached in scores.passed.items()}
     weights = {f"weight/{name}": scores.weights[name] for name in scores.scheduled}
     # The mean of equal numbers can be off by a rounding error, and their deviation above zero.
     deviation = float(plain.std()) if plain.max() > plain.min() else 0.0
-    return {"reward/mean": float(plain.mean()), "reward/std": deviation, **parts, **gates, **weights}
+    logged = {f"scoring/{name}": float(np.mean(values)) for name, values in scores.logged.items()}
+    logged |= {f"scoring/{name}": value for name, value in scores.counts.items()}
+    means = {"reward/mean": float(plain.mean()), "reward/std": deviation}
+    return {**means, **parts, **gates, **weights, **logged}
 
 
 def pair_metrics(margins: Tensor) -> dict[str, float]:
@@ -131,7 +137,7 @@ def sample_rows(
             "prompt": completion.prompt.text,
             "completion": completion.text,
             "reward": float(rewards[index]),
-            "parts": {name: float(values[index]) for name, values in scores.parts.items()},
+            "parts": {name: finite_or_none(values[index]) for name, values in scores.parts.items()},
             "advantage": float(advantages[index]),
             "flags": list(rollouts.flags[index]),
             "finish_reason": completion.finish_reason,

@@ -165,6 +165,8 @@ def _swap_scores(scores: Scores, fresh: Scores, groups: int, fresh_groups: int, 
         scores, total=swap(scores.total, fresh.total), unnormalised=unnormalised, token_rewards=token_rewards,
         parts={name: swap(values, fresh.parts[name]) for name, values in scores.parts.items()},
         passed={name: swap(reached, fresh.passed[name]) for name, reached in scores.passed.items()},
+        logged={**fresh.logged, **{name: (*old, *fresh.logged.get(name, ())) for name, old in scores.logged.items()}},
+        counts={**fresh.counts, **{name: old + fresh.counts.get(name, 0.0) for name, old in scores.counts.items()}},
     )  # fmt: skip
 
 

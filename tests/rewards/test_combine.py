@@ -19,7 +19,6 @@ from burnish.recipe.schema import load_recipe
 from burnish.recipe.sections import RewardSection, Schedule
 from burnish.reports.terminal.progress import make_observer
 from burnish.rewards.combine import Combination, combine
-from burnish.rewards.library.overlap import exact
 from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from burnish.run.folder import Run
@@ -84,7 +83,6 @@ def test_combine_rewards_of_a_recipe() -> None:
         ({"bleu": math.nan}, "weight = nan: must be a finite number"),
         ({"bleu": "1"}, "weight = '1': must be"),
         ({"bleu": True}, "weight = True: must be"),
-        ({"exact": 1.0, exact: 1.0}, "two rewards are named 'exact'"),
         ({"perplexity": 1.0}, "'perplexity' needs the reference policy"),
         ({"burnish.rewards.library.overlap:exact": 1.0, "exact": 1.0}, "two rewards are named 'exact'"),
     ],

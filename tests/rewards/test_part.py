@@ -30,7 +30,6 @@ def test_every_kind_of_one_is_one(value) -> None:
         (math.nan, r"'mine' returned nan \(float\) for prompt 'p9': a reward must be finite"),
         (-math.inf, r"returned -inf \(float\) for prompt 'p9'"),
         (np.float32("nan"), r"for prompt 'p9': a reward must be finite"),
-        (None, r"returned None \(NoneType\) for prompt 'p9': a reward must be one number"),
         ("1.0", r"returned '1.0' \(str\) for prompt 'p9': a reward must be one number"),
         (1j, r"returned 1j \(complex\) for prompt 'p9'"),
     ],
@@ -62,14 +61,21 @@ def test_a_reward_that_raises_is_named_with_its_prompt() -> None:
     def mine(text: str) -> float:
         return 1 / len(text)
 
-    with pytest.raises(BurnishError, match=r"^reward 'mine' raised ZeroDivisionError: .* on prompt 'p9'$") as caught:
-        combine({mine: 1.0}).score([answer("a"), answer("", id="p9")])
+    line = mine.__code__.co_firstlineno + 1
+    message = (
+        rf"^reward 'mine' raised ZeroDivisionError: .* \(.*test_part.py, line {line}\) on prompt 'p9', sample 1 "
+        r"\('What now\?' -> ''\)$"
+    )
+    with pytest.raises(BurnishError, match=message) as caught:
+        combine({mine: 1.0}).score([answer("a"), answer("", "", "What now?", id="p9")])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
     def all_at_once(texts: list[str]) -> list[float]:
-        raise ValueError("broken")
+        if "" in texts:
+            raise ValueError("broken")
+        return [0.0] * len(texts)
 
-    with pytest.raises(BurnishError, match=r"raised ValueError: broken on a batch of prompts 'p' to 'p9'"):
+    with pytest.raises(BurnishError, match=r"raised ValueError: broken \(.*test_part.py, line \d+\) on prompt 'p9'"):
         combine({all_at_once: 1.0}).score([answer("a"), answer("", id="p9")])
 
 

@@ -30,7 +30,8 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
 
     ``1 - min(1, errors / words / worst)``. Harper, a rule-based offline checker, reads the text after the end of its
     prompt, so a continuation may begin inside a sentence. Errors that begin in the prompt do not count, nor does one in
-    the last word of a truncated text. Spelling counts only in lower-case words, since names are not in the dictionary.
+    the last word of a truncated text. The text is read without markup, and its layout does not count.
+    Spelling counts only in lower-case words, since names are not in the dictionary.
     A text without an English word scores 0. A recipe with Chinese references is refused.
 
     Fails by: finding few errors in fluent text, and none of meaning: "The moon ate Tuesday." is flawless; preferring
@@ -55,7 +56,10 @@ def grammar(completion: Completion, *, worst: float = 0.1, dialect: str = "ameri
     if completion.finish_reason == "length" and words[-1].end() == len(text):
         end = words[-1].start()
     errors = 0
-    for lint in _linter(dialect).lint(before + text):
+    # As plain text: Markdown's code blocks, comments and formulas would not be checked.
+    for lint in _linter(dialect).lint(before + text, language="plaintext"):
+        if lint.lint_kind == "Formatting":  # spaces, dashes, marks: not English
+            continue
         start = lint.span.start - len(before)
         misspelt = lint.lint_kind == "Spelling"
         if 0 <= start < end and not (misspelt and (not spelling or not lint.problem_text[:1].islower())):

@@ -40,3 +40,24 @@ def test_grammar_of_a_continuation() -> None:
     assert grammar(answer(" spoke on Friday about the econo", prompt="The man")) < 1.0
     # After a chat template the prompt is no part of the text. One error in four words.
     assert grammar(answer("She go to school.", prompt="They say that", chat=True), worst=1.0) == 0.75
+
+
+WRONG = "She go to school every day."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"    {WRONG}", f"```\n{WRONG}", f"```text\n{WRONG}\n```", f"`{WRONG}`", f"$${WRONG}$$", f"<!-- {WRONG} -->",
+        f"<p>\n{WRONG}", f"\t{WRONG}", f"# {WRONG}", f"> {WRONG}", f"[{WRONG}](x)", f"intro:\n\n    {WRONG}",
+    ],
+)  # fmt: skip
+def test_markup_does_not_hide_wrong_english(text: str) -> None:
+    assert grammar(answer(text), worst=0.5) < 1.0
+
+
+@pytest.mark.parametrize(
+    "layout", ["She goes  to school...", "    She goes to school.", "She goes -- to school", "a\n\n\nb"]
+)
+def test_layout_is_not_an_error(layout: str) -> None:
+    assert grammar(answer(layout)) == 1.0

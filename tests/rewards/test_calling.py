@@ -1,0 +1,50 @@
+"""What reward functions print: kept away from standard output and the panel, and in a run in its folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from burnish.errors import BurnishError
+from burnish.rewards.calling import outcomes, printing_to
+
+
+def noisy() -> float:
+    print("from Python")
+    print("to standard error", file=sys.stderr)
+    os.system("echo from a program")
+    return 1.0
+
+
+def test_what_a_function_prints_stays_out_of_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    assert outcomes([noisy], None, stop_early=True) == [1.0]
+    out, err = capfd.readouterr()
+    assert out == "" and {"from Python", "to standard error", "from a program"} <= set(err.splitlines())
+
+
+def test_in_a_run_it_goes_to_the_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with printing_to(tmp_path):
+        outcomes([lambda: 1.0], None, stop_early=True)
+        assert not (tmp_path / "rewards.log").exists()
+        outcomes([noisy, noisy], 5.0, stop_early=True)
+    assert capfd.readouterr() == ("", "")
+    lines = (tmp_path / "rewards.log").read_text().splitlines()
+    assert lines == ["from Python", "to standard error", "from a program"] * 2
+    print("afterwards")
+    os.system("echo and programs")
+    assert capfd.readouterr().out.split("\n")[:2] in (["afterwards", "and programs"], ["and programs", "afterwards"])
+
+
+def test_an_error_of_burnish_passes_and_later_calls_are_not_made() -> None:
+    made: list[int] = []
+
+    def fails() -> float:
+        raise BurnishError("already says what to do")
+
+    with pytest.raises(BurnishError, match=r"^already says what to do$"):
+        outcomes([fails], None, stop_early=True)
+    assert isinstance(outcomes([lambda: 1 / 0, lambda: made.append(1)], None, stop_early=True)[0], ZeroDivisionError)
+    assert not made
