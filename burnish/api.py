@@ -165,7 +165,7 @@ def evaluate(
     model: str,
     *,
     against: str | None = None,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "news",
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     overrides: Sequence[str] = (),
     offline: bool = False,
     observer: Observer | None = None,
@@ -174,9 +174,11 @@ def evaluate(
 
     Returns metric -> value; with ``against``, metric -> before (of ``against``), after (of ``model``), difference,
     interval, p_value and n. The recipe's own model is the reference for perplexity, so that any two measurements are
-    comparable. Raises InputError if the recipe, a model or the data cannot be used.
+    comparable. Without a recipe, it is that of ``model`` if this is a run folder, else "news".
+
+    Raises InputError if the recipe, a model or the data cannot be used.
     """
-    chosen = _read_recipe(recipe, (), overrides, {})
+    chosen = _read_recipe(_run_recipe(model) or "news" if recipe is None else recipe, (), overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(
             f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures only causal language "
@@ -210,6 +212,12 @@ def evaluate(
     if before is None:
         return dict(summary(after, bleu_tokenize=settings.bleu_tokenize))
     return compare(before, after, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize)
+
+
+def _run_recipe(model: str) -> Path | None:
+    """Return the recipe file of a run of ``burnish train``, None for any other model."""
+    path = expanded(model) / "recipe.toml"
+    return path if "algorithm" in read_run_tables(path.parent) else None
 
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:

@@ -59,7 +59,7 @@ def recipe_with(model: str) -> dict[str, object]:
     }
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Raised in place of loading the model, because the test is about what happens before."""
 
 
@@ -161,3 +161,11 @@ def test_a_reward_that_cannot_score_the_texts_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         score([text], rewards=[use], reference=reference)
+
+
+def test_a_run_is_evaluated_on_its_own_recipe(tmp_path: Path) -> None:
+    api.train("toy", overrides=["steps=1"], run_dir=tmp_path / "run", observer=make_observer(quiet=True))
+    with pytest.raises(InputError, match=r"recipe 'toy' has policy\.use = \"tabular\""):
+        api.evaluate(str(tmp_path / "run"))
+    with pytest.raises(InputError, match="no such folder"):
+        api.evaluate(str(tmp_path / "gone"))

@@ -26,7 +26,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="Improve a language model by reinforcement learning, and prove that it improved.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -19,7 +19,10 @@ verbs = typer.Typer(rich_markup_mode=None)
 def evaluate(
     model: Model,
     against: Annotated[str | None, typer.Option(help="A second model to compare with, shown as 'before'.")] = None,
-    recipe: Annotated[str, typer.Option(help="The recipe that sets the task, sampling and rewards.")] = "news",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The recipe that sets the task, sampling and rewards.  [default: the run's own, or news]"),
+    ] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: AsJson = False,

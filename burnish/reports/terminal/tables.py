@@ -15,6 +15,8 @@ from burnish.reports import wording
 
 # Colour repeats the word, so the table reads the same without it.
 _STYLES = {"better": "green", "worse": "red"}
+_SHORT = {"no clear change": "unclear"}
+"""Results whose words would not fit 80 columns."""
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
@@ -22,9 +24,10 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     table = Table(
         title="Held-out evaluation", title_justify="left", title_style="bold",
         caption=_caption(evaluation), caption_justify="left", caption_style="", box=box.SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("metric (better)", overflow="fold")
-    for header in ("before", "after", "difference [95% interval]", "p"):
+    for header in ("before", "after", "change, 95%", "p"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     for metric in wording.ordered(evaluation):
@@ -37,14 +40,14 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
             Text(f"{wording.title(metric)}\u00a0{arrow}" if arrow else wording.title(metric)),
             wording.fixed(entry.get("before"), places),
             wording.fixed(entry.get("after"), places),
-            Text(difference if wording.interval(entry) is None else f"{difference} {wording.interval_text(entry)}"),
+            Text(difference if wording.interval(entry) is None else wording.interval_text(entry)),
             wording.p_text(entry),
-            Text(result, style=_STYLES.get(result, "")),
+            Text(_SHORT.get(result, result), style=_STYLES.get(result, "")),
         )
     return table
 
 
-def plain_text(evaluation: Mapping[str, Any], width: int = 100) -> str:
+def plain_text(evaluation: Mapping[str, Any], width: int = 80) -> str:
     """Format the table as plain lines of at most ``width`` columns, for logs and pipes; nothing is truncated."""
     lines = StringIO()
     console = Console(file=lines, width=width, color_system=None, force_terminal=False, legacy_windows=False)
@@ -56,7 +59,7 @@ def plain_text(evaluation: Mapping[str, Any], width: int = 100) -> str:
 def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table if the console is a terminal that is wide enough, else its plain text."""
     console = console or Console()
-    if console.is_terminal and console.width >= 90:
+    if console.is_terminal and console.width >= 80:
         console.print(evaluation_table(evaluation))
         return
     # An output that cannot encode an arrow must not fail a run that has just succeeded.
@@ -87,8 +90,8 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
     sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
     notes = [
-        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. A metric counts as changed only if the "
-        "95% interval of its difference excludes zero and p < 0.05."
+        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. Change: the 95% interval of the "
+        "difference; unclear unless it excludes zero and p < 0.05."
     ]
     notes += [
         f"{wording.title(metric)}: {text}."

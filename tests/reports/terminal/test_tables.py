@@ -90,10 +90,10 @@ def test_a_number_that_rounds_to_zero_has_no_sign():
 
 def test_plain_text_fits_its_width_and_truncates_nothing():
     text = plain_text(EVALUATION)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
-    assert rows["reward"][1:] == ["↑", "-3.54", "-3.00", "+0.54", "[+0.36,", "+0.71]", "0.001", "better"]
+    assert rows["reward"][1:] == ["↑", "-3.54", "-3.00", "[+0.36,", "+0.71]", "0.001", "better"]
     assert rows["distinct-2"][-3:] == ["<", "0.001", "worse"]
     assert rows["BLEU"][-1] == "higher"
     assert "70 prompts" in text
