@@ -8,12 +8,14 @@ import sqlite3
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from burnish.errors import BurnishError, one_line
 
@@ -62,12 +64,48 @@ class SpendingCap:
             self.spent_tokens += tokens
 
 
-class _FailedAttempt(Exception):
-    """One attempt failed. If another may succeed (``retry``), the server asks to wait ``pause`` seconds before it."""
+@dataclass(slots=True)
+class Dialect:
+    """Parameters that a server accepts, as its refusals teach them; shared by threads.
 
-    def __init__(self, problem: str, *, retry: bool = True, pause: float = 0.0) -> None:
+    OpenAI's reasoning models take no ``max_tokens`` and no ``temperature``, other servers no ``max_completion_tokens``.
+    """
+
+    limit: str = "max_completion_tokens"
+    temperature: bool = True
+    swapped: bool = False
+
+    def write(self, body: bytes) -> dict[str, Any]:
+        """Return a question, which has ``max_tokens`` and ``temperature``, as the server takes it."""
+        question = json.loads(body)
+        question[self.limit] = question.pop("max_tokens")
+        if not self.temperature:
+            del question["temperature"]
+        return dict(question)
+
+    def learn(self, sent: Mapping[str, Any], refusal: str) -> bool:
+        """Leave out or rename the parameter that a refusal names. Return whether to send the question again."""
+        if "temperature" in refusal and "temperature" in sent:
+            self.temperature = False
+            return True
+        limit = "max_tokens" if "max_tokens" in sent else "max_completion_tokens"
+        if limit not in refusal or (self.swapped and self.limit == limit):
+            return False
+        if self.limit == limit:
+            self.limit = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
+            self.swapped = True
+        return True
+
+
+class _FailedAttempt(Exception):
+    """One attempt failed. If another may succeed (``retry``), the server asks to wait ``pause`` seconds before it.
+
+    ``refusal`` is the body of a response that says that the question cannot be answered as it was put.
+    """
+
+    def __init__(self, problem: str, *, retry: bool = True, pause: float = 0.0, refusal: str = "") -> None:
         super().__init__(problem)
-        self.retry, self.pause = retry, pause
+        self.retry, self.pause, self.refusal = retry, pause, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +124,7 @@ class ChatClient:
     parallel: int
     cap: SpendingCap
     cache: Path
+    dialect: Dialect = field(default_factory=Dialect)
 
     def answers(self, bodies: Sequence[bytes], readable: Callable[[str], bool]) -> list[ChatAnswer]:
         """Return one answer per JSON request body, in order. Equal bodies are asked once, cached ones not at all.
@@ -190,7 +229,16 @@ class ChatClient:
             return ChatAnswer(None, f"{failure}{suffix}")
 
     def _once(self, http: httpx.Client, body: bytes) -> str:
-        """Return the text of one answer. Raises _FailedAttempt."""
+        """Return the text of one answer, asked in the form that the server takes. Raises _FailedAttempt."""
+        while True:
+            question = self.dialect.write(body)
+            try:
+                return self._send(http, json.dumps(question, ensure_ascii=False, sort_keys=True).encode("utf-8"))
+            except _FailedAttempt as failure:
+                if not (failure.refusal and self.dialect.learn(question, failure.refusal)):
+                    raise
+
+    def _send(self, http: httpx.Client, body: bytes) -> str:
         import httpx
 
         deadline = time.monotonic() + self.timeout
@@ -214,7 +262,8 @@ class ChatClient:
     def _text(self, raw: bytes, body: bytes) -> str:
         try:
             data = json.loads(raw)
-            text = data["choices"][0]["message"]["content"]
+            choice = data["choices"][0]
+            text = _content(choice["message"])
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             # The server did the work, and will charge for it.
             self.cap.count_tokens((len(body) + len(raw)) // 3)
@@ -224,6 +273,8 @@ class ChatClient:
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
             tokens = (len(body) + len(str(text))) // 3
         self.cap.count_tokens(tokens)
+        if choice.get("finish_reason") == "length":
+            raise _FailedAttempt("its answer was cut off at its longest length: raise answer_tokens", retry=False)
         if not isinstance(text, str):
             raise _FailedAttempt("its answer has no text")
         # Before the text is shown or kept. The cache cannot store half a surrogate pair.
@@ -235,18 +286,17 @@ class ChatClient:
         status = response.status_code
         if 300 <= status < 400:
             return _FailedAttempt(f"HTTP {status}: it redirects elsewhere; set url to that address", retry=False)
+        raw = b""
         try:
-            quoted = self._quoted_response(_read(response, deadline, 2000)[:2000])
+            raw = _read(response, deadline, 2000)[:2000]
+            quoted = self._quoted_response(raw)
         except httpx.HTTPError:
             quoted = "a body that broke off"
-        try:
-            pause = max(0.0, float(response.headers.get("Retry-After", "")))
-        except ValueError:
-            # A date, or nothing: the client's own pause is used.
-            pause = 0.0
+        pause = _pause(response.headers)
         hints = {401: "; check key_env and the key", 403: "; check key_env and the key", 404: "; check url and model"}
         problem = f"HTTP {status}: {quoted}{hints.get(status, '')}"
-        return _FailedAttempt(problem, retry=status in _RETRIED_STATUSES, pause=pause)
+        refusal = raw.decode("utf-8", "replace") if status in (400, 422) else ""
+        return _FailedAttempt(problem, retry=status in _RETRIED_STATUSES, pause=pause, refusal=refusal)
 
     def _quoted_response(self, raw: bytes) -> str:
         """Return a response in one line. The key is removed before cutting, after which half of it could remain."""
@@ -267,6 +317,34 @@ class ChatClient:
             raise BurnishError(
                 f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it or set cache to another"
             ) from error
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    """Return the text of a message: its content, the texts of its parts, or else the last line of its reasoning."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
+    if isinstance(content, str):
+        return content.rpartition("</think>")[2] if content.strip() else content
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if content is None and isinstance(reasoning, str) and reasoning.strip():
+        return reasoning.rpartition("</think>")[2].strip().rpartition("\n")[2]
+    return content
+
+
+def _pause(headers: httpx.Headers) -> float:
+    """Return the seconds that Retry-After asks for, as a number or until a date; 0 without it."""
+    wanted = headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(wanted))
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(wanted)
+        now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError, IndexError):
+        return 0.0
 
 
 def _read(response: httpx.Response, deadline: float, longest: int) -> bytes:

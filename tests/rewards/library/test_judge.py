@@ -92,6 +92,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     judges._cap.cache_clear()
+    judges._dialect.cache_clear()
     found = Server(("127.0.0.1", 0), Handler)
     found.lock, found.seen, found.script = threading.Lock(), [], [says("8")]
     thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})

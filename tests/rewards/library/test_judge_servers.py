@@ -1,0 +1,149 @@
+"""The judge and today's servers: refused parameters, thoughts, cut answers, and other kinds of question."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import timedelta
+from email.utils import format_datetime, formatdate, parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from burnish.errors import BurnishError, InputError
+from burnish.rewards.combine import Combination
+from burnish.rewards.part import Part
+from burnish.rewards.registry import REWARDS
+from burnish.types import Completion, Message, Prompt
+from tests.rewards.library import test_judge
+from tests.rewards.library.test_judge import Handler, Server, ask, samples, says, status
+
+server = test_judge.server
+
+
+def refuses(*names: str):
+    """Return a reply that refuses parameters as OpenAI does, and else answers 8."""
+
+    def reply(handler: Handler) -> None:
+        for name in names:
+            if name in handler.body:
+                error = {"message": f"Unsupported parameter: '{name}' is not supported with this model.", "param": name}
+                return handler.send(400, json.dumps({"error": error}).encode())
+        return says("8")(handler)
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("refused", "asked", "limit"),
+    [
+        ((), 1, "max_completion_tokens"),
+        (("max_tokens",), 1, "max_completion_tokens"),
+        (("temperature",), 2, "max_completion_tokens"),
+        (("max_completion_tokens",), 2, "max_tokens"),
+        (("max_completion_tokens", "temperature"), 3, "max_tokens"),
+    ],
+)
+def test_a_refused_parameter_is_left_out_from_then_on(server: Server, tmp_path: Path, refused, asked, limit) -> None:
+    server.script = [refuses(*refused)]
+    assert ask(server, tmp_path, samples("x")) == [0.8] and len(server.seen) == asked
+    body = server.seen[-1][2]
+    assert body[limit] == 16 and ("temperature" in body) == ("temperature" not in refused)
+    assert ask(server, tmp_path, samples("y")) == [0.8] and len(server.seen) == asked + 1
+
+
+def test_a_server_that_refuses_both_limits_is_asked_twice(server: Server, tmp_path: Path) -> None:
+    server.script = [refuses("max_tokens", "max_completion_tokens")]
+    with pytest.raises(BurnishError, match=r"HTTP 400: .*Unsupported parameter"):
+        ask(server, tmp_path, samples("x"))
+    assert len(server.seen) == 2
+
+
+def message(content: object, reason: str = "stop", **more: object):
+    choice = {"finish_reason": reason, "message": {"role": "assistant", "content": content, **more}}
+    return lambda handler: handler.send(200, json.dumps({"choices": [choice], "usage": {"total_tokens": 30}}).encode())
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        message(None, reasoning_content="First 3.\nNo:\n7"),
+        message(None, reasoning="Hm.</think>\n7"),
+        message("<think>perhaps 3</think>\n7"),
+        message([{"type": "thinking", "thinking": []}, {"type": "text", "text": "7"}]),
+    ],
+)
+def test_thoughts_and_parts(server: Server, tmp_path: Path, reply) -> None:
+    server.script = [reply]
+    assert ask(server, tmp_path, samples("x")) == [0.7]
+
+
+@pytest.mark.parametrize("reply", [message("1", "length"), message(None, "length", reasoning_content="So far\n7")])
+def test_a_cut_answer_is_no_score_and_not_cached(server: Server, tmp_path: Path, reply) -> None:
+    server.script = [reply, message("10")]
+    with pytest.raises(BurnishError, match="cut off at its longest length: raise answer_tokens"):
+        ask(server, tmp_path, samples("x"))
+    assert len(server.seen) == 1
+    assert ask(server, tmp_path, samples("x")) == [1.0]
+
+
+def test_a_date_is_a_pause(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    real = threading.Event.wait
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: (
+        real(self, timeout) if timeout is None or timeout < 0.5 else bool(pauses.append(timeout))
+    ))  # fmt: skip
+    until = format_datetime(parsedate_to_datetime(formatdate(usegmt=True)) + timedelta(seconds=40), usegmt=True)
+    server.script = [status(429, Retry_After=until), says("5")]
+    assert ask(server, tmp_path, samples("x")) == [0.5]
+    assert len(pauses) == 1 and 30 < pauses[0] <= 41
+
+
+def test_the_whole_conversation_is_shown(server: Server, tmp_path: Path) -> None:
+    turns = (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", "Why?"))
+    ask(server, tmp_path, [Completion(Prompt("p", "Why?", None, {}, turns), (), (), "x", (), "stop")])
+    assert "user: Hello\n\nassistant: Hi\n\nuser: Why?" in server.seen[0][2]["messages"][0]["content"]
+
+
+def test_several_criteria_in_one_call_and_the_cost(server: Server, tmp_path: Path) -> None:
+    server.script = [message('{"is true": 10}'), message('```json\n{"is true": 10, "is short": 5}\n```')]
+    options = {
+        "url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "cache": str(tmp_path / "c"), "backoff": 0.0,
+        "criteria": {"is true": 3.0, "is short": 1.0},
+    }  # fmt: skip
+    scores = Combination([Part("judge", REWARDS.get("judge"), 1.0, options)]).score(samples("x"))
+    # (3 * 1.0 + 1 * 0.5) / 4; the first answer lacks a criterion.
+    assert scores.total.tolist() == [0.875]
+    assert scores.logged == {"judge/is true": (1.0,), "judge/is short": (0.5,)}
+    assert scores.counts == {"judge/calls": 2.0, "judge/tokens": 60.0}
+    assert "is true; is short" in server.seen[0][2]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "score"), [("A", "B", 1.0), ("B", "A", 0.0), ("A", "A", 0.5), ("C", "b.", 0.75)]
+)
+def test_pairs_are_asked_in_both_orders(server: Server, tmp_path: Path, first, second, score) -> None:
+    def reply(handler: Handler) -> None:
+        text = handler.body["messages"][0]["content"]
+        says(first if text.index("mine") < text.index("theirs") else second)(handler)
+
+    server.script = [reply]
+    assert ask(server, tmp_path, samples("mine", reference="theirs"), pairwise=True) == [score]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criteria": {"a": 1.0}, "pairwise": True}, "two kinds of question"),
+        ({"criteria": {"a": 0}}, "must be a weight above 0"),
+    ],
+)
+def test_options_that_cannot_work(options, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        REWARDS.get("judge").check_options({"model": "m", **options})
+
+
+def test_pairs_need_references() -> None:
+    assert REWARDS.get("judge").needs_reference({"model": "m", "pairwise": True})
+    assert not REWARDS.get("judge").needs_reference({"model": "m"})
