@@ -125,7 +125,8 @@ def load(address: str, home: Path, *requests: tuple[dict[str, Any], bool]) -> li
     }
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(requests)],
-        env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_UPDATE_DOWNLOAD_COUNTS": "0"},
+        env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(home), "BURNISH_HOME": str(home)}
+        | {"HF_UPDATE_DOWNLOAD_COUNTS": "0"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "examples" not in process.stderr, "the library's progress bars are hidden"
@@ -171,9 +172,21 @@ def test_sides_revisions_and_broken_rows(address: str, tmp_path: Path) -> None:
         ({"dataset": NAME, "revision": "b" * 40}, False),
     )  # fmt: skip
     assert side == (
-        f"1 of 2 rows of '{NAME}' cannot be used: row 2: 'question' is null; correct them, or raise max_broken (now 0.01)"
+        f"1 of 2 rows of '{NAME}' cannot be used: line 2: 'question' is null; correct them, or raise max_broken (now 0.01)"
     )
     assert tolerant == [["another", "1"]] and revision == EXPECTED
     assert "nope" in wrong and "train" in wrong and "some/gone" in gone and "b" * 40 in unknown
     for message in (wrong, gone, unknown):
         assert message.endswith("; check its name, config, side and revision") and ".;" not in message
+
+
+def test_text_is_never_turned_into_numbers_or_dates(address: str, tmp_path: Path) -> None:
+    for name, content in (
+        ("train.csv", "question,answer\n2024-01-05,007\nnull,1e3\n"),
+        ("train.jsonl", '{"question": "2024-01-05", "answer": "007"}\n{"question": "null", "answer": "1e3"}\n'),
+    ):
+        folder = tmp_path / name.partition(".")[2]
+        folder.mkdir()
+        (folder / name).write_text(content)
+        (rows,) = load(address, tmp_path / "home", ({"dataset": str(folder)}, False))
+        assert rows == [["2024-01-05", "007"], ["null", "1e3"]]
