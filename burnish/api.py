@@ -42,6 +42,7 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )
+from burnish.run.own_rows import rows_overrides
 from burnish.run.script import resume_command, stop_if_collecting
 from burnish.run.sources import run_sources
 from burnish.system.environment import environment_record
@@ -72,6 +73,7 @@ def train(
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     *,
     rewards: Rewards | None = None,
+    rows: Any = None,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
     extend: int | None = None,
@@ -87,6 +89,8 @@ def train(
         recipe: a built-in recipe's name, a TOML file, a mapping of the same shape, or a ``Recipe``.
         rewards: a reward's name or function, a list of them, or a mapping to weights, in place of the recipe's rewards.
             Of a run to resume: the functions that it was given.
+        rows: a list of mappings, a ``datasets.Dataset`` or ``DatasetDict``, in place of the recipe's data. The task
+            ``data`` reads them; the run folder keeps a copy.
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
         resume: a run folder to resume, instead of a recipe.
         extend: steps to add to the run that is resumed.
@@ -103,9 +107,10 @@ def train(
     named = register_given(rewards)
     stop_if_collecting()
     watcher = observer or make_observer()
+    settings = [*overrides, *rows_overrides("task", rows)]
 
     def read(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        return resolve_recipe_paths(_read_recipe(source, named, overrides, changes)).resolved()
+        return resolve_recipe_paths(_read_recipe(source, named, settings, changes)).resolved()
 
     return work_in_run(
         lambda: create_or_open_run(
@@ -113,7 +118,8 @@ def train(
             read,
             run_dir=run_dir,
             resume=resume,
-            changed=bool(overrides or changes),
+            changed=bool(settings or changes),
+            rows=rows,
             accept=accept_changed_inputs,
             extend=extend,
         ),

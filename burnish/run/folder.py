@@ -91,7 +91,7 @@ class Run:
         verb: str = "train",
     ) -> Run:
         """Create a run folder. Raises InputError if it already holds a run, BurnishError if it cannot be made."""
-        path = folder or _make_unused(Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        path = folder or cls.unused_folder(recipe)
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
         with explained(f"cannot make the run folder {path}"):
@@ -102,6 +102,11 @@ class Run:
             # The recipe comes last: a folder with a recipe is a run.
             write_text(path / "recipe.toml", recipe.toml())
         return run
+
+    @staticmethod
+    def unused_folder(recipe: Job) -> Path:
+        """Make and return the folder of a run without a folder of its own: ``runs/<name>-<time>``."""
+        return _make_unused(Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
 
     @classmethod
     def open(cls, folder: Path, verb: str = "train") -> Run:

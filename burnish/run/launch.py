@@ -17,6 +17,7 @@ from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import ChatSection, OpenSection
 from burnish.run.folder import START, Run
 from burnish.run.interrupts import Interrupted, Interrupts
+from burnish.run.own_rows import create_with_rows, with_own_rows
 from burnish.system.environment import environment_record
 from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
@@ -66,11 +67,13 @@ def create_or_open_run(
     accept: bool = False,
     extend: int | None = None,
     verb: str = "train",
+    rows: Any = None,
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    ``extend`` adds steps to the run to resume. Raises InputError if a run to resume comes with a recipe, changes or a
-    folder, if there is neither, if changed inputs are accepted for a new run, or if the run cannot be extended.
+    ``rows`` are kept in a new run's folder. ``extend`` adds steps to the run to resume. Raises InputError if a run to
+    resume comes with a recipe, changes or a folder, if there is neither, if changed inputs are accepted for a new run, or
+    if the run cannot be extended.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
@@ -86,9 +89,9 @@ def create_or_open_run(
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
     job = read(recipe)
-    return Run.create(
-        job, Path(run_dir) if run_dir else None, environment_record(threads=job.threads, seed=job.seed), verb=verb
-    )
+    environment = environment_record(threads=job.threads, seed=job.seed)
+    new: dict[str, Any] = {"folder": Path(run_dir) if run_dir else None, "environment": environment, "verb": verb}
+    return Run.create(job, **new) if rows is None else create_with_rows(job, rows, new)
 
 
 def extend_run(run: Run, recipe: Job, steps: int) -> None:
@@ -198,11 +201,14 @@ def _with_model(recipe: J, model: Path) -> J:
 
 
 def keep_start(run: Run, recipe: J) -> J:
-    """Return the recipe with the run's own copy of the model it begins from, if that is another run's checkpoint.
+    """Return the recipe with the run's own rows, and its own copy of the model that it begins from.
+
+    The model is copied if it is another run's checkpoint.
 
     The other run may delete the checkpoint, or the run may move to another machine. The files are hard links where
     that is possible. Raises InputError if the checkpoint is incomplete.
     """
+    recipe = with_own_rows(run, recipe)
     model, own = recipe.policy.model, run.folder.absolute() / START
     if recipe.policy.use != "causal_lm" or model in entries.names("model"):
         return recipe

@@ -27,13 +27,15 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )  # fmt: skip
+from burnish.run.own_rows import rows_overrides
 from burnish.run.sources import run_sources
 from burnish.supervised.bradley_terry import BradleyTerry
-from burnish.supervised.dataset import build_dataset, read_rows
+from burnish.supervised.dataset import build_dataset
 from burnish.supervised.dpo import PairPreference
 from burnish.supervised.encoding import Encoder
 from burnish.supervised.kto import KTO
 from burnish.supervised.objective import Objective
+from burnish.supervised.reading import read_rows
 from burnish.supervised.recipe import (
     PreferRecipe,
     RewardModelRecipe,
@@ -116,6 +118,7 @@ class Verb(Generic[R, T]):
         self,
         recipe: Source | None = None,
         *,
+        rows: Any = None,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
         extend: int | None = None,
@@ -127,9 +130,10 @@ class Verb(Generic[R, T]):
     ) -> SupervisedResult:
         """Train by a recipe, or resume a run. Arguments and errors are those of ``burnish.train``."""
         watcher, verb = observer or make_observer(), recipe_kind(self.kind)
+        settings = [*overrides, *rows_overrides("data", rows)]
 
         def read(source: Source) -> R:
-            loaded = resolve_recipe_paths(load_supervised(self.kind, source, overrides, changes=changes))
+            loaded = resolve_recipe_paths(load_supervised(self.kind, source, settings, changes=changes))
             return loaded.model_copy(update={"data": resolve_section_path(loaded.data)})
 
         return work_in_run(
@@ -138,7 +142,8 @@ class Verb(Generic[R, T]):
                 read,
                 run_dir=run_dir,
                 resume=resume,
-                changed=bool(overrides or changes),
+                changed=bool(settings or changes),
+                rows=rows,
                 verb=verb,
                 accept=accept_changed_inputs,
                 extend=extend,
