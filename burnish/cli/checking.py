@@ -1,4 +1,4 @@
-"""The verb ``check``: a model against a plain forward pass of transformers."""
+"""The verb ``check``: a model against a plain forward pass of transformers, or data as a model will see it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from burnish.cli.options import AsJson, Offline, escape, print_json
+from burnish.data.files import is_data
 from burnish.errors import BurnishError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -17,16 +18,35 @@ verbs = typer.Typer(rich_markup_mode=None)
 @verbs.command()
 def check(
     subject: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, a catalogue name or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL | DATA",
+            help="A run folder, a model folder, a catalogue name or a hub id; or a file of data, a pattern of files, or "
+            "datasets/OWNER/NAME of the hub.",
+        ),
     ],
+    model: Annotated[str, typer.Option(help="For data: the model whose tokenizer and chat template read it.")] = (
+        "smollm2-135m"
+    ),
+    rows: Annotated[int, typer.Option(min=0, help="For data: how many rows to print.")] = 3,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For data: an option, such as prompt=question."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float64 for a stricter comparison.")] = "float32",
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Compare a model in burnish with transformers alone.
+    """Compare a model with transformers alone, or show data as a model will see it.
 
-    Prints a row per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.
+    For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model, prints a row
+    per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.
     """
+    if is_data(subject) or subject.startswith("datasets/"):
+        show_data(subject, model, rows, options or [], json=json, offline=offline)
+        return
+    if options:
+        raise BurnishError("--set is for data: name a file of data")
     from burnish.benchmark.model_check import check_model, verdict
     from burnish.catalogue.convert import resolve_model
     from burnish.reports.terminal.progress import make_observer
@@ -42,9 +62,34 @@ def check(
                 print(escape(result.line()), flush=True)
     outcome = verdict(results)
     if json:
-        rows = [result.to_json() for result in results]
-        print_json({"model": subject, "dtype": dtype, "checks": rows, "verdict": outcome})
+        checks = [result.to_json() for result in results]
+        print_json({"model": subject, "dtype": dtype, "checks": checks, "verdict": outcome})
     else:
         print(escape(outcome))
     if outcome != "exact":
         raise typer.Exit(1)
+
+
+def show_data(subject: str, model: str, rows: int, settings: list[str], *, json: bool, offline: bool) -> None:
+    """Print what the verbs that train would read of some data."""
+    from burnish.catalogue.convert import resolve_model
+    from burnish.policies.loading import load_model
+    from burnish.recipe.reading import read_override
+    from burnish.reports.terminal.progress import make_observer
+    from burnish.supervised.data_check import check_data
+    from burnish.tasks.data import DataTask
+    from burnish.tasks.registry import check_task_options
+
+    hub = subject.startswith("datasets/") and not is_data(subject)
+    options: dict[str, object] = {"dataset": subject.removeprefix("datasets/")} if hub else {"path": subject}
+    for setting in settings:
+        key, value = read_override(setting)
+        options[key.removeprefix("task.")] = value
+    check_task_options(DataTask, options)
+    source = resolve_model(model, offline=offline, observer=make_observer(quiet=json))
+    readings = check_data(options, load_model(source, offline=offline), rows=rows, offline=offline)
+    if json:
+        print_json({"data": subject, "model": model, "readings": [reading.to_json() for reading in readings]})
+        return
+    for line in (line for reading in readings for line in reading.lines()):
+        print(escape(line))

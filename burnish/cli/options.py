@@ -47,7 +47,7 @@ Script = Annotated[
 AcceptChangedInputs = Annotated[
     bool, typer.Option("--accept-changed-inputs", help="Resume although data, model or code have changed.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it with every default.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and your data; print it with every default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
@@ -88,14 +88,17 @@ class TrainCommand:
         else:
             print(recipe.toml(), end="")
 
-    def run(self, train: Callable[..., Any]) -> Any:
-        """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
+    def observer(self) -> Observer:
+        """Return the observer that prints progress."""
         from burnish.reports.terminal.progress import make_observer
 
-        observer: Observer = make_observer(quiet=self.quiet, json=self.json)
+        return make_observer(quiet=self.quiet, json=self.json)
+
+    def run(self, train: Callable[..., Any]) -> Any:
+        """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
         return train(
             self.recipe, overrides=self.overrides, run_dir=self.run_dir, resume=self.resume, offline=self.offline,
-            accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, observer=observer,
+            accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, observer=self.observer(),
         )  # fmt: skip
 
     def run_supervised(self, verb: str, kind: type[SupervisedRecipe]) -> SupervisedResult | None:
@@ -103,7 +106,13 @@ class TrainCommand:
         from burnish.supervised.recipe import load_supervised
 
         if self.dry_run:
-            self.show(load_supervised(kind, self.source, self.overrides))
+            recipe = load_supervised(kind, self.source, self.overrides)
+            if recipe.data.use in ("data", "jsonl"):
+                from burnish.supervised.reading import read_rows
+
+                rows = read_rows(recipe.data, offline=self.offline)
+                self.observer().message(f"data: {len(rows.rows)} rows, {len(rows.broken)} left out")
+            self.show(recipe)
             return None
         if self.recipe is not None:
             load_supervised(kind, self.recipe, self.overrides)  # a mistake shows before torch is loaded

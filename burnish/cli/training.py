@@ -18,7 +18,11 @@ def train(command: TrainCommand) -> None:
     from burnish.recipe.schema import load_recipe
 
     if command.dry_run:
-        command.show(load_recipe(command.source, command.overrides).resolved())
+        from burnish.backends.preflight import check_recipe_data
+
+        recipe = load_recipe(command.source, command.overrides)
+        check_recipe_data(recipe, offline=command.offline, observer=command.observer())
+        command.show(recipe.resolved())
         return
     if command.recipe is not None:
         load_recipe(command.recipe, command.overrides)  # a mistake shows before torch is loaded

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
 from burnish.system.optional_packages import needed
+from burnish.system.paths import expanded
 
 FORMATS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
@@ -63,6 +64,13 @@ def file_format(path: Path, chosen: str = "") -> str:
     if name not in known:
         raise InputError(f"format = '{chosen}'{nearest(chosen, known)}: write one of {', '.join(known)}")
     return name
+
+
+def is_data(subject: str) -> bool:
+    """Return whether a name is a file, a pattern or a folder of data, and not a model or a run."""
+    path = expanded(subject)
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return saved or glob.has_magic(subject) or (plain_suffix(Path(subject)) in FORMATS and not path.is_dir())
 
 
 def matching_files(path: Path) -> list[Path]:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.rows import CONVERSATIONS, BrokenRow, Rows, TrainingRow, rows_digest
+from burnish.data.rows import CONVERSATIONS, Rows, TrainingRow, rows_digest
 from burnish.data.splits import own_sides, split_items
 from burnish.errors import InputError
-from burnish.protocols import Observer
 from burnish.supervised.encoding import Encoder, encode_rows
 from burnish.supervised.objective import Example, Objective
-from burnish.supervised.recipe import Data, SupervisedRecipe
-from burnish.supervised.sources import SOURCES
+from burnish.supervised.reading import refuse_broken
+from burnish.supervised.recipe import SupervisedRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +23,6 @@ class Dataset:
     held_out: tuple[Example, ...]
     described: Mapping[str, Any]
     """The content of ``data.json``: counts, the unusable rows, and a digest of the usable ones."""
-
-
-def read_rows(data: Data, *, offline: bool = False, observer: Observer | None = None) -> Rows:
-    """Return the rows of a recipe's source.
-
-    Raises:
-        InputError: the source cannot be read, has no usable row, or more broken rows than ``data.max_broken`` allows.
-    """
-    source = SOURCES.get(data.use)(**data.options)
-    rows = source.rows(held_out_percent=data.held_out_percent, offline=offline, observer=observer)
-    _refuse_broken(rows.broken, len(rows.rows) + len(rows.broken), data)
-    if not rows.rows:
-        raise InputError(f"data: {rows.origin or data.use} has no rows: nothing to learn from")
-    return rows
 
 
 def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any], encoder: Encoder) -> Dataset:
@@ -56,7 +41,7 @@ def build_dataset(rows: Rows, recipe: SupervisedRecipe, objective: Objective[Any
         results, unusable = encode_rows(side, lambda row: objective.examples(encoder, row), named)
         broken += unusable
         encoded.append(tuple(example for examples in results for example in examples))
-    _refuse_broken(broken, len(rows.rows) + len(rows.broken), recipe.data)
+    refuse_broken(broken, len(rows.rows) + len(rows.broken), recipe.data)
     train, held_out = encoded[0], select_units(encoded[1], recipe.evaluation.prompts)
     if not train or len({example.unit for example in held_out}) < 2:
         raise InputError("data: no training row or fewer than two held-out prompts can be used: add more rows")
@@ -111,13 +96,4 @@ def _refuse_one_label(side: str, examples: Sequence[Example]) -> None:
         raise InputError(
             f"data: all {len(examples)} {side} answers have the label {label}, and KTO compares both labels: add rows "
             f"with the label {other}" + (", or raise data.held_out_percent" if side == "held-out" else "")
-        )
-
-
-def _refuse_broken(broken: Sequence[BrokenRow], total: int, data: Data) -> None:
-    if len(broken) > data.max_broken * total:
-        first = broken[0]
-        raise InputError(
-            f"data: {len(broken)} of {total} rows cannot be used, the first is {first.position}: {first.reason}; "
-            f"correct them, or raise data.max_broken (now {data.max_broken})"
         )
