@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from burnish.types import Completion, Group, Message, Prompt, SamplingParams
 MAX_NEW_TOKENS = 256
 """Longest completion by default, in tokens, if the model has as many positions."""
 
+CONVERSATIONS = "conversations"
+"""Key of a supervised run's data.json: the number of rows that went through the chat template."""
 OnText = Callable[[str], None]
 Conversation = str | Sequence[Message | Mapping[str, Any]]
 """A user's message, or all messages of a conversation, oldest first."""
@@ -208,15 +212,18 @@ def read_run_tables(folder: Path) -> dict[str, dict[str, Any]]:
         written = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     except ValueError:  # loading the model reports it
         return {}
-    return {name: table for name, table in written.items() if isinstance(table, dict)}
+    tables = {name: table for name, table in written.items() if isinstance(table, dict)}
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        tables["data"][CONVERSATIONS] = json.loads((folder / "data.json").read_text(encoding="utf-8"))[CONVERSATIONS]
+    return tables
 
 
 def trains_on_plain_text(tables: Mapping[str, Mapping[str, Any]]) -> bool:
     """Return whether the prompts of a run's task or data did not go through a chat template, by its recipe."""
     section = tables.get("task") or tables.get("data") or {}
     use = section.get("use")
-    if use == "jsonl":
-        return section.get("format") != "chat"
+    if "task" not in tables and use in ("data", "jsonl"):
+        return not section.get(CONVERSATIONS, section.get("format") == "chat")
     registry: Registry[Any] = TASKS if "task" in tables else SOURCES
     if use not in registry.names():  # a class of the user's own
         return False
