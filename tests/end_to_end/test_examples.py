@@ -126,3 +126,17 @@ def test_the_recipe_of_the_docs_trains_on_your_own_data(tiny: Path, workspace, p
     held_out = {sample["prompt"] for sample in measured}
     assert trained_on and held_out and not trained_on & held_out
     assert trained_on | held_out <= {asked for asked, _ in rows}
+
+
+def test_dpo_chat_prints_each_seed(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "chat")
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    settings = ("policy.model=chat", "steps=1", "evaluation.resamples=100", "batch.max_tokens=250")
+    printed = run(tmp_path, str(ROOT / "examples" / "dpo_chat.py"), *settings).splitlines()
+    lines = [line for line in printed if line.startswith("seed ")]
+    assert [line.partition(":")[0] for line in lines] == ["seed 0", "seed 1", "seed 2"]
+    assert all("held-out preference accuracy 0.50 -> " in line for line in lines)
