@@ -52,6 +52,18 @@ class HasReference(LanguageModel, Protocol):
         """The frozen reference model; for a trained policy, the policy before training."""
 
 
+class ParameterOptimizer(Protocol):
+    """The part of ``torch.optim.Optimizer`` that a step and a checkpoint use."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    """Parameter -> name -> tensor."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def step(self) -> Any: ...
+
+
 class Trainable(Protocol):
     """A model whose weights an optimizer updates and a checkpoint stores."""
 

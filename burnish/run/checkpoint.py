@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from burnish.errors import InputError
-from burnish.protocols import SavesRounded, Trainable
+from burnish.protocols import ParameterOptimizer, SavesRounded, Trainable
 from burnish.run.folder import Checkpoint, Run
 
 EXACT = "weights.safetensors"
@@ -38,7 +38,7 @@ class Checkpointed(Protocol):
     def policy(self) -> Trainable: ...
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer: ...
+    def optimizer(self) -> ParameterOptimizer: ...
 
     @property
     def parts(self) -> Sequence[Stateful]:
@@ -103,7 +103,7 @@ class Checkpointer:
         self.learner.step = checkpoint.step
 
 
-def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
+def write_optimizer(optimizer: ParameterOptimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
     """Write the optimizer's state to ``optimizer.safetensors``, keyed by parameter name."""
     tensors = {
         f"{key}/{name}": torch.as_tensor(value).contiguous()
@@ -113,7 +113,7 @@ def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
     save_file(tensors, folder / "optimizer.safetensors")
 
 
-def read_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
+def read_optimizer(optimizer: ParameterOptimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
     """Read what ``write_optimizer`` wrote. Raise InputError if it belongs to other parameters."""
     for key, value in load_file(folder / "optimizer.safetensors").items():
         kind, _, name = key.partition("/")

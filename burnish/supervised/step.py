@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from burnish.errors import InputError
-from burnish.protocols import Observer, Trainable
+from burnish.protocols import Observer, ParameterOptimizer, Trainable
 from burnish.run.checkpoint import Checkpointer, Stateful
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupts
@@ -45,7 +45,7 @@ class SupervisedLearner(Generic[T]):
     policy: T
     objective: Objective[T]
     data: Dataset
-    optimizer: torch.optim.Optimizer
+    optimizer: ParameterOptimizer
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)
     parts: tuple[Stateful, ...] = ()

@@ -14,7 +14,7 @@ from burnish.backends.chat import chat_settings
 from burnish.backends.local import build_language_model
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
-from burnish.protocols import Observer, Policy, Trainable
+from burnish.protocols import Observer, ParameterOptimizer, Policy, Trainable
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
@@ -55,7 +55,7 @@ from burnish.training.optimizer import build_optimizer
 R = TypeVar("R", bound=SupervisedRecipe)
 T = TypeVar("T", bound=Trainable)
 Source = str | Path | Mapping[str, Any]
-Setup = tuple[T, Objective[T], torch.optim.Optimizer]
+Setup = tuple[T, Objective[T], ParameterOptimizer]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from burnish.algorithms.credit_assignment import generalised_advantages, whiten
 from burnish.algorithms.losses import value_loss
 from burnish.algorithms.ops import pad_by_sequence
 from burnish.errors import InputError
-from burnish.protocols import ValueModel
+from burnish.protocols import ParameterOptimizer, ValueModel
 from burnish.recipe.algorithm import CriticSection
 from burnish.run.checkpoint import read_optimizer, write_optimizer
 from burnish.run.folder import Checkpoint
@@ -30,7 +30,7 @@ class Critic:
     """A value model with its own optimizer. It shares nothing with the policy, so neither loss needs a factor."""
 
     model: ValueModel
-    optimizer: torch.optim.Optimizer
+    optimizer: ParameterOptimizer
     settings: CriticSection
     loss: float = 0.0
     """Of the current update, summed over its microbatches."""

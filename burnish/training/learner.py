@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from burnish.algorithms.presets import Preset
-from burnish.protocols import HasLaggedPolicy, Policy, Sampler, Scorer, StatefulScorer
+from burnish.protocols import HasLaggedPolicy, ParameterOptimizer, Policy, Sampler, Scorer, StatefulScorer
 from burnish.recipe.schema import Recipe
 from burnish.run.checkpoint import Stateful
 from burnish.run.folder import Checkpoint
@@ -44,7 +43,7 @@ class Learner:
     scorer: Scorer
     prompts: Sequence[Prompt]
     preset: Preset
-    optimizer: torch.optim.Optimizer
+    optimizer: ParameterOptimizer
     critic: Critic | None = None
     metrics: Scorer | None = None
     screen: Screen = flag_completion

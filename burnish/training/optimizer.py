@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from burnish.errors import BurnishError
-from burnish.protocols import Trainable, ValueModel
+from burnish.protocols import ParameterOptimizer, Trainable, ValueModel
 from burnish.recipe.schema import Job
+
+
+class FusedAdamW:
+    """AdamW (arXiv 1711.05101) by torch's fused kernel: one pass over the moments, and no temporary copies.
+
+    ``torch.optim.AdamW`` computes the same bits, but its constructor imports torch's compiler, which takes two seconds.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], **options: Any) -> None:
+        self.param_groups: list[dict[str, Any]] = [{**options, **group} for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in (one for group in self.param_groups for one in group["params"]):
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            parameters = [one for one in group["params"] if one.grad is not None]
+            for one in parameters:
+                if not self.state[one]:
+                    moments = {name: torch.zeros_like(one) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[one] = {"step": torch.zeros((), dtype=torch.float32, device=one.device), **moments}
+            states = [self.state[one] for one in parameters]
+            averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+            beta1, beta2 = group["betas"]
+            adamw(
+                parameters, [one.grad for one in parameters], averages, squares, [], steps, fused=True, amsgrad=False,
+                beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+                maximize=False,
+            )  # fmt: skip
 
 
 def build_optimizer(
     model: Trainable | ValueModel, settings: Any, rates: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv 1711.05101) over the trainable parameters, with the recipe's ``[optimizer]``.
+) -> FusedAdamW:
+    """Return AdamW over the trainable parameters, with the recipe's ``[optimizer]``.
 
     ``rates`` are learning rates of single parameters, by name; they follow the schedule in proportion.
     """
     rates, parameters = rates or {}, model.trainable()
     others = [parameter for name, parameter in parameters.items() if name not in rates]
     groups = [{"params": [parameters[name]], "factor": rate / settings.learning_rate} for name, rate in rates.items()]
-    return torch.optim.AdamW(
+    return FusedAdamW(
         [{"params": others}, *groups], lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        fused=True,  # one pass over the moments instead of a dozen, and no temporary copies
     )  # fmt: skip
 
 
@@ -42,7 +75,7 @@ def learning_rate(recipe: Job, step: int) -> float:
     return optimizer.learning_rate * (recipe.steps - step + 1) / remaining
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: ParameterOptimizer, rate: float) -> None:
     """Set the rate of every parameter group, times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
