@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.generation import Greedy, System, Temperature, TopK, TopP, print_piece
+from burnish.cli.generation import Greedy, System, Temperature, TopK, TopP, print_piece, report_loading
 from burnish.cli.options import Model, Offline, Seed, escape
 from burnish.errors import InputError
 
@@ -50,6 +50,7 @@ def chat(
 
     Each line is a message; /help lists the commands. In a pipe, each line of standard input is one, too.
     """
+    report_loading(model)
     from burnish.api import load
 
     loaded = load(model, offline=offline)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Seed, print_json
+from burnish.cli.options import AsJson, Model, Offline, Seed, escape, print_json
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def generate(
     if file is not None and prompt is not None:
         raise InputError("name either a prompt or --file")
     texts = [("prompt", read_prompt() if prompt is None else prompt)] if file is None else read_prompts(file)
+    report_loading(model, quiet=json)
     from burnish.api import load
 
     loaded = load(model, offline=offline)
@@ -90,10 +91,9 @@ def generate(
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     streamed = one and (sys.stdout.isatty() if stream is None else stream)
+    piece = print_piece if streamed else None
     try:
-        groups = loaded.sample(
-            prompts, samples=samples, seed=seed, on_text=print_piece if streamed else None, **options
-        )  # fmt: skip
+        groups = loaded.sample(prompts, samples=samples, seed=seed, on_text=piece, **options)
     except KeyboardInterrupt:
         if streamed:
             print()
@@ -105,6 +105,12 @@ def generate(
     else:
         _print_texts(groups, samples)
     _report_cut(groups)
+
+
+def report_loading(model: str, *, quiet: bool = False) -> None:
+    """Report on a terminal that a model is being loaded, before the imports that take most of that time."""
+    if sys.stderr.isatty() and not quiet:
+        print(f"burnish: loading {escape(model)} ...", file=sys.stderr, flush=True)
 
 
 def read_prompt() -> str:

@@ -49,6 +49,7 @@ class TestLight:
         assert loaded("import burnish") == set()
         assert loaded("import burnish\nburnish.Prompt, burnish.InputError, dir(burnish)") == set()
 
+    @pytest.mark.slow
     def test_help_loads_nothing_heavy(self):
         code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', '--help']\n"
         assert loaded(code + "try: cli.main()\nexcept SystemExit: pass") == set()
@@ -134,6 +135,7 @@ class TestTrain:
         assert json.loads(capsys.readouterr().out)["steps"] == load_recipe("toy").steps
         assert [path.name for path in tmp_path.iterdir()] == ["printed.toml"]
 
+    @pytest.mark.slow
     def test_json_is_one_object_per_line(self, monkeypatch, capsys, tmp_path):
         folder = tmp_path / "run"
         assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--json") == 0
@@ -148,6 +150,7 @@ class TestTrain:
         assert events[-1]["cost"]["seconds"] == sum(step["time/step"] for step in steps)
         assert "peak memory" in (folder / "report.html").read_text(encoding="utf-8")
 
+    @pytest.mark.slow
     def test_quiet_prints_only_the_result(self, monkeypatch, capsys, tmp_path):
         folder = tmp_path / "run"
         assert run(monkeypatch, "train", "toy", "--set", "steps=3", "--run-dir", str(folder), "--quiet") == 0
@@ -173,6 +176,7 @@ class TestScore:
         assert "needs a reference; pass --reference TEXT" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("loaded_once")
 class TestGenerate:
     def test_json_and_seed(self, monkeypatch, capsys, tiny):
         def texts(seed: str) -> list[dict]:

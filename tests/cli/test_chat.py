@@ -18,6 +18,8 @@ from burnish.errors import InputError
 from burnish.types import Message
 from tests.cli.test_app import run
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture
 def session(tiny_chat):
@@ -120,11 +122,12 @@ class TestLimits:
         status, _, error = talk("who", kind="llama")
         assert status == 2 and "has no chat template" in error and "burnish generate" in error
 
-    def test_a_system_message_that_the_template_rejects(self, session):
-        session.model._text_model.tokenizer.chat_template = (
+    def test_a_system_message_that_the_template_rejects(self, session, monkeypatch):
+        template = (
             "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
             "{{ m['content'] }}{% endfor %}"
         )
+        monkeypatch.setattr(session.model._text_model.tokenizer, "chat_template", template)
         with pytest.raises(InputError, match="no system"):
             session.take("/system be brief")
         assert session.system == ""

@@ -16,6 +16,8 @@ from tests.cli.test_app import run
 
 TEMPLATE_NOTE = "burnish: through the chat template; --plain continues the text instead\n"
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture
 def ask(monkeypatch, capsys, tiny_chat):
@@ -117,6 +119,24 @@ class TestFile:
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(InputError, match="No such file"):
             read_prompts(tmp_path / "a.txt")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "arguments", [("generate", "who"), ("generate", "who", "--json"), ("chat",)], ids=["generate", "json", "chat"]
+)
+def test_loading_is_reported_at_a_terminal_only(arguments, ask, monkeypatch, tiny_chat):
+    verb, *rest = arguments
+    for stderr in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        assert run(monkeypatch, verb, str(tiny_chat), *rest, "--max-new-tokens", "2") == 0
+        reported = f"burnish: loading {tiny_chat} ...\n" in stderr.getvalue()
+        assert reported == (stderr.isatty() and "--json" not in rest)
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys):
