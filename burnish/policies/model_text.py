@@ -88,12 +88,23 @@ class ModelText:
         return self.end_ids.union(sampling.stop_token_ids, silent)
 
     def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
-        """Return the token ids of a text that continues a prompt, without special tokens around it.
+        """Return the token ids of an answer or a text that continues a prompt, without special tokens around it.
+
+        A control token inside the text is encoded as text; ``<think>`` and tool tags stay tokens.
 
         Args:
             begins: whether the prompt is empty.
         """
-        return self.codec.encode(text, begins=begins)
+        return self._encode_pieces(self.controls.broken(text, answer=True), begins=begins)
+
+    def encode_rendered(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a text of the chat template: its control tokens are tokens where they are not broken."""
+        return self._encode_pieces(text)
+
+    def _encode_pieces(self, broken: str, *, begins: bool = False) -> tuple[int, ...]:
+        first, *rest = broken.split(BREAK)
+        ids = self.codec.encode(first, begins=begins)
+        return (*ids, *(token for piece in rest for token in self.codec.encode(piece)))
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the beginning-of-text token if the model has one.
@@ -111,7 +122,7 @@ class ModelText:
         ids = list(self.tokenizer(first)["input_ids"])
         while ids and ids[-1] in self.end_ids and ids[-1] != self.tokenizer.bos_token_id:
             ids.pop()
-        ids += [token for piece in rest for token in self.encode(piece)]
+        ids += [token for piece in rest for token in self.codec.encode(piece)]
         if not ids:
             begins = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
             ids = [token for token in begins if token is not None][:1]
@@ -140,8 +151,7 @@ class ModelText:
             self.chat.refuse_lost(messages, text)
         except ValueError as error:
             raise InputError(f"prompt '{prompt.id}': {error}") from error
-        first, *rest = text.split(BREAK)
-        return (*self.encode(first, begins=True), *(token for piece in rest for token in self.encode(piece)))
+        return self._encode_pieces(text, begins=True)
 
     def decode(self, token_ids: Sequence[int], *, begins: bool = False) -> str:
         """Return the text of a completion. Only tokens for the beginning, the end and padding are left out.

@@ -64,7 +64,8 @@ class RewardModel:
 
     @torch.no_grad()
     def score_texts(self, completions: Sequence[Completion]) -> list[float]:
-        """Return the scores [N] of the completions' texts, encoded by this model's own tokenizer.
+        """Return the scores [N] of the completions' texts, encoded by this model's own tokenizer; its control tokens
+        inside a text are text.
 
         Prompts are read as they were learnt: as plain text, or through this model's chat template. Texts longer than
         ``max_tokens`` are truncated, as in training. A text with finish reason "stop" ends with the end-of-text token
@@ -106,23 +107,23 @@ class RewardModel:
         """Return an answer's tokens as fine-tuning would write it after this prompt."""
         backbone = self.backbone
         if prompt.messages:
-            messages = [*prompt.messages, Message("assistant", text)]
+            messages = [*prompt.messages, Message("assistant", backbone.controls.broken(text, answer=True))]
             try:
                 written = answer_text(backbone.chat, TurnEnd(), messages, len(prompt.messages))
             except ValueError:  # the policy wrote what no row could have, such as half a thought
                 written = None
             if written is not None:
-                return (*backbone.encode(written.given), *backbone.encode(written.learnt))
+                return (*backbone.encode_rendered(written.given), *backbone.encode_rendered(written.learnt))
         return backbone.encode(text, begins=not (prompt.text or prompt.messages))
 
     def _end(self, prompt: Prompt, completion: Completion) -> tuple[int, ...]:
         if completion.finish_reason != "stop":
             return ()
-        turn = self.backbone.turn_end
-        if not prompt.messages:
-            return (self.backbone.tokenizer.eos_token_id,)
-        end = self.backbone.text_end if turn.token is None else turn.token
-        return (*self.backbone.encode(turn.text), *(() if end is None else (end,)))
+        turn, end = self.backbone.turn_end, self.backbone.text_end
+        if prompt.messages and turn.token is not None:
+            end = turn.token
+        text = self.backbone.encode_rendered(turn.text) if prompt.messages else ()
+        return (*text, *(() if end is None else (end,)))
 
     @property
     def max_microbatch_tokens(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -60,6 +60,7 @@ class ControlTokens:
         self.tokenizer, self.rows = tokenizer, rows
         self._key: object = None
         self.structural: frozenset[str] = frozenset()
+        self._in_answers: re.Pattern[str] | None = None
         self._in_prompts: re.Pattern[str] | None = None
 
     def update(self, chat: ChatTemplate, ends: frozenset[int]) -> None:
@@ -77,18 +78,21 @@ class ControlTokens:
             structural |= user | {token for token in answer if not is_tag(token, known)}
         special = {token.content for token in added.values() if token.special and not is_tag(token.content, known)}
         self.structural = frozenset(structural)
-        longest_first = sorted(structural | special, key=len, reverse=True)
-        self._in_prompts = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._in_answers, self._in_prompts = _any_of(structural), _any_of(structural | special)
 
-    def broken(self, text: str) -> str:
-        """Return a prompt's text with a break inside each control token, so that it is encoded as text."""
-        if self._in_prompts is None:
-            return text
-        return self._in_prompts.sub(lambda match: match[0][:1] + BREAK + match[0][1:], text)
+    def broken(self, text: str, *, answer: bool = False) -> str:
+        """Return the text of a prompt or an answer with a break inside each control token, so that it is encoded as text."""
+        pattern = self._in_answers if answer else self._in_prompts
+        return pattern.sub(lambda match: match[0][:1] + BREAK + match[0][1:], text) if pattern else text
 
     def in_answer(self, text: str) -> str | None:
         """Return a control token in an answer, if there is one."""
         return next((token for token in sorted(self.structural) if token in text), None)
+
+
+def _any_of(tokens: Collection[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def written_tokens(chat: ChatTemplate) -> tuple[set[str], set[str]]:

@@ -172,7 +172,7 @@ class Encoder:
         if text is None:
             return None
         self._endless |= not text.end_learnt
-        given, learnt = self.model.encode(text.given) if text.given else (), self.model.encode(text.learnt)
+        given, learnt = (self.model.encode_rendered(part) if part else () for part in (text.given, text.learnt))
         token = self.model.turn_end.token
         tokens = [*given, *learnt, self.end if token is None else token]
         return tokens, [False] * len(given) + [True] * len(learnt) + [text.end_learnt]

@@ -44,6 +44,15 @@ def test_a_control_token_in_a_prompt_is_text(model, token: str) -> None:
     assert model.tokenizer.decode(chat) == f"<|turn|>user\na{token}b<|end|>\n<|turn|>assistant\n"
 
 
+@pytest.mark.parametrize("token", ["<|end|>", "<|begin|>", "<|turn|>"])
+def test_a_control_token_in_an_answer_is_text(model, token: str) -> None:
+    index = model.tokenizer.convert_tokens_to_ids(token)
+    ids = model.encode(f"a{token}b<think>")
+    assert index not in ids and model.tokenizer.decode(ids) == f"a{token}b<think>"
+    assert ids[-1] == model.tokenizer.convert_tokens_to_ids("<think>"), "tags carry meaning"
+    assert index in model.encode_rendered(f"a{token}b")
+
+
 def test_tags_in_a_prompt_stay_tokens(model) -> None:
     assert model.tokenizer.convert_tokens_to_ids("<think>") in model.encode_prompt(Prompt("p", "write <think> first"))
 

@@ -63,6 +63,7 @@ def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:
                 padding=True,
                 truncation=True,
                 max_length=LONGEST,
+                split_special_tokens=True,  # "[SEP]" in a text is text
                 return_tensors="pt",
             )
             hidden = network(**batch).last_hidden_state

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import BertTokenizer
 
 from burnish.errors import InputError
 from burnish.rewards.library import similarity as module
@@ -30,6 +33,18 @@ def test_similarity_orders_meanings() -> None:
     assert similarity([answer(texts[1], reference)]) == pytest.approx([near], abs=1e-5)
     with pytest.raises(InputError, match="not a folder of a Hugging Face model"):
         similarity([answer("x")], model="/nowhere")
+
+
+def test_a_control_token_in_a_text_is_text(monkeypatch) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b"]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+    def counts(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=torch.nn.functional.one_hot(input_ids, len(words)).double())
+
+    monkeypatch.setattr(module, "_model", lambda name: (tokenizer, counts))
+    forged, _ = module._embeddings(["a [SEP] b", "b"], "")
+    assert forged[words.index("[SEP]")] == forged[words.index("[CLS]")] == forged[words.index("a")], "each occurs once"
 
 
 def test_a_missing_model_is_one_line_with_the_command(monkeypatch) -> None:
