@@ -9,6 +9,9 @@ ARGS        ?=
 # Optional packages for `make install`, by the names in pyproject.toml: make install EXTRAS=keras,parquet
 EXTRAS      ?=
 INSTALL     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
+# Two workers with one thread each fill two cores without spinning. Without bytecode, each of the many processes that the
+# tests start would compile the package again.
+PYTEST      := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 .PHONY: install train test unit check format clean bench bench-peer templates zoo
 
@@ -31,15 +34,15 @@ $(VENV)/.installed-%: $(VENV)/.installed
 train: install
 	$(BIN)/burnish train news $(ARGS)
 
-# The embedded model and data are the tests' real input. Two workers with one thread each fill two cores without spinning.
+# The embedded model and data are the tests' real input.
 test: $(VENV)/.installed-dev
 	$(BIN)/burnish fetch smollm2-135m
 	$(BIN)/burnish fetch lee-news
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 10 $(ARGS)
+	$(PYTEST) --durations 10 $(ARGS)
 
-# The quick tier, under a minute.
+# The quick tier, under a minute. A test that is listed as slow here gets the mark `slow`.
 unit: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not model" $(addprefix --ignore=tests/,end_to_end invariants learning) $(ARGS)
+	$(PYTEST) -m "not slow and not model" $(addprefix --ignore=tests/,end_to_end invariants learning) --durations 5 --durations-min 1 $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -100,6 +100,7 @@ class Judge:
         return float(self.word in text)
 
 
+@pytest.mark.slow
 def test_a_callable_object_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REWARDS, "_entries", {})  # undo the registration
     result = api.train(

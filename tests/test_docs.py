@@ -250,6 +250,7 @@ def test_the_recipe_on_your_own_data_keeps_the_sides_apart(
     assert {prompt.reference for prompt in train + held_out} == {str(number) for number in range(100)}
 
 
+@pytest.mark.slow
 def test_the_verification_in_the_docs_is_real() -> None:
     (shown,) = [body for language, body in blocks("docs/en/exactness.md") if language == "text"]
     command, *lines = shown.splitlines()

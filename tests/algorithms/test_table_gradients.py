@@ -27,7 +27,9 @@ def close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
         assert float((found - expected).abs().max()) <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mamba"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "gpt2", "mamba"))]
+)
 @pytest.mark.parametrize("onednn", [True, False])
 def test_two_microbatches_add_up_to_autograds_gradient(tiny, kind, onednn, monkeypatch) -> None:
     # Both kinds of matrix product, on every machine.

@@ -28,16 +28,23 @@ EVALUATION = {
 }
 
 
-@pytest.fixture
-def run(tiny, tmp_path) -> Path:
-    """A run folder with an adapter whose weights are not zero."""
-    folder = tmp_path / "run"
-    (folder / "model").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory) -> Path:
+    """An adapter whose weights are not zero."""
     policy = load_policy(tiny("llama"), lora=LoRA(rank=2))
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.add_(torch.ones_like(parameter), alpha=0.1)
-    policy.save(folder / "model")
+    folder = tmp_path_factory.mktemp("adapter")
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture
+def run(adapter, tmp_path) -> Path:
+    """A run folder with an adapter."""
+    folder = tmp_path / "run"
+    shutil.copytree(adapter, folder / "model")
     recipe = Recipe.model_validate({"name": "mine", "steps": 3, "reward": [{"use": "repetition", "weight": 2.0}]})
     (folder / "recipe.toml").write_text(recipe.toml())
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
@@ -49,6 +56,7 @@ def logits(folder: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
 
 
+@pytest.mark.slow
 def test_an_adapter_is_copied_or_merged(run, tmp_path):
     expected = load_model(run / "model").model(IDS).logits
     export_model(str(run), tmp_path / "copy")
@@ -108,6 +116,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return {one.name: one.data for one in GGUFReader(path).tensors}
 
 
+@pytest.mark.slow
 def test_a_gguf_file_has_every_weight_and_the_tokenizer(run, tmp_path):
     path = export_model(str(run), tmp_path / "gguf", gguf=True)
     assert path == tmp_path / "gguf" / "run.gguf"
@@ -129,6 +138,7 @@ def test_a_gguf_file_has_every_weight_and_the_tokenizer(run, tmp_path):
     np.testing.assert_array_equal(stored[:, :, 1], query[:, 1])
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_written_once_and_rows_of_other_types_are_not_reordered(tiny, tmp_path):
     path = export_model(str(tiny("qwen2")), tmp_path / "gguf", gguf=True, dtype="q8_0")
     found = {one.name: one.tensor_type.name for one in GGUFReader(path).tensors}

@@ -153,6 +153,7 @@ class TestRuns:
         "checkpoint.every=2",
     )
 
+    @pytest.mark.slow
     def test_taken_up_again_it_has_the_same_bits_and_the_same_reference(self, tmp_path, monkeypatch):
         def run(**options):
             return api.train(observer=make_observer(quiet=True), **options)
@@ -174,6 +175,7 @@ class TestRuns:
         html = whole.report.read_text(encoding="utf-8")
         assert re.search(r"<dt>model</dt>\s*<dd>lstm</dd>", html), "the name of a model that was never loaded"
 
+    @pytest.mark.slow
     def test_a_run_generates_and_another_starts_from_it(self, tmp_path):
         run = api.train(
             "toy", overrides=self.OVERRIDES, steps=1, run_dir=tmp_path / "one", observer=make_observer(quiet=True)

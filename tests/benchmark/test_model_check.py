@@ -41,6 +41,7 @@ def test_a_changed_weight_is_seen(llama):
     assert not case.check_sampler().passed
 
 
+@pytest.mark.slow
 def test_rows_without_a_token_are_no_fault(tmp_path):
     rows = len(byte_tokenizer()) + 40
     case = ModelCase(write_tiny_model("llama", tmp_path, vocab_size=rows))

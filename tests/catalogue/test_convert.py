@@ -195,6 +195,7 @@ def child(log: Path, code: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_at_once_convert_once(empty_home: Path, tmp_path: Path) -> None:
     both = [child(tmp_path / "log", f"print(model_folder({NAME!r}))") for _ in range(2)]
     said = [process.communicate(timeout=60) for process in both]
@@ -204,6 +205,7 @@ def test_two_at_once_convert_once(empty_home: Path, tmp_path: Path) -> None:
     assert model_folder(NAME, offline=True) == Path(said[0][0].strip())
 
 
+@pytest.mark.slow
 def test_killed_while_converting(empty_home: Path, tmp_path: Path) -> None:
     waiting = """
 import time
@@ -227,6 +229,7 @@ convert._convert = half
     assert list((empty_home / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_truncated_conversion_is_made_again(empty_home: Path, tmp_path: Path) -> None:
     code = f"print(model_folder({NAME!r}))"
     first, _ = child(tmp_path / "log", code).communicate(timeout=60)

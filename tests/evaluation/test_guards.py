@@ -69,6 +69,7 @@ def test_rows_without_the_keys_are_skipped() -> None:
     assert diversity_alarm(history, drop=0.1, window=0) is None
 
 
+@pytest.mark.slow
 def test_noise_alone_rarely_raises_an_alarm() -> None:
     # The reward is noise and diversity has collapsed, so only a chance rise raises an alarm. Two standard errors,
     # one-sided, with windows of five steps (8 degrees of freedom): about 4 %.

@@ -137,6 +137,7 @@ def test_a_reward_that_compares_samples_needs_more_than_one(changes: dict, said:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_measures_shows_and_reports_them(tmp_path) -> None:
     result = train(
         "toy", overrides=['evaluation.metrics=["chrf", {use="length_band", name="four", low=4, high=4}]'],

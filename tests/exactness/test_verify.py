@@ -379,6 +379,7 @@ class TestCommand:
         for estimator in estimators():
             assert estimator.name in out
 
+    @pytest.mark.slow
     def test_exits_1_and_names_the_estimator_that_is_wrong(self, monkeypatch, capsys):
         wrong = replace(WRONG["a sign error"], name="backwards")
         monkeypatch.setattr(verification, "estimators", lambda: [*estimators(), wrong])
@@ -388,6 +389,7 @@ class TestCommand:
         assert "reinforce" not in captured.err
         assert len(captured.err.strip().splitlines()) == 1
 
+    @pytest.mark.slow
     def test_json(self, monkeypatch, capsys):
         assert run_cli(monkeypatch, "verify", "--samples", "2000", "--json", "--seed", "5") == 0
         found = json.loads(capsys.readouterr().out)

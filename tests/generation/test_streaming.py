@@ -46,7 +46,7 @@ def test_a_text_that_changed_is_repeated() -> None:
     assert pieces_of_bytes(b"a ", "b") == ["a", " ", "\nb"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "mamba"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_the_pieces_of_a_sample_are_its_text(tiny, kind: str) -> None:
     sampler = make_sampler(load_model(tiny(kind)))
     options = {"samples_per_prompt": 1, "sampling": SamplingParams(20)}

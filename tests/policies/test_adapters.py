@@ -82,12 +82,10 @@ def assert_exact(source, lora, folder, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(policy.logprobs(sampled, PLAIN).logprobs.detach(), recorded, rtol=0, atol=tolerance)
 
 
-ADAPTERS = [
-    ("llama", {"dora": True, "rslora": True, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}),
+ADAPTERS = [("llama", {"dora": True, "rslora": True, "alpha": 8.0, "targets": ["q_proj", "down_proj"]})]
+MORE_ADAPTERS = [
     ("qwen2", {"modules_to_save": ["lm_head"]}),
     ("mamba", {}),
-]
-MORE_ADAPTERS = [
     ("llama", {"rslora": True}),
     ("llama", {"dora": True}),
     ("llama", {"modules_to_save": ["lm_head", "input_layernorm"]}),
@@ -145,6 +143,7 @@ def test_layers_whose_keys_peft_renames_are_left_out_or_refused(build):
         load_policy(source, lora=LoRA(rank=2, targets=["up_proj"]))
 
 
+@pytest.mark.slow
 def test_an_adapter_whose_keys_peft_renames_is_restored_whole(build, tmp_path):
     source = build("laguna", **EXPERTS, shared_expert_intermediate_size=16)
     adapted = made_elsewhere(source, tmp_path, "all-linear")
@@ -154,7 +153,7 @@ def test_an_adapter_whose_keys_peft_renames_is_restored_whole(build, tmp_path):
     torch.testing.assert_close(merged.token_logprobs(texts), plain_logprobs(adapted, texts), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", ["lacks", "has too many"])
+@pytest.mark.parametrize("change", ["lacks", pytest.param("has too many", marks=pytest.mark.slow)])
 def test_an_adapter_that_fits_in_part_is_refused(tiny, change, tmp_path):
     policy = load_policy(tiny("llama"), lora=LoRA(rank=2))
     policy.save(tmp_path)
@@ -230,7 +229,7 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
-        ("qwen3_moe", EXPERTS, ATTENTION | {"experts", "gate"}),
+        pytest.param("qwen3_moe", EXPERTS, ATTENTION | {"experts", "gate"}, marks=pytest.mark.slow),
         pytest.param("mixtral", GPT_OSS, ATTENTION | {"experts", "gate"}, marks=pytest.mark.slow),
         pytest.param("gpt_oss", GPT_OSS, ATTENTION, marks=pytest.mark.slow),
         pytest.param("granitemoe", GPT_OSS, ATTENTION, marks=pytest.mark.slow),

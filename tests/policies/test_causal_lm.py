@@ -17,7 +17,7 @@ from burnish.policies.loading import load_model, load_policy
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
 
-KINDS = ["llama", "gpt2", "qwen2", "neox", "qwen3_moe"]
+KINDS = ["llama", "gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "neox", "qwen3_moe"))]
 PLAIN = SamplingParams(8)
 
 
@@ -290,6 +290,7 @@ class TestSaving:
         saved = load_file(tmp_path / "adapter_model.safetensors")
         assert sum(value.numel() for value in saved.values()) == sum(p.numel() for p in policy.trainable().values())
 
+    @pytest.mark.slow
     def test_an_adapter_on_an_adapter(self, tiny, tmp_path):
         first = load_policy(tiny("llama"), lora=LoRA(rank=2))
         moved(first)

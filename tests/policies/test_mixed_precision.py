@@ -20,6 +20,8 @@ from burnish.types import Completion, Prompt, SamplingParams
 from tests.fakes import InterruptingObserver, RecordingObserver
 
 TEXTS = [("The home team", " won the match"), ("The home team", " a"), ("a", "b"), ("Shares fell", " after it")]
+SLOW = pytest.mark.slow
+DORA = LoRA(rank=2, dora=True, modules_to_save=["input_layernorm"])
 
 
 def completions(model) -> list[Completion]:
@@ -51,8 +53,8 @@ def moved_share(policy, rate: float) -> dict[str, float]:
     return shares
 
 
-@pytest.mark.parametrize("rate", [1e-6, 3e-6])
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2, modules_to_save=["input_layernorm"])])
+@pytest.mark.parametrize("rate", [1e-6, pytest.param(3e-6, marks=SLOW)])
+@pytest.mark.parametrize("lora", [None, pytest.param(LoRA(rank=2, modules_to_save=["input_layernorm"]), marks=SLOW)])
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 def test_as_many_weights_move_as_in_float32(tiny, kind, lora, rate):
     if lora is not None and kind == "lfm2":
@@ -87,7 +89,9 @@ def apart(gradient, expected) -> float:
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "lfm2", "mamba"])
+@pytest.mark.parametrize(
+    "kind", ["llama", *(pytest.param(kind, marks=SLOW) for kind in ("qwen3_moe", "lfm2", "mamba"))]
+)
 def test_as_near_to_float32_as_transformers_under_autocast(tiny, kind):
     exact, policy = load_policy(tiny(kind)), load_policy(tiny(kind), dtype="bfloat16")
     texts = completions(exact)
@@ -102,7 +106,9 @@ def test_as_near_to_float32_as_transformers_under_autocast(tiny, kind):
     assert apart(measured, gradient) < 1.5 * max(apart(alone_gradient, gradient), 0.02)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2), LoRA(rank=2, dora=True, modules_to_save=["input_layernorm"])])
+@pytest.mark.parametrize(
+    "lora", [None, *(pytest.param(one, marks=SLOW) for one in (LoRA(rank=2), DORA))], ids=["full", "lora", "dora"]
+)
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 def test_the_sampler_is_near_the_policy(tiny, kind, lora):
     if lora is not None and lora.dora and kind == "lfm2":
@@ -117,6 +123,7 @@ def test_the_sampler_is_near_the_policy(tiny, kind, lora):
     assert float((recorded - trained).abs().max() / trained.abs().max()) < 5e-2
 
 
+@pytest.mark.slow
 def test_without_bfloat16_products_the_sampler_is_float32(tiny, monkeypatch):
     monkeypatch.setattr(
         "burnish.policies.kernels.mixed_precision.has_onednn_linear", lambda dtype: dtype != torch.bfloat16

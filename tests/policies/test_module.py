@@ -286,6 +286,7 @@ class TestSaving:
             policy_of(Causal).load(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_estimators_mean_is_the_policy_gradient_of_a_tiny_lstm():
     """E[R sum_t grad log pi(a_t)], enumerated with ``logprobs``, equals the gradient of J, written out by hand."""
     policy = policy_of()

@@ -114,6 +114,7 @@ def test_a_float32_base_and_an_adapter_are_saved_as_they_are_trained(tiny, half,
     assert stored_dtype(tmp_path) == torch.bfloat16, "of the adapter's base"
 
 
+@pytest.mark.slow
 def test_a_run_with_rounded_weights_resumes_bit_for_bit(half, tmp_path):
     recipe = Recipe.model_validate({"name": "r", "reward": [{"use": "repetition"}]})
     run = Run.create(recipe, tmp_path / "run")

@@ -84,16 +84,19 @@ def sampled(model, sampling: SamplingParams) -> list[Completion]:
     return [completion for group in groups for completion in group.completions]
 
 
+MORE = [
+    ("llama", False, {}), ("qwen2", True, {}), ("gemma2", False, {"temperature": 0.7, "top_k": 20}),
+    ("mamba", True, {"temperature": 0.7, "top_k": 20}),
+]  # fmt: skip
+
+
 class TestPadding:
     @pytest.mark.parametrize(
         ("kind", "holes", "options"),
         [
-            ("llama", False, {}),
             ("llama", True, {"temperature": 0.7, "top_k": 20}),
-            ("qwen2", True, {}),
             ("gemma2", True, {}),
-            ("gemma2", False, {"temperature": 0.7, "top_k": 20}),
-            ("mamba", True, {"temperature": 0.7, "top_k": 20}),
+            *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
         ],
     )
     def test_sampler_and_policy_know_real_tokens_only(self, tiny, tmp_path, kind, holes, options):
@@ -111,7 +114,9 @@ class TestPadding:
         assert torch.isfinite(stats.entropy).all()
         assert float(stats.entropy.max()) <= torch.tensor(float(sampling.top_k or len(real))).log() + 1e-4
 
-    @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+    @pytest.mark.parametrize(
+        "kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "gemma2"))]
+    )
     def test_the_gradient_is_that_of_the_softmax_over_real_tokens(self, tiny, tmp_path, kind):
         folder, real = padded_model(kind, tiny, tmp_path / "model")
         policy, sampling = load_policy(folder), SamplingParams(6)

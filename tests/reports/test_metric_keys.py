@@ -56,6 +56,7 @@ def written(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_progress_reads_only_metrics_of_a_step(run_folder: Path) -> None:
     rows, keys = written(run_folder, "metrics.jsonl"), set[str]()
     for observer in (
@@ -73,6 +74,7 @@ def test_progress_reads_only_metrics_of_a_step(run_folder: Path) -> None:
     assert keys <= {key for row in rows for key in row}
 
 
+@pytest.mark.slow
 def test_charts_and_table_read_only_written_metrics(run_folder: Path) -> None:
     metrics = {key for row in written(run_folder, "metrics.jsonl") for key in row}
     held_out = {f"held_out/{key}" for row in written(run_folder, "held_out.jsonl") for key in row} - {"held_out/step"}

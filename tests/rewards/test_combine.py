@@ -180,6 +180,7 @@ def test_a_state_that_is_not_valid_is_refused(state) -> None:
     assert scorer.state == {"a": [0.0, 0.0, 0.0]}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_running_moments(tmp_path) -> None:
     def state(run: Path) -> tuple[bytes, bytes]:
         newest = run / "checkpoints" / "step-6"

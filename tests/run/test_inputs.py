@@ -129,6 +129,7 @@ def test_a_change_is_refused_by_name(job):
     assert (job.run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [(append_rows, r"^data\.path: .*rows\.jsonl has changed .*now"), (shift_weights, r"^policy\.model: ")],
@@ -177,6 +178,7 @@ def test_accepted_changes_are_recorded_and_shown(job):
     assert len(job.resume().metrics) == 3
 
 
+@pytest.mark.slow
 def test_a_run_without_a_record_is_warned_of_once(job):
     job = job()
     job.begin()
@@ -187,6 +189,7 @@ def test_a_run_without_a_record_is_warned_of_once(job):
     assert job.inputs()["task.path"]
 
 
+@pytest.mark.slow
 def test_options_and_files_of_a_users_own_task(job, tmp_path):
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "one.txt").write_text("a\nb\nc\nd\n")

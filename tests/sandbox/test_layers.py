@@ -62,6 +62,7 @@ class TestChoice:
         assert run("print(1)").layer == "namespaces + landlock + seccomp"
         assert run("print(1)", layer="landlock").layer == "landlock + seccomp"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("text", "replacement", "leak"),
         [
@@ -151,6 +152,7 @@ class TestWithin:
                         memory.seek(start)
                         assert secret.encode() not in memory.read(end - start), line
 
+    @pytest.mark.slow
     def test_a_killed_server_is_restarted_and_its_programs_continue(
         self, layer: str, children_of: Callable[[int], set[int]]
     ) -> None:
@@ -196,6 +198,7 @@ class TestWithin:
         else:
             pytest.fail("the program is still running")
 
+    @pytest.mark.slow
     def test_a_forked_process_starts_its_own_server(self, layer: str) -> None:
         assert run("print(1)", layer=layer).stdout == "1\n"
         code = (
@@ -209,6 +212,7 @@ class TestWithin:
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX only")
 class TestNone:
+    @pytest.mark.slow
     def test_it_has_limits_only(self) -> None:
         verdict = run("open('/etc/passwd').close()\nprint(len(__import__('os').environ))", layer="none")
         assert (verdict.status, verdict.stdout, verdict.layer) == ("ok", "6\n", "none: limits alone")

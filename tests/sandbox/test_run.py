@@ -22,6 +22,7 @@ QUICK = Limits(seconds=0.3)
 
 @here_only
 class TestLimits:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "source",
         [
@@ -38,6 +39,7 @@ class TestLimits:
         verdict = run(source, limits=QUICK)
         assert (verdict.status, verdict.reason) == ("timeout", "ran longer than 0.3 s")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "source", ["x = bytearray(1 << 30)", "x = []\nwhile True: x.append(bytearray(1 << 20))", "x = 'a' * (1 << 40)"]
     )
@@ -74,6 +76,7 @@ class TestLimits:
         verdict = run("import time\nfor n in range(9): open(str(n), 'wb').write(bytes(1 << 20))\ntime.sleep(60)")
         assert (verdict.status, verdict.reason) == ("killed", "wrote more than 2 MB of files")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "source",
         [
@@ -143,6 +146,7 @@ class TestVerdict:
         source = "print({str(n) for n in range(50)})"
         assert run(source).stdout == run(source).stdout
 
+    @pytest.mark.slow
     def test_several_threads_run_programs_at_once(self) -> None:
         verdicts: dict[int, Verdict] = {}
 

@@ -290,6 +290,7 @@ class TestRuns:
         assert traces(Path("other"))["metrics"] != first["metrics"]
 
 
+@pytest.mark.slow
 class TestRunFolders:
     def test_a_run_folder_can_be_used_as_a_model(self, job):
         with pytest.raises(Interrupted):
@@ -333,6 +334,7 @@ class TestRunFolders:
         assert (result.model / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 class TestCommands:
     @pytest.mark.parametrize(("verb", "shown"), [("sft", "true-text perplexity"), ("prefer", "preference accuracy")])
     def test_a_recipe_in_a_file(self, job, verb, shown):

@@ -128,6 +128,9 @@ def check(candidate):
 def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Code(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_family() -> None:
     with pytest.raises(InputError, match=r"families: 'multipl' \(did you mean 'multiply'"):
         Code(families=["multipl"]).train()
 

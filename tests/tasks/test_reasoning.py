@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from burnish.errors import InputError
@@ -12,7 +14,10 @@ from burnish.tasks.reasoning import EASY, Reasoning, create_generator
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Completion, Prompt
 
-pytest.importorskip("reasoning_gym", reason="pip install 'burnish[reasoning]'")
+pytestmark = [
+    pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="pip install 'burnish[reasoning]'"),
+    pytest.mark.xdist_group("reasoning_gym"),  # one process imports it, for two seconds
+]
 
 
 def completion(prompt: Prompt, text: str) -> Completion:
@@ -25,7 +30,7 @@ def answer(text: str, reference: str = "7") -> Completion:
 
 @pytest.mark.parametrize("generator", list(EASY))
 def test_every_generator_verifies_its_own_questions(generator: str) -> None:
-    task = Reasoning(generator=generator, size=120, held_out_percent=30)
+    task = Reasoning(generator=generator, size=60, held_out_percent=30)
     train, held_out = task.train(), task.evaluation()
     assert len(train) > len(held_out) > 0
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}

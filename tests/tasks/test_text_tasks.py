@@ -175,6 +175,7 @@ def test_headlines_are_on_the_sides_of_the_news(monkeypatch: pytest.MonkeyPatch)
             Headlines(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_headlines_of_real_articles_are_on_the_sides_of_the_articles() -> None:
     news, task = News(), Headlines()
     sides = [{prompt.id.rpartition("/")[2] for prompt in side} for side in (news.train(), news.evaluation())]

@@ -58,6 +58,7 @@ KEYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     def state(run: Path) -> tuple[bytes, bytes]:
         newest = run / "checkpoints" / "step-6"

@@ -122,6 +122,7 @@ class TestExactValues:
 
 
 class TestSampling:
+    @pytest.mark.slow
     def test_the_table_samples_from_the_masked_policy(self):
         policy, masked = table(*tables()), chances(*tables())
         (group,) = policy.sample([START], samples_per_prompt=4000, sampling=MASKED, seed=(1,))

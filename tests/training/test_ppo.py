@@ -174,7 +174,7 @@ def perturb(model) -> None:
 
 class TestValues:
     @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
-    @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+    @pytest.mark.parametrize("kind", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
     def test_values_of_a_language_model(self, tiny, kind, lora):
         policy = load_policy(tiny(kind), dtype="float64", lora=lora)
         before = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
@@ -224,6 +224,7 @@ KEYS = [
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_uninterrupted_one(self, tmp_path):
         def files(run: Path) -> dict[str, bytes]:
             contents = {

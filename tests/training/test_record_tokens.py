@@ -37,6 +37,7 @@ def trained(model: Path, run: Path, **changes: object) -> Path:
     return result.run_dir
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing_else(tmp_path):
     runs = [
         burnish.train(

@@ -109,6 +109,7 @@ class TestInAStep:
         learner, _ = build(load_recipe("toy", ["optimizer.learning_rate=0.1", *keys]))
         return [train_step(learner).metrics for _ in range(steps)]
 
+    @pytest.mark.slow
     def test_dapo_trains_on_more_samples_with_refills(self):
         """Near the end almost all samples of the toy task are right, so most groups have no spread."""
         refilled, plain = self.run("algorithm.use=dapo"), self.run("algorithm.use=dapo", "algorithm.refills=0")

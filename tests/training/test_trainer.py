@@ -39,6 +39,7 @@ def breaks_at_the_seventh(text: str) -> float:
     return float(text.count("我"))
 
 
+@pytest.mark.slow
 def test_a_failing_step_keeps_the_steps_before_it(tmp_path: Path) -> None:
     CALLS["count"] = 0
     with pytest.raises(
@@ -53,6 +54,7 @@ def test_a_failing_step_keeps_the_steps_before_it(tmp_path: Path) -> None:
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_between_updates_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=2", "algorithm.use=grpo", "algorithm.epochs=2"]
     whole = toy(tmp_path / "whole", *options)
@@ -70,6 +72,7 @@ def test_a_step_that_fails_between_updates_is_not_saved(tmp_path: Path, monkeypa
     assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_measurement_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["steps=6", "checkpoint.every=100", "evaluation.every=2"]
     whole = toy(tmp_path / "whole", *options)
@@ -181,6 +184,7 @@ def test_gates_and_weights_are_counted_with_refills(tmp_path: Path) -> None:
     assert len(rows) == 6 and all("gate/g" in row and "weight/fading" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_warnings_before_the_first_step_are_recorded(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     # Every row has its own words: near-copies would all be on one side of the split.
@@ -214,6 +218,7 @@ def test_warnings_before_the_first_step_are_recorded(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "broken_rows.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_in_another_environment_warns(tmp_path: Path) -> None:
     toy(tmp_path / "run", "steps=2")
     same = RecordingObserver()

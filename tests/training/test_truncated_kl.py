@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -32,19 +33,26 @@ def policy_learner(policy, sampler, limit, kl: str):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
-def test_it_is_zero_at_the_first_step(tiny, lora):
+@pytest.mark.parametrize(
+    "lora, every",
+    [
+        pytest.param(None, False, id="full, each limit once"),
+        pytest.param(None, True, id="full", marks=pytest.mark.slow),
+        pytest.param(LoRA(rank=4), True, id="lora", marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_zero_at_the_first_step(tiny, lora, every):
     policy = load_policy(tiny("llama"), lora=lora)
-    for limit in LIMITS:
-        for where, estimator in (("reward", "k1"), ("loss", "k3")):
-            kl = f"algorithm.kl={{coefficient = 0.1, target = 0.5, where = '{where}', estimator = '{estimator}'}}"
-            for sampler in (make_sampler(policy), EqualLengthSampler(policy, rows=8)):
-                row = train_step(policy_learner(policy, sampler, limit, kl)).metrics
-                for name in ("kl", "kl/k1"):
-                    assert abs(row[name]) < 1e-6, (limit, where, name)
-                assert abs(row["kl/completion"]) < 6e-6, "the sum over up to 6 tokens in float32"
-                assert abs(row["mismatch_kl"]) < 1e-9
-                assert row["kl/coefficient"] == 0.1
+    samplers = make_sampler(policy), EqualLengthSampler(policy, rows=8)
+    ways = list(product((("reward", "k1"), ("loss", "k3")), samplers))
+    for limit, ((where, estimator), sampler) in product(LIMITS, ways) if every else zip(LIMITS, ways, strict=True):
+        kl = f"algorithm.kl={{coefficient = 0.1, target = 0.5, where = '{where}', estimator = '{estimator}'}}"
+        row = train_step(policy_learner(policy, sampler, limit, kl)).metrics
+        for name in ("kl", "kl/k1"):
+            assert abs(row[name]) < 1e-6, (limit, where, name)
+        assert abs(row["kl/completion"]) < 6e-6, "the sum over up to 6 tokens in float32"
+        assert abs(row["mismatch_kl"]) < 1e-9
+        assert row["kl/coefficient"] == 0.1
 
 
 @pytest.mark.parametrize("keys", [["sampling.top_k=2"], ["sampling.min_p=0.5"], ["sampling.nlpo_top_p=0.5"]])

@@ -43,9 +43,14 @@ def adapted(policy: CausalPolicy) -> CausalPolicy:
     return policy
 
 
+MORE = [("llama", 2), ("gpt2", 2), ("lora", 64), ("qwen2", 64), ("qwen2", 2)]
+
+
 class TestGradient:
-    @pytest.mark.parametrize("rows", [64, 2])
-    @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "lora"])
+    @pytest.mark.parametrize(
+        "kind, rows",
+        [("llama", 64), ("gpt2", 64), ("lora", 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)],
+    )
     def test_equals_the_recomputed_one(self, tiny, kind, rows, monkeypatch):
         if kind == "lora":
             lora = LoRA(rank=2, targets=["q_proj", "down_proj"])

@@ -112,6 +112,7 @@ def test_the_page_makes_no_request_and_runs_only_its_own_scripts(folder):
     assert "@import" not in source and "url(" not in source
 
 
+@pytest.mark.slow
 def test_the_page_contains_the_real_chart_library_and_stays_small(folder, monkeypatch):
     monkeypatch.undo()
     path = write_report(folder)
@@ -121,6 +122,7 @@ def test_the_page_contains_the_real_chart_library_and_stays_small(folder, monkey
     assert path.stat().st_size < 2_600_000
 
 
+@pytest.mark.slow
 def test_plotly_accepts_the_figures(folder):
     import plotly.graph_objects as go
 

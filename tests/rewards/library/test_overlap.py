@@ -123,6 +123,7 @@ def test_ter_by_hand(text: str, reference: str, chinese: bool, value: float) -> 
     assert ter(answer(text, reference), chinese=chinese) == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_ter_reads_no_further_than_it_says() -> None:
     reference = "b " * (LONGEST_TER // 2)
     assert ter(answer(reference + "and a tail that nobody reads", reference)) == 1.0

@@ -139,6 +139,7 @@ def test_hostile_texts_take_no_time() -> None:
     assert json_format(nested, schema={"type": "object", "properties": {"friends": {"items": {"$ref": "#"}}}}) == 0.0
 
 
+@pytest.mark.slow
 def test_a_schema_that_branches_at_each_level_has_a_budget() -> None:
     branch = [
         {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}, "k": {"const": k}}} for k in (1, 2, 3)

@@ -25,6 +25,7 @@ here_only = pytest.mark.skipif(unavailable_reason() is not None, reason=f"NO SAN
 
 @here_only
 class TestConfinement:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("file", "restriction", "leak"),
         [

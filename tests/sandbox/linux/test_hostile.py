@@ -196,11 +196,13 @@ def hostile(body: str, layer: str = NAMESPACES) -> str:
 
 @here_only
 class TestHostile:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", HOSTILE)
     def test_attempts_fail(self, name: str, layer: str) -> None:
         verdict = run(hostile(HOSTILE[name], layer), layer=layer)
         assert (verdict.stdout, verdict.stderr, verdict.status) == ("held\n", "", "ok")
 
+    @pytest.mark.slow
     @x86_only
     @pytest.mark.parametrize("name", ON_X86)
     def test_raw_system_calls_fail(self, name: str, layer: str) -> None:
@@ -263,6 +265,7 @@ def python_for_everyone() -> str | None:
     return None
 
 
+@pytest.mark.slow
 @here_only
 @pytest.mark.skipif(os.geteuid() != 0, reason="every test here runs as an ordinary user already")
 def test_hostile_programs_fail_as_an_ordinary_user_too(copy_of_the_package: Callable[[Path], Path]) -> None:
