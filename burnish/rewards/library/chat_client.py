@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ LONGEST_RESPONSE = 1 << 20
 """Bytes of a response that are read; no answer to these questions is longer."""
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts at most, even if the server asks for more."""
+_certificates = cache(ssl.create_default_context)
 _RETRIED_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
@@ -188,7 +190,7 @@ class ChatClient:
                 follow_redirects=False,
                 limits=httpx.Limits(max_connections=self.parallel),
                 # The system's certificates, where an organisation adds its own; httpx would use those of certifi.
-                verify=ssl.create_default_context(),
+                verify=_certificates(),
             )
         except (ImportError, ValueError) as error:
             raise BurnishError(f"reward 'judge': the proxy in the environment cannot be used: {error}") from error
