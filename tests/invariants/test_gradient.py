@@ -233,7 +233,7 @@ def test_leaving_out_samples_without_an_advantage(made, monkeypatch, algorithm):
     )
     fewer = gradient(policy, groups, chosen, scorer=scorer)
     assert sum(seen) == 3 * G - 1
-    monkeypatch.setattr("burnish.training.step.trained_indices", lambda advantages, indices, every: list(indices))
+    monkeypatch.setattr("burnish.training.step.trained_indices", lambda has_gradient, indices: list(indices))
     assert_same(fewer, gradient(policy, groups, chosen, scorer=scorer))
     assert sum(seen) == 3 * G - 1 + 4 * G
 
