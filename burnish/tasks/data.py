@@ -170,7 +170,9 @@ class DataTask(SplitTask):
         if self.group:
             # The rows of a group share this text, a word that stands for it.
             texts.append(digest(json.dumps(field(row, self.group), sort_keys=True, default=str)))
-        kept = {column: column for column in self.metadata} or {column: column for column in row if column != name}
+        kept = {column: column for column in self.metadata} or {
+            column: column for column in row if conversation or column != name
+        }
         metadata: dict[str, object] = {column: field(row, column) for column in kept}
         return task_example("data", content, text, reference, messages=messages, texts=tuple(texts), metadata=metadata)
 

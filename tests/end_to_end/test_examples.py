@@ -96,6 +96,22 @@ def test_ask_a_model(tiny: Path, tmp_path: Path) -> None:
         assert float(line.removeprefix(answer)) == pytest.approx(-math.log(257) * (len(answer) - 1), rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"), [("trl_rewards", {"format_reward", "accuracy_reward"}), ("verl_reward", {"compute_score"})]
+)
+def test_the_rewards_of_trl_and_verl_train_unchanged(tiny: Path, tmp_path: Path, name: str, parts: set[str]) -> None:
+    shutil.copytree(tiny, tmp_path / "chat")
+    template = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    printed = run(tmp_path, str(ROOT / "examples" / f"{name}.py"), "policy.model=chat", *SMALL)
+    sampled = samples((tmp_path / printed.splitlines()[-1]).parent / "samples.jsonl")
+    assert len(sampled) == 2 * 2 * 3 and all(set(sample["parts"]) == parts for sample in sampled)
+    for sample in sampled:
+        a, b = map(int, re.findall(r"\d", str(sample["prompt"])))
+        right = float(str(a + b) in str(sample["completion"]))
+        assert sample["parts"].get("accuracy_reward", sample["parts"].get("compute_score")) == right
+
+
 def test_grpo_minimal_learns_the_sentence(tmp_path: Path) -> None:
     printed = run(tmp_path, str(ROOT / "examples" / "grpo_minimal.py"))
     rewards = [float(value) for value in re.findall(r"mean reward (\d\.\d+)", printed)]
