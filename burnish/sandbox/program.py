@@ -18,14 +18,18 @@ FILE_BYTES = 8 << 20
 """Largest size of a file that a program can write, on systems with such a limit."""
 
 
-def execute(source: str, name: str, calls: list[dict[str, Any]] | None, answers: int | None) -> int:
-    """Run a program as ``__main__``, then the calls; return the exit status.
+def execute(
+    source: str, name: str, calls: list[dict[str, Any]] | None, answers: int | None, stdin: str | None = None
+) -> int:
+    """Run a program as ``__main__``, or import it and run the calls; return the exit status.
 
     Each call writes its answer as one line of JSON to the descriptor ``answers``.
     """
-    module = types.ModuleType("__main__")
+    module = types.ModuleType("__main__" if calls is None else "solution")
     module.__file__ = name
-    sys.modules["__main__"] = module
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
+    if stdin is not None:
+        _set_stdin(stdin)
     sys.argv = [name]
     try:
         exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
@@ -42,6 +46,20 @@ def execute(source: str, name: str, calls: list[dict[str, Any]] | None, answers:
     for call in calls or []:
         _answer_call(module, call, answers)
     return 0
+
+
+def _set_stdin(text: str) -> None:
+    """Make a text the program's standard input, by its descriptor too where the system has ``dup2``."""
+    with open("stdin", "wb+") as file:
+        file.write(text.encode())
+    if hasattr(os, "dup2"):
+        descriptor = os.open("stdin", os.O_RDONLY)
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+        os.unlink("stdin")
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the program's, until its end
+    else:
+        sys.stdin = open("stdin", encoding="utf-8")  # noqa: SIM115
 
 
 def _status(code: object) -> int:
@@ -78,10 +96,27 @@ def _print_traceback(error: BaseException, source: str, name: str) -> None:
     traceback.print_exception(type(error), error, trace.tb_next if trace else None)
 
 
+def plain(value: Any) -> Any:
+    """Return a value with lists in place of tuples and, sorted by their text, of sets."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=repr)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
 def _answer_call(module: types.ModuleType, call: dict[str, Any], answers: int | None) -> None:
     assert answers is not None
     try:
-        line = json.dumps({"value": getattr(module, call["function"])(*call["arguments"])})
+        if "expression" in call:
+            value = eval(call["expression"], module.__dict__)
+        else:
+            # LeetCode's form: the method of a class.
+            owner = module if hasattr(module, call["function"]) else getattr(module, "Solution", object)()
+            value = getattr(owner, call["function"])(*call["arguments"])
+        line = json.dumps({"value": plain(value)})
     except BaseException as error:
         line = json.dumps({"error": f"{type(error).__name__}: {error}"[:500]})
     remaining = line.encode() + b"\n"

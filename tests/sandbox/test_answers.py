@@ -10,7 +10,7 @@ import pytest
 
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.library import code as code_rewards
-from burnish.rewards.library.code import extract_program
+from burnish.rewards.library.code_blocks import extract_program
 from burnish.sandbox.answers import Call, equal_json, run_tests
 from burnish.sandbox.layers import get_runner, unavailable_reason
 from burnish.sandbox.names import TITLES

@@ -9,7 +9,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.library import code as code_rewards
-from burnish.rewards.library.code import extract_body, extract_program
+from burnish.rewards.library.code_blocks import extract_body, extract_program
 from burnish.sandbox.answers import Call, Outcome, equal_json
 from burnish.sandbox.run import Limits, Verdict
 from burnish.tasks.code import Code, plain_calls

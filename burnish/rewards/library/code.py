@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from typing import TypeAlias
 
 from burnish.errors import BurnishError, InputError
+from burnish.rewards.library.code_blocks import extract_body, extract_program
+from burnish.rewards.library.program_tests import canonical_tests, read_tests
 from burnish.rewards.registry import reward
-from burnish.sandbox.answers import Call, run_tests
+from burnish.sandbox.answers import run_tests
 from burnish.sandbox.layers import check_layer, get_runner
 from burnish.sandbox.names import NONE, STRONGEST, TITLES
 from burnish.sandbox.verdict import Limits, Unavailable
 from burnish.system.machine import cores
 from burnish.types import Completion
 
-_FENCED = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.S | re.M)
-_UNOPENED = re.compile(r"\s*((?:def|import|from|class|@\w)\b.*?)(?:^```|\Z)", re.S | re.M)
-_EXAMPLE = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
 _CACHE_SIZE = 1024
 _Job: TypeAlias = tuple[str, str, float, int, str]
 """Program, tests, limits, and the layer of the sandbox."""
@@ -62,7 +58,7 @@ def unit_tests(
 ) -> list[float]:
     """The share of the prompt's unit tests that the program in a text passes, in [0, 1].
 
-    The program is the first fenced block of the text, or the whole text (see ``extract_program``). If the prompt's
+    The program is the last fenced block of Python in the text (see ``extract_program``). If the prompt's
     metadata has a ``head`` (the beginning of a function), the program is the head followed by the lines of the text
     that belong to its body. Programs run in the sandbox, which never sees the expected answers, as many at once as
     there are cores.
@@ -71,11 +67,13 @@ def unit_tests(
     tests that are not trained on.
 
     Args:
-        completions: a prompt's metadata ``tests``, or else its reference, is JSON: a list of calls, each of a function
-            of the program with positional arguments and the expected answer, in JSON's types (a tuple equals a list).
+        completions: a prompt's metadata ``tests``, or else its reference, has the tests as JSON: a list of calls, each
+            of a function of the program with positional arguments and the expected answer, in JSON's types (a tuple
+            equals a list); ``inputs`` and ``outputs`` of the whole program or of the function ``fn_name`` (APPS, TACO);
+            rows with ``input``, ``output`` and ``testtype`` (LiveCodeBench); or asserts (MBPP).
             Held-out metrics compare texts with the reference, but not with the metadata.
         whole: 1 if every test passes, else 0: the pass rate that others report.
-        seconds: wall-clock time for the program and all its tests.
+        seconds: wall-clock time for each test; after two that run out of it the others fail.
         memory: MB of address space.
         sandbox: "strongest" of the layers that work on this machine, "namespaces", "landlock", "wasm", or "none": only
             limits, for a machine that may be lost.
@@ -88,27 +86,13 @@ def unit_tests(
     jobs: list[_Job] = []
     for completion in completions:
         prompt = completion.prompt
-        tests = str(prompt.metadata.get("tests") or prompt.reference or "")
-        _calls(prompt.id, tests)
+        tests = canonical_tests(prompt)
+        read_tests(prompt.id, tests)
         head = prompt.metadata.get("head")
         program = extract_program(completion.text) if head is None else f"{head}{extract_body(completion.text)}"
         jobs.append((program, tests, seconds, memory, sandbox))
     shares = _shares(jobs)
     return [float(shares[job] == 1.0) if whole else shares[job] for job in jobs]
-
-
-def extract_program(text: str) -> str:
-    """Return the program in a text: the first fenced block, closed or not; else the text.
-
-    Text before the first fence that begins like a program is the program, as if a fence had been opened before it.
-    """
-    program = _UNOPENED.match(text) or _FENCED.search(text)
-    return program[1] if program else text
-
-
-def extract_body(text: str) -> str:
-    """Return the lines of a text before the first that is not indented: models continue after a function's end."""
-    return "".join(takewhile(lambda line: not line.strip() or line[0].isspace(), text.splitlines(keepends=True)))
 
 
 def _shares(jobs: Sequence[_Job]) -> dict[_Job, float]:
@@ -135,21 +119,8 @@ def _shares(jobs: Sequence[_Job]) -> dict[_Job, float]:
 def _share(job: _Job) -> tuple[float, bool]:
     """Return the share of the tests that pass, and whether another run would give the same."""
     program, tests, seconds, memory, sandbox = job
-    calls = _calls("", tests)
-    outcome = run_tests(program, calls, limits=Limits(seconds=seconds, memory=memory), layer=sandbox)
+    read = read_tests("", tests)
+    outcome = run_tests(program, read, limits=Limits(seconds=seconds, memory=memory), layer=sandbox)
     if outcome.verdict.status == "refused":
         raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}; {_UNLESS}")
-    return sum(outcome.passed) / len(calls), outcome.verdict.status not in ("timeout", "killed")
-
-
-def _calls(prompt_id: str, tests: str) -> list[Call]:
-    try:
-        rows = json.loads(tests)["calls"]
-        calls = [Call(row["function"], tuple(row["arguments"]), row["expected"]) for row in rows]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"reward 'unit_tests': the tests of prompt '{prompt_id}' must be JSON such as {_EXAMPLE}"
-        ) from error
-    if not calls or not all(isinstance(call.function, str) for call in calls):
-        raise InputError(f"reward 'unit_tests': prompt '{prompt_id}' needs at least one call, as in {_EXAMPLE}")
-    return calls
+    return sum(outcome.passed) / len(read), outcome.verdict.status not in ("timeout", "killed")

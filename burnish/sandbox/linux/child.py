@@ -57,7 +57,9 @@ def main() -> None:
     os.close(context.report)
     if refusal:
         os._exit(1)
-    program.exit_process(program.execute(job["source"], job["name"], job.get("calls"), context.answers))
+    program.exit_process(
+        program.execute(job["source"], job["name"], job.get("calls"), context.answers, job.get("stdin"))
+    )
 
 
 def _load_job(context: ProgramContext) -> dict[str, Any]:

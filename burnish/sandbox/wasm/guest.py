@@ -41,4 +41,4 @@ def do_job(home: str, answers: str) -> None:
     os.chdir(home)
     calls = job.get("calls")
     descriptor = None if calls is None else os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    exit_process(execute(job["source"], job["name"], calls, descriptor))
+    exit_process(execute(job["source"], job["name"], calls, descriptor, job.get("stdin")))
