@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,32 @@ PROMPTS = [
 ]
 """Digits, several blanks, line breaks and Chinese: where tokenizers differ."""
 TOKENS = 24
+SECONDS = 600
+"""After which a program is stopped."""
 
 
 def run_child(python: str, kind: str, path: Path, base: str = "") -> dict[str, Any]:
     """Return the program's result, or its last error line."""
     job = json.dumps({"prompts": PROMPTS, "tokens": TOKENS})
-    done = subprocess.run([python, str(CHILD), kind, str(path), base], input=job, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"program"')]
+    # Files and a session of its own: an engine's worker processes may outlive the program and keep a pipe open.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [python, str(CHILD), kind, str(path), base], stdin=subprocess.PIPE, stdout=output, stderr=errors, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(job, timeout=SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+        output.seek(0)
+        errors.seek(0)
+        stdout, stderr = output.read(), errors.read()
+    lines = [line for line in stdout.splitlines() if line.startswith('{"program"')]
     if lines:
         result: dict[str, Any] = json.loads(lines[-1])
         return result
-    return {"error": next(reversed(done.stderr.strip().splitlines()), f"exit status {done.returncode}")[:200]}
+    return {"error": next(reversed(stderr.strip().splitlines()), f"exit status {status}")[:200]}
 
 
 def row(kind: str, expected: Mapping[str, Any], result: Mapping[str, Any]) -> str:

@@ -27,6 +27,12 @@ _LAYER_FREQUENCIES = {
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
 }
 """model_type -> version 4's names for the frequencies of its full and its sliding attention."""
+_LAYER_TYPES = {
+    "granitemoehybrid": ("layer_types", {"linear_attention": "mamba", "full_attention": "attention"}),
+    "zamba": ("layers_block_type", {"linear_attention": "mamba"}),
+    "zamba2": ("layers_block_type", {"linear_attention": "mamba"}),
+}
+"""model_type -> the key of its layers' types, and version 4's names of them."""
 
 
 def make_portable(folder: Path, *, dtype: str | None = None, end_ids: Collection[int] = ()) -> None:
@@ -123,10 +129,13 @@ def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
         key: _both_spellings(value) if isinstance(value, dict) and "model_type" in value else value
         for key, value in config.items()
     }
+    kind = config.get("model_type", "")
+    if kind in _LAYER_TYPES:
+        key, older = _LAYER_TYPES[kind]
+        config[key] = [older.get(layer, layer) for layer in config.get(key) or ()]
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not rope:
         return config
-    kind = config.get("model_type", "")
     if all(isinstance(value, dict) for value in rope.values()):  # one table per type of layer
         full, sliding = _LAYER_FREQUENCIES.get(kind, ("rope_theta", "rope_local_base_freq"))
         for name, layers in ((full, "full_attention"), (sliding, "sliding_attention")):

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from bench.tiny_models import byte_tokenizer, write_tiny_model
-from burnish.benchmark.model_check import CheckResult, Measured, ModelCase, run_check, verdict
+from burnish.benchmark.model_check import CheckResult, Measured, ModelCase, check_model, run_check, verdict
 from burnish.cli.app import app
 from burnish.errors import InputError
 
@@ -29,6 +29,37 @@ def test_an_exact_model_passes_every_check(llama):
     assert [row["check"] for row in report["checks"]] == [
         "loading", "log-probabilities", "large logits", "sampler", "gradient", "saved", "LoRA", "full step", "LoRA step",
     ]  # fmt: skip
+
+
+# A type per mechanism, with its layout; llama above is the plain case.
+MECHANISMS = {
+    "gpt2": "packed",  # tied weights, transposed linear layers
+    "mistral": "packed",  # a sliding window
+    "olmoe": "packed",  # a mixture of experts
+    "diffllama": "packed",  # layers that attend twice
+    "emu3": "packed",  # the text model of a multimodal family
+    "bloom": "plain",  # positions as a bias
+    "doge": "plain",  # sparse attention
+    "bart": "plain",  # the decoder of an encoder-decoder
+    "mamba": "plain",  # a state space
+    "rwkv": "plain",  # recurrent
+    "lfm2": "plain",  # a hybrid of convolutions and attention
+    "gemma2": "own head",  # a soft cap
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_every_mechanism_is_exact(kind, tmp_path):
+    results = list(check_model(write_tiny_model(kind, tmp_path), tmp_path))
+    assert verdict(results) == "exact"
+    assert results[0].measurement.note.partition(":")[0] == MECHANISMS[kind]
+
+
+@pytest.mark.slow
+def test_a_bidirectional_model_is_refused(tmp_path):
+    results = list(check_model(write_tiny_model("bert", tmp_path), tmp_path))
+    assert verdict(results).startswith("refused: the logits of this bert model change with the text that follows")
 
 
 def test_a_changed_weight_is_seen(llama):

@@ -162,3 +162,12 @@ def test_a_text_model_is_saved_as_its_family_opens(tmp_path, text, family):
     config = rewritten(tmp_path, "config.json", inner | {"architectures": ["X"], "dtype": "float32"})
     assert config["model_type"] == family and config["architectures"] == ["X"]
     assert AutoConfig.from_pretrained(tmp_path).get_text_config().hidden_size == 32
+
+
+def test_types_of_layers_have_the_names_of_version_4(tmp_path):
+    layers = ["linear_attention", "full_attention"] * 2
+    config = rewritten(tmp_path, "config.json", {
+        "model_type": "granitemoehybrid", "num_hidden_layers": 4, "layer_types": layers,
+    })  # fmt: skip
+    assert config["layer_types"] == ["mamba", "attention"] * 2
+    assert AutoConfig.from_pretrained(tmp_path).layer_types == layers
