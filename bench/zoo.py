@@ -185,7 +185,7 @@ def page(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> str:
     counts = Counter(row["verdict"].partition(":")[0] for row in rows)
     counted = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     installed = ", ".join(f"{name} {version}" for name, version in about.items())
-    lines = [INTRODUCTION, "## Types", "", f"{len(rows)} types: {counted}. Measured with {installed}.", ""]
+    lines = [INTRODUCTION, "## Types", "", f"{len(rows)} types: {counted}.", f"Measured with {installed}.", ""]
     lines += [f"| type | layout | {' | '.join(COLUMNS)} | verdict |", "|---" * (len(COLUMNS) + 3) + "|"]
     reasons: dict[str, list[str]] = {}
     for row in rows:
