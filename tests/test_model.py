@@ -42,7 +42,7 @@ class TestPrompt:
     @pytest.mark.parametrize(
         ("message", "reason"),
         [
-            ({"role": "robot", "content": "a"}, "role 'robot': known roles are system, user, assistant"),
+            ({"role": "robot", "content": "a"}, "role 'robot': known roles are system, developer, user"),
             ({"role": "user"}, "has no text as its content"),
             ("who", "a message is text, not an object"),
         ],

@@ -13,6 +13,7 @@ from burnish.backends.preflight import check_companions, check_dependencies, che
 from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import list_broken_rows, task_prompts
 from burnish.backends.reference_cache import CachedReference
+from burnish.backends.reference_check import check_answers
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueModel
@@ -54,6 +55,7 @@ def build(
     check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
     check_dependencies(recipe, observer)
+    check_answers(recipe, [*train, *held_out], observer)
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class CheckResult:
 @contextmanager
 def plain_transformers(source: str | Path, dtype: str, device: str) -> Iterator[Any]:
     """Provide the model that transformers (and peft, for an adapter) loads, without burnish."""
-    with quiet_transformers():
+    with quiet_transformers(), warnings.catch_warnings(action="ignore"):  # peft warns of its own patterns
         yield _load_plain(source, dtype).to(device).eval()
 
 

@@ -37,7 +37,7 @@ def check(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Compare a model with transformers alone, or show data as a model will see it.
+    """Compare a model with transformers, or show data as it is read.
 
     For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model, prints a row
     per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.

@@ -56,6 +56,7 @@ class RewardFacts:
         preflight: called with all options by name before a model is loaded, for a reward that depends on something
             outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises
             BurnishError.
+        judges_answers: the reward is 1 for a right answer: before training it is asked about the references themselves.
     """
 
     needs_reference: bool | Callable[..., bool] = False
@@ -65,6 +66,7 @@ class RewardFacts:
     english_only: bool | Callable[..., bool] = False
     check_options: Callable[..., None] | None = None
     preflight: Callable[..., tuple[str, str]] | None = None
+    judges_answers: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.needs_whole, str):
@@ -242,6 +244,7 @@ def reward(
     english_only: bool | Callable[..., bool] = False,
     check_options: Callable[..., None] | None = None,
     preflight: Callable[..., tuple[str, str]] | None = None,
+    judges_answers: bool = False,
 ) -> Callable[[F], F]: ...
 def reward(function: F | None = None, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
     """Register a reward; usable as ``@burnish.reward`` and as ``@burnish.reward(needs_reference=True)``.

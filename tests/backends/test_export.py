@@ -91,7 +91,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(run, tmp_path, opt
 def test_a_folder_is_never_overwritten_and_a_hub_id_is_no_folder(run, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         export_model(str(run), tmp_path)
-    with pytest.raises(InputError, match="is a hub id"):
+    with pytest.raises(InputError, match="is not in the hub's cache"):
         export_model("Qwen/Qwen2.5-0.5B", tmp_path / "out", offline=True)
 
 

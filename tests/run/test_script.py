@@ -14,7 +14,7 @@ from burnish.api import train
 from burnish.errors import InputError
 from burnish.rewards.registry import REWARDS
 from burnish.run import script
-from burnish.training.trainer import Trainer
+from burnish.run.checkpoint import Checkpointer
 from tests.fakes import RecordingObserver
 
 SCRIPT = """
@@ -98,7 +98,7 @@ def test_functions_may_be_given_again_to_resume(names, tmp_path: Path, monkeypat
         return len(text) / 9
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_save", lambda self: (_ for _ in ()).throw(InputError("full")))
+        patched.setattr(Checkpointer, "save", lambda self: (_ for _ in ()).throw(InputError("full")))
         with pytest.raises(InputError):
             train("toy", rewards=mine, steps=1, run_dir=tmp_path / "run", observer=RecordingObserver())
     monkeypatch.setattr(REWARDS, "_entries", {})

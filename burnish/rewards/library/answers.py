@@ -25,7 +25,7 @@ from burnish.types import Completion
 HALF_AN_ANSWER = "half an answer is neither right nor wrong"
 
 
-@reward(needs_whole=HALF_AN_ANSWER)
+@reward(needs_whole=HALF_AN_ANSWER, judges_answers=True)
 def verifier(completion: Completion, *, answer: str = "last_number", partial: bool = False) -> float:
     """1.0 if the verifier of the prompt's generator accepts the answer, else 0.0 (task "reasoning").
 
@@ -72,7 +72,7 @@ def _check_numeric(*, tolerance: float, answer: str) -> None:
         raise InputError(f"numeric: tolerance = {tolerance}: must be a number of at least 0")
 
 
-@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_numeric)
+@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_numeric, judges_answers=True)
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
     """1.0 if the number in the text equals the reference's, else 0.0.
 
@@ -113,7 +113,7 @@ def _check_math(*, answer: str) -> None:
     installed_path("math-verify", "", "math", "reward 'math'")
 
 
-@reward(name="math", needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_math)
+@reward(name="math", needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_math, judges_answers=True)
 def math_answer(completion: Completion, *, answer: str = "boxed") -> float:
     """1.0 if the mathematical answer in a text equals the reference's, else 0.0.
 
@@ -138,7 +138,7 @@ def _check_choice(*, answer: str) -> None:
     check_choice("choice", "answer", answer, [kind for kind in ANSWER_KINDS if kind != "last_number"])
 
 
-@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_choice)
+@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_choice, judges_answers=True)
 def choice(completion: Completion, *, answer: str = "whole") -> float:
     """1.0 if the text chooses the reference's letter, (A) to (J), else 0.0.
 
