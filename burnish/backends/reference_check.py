@@ -1,4 +1,4 @@
-"""Questions to the rewards before training: do they accept the references, and what does a constant answer earn?"""
+"""Questions to rewards before training: whether references are right, and what constant answers earn."""
 
 from __future__ import annotations
 

@@ -31,13 +31,12 @@ from burnish.types import Completion, Prompt, SamplingParams
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2}
 """Largest difference allowed: nats, or a share of a gradient's largest entry; in bfloat16 a share of the largest value."""
-TEXTS = (
+TEXTS = (  # prompts and completions of unequal lengths; two share their prompt
     ("The home team", " won the match in the last minute of the game."),
     ("The home team", " a"),
     ("Shares of the company fell sharply after it", ", and rose again on Friday."),
     ("a", "b and a text of many more tokens than its prompt has, which is longer than the others."),
 )
-"""Prompts and completions of unequal lengths; two share their prompt."""
 PROMPTS = [Prompt("p0", "The home team"), Prompt("p1", "Shares of the company fell sharply"), Prompt("p2", "a")]
 SCALES = 4.0
 """Factor of the head's weights in the check of large logits, where a soft cap shows."""

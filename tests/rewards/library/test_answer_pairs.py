@@ -32,7 +32,17 @@ def verdict(reward: str, gold: str, reply: str) -> float:
     return float(combine({reward: 1.0}).score([answer(text, gold)]).total[0])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['reward']}-{row['gold'][:20]}")
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            id=f"{row['reward']}-{row['gold'][:20]}",
+            marks=[pytest.mark.slow] if row["reward"] == "math" else [],  # a process of its own for each
+        )
+        for row in ROWS
+    ],
+)
 def test_no_verdict_is_wrong(row: dict[str, Any]) -> None:
     if row["reward"] == "math":
         pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
