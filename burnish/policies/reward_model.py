@@ -6,6 +6,7 @@ every other completion (each prompt once, no padding), therefore gives the score
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,11 +149,9 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Write the backbone as a language model, and ``reward_head.safetensors`` beside it."""
         self._policy.save(folder)
-        save_file(
-            {HEAD_WEIGHT: self.head.detach()},
-            folder / HEAD,
-            metadata={"max_tokens": str(self.max_tokens), "reads": self.reads},
-        )
+        # One entry: safetensors writes several in an order that differs between equal runs.
+        settings = json.dumps({"max_tokens": self.max_tokens, "reads": self.reads})
+        save_file({HEAD_WEIGHT: self.head.detach()}, folder / HEAD, metadata={"settings": settings})
 
     def load(self, folder: Path) -> None:
         """Load saved weights in place, bit for bit. Raises InputError if they belong to another model."""
@@ -190,7 +189,8 @@ def read_reward_head(folder: Path) -> tuple[Tensor, int, Reads]:
     try:
         with safe_open(folder / HEAD, framework="pt") as file:
             facts = file.metadata() or {}
-            # Without the entry, it is of a version that trained reward models on plain text only.
+            # Without these entries, it is of a version that trained reward models on plain text only.
+            facts = json.loads(facts["settings"]) if "settings" in facts else facts
             reads = next(one for one in get_args(Reads) if one == facts.get("reads", "text"))
             return file.get_tensor(HEAD_WEIGHT), int(facts["max_tokens"]), reads
     except Exception as error:  # safetensors has an error of its own kind
