@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from burnish.system.optional_packages import needed
 ROWS_AT_ONCE = 1024
 
 Decode = Callable[[Any], Any]
+_VALUE_ERRORS = (ValueError, OverflowError, KeyError)
+"""Text that is not UTF-8, a date that Python does not have, a map with a key twice."""
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
@@ -54,14 +56,32 @@ def _rows(path: Path, schema: Any, batches: Iterable[Any]) -> Iterator[RawRow]:
     decoders = json_decoders(schema)
     number = 0
     for batch in batches:
-        for values in batch.to_pylist():
+        for values in _plain_rows(batch):
             number += 1
-            try:
-                yield RawRow(
-                    f"row {number}", values | {name: decode(values[name]) for name, decode in decoders.items()}
-                )
-            except ValueError as error:
-                yield RawRow(f"row {number}", None, f"a column of type JSON is not JSON ({one_line(error)[:80]})")
+            yield _decoded(f"row {number}", values, decoders)
+
+
+def _plain_rows(batch: Any) -> Iterator[Any]:
+    """Yield the rows of a batch as mappings, or the error of a row that has a value which Python does not."""
+    try:
+        yield from batch.to_pylist(maps_as_pydicts="strict")
+        return
+    except _VALUE_ERRORS:
+        pass
+    for index in range(batch.num_rows):
+        try:
+            yield batch.slice(index, 1).to_pylist(maps_as_pydicts="strict")[0]
+        except _VALUE_ERRORS as error:
+            yield error
+
+
+def _decoded(position: str, values: Any, decoders: Mapping[str, Decode]) -> RawRow:
+    if isinstance(values, Exception):
+        return RawRow(position, None, f"a value cannot be read ({one_line(values)[:80]})")
+    try:
+        return RawRow(position, values | {name: decode(values[name]) for name, decode in decoders.items()})
+    except (ValueError, RecursionError) as error:
+        return RawRow(position, None, f"a column of type JSON is not JSON ({one_line(error)[:80]})")
 
 
 def json_decoders(schema: Any) -> dict[str, Decode]:
@@ -102,7 +122,10 @@ def saved_files(path: Path, side: str) -> list[Path]:
     """
     folder = path
     if (path / "dataset_dict.json").is_file():
-        splits = _read(path / "dataset_dict.json").get("splits", [])
+        description = _read(path / "dataset_dict.json")
+        splits = description.get("splits") if isinstance(description, dict) else None
+        if not isinstance(splits, list) or not all(isinstance(one, str) for one in splits):
+            raise InputError(f"path = '{path}': its dataset_dict.json does not name its splits")
         if side not in splits:
             raise InputError(f"path = '{path}': no split '{side}'{nearest(side, splits)}; it has {', '.join(splits)}")
         folder = path / side
