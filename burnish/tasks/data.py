@@ -163,7 +163,9 @@ class DataTask(SplitTask):
             raise ValueError(f"'{name}' is a conversation, which needs chat = true")
         if self.system:
             messages = (Message("system", self.system), *(each for each in messages if each.role != "system"))
-        reference = self._reference(row, self.reference) if self.reference else self._own_answer(row, answer)
+        reference = (
+            self._reference(row, self.reference) if self.reference else self._own_answer(row, asked, name, answer)
+        )
         whole = "\n".join(f"{each.role}: {each.content}{each.extra}" for each in messages) if conversation else text
         content = " ".join(whole.split())
         texts = [content]
@@ -186,10 +188,7 @@ class DataTask(SplitTask):
     def _asked(self, row: Mapping[str, Any], name: str) -> Text:
         try:
             if not name:
-                answers = [text for column in ("chosen", "rejected") if (text := read_text(row[column])) is not None]
-                if len(answers) < 2:
-                    raise ValueError("neither text nor messages")
-                return join(None, answers)[0]
+                return _implied(row)[0]
             value = field(row, name)
             asked = read_conversation(value) if self.messages else read_text(value)
         except ValueError as error:
@@ -233,15 +232,22 @@ class DataTask(SplitTask):
             return tuple(dict.fromkeys(several))
         return self._checked(None if value is None or value == [] else as_text(value, name), name)
 
-    def _own_answer(self, row: Mapping[str, Any], answer: str | None) -> str | tuple[str, ...] | None:
-        """Return the answer that a row has without an option: that of its conversation, verl's, or TRL's."""
+    def _own_answer(
+        self, row: Mapping[str, Any], asked: Text, name: str, answer: str | None
+    ) -> str | tuple[str, ...] | None:
+        """Return the answer that a row has without an option: that of its conversation, verl's, or TRL's.
+
+        An answer that repeats the prompt is what follows it, and an answer of several turns is the first of them.
+        """
         if answer is not None:
             return answer
         if has_field(row, GROUND_TRUTH):
             return self._reference(row, GROUND_TRUTH)
-        for name in ("completion", "chosen"):
-            if name in row and (text := read_text(row[name])):
-                return text if isinstance(text, str) else text[-1].content
+        for column in ("completion", "chosen"):
+            if column in row and (text := read_text(row[column])):
+                reply = join(asked, [text])[1][0] if name or self.template else _implied(row)[1][0]
+                reply = reply if isinstance(reply, str) else reply[0].content
+                return self._checked(reply, column) if reply.strip() else None
         return None
 
     def _conversation(self, messages: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str | None]:
@@ -256,6 +262,14 @@ class DataTask(SplitTask):
 
     def _message(self, message: Message) -> Message:
         return message if message.extra else replace(message, content=self._checked(message.content, "content"))
+
+
+def _implied(row: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
+    """Return the prompt that the chosen and the rejected answer of a row begin with, and the rest of both."""
+    answers = [text for column in ("chosen", "rejected") if (text := read_text(row[column])) is not None]
+    if len(answers) < 2:
+        raise ValueError("neither text nor messages")
+    return join(None, answers)
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:
