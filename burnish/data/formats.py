@@ -13,6 +13,7 @@ from burnish.data.fields import field, has_field
 from burnish.data.files import json_type
 from burnish.data.messages import read_conversation, read_transcript
 from burnish.data.rows import (
+    CONVERSATIONS,
     Conversation,
     ConversationPair,
     LabelledCompletion,
@@ -78,12 +79,18 @@ class RowFormat:
             values[name] = field(record, column or self.columns.get(name, name))
         for name in OPTIONAL.get(format, ()):
             column = self._column(record, name)
-            if column is not None and (name != "input" or self._column(record, "prompt") == "instruction"):
+            if name in self.columns:
+                values[name] = field(record, self.columns[name])
+            elif column is not None and (name != "input" or self._column(record, "prompt") == "instruction"):
                 values[name] = field(record, column)
         if format == "pairs" and "prompt" not in values and _has_other_texts(record, values):
             field(record, self.columns.get("prompt", "prompt"))
         make: Callable[[Mapping[str, Any]], TrainingRow] = getattr(self, f"_{format}")
         row = make(values)
+        if self.system and not isinstance(row, CONVERSATIONS):
+            raise ValueError(
+                "system is a message of a conversation, and this row is plain text: set chat = true, or remove system"
+            )
         _check_text(row)
         return row
 
@@ -152,7 +159,10 @@ class RowFormat:
             prompt = self._read("prompt", lambda: read_text(values["prompt"]))
             if prompt is None:
                 raise ValueError(self._wrong("prompt", values["prompt"]))
-        if isinstance(prompt, str) and isinstance(more := values.get("input"), str) and more.strip():
+        more = values.get("input")
+        if more is not None and not (isinstance(more, str) and isinstance(prompt, str)):
+            raise ValueError(f"'{self.columns.get('input', 'input')}' and its prompt are not both text")
+        if more and more.strip():
             prompt = f"{prompt}\n\n{more}"
         asked, replies = join(prompt, answers)
         if self.chat or (self.system and not isinstance(asked, str)):
@@ -175,7 +185,7 @@ class RowFormat:
             return None
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(f"'{self.columns.get('margin', 'margin')}' is {str(value)[:40]}, not a finite number")

@@ -277,6 +277,7 @@ def test_answers_of_several_turns_and_text_through_the_template(tmp_path: Path) 
         ({"question": "q", "answer": "a"}, "its columns are question, answer: set data.format, and data.columns"),
         ({"prompt": "q", "completion": "\ud800"}, "not UTF-8 text"),
         ({"messages": "x"}, "'messages': not a list of messages"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, "'margin' is 1000.*, not a finite number"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
@@ -285,6 +286,23 @@ def test_rows_that_cannot_be_used_say_why(tmp_path: Path, row: dict[str, Any], r
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (broken,) = DataRows(path=str(tmp_path / "a.jsonl")).rows().broken
     assert broken.position == "line 1" and re.search(reason, broken.reason), broken.reason
+
+
+def test_a_named_column_is_used_or_refused(tmp_path: Path) -> None:
+    row = {"question": "q", "context": "x", "answer": "a"}
+    columns = {"prompt": "question", "completion": "answer", "input": "context"}
+    (read,) = rows(tmp_path / "a.jsonl", row, columns=columns)
+    assert isinstance(read, PromptCompletion) and read.prompt == "q\n\nx"
+    for values, options, reason in (
+        (row, {"columns": columns | {"input": "contxt"}}, "no column 'contxt' (did you mean 'context'?)"),
+        (row | {"context": ["x"]}, {"columns": columns}, "'context' and its prompt are not both text"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "gap": 1}, {"columns": {"margin": "gpa"}}, "no column 'gpa'"),
+        ({"prompt": "q", "completion": "a"}, {"system": "s"}, "system is a message of a conversation"),
+        ({"text": "t"}, {"system": "s", "chat": True}, "system is a message of a conversation"),
+    ):
+        (tmp_path / "a.jsonl").write_text(json.dumps(values))
+        (broken,) = DataRows(path=str(tmp_path / "a.jsonl"), **options).rows().broken
+        assert reason in broken.reason
 
 
 def test_the_data_s_own_held_out_side(tmp_path: Path) -> None:
