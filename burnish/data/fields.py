@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from burnish.data.files import json_type
@@ -13,6 +14,8 @@ from burnish.registry import nearest
 
 DEPTH = 3
 """Levels of a row whose paths a hint lists."""
+HINTED = 1000
+"""The most paths of a row that a hint looks at."""
 _MISSING = object()
 
 
@@ -31,7 +34,7 @@ def field(row: Mapping[str, Any], path: str) -> Any:
     """
     value = _walk(row, path)
     if value is _MISSING:
-        known = list(field_paths(row))
+        known = list(islice(field_paths(row), HINTED))
         last = [one for one in known if one.rpartition(".")[2] == path.rpartition(".")[2]]
         hint = f" (did you mean '{last[0]}'?)" if last else nearest(path, known)
         raise ValueError(f"no column '{path}'{hint}; it has {', '.join(list(map(str, row))[:8])}")
@@ -71,7 +74,7 @@ def _walk(value: Any, path: str) -> Any:
 
 
 def as_text(value: object, name: str) -> str:
-    """Return a value as text: text itself, a number or date as it is written, other values as JSON.
+    """Return a value as text: text itself, a date in ISO 8601, a decimal with its digits, other values as JSON.
 
     Raises:
         ValueError: JSON does not have such a value.
@@ -82,5 +85,5 @@ def as_text(value: object, name: str) -> str:
         return value.isoformat()
     try:
         return str(value) if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise ValueError(f"'{name}' is {json_type(value)} that JSON does not have") from None

@@ -91,12 +91,13 @@ def _skip(text: str, position: int) -> int:
 
 
 def _wrapped(value: dict[str, Any]) -> list[Any] | None:
-    """Return the rows of an object that only wraps them, as in ``{"data": [...]}``."""
-    for key in WRAPPERS:
-        rows = value.get(key)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    return None
+    """Return the rows of an object that only wraps them, as in ``{"data": [...]}``; None if it has several such lists."""
+    lists = [
+        rows
+        for rows in value.values()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    ]
+    return lists[0] if len(lists) == 1 and any(lists[0] is value.get(key) for key in WRAPPERS) else None
 
 
 def _rows_of(values: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
@@ -124,8 +125,8 @@ def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
     """Yield the rows of a CSV file in UTF-8, whose first line names the columns. Quoted fields may contain line breaks.
 
     Every value stays text. Without a ``delimiter``, it is a tab for names that end in .tsv, else a comma. A row with
-    more or fewer fields than columns is broken. Raises InputError if there are no column names, two are equal, or the
-    file cannot be read.
+    more or fewer fields than columns is broken. Raises InputError if there are no column names, two are equal, a
+    quoted field is not closed, or the file cannot be read.
     """
     separator = delimiter or ("\t" if plain_suffix(path) == ".tsv" else ",")
     if len(separator) != 1 or separator in '"\r\n':
@@ -135,13 +136,17 @@ def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:
         reader = csv.reader(file, delimiter=separator, strict=True)
         names = _column_names(reader, path, separator)
         while True:
-            position = f"line {reader.line_num + 1}"
+            first = reader.line_num + 1
+            position = f"line {first}"
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield RawRow(position, None, f"not CSV ({error})")
+                if "end of data" in str(error):  # it has all further rows in it
+                    raise InputError(f"path = '{path}', {position}: a quotation mark is not closed") from error
+                lines = position if reader.line_num == first else f"lines {first} to {reader.line_num}"
+                yield RawRow(lines, None, f"not CSV ({error})")
                 continue
             if fields and len(fields) != len(names):
                 yield RawRow(position, None, f"{len(fields)} fields where line 1 names {len(names)} columns")

@@ -116,6 +116,13 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("cut.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "not a whole compressed file"),
     ("cut.jsonl.zst", b"\x28\xb5\x2f\xfd\x00\x58", "not a whole compressed file"),
     ("semicolons.csv", b"prompt;reference\na;b\n", "one column, 'prompt;reference': set delimiter = \";\""),
+    ("open.csv", b'prompt\na\n"b\nc\n', "line 3: a quotation mark is not closed"),
+    ("lines.csv", b'prompt\n"b\nc "d" e\nf"\n', r"cannot be used: lines 2 to 3: not CSV \(',' expected"),
+    (
+        "splits.json",
+        b'{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}',
+        "no column 'prompt'.*it has train, test",
+    ),
     ("gbk.csv", "问题,答案\n".encode("gbk"), "not UTF-8 text: save the file as 'CSV UTF-8'"),
     ("utf16.csv", "prompt\n".encode("utf-16"), "the file is UTF-16: save it as UTF-8 text"),
     ("table.csv", b"PK\x03\x04", "a zip archive or spreadsheet: save it as UTF-8 text"),
@@ -286,6 +293,16 @@ def test_rows_that_cannot_be_used_say_why(tmp_path: Path, row: dict[str, Any], r
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (broken,) = DataRows(path=str(tmp_path / "a.jsonl")).rows().broken
     assert broken.position == "line 1" and re.search(reason, broken.reason), broken.reason
+
+
+def test_a_hint_looks_at_a_bounded_number_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from burnish.data import fields
+
+    looked_at: list[int] = []
+    monkeypatch.setattr(fields, "nearest", lambda name, known: str(looked_at.append(len(known))))
+    with pytest.raises(ValueError, match="no column 'prompt'"):
+        fields.field({f"column {index}": index for index in range(10 * fields.HINTED)}, "prompt")
+    assert looked_at == [fields.HINTED]
 
 
 def test_a_named_column_is_used_or_refused(tmp_path: Path) -> None:

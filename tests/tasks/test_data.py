@@ -144,7 +144,7 @@ def test_rows_of_csv_that_are_broken(tmp_path: Path) -> None:
             observer.messages
         )
     path.write_bytes(whole + b'"never closed,x\r\n')
-    with pytest.raises(InputError, match="unexpected end of data"):
+    with pytest.raises(InputError, match="line 204: a quotation mark is not closed"):
         DataTask(path=str(path), max_broken=0.0, max_characters=300_000).train()
 
 
