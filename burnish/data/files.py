@@ -28,6 +28,10 @@ FORMATS: Mapping[str, str] = {
 """Suffix of a file's name -> format."""
 COMPRESSED = (".gz", ".zst")
 """Suffixes of compressed files, after the one of their format."""
+LARGEST_RATIO, LEAST_LIMIT = 200, 2**28
+"""Bytes that a compressed file may have for each of its own; a small one may have 256 MiB."""
+_FRAME_PART = 1024
+"""Compressed bytes that are decompressed at once: zstandard makes at most 32 MiB of them."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"PK\x03\x04", "a zip archive or spreadsheet"))
 
@@ -76,11 +80,21 @@ def is_data(subject: str) -> bool:
 def matching_files(path: Path) -> list[Path]:
     """Return the files that a path names, in order: itself, or those that match its pattern.
 
-    Raises InputError if a pattern matches no file.
+    Hidden files match only a pattern that names them. Raises InputError if a pattern matches no file.
     """
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    files = [file for name in sorted(glob.glob(str(path), recursive=True)) if (file := Path(name)).is_file()]
+    first = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
+    pattern = "/".join(path.parts[first:]) + ("/*" if path.name == "**" else "")
+    base = Path(*path.parts[:first])
+    try:
+        # Links to folders are not followed: with two that lead back, there is no end of paths.
+        matches = [one for one in base.glob(pattern) if one.is_file()]
+    except ValueError as error:
+        raise InputError(f"path = '{path}': {error}") from error
+    if "/." not in f"/{pattern}":
+        matches = [one for one in matches if not any(part.startswith(".") for part in one.relative_to(base).parts)]
+    files = sorted(matches, key=str)
     if not files:
         raise InputError(f"path = '{path}': no file matches this pattern")
     return files
@@ -88,7 +102,10 @@ def matching_files(path: Path) -> list[Path]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to read its bytes, decompressed. Raises InputError if it is empty, damaged, or not UTF-8 text."""
+    """Open a file to read its bytes, decompressed.
+
+    Raises InputError if it is empty, damaged, not UTF-8 text, or decompresses to far more than data does.
+    """
     try:
         with path.open("rb") as raw, _decompressed(raw, path) as file:
             begin = file.peek(4)[:4]  # type: ignore[attr-defined]
@@ -107,11 +124,32 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 def _decompressed(raw: io.BufferedReader, path: Path) -> IO[bytes]:
     begin = raw.peek(4)
     if begin.startswith(_GZIP):
-        return cast("IO[bytes]", io.BufferedReader(gzip.GzipFile(fileobj=raw)))
-    if not begin.startswith(_ZSTD):
+        content: Any = gzip.GzipFile(fileobj=raw)
+    elif begin.startswith(_ZSTD):
+        content = _ZstdFile(raw, needed("zstandard", "zstd", f"path = '{path}'"))
+    else:
         return raw
-    library = needed("zstandard", "zstd", f"path = '{path}'")
-    return cast("IO[bytes]", io.BufferedReader(_ZstdFile(raw, library)))
+    return cast("IO[bytes]", io.BufferedReader(_Bounded(content, path)))
+
+
+class _Bounded(io.RawIOBase):
+    """Decompressed bytes. Raises InputError where a small file would fill the memory."""
+
+    def __init__(self, content: io.RawIOBase, path: Path) -> None:
+        self.content, self.path, self.count = content, path, 0
+        self.limit = max(LEAST_LIMIT, LARGEST_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.content.readinto(buffer) or 0
+        self.count += count
+        if self.count > self.limit:
+            raise InputError(
+                f"path = '{self.path}': decompresses to more than {self.limit:,} bytes: decompress it first"
+            )
+        return count
 
 
 class _ZstdFile(io.RawIOBase):
@@ -120,14 +158,14 @@ class _ZstdFile(io.RawIOBase):
     def __init__(self, raw: io.BufferedReader, library: Any) -> None:
         self.raw, self.library = raw, library
         self.frame = library.ZstdDecompressor().decompressobj()
-        self.pending = b""
+        self.pending = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self.pending:
-            data = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(io.DEFAULT_BUFFER_SIZE)
+            data = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(_FRAME_PART)
             if not data:
                 if not self.frame.eof:
                     raise EOFError("the last frame is not whole")
@@ -135,7 +173,7 @@ class _ZstdFile(io.RawIOBase):
             if self.frame.eof:
                 self.frame = self.library.ZstdDecompressor().decompressobj()
             try:
-                self.pending = self.frame.decompress(data)
+                self.pending = memoryview(self.frame.decompress(data))
             except self.library.ZstdError as error:
                 raise EOFError(str(error)) from error
         count = min(len(buffer), len(self.pending))
