@@ -180,6 +180,26 @@ def test_sides_revisions_and_broken_rows(address: str, tmp_path: Path) -> None:
         assert message.endswith("; check its name, config, side and revision") and ".;" not in message
 
 
+def test_slices_of_splits_keep_text_and_are_available_offline(address: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"2024-01-0{index + 1}", "answer": "1e3"}) for index in range(4)]
+    for name in ("train", "test"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / f"{name}.jsonl").write_text("\n".join(lines))
+    folder = {"dataset": str(tmp_path / "folder")}
+    both, share, beyond, sliced, offline = load(
+        address, tmp_path / "home",
+        (folder | {"side": "train[:1]+test[-2:]"}, False),
+        (folder | {"side": "test[50%:]"}, False),
+        (folder | {"side": "nope[:1]"}, False),
+        ({"dataset": NAME, "side": "train[:1]"}, False),
+        ({"dataset": NAME, "side": "train[1:]"}, True),
+    )  # fmt: skip
+    assert both == [["2024-01-01", "1e3"], ["2024-01-03", "1e3"], ["2024-01-04", "1e3"]]
+    assert share == [["2024-01-03", "1e3"], ["2024-01-04", "1e3"]]
+    assert "nope" in beyond and beyond.endswith("check its name, config, side and revision")
+    assert sliced == EXPECTED[:1] and offline == EXPECTED[1:]
+
+
 def test_text_is_never_turned_into_numbers_or_dates(address: str, tmp_path: Path) -> None:
     for name, content in (
         ("train.csv", "question,answer\n2024-01-05,007\nnull,1e3\n"),
