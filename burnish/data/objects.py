@@ -20,7 +20,7 @@ def rows_as_files(rows: Any) -> dict[str, str]:
     """Return rows as the files ``ROWS`` and, for data with its own held-out side, ``HELD_OUT_ROWS``: name -> content.
 
     Args:
-        rows: an iterable of mappings, such as a list or a ``datasets.Dataset``; a data frame; or several splits by
+        rows: an iterable of mappings, such as a list or a ``datasets.Dataset``; a pandas data frame; or splits by
             name, such as a ``DatasetDict``, of which "train" is trained on and "test" or "validation" is held out.
 
     Raises:
@@ -39,8 +39,10 @@ def rows_as_files(rows: Any) -> dict[str, str]:
 def _lines(rows: Any, name: str) -> str:
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # plain values, not tensors
-    elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-        rows = rows.to_dict("records")
+    elif type(rows).__module__.partition(".")[0] == "pandas" and hasattr(rows, "columns"):
+        if not rows.columns.is_unique:
+            raise InputError(f"{name}: two columns of the data frame have the same name")
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")  # a missing value is not a number
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | Mapping):
         raise InputError(f"{name}: a {type(rows).__name__}: give a list of mappings or a data set")
     lines = []
@@ -65,6 +67,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if type(value).__name__ == "datetime64":
+        return str(value)
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         return value.tolist()
     raise TypeError(f"JSON has no {type(value).__name__}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from typer.testing import CliRunner
 
@@ -78,8 +79,35 @@ class TestRows:
         assert [json.loads(line) for line in files[ROWS].splitlines()] == [
             {"prompt": "a", "day": "2024-01-05"}, {"prompt": "\ud800"},
         ]  # fmt: skip
+        day = numpy.datetime64("2024-01-05T00:00:00", "ns")
+        assert json.loads(rows_as_files([{"a": day}])[ROWS])["a"].startswith("2024-01-05T00:00:00")
         splits = rows_as_files({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]})
         assert set(splits) == {ROWS, HELD_OUT_ROWS}
+
+    def test_a_data_set_and_its_splits(self) -> None:
+        library = pytest.importorskip("datasets", reason="pip install 'burnish[hub]'")
+        rows = [{"prompt": "007", "day": datetime(2024, 1, 5), "n": None}, {"prompt": "null", "day": None, "n": 7}]
+        data = library.Dataset.from_list(rows)
+        expected = [{"prompt": "007", "day": "2024-01-05T00:00:00", "n": None}, {"prompt": "null", "day": None, "n": 7}]
+        for one in (data, data.with_format("numpy"), data.to_iterable_dataset(), library.DatasetDict({"train": data})):
+            files = rows_as_files(one)
+            assert list(files) == [ROWS] and [json.loads(line) for line in files[ROWS].splitlines()] == expected
+        files = rows_as_files(library.DatasetDict({"train": data, "validation": data.select([1])}))
+        assert [json.loads(line) for line in files[HELD_OUT_ROWS].splitlines()] == expected[1:]
+
+    def test_a_data_frame_has_null_for_missing_values(self) -> None:
+        pandas = pytest.importorskip("pandas", reason="pip install 'burnish[hub]'")
+        times = [pandas.Timestamp("2024-01-05"), pandas.NaT]
+        numbers = pandas.array([1, None], dtype="Int64")
+        frame = pandas.DataFrame(
+            {"a": ["007", None], "b": [0.5, float("nan")], "c": times, "d": numbers, "e": [[1], []]}
+        )
+        assert [json.loads(line) for line in rows_as_files(frame)[ROWS].splitlines()] == [
+            {"a": "007", "b": 0.5, "c": "2024-01-05T00:00:00", "d": 1, "e": [1]},
+            {"a": None, "b": None, "c": None, "d": None, "e": []},
+        ]
+        with pytest.raises(InputError, match="rows: two columns of the data frame have the same name"):
+            rows_as_files(pandas.DataFrame([["x", "y"]], columns=["a", "a"]))
 
     @pytest.mark.parametrize(
         ("rows", "message"),
