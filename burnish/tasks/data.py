@@ -110,6 +110,7 @@ class DataTask(SplitTask):
         self.max_broken, self.max_characters = max_broken, max_characters
         self.prompt, self.messages = prompt, messages
         self.broken: tuple[RawRow, ...] = ()
+        self._objects, self._key = 0, ""
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
         broken: list[RawRow] = []
@@ -129,6 +130,13 @@ class DataTask(SplitTask):
             if observer:
                 observer.message(f"data: {summary}", level="warning")
         self.broken = tuple(broken)
+        if self._objects and observer:
+            name = self.reference or GROUND_TRUTH
+            observer.message(
+                f"data: the reference '{name}' is an object in {self._objects} of {total} rows, and rewards get it as "
+                f'JSON text: unless they read JSON, name one of its fields, as in reference = "{name}.{self._key}"',
+                level="warning",
+            )
         return examples
 
     def _read(self, rows: Iterable[RawRow], broken: list[RawRow], side: str) -> tuple[list[TaskExample], int]:
@@ -227,6 +235,8 @@ class DataTask(SplitTask):
 
     def _reference(self, row: Mapping[str, Any], name: str) -> str | tuple[str, ...]:
         value = field(row, name)
+        if isinstance(value, dict):
+            self._objects, self._key = self._objects + 1, next(iter(value), "")
         if isinstance(value, list) and value and not any(isinstance(one, list | dict) for one in value):
             several = (self._checked(None if one is None else as_text(one, name), name) for one in value)
             return tuple(dict.fromkeys(several))

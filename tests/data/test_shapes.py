@@ -22,6 +22,7 @@ from burnish.errors import InputError
 from burnish.supervised.data_rows import DataRows
 from burnish.tasks.data import DataTask
 from burnish.types import Message, Prompt
+from tests.fakes import RecordingObserver
 
 U, A, S, T = "user", "assistant", "system", "tool"
 ROWS = [{"prompt": "What is 007?", "reference": "007"}, {"prompt": "And null?", "reference": "null"}]
@@ -191,6 +192,19 @@ def test_prompts_of_each_shape(
     path.write_text(json.dumps(row))
     (prompt,) = prompts(path, **options)
     assert (prompt.messages, prompt.references) == (asked, answers)
+
+
+def test_an_object_as_reference_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"prompt": f"question {n}", "gold": {"answer": "4", "n": n}}) for n in range(40))
+    )
+    for reference, expected in (("gold", True), ("gold.answer", False)):
+        observer = RecordingObserver()
+        DataTask(path=str(path), reference=reference).prepare(observer=observer)  # type: ignore[arg-type]
+        warnings = [text for level, text in observer.messages if level == "warning"]
+        assert bool(warnings) == expected
+        assert all("is an object in 40 of 40 rows" in one and '"gold.answer"' in one for one in warnings)
 
 
 def test_tools_are_kept_for_the_template(tmp_path: Path) -> None:
