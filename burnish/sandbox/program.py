@@ -23,7 +23,8 @@ def execute(
 ) -> int:
     """Run a program as ``__main__``, or import it and run the calls; return the exit status.
 
-    Each call writes its answer as one line of JSON to the descriptor ``answers``.
+    Each call writes its answer as one line of JSON to the descriptor ``answers``. ``stdin`` replaces standard input,
+    where the system can do so.
     """
     module = types.ModuleType("__main__" if calls is None else "solution")
     module.__file__ = name
@@ -49,17 +50,14 @@ def execute(
 
 
 def _set_stdin(text: str) -> None:
-    """Make a text the program's standard input, by its descriptor too where the system has ``dup2``."""
-    with open("stdin", "wb+") as file:
+    """Make a text the program's standard input, by its descriptor too."""
+    with open("stdin", "wb") as file:
         file.write(text.encode())
-    if hasattr(os, "dup2"):
-        descriptor = os.open("stdin", os.O_RDONLY)
-        os.dup2(descriptor, 0)
-        os.close(descriptor)
-        os.unlink("stdin")
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the program's, until its end
-    else:
-        sys.stdin = open("stdin", encoding="utf-8")  # noqa: SIM115
+    descriptor = os.open("stdin", os.O_RDONLY)
+    os.dup2(descriptor, 0)
+    os.close(descriptor)
+    os.unlink("stdin")
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the program's, until its end
 
 
 def _status(code: object) -> int:

@@ -34,11 +34,22 @@ class StandardLibraryFinder:
         return spec
 
 
+def read_input(size: int) -> bytes:
+    """Return that many bytes of standard input and leave the others to the program."""
+    data = bytearray()
+    while len(data) < size and (chunk := os.read(0, size - len(data))):
+        data += chunk
+    return bytes(data)
+
+
 def do_job(home: str, answers: str) -> None:
-    """Run the job on standard input in the folder ``home``, with answers to a file; exit with the program's status."""
-    job = json.loads(sys.stdin.buffer.read())
+    """Run a job in the folder ``home``, with answers to a file; exit with the program's status.
+
+    Standard input has the length of the job, the job, and then the program's input: descriptors cannot be replaced here.
+    """
+    job = json.loads(read_input(int.from_bytes(read_input(4), "big")))
     sys.meta_path.insert(0, StandardLibraryFinder)
     os.chdir(home)
     calls = job.get("calls")
     descriptor = None if calls is None else os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    exit_process(execute(job["source"], job["name"], calls, descriptor, job.get("stdin")))
+    exit_process(execute(job["source"], job["name"], calls, descriptor))

@@ -33,7 +33,7 @@ from burnish.sandbox.verdict import (
     status_from_exit_code,
 )  # fmt: skip
 from burnish.sandbox.wasm import files as wasm_files
-from burnish.sandbox.wasm.worker import ANSWERS, ANSWERS_FILE, HOME, receive, send
+from burnish.sandbox.wasm.worker import ANSWERS, ANSWERS_FILE, HOME, LENGTH, receive, send
 
 _PACKAGE = Path(__file__).resolve().parents[3]
 _GRACE = 5.0
@@ -216,8 +216,10 @@ class _Worker:
             paths = {name: os.path.join(folder, name) for name in ("home", "answers", "stdin")}
             os.mkdir(paths["home"], 0o700)
             os.mkdir(paths["answers"], 0o700)
-            with open(paths["stdin"], "w", encoding="utf-8") as file:
-                json.dump(dict(request), file)
+            text = request.get("stdin") or ""
+            code = json.dumps({name: value for name, value in request.items() if name != "stdin"}).encode()
+            with open(paths["stdin"], "wb") as file:
+                file.write(LENGTH.pack(len(code)) + code + text.encode())
             job = {
                 **paths, "seconds": limits.seconds, "memory": limits.memory << 20, "output": limits.output,
                 "check_seconds": FOLDER_CHECK_SECONDS,

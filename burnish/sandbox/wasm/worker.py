@@ -223,7 +223,7 @@ class ProgramRun:
         wasi = wasmtime.WasiConfig()
         wasi.argv = ["python", "-c", self.python.code]
         wasi.env = list(self.python.environment.items())
-        # ``do_job`` reads the whole job from standard input, so it is at its end when the program starts.
+        # ``do_job`` reads the job from standard input, so the program finds only its own input there.
         wasi.stdin_file = self.job["stdin"]
         wasi.stdout_custom = lambda chunk: self._collect("stdout", chunk)
         wasi.stderr_custom = lambda chunk: self._collect("stderr", chunk)

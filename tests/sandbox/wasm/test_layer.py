@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.sandbox.answers import InputTest, run_tests
 from burnish.sandbox.verdict import Limits, Verdict
 from burnish.sandbox.wasm import files as wasm_files
 from burnish.sandbox.wasm import layer as wasm
@@ -200,6 +201,22 @@ class TestHostile:
         verdict = run(f"import sys\nwhile True: sys.{stream}.write('x' * 1000)", Limits(output=5000))
         assert (verdict.status, verdict.reason) == ("killed", f"wrote more than 5000 bytes on {stream}")
         assert getattr(verdict, stream) == "x" * 5000
+
+    def test_a_program_reads_standard_input_and_prints(self) -> None:
+        echo = "while True:\n    try:\n        print(input())\n    except EOFError:\n        break\n"
+        programs = (
+            echo,
+            "import sys\nfor line in sys.stdin: print(line.strip())",
+            "import sys\nprint(sys.stdin.read())",
+            "print(open(0).read())",
+            "import os\nassert os.listdir() == []\nprint(os.read(0, 99).decode())",
+        )
+        for program in programs:
+            outcome = run_tests(program, [InputTest("äb\n12\n", "äb\n12"), InputTest("x", "y")], layer="wasm")
+            assert (outcome.passed, outcome.verdict.status) == ((True, False), "ok"), outcome
+        read = "import sys\nprint(len(sys.stdin.buffer.read()))"
+        tests = [InputTest("x\n" * 100_000, "200000"), InputTest("", "0")]
+        assert run_tests(read, tests, layer="wasm").passed == (True, True)
 
     def test_output_of_just_the_limit_is_whole(self) -> None:
         verdict = run("print('x' * 4999)", Limits(output=5000))
