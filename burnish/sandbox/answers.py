@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from burnish.errors import InputError
@@ -22,11 +22,15 @@ from burnish.sandbox.run import DEFAULT, Limits, Verdict, run_request
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One unit test: a function of the program, positional arguments and the expected answer, all of JSON types."""
+    """One unit test: a function of the program, positional arguments and the expected answer, all of JSON types.
+
+    With ``or_listed`` a list of the expected answer alone is right too.
+    """
 
     function: str
     arguments: tuple[Any, ...]
     expected: Any
+    or_listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,9 @@ def run_tests(
     for test in tests:
         if isinstance(test, Call):
             _check(test)
+    # Room for each right answer, and for as much again.
+    longest = max((len(json.dumps(test.expected)) for test in tests), default=0)
+    limits = replace(limits, output=max(limits.output, 2 * longest))
     together = [index for index, test in enumerate(tests) if not isinstance(test, InputTest)]
     passed = [False] * len(tests)
     waiting = [index for index in range(len(tests)) if index not in together]
@@ -123,7 +130,11 @@ def _answer(
     lines: list[bytes | None] = [*answered.split(b"\n")[:-1][: len(tests)]]
     lines += [None] * (len(tests) - len(lines))
     return [
-        None if line is None else _is_correct(line, test.expected) for line, test in zip(lines, tests, strict=True)
+        None
+        if line is None
+        else _is_correct(line, test.expected)
+        or (isinstance(test, Call) and test.or_listed and _is_correct(line, [test.expected]))
+        for line, test in zip(lines, tests, strict=True)
     ], verdict
 
 

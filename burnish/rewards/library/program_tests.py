@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.sandbox.answers import Call, ExpressionTest, InputTest, ProgramTest
-from burnish.sandbox.program import plain
+from burnish.sandbox.program import FILE_BYTES, plain
 from burnish.types import Prompt
 
 EXAMPLE = '{"calls": [{"function": "add", "arguments": [1, 2], "expected": 3}]}'
@@ -75,23 +75,29 @@ def _read(value: Any, name: str | None) -> list[ProgramTest]:
     raise ValueError("neither calls, nor inputs and outputs, nor asserts")
 
 
-def _inputs(inputs: Sequence[Any], outputs: Sequence[Any], name: str | None) -> list[ProgramTest]:
+def _inputs(inputs: Any, outputs: Any, name: str | None) -> list[ProgramTest]:
     """Read the form of APPS and TACO: lists of inputs and outputs, of a function if there is a name."""
+    if not (isinstance(inputs, list) and isinstance(outputs, list)):
+        raise ValueError("inputs and outputs must be lists, with one entry per test")
     if len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
     pairs = list(zip(inputs, outputs, strict=True))
     if name is None:
         return [InputTest(_joined(given), _joined(expected)) for given, expected in pairs]
-    # APPS wraps the value of each function in a list.
+    if not all(isinstance(given, list) for given in inputs):
+        raise ValueError(f"each of the inputs of '{name}' must be the list of its arguments")
+    # APPS wraps the value of each function in a list; its own grader takes such a list for the value too.
     wrapped = all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
-    return [Call(name, tuple(given), expected[0] if wrapped else expected) for given, expected in pairs]
+    return [Call(name, tuple(given), expected[0] if wrapped else expected, wrapped) for given, expected in pairs]
 
 
 def _joined(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return "\n".join(value)
+        value = "\n".join(value)
     if not isinstance(value, str):
         raise ValueError("an input or output of a whole program must be text")
+    if len(value.encode()) > FILE_BYTES:
+        raise ValueError(f"an input or output of a whole program has more than {FILE_BYTES >> 20} MiB")
     return value
 
 

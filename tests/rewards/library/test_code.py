@@ -13,6 +13,7 @@ from burnish.rewards.library.code_blocks import extract_program
 from burnish.rewards.library.program_tests import canonical_tests, read_tests
 from burnish.sandbox.answers import Call, ExpressionTest, InputTest, equal_output, run_tests
 from burnish.sandbox.layers import unavailable_reason
+from burnish.sandbox.program import FILE_BYTES
 from burnish.sandbox.run import Limits
 from burnish.types import Completion, Prompt
 
@@ -52,7 +53,7 @@ def read(tests: Any, **metadata: Any) -> list[Any]:
 def test_forms_of_tests() -> None:
     assert read({"calls": [{"function": "f", "arguments": [1], "expected": 2}]}) == [Call("f", (1,), 2)]
     assert read({"inputs": ["1 2\n"], "outputs": ["3\n"]}) == [InputTest("1 2\n", "3\n")]
-    assert read(json.dumps({"fn_name": "f", "inputs": [[1, [2]]], "outputs": [[3]]})) == [Call("f", (1, [2]), 3)]
+    assert read(json.dumps({"fn_name": "f", "inputs": [[1, [2]]], "outputs": [[3]]})) == [Call("f", (1, [2]), 3, True)]
     assert read([{"input": "1\n", "output": "2", "testtype": "stdin"}]) == [InputTest("1\n", "2")]
     live = [{"input": '[1, 2]\n"a"', "output": "[3]", "testtype": "functional"}]
     assert read(live, func_name="f") == [Call("f", ([1, 2], "a"), [3])]
@@ -81,6 +82,10 @@ def test_forms_of_tests() -> None:
         ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
         ([{"input": "1", "output": "2", "testtype": "functional"}], "needs metadata with func_name"),
         ("eJxrYJmqyAAAAxAA", "must be JSON"),
+        ({"inputs": "12", "outputs": "24"}, "inputs and outputs must be lists"),
+        ({"inputs": ["ab"], "outputs": ["c"], "fn_name": "f"}, "each of the inputs of 'f' must be the list of"),
+        ({"inputs": ["1" * (FILE_BYTES + 1)], "outputs": ["1"]}, "has more than 8 MiB"),
+        ({"inputs": ["\ud800"], "outputs": ["1"]}, "surrogates not allowed"),
         (["assert f("], "must be JSON"),
         (5, "neither calls"),
     ],
@@ -113,8 +118,19 @@ def test_programs_pass_the_tests_of_every_form() -> None:
     assert score("print(2 * int(open(0).read()))", stdin) == pytest.approx(2 / 3)
     leet = "class Solution:\n    def double(self, x):\n        return 2 * x\n"
     assert score(leet, {"fn_name": "double", "inputs": [[2], [3]], "outputs": [4, 7]}) == 0.5
+    listed = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1], [2]]}
+    assert [score(f"def f(x): return {value}", listed) for value in ("x", "[x]", "[[x]]", "1")] == [1.0, 1.0, 0.0, 0.5]
     # A failing main block does not fail a right function.
     assert score(f"{DOUBLE}if __name__ == '__main__':\n    raise SystemError\n", ["assert double(1) == 2"]) == 1.0
+
+
+@here_only
+def test_a_right_answer_of_any_length_passes() -> None:
+    size = 2 * Limits().output
+    assert run_tests(f"print('x' * {size})", [InputTest("", "x" * size)]).passed == (True,)
+    assert run_tests(f"def f():\n    return 'x' * {size}", [Call("f", (), "x" * size)]).passed == (True,)
+    endless = run_tests("while True: print('x')", [InputTest("", "x" * size)])
+    assert endless.passed == (False,) and endless.verdict.reason == f"wrote more than {2 * size + 4} bytes on stdout"
 
 
 @here_only
