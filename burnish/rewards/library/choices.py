@@ -19,7 +19,7 @@ _SHORT = re.compile(rf"{_LETTER}{_END}", re.S)
 _STATEMENT = re.compile(
     r"(?:\b(?:answer|choice|option|solution|pick|choose|select|go\s+with)\b|答案|选|選)"
     r"(?:\s*(?:\*\*|:|=|：|is|was|be|should|would|must|will|option|choice|letter|the|correct|right|best|clearly|therefore"
-    rf"|definitely|thus|indeed|是|为|為))*\s*(?:\*\*)?\s*{_LETTER}{_END}",
+    rf"|definitely|thus|indeed|是|为|為)){{0,12}}\s*(?:\*\*)?\s*{_LETTER}{_END}",
     re.S | re.I,
 )
 _SUBJECT = re.compile(
@@ -59,6 +59,8 @@ def read_choice(text: str) -> str:
     box = last_box(text)
     text = _unwrapped(re.sub(r"</?[A-Za-z_]+>", " ", text) if box is None else box)
     text = re.sub(r"\*\*|__|`|\$", "", text)
+    # One line break or space for any number of them: the time of the patterns grows with the cube of their length.
+    text = re.sub(r"\s+", lambda space: " " if space[0].splitlines() == [space[0]] else "\n", text)
     # A crossed-out letter keeps its sentence: "not B but C".
     text = _NEGATED.sub(" not that ", text)
     text = re.sub(r"\bnot that\s*,?\s*(?:but|it(?:'s| is))\b\s*(?:rather\s+)?", " ", text)

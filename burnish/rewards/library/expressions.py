@@ -174,14 +174,18 @@ class _Worker:
         with self.lock:
             if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
                 self._start()
-            reply = self._ask(json.dumps([gold, answer]))
-            if not reply:
-                self.close()
+            reply = ""
+            try:
+                reply = self._ask(json.dumps([gold, answer]))
+            finally:
+                # A late reply would be read as that to the next question.
+                if not reply:
+                    self.close()
             return reply == "true"
 
     def _start(self) -> None:
         self.process, self.owner = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py")), str(MEMORY)],
+            [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py")), str(MEMORY), f"{SECONDS:g}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
         ), os.getpid()  # fmt: skip
         if self._read(START_SECONDS) != "ready":

@@ -1,16 +1,18 @@
 """Process that compares mathematical expressions with math-verify: one line of JSON in, one out.
 
-It is run as a file, without burnish. Its parent ends it when a comparison takes too long.
+It is run as a file, without burnish. Its parent ends it when a comparison takes too long; without a parent it ends
+itself, some seconds later.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 
 
-def main(memory: int) -> None:
+def main(memory: int, seconds: float) -> None:
     if sys.platform != "win32":
         import resource
 
@@ -23,6 +25,8 @@ def main(memory: int) -> None:
     sys.stdout = sys.stderr
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
         try:
             # Only the LaTeX reader: the one for plain expressions evaluates text as Python.
             gold, answer = (
@@ -37,8 +41,10 @@ def main(memory: int) -> None:
             equal = bool(gold and answer and verify(gold, answer, timeout_seconds=0))
         except (Exception, MemoryError, RecursionError):
             equal = False
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(equal), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), float(sys.argv[2]))

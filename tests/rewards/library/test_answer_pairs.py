@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.rewards.combine import combine
-from burnish.rewards.library import expressions
+from burnish.rewards.library import expressions, math_worker
 from burnish.rewards.library.answers import numeric
 from burnish.rewards.library.overlap import exact
 from burnish.rewards.library.readings import extract_answer
@@ -104,6 +108,52 @@ def test_exact_and_numeric_have_the_same_readings(kind: str) -> None:
     expected = {"tag": "\\boxed{1,000}", "last_line": "\\boxed{1,000}"}.get(kind, "1000")
     gold = {"boxed": "1,000", "last_number": "1,000"}.get(kind, f"#### {expected}")
     assert exact(answer(text, gold), answer=kind) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "text"),
+    [
+        ("choice", "The answer" + 3000 * " " + "x"),
+        ("choice", "The answer" + 3000 * "\n" + "x"),
+        ("choice", 4000 * "choice "),
+        ("choice", 8000 * "{" + 8000 * "}"),
+        ("math", 20000 * "\\boxed{"),
+        ("numeric", 20000 * "1 , "),
+    ],
+)
+def test_long_texts_take_little_time(reward: str, text: str) -> None:
+    start = time.perf_counter()
+    assert verdict(reward, "B" if reward == "choice" else "7", text) == 0.0
+    assert time.perf_counter() - start < 2
+
+
+def test_the_last_closed_tag_counts_in_linear_time() -> None:
+    assert extract_answer("<answer>1</answer> or <answer>a<answer>2</answer></answer><answer>", "tag") == "a<answer>2"
+    start = time.perf_counter()
+    assert extract_answer(30000 * "<answer>", "tag") == ""
+    assert time.perf_counter() - start < 2
+
+
+def test_after_an_interrupted_comparison_the_next_verdict_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
+    assert verdict("math", "\\sqrt{2}", "2^{1/2}") == 1.0  # starts the process
+
+    def interrupt(self: object, seconds: float) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(expressions._Worker, "_read", interrupt)
+        verdict("math", "\\sqrt{11}", "11^{1/2}")
+    assert verdict("math", "\\sqrt{13}", "13^{1/3}") == 0.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+def test_the_process_ends_itself_if_nothing_else_does() -> None:
+    pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
+    command = [sys.executable, "-I", math_worker.__file__, str(expressions.MEMORY), "0.5"]
+    slow = json.dumps(["1", "9^{9^{9^{9}}}+\\sqrt{2}^{9^{9^9}}"]) + "\n"
+    done = subprocess.run(command, input=slow.encode(), stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGALRM and done.stdout == b"ready\n"
 
 
 def test_a_comparison_that_takes_too_long_is_wrong_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
