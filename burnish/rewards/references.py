@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,9 @@ def _best(values: Sequence[Any]) -> Any:
 
 
 def _total(value: Any) -> float:
-    """Return a number, or the sum of a sequence; NaN for anything else."""
+    """Return a number, the score of verl's form, or the sum of a sequence; NaN for anything else."""
+    if isinstance(value, Mapping):
+        value = value.get("score")
     try:
         return float(np.asarray(value, dtype=np.float64).sum())
     except (TypeError, ValueError):

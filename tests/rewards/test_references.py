@@ -47,6 +47,13 @@ def test_functions_see_one_reference_at_a_time() -> None:
     assert scores(same) == scores(same_batch) == [1.0, 0.0, 1.0, 0.0]
 
 
+def test_the_best_score_in_verls_form_counts() -> None:
+    def graded(text: str, reference: str) -> dict[str, float]:
+        return {"score": float(text == reference), "length": float(len(text))}
+
+    assert scores(graded) == [1.0, 0.0, 1.0, 0.0]
+
+
 def test_a_wrong_value_for_one_reference_is_refused() -> None:
     with pytest.raises(BurnishError, match="must be finite"):
         scores(_reciprocal)
