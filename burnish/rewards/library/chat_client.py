@@ -27,6 +27,8 @@ LONGEST_RESPONSE = 1 << 20
 """Bytes of a response that are read; no answer to these questions is longer."""
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts at most, even if the server asks for more."""
+MOST_TOKENS = 1 << 30
+"""A larger count of tokens by the server is not believed."""
 _certificates = cache(ssl.create_default_context)
 _RETRIED_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
@@ -272,7 +274,7 @@ class ChatClient:
             raise _FailedAttempt(f"its response is not a chat completion: {self._quoted_response(raw)}") from error
         usage = data.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= MOST_TOKENS:
             tokens = (len(body) + len(str(text))) // 3
         self.cap.count_tokens(tokens)
         if choice.get("finish_reason") == "length":
@@ -325,7 +327,7 @@ def _content(message: Mapping[str, Any]) -> Any:
     """Return the text of a message: its content, the texts of its parts, or else the last line of its reasoning."""
     content = message["content"]
     if isinstance(content, list):
-        content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
+        content = "".join(str(part["text"]) for part in content if part["type"] == "text")
     if isinstance(content, str):
         return content.rpartition("</think>")[2] if content.strip() else content
     reasoning = message.get("reasoning_content") or message.get("reasoning")

@@ -186,9 +186,10 @@ def judge(
     Args:
         url, model: the address without ``/chat/completions``, and the model's name there, which is required.
         key_env: name of the environment variable with the key; empty sends none.
-        template: the question, with {prompt}, {reference}, {text}, {low}, {high} and {criteria}.
+        template: the question, with {prompt}, {reference}, {text}, {low}, {high} and {criteria}. Several references are
+            shown with "---" on a line between them.
         criteria: criterion -> weight: one question rates all of them, as JSON, and the reward is their weighted mean.
-        pairwise: ask which is better, the text or the reference, in both orders: 1, 0, or 0.5 for a tie or a
+        pairwise: ask which is better, the text or the (first) reference, in both orders: 1, 0, or 0.5 for a tie or a
             contradiction.
         low, high: range of the number; a number outside is not an answer.
         strict: accept a number alone, or JSON with it as "score"; if false, the last number, or 8 in "8/10".
@@ -342,7 +343,7 @@ def _question(template: str, completion: Completion, low: float, high: float, cr
             "the task's prompts references"
         )
     values = {
-        "prompt": _conversation(prompt), "criteria": "; ".join(criteria), "reference": prompt.reference or "",
+        "prompt": _conversation(prompt), "criteria": "; ".join(criteria), "reference": "\n---\n".join(prompt.references),
         "text": completion.text,
         "low": f"{low:g}", "high": f"{high:g}",
     }  # fmt: skip

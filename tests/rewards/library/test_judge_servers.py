@@ -144,6 +144,28 @@ def test_options_that_cannot_work(options, message: str) -> None:
         REWARDS.get("judge").check_options({"model": "m", **options})
 
 
+@pytest.mark.parametrize("content", [["7"], [{"text": "7"}], [None], {"text": "7"}, 7])
+def test_a_message_of_another_form_is_no_answer(server: Server, tmp_path: Path, content: object) -> None:
+    server.script = [message(content)]
+    assert ask(server, tmp_path, samples("x"), fallback=0.5) == [0.5]
+
+
+def test_a_count_of_tokens_that_cannot_be_is_not_believed(server: Server, tmp_path: Path) -> None:
+    reply = {"choices": [{"message": {"content": "7"}}], "usage": {"total_tokens": 10**400}}
+    server.script = [lambda handler: handler.send(200, json.dumps(reply).encode())]
+    assert ask(server, tmp_path, samples("x")) == [0.7]
+    assert ask(server, tmp_path, samples("y")) == [0.7]
+
+
+def test_every_reference_is_shown(server: Server, tmp_path: Path) -> None:
+    prompt = Prompt("p", "Q", "Paris", alternatives=("Lutetia",))
+    completion = Completion(prompt, (), (), "x", (), "stop")
+    server.script = [says("8")]
+    assert ask(server, tmp_path, [completion], template="{reference}|{text}") == [0.8]
+    (seen,) = server.seen
+    assert seen[2]["messages"][0]["content"] == "Paris\n---\nLutetia|x"
+
+
 def test_pairs_need_references() -> None:
     assert REWARDS.get("judge").needs_reference({"model": "m", "pairwise": True})
     assert not REWARDS.get("judge").needs_reference({"model": "m"})
