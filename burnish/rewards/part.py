@@ -18,7 +18,7 @@ from burnish.rewards.forms import Context
 from burnish.rewards.references import best_values, each_reference
 from burnish.rewards.registry import RewardFunction
 from burnish.rewards.token_credit import Credit
-from burnish.types import Completion
+from burnish.types import Completion, Prompt
 
 
 class WeightSchedule(Protocol):
@@ -248,7 +248,11 @@ def _listed(name: str, values: Any, completions: Sequence[Completion]) -> list[A
 def _row(completion: Completion) -> str:
     """Return the row that a completion answers, for messages."""
     prompt = completion.prompt
-    return f"prompt '{prompt.id}', sample {completion.index + 1} ({_short(prompt.text)} -> {_short(completion.text)})"
+    return f"{_named(prompt)}, sample {completion.index + 1} ({_short(prompt.text)} -> {_short(completion.text)})"
+
+
+def _named(prompt: Prompt) -> str:
+    return f"prompt '{prompt.id}'" + (f" ({prompt.position} of the data)" if prompt.position else "")
 
 
 def _short(text: str) -> str:
@@ -265,7 +269,7 @@ def _numbers(name: str, values: Any, completion: Completion) -> np.ndarray:
     numbers, tokens = list(values), len(completion.token_ids)
     if len(numbers) != tokens or any(_is_sequence(value) for value in numbers):
         raise BurnishError(
-            f"reward '{name}' returned {_shown(values)} for prompt '{completion.prompt.id}': {len(numbers)} values for "
+            f"reward '{name}' returned {_shown(values)} for {_named(completion.prompt)}: {len(numbers)} values for "
             f"{tokens} tokens; a sequence must have one number per token of completion.token_ids"
         )
     return np.array([_number(name, value, completion) for value in numbers], dtype=np.float64)
@@ -273,7 +277,7 @@ def _numbers(name: str, values: Any, completion: Completion) -> np.ndarray:
 
 def _number(name: str, value: Any, completion: Completion) -> float:
     """Return a number (int, float, bool, numpy scalar, tensor without dimensions) as a float."""
-    where = f"reward '{name}' returned {_shown(value)} for prompt '{completion.prompt.id}'"
+    where = f"reward '{name}' returned {_shown(value)} for {_named(completion.prompt)}"
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if not isinstance(value, Real):

@@ -32,12 +32,13 @@ def answer(
     finish: FinishReason = "stop",
     chat: bool = False,
     alternatives: tuple[str, ...] = (),
+    position: str = "",
 ) -> Completion:
     """Return a completion of the prompt ``id`` with a reference."""
     metadata = {} if keywords is None else {"keywords": keywords}
     messages = (Message("user", prompt),) if chat else ()
     return Completion(
-        Prompt(id, prompt, reference, metadata, messages, alternatives),
+        Prompt(id, prompt, reference, metadata, messages, alternatives, position),
         (0,),
         tokens,
         text,

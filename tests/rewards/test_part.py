@@ -69,6 +69,12 @@ def test_a_reward_that_raises_is_named_with_its_prompt() -> None:
     with pytest.raises(BurnishError, match=message) as caught:
         combine({mine: 1.0}).score([answer("a"), answer("", "", "What now?", id="p9")])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(BurnishError, match=r"on prompt 'p9' \(line 7 of the data\), sample 1 "):
+        combine({mine: 1.0}).score([answer("", "", "What now?", id="p9", position="line 7")])
+    with pytest.raises(
+        BurnishError, match=r"returned 'x' \(str\) for prompt 'p' \(line 7 of the data\): a reward must"
+    ):
+        combine({lambda text: text: 1.0}).score([answer("x", position="line 7")])
 
     def all_at_once(texts: list[str]) -> list[float]:
         if "" in texts:
