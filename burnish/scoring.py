@@ -24,7 +24,7 @@ def score(
     rewards: Rewards,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     prompt: str = "",
-    reference: str | None = None,
+    reference: str | Sequence[str] | None = None,
     model: str = "smollm2-135m",
     offline: bool = False,
     observer: Observer | None = None,
@@ -34,6 +34,7 @@ def score(
     Args:
         rewards: a reward's name or function, or several.
         options: reward -> its options, such as ``{"regex": {"pattern": "[0-9]+"}}``.
+        reference: the correct answer, or several: the best value counts, as in training.
         model: the reference model; it is loaded only if a reward needs one.
 
     Returns one dict per text: its ``text`` and its ``parts``, reward -> value. Raises InputError if a reward is unknown
@@ -46,8 +47,9 @@ def score(
             raise InputError(
                 f"options for '{name}'{nearest(name, names)}, which is not among the rewards; add it to the rewards"
             )
+    references = [reference] if isinstance(reference, str) else list(reference or ())
     for name in names:
-        _check_scorable(name, settings[name], texts, reference)
+        _check_scorable(name, settings[name], texts, references)
     policy = None
     if any("reference_policy" in REWARDS.get(name).arguments for name in names):
         from burnish.catalogue.convert import resolve_model
@@ -56,7 +58,7 @@ def score(
         with watching(observer) as watcher:
             source = resolve_model(model, offline=offline, observer=watcher)
             policy = load_model(source, offline=offline, observer=watcher)
-    shared = Prompt("prompt", prompt, reference)
+    shared = Prompt("prompt", prompt, references[0] if references else None, alternatives=tuple(references[1:]))
     prompt_ids = policy.encode_prompt(shared) if policy else ()
     completions = [
         Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
@@ -70,14 +72,14 @@ def score(
     ]
 
 
-def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], reference: str | None) -> None:
+def _check_scorable(name: str, options: Mapping[str, Any], texts: Sequence[str], references: Sequence[str]) -> None:
     entry = REWARDS.get(name)
     entry.check_options(options, beside=())
-    if entry.needs_reference(options) and not (reference and reference.strip()):
+    if entry.needs_reference(options) and not (references and all(map(str.strip, references))):
         raise InputError(f"'{name}' needs a reference; pass --reference TEXT or reference=...")
     if not entry.english_only(options):
         return
-    for number, text in enumerate([*texts, reference or ""], start=1):
+    for number, text in enumerate([*texts, *references], start=1):
         if mostly_han_or_kana(text):
             which = "the reference" if number > len(texts) else f"text {number}"
             raise InputError(f"'{name}' supports only English, but {which} is Chinese or Japanese; remove one of them")

@@ -61,7 +61,9 @@ def score(
         typer.Option("--set", metavar="REWARD.OPTION=VALUE", help="A reward option, such as regex.pattern='[0-9]+'."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="The prompt that each text continues.")] = "",
-    reference: Annotated[str | None, typer.Option(help="The reference answer.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="The reference answer; give it again for each further one.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The reference model, for rewards that need one.")] = "smollm2-135m",
     json: AsJson = False,
     offline: Offline = False,

@@ -28,6 +28,16 @@ def test_the_command_line_passes_options_on() -> None:
     assert found.stdout.split("\n")[:2] == ["regex 1  chrf 1  42", "regex 0  chrf 0  x"]
 
 
+def test_the_best_of_several_references_counts() -> None:
+    command = ["score", "Paris", "Rome", "--use", "exact", "--reference", "Lutetia", "--reference", "Paris"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and result.stdout == "exact 1  Paris\nexact 0  Rome\n"
+    rows = score(["Paris", "Lutetia"], rewards="exact", reference=["Lutetia", "Paris"])
+    assert [row["parts"] for row in rows] == [{"exact": 1.0}, {"exact": 1.0}]
+    with pytest.raises(InputError, match="'exact' needs a reference"):
+        score(["Paris"], rewards="exact", reference=["Paris", " "])
+
+
 def test_a_chinese_text_from_the_command_line() -> None:
     command = ["score", "今天天气很好。", "--use", "readability", "--set", "readability.form=grade", "--json"]
     result = CliRunner().invoke(app, command)
