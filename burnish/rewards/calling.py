@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import inspect
 import os
+import stat
 import sys
 import threading
 import traceback
@@ -16,7 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import BurnishError, one_line
+from burnish.errors import BurnishError, InputError, one_line
 
 PRINTED = "rewards.log"
 """File of a run folder with what reward functions print."""
@@ -96,14 +97,25 @@ def _printing_aside() -> Iterator[None]:
         return
     try:
         with (
-            path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
+            open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1, opener=_own_file) as file,
             redirect_stdout(file), redirect_stderr(file), _descriptor_aside(file.fileno()),
         ):  # fmt: skip
             yield
     finally:
         with suppress(OSError):
-            if path.stat().st_size == 0:
+            if path.lstat().st_size == 0:
                 path.unlink()
+
+
+def _own_file(path: str, flags: int) -> int:
+    """Open a regular file of the run folder, which may have been copied from elsewhere, for appending.
+
+    Raises InputError if it is a link, which would lead out of the folder, or another kind of file.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise InputError(f"{path} is not a regular file, so what rewards print cannot go there: remove it")
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, InputError
 from burnish.rewards.calling import outcomes, printing_to
 
 
@@ -36,6 +36,18 @@ def test_in_a_run_it_goes_to_the_folder(tmp_path: Path, capfd: pytest.CaptureFix
     print("afterwards")
     os.system("echo and programs")
     assert capfd.readouterr().out.split("\n")[:2] in (["afterwards", "and programs"], ["and programs", "afterwards"])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="POSIX only")
+@pytest.mark.parametrize("make", [lambda log, other: log.symlink_to(other), lambda log, other: os.mkfifo(log)])
+def test_nothing_is_printed_through_a_link_or_a_pipe(tmp_path: Path, make) -> None:
+    (tmp_path / "run").mkdir()
+    other = tmp_path / "other"
+    other.write_text("kept")
+    make(tmp_path / "run" / "rewards.log", other)
+    with printing_to(tmp_path / "run"), pytest.raises(InputError, match=r"rewards\.log is not a regular file"):
+        outcomes([noisy], None, stop_early=True)
+    assert other.read_text() == "kept"
 
 
 def test_an_error_of_burnish_passes_and_later_calls_are_not_made() -> None:
