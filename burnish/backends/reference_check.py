@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
 from burnish.recipe.schema import Recipe
+from burnish.rewards.forms import Context
+from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS, RewardFunction
 from burnish.types import Completion, Prompt
 
@@ -52,12 +54,10 @@ def _check_reward(
     for form in FORMS:
         left = []
         for prompt in wrong:
-            try:
-                if not _accepts(reward, options, prompt, form.format(prompt.reference)):
-                    left.append(prompt)
-            except InputError as error:  # the reference is of another kind
+            accepted, problem = _accepts(reward, options, prompt, form.format(prompt.reference))
+            if not accepted:
                 left.append(prompt)
-                reason = reason or str(error)
+                reason = reason or problem
         wrong = left
         if len(wrong) <= MOST_WRONG * len(single):
             break
@@ -81,7 +81,7 @@ def _constants(
     for constant, count in common if len(common) > 1 else ():
         if count == 1:
             break
-        right = sum(_accepts(reward, options, prompt, form.format(constant)) for prompt in prompts)
+        right = sum(_accepts(reward, options, prompt, form.format(constant))[0] for prompt in prompts)
         if right >= WORTH_SAYING * len(prompts):
             warnings.append(
                 f"{where}: the answer {constant!r:.60} is right for {right / len(prompts):.0%} of the prompts, so a "
@@ -90,6 +90,11 @@ def _constants(
     return warnings
 
 
-def _accepts(reward: RewardFunction, options: Mapping[str, Any], prompt: Prompt, text: str) -> bool:
-    (value,) = reward([Completion(prompt, (), (), text, (), "stop")], **options)
-    return isinstance(value, int | float) and value >= 1 - 1e-9
+def _accepts(reward: RewardFunction, options: Mapping[str, Any], prompt: Prompt, text: str) -> tuple[bool, str]:
+    """Return whether the reward is 1 for a text, and why it has no value: its error, as for a reference that is odd."""
+    part = Part(reward.name, reward, options=options)
+    try:
+        (value,), _ = part.values([Completion(prompt, (), (), text, (), "stop")], Context())
+    except BurnishError as error:
+        return False, str(error)
+    return bool(value >= 1 - 1e-9), ""

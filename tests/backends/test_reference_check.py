@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from burnish.backends.reference_check import check_answers
 from burnish.errors import InputError
+from burnish.rewards.registry import REWARDS, reward
 from burnish.types import Prompt
 from tests.fakes import RecordingObserver, toy_recipe
 
@@ -70,6 +73,36 @@ def test_the_commonest_answer_is_named() -> None:
     )
     assert check({"use": "numeric"}, *["1"] * 18) == [], "there is only one answer"
     assert check({"use": "numeric"}, *map(str, range(30))) == []
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+    return reward(name="own", needs_reference=True, judges_answers=True)
+
+
+async def later(text: str, reference: str) -> float:
+    return float(text == reference)
+
+
+def single_precision(text: str, reference: str) -> np.float32:
+    return np.float32(text == reference)
+
+
+def scored(text: str, reference: str) -> dict[str, float]:
+    return {"score": float(text == reference)}
+
+
+@pytest.mark.parametrize("function", [later, single_precision, scored])
+def test_rewards_of_every_form_are_asked(own, function: Callable[..., Any]) -> None:
+    own(function)
+    assert check({"use": "own"}, "12", "7") == []
+
+
+def test_a_reward_that_raises_says_why(own) -> None:
+    own(lambda text, reference: 1 / 0)
+    with pytest.raises(InputError, match=r"no credit to 1 of 1 references .*reward 'own' raised ZeroDivisionError"):
+        check({"use": "own"}, "12")
 
 
 def test_metrics_are_asked_too() -> None:
