@@ -52,6 +52,10 @@ def collect_rewards(command: str) -> None:
     if not words:
         raise InputError("--script is empty: name the script that began the run, with its arguments")
     module, path = _module(words)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--script {command!r} cannot be read: {error}") from error
     arguments = words[2:] if words[0] == "-m" else words[1:]
     kept = sys.argv
     sys.argv = [str(path), *arguments]
@@ -61,11 +65,9 @@ def collect_rewards(command: str) -> None:
         sys.path.insert(0, str(path.parent))
     _executing = True
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except Collected:
         return
-    except OSError as error:
-        raise InputError(f"--script {command!r} cannot be read: {error}") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"--script {command!r} raised {type(error).__name__}: {error}") from error
     finally:

@@ -73,6 +73,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
         ("raise SystemExit('usage')", "raised SystemExit: usage"),
         ("x = 1", "does not call burnish.train"),
+        ("open('missing.csv')", "raised FileNotFoundError: .*missing.csv"),
         (None, "cannot be read"),
     ],
 )
