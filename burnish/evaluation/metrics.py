@@ -96,19 +96,27 @@ def _attempts(measurement: Measurement, unit: Sequence[int]) -> list[HeldOutMetr
     """Return avg@n and pass@k of the part that is 1 for a right answer, the mean over prompts; [] without one.
 
     pass@k is unbiased: 1 - C(n - c, k) / C(n, k) with c right answers of n (Chen et al. 2021, arXiv 2107.03374,
-    equation 1). A value of 1 up to rounding is right, any other is wrong.
+    equation 1). A value of 1 up to rounding is right, any other is wrong. Samples that the part does not apply to count
+    in neither, and pass@k leaves out prompts with fewer than k others.
     """
     name, samples = measurement.correct, measurement.samples
     if name is None or len({sample.prompt_id for sample in samples}) < 2:
         return []
-    values = [sample.parts[name] if name in sample.parts else sample.metrics[name] for sample in samples]
-    right = _pooled(np.array([[value >= 1 - 1e-9, 1.0] for value in values], dtype=np.float64), unit)
-    n = int(right[:, 1].max())
-    metrics = [_ratio(f"avg@{n}", "higher", right, mean_of_units)]
+    values = [sample.parts.get(name, sample.metrics.get(name)) for sample in samples]
+    rows = [[value is not None and value >= 1 - 1e-9, value is not None, 1.0] for value in values]
+    pooled = _pooled(np.array(rows, dtype=np.float64), unit)
+    right, n = pooled[:, :2], int(pooled[:, 2].max())
+    metrics = [_ratio(f"avg@{n}", "higher", right, mean_of_units)] if right[:, 1].any() else []
     for k in measurement.attempts:
-        solved = [1 - math.comb(int(count - c), k) / math.comb(int(count), k) for c, count in right]
-        metrics.append(_ratio(f"pass@{k}", "higher", np.array([solved, np.ones(len(solved))]).T, mean_of_units))
+        solved = [_solved(int(c), int(count), k) for c, count in right]
+        if any(counted for _, counted in solved):
+            metrics.append(_ratio(f"pass@{k}", "higher", np.array(solved), mean_of_units))
     return metrics
+
+
+def _solved(right: int, count: int, k: int) -> tuple[float, float]:
+    """Return a prompt's pass@k and its weight, which is 0 where fewer than k samples were judged."""
+    return (1 - math.comb(count - right, k) / math.comb(count, k), 1.0) if count >= k else (0.0, 0.0)
 
 
 def _ratio(name: str, better: Better | None, sums: Array, statistic: Statistic) -> HeldOutMetric[Array]:

@@ -63,6 +63,22 @@ def test_pass_at_k_by_hand():
     assert (row["n"], row["after"], row["better"]) == (3, pytest.approx(0.5), "higher")
 
 
+def test_pass_at_k_leaves_out_samples_that_the_part_does_not_apply_to():
+    answers = {"a": ["sat down", "x", "sat down", "x"], "b": ["x"] * 4, "c": ["knew why"] + ["x"] * 3}
+    measurement = measured(answers, samples=4, correct="exact", attempts=[1, 4])
+    # The last sample of "a", and all of "b".
+    samples = [
+        replace(one, parts={}) if one.prompt_id == "b" or (one.prompt_id, one.index) == ("a", 3) else one
+        for one in measurement.samples
+    ]
+    result = summary(replace(measurement, samples=tuple(samples)))
+    assert result["avg@4"] == pytest.approx(3 / 7)
+    assert result["pass@1"] == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert result["pass@4"] == 1.0  # only "c" has four
+    nothing = summary(replace(measurement, samples=tuple(replace(one, parts={}) for one in measurement.samples)))
+    assert not any("@" in name for name in nothing)
+
+
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
