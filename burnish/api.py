@@ -157,9 +157,12 @@ def _read_recipe(
     overrides: Sequence[str],
     changes: Mapping[str, Any],
 ) -> Recipe:
-    source = recipe.model_dump(mode="json", exclude_none=True) if isinstance(recipe, Recipe) else recipe
+    if isinstance(recipe, Recipe):
+        chosen = "learning_rate" in recipe.optimizer.model_fields_set
+        exclude = None if chosen else {"optimizer": {"learning_rate"}}
+        recipe = recipe.model_dump(mode="json", exclude_none=True, exclude=exclude)
     tables = [{"use": name, "weight": weight} for name, weight in rewards]
-    return load_recipe(source, overrides, changes={**changes, "reward": tables} if tables else changes)
+    return load_recipe(recipe, overrides, changes={**changes, "reward": tables} if tables else changes)
 
 
 def _registered_names(recipe: Recipe) -> list[tuple[Registry[Any], str]]:

@@ -242,14 +242,14 @@ class Job(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: CheckpointSection = CheckpointSection()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_learning_rate(cls, data: Any) -> Any:
-        policy = data.get("policy") if isinstance(data, dict) else None
-        optimizer = data.get("optimizer", {}) if isinstance(policy, dict) and policy.get("lora") is not None else None
-        if isinstance(optimizer, dict) and "learning_rate" not in optimizer:
-            return {**data, "optimizer": {**optimizer, "learning_rate": LORA_LEARNING_RATE}}
-        return data
+    @model_validator(mode="after")
+    def _choose_learning_rate(self) -> Job:
+        if self.policy.lora is not None and "learning_rate" not in self.optimizer.model_fields_set:
+            optimizer = self.optimizer.model_copy(update={"learning_rate": LORA_LEARNING_RATE})
+            # Still a default: it is chosen again if the policy changes.
+            optimizer.model_fields_set.discard("learning_rate")
+            object.__setattr__(self, "optimizer", optimizer)
+        return self
 
     @model_validator(mode="after")
     def _check_keep_best(self) -> Job:

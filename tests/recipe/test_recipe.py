@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.algorithms.presets import PRESETS
+from burnish.api import _read_recipe
 from burnish.errors import InputError
 from burnish.recipe.algorithm import resolve_preset
-from burnish.recipe.schema import Recipe, builtin_recipes, load_recipe
+from burnish.recipe.schema import PolicySection, Recipe, builtin_recipes, load_recipe
 
 SMALL: dict[str, Any] = {"name": "small", "reward": [{"use": "exact"}], "task": {"use": "toy"}}
 
@@ -335,3 +336,16 @@ def test_lora_has_a_default_learning_rate_of_its_own():
     assert recipe.optimizer.learning_rate == 1e-4
     assert load_recipe(full, [*lora, "optimizer.learning_rate=3e-4"]).optimizer.learning_rate == 3e-4
     assert load_recipe(tomllib.loads(recipe.toml())).optimizer.learning_rate == 1e-4
+
+
+def test_the_learning_rate_of_a_recipe_object_follows_its_policy():
+    full = Recipe(name="full", reward=[{"use": "exact"}])
+    assert (
+        Recipe(name="lora", policy=PolicySection(lora={"rank": 4}), reward=full.reward).optimizer.learning_rate == 1e-4
+    )
+    lora = _read_recipe(full, (), (), {"policy": {"lora": {"rank": 4}}})
+    assert (full.optimizer.learning_rate, lora.optimizer.learning_rate) == (1e-5, 1e-4)
+    assert _read_recipe(lora, (), (), {"policy": {}}).optimizer.learning_rate == 1e-5
+    assert _read_recipe(lora, (), ["optimizer.learning_rate=2e-4"], {}).optimizer.learning_rate == 2e-4
+    chosen = Recipe(name="chosen", reward=full.reward, optimizer={"learning_rate": 1e-5})
+    assert _read_recipe(chosen, (), (), {"policy": {"lora": {"rank": 4}}}).optimizer.learning_rate == 1e-5
