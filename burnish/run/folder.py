@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from burnish.catalogue.convert import START as START
+from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
 from burnish.system.files import explained, new_folder, sync_file, write_json, write_text
@@ -35,6 +36,10 @@ BEST_MODEL = "model_best"
 """The link to the model that ``checkpoint.keep_best`` keeps."""
 INPUTS = "inputs.json"
 """Fingerprints of the files that the run reads."""
+EARLY_FILES = (BROKEN_ROWS, CHAT_TEMPLATE, INPUTS, ROWS, HELD_OUT_ROWS)
+"""Files that may be written before training begins."""
+OWN_NAMES = ("environment.json", START, *EARLY_FILES, *LINES)
+"""Names that only a run may have written: a file found there would be read, cut or deleted as the run's own."""
 TIMINGS = ("time/", "tokens_per_second", "memory/")
 """Prefixes of the metrics that may differ between two runs of one recipe and seed."""
 
@@ -89,16 +94,27 @@ class Run:
         environment: Mapping[str, Any] | None = None,
         *,
         verb: str = "train",
+        files: Mapping[str, str] | None = None,
     ) -> Run:
-        """Create a run folder. Raises InputError if it already holds a run, BurnishError if it cannot be made."""
+        """Create a run folder; ``files`` are further files of it, name -> content.
+
+        Raises InputError if it already holds a run, or a file that would be taken for one of the run, and BurnishError if
+        it cannot be made.
+        """
         path = folder or cls.unused_folder(recipe)
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
+        if foreign := [name for name in OWN_NAMES if (path / name).exists()]:
+            raise InputError(
+                f"{path / foreign[0]} is not of a run, but has the name of a run's: choose another --run-dir"
+            )
         with explained(f"cannot make the run folder {path}"):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (path / "evaluation").mkdir(exist_ok=True)
             run = cls(path, verb)
             write_json(path / "environment.json", environment or {})
+            for name, text in (files or {}).items():
+                write_text(path / name, text)
             # The recipe comes last: a folder with a recipe is a run.
             write_text(path / "recipe.toml", recipe.toml())
         return run
@@ -244,7 +260,7 @@ class Run:
         """Delete what ``create`` made, for a run that never began; other files in the folder stay."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", ".lock", BROKEN_ROWS, CHAT_TEMPLATE, INPUTS):
+            for name in ("recipe.toml", "environment.json", ".lock", *EARLY_FILES):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):

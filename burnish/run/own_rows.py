@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from burnish.data.objects import HELD_OUT_ROWS, ROWS, rows_as_files
 from burnish.recipe.schema import Job, Recipe
 from burnish.run.folder import Run
-from burnish.system.files import explained, write_text
 
 J = TypeVar("J", bound=Job)
 
@@ -24,14 +23,9 @@ def create_with_rows(recipe: Job, rows: Any, run: dict[str, Any]) -> Run:
     """
     files = rows_as_files(rows)
     folder = run["folder"] or Run.unused_folder(recipe)
-    if not (folder / "recipe.toml").exists():
-        with explained(f"cannot make the run folder {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
-                write_text(folder / name, text)
     paths = {"path": ROWS, "held_out": HELD_OUT_ROWS}
     options = {key: str((folder / name).absolute()) for key, name in paths.items() if name in files}
-    return Run.create(_with_options(recipe, options), **{**run, "folder": folder})
+    return Run.create(_with_options(recipe, options), **{**run, "folder": folder, "files": files})
 
 
 def with_own_rows(run: Run, recipe: J) -> J:
