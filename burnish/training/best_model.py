@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +20,14 @@ class BestModel:
 
     Args:
         key: "held_out/<metric>"; None keeps none.
+        skips_alarms: whether a measurement that set off an alarm cannot be the best.
     """
 
-    def __init__(self, key: str | None, run: Run, checkpointer: Checkpointer) -> None:
+    def __init__(self, key: str | None, run: Run, checkpointer: Checkpointer, *, skips_alarms: bool = False) -> None:
         self.metric = None if key is None else key.removeprefix(PREFIX)
         self.run, self.checkpointer = run, checkpointer
-        self._sign = 1.0
-        checkpointer.spared.append(self._best_step)
+        self._sign, self._skips_alarms = 1.0, skips_alarms
+        checkpointer.spared += [self._best_step, self._linked_step]
 
     def begin(self, directions: Mapping[str, str | None]) -> None:
         """Take the metrics of the measurement before training. Raises InputError if the best one cannot be told."""
@@ -51,8 +54,8 @@ class BestModel:
         """
         if self.metric is None:
             return ""
-        best = self._best_step()
-        if best is None or self._sign * summary[self.metric] > self._sign * self._rows()[best]:
+        best, last = self._best_step(), summary.get(self.metric)
+        if best is None or (last is not None and self._sign * last > self._sign * self._rows()[best]):
             best = step
         self._link(best)
         return f"{self.run.folder / BEST_MODEL} is the best measured model by {PREFIX}{self.metric}, of step {best}"
@@ -66,7 +69,14 @@ class BestModel:
         """Return step -> metric of the measurements during training; {} if no model is kept."""
         if (metric := self.metric) is None:
             return {}
-        return {row["step"]: row[metric] for row in self.run.rows("held_out.jsonl") if metric in row}
+        rows = [row for row in self.run.rows("held_out.jsonl") if metric in row]
+        return {row["step"]: row[metric] for row in rows if not (self._skips_alarms and row.get("alarms"))}
+
+    def _linked_step(self) -> int | None:
+        """Return the step whose model is linked: after ``--extend`` it may have no row, as its run's last step."""
+        link = self.run.folder / BEST_MODEL
+        match = re.fullmatch(r"checkpoints/step-(\d+)/model", os.readlink(link)) if link.is_symlink() else None
+        return int(match[1]) if match else None
 
     def _link(self, step: int) -> None:
         for checkpoint in self.run.checkpoints():
