@@ -110,7 +110,8 @@ def train(
     settings = [*overrides, *rows_overrides("task", rows)]
 
     def read(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        return resolve_recipe_paths(_read_recipe(source, named, settings, changes)).resolved()
+        given = named if resume is None else ()  # a resumed run keeps its own
+        return resolve_recipe_paths(_read_recipe(source, given, settings, changes)).resolved()
 
     return work_in_run(
         lambda: create_or_open_run(

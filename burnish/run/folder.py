@@ -74,6 +74,8 @@ class Run:
         self.verb = verb
         self.resume_with = ""
         """Command that resumes the run, if it takes more than the folder."""
+        self._recipe_before: str | None = None
+        """Content of recipe.toml before an extension that may be undone."""
         self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -241,6 +243,19 @@ class Run:
             if checkpoint:
                 # The run may have been killed after writing the checkpoint and before linking its model.
                 self._point_model_at(checkpoint)
+
+    def extend(self, recipe: Job) -> None:
+        """Replace the recipe by a longer one, for good once training goes on (``keep_extension``)."""
+        self._recipe_before = (self.folder / "recipe.toml").read_text(encoding="utf-8")
+        self.put("recipe.toml", recipe.toml())
+
+    def keep_extension(self) -> None:
+        self._recipe_before = None
+
+    def undo_extension(self) -> None:
+        """Restore the recipe before an extension, unless training has gone on: a second try would extend it again."""
+        if self._recipe_before is not None:
+            self.put("recipe.toml", self._recipe_before)
 
     def put(self, name: str, text: str) -> None:
         """Write a file of the folder atomically. Raise BurnishError if that fails."""

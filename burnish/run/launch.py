@@ -52,6 +52,9 @@ def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer:
         except KeyboardInterrupt as stopped:
             # Before the first step, during the report, or a second Ctrl-C during a checkpoint.
             raise Interrupted(f"stopped; resume with: {run.resume_command}", stopped) from None
+        except Exception:
+            run.undo_extension()
+            raise
         finally:
             observer.finish()
             run.close()
@@ -111,7 +114,7 @@ def extend_run(run: Run, recipe: Job, steps: int) -> None:
             f"--extend: a guard ended {run.folder}; start a new run from its model, or without guards.stop"
         )
     longer = recipe.model_copy(update={"steps": recipe.steps + steps})
-    run.put("recipe.toml", type(recipe).model_validate(longer.model_dump()).toml())
+    run.extend(type(recipe).model_validate(longer.model_dump()))
 
 
 @contextmanager

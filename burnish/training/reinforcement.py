@@ -96,6 +96,7 @@ class RewardGuards(RunGuards[Measurement]):
     def begin(self, before: Measurement) -> bool:
         self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
         self._history = list(self.run.rows("metrics.jsonl"))
+        self._forget_evaluation()
         if self.can_stop and self.evaluator.learner.step == 0:
             # The model that is kept if nothing better comes before an alarm.
             self.checkpointer.save()
@@ -181,6 +182,15 @@ class RewardGuards(RunGuards[Measurement]):
             raise InputError(f"{path}, which the guards kept, is missing: start a new run")
         self.checkpointer.restore(kept)
         self.run.choose_model(kept)
+
+    def _forget_evaluation(self) -> None:
+        """Drop the warnings about the evaluation of a run that was extended: another evaluation follows."""
+        rows = self.run.rows("warnings.jsonl")
+        if self.evaluator.learner.step < self.recipe.steps and self._stop_row() is None:
+            kept = [row for row in rows if not str(row.get("kind")).startswith("evaluation ")]
+            if len(kept) < len(rows):
+                self.run.put("warnings.jsonl", "")
+                self.run.append("warnings.jsonl", kept)
 
     def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
         for number, text in enumerate(evaluation_alarms(evaluation, **self._limits())):

@@ -112,7 +112,7 @@ class Trainer(Generic[M]):
         self.recipe, self.learner, self.step, self.measure_every = recipe, learner, step, measure_every
         self.evaluator, self.checkpointer, self.run, self.observer = evaluator, checkpointer, run, observer
         self.guards: RunGuards[M] = guards or RunGuards()
-        self.best = BestModel(recipe.checkpoint.keep_best, run, checkpointer)
+        self.best = BestModel(recipe.checkpoint.keep_best, run, checkpointer, skips_alarms=self.guards.can_stop)
         self.logged = 0
         self._newest: tuple[int, M] | None = None
 
@@ -124,6 +124,7 @@ class Trainer(Generic[M]):
             BurnishError: a step failed; the folder holds everything up to it.
         """
         self.logged = self._resume()
+        self.run.keep_extension()
         try:
             with self.learner.interrupts:
                 before = self._measured("before")

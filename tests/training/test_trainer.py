@@ -12,7 +12,7 @@ import burnish.training.reinforcement
 import burnish.training.step
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
-from burnish.recipe.schema import RECIPES
+from burnish.recipe.schema import RECIPES, load_recipe
 from burnish.run.folder import comparable, read_lines
 from burnish.run.interrupts import Interrupted
 from tests.fakes import RecordingObserver
@@ -136,6 +136,83 @@ def test_what_would_not_be_the_long_run_is_not_extended(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--extend belongs to --resume"):
         toy(tmp_path / "new", extend=2)
     assert (tmp_path / "run" / "recipe.toml").read_text() == recipe and not (tmp_path / "new").exists()
+
+
+def other(text: str) -> float:
+    return float(len(text))
+
+
+def test_an_extension_that_does_not_begin_is_undone(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=2", rewards={breaks_at_the_seventh: 1.0})
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    with pytest.raises(InputError, match="a resumed run keeps its rewards"):
+        train(resume=tmp_path / "run", extend=2, rewards=other, observer=RecordingObserver())
+    assert (tmp_path / "run" / "recipe.toml").read_text() == recipe
+    done = train(resume=tmp_path / "run", extend=2, rewards=breaks_at_the_seventh, observer=RecordingObserver())
+    assert done.metrics[-1]["step"] == 4
+
+
+def test_an_extension_keeps_the_options_of_the_rewards(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=2", "reward.0.clip=[0.0, 0.5]")
+    done = train(resume=tmp_path / "run", extend=1, rewards="exact", observer=RecordingObserver())
+    assert load_recipe(done.run_dir / "recipe.toml").reward[0].clip == (0.0, 0.5)
+    assert done.metrics[-1]["reward/mean"] <= 0.5
+
+
+def test_the_evaluation_of_an_extended_run_is_warned_of_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        burnish.training.reinforcement,
+        "evaluation_alarms",
+        lambda evaluation, **_: [f"now {evaluation['reward']['after']:.6f}"],
+    )
+    options = ["evaluation.every=0", "optimizer.learning_rate=1.0"]
+    toy(tmp_path / "run", "steps=2", *options)
+    done = train(resume=tmp_path / "run", extend=2, observer=RecordingObserver())
+    rows = [row for row in done.run_dir.joinpath("warnings.jsonl").read_text().splitlines() if "evaluation 0" in row]
+    assert [json.loads(row)["step"] for row in rows] == [4]
+    assert f"now {done.evaluation['reward']['after']:.6f}" in rows[0]
+
+
+def test_the_best_model_of_an_extended_run_is_there_throughout(tmp_path: Path) -> None:
+    options = ["evaluation.every=4", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=held_out/reward"]
+    toy(tmp_path / "run", "steps=5", "optimizer.learning_rate=0.3", *options, rewards=other)
+    best = tmp_path / "run" / "model_best"
+    assert best.resolve().parent.name == "step-5"  # no row of held_out.jsonl is of the last step
+    there = []
+
+    class Observer(RecordingObserver):
+        def step(self, metrics: Any) -> None:
+            there.append(best.exists())
+
+    train(resume=tmp_path / "run", extend=3, rewards=other, observer=Observer())
+    assert there == [True] * 3 and best.exists()
+
+
+def often(text: str) -> float | None:
+    return None if CALLS["count"] else float(text.count("我"))
+
+
+def test_the_best_model_by_a_metric_that_the_last_measurement_lacks(tmp_path: Path) -> None:
+    CALLS["count"] = 0
+
+    class Observer(RecordingObserver):
+        def step(self, metrics: Any) -> None:
+            CALLS["count"] += metrics["step"] == 4
+
+    options = ["steps=4", "evaluation.every=2", "checkpoint.keep_best=held_out/reward/often"]
+    done = toy(tmp_path / "run", *options, rewards={other: 1.0, often: 1.0}, observer=Observer())
+    assert (done.run_dir / "model_best").resolve().parent.name == "step-2"
+
+
+def test_a_measurement_with_an_alarm_is_not_the_best_where_alarms_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarm = {"gamed": "the reward rose, the text did not"}
+    monkeypatch.setattr(burnish.training.reinforcement, "guard_alarms", lambda evaluation, **_: alarm)
+    options = ["steps=4", "evaluation.every=2", "guards.stop=true", "checkpoint.keep_best=held_out/reward"]
+    done = toy(tmp_path / "run", *options, "optimizer.learning_rate=1.0")
+    assert (done.run_dir / "model").resolve() == (done.run_dir / "model_best").resolve()
+    assert (done.run_dir / "model").resolve().parent.name == "step-0"
 
 
 def test_an_earlier_warning_does_not_silence_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
