@@ -172,7 +172,8 @@ class RewardFunction:
 
     def takes_each_reference(self, completions: Sequence[Completion]) -> bool:
         """Whether the completions must be scored against each of their references in turn."""
-        by_reference = self.facts.needs_reference or any(name in self.arguments for name in ("reference", "references"))
+        readers = {"reference", "references", "ground_truth", "ground_truths"}
+        by_reference = self.facts.needs_reference or not readers.isdisjoint(self.arguments)
         several = any(completion.prompt.alternatives for completion in completions)
         return several and bool(by_reference) and not self.facts.several_references
 

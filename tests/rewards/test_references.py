@@ -54,6 +54,16 @@ def test_the_best_score_in_verls_form_counts() -> None:
     assert scores(graded) == [1.0, 0.0, 1.0, 0.0]
 
 
+def test_a_ground_truth_that_is_the_reference_is_each_of_them() -> None:
+    def compute_score(solution_str: str, ground_truth: str) -> float:
+        return float(solution_str == ground_truth)
+
+    def compute_scores(solution_strs: list[str], ground_truths: list[str]) -> list[float]:
+        return [float(text == truth) for text, truth in zip(solution_strs, ground_truths, strict=True)]
+
+    assert scores(compute_score) == scores(compute_scores) == [1.0, 0.0, 1.0, 0.0]
+
+
 def test_a_wrong_value_for_one_reference_is_refused() -> None:
     with pytest.raises(BurnishError, match="must be finite"):
         scores(_reciprocal)
