@@ -347,7 +347,7 @@ def _pause(headers: httpx.Headers) -> float:
         until = parsedate_to_datetime(wanted)
         now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
         return max(0.0, (until - now).total_seconds())
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
 
 

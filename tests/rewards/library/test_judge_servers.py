@@ -99,6 +99,12 @@ def test_a_date_is_a_pause(server: Server, tmp_path: Path, monkeypatch: pytest.M
     assert len(pauses) == 1 and 30 < pauses[0] <= 41
 
 
+def test_a_date_that_cannot_be_is_no_pause(server: Server, tmp_path: Path) -> None:
+    wanted = f"Mon, {10**20} Jan 2024 00:00:00 GMT"
+    server.script = [status(429, Retry_After=wanted), says("8")]
+    assert ask(server, tmp_path, samples("x")) == [0.8]
+
+
 def test_the_whole_conversation_is_shown(server: Server, tmp_path: Path) -> None:
     turns = (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", "Why?"))
     ask(server, tmp_path, [Completion(Prompt("p", "Why?", None, {}, turns), (), (), "x", (), "stop")])
