@@ -18,15 +18,15 @@ SHORT = "{} helps people every day."
 LONG = "That is a very interesting question about {}, and before I answer it, let me say a few words about myself."
 
 
-def said(role: str, text: str) -> dict[str, str]:
+def message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
 PAIRS = [
     {
-        "prompt": [said("system", "Answer in one sentence."), said("user", question.format(topic))],
-        "chosen": [said("assistant", SHORT.format(topic.capitalize()))],
-        "rejected": [said("assistant", LONG.format(topic))],
+        "prompt": [message("system", "Answer in one sentence."), message("user", question.format(topic))],
+        "chosen": [message("assistant", SHORT.format(topic.capitalize()))],
+        "rejected": [message("assistant", LONG.format(topic))],
     }
     for topic in TOPICS
     for question in QUESTIONS
