@@ -15,7 +15,7 @@ from burnish.types import Message, Prompt
 LISTED = 5
 """The most long prompts that a message lists."""
 _TEMPLATE_TOKENS = 256
-"""More tokens than a chat template writes around the messages of a prompt."""
+"""More tokens than most chat templates write around a message; a longer template is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,10 @@ def fit_prompts(rule: LongPrompts, model: CausalModel, prompts: Sequence[Prompt]
     def fits(prompt: Prompt) -> bool:
         return len(model.encode_prompt(prompt)) <= limit
 
+    shortest = next((replace(one, text="a", messages=(Message("user", "a"),)) for one in prompts if one.messages), None)
+    around = max(_TEMPLATE_TOKENS, 0 if shortest is None else len(model.encode_prompt(shortest)))
     for prompt in prompts:
-        if _surely_fits(prompt, limit) or (size := len(model.encode_prompt(prompt))) <= limit:
+        if _surely_fits(prompt, limit, around) or (size := len(model.encode_prompt(prompt))) <= limit:
             fitting.append(prompt)
             continue
         long.append(RawRow(prompt.position or f"prompt '{prompt.id}'", None, f"its prompt has {size} tokens"))
@@ -132,9 +134,7 @@ def _cut_text(text: str, start: bool, make: Callable[[str], Prompt], fits: Calla
     return make(part) if part.strip() else None
 
 
-def _surely_fits(prompt: Prompt, limit: int) -> bool:
-    """Whether a prompt fits even with two tokens for each byte of its text."""
+def _surely_fits(prompt: Prompt, limit: int, around: int) -> bool:
+    """Whether a prompt fits even with two tokens for each byte of its text, and ``around`` for each message."""
     texts = [message.content + message.reasoning + message.extra for message in prompt.messages] or [prompt.text]
-    return (
-        2 * sum(len(text.encode("utf-8", "replace")) for text in texts) + _TEMPLATE_TOKENS * (1 + len(texts)) <= limit
-    )
+    return 2 * sum(len(text.encode("utf-8", "replace")) for text in texts) + around * (1 + len(texts)) <= limit

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from burnish.backends.prompt_lengths import check_lengths, cut_prompt
+from burnish.backends.prompt_lengths import LongPrompts, check_lengths, cut_prompt, fit_prompts
 from burnish.errors import InputError
+from burnish.policies.chat_template import ChatSettings
 from burnish.policies.loading import load_model
 from burnish.recipe.schema import load_recipe
 from burnish.types import Message, Prompt
@@ -48,6 +49,13 @@ def test_a_long_prompt_is_refused_by_its_line(model) -> None:
         fit(model, "refuse", 40, SHORT, LONG)
     kept, rows, _ = fit(model, "refuse", 250, SHORT, LONG)
     assert kept == [SHORT, LONG] and rows == []
+
+
+def test_the_text_of_a_long_template_counts(tiny_chat) -> None:
+    template = "{{ 'an instruction ' * 900 }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model = load_model(tiny_chat, chat=ChatSettings(template))
+    kept, (row,) = fit_prompts(LongPrompts(900, "", "drop"), model, [SHORT])
+    assert kept == [] and row.reason == f"its prompt has {size(model, SHORT)} tokens"
 
 
 def test_it_is_left_out_or_cut(model) -> None:
