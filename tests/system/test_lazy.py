@@ -39,6 +39,51 @@ def test_a_package_is_loaded_at_its_first_use(tmp_path: Path) -> None:
         assert run_python(code.format(use=use), tmp_path) == expected, use
 
 
+def test_threads_wait_for_the_one_that_loads(tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "__init__.py").write_text("import time\ntime.sleep(0.2)\nvalue = 1\n")
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        from burnish.system.lazy import postpone_import
+        postpone_import("slow")
+        import slow
+        def by_name(_):
+            from slow import value
+            return value
+        with ThreadPoolExecutor(4) as threads:
+            print(*threads.map({use}, range(4)))
+    """
+    for use in ("lambda _: slow.value", "by_name"):
+        assert run_python(code.format(use=use), tmp_path) == "1 1 1 1\n", use
+
+
+def test_a_package_that_fails_reports_its_cause_each_time(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("raise OSError('a library is missing')\n")
+    code = """
+        from burnish.system.lazy import postpone_import
+        postpone_import("broken")
+        import broken
+        for _ in range(2):
+            try:
+                broken.value
+            except OSError as error:
+                print(error)
+    """
+    assert run_python(code, tmp_path) == "a library is missing\n" * 2
+
+
+def test_a_package_that_is_not_loaded_is_pickled_by_name(tmp_path: Path) -> None:
+    code = """
+        import pickle
+        from burnish.system.lazy import postpone_import
+        postpone_import("wave")
+        import wave
+        print(pickle.loads(pickle.dumps(wave)) is wave)
+    """
+    assert run_python(code, tmp_path) == "True\n"
+
+
 def test_a_package_that_is_missing_or_loaded_is_left_alone(tmp_path: Path) -> None:
     code = """
         import sys
