@@ -17,7 +17,7 @@ from burnish.policies.adapters import restore_adapter
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
-from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout, max_text_tokens
+from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout, max_text_tokens, name_limit
 from burnish.policies.kernels.mixed_precision import compute_dtype, enable_mixed_precision
 from burnish.policies.kernels.packing import (
     Layout,
@@ -113,7 +113,8 @@ class CausalModel(ModelText):
         longest = max(len(completion.prompt_ids) + len(completion.token_ids) for completion in completions)
         if self.max_positions is not None and longest > self.max_positions:
             raise InputError(
-                f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions: shorten it"
+                f"a text of {longest} tokens does not fit into the model's {self.max_positions} positions"
+                f"{name_limit(self.model.config.get_text_config())}: shorten it"
             )
         head = get_linear_head(self.model)
         early = early_ends(

@@ -28,6 +28,8 @@ LARGE_LOGIT = 100.0
 """Logits at which a head's non-linearity shows: soft caps of models are 15 to 50."""
 SHORT, LONG = 12, 256
 """Tokens of the longest probe text: more than any window of the configuration that is shorter than ``LONG``."""
+SPARSE = ("index_topk", "keep_window_size")
+"""Configuration keys for the keys that sparse attention selects."""
 WINDOWS = ("window", "chunk", "topk", "block", "local")
 """Parts of the names of configuration values that limit attention to some of a text's tokens."""
 
@@ -53,10 +55,22 @@ def max_text_tokens(config: Any) -> int | None:
     It is the model's positions, or what sparse attention sees as a whole: beyond that, ties among the scores of its keys
     are broken by the text's length, so that logits depend on the text that follows.
     """
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "keep_window_size")]
-    if isinstance(selected := getattr(config, "index_topk", None), int):
-        limits.append(selected * (getattr(config, "compress_rates", None) or {}).get("compressed_sparse_attention", 1))
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    return min(_limits(config).values(), default=None)
+
+
+def name_limit(config: Any) -> str:
+    """Return the sparse attention's key that limits a text, in parentheses for a message; "" if positions do."""
+    limits = _limits(config)
+    key = min(limits, key=limits.__getitem__, default="")
+    return f" ({key} of its sparse attention)" if key in SPARSE else ""
+
+
+def _limits(config: Any) -> dict[str, int]:
+    limits = {name: getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", *SPARSE)}
+    if isinstance(selected := limits["index_topk"], int):
+        rates = getattr(config, "compress_rates", None) or {}
+        limits["index_topk"] = selected * rates.get("compressed_sparse_attention", 1)
+    return {name: limit for name, limit in limits.items() if isinstance(limit, int) and limit > 0}
 
 
 def probe_texts(model: Any) -> list[Completion]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.tiny_models import tiny_model
-from burnish.policies.kernels.layout_probe import choose_layout, max_text_tokens
+from burnish.policies.kernels.layout_probe import choose_layout, max_text_tokens, name_limit
 from burnish.policies.kernels.packing import packed_states
 
 
@@ -23,6 +23,19 @@ from burnish.policies.kernels.packing import packed_states
 )
 def test_a_text_is_no_longer_than_sparse_attention_sees_whole(settings, limit):
     assert max_text_tokens(SimpleNamespace(**settings)) == limit
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, ""),
+        ({"max_position_embeddings": 2048, "index_topk": 2048}, ""),
+        ({"max_position_embeddings": 4096, "index_topk": 2048}, " (index_topk of its sparse attention)"),
+        ({"max_position_embeddings": 4096, "keep_window_size": 2048}, " (keep_window_size of its sparse attention)"),
+    ],
+)
+def test_the_key_that_limits_a_text_is_named(settings, name):
+    assert name_limit(SimpleNamespace(**settings)) == name
 
 
 @pytest.mark.slow
