@@ -33,13 +33,15 @@ class LongPrompts:
     choice: str
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, model: CausalModel) -> LongPrompts:
-        """Return the recipe's limit, or what the model's positions leave beside ``sampling.max_new_tokens``."""
+    def of_recipe(cls, recipe: Recipe, model: CausalModel, *, held_out: bool = False) -> LongPrompts:
+        """Return the recipe's limit for a side, or what the model's positions leave beside the new tokens."""
         own, positions = recipe.task.max_prompt_tokens, model.max_positions
-        room = None if positions is None else positions - recipe.sampling.max_new_tokens
+        new = recipe.held_out_sampling.max_new_tokens if held_out else recipe.sampling.max_new_tokens
+        section = "evaluation.sampling" if new != recipe.sampling.max_new_tokens else "sampling"
+        room = None if positions is None else positions - new
         if own is not None and (room is None or own <= room):
             return cls(own, f"task.max_prompt_tokens = {own}", recipe.task.long_prompts)
-        key = f"{positions} positions of the model less sampling.max_new_tokens = {recipe.sampling.max_new_tokens}"
+        key = f"{positions} positions of the model less {section}.max_new_tokens = {new}"
         return cls(room, key, recipe.task.long_prompts)
 
 
@@ -76,8 +78,11 @@ def check_lengths(
     Raises:
         InputError: a prompt is too long and ``task.long_prompts`` is "refuse", or no prompt is left on a side.
     """
-    rule = LongPrompts.of_recipe(recipe, model)
-    (kept, long), (kept_held_out, more) = (fit_prompts(rule, model, side) for side in (train, held_out))
+    rule, rule_held_out = (LongPrompts.of_recipe(recipe, model, held_out=side) for side in (False, True))
+    kept, long = fit_prompts(rule, model, train)
+    kept_held_out, more = fit_prompts(rule_held_out, model, held_out)
+    broken = [one for one, rows in ((rule, long), (rule_held_out, more)) if rows]
+    limits = " and ".join(dict.fromkeys(f"{one.limit} tokens ({one.key})" for one in broken))
     long += more
     if not long:
         return kept, kept_held_out, []
@@ -85,7 +90,7 @@ def check_lengths(
         "; ..." if len(long) > LISTED else ""
     )
     total = len(train) + len(held_out)
-    summary = f"{len(long)} of {total} prompts are longer than {rule.limit} tokens ({rule.key}): {listed}"
+    summary = f"{len(long)} of {total} prompts are longer than {limits}: {listed}"
     if rule.choice == "refuse":
         raise InputError(f'{summary}; set task.long_prompts to "drop", "cut_start" or "cut_end", or shorten them')
     lost = total - len(kept) - len(kept_held_out)

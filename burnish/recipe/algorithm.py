@@ -135,6 +135,10 @@ def check_algorithm(section: Algorithm, prompts: int, group: int) -> None:
             f"algorithm.refills = {section.refills}: '{name}' does not compare the samples of one prompt, so it can "
             "learn from groups of equal rewards; remove refills"
         )
+    if section.mask_truncated and preset.paired:
+        raise InputError(
+            f"algorithm.mask_truncated: '{name}' trains on pairs of samples, of which it would leave out one; remove it"
+        )
     if section.kl.horizon is not None and section.kl.horizon < prompts * group:
         raise InputError(
             f"algorithm.kl.horizon = {section.kl.horizon:g}: one step alone has {prompts * group} samples; "

@@ -106,10 +106,9 @@ class Run:
         path = folder or cls.unused_folder(recipe)
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
-        if foreign := [name for name in OWN_NAMES if (path / name).exists()]:
-            raise InputError(
-                f"{path / foreign[0]} is not of a run, but has the name of a run's: choose another --run-dir"
-            )
+        named = [one for name in OWN_NAMES if (one := path / name).exists()]
+        if foreign := [*named, *(path / "checkpoints").glob("*")]:
+            raise InputError(f"{foreign[0]} is not of a run, but has the name of a run's: choose another --run-dir")
         with explained(f"cannot make the run folder {path}"):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (path / "evaluation").mkdir(exist_ok=True)

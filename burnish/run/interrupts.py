@@ -38,7 +38,8 @@ class Interrupts:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: the earlier handler is not of Python, and cannot be set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def hold(self) -> None:
         """Delay both signals until ``release``."""

@@ -83,3 +83,13 @@ def test_a_limit_that_leaves_nothing_is_refused(model) -> None:
     with pytest.raises(InputError, match="no training prompt is left: raise the limit"):
         recipe = load_recipe("toy", ["task.max_prompt_tokens=40", "task.long_prompts=drop"])
         check_lengths(recipe, model, [LONG], [SHORT], None)
+
+
+def test_held_out_prompts_leave_room_for_their_own_length(model) -> None:
+    positions = model.max_positions
+    length = positions - size(model, SHORT) + 1
+    recipe = load_recipe("toy", [f"evaluation.sampling.max_new_tokens={length}"])
+    with pytest.raises(InputError, match=rf"less evaluation\.sampling\.max_new_tokens = {length}\): line 1"):
+        check_lengths(recipe, model, [SHORT], [SHORT], RecordingObserver())  # type: ignore[arg-type]
+    fitting = load_recipe("toy", [f"evaluation.sampling.max_new_tokens={length - 1}"])
+    assert check_lengths(fitting, model, [SHORT], [SHORT], RecordingObserver())[2] == []  # type: ignore[arg-type]

@@ -349,3 +349,8 @@ def test_the_learning_rate_of_a_recipe_object_follows_its_policy():
     assert _read_recipe(lora, (), ["optimizer.learning_rate=2e-4"], {}).optimizer.learning_rate == 2e-4
     chosen = Recipe(name="chosen", reward=full.reward, optimizer={"learning_rate": 1e-5})
     assert _read_recipe(chosen, (), (), {"policy": {"lora": {"rank": 4}}}).optimizer.learning_rate == 1e-5
+
+
+def test_pairs_are_not_masked():
+    with pytest.raises(InputError, match="mask_truncated: 'online_dpo' trains on pairs"):
+        load_recipe("toy", ["algorithm.use=online_dpo", "algorithm.mask_truncated=true"])

@@ -71,14 +71,15 @@ class TestCreate:
         assert not (tmp_path / "other").exists()
 
     def test_files_of_a_user_with_the_names_of_a_run_are_refused(self, tmp_path):
-        for name in ("chat_template.jinja", "start/notes.txt", "rows.jsonl", "metrics.jsonl", "environment.json"):
+        for name in ("chat_template.jinja", "start/notes.txt", "rows.jsonl", "metrics.jsonl", "environment.json",
+                     "checkpoints/step-1/state.json"):  # fmt: skip
             mine = tmp_path / name.replace("/", "-") / name
             mine.parent.mkdir(parents=True)
             mine.write_text("mine")
             folder = tmp_path / name.replace("/", "-")
             with pytest.raises(InputError, match="choose another --run-dir"):
                 Run.create(RECIPE, folder)
-            assert mine.read_text() == "mine" and len(names(folder)) == 1
+            assert mine.read_text() == "mine" and len(list(folder.iterdir())) == 1
 
     def test_discard_deletes_the_rows_of_a_call(self, tmp_path):
         run = Run.create(RECIPE, tmp_path / "run", files={"rows.jsonl": "{}", "rows_held_out.jsonl": "{}"})

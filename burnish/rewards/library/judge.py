@@ -186,8 +186,7 @@ def judge(
     Args:
         url, model: the address without ``/chat/completions``, and the model's name there, which is required.
         key_env: name of the environment variable with the key; empty sends none.
-        template: the question, with {prompt}, {reference}, {text}, {low}, {high} and {criteria}. Several references are
-            shown with "---" on a line between them.
+        template: the question, with {prompt}, {reference} (several with "---" between), {text}, {low}, {high}, {criteria}.
         criteria: criterion -> weight: one question rates all of them, as JSON, and the reward is their weighted mean.
         pairwise: ask which is better, the text or the (first) reference, in both orders: 1, 0, or 0.5 for a tie or a
             contradiction.
@@ -198,7 +197,7 @@ def judge(
         calls, tokens: caps per process, address and model; tokens as the server counts them, else characters / 3.
         answer_tokens: longest answer; raise it, with ``strict = false``, for models that think aloud.
         parallel: questions in flight at once.
-        cache: the SQLite file; empty is judge.sqlite in burnish's home folder.
+        cache: the SQLite file; empty is judge.sqlite in burnish's home.
 
     Raises BurnishError if there is no answer, or a cap is reached.
 
