@@ -1,7 +1,8 @@
-"""The verb ``check``: a model against a plain forward pass of transformers, or data as a model will see it."""
+"""The verbs ``check``, for a model or data, and ``init``, which drafts a recipe from data."""
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from burnish.cli.options import AsJson, Offline, escape, print_json
 from burnish.data.files import is_data
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
 
@@ -73,6 +74,7 @@ def check(
 def show_data(subject: str, model: str, rows: int, settings: list[str], *, json: bool, offline: bool) -> None:
     """Print what the verbs that train would read of some data."""
     from burnish.catalogue.convert import resolve_model
+    from burnish.drafting.recipe import guess_fields
     from burnish.policies.loading import load_model
     from burnish.recipe.reading import read_override
     from burnish.reports.terminal.progress import make_observer
@@ -86,6 +88,8 @@ def show_data(subject: str, model: str, rows: int, settings: list[str], *, json:
         key, value = read_override(setting)
         options[key.removeprefix("task.")] = value
     check_task_options(DataTask, options)
+    if not options.keys() & {"prompt", "template", "messages", "reference"}:
+        options |= guess_fields(options)
     source = resolve_model(model, offline=offline, observer=make_observer(quiet=json))
     readings = check_data(options, load_model(source, offline=offline), rows=rows, offline=offline)
     if json:
@@ -93,3 +97,36 @@ def show_data(subject: str, model: str, rows: int, settings: list[str], *, json:
         return
     for line in (line for reading in readings for line in reading.lines()):
         print(escape(line))
+
+
+@verbs.command()
+def init(
+    data: Annotated[str, typer.Argument(help="A file of data, a pattern of files, or datasets/OWNER/NAME of the hub.")],
+    prompt: Annotated[str, typer.Option(help="The column of the prompt, if it cannot be guessed.")] = "",
+    reference: Annotated[str, typer.Option(help="The column of the true answer, if it cannot be guessed.")] = "",
+    kind: Annotated[str, typer.Option(help="train, sft, prefer or reward-model; the columns decide if left out.")] = "",
+    model: Annotated[str, typer.Option(help="The model to train.")] = "smollm2-135m",
+    to: Annotated[Path | None, typer.Option(help="The file to write.  [default: the data's name with .toml]")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the data, such as delimiter=;")
+    ] = None,
+) -> None:
+    """Write a commented recipe for a file of data, guessed from its columns.
+
+    Prints the recipe's path and the next two commands; nothing is overwritten.
+    """
+    from burnish.drafting.recipe import draft_recipe
+    from burnish.recipe.reading import read_override
+    from burnish.system.files import explained
+
+    settings = dict(read_override(option) for option in options or [])
+    stem = Path(data.rstrip("/*")).name.partition(".")[0]
+    target = to or Path(f"{stem if stem.strip('*?[]') else 'mine'}.toml")
+    if target.exists():
+        raise InputError(f"{target} exists: name another file with --to, or delete it")
+    verb, text = draft_recipe(data, kind=kind, prompt=prompt, reference=reference, model=model, settings=settings)
+    with explained(f"cannot write {target}"), target.open("x", encoding="utf-8") as file:
+        file.write(text)
+    print(escape(str(target)))
+    command = f"burnish {verb} {shlex.quote(str(target))}"
+    print(f"next:\n  {command} --dry-run\n  {command}")

@@ -50,6 +50,15 @@ def test_rows_are_shown_with_what_is_learnt(folder: Path, tiny_chat: Path) -> No
     assert rows.first[0].position == "line 1" and rows.first[0].answers[0].startswith("yes")
 
 
+def test_the_columns_are_guessed(folder: Path, tiny_chat: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["check", "q.csv", "--model", str(tiny_chat), "--json", "--set", "held_out_percent=50"]
+    )
+    assert done.exit_code == 0, done.exception
+    (reading,) = json.loads(done.stdout)["readings"]
+    assert reading["counts"]["references"] == 3
+
+
 def recipe(folder: Path) -> Path:
     path = folder / "rec.toml"
     path.write_text('name = "x"\n[task]\nuse = "data"\npath = "q.csv"\nprompt = "question"\nmax_broken = 0.5\n'

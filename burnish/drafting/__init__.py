@@ -1,0 +1,1 @@
+"""Recipes drafted from the columns of a user's data."""

@@ -1,0 +1,354 @@
+"""Drafts of recipes from the columns of a user's data: ``burnish init``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from burnish.data.fields import field as get_field
+from burnish.data.fields import field_paths, has_field
+from burnish.data.origin import Origin
+from burnish.data.rows import (
+    Conversation,
+    ConversationPair,
+    LabelledCompletion,
+    LabelledConversation,
+    PreferencePair,
+    PromptCompletion,
+    TrainingRow,
+)  # fmt: skip
+from burnish.drafting.rewards import RewardGuess, estimated_tokens, guess_reward, share_tokens
+from burnish.errors import InputError
+from burnish.registry import nearest
+from burnish.supervised.data_rows import DataRows
+from burnish.tasks.data import DataTask
+from burnish.types import Prompt
+
+VERBS = ("train", "sft", "prefer", "reward-model")
+PROMPTS = (
+    "prompt", "question", "problem", "instruction", "query", "messages", "conversations", "conversation", "input",
+    "sentence", "text", "问题", "题目", "提示",
+)  # fmt: skip
+"""Fields that are taken for the prompt, the likeliest first; case does not matter."""
+ANSWERS = (
+    "reward_model.ground_truth", "reference", "ground_truth", "expected_answer", "final_answer", "correct_answer",
+    "answers.text", "answer.value", "answer", "answers", "answerkey", "tests", "test_list", "input_output", "target",
+    "gold", "solution", "response", "output", "completion", "translation", "summary", "label", "答案", "回答",
+)  # fmt: skip
+"""Fields that are taken for the reference, the likeliest first."""
+PREFERRED = (("chosen", "rejected"), ("preferred", "rejected"), ("chosen_response", "rejected_response"))
+CONTEXTS = ("context", "passage", "document", "article")
+OPTIONS = ("choices.text", "choices", "options")
+LOOKED_AT = 200
+"""Rows whose columns are compared."""
+HELD_OUT_WANTED = 50
+"""Held-out prompts that give an interval narrow enough to show an ordinary gain."""
+LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass
+class Table:
+    """A table of the recipe: its header, and key, value and comment of each line."""
+
+    header: str
+    lines: list[tuple[str, Any, str]] = field(default_factory=list)
+
+    def text(self) -> str:
+        pairs = [(_pair(key, value), comment) for key, value, comment in self.lines]
+        width = min(48, max(len(pair) for pair, comment in pairs))
+        written = [f"{pair:{width}}  # {comment}" if comment else pair for pair, comment in pairs]
+        return "\n".join([*([self.header] if self.header else []), *written]) + "\n"
+
+
+def _pair(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{key} = {{ {', '.join(_pair(*item) for item in value.items())} }}"
+    return tomli_w.dumps({key: value}).strip()
+
+
+def draft_recipe(
+    data: str, *, kind: str = "", prompt: str = "", reference: str = "", model: str = "smollm2-135m",
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """Return the verb and the text of a recipe for a file, a pattern of files, or ``datasets/OWNER/NAME`` of the hub.
+
+    Args:
+        kind: the verb, one of ``VERBS``; if empty, the columns decide.
+        prompt, reference: the fields of the prompt and of the true answer; if empty, they are guessed.
+        settings: options of the data, such as ``delimiter``.
+
+    Raises:
+        InputError: the data cannot be read, or a field cannot be guessed.
+    """
+    if kind and kind not in VERBS:
+        raise InputError(f"--kind {kind}{nearest(kind, VERBS)}: write one of {', '.join(VERBS)}")
+    hub = data.startswith("datasets/") and not Path(data).exists()
+    options = {"dataset" if hub else "path": data.removeprefix("datasets/") if hub else data, **(settings or {})}
+    rows = _first_rows(options)
+    for name in filter(None, (prompt, reference)):
+        try:
+            get_field(rows[0], name)
+        except ValueError as error:
+            raise InputError(f"{data}: {error}") from error
+    verb = kind or ("train" if prompt or reference else _guess_verb(rows))
+    top = f"# Drafted by `burnish init {data}`. A comment says why a value was chosen: check what it says.\n"
+    write = _draft_training if verb == "train" else _draft_supervised
+    sections = write(rows, options, verb, prompt, reference)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data.rstrip("/*")).name.partition(".")[0]).strip("-._") or "mine"
+    first = [("kind", verb, "")] if verb != "train" else []
+    sections[0].lines[:0] = [*first, ("name", name, "run folders are named after it")]
+    policy = Table("[policy]")
+    policy.lines.append(("model", model, "or a model folder, a run folder, a hub id (burnish list models)"))
+    policy.lines.append(("lora", {"rank": 16}, "trains a small adapter; leave out to train all weights"))
+    sections.insert(1, policy)
+    return verb, top + "\n".join(section.text() for section in sections)
+
+
+def _first_rows(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    known = Origin.__dataclass_fields__
+    if unknown := [key for key in options if key not in known]:
+        raise InputError(f"--set {unknown[0]}{nearest(unknown[0], known)}: known: {', '.join(known)}")
+    raw = list(islice(Origin(**options).rows(), LOOKED_AT))
+    rows = [row.values for row in raw if row.values is not None]
+    if not rows:
+        problem = f"{raw[0].position}: {raw[0].reason}" if raw else "it has no rows"
+        raise InputError(f"{options.get('path') or options.get('dataset')}: no row can be read: {problem}")
+    return rows
+
+
+def _named(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the first of some fields that a row has, as the row spells it; "" if it has none."""
+    spelling = {str(name).strip().lower(): str(name) for name in row}
+    for name in names:
+        if has_field(row, name):
+            return name
+        if name in spelling:
+            return spelling[name]
+    return ""
+
+
+def _preferences(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((pair for pair in PREFERRED if all(has_field(row, name) for name in pair)), None)
+
+
+def _guess_verb(rows: Sequence[Mapping[str, Any]]) -> str:
+    row = rows[0]
+    if _preferences(row) or ("label" in row and "completion" in row and "prompt" in row):
+        return "prefer"
+    prompt = _named(row, PROMPTS)
+    if "completion" in row and prompt and not has_field(row, ANSWERS[0]):
+        return "sft"
+    inputs = [row.get("input") for row in rows if "instruction" in row]
+    if any(inputs) and not all(inputs):  # a prompt's template cannot have an empty field
+        return "sft"
+    answered = prompt in ("messages", "conversations", "conversation") and not _named(row, ANSWERS)
+    if answered and _speaker(get_field(row, prompt)) in ("assistant", "gpt"):
+        return "sft"
+    return "sft" if prompt == "text" and not _named(row, ANSWERS) else "train"
+
+
+def _speaker(messages: Any) -> str:
+    """Return the role of a conversation's last message."""
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    return str(last.get("role", last.get("from", ""))) if isinstance(last, Mapping) else ""
+
+
+def _refuse(rows: Sequence[Mapping[str, Any]], what: str) -> InputError:
+    listed = list(islice(field_paths(rows[0]), 20))
+    return InputError(
+        f"no column looks like the {what}; the columns are {', '.join(listed)}: name them with --prompt and --reference"
+    )
+
+
+def _draft_training(
+    rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], verb: str, prompt: str, reference: str
+) -> list[Table]:
+    fields = _fields(rows, prompt, reference)
+    pieces, answer = "template" in fields, "reference" in fields
+    task = DataTask(**options, **fields, max_broken=0.999)
+    prompts = [example.prompt for example in task.examples(offline=False, observer=None)]
+    if not prompts:
+        broken = task.broken[0]
+        raise InputError(f"no row can be used, the first is {broken.position}: {broken.reason}")
+    guess = guess_reward(prompts)
+    if not guess.use:
+        raise InputError(guess.why)
+    source = Table("[task]", [("use", "data", "")])
+    source.lines += [(key, value, "") for key, value in options.items()]
+    why = "the fields in braces make the prompt" if pieces else "the field of the prompt, which is a user's message"
+    source.lines += [(key, fields[key], why) for key in ("template", "prompt") if key in fields]
+    if answer:
+        source.lines.append(("reference", fields["reference"], f"the true answer, such as {_shown(prompts)}"))
+    source.lines += _held_out(len(prompts), "prompts") if "held_out" not in options else []
+    if task.broken:
+        share = round(len(task.broken) / (len(prompts) + len(task.broken)) + 0.005, 2)
+        first = f"{len(task.broken)} rows cannot be used, the first: {task.broken[0].reason}"
+        source.lines.append(("max_broken", min(share, 0.99), first))
+    return [*_loop(guess, prompts, source)]
+
+
+def _fields(rows: Sequence[Mapping[str, Any]], prompt: str, reference: str) -> dict[str, Any]:
+    """Return the options of the task ``data`` that name its fields. Raises InputError without a prompt."""
+    row = rows[0]
+    answer = reference or _named(row, [name for name in ANSWERS if name != prompt])
+    asked = prompt or _named(row, [name for name in PROMPTS if name != answer])
+    if not asked:
+        raise _refuse(rows, "prompt")
+    if answer and (options := _named(row, OPTIONS)) and _numbers_options(rows, answer, options):
+        raise InputError(
+            f"'{answer}' numbers the options of '{options}', which no reward reads: write the letter (A, B, ...) instead"
+        )
+    pieces = _template(rows, asked) if isinstance(get_field(row, asked), str) else []
+    fields: dict[str, Any] = {"template": "\n".join(pieces)} if pieces else {"prompt": asked}
+    return fields | ({"reference": answer} if answer else {})
+
+
+def guess_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the task ``data`` that name the fields of some data; none if they cannot be guessed."""
+    with suppress(InputError):
+        rows = _first_rows({key: value for key, value in options.items() if key in Origin.__dataclass_fields__})
+        if _guess_verb(rows) == "train":
+            return _fields(rows, "", "")
+    return {}
+
+
+def _loop(guess: RewardGuess, prompts: Sequence[Prompt], source: Table) -> list[Table]:
+    each = max(2, min(8, 2048 // (8 * guess.max_new_tokens), len(prompts) // 2 or 1))
+    steps = max(40, min(100, len(prompts) // each))
+    reward = Table("[[reward]]", [("use", guess.use, guess.why)])
+    reward.lines += [(key, value, why) for key, value, why in guess.options]
+    sampling = Table("[sampling]")
+    sampling.lines = [
+        ("prompts_per_step", each, "more: steadier steps, each of which takes longer"),
+        ("samples_per_prompt", 8, "answers to one prompt, which are compared with each other"),
+        ("max_new_tokens", guess.max_new_tokens, guess.room),
+    ]
+    evaluation = Table("[evaluation]", [("samples_per_prompt", 4, "more: narrower intervals")])
+    first = Table("", [("steps", steps, f"{each} of {len(prompts)} prompts per step; more if the reward still rises")])
+    return [first, source, reward, sampling, evaluation]
+
+
+def _template(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
+    """Return the lines of a template where the prompt needs other columns: a context, an input, or options."""
+    row = rows[0]
+    lines = []
+    if (context := _named(row, CONTEXTS)) and context != prompt and _is_text(rows, context):
+        lines += [f"{{{context}}}", ""]
+    lines.append(f"{{{prompt}}}")
+    if prompt == "instruction" and "input" in row and _is_text(rows, "input"):
+        lines += ["", "{input}"]
+    letters = [letter for letter in LETTERS if letter in row and _is_text(rows, letter)]
+    if len(letters) > 1:
+        lines += [f"{letter}. {{{letter}}}" for letter in letters]
+    elif name := _named(row, OPTIONS):
+        counts = {len(value) if isinstance(value := get_field(one, name), list) else 0 for one in rows}
+        if counts <= set(range(2, len(LETTERS) + 1)) and len(counts) == 1:
+            lines += [f"{LETTERS[index]}. {{{name}.{index}}}" for index in range(*counts)]
+    return lines if len(lines) > 1 and not set("".join(lines)) & {"[", "]"} else []
+
+
+def _numbers_options(rows: Sequence[Mapping[str, Any]], answer: str, options: str) -> bool:
+    """Return whether answers are indices of a list of options, as in MMLU."""
+    pairs = [(get_field(row, answer), get_field(row, options)) for row in rows]
+    return all(type(index) is int and isinstance(one, list) and 0 <= index < len(one) for index, one in pairs)
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    values = [row.get(name) for row in rows]
+    return all(isinstance(value, str) and value.strip() for value in values)
+
+
+def _shown(prompts: Sequence[Prompt]) -> str:
+    text = " ".join((prompts[0].reference or "").split())
+    shown = "".join(one for one in (text if len(text) <= 30 else f"{text[:29]}…") if one.isprintable())
+    return repr(shown)
+
+
+def _held_out(count: int, what: str) -> list[tuple[str, Any, str]]:
+    percent = 50 if count < 20 else max(10, min(30, round(100 * HELD_OUT_WANTED / count)))
+    why = f"about {round(count * percent / 100)} of {count} {what}, which training never sees, measure the result"
+    return [("held_out_percent", percent, why)]
+
+
+def _draft_supervised(
+    rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], verb: str, prompt: str, reference: str
+) -> list[Table]:
+    source = {("file_format" if key == "format" else key): value for key, value in options.items()}
+    columns = _columns(rows, verb, prompt, reference)
+    read = DataRows(**source, columns=columns).rows()
+    if not read.rows:
+        broken = read.broken[0]
+        raise InputError(
+            f"no row can be used by `burnish {verb}`, the first is {broken.position}: {broken.reason}; "
+            "name the columns with --prompt and --reference"
+        )
+    kinds = {type(row) for row in read.rows}
+    paired = kinds <= {PreferencePair, ConversationPair}
+    labelled = kinds <= {LabelledCompletion, LabelledConversation}
+    if (verb == "sft") is (paired or labelled) or (verb == "reward-model" and not paired):
+        raise InputError(
+            f"`burnish {verb}` needs {'answers' if verb == 'sft' else 'pairs of answers'}, and the rows "
+            f"are {'pairs or labelled answers' if paired or labelled else 'single answers'}: choose another --kind"
+        )
+    data = Table("[data]", [("use", "data", ""), *((key, value, "") for key, value in source.items())])
+    if columns:
+        data.lines.append(("columns", columns, "the format's name of a column = the file's"))
+    if any(isinstance(row, PromptCompletion | PreferencePair | LabelledCompletion) and row.prompt for row in read.rows):
+        data.lines.append(("chat", True, "plain text becomes a user's message and the assistant's answer"))
+    data.lines += _held_out(len({row.unit for row in read.rows}), "prompts") if "held_out" not in options else []
+    if read.broken:
+        share = round(len(read.broken) / (len(read.rows) + len(read.broken)) + 0.005, 2)
+        data.lines.append(("max_broken", min(share, 0.99), f"unusable rows, the first: {read.broken[0].reason}"))
+    each = max(2, min(16, len(read.rows) // 4))
+    longest = share_tokens([_tokens(row) for row in read.rows], 0.98)
+    batch = Table("[batch]", [("examples_per_step", each, "rows per update")])
+    limit = max(64, min(1024, -(-longest // 64) * 64 + 64))
+    batch.lines.append(("max_tokens", limit, f"98% of the rows have at most {longest} tokens by a rough count"))
+    steps = max(20, min(200, 2 * len(read.rows) // each))
+    first = Table("", [("steps", steps, f"{each} of {len(read.rows)} rows per step")])
+    chosen = {"prefer": ("[preference]", "kto" if labelled else "dpo")}
+    why = "rows with labels" if labelled else "pairs; or ipo, simpo, orpo, cpo"
+    more = [Table(chosen[verb][0], [("use", chosen[verb][1], why)])] if verb in chosen else []
+    return [first, data, *more, batch]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], verb: str, prompt: str, reference: str) -> dict[str, str]:
+    """Return the format's columns that the file names otherwise."""
+    row = rows[0]
+    columns: dict[str, str] = {}
+    asked = prompt or _named(row, PROMPTS)
+    if verb in ("prefer", "reward-model") and not ("completion" in row and "label" in row):
+        pair = _preferences(row)
+        if pair is None:
+            raise _refuse(rows, "preferred and the rejected answer")
+        columns = dict(zip(("chosen", "rejected"), pair, strict=True))
+        known = asked in ("prompt", "instruction", "messages", "conversations", "")
+        columns |= {} if known else {"prompt": asked}
+    elif verb == "sft" and _speaker(get_field(row, asked) if asked else None) not in ("assistant", "gpt"):
+        answer = reference or _named(row, [name for name in ("completion", "output", *ANSWERS) if name != asked])
+        columns = {"prompt": asked, "completion": answer} if asked and answer else {}
+    return {name: column for name, column in columns.items() if name != column}
+
+
+def _tokens(row: TrainingRow) -> int:
+    """Return roughly how many tokens a row has."""
+    match row:
+        case Conversation():
+            texts = [message.content for message in row.messages]
+        case ConversationPair():
+            answers = max((row.chosen, row.rejected), key=lambda one: sum(len(message.content) for message in one))
+            texts = [message.content for message in (*row.prompt, *answers)]
+        case LabelledConversation():
+            texts = [message.content for message in (*row.prompt, *row.completion)]
+        case PreferencePair():
+            texts = [row.prompt, max(row.chosen, row.rejected, key=len)]
+        case _:
+            texts = [row.prompt, row.completion]
+    return sum(map(estimated_tokens, texts)) + 8 * len(texts)

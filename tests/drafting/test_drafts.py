@@ -1,0 +1,224 @@
+"""Recipes that ``burnish init`` drafts: one per shape of data, each of which passes a dry run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from burnish.cli.app import app
+from burnish.drafting.recipe import draft_recipe
+from burnish.errors import InputError
+from tests.fakes import SUBJECTS, write_lines
+
+Row = dict[str, Any]
+LONG = "A long answer that explains at some length, and in whole sentences, why {} is so."
+
+
+def chat(*turns: tuple[str, str]) -> list[Row]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def asked(subject: str) -> list[Row]:
+    return chat(("user", f"Tell me of {subject}."))
+
+
+def answered(subject: str) -> list[Row]:
+    return [*asked(subject), *chat(("assistant", f"Yes, {subject}."))]
+
+
+def rejected(subject: str) -> list[Row]:
+    return [*asked(subject), *chat(("assistant", f"No, {subject}."))]
+
+
+TRAINED: dict[str, tuple[Callable[[int, str], Row], Row, str]] = {
+    "numbers": (lambda n, s: {"question": f"{s}?", "answer": f"{n}"}, {"prompt": "question"}, "numeric"),
+    "gsm8k": (lambda n, s: {"question": s, "answer": f"It is so. #### 1,{n:03}"}, {"prompt": "question"}, "numeric"),
+    "money": (lambda n, s: {"Problem": s, "Final_Answer": f"${n}.50"}, {"reference": "Final_Answer"}, "numeric"),
+    "words": (lambda n, s: {"id": n, "prompt": s, "reference": f"red {s}"}, {"prompt": "prompt"}, "word_f1"),
+    "chinese": (lambda n, s: {"问题": f"{s}是什么？", "答案": f"是{s}"}, {"prompt": "问题", "reference": "答案"}, "word_f1"),
+    "long": (lambda n, s: {"instruction": s, "output": LONG.format(s)}, {"reference": "output"}, "chrf"),
+    "inputs": (
+        lambda n, s: {"instruction": "Sum up.", "input": s, "output": LONG.format(s)},
+        {"template": "{instruction}\n\n{input}"},
+        "chrf",
+    ),
+    "letters": (
+        lambda n, s: {"question": s, "A": "yes", "B": "no", "answer": "AB"[n % 2]},
+        {"template": "{question}\nA. {A}\nB. {B}"},
+        "choice",
+    ),
+    "arc": (
+        lambda n, s: {"question": s, "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"template": "{question}\nA. {choices.text.0}\nB. {choices.text.1}", "reference": "answerKey"},
+        "choice",
+    ),
+    "squad": (
+        lambda n, s: {"context": f"The {s} is red.", "question": f"What is {s}?", "answers": {"text": ["red", s]}},
+        {"template": "{context}\n\n{question}", "reference": "answers.text"},
+        "word_f1",
+    ),
+    "verl": (
+        lambda n, s: {"data_source": "x", "prompt": asked(s), "reward_model": {"style": "rule", "ground_truth": f"{n}"}},
+        {"prompt": "prompt", "reference": "reward_model.ground_truth"},
+        "numeric",
+    ),
+    "trl": (lambda n, s: {"prompt": asked(s), "solution": f"{n} dogs, {s}"}, {"reference": "solution"}, "word_f1"),
+    "messages": (lambda n, s: {"messages": asked(s), "answer": f"{n}"}, {"prompt": "messages"}, "numeric"),
+    "mbpp": (
+        lambda n, s: {"text": f"Write {s}.", "code": "x", "test_list": [f"assert f(1) == {n}", "assert f(2) == 3"]},
+        {"prompt": "text", "reference": "test_list"},
+        "unit_tests",
+    ),
+    "apps": (
+        lambda n, s: {"question": s, "input_output": json.dumps({"inputs": [f"{n}\n"], "outputs": ["2\n"]})},
+        {"reference": "input_output"},
+        "unit_tests",
+    ),
+    "prompts": (lambda n, s: {"prompt": f"Write about {s}."}, {"prompt": "prompt"}, "repetition"),
+}  # fmt: skip
+SUPERVISED: dict[str, tuple[Callable[[int, str], Row], str, Row]] = {
+    "conversations": (lambda n, s: {"messages": answered(s)}, "sft", {}),
+    "sharegpt": (
+        lambda n, s: {"conversations": [{"from": "human", "value": s}, {"from": "gpt", "value": f"Yes, {s}."}]},
+        "sft",
+        {},
+    ),
+    "completions": (lambda n, s: {"prompt": s, "completion": f" {s}."}, "sft", {"chat": True}),
+    "alpaca": (
+        lambda n, s: {"instruction": s, "input": "x" * (n % 2), "output": f"{s}."},
+        "sft",
+        {"columns": {"prompt": "instruction", "completion": "output"}},
+    ),
+    "texts": (lambda n, s: {"text": f"All about {s}."}, "sft", {}),
+    "pairs": (lambda n, s: {"prompt": s, "chosen": f"Yes {s}", "rejected": "No"}, "prefer", {"chat": True}),
+    "questions": (
+        lambda n, s: {"question": s, "chosen": f"Yes {s}", "rejected": "No"},
+        "prefer",
+        {"columns": {"prompt": "question"}},
+    ),
+    "chats": (lambda n, s: {"chosen": answered(s), "rejected": rejected(s)}, "prefer", {}),
+    "labels": (lambda n, s: {"prompt": s, "completion": f"So {s}", "label": n % 2 == 0}, "prefer", {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def dry_run(verb: str, recipe: str) -> None:
+    done = CliRunner().invoke(app, [verb, recipe, "--dry-run", "--quiet"])
+    assert done.exit_code == 0, f"{done.exception}\n{Path(recipe).read_text()}"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_draft_for_training_passes_the_dry_run(name: str) -> None:
+    make, fields, reward = TRAINED[name]
+    write_lines("mine.jsonl", [make(number, subject) for number, subject in enumerate(SUBJECTS)])
+    done = CliRunner().invoke(app, ["init", "mine.jsonl"])
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.splitlines() == [
+        "mine.toml", "next:", "  burnish train mine.toml --dry-run", "  burnish train mine.toml",
+    ]  # fmt: skip
+    recipe = tomllib.loads(Path("mine.toml").read_text(encoding="utf-8"))
+    assert recipe["task"].items() >= {"use": "data", "path": "mine.jsonl", **fields}.items()
+    assert recipe["reward"][0]["use"] == reward
+    dry_run("train", "mine.toml")
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_a_draft_for_rows_passes_the_dry_run(name: str) -> None:
+    make, verb, keys = SUPERVISED[name]
+    write_lines("mine.jsonl", [make(number, subject) for number, subject in enumerate(SUBJECTS)])
+    done = CliRunner().invoke(app, ["init", "mine.jsonl"])
+    assert done.exit_code == 0, done.exception
+    recipe = tomllib.loads(Path("mine.toml").read_text(encoding="utf-8"))
+    assert recipe["kind"] == verb and recipe["data"].items() >= keys.items()
+    assert recipe.get("preference", {}).get("use") == ({"labels": "kto"}.get(name, "dpo") if verb == "prefer" else None)
+    dry_run(verb, "mine.toml")
+
+
+def test_a_table_and_a_parquet_file(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pip install 'burnish[parquet]'")
+    import pyarrow.parquet
+
+    rows = [{"question": f"What is {one}?", "answer": f"red {one}"} for one in SUBJECTS]
+    pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), "a.parquet")
+    lines = "".join(f"{row['question']};{row['answer']}\n" for row in rows)
+    Path("b.csv").write_text(f"question;answer\n{lines}")
+    for command, target in (
+        (["a.parquet", "--to", "x.toml"], "x.toml"),
+        (["b.csv", "--set", "delimiter=;"], "b.toml"),
+    ):
+        assert CliRunner().invoke(app, ["init", *command]).exit_code == 0
+        recipe = tomllib.loads(Path(target).read_text())
+        assert (recipe["task"]["prompt"], recipe["task"]["reference"]) == ("question", "answer")
+        dry_run("train", target)
+
+
+def test_sizes_follow_the_data() -> None:
+    def sizes(answer: str, count: int) -> tuple[int, int, int]:
+        write_lines("a.jsonl", [{"prompt": f"What is {number}?", "answer": answer} for number in range(count)])
+        recipe = tomllib.loads(draft_recipe("a.jsonl")[1])
+        sampling = recipe["sampling"]
+        return recipe["task"]["held_out_percent"], sampling["prompts_per_step"], sampling["max_new_tokens"]
+
+    # 50 of 200 prompts are a quarter; 2 bytes are a token, so the least limit, 32; 2048 / (8 * 32) = 8 prompts.
+    assert sizes("no", 200) == (25, 8, 32)
+    # 400 bytes are 134 tokens; half as many again are 201, in steps of 16 are 208, and 16 more; 2048 / (8 * 224) = 1.
+    assert sizes("word " * 80, 1000) == (10, 2, 224)
+
+
+def test_rows_of_every_kind_can_be_asked_for() -> None:
+    write_lines("a.jsonl", [{"Q": f"What is {one}?", "A": one} for one in SUBJECTS])
+    with pytest.raises(
+        InputError, match="no column looks like the prompt; the columns are Q, A: name them with --prompt"
+    ):
+        draft_recipe("a.jsonl")
+    with pytest.raises(InputError, match=r"no column 'question'.*it has Q, A"):
+        draft_recipe("a.jsonl", prompt="question")
+    verb, text = draft_recipe("a.jsonl", prompt="Q", reference="A", kind="sft")
+    assert verb == "sft" and tomllib.loads(text)["data"]["columns"] == {"prompt": "Q", "completion": "A"}
+    with pytest.raises(InputError, match="no column looks like the preferred and the rejected answer"):
+        draft_recipe("a.jsonl", kind="prefer")
+    with pytest.raises(InputError, match=r"--kind sfd \(did you mean 'sft'\?\): write one of train, sft"):
+        draft_recipe("a.jsonl", kind="sfd")
+
+
+def test_nothing_is_overwritten_and_what_cannot_be_read_is_named() -> None:
+    write_lines("a.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
+    Path("a.toml").write_text("mine")
+    done = CliRunner().invoke(app, ["init", "a.jsonl"])
+    assert isinstance(done.exception, InputError) and str(done.exception).startswith("a.toml exists: name another file")
+    assert Path("a.toml").read_text() == "mine"
+    Path("b.jsonl").write_text("[]")
+    for name, line in (("b.jsonl", "no row can be read"), ("c.jsonl", "cannot be read: No such file")):
+        with pytest.raises(InputError, match=line):
+            draft_recipe(name)
+    write_lines("a.jsonl", [{"prompt": one, "choices": ["x", "y"], "answer": index % 2}
+                            for index, one in enumerate(SUBJECTS)])  # fmt: skip
+    with pytest.raises(InputError, match="'answer' numbers the options of 'choices'"):
+        draft_recipe("a.jsonl")
+
+
+def test_text_of_the_data_is_written_as_toml() -> None:
+    rows = [{'say "what"': one, "answer": f'"{one}"\n# [x]'} for one in SUBJECTS]
+    write_lines("a.jsonl", rows)
+    recipe = tomllib.loads(draft_recipe("a.jsonl", prompt='say "what"', reference="answer")[1])
+    assert recipe["task"]["prompt"] == 'say "what"'
+
+
+def test_a_draft_loads_neither_torch_nor_transformers() -> None:
+    import subprocess
+
+    write_lines("a.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
+    code = "import sys; from burnish.drafting.recipe import draft_recipe; draft_recipe('a.jsonl'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "datasets"} & {*done.stdout.split()}
