@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,12 +236,14 @@ def prompts_of_the_recipe(
     ]
     lines = "\n".join(json.dumps({**row, "reference": row["answer"]}) for row in rows)
     (folder / "data.jsonl").write_text(lines, encoding="utf-8")
+    table = "".join(f"{row['question']},{row['answer']}\n" for row in rows)
+    (folder / "questions.csv").write_text(f"question,answer\n{table}", encoding="utf-8")
     monkeypatch.chdir(folder)
     train, held_out = task_prompts(load_recipe("mine.toml"))
     return list(train), list(held_out)
 
 
-@pytest.mark.parametrize(("page", "least", "most"), [("README.md", 3, 20), ("docs/en/tasks.md", 10, 30)])
+@pytest.mark.parametrize(("page", "least", "most"), [("README.md", 15, 35), ("docs/en/tasks.md", 10, 30)])
 def test_the_recipe_on_your_own_data_keeps_the_sides_apart(
     page: str, least: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +251,12 @@ def test_the_recipe_on_your_own_data_keeps_the_sides_apart(
     assert len(train) + len(held_out) == 100
     assert least <= len(held_out) <= most
     assert {prompt.reference for prompt in train + held_out} == {str(number) for number in range(100)}
+
+
+def test_the_readmes_recipe_has_eight_lines_and_learns_with_the_rate_of_lora() -> None:
+    (recipe,) = [body for language, body in blocks("README.md") if language == "toml"]
+    assert len(recipe.splitlines()) == 8
+    assert load_recipe(tomllib.loads(recipe)).optimizer.learning_rate == 1e-4
 
 
 @pytest.mark.slow
