@@ -15,7 +15,7 @@ from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import task_prompts
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
-from burnish.evaluation.held_out import compare, measure, summary
+from burnish.evaluation.held_out import compare, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.generation.engine import make_sampler
 from burnish.model import LoadedModel, read_run_tables, trains_on_plain_text
@@ -49,7 +49,7 @@ from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.system.reads import Reads
 from burnish.tasks.registry import TASKS
-from burnish.training.reinforcement import HELD_OUT_SEED, reinforcement_trainer
+from burnish.training.reinforcement import measure_by_recipe, reinforcement_trainer
 from burnish.types import Completion, SamplingParams
 
 
@@ -210,12 +210,7 @@ def evaluate(
             policy.reference = reference
             scorer = combine_rewards(chosen.reward, reference)
             metrics = combine_metrics(settings.metrics, reference)
-            return measure(
-                policy, make_sampler(policy), scorer, prompts, sampling=chosen.held_out_sampling,
-                samples_per_prompt=settings.samples_per_prompt, seed=(chosen.seed, HELD_OUT_SEED, 0), observer=watcher,
-                metrics=metrics, better={section.part: section.better for section in settings.metrics},
-                correct=settings.correct, attempts=settings.attempts,
-            )  # fmt: skip
+            return measure_by_recipe(chosen, policy, make_sampler(policy), scorer, metrics, prompts, observer=watcher)
 
         after = measure_model(model)
         before = measure_model(against) if against is not None else None

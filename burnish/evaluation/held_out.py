@@ -18,6 +18,7 @@ from burnish.errors import InputError
 from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
+from burnish.rewards.votes import AnswerReading
 from burnish.text import WITHOUT_SPACES
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
 
@@ -64,6 +65,8 @@ def measure(
     policy_version: int = 0,
     correct: str | None = None,
     attempts: Sequence[int] = (),
+    majorities: Sequence[int] = (),
+    reading: AnswerReading | None = None,
 ) -> Measurement:
     """Sample and score the held-out prompts.
 
@@ -76,7 +79,7 @@ def measure(
         metrics: scorer of metrics that are not trained on. Each of its parts becomes a metric; its total is not used.
         better: direction of each such metric: "higher" (the default), "lower" or "neither".
         prompts_per_batch: prompts sampled at once; bounds the memory.
-        correct: the part or metric that is 1 for a right answer; ``attempts`` are the k of its pass@k.
+        correct: the part or metric that is 1 for a right answer, with the k of its pass@k (``attempts``) and maj@k.
 
     Raises:
         InputError: there are no prompts, two share an id, or there are fewer than two completions in total.
@@ -99,11 +102,13 @@ def measure(
         likelihoods = negative_log_likelihoods(completions, policy.reference)
         further = metrics.score(completions).parts if metrics else {}
         directions = {name: (better or {}).get(name, "higher") for name in further}
-        samples.extend(_samples(groups, scores, likelihoods, further))
+        samples.extend(_samples(groups, scores, likelihoods, further, reading))
         truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
-    return Measurement(tuple(samples), tuple(truths), dict(weights), directions, correct, tuple(attempts))
+    return Measurement(
+        tuple(samples), tuple(truths), dict(weights), directions, correct, tuple(attempts), tuple(majorities)
+    )
 
 
 def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[str, float]:
@@ -115,8 +120,8 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[st
     - bleu, chrf: corpus level, 0 to 100.
     - distinct_1, distinct_2: corpus level, of words, 0 to 1; they fall as texts get longer.
     - length: mean number of tokens.
-    - pass@k, avg@n: with ``correct`` and several prompts: the share of prompts that one of k samples solves, and the
-      share of right samples, n per prompt.
+    - pass@k, maj@k, avg@n: with ``correct`` and several prompts: the share of prompts that one of k samples solves, for
+      which the commonest answer of k samples is right, and the share of right samples, n per prompt.
 
     bleu, chrf and truth_perplexity are omitted if no prompt has a reference.
     """
@@ -186,10 +191,13 @@ def _check_prompts(prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
 
 
 def _samples(
-    groups: Sequence[Group], scores: Scores, likelihoods: Sequence[float], metrics: Mapping[str, np.ndarray]
-) -> Iterator[Sample]:
+    groups: Sequence[Group], scores: Scores, likelihoods: Sequence[float], metrics: Mapping[str, np.ndarray],
+    reading: AnswerReading | None,
+) -> Iterator[Sample]:  # fmt: skip
     # A sample is identified by its index in its group: before and after are paired by it.
     indexed = [pair for group in groups for pair in enumerate(group.completions)]
+    texts = [[completion.text for completion in group.completions] for group in groups]
+    votes = [vote for each in texts for vote in (reading.votes(each) if reading else [None] * len(each))]
     for row, (index, completion) in enumerate(indexed):
         prompt = completion.prompt
         yield Sample(
@@ -205,6 +213,7 @@ def _samples(
             nll=likelihoods[row],
             metrics=_applying(metrics, row),
             alternatives=prompt.alternatives,
+            vote=votes[row],
         )
 
 

@@ -21,6 +21,7 @@ class Sample:
         nll: sum over the tokens of -log p under the reference policy, nats.
         metrics: name -> value of each metric that is measured but not trained on.
         alternatives: further correct answers beside ``reference``.
+        vote: the index of the prompt's first sample with an equal answer; None without an answer, or if none was read.
     """
 
     prompt_id: str
@@ -35,6 +36,7 @@ class Sample:
     nll: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     alternatives: Sequence[str] = ()
+    vote: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Measurement:
         metrics: name -> which direction is better ("higher", "lower" or "neither") of the samples' further metrics.
         correct: the part or metric that is 1 for a right answer, or None.
         attempts: the k of pass@k.
+        majorities: the k of maj@k.
     """
 
     samples: tuple[Sample, ...]
@@ -65,6 +68,7 @@ class Measurement:
     metrics: Mapping[str, str] = field(default_factory=dict)
     correct: str | None = None
     attempts: tuple[int, ...] = ()
+    majorities: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Return JSON text from which ``from_json`` restores an equal measurement, every float to the last bit."""
@@ -82,7 +86,7 @@ class Measurement:
             truths = tuple(Truth(**truth) for truth in data["truths"])
             return cls(
                 samples, truths, dict(data["weights"]), dict(data.get("metrics", {})), data.get("correct"),
-                tuple(data.get("attempts", ())),
+                tuple(data.get("attempts", ())), tuple(data.get("majorities", ())),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error

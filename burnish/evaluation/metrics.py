@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from burnish.evaluation.majority import majority_accuracy
 from burnish.evaluation.measurement import Measurement, Sample
 from burnish.evaluation.statistics import (
     Array,
@@ -93,11 +94,12 @@ def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldO
 
 
 def _attempts(measurement: Measurement, unit: Sequence[int]) -> list[HeldOutMetric[Array]]:
-    """Return avg@n and pass@k of the part that is 1 for a right answer, the mean over prompts; [] without one.
+    """Return avg@n, pass@k and maj@k of the part that is 1 for a right answer, means over prompts; [] without one.
 
     pass@k is unbiased: 1 - C(n - c, k) / C(n, k) with c right answers of n (Chen et al. 2021, arXiv 2107.03374,
-    equation 1). A value of 1 up to rounding is right, any other is wrong. Samples that the part does not apply to count
-    in neither, and pass@k leaves out prompts with fewer than k others.
+    equation 1); so is maj@k, see ``majority_accuracy``. A value of 1 up to rounding is right, any other is wrong.
+    Samples that the part does not apply to count in none, and pass@k and maj@k leave out prompts with fewer than k
+    others.
     """
     name, samples = measurement.correct, measurement.samples
     if name is None or len({sample.prompt_id for sample in samples}) < 2:
@@ -111,7 +113,28 @@ def _attempts(measurement: Measurement, unit: Sequence[int]) -> list[HeldOutMetr
         solved = [_solved(int(c), int(count), k) for c, count in right]
         if any(counted for _, counted in solved):
             metrics.append(_ratio(f"pass@{k}", "higher", np.array(solved), mean_of_units))
+    ballots: list[list[tuple[int | None, float]]] = [[] for _ in right]
+    for index, sample, row in zip(unit, samples, rows, strict=True):
+        if row[1]:
+            ballots[index].append((sample.vote, float(row[0])))
+    for k in measurement.majorities:
+        elected = [_elected(ballot, k) for ballot in ballots]
+        if any(counted for _, counted in elected):
+            metrics.append(_ratio(f"maj@{k}", "higher", np.array(elected), mean_of_units))
     return metrics
+
+
+def _elected(ballot: Sequence[tuple[int | None, float]], k: int) -> tuple[float, float]:
+    """Return a prompt's maj@k and its weight, which is 0 where fewer than k samples were judged."""
+    if len(ballot) < k:
+        return 0.0, 0.0
+    groups: dict[int, tuple[int, int]] = {}
+    for vote, right in ballot:
+        if vote is not None:
+            size, rights = groups.get(vote, (0, 0))
+            groups[vote] = (size + 1, rights + int(right))
+    silent = len(ballot) - sum(size for size, _ in groups.values())
+    return majority_accuracy(sorted(groups.values()), silent, k), 1.0
 
 
 def _solved(right: int, count: int, k: int) -> tuple[float, float]:

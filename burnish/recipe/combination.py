@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from burnish.protocols import LanguageModel
-from burnish.recipe.sections import MetricSection, RewardSection
+from burnish.recipe.evaluation import MetricSection
+from burnish.recipe.sections import RewardSection
 from burnish.rewards.combine import Combination
 from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS

@@ -21,6 +21,7 @@ from burnish.recipe.algorithm import (
     resolve_algorithm,
     resolve_rewards,
 )
+from burnish.recipe.evaluation import Evaluation, Guards, answer_reading, check_correct, guarded_metrics
 from burnish.recipe.reading import RECIPES as RECIPES
 from burnish.recipe.reading import builtin_recipes as builtin_recipes
 from burnish.recipe.reading import read_recipe, validate
@@ -29,14 +30,10 @@ from burnish.recipe.sections import (
     MAX_SIZE,
     ChatSection,
     CheckpointSection,
-    Evaluation,
-    Guards,
     Optimizer,
     RewardSection,
     Section,
-    check_correct,
     check_rewards,
-    guarded_metrics,
 )
 from burnish.types import SamplingParams
 
@@ -368,6 +365,10 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
                 function.check_credit(getattr(section, "credit", "completion"))
             except InputError as error:
                 raise InputError(f"{where}: {key}.{index}: {error}") from error
+    try:
+        answer_reading(recipe.evaluation, recipe.reward)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     try:
         check_task_options(TASKS.get(recipe.task.use), recipe.task.options)
     except InputError as error:

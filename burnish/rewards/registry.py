@@ -18,14 +18,17 @@ cannot express is declared in the decorator ``reward`` and kept as ``RewardFacts
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from burnish.errors import InputError
 from burnish.registry import Registry, has_kind, nearest
 from burnish.rewards.forms import TABLE, Context, Flags, Signature, bind, read_signature
 from burnish.rewards.references import best_values, each_reference
+from burnish.rewards.votes import AnswerReading
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ class RewardFacts:
             outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises
             BurnishError.
         judges_answers: the reward is 1 for a right answer: before training it is asked about the references themselves.
+        read_answer: called with a text and all options by name; returns the answer in it, None or "" if there is none.
+            Majority votes need it.
+        same_answer: called with two such answers and all options by name, whether they are equal; None compares by ==.
     """
 
     needs_reference: bool | Callable[..., bool] = False
@@ -67,6 +73,8 @@ class RewardFacts:
     check_options: Callable[..., None] | None = None
     preflight: Callable[..., tuple[str, str]] | None = None
     judges_answers: bool = False
+    read_answer: Callable[..., Any] | None = None
+    same_answer: Callable[..., bool] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.needs_whole, str):
@@ -147,6 +155,13 @@ class RewardFunction:
         """Return the message and level of the reward's preflight check; None if it has no such check."""
         check = self.facts.preflight
         return None if check is None else check(**{**self.options, **options})
+
+    def answer_reading(self, options: Mapping[str, Any]) -> AnswerReading | None:
+        """Return how the reward reads and compares answers; None if it has not declared it."""
+        read, same, values = self.facts.read_answer, self.facts.same_answer, {**self.options, **options}
+        if read is None:
+            return None
+        return AnswerReading(self.name, partial(read, **values), partial(same, **values) if same else operator.eq)
 
     def calls(
         self, completions: Sequence[Completion], context: Context, options: Mapping[str, Any]
@@ -246,6 +261,8 @@ def reward(
     check_options: Callable[..., None] | None = None,
     preflight: Callable[..., tuple[str, str]] | None = None,
     judges_answers: bool = False,
+    read_answer: Callable[..., Any] | None = None,
+    same_answer: Callable[..., bool] | None = None,
 ) -> Callable[[F], F]: ...
 def reward(function: F | None = None, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
     """Register a reward; usable as ``@burnish.reward`` and as ``@burnish.reward(needs_reference=True)``.

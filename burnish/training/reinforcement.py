@@ -12,7 +12,9 @@ from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.metrics import held_out_metrics
-from burnish.protocols import Observer, Releasable
+from burnish.protocols import HasReference, Observer, Releasable, Sampler, Scorer
+from burnish.recipe.evaluation import answer_reading
+from burnish.recipe.schema import Recipe
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
 from burnish.training.learner import Learner
@@ -25,6 +27,21 @@ HELD_OUT_SEED = 1
 WARNING_STEPS = 5
 """Steps in a row that a warning looks at."""
 FLAT_REMEDY = "take a reward of more levels, prompts that are neither always nor never solved, or more samples of each"
+
+
+def measure_by_recipe(
+    recipe: Recipe, policy: HasReference, sampler: Sampler, scorer: Scorer, metrics: Scorer | None,
+    prompts: Sequence[Prompt], *, observer: Observer, policy_version: int = 0,
+) -> Measurement:  # fmt: skip
+    """Measure a policy on held-out prompts with the recipe's settings."""
+    settings = recipe.evaluation
+    return measure(
+        policy, sampler, scorer, prompts, sampling=recipe.held_out_sampling,
+        samples_per_prompt=settings.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0), metrics=metrics,
+        better={section.part: section.better for section in settings.metrics}, observer=observer,
+        policy_version=policy_version, correct=settings.correct, attempts=settings.attempts,
+        majorities=settings.maj_at, reading=answer_reading(settings, recipe.reward),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +57,10 @@ class HeldOutEvaluator:
         return f"{len(self.prompts)} held-out prompts"
 
     def measure(self) -> Measurement:
-        learner, recipe = self.learner, self.learner.recipe
-        measurement = measure(
-            learner.policy, learner.sampler, learner.scorer, self.prompts, sampling=recipe.held_out_sampling,
-            samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0),
-            metrics=learner.metrics, better={section.part: section.better for section in recipe.evaluation.metrics},
-            observer=self.observer, policy_version=learner.step, correct=recipe.evaluation.correct,
-            attempts=recipe.evaluation.attempts,
+        learner = self.learner
+        measurement = measure_by_recipe(
+            learner.recipe, learner.policy, learner.sampler, learner.scorer, learner.metrics, self.prompts,
+            observer=self.observer, policy_version=learner.step,
         )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
             # Training may never need it again, and its memory is better spent on the step.

@@ -16,8 +16,8 @@ from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
 from burnish.recipe.combination import combine_metrics
+from burnish.recipe.evaluation import MetricSection
 from burnish.recipe.schema import RECIPES, Recipe, load_recipe
-from burnish.recipe.sections import MetricSection
 from burnish.reports.terminal.progress import make_observer
 from burnish.reports.terminal.tables import plain_text
 from burnish.rewards.combine import combine

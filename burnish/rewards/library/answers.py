@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 from burnish.errors import InputError
 from burnish.rewards.library.choices import read_choice, reference_letter
@@ -25,7 +26,11 @@ from burnish.types import Completion
 HALF_AN_ANSWER = "half an answer is neither right nor wrong"
 
 
-@reward(needs_whole=HALF_AN_ANSWER, judges_answers=True)
+def _extract(text: str, *, answer: str, **_: Any) -> str:
+    return extract_answer(text, answer)
+
+
+@reward(needs_whole=HALF_AN_ANSWER, judges_answers=True, read_answer=_extract)
 def verifier(completion: Completion, *, answer: str = "last_number", partial: bool = False) -> float:
     """1.0 if the verifier of the prompt's generator accepts the answer, else 0.0 (task "reasoning").
 
@@ -72,7 +77,18 @@ def _check_numeric(*, tolerance: float, answer: str) -> None:
         raise InputError(f"numeric: tolerance = {tolerance}: must be a number of at least 0")
 
 
-@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_numeric, judges_answers=True)
+def _read_number(text: str, *, answer: str, **_: Any) -> Quantity | None:
+    return quantity_in(text, answer)
+
+
+def _same_number(first: Quantity, second: Quantity, *, tolerance: float, **_: Any) -> bool:
+    return equal_quantities(first, second, Fraction(repr(float(tolerance))))
+
+
+@reward(
+    needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_numeric, judges_answers=True,
+    read_answer=_read_number, same_answer=_same_number,
+)  # fmt: skip
 def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "last_number") -> float:
     """1.0 if the number in the text equals the reference's, else 0.0.
 
@@ -94,7 +110,7 @@ def numeric(completion: Completion, *, tolerance: float = 0.0, answer: str = "la
     _check_numeric(tolerance=tolerance, answer=answer)
     expected = _expected(completion)
     number = quantity_in(completion.text, answer)
-    return float(number is not None and equal_quantities(number, expected, Fraction(repr(float(tolerance)))))
+    return float(number is not None and _same_number(number, expected, tolerance=tolerance))
 
 
 def _expected(completion: Completion) -> Quantity:
@@ -113,7 +129,14 @@ def _check_math(*, answer: str) -> None:
     installed_path("math-verify", "", "math", "reward 'math'")
 
 
-@reward(name="math", needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_math, judges_answers=True)
+def _same_expression(first: str, second: str, **_: Any) -> bool:
+    return first == second or (max(len(first), len(second)) <= LONGEST_ANSWER and equal_answers(first, second))
+
+
+@reward(
+    name="math", needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_math, judges_answers=True,
+    read_answer=_extract, same_answer=_same_expression,
+)  # fmt: skip
 def math_answer(completion: Completion, *, answer: str = "boxed") -> float:
     """1.0 if the mathematical answer in a text equals the reference's, else 0.0.
 
@@ -138,7 +161,14 @@ def _check_choice(*, answer: str) -> None:
     check_choice("choice", "answer", answer, [kind for kind in ANSWER_KINDS if kind != "last_number"])
 
 
-@reward(needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_choice, judges_answers=True)
+def _read_letter(text: str, *, answer: str) -> str:
+    return read_choice(extract_answer(text, answer))
+
+
+@reward(
+    needs_reference=True, needs_whole=HALF_AN_ANSWER, check_options=_check_choice, judges_answers=True,
+    read_answer=_read_letter,
+)  # fmt: skip
 def choice(completion: Completion, *, answer: str = "whole") -> float:
     """1.0 if the text chooses the reference's letter, (A) to (J), else 0.0.
 
@@ -160,4 +190,4 @@ def choice(completion: Completion, *, answer: str = "whole") -> float:
             f"reward 'choice' needs a reference that is a letter from A to J, but that of prompt "
             f"'{completion.prompt.id}' is {reference[:60]!r}: use 'exact', or write letters into the data"
         )
-    return float(read_choice(extract_answer(completion.text, answer)) == expected)
+    return float(_read_letter(completion.text, answer=answer) == expected)

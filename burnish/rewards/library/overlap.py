@@ -104,7 +104,11 @@ def _check_exact(*, answer: str) -> None:
     check_kind(answer)
 
 
-@reward(needs_reference=True, check_options=_check_exact, judges_answers=True)
+def _exact_answer(text: str, *, answer: str) -> str:
+    return extract_answer(text, answer)
+
+
+@reward(needs_reference=True, check_options=_check_exact, judges_answers=True, read_answer=_exact_answer)
 def exact(completion: Completion, *, answer: str = "whole") -> float:
     """1.0 if the answer in the text equals the prompt's reference, apart from white space at either end, else 0.0.
 
