@@ -23,6 +23,7 @@ from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.generation.sampler_probe import choose_sampler, equal_length_samplers
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
+from burnish.policies.kernels.mixed_precision import compute_dtype
 from burnish.policies.kernels.packing import get_backbone, packed_states
 from burnish.types import Completion, Prompt, SamplingParams
 
@@ -40,8 +41,16 @@ def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.
         candidates.insert(0, ("engine", lambda: Engine(language_model, rows=rows, dtype=dtype)))
     if dtype is None and (make := dict(candidates).get(language_model.sampler_kind)):
         return make()
+    verdicts, products = language_model.verdicts, compute_dtype(language_model.model) or language_model.model.dtype
+    if dtype is None and verdicts is not None:
+        kind, reason = verdicts.sampler(products)
+        if make := dict(candidates).get(kind):
+            language_model.sampler_kind, language_model.sampler_reason = kind, reason
+            return make()
     kind, sampler, reason = choose_sampler(language_model, candidates, dtype)
     language_model.sampler_kind, language_model.sampler_reason = kind, reason
+    if dtype is None and verdicts is not None:
+        verdicts.keep_sampler(products, kind, reason)
     return sampler
 
 

@@ -32,6 +32,7 @@ from burnish.policies.pretrained import load_full_model, loading_errors, quiet_t
 from burnish.policies.reloaded_reference import ReloadedReference
 from burnish.policies.sampling_distribution import early_ends, token_stats
 from burnish.policies.token_rows import TokenRows, find_token_rows
+from burnish.policies.verdicts import Verdicts
 from burnish.protocols import LanguageModel
 from burnish.types import Completion, SamplingParams, TokenStats
 
@@ -52,6 +53,7 @@ class CausalModel(ModelText):
         tokenizer: its tokenizer.
         like: a model of the same architecture whose layout is taken over; without it, the layouts are compared.
         chat: how conversations become text.
+        verdicts: of the probes, where they are kept.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class CausalModel(ModelText):
         *,
         like: CausalModel | None = None,
         chat: ChatSettings | None = None,
+        verdicts: Verdicts | None = None,
     ) -> None:
         settings = like.chat.settings if chat is None and like is not None else chat
         super().__init__(model.eval(), tokenizer, settings)  # type: ignore[no-untyped-call]
@@ -68,7 +71,8 @@ class CausalModel(ModelText):
         """Reference model for KL terms and fluency; the model itself unless replaced."""
         self.forward_cache: ForwardCache | None = None
         """Outputs of linear layers that the sampler stores for the training forward pass."""
-        self.choice: LayoutChoice = choose_layout(self.model) if like is None else like.choice
+        self.verdicts: Verdicts | None = verdicts or (None if like is None else like.verdicts)
+        self.choice: LayoutChoice = self._choose_layout() if like is None else like.choice
         self.layout: Layout | None = self.choice.layout
         """Arrangement of completions for a forward pass; None if the logits need the model's own head."""
         self.padding_reason = self.choice.reason
@@ -78,6 +82,14 @@ class CausalModel(ModelText):
         """Why it is not the fastest sampler."""
         self.token_rows: TokenRows | None = find_token_rows(model, tokenizer) if like is None else like.token_rows
         """Rows of the head that belong to a token; None if all do."""
+
+    def _choose_layout(self) -> LayoutChoice:
+        if self.verdicts is not None and (known := self.verdicts.layout()):
+            return known
+        choice = choose_layout(self.model)
+        if self.verdicts is not None:
+            self.verdicts.keep_layout(choice)
+        return choice
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from burnish.policies.pretrained import (
     stored_dtype,
 )
 from burnish.policies.token_rows import check_token_rows, load_tokenizer
+from burnish.policies.verdicts import Verdicts
 from burnish.protocols import Observer
 from burnish.system.machine import resolve_device
 
@@ -69,7 +70,17 @@ def _load(
         check_token_rows(model, tokenizer)
     if chat is not None:
         chat.check(tokenizer)
-    return _Loaded(CausalModel(model.to(resolve_device(device)), tokenizer, like=like, chat=chat), warning)
+    verdicts = None if like is not None else Verdicts(_file_stats(source), dtype, resolve_device(device))
+    loaded = CausalModel(model.to(resolve_device(device)), tokenizer, like=like, chat=chat, verdicts=verdicts)
+    return _Loaded(loaded, warning)
+
+
+def _file_stats(source: str | Path) -> list[tuple[str, int, int]]:
+    """Return path, size in bytes and modification time in ns of each file of a model; [] if they are not known."""
+    files: list[Path] = []
+    with suppress(InputError):  # loading says what is missing
+        files = model_files(source, offline=True)
+    return [(str(file), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
 
 
 def _report(warning: str, observer: Observer | None) -> None:
@@ -79,16 +90,13 @@ def _report(warning: str, observer: Observer | None) -> None:
 
 def _load_base(source: str | Path, dtype: str, device: str, offline: bool) -> _Loaded:
     """Load the frozen base of an adapter, or return the one that adapters in use have."""
-    files: list[Path] = []
-    with suppress(InputError):  # loading says what is missing
-        files = model_files(source, offline=True)
-    stats = [(str(file), (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+    stats = _file_stats(source)
     key = (str(source), dtype, resolve_device(device), *stats)
     base = _BASES.get(key)
     if base is None:
         base = _load(source, dtype, device, offline, like=None, chat=None)
         base.model.model.requires_grad_(False)
-        if files:
+        if stats:
             _BASES[key] = base
     return base
 
@@ -103,9 +111,9 @@ def _add_adapter(
         enable_mixed_precision(adapted, torch.bfloat16)
     # A copied module has its own config, which another layout may need to change.
     like = None if lora.modules_to_save or lora.target_parameters else base.model
-    policy = CausalPolicy(
-        adapted, tokenizer, base=str(source), like=CausalModel(adapted, tokenizer, like=like, chat=chat)
-    )
+    verdicts = Verdicts(_file_stats(source), adapted.dtype, adapted.device, mixed, lora)
+    adapter = CausalModel(adapted, tokenizer, like=like, chat=chat, verdicts=verdicts)
+    policy = CausalPolicy(adapted, tokenizer, base=str(source), like=adapter)
     policy.frozen_base = base
     return policy
 
