@@ -203,7 +203,7 @@ def evaluate(
         check_prompts(chosen, [], prompts, watcher)
         _, prompts, _ = check_lengths(chosen, reference, [], prompts, watcher)
         check_companions(chosen)
-        check_dependencies(chosen, watcher)
+        check_dependencies(chosen, watcher, offline=offline)
 
         def measure_model(name: str) -> Measurement:
             policy = _language_model(name, chosen, offline, watcher)

@@ -54,7 +54,7 @@ def build(
         train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
     check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
-    check_dependencies(recipe, observer)
+    check_dependencies(recipe, observer, offline=offline)
     check_answers(recipe, [*train, *held_out], observer)
     policy: Policy
     sampler: Sampler

@@ -105,10 +105,11 @@ def check_companions(recipe: Recipe) -> None:
             )
 
 
-def check_dependencies(recipe: Recipe, observer: Observer | None = None) -> None:
+def check_dependencies(recipe: Recipe, observer: Observer | None = None, *, offline: bool = False) -> None:
     """Let rewards report what they use, such as a sandbox. Raises BurnishError if one cannot work on this machine."""
     sections = (*recipe.reward, *recipe.evaluation.metrics)
-    messages = {message for section in sections if (message := REWARDS.get(section.use).preflight(section.options))}
+    asked = [REWARDS.get(section.use).preflight(section.options, offline=offline) for section in sections]
+    messages = {message for message in asked if message}
     if observer is not None:
         for text, level in sorted(messages):
             observer.message(text, level=level)

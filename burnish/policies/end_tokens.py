@@ -30,7 +30,7 @@ def configured_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     ends: dict[int, list[str]] = {}
     for source, value in (
         ("tokenizer", tokenizer.eos_token_id),
-        ("generation_config", getattr(model.generation_config, "eos_token_id", None)),
+        ("generation_config", getattr(getattr(model, "generation_config", None), "eos_token_id", None)),
         ("config", getattr(config, "eos_token_id", None)),
         ("config", getattr(config.get_text_config(), "eos_token_id", None)),
     ):

@@ -95,14 +95,7 @@ class RewardModel:
     def _as_learnt(self, prompt: Prompt) -> Prompt:
         if self.reads == "chat" and not prompt.messages:
             return replace(prompt, messages=(Message("user", prompt.text),))
-        if self.reads == "text" and prompt.messages:
-            if any(message.role != "user" for message in prompt.messages[:-1]):
-                raise InputError(
-                    f"prompt '{prompt.id}' is a conversation of several messages, and this reward model learnt plain text: "
-                    "train one on conversations, or give prompts of one message"
-                )
-            return replace(prompt, text=prompt.messages[-1].content, messages=())
-        return prompt
+        return replace(prompt, text=untemplated_text(prompt), messages=()) if self.reads == "text" else prompt
 
     def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """Return an answer's tokens as fine-tuning would write it after this prompt."""
@@ -166,6 +159,18 @@ class RewardModel:
             self.head.copy_(weight)
 
 
+def untemplated_text(prompt: Prompt) -> str:
+    """Return a prompt's text without a template. Raises InputError if it is a conversation of several turns."""
+    if not prompt.messages:
+        return prompt.text
+    if any(message.role != "user" for message in prompt.messages[:-1]):
+        raise InputError(
+            f"prompt '{prompt.id}' is a conversation of several messages, and this reward model reads plain text: "
+            "take one that reads conversations, or give prompts of one message"
+        )
+    return prompt.messages[-1].content
+
+
 def find_model_folder(path: str) -> Path:
     """Return the model folder of a run of ``burnish reward-model``, or the folder itself.
 
@@ -179,7 +184,8 @@ def find_model_folder(path: str) -> Path:
         raise InputError(f"reward model '{path}': this run has no checkpoint yet; train it to its first one")
     if not (folder / HEAD).is_file():
         raise InputError(
-            f"'{path}' is not a reward model: it has no {HEAD}; train one with `burnish reward-model RECIPE`"
+            f"'{path}' is not a reward model: it has no {HEAD}; train one with `burnish reward-model RECIPE`, or for a "
+            'sequence classifier of transformers set use = "classifier" and model'
         )
     return folder
 

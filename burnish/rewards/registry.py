@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from burnish.errors import InputError
@@ -57,8 +58,10 @@ class RewardFacts:
         english_only: whether the reward understands English only; a function of all options if that depends on them.
         check_options: called with all options by name when a recipe is read; raises InputError if they cannot work.
         preflight: called with all options by name before a model is loaded, for a reward that depends on something
-            outside (a sandbox, a server); returns a message and its level ("info" or "warning"), or raises
-            BurnishError.
+            outside (a sandbox, a server), and with ``offline`` if it names that; returns a message and its level
+            ("info" or "warning"), or raises BurnishError.
+        files: called with all options by name; returns the paths that the reward reads and no option names, such as
+            those of a model. Their hashes are kept in inputs.json.
         judges_answers: the reward is 1 for a right answer: before training it is asked about the references themselves.
         read_answer: called with a text and all options by name; returns the answer in it, None or "" if there is none.
             Majority votes need it.
@@ -72,6 +75,7 @@ class RewardFacts:
     english_only: bool | Callable[..., bool] = False
     check_options: Callable[..., None] | None = None
     preflight: Callable[..., tuple[str, str]] | None = None
+    files: Callable[..., Iterable[Path]] | None = None
     judges_answers: bool = False
     read_answer: Callable[..., Any] | None = None
     same_answer: Callable[..., bool] | None = None
@@ -151,10 +155,17 @@ class RewardFunction:
     def _holds(self, rule: bool | Callable[..., bool], options: Mapping[str, Any]) -> bool:
         return rule(**{**self.options, **options}) if callable(rule) else rule
 
-    def preflight(self, options: Mapping[str, Any]) -> tuple[str, str] | None:
+    def preflight(self, options: Mapping[str, Any], *, offline: bool = False) -> tuple[str, str] | None:
         """Return the message and level of the reward's preflight check; None if it has no such check."""
         check = self.facts.preflight
-        return None if check is None else check(**{**self.options, **options})
+        if check is None:
+            return None
+        own = {"offline": offline} if "offline" in inspect.signature(check).parameters else {}
+        return check(**{**self.options, **options, **own})
+
+    def files(self, options: Mapping[str, Any]) -> list[Path]:
+        """Return the files that the reward reads and that no option names."""
+        return [] if self.facts.files is None else list(self.facts.files(**{**self.options, **options}))
 
     def answer_reading(self, options: Mapping[str, Any]) -> AnswerReading | None:
         """Return how the reward reads and compares answers; None if it has not declared it."""
@@ -233,6 +244,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "compression": "burnish.rewards.library.diversity:compression",
         "group_diversity": "burnish.rewards.library.diversity:group_diversity",
         "reward_model": "burnish.rewards.library.learned:reward_model",
+        "classifier": "burnish.rewards.library.learned:classifier",
         "unit_tests": "burnish.rewards.library.code:unit_tests",
         "informativeness": "burnish.rewards.library.information:informativeness",
         "readability": "burnish.rewards.library.information:readability",
@@ -260,6 +272,7 @@ def reward(
     english_only: bool | Callable[..., bool] = False,
     check_options: Callable[..., None] | None = None,
     preflight: Callable[..., tuple[str, str]] | None = None,
+    files: Callable[..., Iterable[Path]] | None = None,
     judges_answers: bool = False,
     read_answer: Callable[..., Any] | None = None,
     same_answer: Callable[..., bool] | None = None,

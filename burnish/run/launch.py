@@ -28,7 +28,7 @@ REPRODUCIBILITY_KEYS = (
 """Entries of environment.json on which the bits of a run depend."""
 FILE_OPTIONS: Mapping[str, str] = {
     "reward_model": "path", "json_format": "schema_file", "jsonl": "path", "data": "path", "translation": "folder",
-    "similarity": "model",
+    "similarity": "model", "classifier": "model",
 }  # fmt: skip
 """Name of a reward or data source -> its option that holds a file path."""
 
@@ -230,6 +230,6 @@ def resolve_section_path(section: S) -> S:
     absolute = {
         option: str(pinned(expanded(path).absolute()))
         for option, path in paths.items()
-        if isinstance(path, str) and path
+        if isinstance(path, str) and path and (section.use != "classifier" or expanded(path).exists())  # or a hub id
     }
     return type(section).model_validate({**section.model_dump(), **absolute}) if absolute else section

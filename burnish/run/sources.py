@@ -13,6 +13,7 @@ from burnish.catalogue import store
 from burnish.catalogue.model_files import model_files
 from burnish.errors import InputError
 from burnish.recipe.schema import Job, Recipe
+from burnish.recipe.sections import OpenSection
 from burnish.rewards.registry import REWARDS
 from burnish.run.code import object_code
 from burnish.run.folder import START, Run
@@ -56,6 +57,9 @@ def run_sources(
                 continue
             if files := list(_option_files(option, value, offline)):
                 sources[f"{key}.{option}"] = {str(path): path for path in files}
+    for key, section in _rewards(recipe):
+        for path in REWARDS.get(section.use).files(section.options):
+            sources.setdefault(f"{key}.use", {})[str(path)] = path
     data = "task" if isinstance(recipe, Recipe) else "data"
     for name, content in reads.items():
         if content is not None:
@@ -144,7 +148,14 @@ def _code(recipe: Job, objects: Mapping[str, tuple[str, object]]) -> dict[str, t
         named["policy.module"] = (module, sys.modules.get(module.partition(":")[0]))
     if isinstance(recipe, Recipe):
         named["task.use"] = (recipe.task.use, TASKS.get(recipe.task.use))
+    for key, section in _rewards(recipe):
+        named[f"{key}.use"] = (section.use, REWARDS.get(section.use))
+    return named
+
+
+def _rewards(recipe: Job) -> Iterator[tuple[str, OpenSection]]:
+    """Yield the rewards and metrics of a recipe that samples, under their keys."""
+    if isinstance(recipe, Recipe):
         for key, sections in (("reward", recipe.reward), ("evaluation.metrics", recipe.evaluation.metrics)):
             for index, section in enumerate(sections):
-                named[f"{key}.{index}.use"] = (section.use, REWARDS.get(section.use))
-    return named
+                yield f"{key}.{index}", section

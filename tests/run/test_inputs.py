@@ -189,6 +189,16 @@ def test_a_run_without_a_record_is_warned_of_once(job):
     assert job.inputs()["task.path"]
 
 
+OWN_FILES = """
+from pathlib import Path
+import burnish
+
+@burnish.reward(files=lambda: [Path("weights.bin").absolute()])
+def weighted_length(text):
+    return len(text) * float(Path("weights.bin").read_text())
+"""
+
+
 @pytest.mark.slow
 def test_options_and_files_of_a_users_own_task(job, tmp_path):
     (tmp_path / "words").mkdir()
@@ -202,14 +212,17 @@ def test_options_and_files_of_a_users_own_task(job, tmp_path):
         "    def train(self):\n        return [Prompt(w, w) for w in self.words()[:2]]\n"
         "    def evaluation(self):\n        return [Prompt(w, w) for w in self.words()[2:]]\n"
     )
+    (tmp_path / "weights.bin").write_text("1")
     job = job(
         task={"use": "own_task:Words", "files": "words/*.txt"},
-        reward=[{"use": "json_format", "schema_file": "schema.json"}],
+        reward=[{"use": "json_format", "schema_file": "schema.json"}, {"use": "own_words:weighted_length"}],
     )
+    (tmp_path / "own_words.py").write_text(OWN_FILES)
     job.begin()
     keys = {key: [Path(name).name for name in files] for key, files in job.inputs().items() if key != "policy.model"}
     assert keys == {
-        "task.files": ["one.txt"], "task.use": ["own_task.py"], "reward.0.schema_file": ["schema.json"]
+        "task.files": ["one.txt"], "task.use": ["own_task.py"], "reward.0.schema_file": ["schema.json"],
+        "reward.1.use": ["weights.bin", "own_words.py"],
     }  # fmt: skip
     (tmp_path / "words" / "two.txt").write_text("e f")
     with pytest.raises(InputError, match=r"^task\.files: .*two\.txt was not read when the run began"):
@@ -217,6 +230,10 @@ def test_options_and_files_of_a_users_own_task(job, tmp_path):
     (tmp_path / "words" / "two.txt").unlink()
     (tmp_path / "schema.json").write_text('{"type": "array"}')
     with pytest.raises(InputError, match=r"^reward\.0\.schema_file: .*schema\.json has changed"):
+        job.resume()
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "weights.bin").write_text("2")
+    with pytest.raises(InputError, match=r"^reward\.1\.use: .*weights\.bin has changed"):
         job.resume()
 
 

@@ -179,9 +179,7 @@ def test_a_reward_model_reads_prompts_as_it_learnt_them(policy, tmp_path, reads:
         answers = [Completion(prompt, (), (), text, (), "stop") for text in "bc"]
         assert model.score_texts(answers) == pytest.approx(trained, abs=1e-12)
     if reads == "text":
-        with pytest.raises(
-            Exception, match="conversation of several messages, and this reward model learnt plain text"
-        ):
+        with pytest.raises(Exception, match="conversation of several messages, and this reward model reads plain text"):
             model.score_texts([Completion(Prompt("p", "two", messages=BEGIN), (), (), "b", (), "stop")])
     model.save(tmp_path)
     assert (tmp_path / HEAD).is_file() and load_reward_model(str(tmp_path)).reads == reads

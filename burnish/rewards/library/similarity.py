@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.catalogue.model_files import model_files
 from burnish.errors import InputError, one_line
 from burnish.rewards.references import get_reference
 from burnish.rewards.registry import reward
@@ -22,7 +24,15 @@ LONGEST = 256
 """Tokens of a text that are read: the length that the built-in model was trained on."""
 
 
-@reward(needs_reference=True, english_only=lambda *, model: not model)
+def _built_in() -> Path:
+    return installed_path(PACKAGE, FOLDER, "similarity", "reward 'similarity'")
+
+
+@reward(
+    needs_reference=True,
+    english_only=lambda *, model: not model,
+    files=lambda *, model: [] if model else model_files(_built_in()),
+)
 def similarity(completions: Sequence[Completion], *, model: str = "") -> list[float]:
     """Similarity of a text's meaning to the reference, in [-1, 1]; in practice above 0.
 
@@ -78,7 +88,7 @@ def _model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    folder = expanded(name) if name else installed_path(PACKAGE, FOLDER, "similarity", "reward 'similarity'")
+    folder = expanded(name) if name else _built_in()
     if not (folder / "config.json").is_file():
         raise InputError(f"similarity: model = '{name}' is not a folder of a Hugging Face model: it has no config.json")
     bar = logging.is_progress_bar_enabled()

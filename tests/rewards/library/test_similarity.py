@@ -12,6 +12,7 @@ from transformers import BertTokenizer
 from burnish.errors import InputError
 from burnish.rewards.library import similarity as module
 from burnish.rewards.library.similarity import similarity
+from burnish.rewards.registry import REWARDS
 from tests.rewards.completions import answer
 
 
@@ -20,6 +21,13 @@ def installed(package: str) -> bool:
         return bool(distribution(package))
     except PackageNotFoundError:
         return False
+
+
+@pytest.mark.skipif(not installed(module.PACKAGE), reason="needs the extra similarity")
+def test_the_built_in_models_files_are_a_runs_inputs() -> None:
+    names = {path.name for path in REWARDS.get("similarity").files({})}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert REWARDS.get("similarity").files({"model": "own"}) == [], "the option names it"
 
 
 @pytest.mark.skipif(not installed(module.PACKAGE), reason="needs the extra similarity")
