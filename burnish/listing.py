@@ -9,8 +9,7 @@ from pathlib import Path
 from burnish.algorithms.presets import PRESETS
 from burnish.catalogue import entries
 from burnish.errors import InputError
-from burnish.recipe.reading import KINDS
-from burnish.recipe.schema import builtin_recipes
+from burnish.recipe.reading import KINDS, builtin_recipes
 from burnish.registry import nearest
 from burnish.rewards.registry import REWARDS
 from burnish.tasks.registry import TASKS

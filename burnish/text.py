@@ -12,10 +12,27 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Hashable, Iterator, Sequence
-
-import regex
+from functools import cached_property
+from typing import Any
 
 from burnish.errors import InputError
+
+
+class Pattern:
+    """A pattern of the package ``regex``, which is imported when the pattern is first used: importing it is slow."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    @cached_property
+    def _compiled(self) -> Any:
+        import regex
+
+        return regex.compile(self._pattern)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
+
 
 HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 """Chinese and Japanese characters, for a character class of the package ``regex``."""
@@ -24,13 +41,11 @@ WITHOUT_SPACES = HAN_AND_KANA + r"\p{Line_Break=Complex_Context}"
 
 _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{WITHOUT_SPACES}]]+"
 _JOINERS = "['’]|[\u00ad\u200c\u200d\u2060]+"  # soft hyphen, zero-width non-joiner (Persian) and joiner, word joiner
-_WORD = regex.compile(
-    rf"{_LETTERS}(?:(?:{_JOINERS}){_LETTERS})*|(?=[{WITHOUT_SPACES}])\X\p{{M}}*|(?!\s)\X", regex.VERSION1
-)
-_UNSPACED = regex.compile(f"[{WITHOUT_SPACES}]")
-_HAN_OR_KANA = regex.compile(f"[{HAN_AND_KANA}]")
+_WORD = Pattern(rf"(?V1){_LETTERS}(?:(?:{_JOINERS}){_LETTERS})*|(?=[{WITHOUT_SPACES}])\X\p{{M}}*|(?!\s)\X")
+_UNSPACED = Pattern(f"[{WITHOUT_SPACES}]")
+_HAN_OR_KANA = Pattern(f"[{HAN_AND_KANA}]")
 
-SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…\n]+")
+SENTENCE_END = Pattern(r"[\p{Sentence_Terminal}…\n]+")
 """The end of a sentence: full stop, question or exclamation mark of any script, ellipsis, or the end of a line."""
 
 
@@ -60,7 +75,7 @@ def mostly_han_or_kana(text: str) -> bool:
     return _mostly(_HAN_OR_KANA, text)
 
 
-def _mostly(script: regex.Pattern[str], text: str) -> bool:
+def _mostly(script: Pattern, text: str) -> bool:
     tokens = words(text)
     matches = sum(script.match(word) is not None for word in tokens)
     return matches > 0 and 2 * matches >= sum(word[0].isalpha() for word in tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from burnish.errors import InputError
 
@@ -32,6 +31,8 @@ def check_hub_model(model: str, *, offline: bool) -> None:
             f"model '{model}' is not in the hub's cache, and nothing may be downloaded; fetch it once without --offline "
             "(and without HF_HUB_OFFLINE), or name a folder or a catalogue model"
         )
+    from urllib.request import getproxies  # slow
+
     try:
         address = urlsplit(constants.ENDPOINT)
         port = address.port or (80 if address.scheme == "http" else 443)

@@ -92,7 +92,7 @@ class TrainCommand:
         """Return the observer that prints progress."""
         from burnish.reports.terminal.progress import make_observer
 
-        return make_observer(quiet=self.quiet, json=self.json)
+        return make_observer(quiet=self.quiet, json=self.json, live=not self.dry_run)
 
     def run(self, train: Callable[..., Any]) -> Any:
         """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""

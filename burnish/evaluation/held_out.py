@@ -12,14 +12,13 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import regex
 
 from burnish.errors import InputError
 from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
 from burnish.rewards.votes import AnswerReading
-from burnish.text import WITHOUT_SPACES
+from burnish.text import WITHOUT_SPACES, Pattern
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
 
 if TYPE_CHECKING:
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 LONGEST_TRUTH = 512
 """Largest number of reference tokens that truth_perplexity reads: a whole article would not fit in one pass."""
 # Han, kana, Thai, Lao, Burmese, Khmer and full-width punctuation are written without spaces.
-_NO_SPACE_BESIDE = regex.compile(
-    rf"[{WITHOUT_SPACES}\p{{Thai}}\p{{Lao}}\p{{Myanmar}}\p{{Khmer}}\u3000-\u303f\uff00-\uffef]"
-)
+_NO_SPACE_BESIDE = Pattern(rf"[{WITHOUT_SPACES}\p{{Thai}}\p{{Lao}}\p{{Myanmar}}\p{{Khmer}}\u3000-\u303f\uff00-\uffef]")
 _NO_SPACE_BEFORE = re.compile(r"[\s,.;:!?%)\]}’”…]")
 _NO_SPACE_AFTER = re.compile(r"[\s(\[{‘“]")
 

@@ -19,13 +19,13 @@ Pair = Annotated[tuple[float, float], BeforeValidator(lambda value: tuple(value)
 class Section(BaseModel):
     """A strict and frozen section: unknown keys and numbers written as text are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class OpenSection(Section):
     """A section whose other keys are options of the object that ``use`` names, checked against its signature."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
     use: str
 

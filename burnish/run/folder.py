@@ -19,8 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from burnish.catalogue.convert import START as START
 from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
@@ -76,6 +74,8 @@ class Run:
         """Command that resumes the run, if it takes more than the folder."""
         self._recipe_before: str | None = None
         """Content of recipe.toml before an extension that may be undone."""
+        from filelock import FileLock, Timeout  # slow
+
         self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=0)

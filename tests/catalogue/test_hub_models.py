@@ -17,7 +17,7 @@ from burnish.errors import InputError
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("burnish.catalogue.hub_models.getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
 
 
 def refuse(*arguments: Any) -> Any:
@@ -55,7 +55,7 @@ def test_a_cached_model_needs_no_network(online: None, monkeypatch: pytest.Monke
 def test_a_proxy_is_left_to_huggingface_hub(online: None, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
-    monkeypatch.setattr("burnish.catalogue.hub_models.getproxies", lambda: {scheme: "http://proxy:3128"})
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {scheme: "http://proxy:3128"})
     assert resolve_model("somebody/something") == "somebody/something"
 
 

@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 _PHASE_LINES = 10
 
 
-def make_observer(*, quiet: bool = False, json: bool = False, console: Console | None = None) -> Observer:
-    """Return the observer for the output; with ``quiet``, also with ``json``, only the verb's result reaches it."""
+def make_observer(
+    *, quiet: bool = False, json: bool = False, live: bool = True, console: Console | None = None
+) -> Observer:
+    """Return the observer for the output; with ``quiet``, also with ``json``, only the verb's result reaches it.
+
+    Without ``live``, lines are printed on a terminal, too, and rich is not imported, which is slow.
+    """
     if quiet:
         return QuietProgress()
     if json:
         return JsonProgress()
+    if not live:
+        return PlainProgress()
     from rich.console import Console
 
     console = console or Console(stderr=True)

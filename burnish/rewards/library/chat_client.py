@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,14 @@ LONGEST_PAUSE = 60.0
 """Seconds between two attempts at most, even if the server asks for more."""
 MOST_TOKENS = 1 << 30
 """A larger count of tokens by the server is not believed."""
-_certificates = cache(ssl.create_default_context)
 _RETRIED_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+
+
+@cache
+def _certificates() -> Any:
+    import ssl  # slow
+
+    return ssl.create_default_context()
 
 
 @dataclass(frozen=True, slots=True)

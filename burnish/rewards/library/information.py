@@ -7,23 +7,19 @@ import re
 import unicodedata
 from itertools import pairwise
 
-import regex
-
 from burnish.errors import InputError
 from burnish.rewards.references import get_reference
 from burnish.rewards.registry import check_choice, reward
-from burnish.text import SENTENCE_END, WITHOUT_SPACES, is_unspaced, sentences, words
+from burnish.text import SENTENCE_END, WITHOUT_SPACES, Pattern, is_unspaced, sentences, words
 from burnish.types import Completion
 
 SOURCES = ("reference", "prompt")
 FORMS = ("reward", "grade")
 
 _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[\d{WITHOUT_SPACES}]]+"
-_TOKEN = regex.compile(
-    rf"(?=[{WITHOUT_SPACES}])\X\p{{M}}*|\d+(?:[.,]\d+)*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\s_]", regex.VERSION1
-)
+_TOKEN = Pattern(rf"(?V1)(?=[{WITHOUT_SPACES}])\X\p{{M}}*|\d+(?:[.,]\d+)*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\s_]")
 _LETTERS_OR_DIGITS = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{WITHOUT_SPACES}]]+"
-_HYPHENATED = regex.compile(rf"{_LETTERS_OR_DIGITS}(?:['’-]{_LETTERS_OR_DIGITS})*", regex.VERSION1)
+_HYPHENATED = Pattern(rf"(?V1){_LETTERS_OR_DIGITS}(?:['’-]{_LETTERS_OR_DIGITS})*")
 _OPENING = "\"'“‘([{「『《"
 # Words with a grammatical function: a text without them states the same facts.
 _FUNCTION_WORDS = frozenset(

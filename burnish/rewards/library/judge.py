@@ -7,7 +7,6 @@ import math
 import os
 import re
 import socket
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -124,11 +123,13 @@ def _preflight(**options: Any) -> tuple[str, str]:
 
     Raises InputError if an option cannot work, or the key is missing.
     """
+    from urllib.request import getproxies, proxy_bypass  # slow
+
     _check_judge(**options)
     _key(options["key_env"])
     url = urlsplit(options["url"])
-    proxies = urllib.request.getproxies()
-    if (proxies.get(url.scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(url.hostname or ""):
+    proxies = getproxies()
+    if (proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.hostname or ""):
         return f"judge: {options['model']} at {options['url']}, through a proxy", "info"
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:

@@ -16,8 +16,6 @@ from math import prod
 from typing import Any
 from urllib.parse import unquote
 
-import regex
-
 from burnish.errors import InputError
 from burnish.system.optional_packages import needed
 from burnish.system.paths import expanded
@@ -42,6 +40,8 @@ _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependen
 @lru_cache(maxsize=128)
 def compiled(pattern: str, where: str) -> Any:
     """Compile a pattern. Raises InputError, which begins with ``where``, if it is not valid or repeats too often."""
+    import regex  # slow
+
     if prod(max(1, int(count)) for count in _COUNT.findall(pattern)) > MOST_REPEATS:
         raise InputError(f"{where}{pattern!r} repeats more than {MOST_REPEATS:,} times: lower the counts in braces")
     try:
