@@ -79,9 +79,10 @@ def read_run(folder: Path) -> RunData:
             row.update({f"held_out/{name}": value for name, value in measured.items() if name != "step"})
     run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
     run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
-    run.evaluation = _mapping(folder / "evaluation.json", run)
+    going = run.steps_done < (run.total_steps or 0)  # a run under way has no evaluation yet
+    run.evaluation = _mapping(folder / "evaluation.json", run, optional=going)
     run.before = _texts(folder / "evaluation" / "before.json", run)
-    run.after = _texts(folder / "evaluation" / "after.json", run)
+    run.after = _texts(folder / "evaluation" / "after.json", run, optional=going)
     return run
 
 
@@ -146,6 +147,6 @@ def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _texts(path: Path, run: RunData) -> list[dict[str, Any]]:
-    rows = _mapping(path, run).get("samples")
+def _texts(path: Path, run: RunData, *, optional: bool = False) -> list[dict[str, Any]]:
+    rows = _mapping(path, run, optional=optional).get("samples")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

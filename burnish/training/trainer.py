@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job
+from burnish.reports.page.html import write_report
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
@@ -115,6 +116,7 @@ class Trainer(Generic[M]):
         self.best = BestModel(recipe.checkpoint.keep_best, run, checkpointer, skips_alarms=self.guards.can_stop)
         self.logged = 0
         self._newest: tuple[int, M] | None = None
+        self._reports = True
 
     def train(self) -> dict[str, dict[str, Any]]:
         """Train from where the run folder is to the last step, and evaluate. Returns the evaluation.
@@ -148,6 +150,8 @@ class Trainer(Generic[M]):
 
     def _step_to_the_end(self, before: M) -> None:
         recipe, learner = self.recipe, self.learner
+        if learner.step < recipe.steps:
+            self.observer.message(f"report: {self.run.folder / 'report.html'}, written at each checkpoint")
         self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
         if self._ends_here(before, None):
             return
@@ -158,6 +162,7 @@ class Trainer(Generic[M]):
             self.observer.step(metrics)
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
                 self.checkpointer.save()
+                self._report()
             if self._ends_here(before, metrics):
                 return
 
@@ -218,6 +223,15 @@ class Trainer(Generic[M]):
             self.observer.message(f"resumed after step {newest.step}")
         return self.learner.step
 
+    def _report(self) -> None:
+        """Write the report of the run so far. A failure is a warning, once: a report must not end a run."""
+        try:
+            write_report(self.run.folder)
+        except Exception as error:
+            if self._reports:
+                self.observer.message(f"the report was not written: {error}", level="warning")
+            self._reports = False
+
     def _failed(self, error: BurnishError) -> BurnishError:
         """Return the error with the command that resumes the run, after saving what was learnt."""
         if "--resume" in str(error):
@@ -231,6 +245,7 @@ class Trainer(Generic[M]):
         # Where a row could not be written the two differ; then the run resumes from the last checkpoint.
         if self.learner.step == self.logged > 0:
             self.checkpointer.save()
+        self._report()
         checkpoints = self.run.checkpoints()
         kept = f"saved after step {checkpoints[-1].step}" if checkpoints else "no step was finished"
         return f"{kept}; resume with: {self.run.resume_command}"

@@ -178,7 +178,7 @@ def killed_and_resumed(workspace, recipe: str, steps: int, seed: int) -> Path:
         workspace.finish(process)
         if (run / "recipe.toml").exists():
             arguments = ["train", "--resume", run]
-        assert not (run / "report.html").exists(), f"{name}: the run had already finished"
+        assert not (run / "evaluation.json").exists(), f"{name}: the run had already finished"
     assert kills == 5
     finished = workspace.ask("train", "--resume", run, "--quiet")
     assert (finished.status, finished.err) == (0, "")

@@ -10,12 +10,14 @@ import pytest
 
 import burnish.training.reinforcement
 import burnish.training.step
+import burnish.training.trainer
 from burnish.api import train
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import RECIPES, load_recipe
+from burnish.reports.run_data import read_run
 from burnish.run.folder import comparable, read_lines
 from burnish.run.interrupts import Interrupted
-from tests.fakes import RecordingObserver
+from tests.fakes import InterruptingObserver, RecordingObserver
 
 SMALL = [
     "sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2",
@@ -311,3 +313,37 @@ def test_a_resume_in_another_environment_warns(tmp_path: Path) -> None:
     broken = RecordingObserver()
     train(resume=tmp_path / "run", observer=broken)
     assert any("cannot be read" in text for text in broken.warnings)
+
+
+class TestReport:
+    def test_it_is_written_at_each_checkpoint_and_its_path_is_printed_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        monkeypatch.setattr(
+            burnish.training.trainer, "write_report", lambda folder: seen.append(read_run(folder).steps_done)
+        )
+        observer = RecordingObserver()
+        toy(tmp_path / "run", "steps=5", "checkpoint.every=2", observer=observer)
+        assert seen == [2, 4, 5]
+        line = ("message", "info", f"report: {tmp_path / 'run' / 'report.html'}, written at each checkpoint")
+        assert observer.calls.index(line) < observer.calls.index(("start", "toy"))
+
+    def test_a_run_that_is_stopped_has_one_of_its_steps_so_far(self, tmp_path: Path) -> None:
+        with pytest.raises(Interrupted):
+            toy(tmp_path / "run", "steps=9", "checkpoint.every=100", observer=InterruptingObserver(after_step=3))
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert "The run has made 3 of 9 steps." in page and "Missing from this report" not in page
+
+    def test_one_that_fails_is_a_warning_and_changes_no_bit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(folder: Path) -> None:
+            raise ValueError("no ink")
+
+        whole = toy(tmp_path / "whole", "steps=4", "checkpoint.every=100")
+        monkeypatch.setattr(burnish.training.trainer, "write_report", fail)
+        observer = RecordingObserver()
+        done = toy(tmp_path / "run", "steps=4", "checkpoint.every=1", observer=observer)
+        assert observer.warnings.count("the report was not written: no ink") == 1
+        assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]

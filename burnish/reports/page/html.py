@@ -105,6 +105,7 @@ def _hashes(inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, ", ".join(listed)
 
 
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

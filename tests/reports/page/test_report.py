@@ -237,7 +237,7 @@ def test_a_killed_run_is_reported_up_to_its_last_step(folder):
     for name in ("evaluation.json", "evaluation/before.json", "evaluation/after.json"):
         (folder / name).unlink()
     page = page_of(folder)
-    assert "The run stopped after 7 of 25 steps." in page.text
+    assert "The run has made 7 of 25 steps." in page.text
     assert "No conclusion yet" in page.text and "each step uses different prompts, so this proves nothing" in page.text
     assert "metrics.jsonl: 1 damaged line left out" in page.text
 
