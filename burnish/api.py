@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.backends.chat import chat_settings
+from burnish.backends.held_out_sets import fitting_sets, held_out_sets
 from burnish.backends.local import build
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompt_lengths import check_lengths
@@ -199,9 +200,11 @@ def evaluate(
         for name in filter(None, (model, against)):
             resolve_model(name, offline=offline, observer=watcher)  # a wrong name is refused before the data are read
         reference = _language_model(chosen.policy.model, chosen, offline, watcher)
-        _, prompts = task_prompts(chosen, offline=offline, observer=watcher)
+        train, prompts = task_prompts(chosen, offline=offline, observer=watcher)
+        sets = held_out_sets(chosen, train, offline=offline, observer=watcher)
         check_prompts(chosen, [], prompts, watcher)
         _, prompts, _ = check_lengths(chosen, reference, [], prompts, watcher)
+        sets = fitting_sets(chosen, reference, sets, watcher)
         check_companions(chosen)
         check_dependencies(chosen, watcher, offline=offline)
 
@@ -210,7 +213,9 @@ def evaluate(
             policy.reference = reference
             scorer = combine_rewards(chosen.reward, reference)
             metrics = combine_metrics(settings.metrics, reference)
-            return measure_by_recipe(chosen, policy, make_sampler(policy), scorer, metrics, prompts, observer=watcher)
+            return measure_by_recipe(
+                chosen, policy, make_sampler(policy), scorer, metrics, prompts, sets, observer=watcher
+            )
 
         after = measure_model(model)
         before = measure_model(against) if against is not None else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from burnish.backends.chat import chat_settings, check_conversations
+from burnish.backends.held_out_sets import fitting_sets, held_out_sets
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import list_broken_rows, task_prompts
@@ -52,10 +54,13 @@ def build(
         torch.set_num_threads(recipe.threads)
     with recorded_reads(reads):
         train, held_out = task_prompts(recipe, offline=offline, observer=observer, folder=folder)
+        sets = held_out_sets(recipe, train, offline=offline, observer=observer, folder=folder)
     check_prompts(recipe, train, held_out, observer)
     check_companions(recipe)
     check_dependencies(recipe, observer, offline=offline)
     check_answers(recipe, [*train, *held_out], observer)
+    for name, prompts in sets.items():
+        check_answers(recipe, prompts, observer, f"set '{name}': ")
     policy: Policy
     sampler: Sampler
     if recipe.policy.use in ("lstm", "module"):
@@ -68,8 +73,10 @@ def build(
         chat = chat_settings(recipe.task, folder)
         policy, sampler = build_policy(recipe.policy, recipe.seed, offline=offline, observer=observer, chat=chat)
         if recipe.policy.use == "causal_lm":
-            check_conversations(policy, [*train, *held_out], observer)
-            train, held_out, long = check_lengths(recipe, cast("CausalPolicy", policy), train, held_out, observer)
+            model = cast("CausalPolicy", policy)
+            check_conversations(policy, [*train, *held_out, *chain(*sets.values())], observer)
+            train, held_out, long = check_lengths(recipe, model, train, held_out, observer)
+            sets = fitting_sets(recipe, model, sets, observer)
             if folder is not None:
                 list_broken_rows(folder, long, more=True)
     if recipe.sampling.nlpo_top_p < 1 and isinstance(policy, HasLaggedPolicy):
@@ -79,7 +86,7 @@ def build(
     learner = Learner(
         recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm),
         build_optimizer(policy, recipe.optimizer), critic=build_critic(policy, recipe),
-        metrics=combine_metrics(recipe.evaluation.metrics, policy.reference),
+        metrics=combine_metrics(recipe.evaluation.metrics, policy.reference), held_out_sets=sets,
     )  # fmt: skip
     return learner, held_out
 

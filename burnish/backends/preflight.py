@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from burnish.backends.prompts import task_prompts
 from burnish.errors import InputError
 from burnish.policies.vocabulary import refuse_messages
 from burnish.protocols import Observer
@@ -26,13 +25,6 @@ def check_prompts(
     if recipe.policy.use in ("lstm", "module"):
         for prompt in (*train, *held_out):
             refuse_messages(prompt)
-
-
-def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> None:
-    """Read the user's own data, of the task ``data`` or an own task, and raise InputError if it cannot be used."""
-    if recipe.task.use == "data" or ":" in recipe.task.use:
-        train, held_out = task_prompts(recipe, offline=offline, observer=observer)
-        check_prompts(recipe, train, held_out, observer)
 
 
 def check_languages(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:

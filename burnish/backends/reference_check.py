@@ -27,10 +27,11 @@ WORTH_SAYING = 0.2
 """Share of prompts for which a constant answer is right that is reported."""
 
 
-def check_answers(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None) -> None:
+def check_answers(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer | None = None, where: str = "") -> None:
     """Ask every reward that judges answers about the references, and about the commonest constants.
 
-    Raises InputError if a reward cannot read its references or calls them wrong, with their count and the first ones.
+    Messages begin with ``where``. Raises InputError if a reward cannot read its references or calls them wrong, with
+    their count and the first ones.
     """
     answered = [prompt for prompt in prompts if prompt.reference and prompt.reference.strip()]
     step = max(1, len(answered) // ASKED)
@@ -39,7 +40,7 @@ def check_answers(recipe: Recipe, prompts: Sequence[Prompt], observer: Observer 
         for index, section in enumerate(sections):
             reward = REWARDS.get(section.use)
             if asked and reward.facts.judges_answers:
-                texts = _check_reward(reward, section.options, asked, f"{key}.{index}: '{section.use}'")
+                texts = _check_reward(reward, section.options, asked, f"{where}{key}.{index}: '{section.use}'")
                 for text in texts:
                     if observer is not None:
                         observer.message(text, level="warning")

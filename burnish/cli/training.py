@@ -18,7 +18,7 @@ def train(command: TrainCommand) -> None:
     from burnish.recipe.schema import load_recipe
 
     if command.dry_run:
-        from burnish.backends.preflight import check_recipe_data
+        from burnish.backends.held_out_sets import check_recipe_data
 
         recipe = load_recipe(command.source, command.overrides)
         check_recipe_data(recipe, offline=command.offline, observer=command.observer())

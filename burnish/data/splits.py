@@ -213,11 +213,7 @@ class SplitTask:
         """
         if self._sides is not None:
             return
-        examples = self.examples(offline=offline, observer=observer)
-        if not examples:
-            raise InputError("the data has no example that can be used: check the task's options")
-        unique = {one.digest: one for one in reversed(examples)}
-        kept = [unique[one] for one in dict.fromkeys(one.digest for one in examples)]
+        examples, kept = self._unique_examples(offline=offline, observer=observer)
         by_digest = example_families(kept)
         families = [by_digest[one.digest] for one in kept]
         prompts, near = [one.prompt for one in kept], ""
@@ -233,6 +229,23 @@ class SplitTask:
                 f"{self.name}: {len(train)} training and {len(held_out)} held-out prompts; left out: "
                 f"{len(examples) - len(kept)} repeated{near}"
             )
+
+    def all_prompts(self, *, offline: bool = False, observer: Observer | None = None) -> list[Prompt]:
+        """Return the prompts of all examples, unsplit and each once, in the data's order. Raises as ``prepare``."""
+        examples, kept = self._unique_examples(offline=offline, observer=observer)
+        if observer:
+            observer.message(f"{self.name}: {len(kept)} prompts; left out: {len(examples) - len(kept)} repeated")
+        return [one.prompt for one in kept]
+
+    def _unique_examples(
+        self, *, offline: bool, observer: Observer | None
+    ) -> tuple[Sequence[TaskExample], list[TaskExample]]:
+        """Return all examples, and the first one of each content. Raises InputError if there is none."""
+        examples = self.examples(offline=offline, observer=observer)
+        if not examples:
+            raise InputError("the data has no example that can be used: check the task's options")
+        unique = {one.digest: one for one in reversed(examples)}
+        return examples, [unique[one] for one in dict.fromkeys(one.digest for one in examples)]
 
     def train(self) -> Sequence[Prompt]:
         """Return the training prompts in the data's order."""

@@ -120,7 +120,8 @@ def summary(measurement: Measurement, *, bleu_tokenize: str = "auto") -> dict[st
     - pass@k, maj@k, avg@n: with ``correct`` and several prompts: the share of prompts that one of k samples solves, for
       which the commonest answer of k samples is right, and the share of right samples, n per prompt.
 
-    bleu, chrf and truth_perplexity are omitted if no prompt has a reference.
+    bleu, chrf and truth_perplexity are omitted if no prompt has a reference. The metrics of a further held-out set are
+    ``set/<set>/<metric>``.
     """
     return {metric.name: metric.value(metric.data) for metric in held_out_metrics(measurement, bleu_tokenize)}
 
@@ -139,12 +140,13 @@ def compare(
     number of samples.
     """
     after = _aligned(before, after)
+    totals = {"reward", *(f"set/{name}/reward" for name in before.sets)}
     second = {metric.name: metric for metric in held_out_metrics(after, bleu_tokenize)}
     table: dict[str, dict[str, Any]] = {}
     for metric in held_out_metrics(before, bleu_tokenize):
         if metric.name not in second or len(metric.data) < 2:
             continue
-        if metric.name == "reward" and before.weights != after.weights:
+        if metric.name in totals and before.weights != after.weights:
             continue
         result = metric.compare(metric.data, second[metric.name].data, resamples=resamples, seed=seed)
         table[metric.name] = {**asdict(result), "interval": list(result.interval), "better": metric.better}
@@ -170,6 +172,7 @@ def _aligned(before: Measurement, after: Measurement) -> Measurement:
         after,
         samples=tuple(second[key] for key in first),
         truths=tuple(truths[truth.prompt_id] for truth in before.truths if truth.prompt_id in truths),
+        sets={name: _aligned(one, after.sets[name]) for name, one in before.sets.items() if name in after.sets},
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from burnish.errors import InputError
+from burnish.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Measurement:
         correct: the part or metric that is 1 for a right answer, or None.
         attempts: the k of pass@k.
         majorities: the k of maj@k.
+        sets: measurements of further held-out sets, by name.
     """
 
     samples: tuple[Sample, ...]
@@ -69,24 +72,49 @@ class Measurement:
     correct: str | None = None
     attempts: tuple[int, ...] = ()
     majorities: tuple[int, ...] = ()
+    sets: Mapping[str, Measurement] = field(default_factory=dict)
+
+    def of_prompts(self, prompts: Sequence[Prompt]) -> Measurement:
+        """Return the part that measures these prompts, without further sets."""
+        keys = {(prompt.id, prompt.text, prompt.reference) for prompt in prompts}
+        samples = tuple(one for one in self.samples if (one.prompt_id, one.prompt, one.reference) in keys)
+        ids = {sample.prompt_id for sample in samples}
+        truths = tuple(truth for truth in self.truths if truth.prompt_id in ids)
+        return replace(self, samples=samples, truths=truths, sets={})
 
     def to_json(self) -> str:
         """Return JSON text from which ``from_json`` restores an equal measurement, every float to the last bit."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(_without_unused(asdict(self)), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
         """Read the output of ``to_json``. Raises InputError if the text is not a measurement."""
         try:
-            data = json.loads(text)
-            samples = tuple(
-                Sample(**{**sample, "alternatives": tuple(sample.get("alternatives", ()))})
-                for sample in data["samples"]
-            )
-            truths = tuple(Truth(**truth) for truth in data["truths"])
-            return cls(
-                samples, truths, dict(data["weights"]), dict(data.get("metrics", {})), data.get("correct"),
-                tuple(data.get("attempts", ())), tuple(data.get("majorities", ())),
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
+            return cls._from_mapping(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error
+
+    @classmethod
+    def _from_mapping(cls, data: Mapping[str, Any]) -> Measurement:
+        samples = tuple(
+            Sample(**{**sample, "alternatives": tuple(sample.get("alternatives", ()))}) for sample in data["samples"]
+        )
+        truths = tuple(Truth(**truth) for truth in data["truths"])
+        return cls(
+            samples, truths, dict(data["weights"]), dict(data.get("metrics", {})), data.get("correct"),
+            tuple(data.get("attempts", ())), tuple(data.get("majorities", ())),
+            {name: cls._from_mapping(one) for name, one in data.get("sets", {}).items()},
+        )  # fmt: skip
+
+
+def _without_unused(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the keys of votes and sets where a recipe has none: the file is then that of earlier versions."""
+    if not data["majorities"]:
+        del data["majorities"]
+        for sample in data["samples"]:
+            del sample["vote"]
+    for one in data["sets"].values():
+        _without_unused(one)
+    if not data["sets"]:
+        del data["sets"]
+    return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -56,7 +56,18 @@ class HeldOutMetric(Generic[D]):
 
 
 def held_out_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldOutMetric[Any]]:
-    """Return every metric that the measurement has data for, in the order of the evaluation table."""
+    """Return every metric that the measurement has data for, in the order of the evaluation table.
+
+    Those of a further set are called ``set/<set>/<metric>``.
+    """
+    metrics = _set_metrics(measurement, bleu_tokenize)
+    for name, one in measurement.sets.items():
+        for metric in _set_metrics(one, bleu_tokenize):
+            metrics.append(replace(metric, name=f"set/{name}/{metric.name}"))
+    return metrics
+
+
+def _set_metrics(measurement: Measurement, bleu_tokenize: str) -> list[HeldOutMetric[Any]]:
     samples = measurement.samples
     unit = _units(samples)
     counts = [1.0] * len(samples)

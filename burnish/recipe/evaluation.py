@@ -63,6 +63,39 @@ class HeldOutSampling(Section):
         return replace(training, lagged_top_p=1.0 if keys else training.lagged_top_p, **keys)
 
 
+ORIGIN = ("path", "dataset", "config", "side", "revision", "format", "delimiter", "held_out", "held_out_percent")
+"""Options of the task "data" that say which rows are read."""
+
+
+class HeldOutSet(OpenSection):
+    """One ``[[evaluation.sets]]`` table: further held-out prompts. Other keys are options of its task.
+
+    Options that it leaves out are those of ``[task]`` where that is the same task, but for the rows of ``path``.
+    """
+
+    use: str = "data"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    """The name in the evaluation, after ``set/``."""
+    prompts: int | None = Field(None, ge=2)
+    """Number of its prompts; None uses all."""
+
+    @model_validator(mode="after")
+    def _check_split(self) -> HeldOutSet:
+        for key in ("held_out", "held_out_percent") if self.use == "data" else ():
+            if key in self.options:
+                raise ValueError(f"{key} splits rows, but all rows of a set are held out; remove it")
+        return self
+
+    def task_options(self, task: OpenSection) -> dict[str, Any]:
+        """Return the options of the set's task, some of which are those of the recipe's ``task``."""
+        inherited = dict(task.options) if task.use == self.use else {}
+        if self.use == "data":
+            same = "dataset" in inherited and not {"path", "dataset"} & self.options.keys()
+            kept = ("dataset", "config", "revision") if same else ()
+            inherited = {key: value for key, value in inherited.items() if key not in ORIGIN or key in kept}
+        return {**inherited, **self.options}
+
+
 class Evaluation(Section):
     """Held-out measurement."""
 
@@ -85,6 +118,9 @@ class Evaluation(Section):
     metrics: list[MetricSection] = Field([])
     """Rewards that are measured but not trained on; a string is short for a table with that ``use``."""
 
+    sets: list[HeldOutSet] = Field([])
+    """Further held-out sets, measured beside the task's own held-out prompts."""
+
     @model_validator(mode="after")
     def _check_samples(self) -> Evaluation:
         if self.sampling.temperature == 0 and self.samples_per_prompt > 1:
@@ -101,6 +137,15 @@ class Evaluation(Section):
                     f"{self.samples_per_prompt}"
                 )
         return self
+
+    @field_validator("sets")
+    @classmethod
+    def _check_sets(cls, value: list[HeldOutSet]) -> list[HeldOutSet]:
+        names = [section.name for section in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sets are called '{name}'; give one of them another name")
+        return value
 
     @property
     def attempts(self) -> tuple[int, ...]:

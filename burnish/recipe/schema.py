@@ -369,12 +369,16 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         answer_reading(recipe.evaluation, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    try:
-        check_task_options(TASKS.get(recipe.task.use), recipe.task.options)
-    except InputError as error:
-        raise InputError(f"{where}: task: {error}") from error
-    if recipe.policy.use == "tabular" and recipe.task.use != "toy" and ":" not in recipe.task.use:
-        raise InputError(
-            f'{where}: policy.use = "tabular" has a vocabulary of four characters, which cannot spell the texts of '
-            f"task '{recipe.task.use}'; use the task \"toy\" or a language model"
-        )
+    named = [("task", recipe.task.use, recipe.task.options)]
+    for index, one in enumerate(recipe.evaluation.sets):
+        named.append((f"evaluation.sets.{index}", one.use, one.task_options(recipe.task)))
+    for key, use, options in named:
+        try:
+            check_task_options(TASKS.get(use), options)
+        except InputError as error:
+            raise InputError(f"{where}: {key}: {error}") from error
+        if recipe.policy.use == "tabular" and use != "toy" and ":" not in use:
+            raise InputError(
+                f'{where}: policy.use = "tabular" has a vocabulary of four characters, which cannot spell the texts of '
+                f"task '{use}'; use the task \"toy\" or a language model"
+            )

@@ -56,10 +56,11 @@ def _training(run: RunData) -> str:
 
 
 def other_outcomes(evaluation: Mapping[str, Any]) -> str:
-    """State in one sentence how each metric other than the reward changed; return "" if there is none."""
+    """State in one sentence how each metric but the reward changed, and the reward of further sets; "" if none did."""
     groups: dict[str, list[str]] = {}
     for metric in wording.ordered(evaluation):
-        if not metric.startswith("reward"):
+        name, inner = wording.set_and_metric(metric)
+        if inner == "reward" if name else not metric.startswith("reward"):
             groups.setdefault(wording.result(evaluation[metric]), []).append(wording.title(metric))
     clauses = [f"{_join(groups[result])} {verb}" for result, verb in _VERBS.items() if result in groups]
     return f"Other metrics: {'; '.join(clauses)}." if clauses else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.catalogue import entries
 from burnish.catalogue.portable import public_name
-from burnish.reports.wording import finite, interval_text, ordered, short, title
+from burnish.reports.wording import finite, interval_text, ordered, set_and_metric, short, title
 
 _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
 """Licence of a catalogue model -> Hugging Face's name for it."""
@@ -32,10 +32,12 @@ def model_card(run: Path, *, library: str) -> str:
     method = str(recipe.get("algorithm", {}).get("use", verb))
     results = [
         EvalResult(
-            task_type="text-generation", task_name="Text generation", dataset_type=task, dataset_name=task,
-            dataset_split="held out", metric_type=metric.replace("/", "_"), metric_name=title(metric), metric_value=value,
+            task_type="text-generation", task_name="Text generation", dataset_type=name or task,
+            dataset_name=name or task, dataset_split="held out", metric_type=metric.replace("/", "_"),
+            metric_name=title(metric), metric_value=value,
         )
-        for metric in ordered(evaluation) if (value := finite(evaluation[metric].get("after"))) is not None
+        for key in ordered(evaluation) if (value := finite(evaluation[key].get("after"))) is not None
+        for name, metric in [set_and_metric(key)]
     ]  # fmt: skip
     entry = entries.lookup(base) if base in entries.names("model") else None
     public = "" if Path(base).is_absolute() else base

@@ -72,8 +72,18 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), one_line)
 
 
+def set_and_metric(metric: str) -> tuple[str, str]:
+    """Return the held-out set of ``set/<set>/<metric>`` and its metric; the set is "" for the task's own prompts."""
+    kind, _, rest = metric.partition("/")
+    name, _, inner = rest.partition("/")
+    return (name, inner) if kind == "set" and inner else ("", metric)
+
+
 def title(metric: str) -> str:
     """Return the metric's title, shortened if it is too long for a table."""
+    name, inner = set_and_metric(metric)
+    if name:
+        return f"{printable(name)}: {title(inner)}"
     if metric in TITLES:
         return TITLES[metric]
     kind = next((kind for kind in ("reward", "metric") if metric.startswith(f"{kind}/")), None)
@@ -83,12 +93,18 @@ def title(metric: str) -> str:
 
 
 def ordered(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the metrics in display order: the reward, its parts, the recipe's metrics, those with titles, the rest."""
-    known = list(TITLES)
+    """Return the metrics in display order: the reward, its parts, the recipe's metrics, those with titles, the rest.
 
-    def rank(metric: str) -> tuple[bool, bool, bool, int]:
+    Those of further held-out sets follow, set by set.
+    """
+    known = list(TITLES)
+    sets = list(dict.fromkeys(set_and_metric(metric)[0] for metric in evaluation))
+
+    def rank(metric: str) -> tuple[bool, int, bool, bool, bool, int]:
+        name, metric = set_and_metric(metric)
         index = known.index(metric) if metric in known else len(known)
-        return metric != "reward", not metric.startswith("reward/"), not metric.startswith("metric/"), index
+        parts = (not metric.startswith("reward/"), not metric.startswith("metric/"))
+        return bool(name), sets.index(name), metric != "reward", *parts, index
 
     return sorted((name for name, entry in evaluation.items() if isinstance(entry, Mapping)), key=rank)
 

@@ -189,7 +189,8 @@ def resolve_recipe_paths(recipe: J) -> J:
         recipe = recipe.model_copy(update={"task": resolve_section_path(recipe.task)})
         rewards = [resolve_section_path(section) for section in recipe.reward]
         metrics = [resolve_section_path(section) for section in recipe.evaluation.metrics]
-        evaluation = recipe.evaluation.model_copy(update={"metrics": metrics})
+        sets = [resolve_section_path(section) for section in recipe.evaluation.sets]
+        evaluation = recipe.evaluation.model_copy(update={"metrics": metrics, "sets": sets})
         task = resolve_section_path(recipe.task)
         recipe = recipe.model_copy(update={"task": task, "reward": rewards, "evaluation": evaluation})
     model = recipe.policy.model

@@ -63,9 +63,9 @@ def run_sources(
     data = "task" if isinstance(recipe, Recipe) else "data"
     for name, content in reads.items():
         if content is not None:
-            sources.setdefault(f"{data}.dataset", {})[name] = content
+            sources.setdefault(_dataset_key(recipe, data, name), {})[name] = content
         elif _is_input(path := Path(name), run):
-            key = _option_key(recipe, data, path) or f"{data}.use"
+            key = _option_key(recipe, path) or f"{data}.use"
             sources.setdefault(key, {})[name] = path
     for key, (name, entry) in _code(recipe, objects or {}).items():
         files, text = object_code(entry, name)
@@ -82,7 +82,12 @@ def _tables(recipe: Job) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key in ("policy", "task", "data"):
         if key in values:
             yield key, values[key]
-    for key, tables in (("reward", values.get("reward")), ("evaluation.metrics", values["evaluation"].get("metrics"))):
+    evaluation = values["evaluation"]
+    for key, tables in (
+        ("reward", values.get("reward")),
+        ("evaluation.metrics", evaluation.get("metrics")),
+        ("evaluation.sets", evaluation.get("sets")),
+    ):
         for index, table in enumerate(tables or []):
             yield f"{key}.{index}", table
 
@@ -114,13 +119,24 @@ def _folder_files(folder: Path, offline: bool) -> list[Path]:
     return [path for path in hidden if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
-def _option_key(recipe: Job, section: str, path: Path) -> str | None:
-    """Return the key of the option that names this file, its folder or a pattern that matches it."""
-    for option, value in dict(_tables(recipe))[section].items():
-        for named in _option_paths(option, value):
-            if path.is_relative_to(named) or path.match(str(named)):
-                return f"{section}.{option}"
+def _option_key(recipe: Job, path: Path) -> str | None:
+    """Return the key of the option that names this file of rows, its folder or a pattern that matches it."""
+    for section, table in _row_tables(recipe):
+        for option, value in table.items():
+            for named in _option_paths(option, value):
+                if path.is_relative_to(named) or path.match(str(named)):
+                    return f"{section}.{option}"
     return None
+
+
+def _row_tables(recipe: Job) -> list[tuple[str, Mapping[str, Any]]]:
+    return [each for each in _tables(recipe) if each[0] in ("task", "data") or each[0].startswith("evaluation.sets.")]
+
+
+def _dataset_key(recipe: Job, data: str, name: str) -> str:
+    """Return the key of the data set that a source's name has; that of the task or of ``[data]`` comes first."""
+    keys = [key for key, table in _row_tables(recipe) if name == f"dataset '{table.get('dataset')}'"]
+    return f"{keys[0] if keys else data}.dataset"
 
 
 def hub_home() -> Path:

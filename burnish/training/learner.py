@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Learner:
 
     The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the
     policy near a reference, and ``policy_loss`` computes per-token losses. ``metrics`` scores held-out completions by
-    what is not trained on, ``screen`` flags completions before they are scored, and ``step`` is the number of steps
+    what is not trained on, ``held_out_sets`` are further prompts to measure, by name, ``screen`` flags completions before
+    they are scored, and ``step`` is the number of steps
     taken.
 
     Raises:
@@ -46,6 +47,7 @@ class Learner:
     optimizer: ParameterOptimizer
     critic: Critic | None = None
     metrics: Scorer | None = None
+    held_out_sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
     screen: Screen = flag_completion
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -31,17 +32,19 @@ FLAT_REMEDY = "take a reward of more levels, prompts that are neither always nor
 
 def measure_by_recipe(
     recipe: Recipe, policy: HasReference, sampler: Sampler, scorer: Scorer, metrics: Scorer | None,
-    prompts: Sequence[Prompt], *, observer: Observer, policy_version: int = 0,
+    prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]], *, observer: Observer, policy_version: int = 0,
 ) -> Measurement:  # fmt: skip
-    """Measure a policy on held-out prompts with the recipe's settings."""
+    """Measure a policy on held-out prompts and on further sets with the recipe's settings."""
     settings = recipe.evaluation
-    return measure(
-        policy, sampler, scorer, prompts, sampling=recipe.held_out_sampling,
+    measure_prompts = partial(
+        measure, policy, sampler, scorer, sampling=recipe.held_out_sampling,
         samples_per_prompt=settings.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0), metrics=metrics,
         better={section.part: section.better for section in settings.metrics}, observer=observer,
         policy_version=policy_version, correct=settings.correct, attempts=settings.attempts,
         majorities=settings.maj_at, reading=answer_reading(settings, recipe.reward),
     )  # fmt: skip
+    measurement = measure_prompts(prompts)
+    return replace(measurement, sets={name: measure_prompts(one) for name, one in sets.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,18 @@ class HeldOutEvaluator:
 
     learner: Learner
     prompts: Sequence[Prompt]
+    sets: Mapping[str, Sequence[Prompt]]
     observer: Observer
 
     @property
     def size(self) -> str:
-        return f"{len(self.prompts)} held-out prompts"
+        further = "".join(f", {len(prompts)} of set '{name}'" for name, prompts in self.sets.items())
+        return f"{len(self.prompts)} held-out prompts{further}"
 
     def measure(self) -> Measurement:
         learner = self.learner
         measurement = measure_by_recipe(
-            learner.recipe, learner.policy, learner.sampler, learner.scorer, learner.metrics, self.prompts,
+            learner.recipe, learner.policy, learner.sampler, learner.scorer, learner.metrics, self.prompts, self.sets,
             observer=self.observer, policy_version=learner.step,
         )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
@@ -85,11 +90,9 @@ class HeldOutEvaluator:
 
     def from_json(self, text: str) -> Measurement:
         """Read what ``to_json`` wrote, for the prompts that are held out now."""
-        measurement, keys = Measurement.from_json(text), {(one.id, one.text, one.reference) for one in self.prompts}
-        samples = tuple(one for one in measurement.samples if (one.prompt_id, one.prompt, one.reference) in keys)
-        ids = {sample.prompt_id for sample in samples}
-        truths = tuple(truth for truth in measurement.truths if truth.prompt_id in ids)
-        return replace(measurement, samples=samples, truths=truths)
+        measurement = Measurement.from_json(text)
+        sets = {name: one.of_prompts(self.sets[name]) for name, one in measurement.sets.items() if name in self.sets}
+        return replace(measurement.of_prompts(self.prompts), sets=sets)
 
 
 class RewardGuards(RunGuards[Measurement]):
@@ -250,19 +253,24 @@ def flat_warnings(rows: Sequence[Mapping[str, Any]], *, first: bool) -> dict[str
     return {"flat groups": f"in {share} of {steps} all samples had the same reward{nothing}: {FLAT_REMEDY}"}
 
 
-def _measured_before(run: Run, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Return the held-out prompts that were measured before training: only they can be compared.
+def _measured_before(run: Run, learner: Learner, held_out: Sequence[Prompt], observer: Observer) -> HeldOutEvaluator:
+    """Return the evaluator of the prompts that were measured before training: only they can be compared.
 
     They are all, unless the data changed with the user's consent. Raises InputError if none is left.
     """
-    path = run.folder / "evaluation" / "before.json"
+    path, sets = run.folder / "evaluation" / "before.json", learner.held_out_sets
     if not path.exists():
-        return held_out
-    samples = Measurement.from_json(path.read_text(encoding="utf-8")).samples
-    keys = {(sample.prompt_id, sample.prompt, sample.reference) for sample in samples}
-    kept = [prompt for prompt in held_out if (prompt.id, prompt.text, prompt.reference) in keys]
+        return HeldOutEvaluator(learner, held_out, sets, observer)
+    before = Measurement.from_json(path.read_text(encoding="utf-8"))
+    left = {name: _left(f"set '{name}'", before.sets[name], one) for name, one in sets.items() if name in before.sets}
+    return HeldOutEvaluator(learner, _left("task", before, held_out), left, observer)
+
+
+def _left(where: str, before: Measurement, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    keys = {(sample.prompt_id, sample.prompt, sample.reference) for sample in before.samples}
+    kept = [prompt for prompt in prompts if (prompt.id, prompt.text, prompt.reference) in keys]
     if not kept:
-        raise InputError("task: no held-out prompt of the run's beginning is left: start a new run")
+        raise InputError(f"{where}: no held-out prompt of the run's beginning is left: start a new run")
     return kept
 
 
@@ -270,7 +278,7 @@ def reinforcement_trainer(
     learner: Learner, run: Run, observer: Observer, held_out: Sequence[Prompt]
 ) -> Trainer[Measurement]:
     recipe = learner.recipe
-    evaluator = HeldOutEvaluator(learner, _measured_before(run, held_out), observer)
+    evaluator = _measured_before(run, learner, held_out, observer)
     checkpointer = Checkpointer(run, learner, recipe.checkpoint.keep)
     guards = RewardGuards(run, evaluator, checkpointer)
 

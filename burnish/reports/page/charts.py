@@ -110,7 +110,7 @@ def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], 
         used.add(key)
         trace = _held_out(rows, evaluation, metric, kept)
         if trace["x"]:
-            name = title(metric) if metric.startswith("metric/") else printable(metric)
+            name = title(metric) if metric.startswith(("metric/", "set/")) else printable(metric)
             yield Chart(f"Held-out {name}", _figure([{**trace, "mode": "lines+markers"}]))
 
 

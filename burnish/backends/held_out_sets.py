@@ -1,0 +1,106 @@
+"""Prompts of the further held-out sets of a recipe, ``[[evaluation.sets]]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.backends.preflight import check_prompts
+from burnish.backends.prompts import list_broken_rows, task_errors, task_prompts
+from burnish.errors import InputError
+from burnish.protocols import Observer
+from burnish.recipe.evaluation import HeldOutSet
+from burnish.recipe.schema import Recipe
+from burnish.tasks.registry import TASKS
+from burnish.types import Prompt
+
+if TYPE_CHECKING:
+    from burnish.policies.causal_lm import CausalModel
+
+Sets = Mapping[str, Sequence[Prompt]]
+"""Name of a set -> its prompts."""
+
+
+def held_out_sets(
+    recipe: Recipe,
+    train: Sequence[Prompt],
+    *,
+    offline: bool = False,
+    observer: Observer | None = None,
+    folder: Path | None = None,
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of each set, and list the unusable rows in the run folder.
+
+    Warns of a set's prompts that are among those to ``train`` on. Raises InputError if a set cannot be used.
+    """
+    asked = {_question(prompt) for prompt in train}
+    sets = {}
+    for index, section in enumerate(recipe.evaluation.sets):
+        with _set_errors(index, section):
+            prompts = _read(recipe, section, offline, observer, folder)
+            if len(prompts) < 2:
+                raise InputError(f"{len(prompts)} prompts are too few to compare: give it at least two")
+            check_prompts(recipe, [], prompts, observer)
+        both = [prompt for prompt in prompts if _question(prompt) in asked]
+        if both and observer is not None:
+            observer.message(
+                f"set '{section.name}': {len(both)} of {len(prompts)} prompts are also trained on, such as "
+                f"{both[0].position or both[0].id}: its results do not show what the model has not seen; remove these "
+                "prompts from the set or from the training data",
+                level="warning",
+            )
+        sets[section.name] = prompts
+    return sets
+
+
+def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> None:
+    """Read the user's own data, of the task ``data`` or an own task, and raise InputError if it cannot be used."""
+    if recipe.task.use == "data" or ":" in recipe.task.use or recipe.evaluation.sets:
+        train, held_out = task_prompts(recipe, offline=offline, observer=observer)
+        check_prompts(recipe, train, held_out, observer)
+        held_out_sets(recipe, train, offline=offline, observer=observer)
+
+
+def fitting_sets(recipe: Recipe, model: CausalModel, sets: Sets, observer: Observer | None) -> dict[str, list[Prompt]]:
+    """Return the sets with prompts that fit the model, as ``check_lengths`` does. Raises InputError as it does."""
+    from burnish.backends.prompt_lengths import check_lengths  # which loads torch
+
+    fitting = {}
+    for index, section in enumerate(recipe.evaluation.sets):
+        with _set_errors(index, section):
+            _, fitting[section.name], _ = check_lengths(recipe, model, [], sets[section.name], observer)
+    return fitting
+
+
+def _read(
+    recipe: Recipe, section: HeldOutSet, offline: bool, observer: Observer | None, folder: Path | None
+) -> list[Prompt]:
+    with task_errors(section.use):
+        task = TASKS.get(section.use)(**section.task_options(recipe.task))
+        # Rows of a file are held out as a whole, and of other tasks what is never trained on.
+        whole = getattr(task, "all_prompts", None) if section.use == "data" else None
+        if whole is not None:
+            prompts = list(whole(offline=offline, observer=observer))
+        else:
+            if prepare := getattr(task, "prepare", None):
+                prepare(offline=offline, observer=observer)
+            prompts = list(task.evaluation())
+    if folder is not None:
+        list_broken_rows(folder, getattr(task, "broken", ()), more=True)
+    return prompts[: section.prompts]
+
+
+def _question(prompt: Prompt) -> tuple[str, ...]:
+    """Return what a prompt asks, without regard to case, white space and system messages."""
+    texts = [message.content for message in prompt.messages if message.role != "system"] or [prompt.text]
+    return tuple(" ".join(text.split()).casefold() for text in texts)
+
+
+@contextmanager
+def _set_errors(index: int, section: HeldOutSet) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"evaluation.sets.{index} ('{section.name}'): {error}") from error
