@@ -56,12 +56,14 @@ def check_layer(layer: str) -> str:
     return layer
 
 
-def unavailable_reason(layer: str | None = None) -> str | None:
+def unavailable_reason(layer: str | None = None, *, numpy: bool = False) -> str | None:
     """Return in one line why this machine does not support a layer (by default, either of those for Linux), or None.
 
     None means only that the requirements are met: the layer has not been tested yet.
     """
     if layer == WASM:
+        if numpy:
+            return "the layer wasm has no numpy"
         from burnish.sandbox.wasm import files as wasm_files
 
         return wasm_files.missing_packages()
@@ -77,10 +79,10 @@ def unavailable_reason(layer: str | None = None) -> str | None:
     return None
 
 
-def get_runner(layer: str = STRONGEST) -> Runner:
+def get_runner(layer: str = STRONGEST, *, numpy: bool = False) -> Runner:
     """Return the runner of a layer. The first call sets it up and attacks it from inside; every attack must fail.
 
-    ``STRONGEST`` never selects ``NONE``.
+    ``STRONGEST`` never selects ``NONE``. With ``numpy`` its programs can import numpy.
 
     Raises:
         Unavailable: the layer does not work on this machine.
@@ -88,39 +90,40 @@ def get_runner(layer: str = STRONGEST) -> Runner:
     """
     with _lock:
         if check_layer(layer) != STRONGEST:
-            return _get_or_start(layer)
+            return _get_or_start(layer, numpy)
         reasons: list[str] = []
         for name in STRONG:
-            reason = unavailable_reason(name)
-            if reason is None and (name in _runners or name not in _failures):
+            reason, key = unavailable_reason(name, numpy=numpy), (name, numpy)
+            if reason is None and (key in _runners or key not in _failures):
                 try:
-                    return _get_or_start(name)
+                    return _get_or_start(name, numpy)
                 except Unavailable as error:
-                    _failures[name] = str(error)
-            reasons.append(reason or _failures[name])
+                    _failures[key] = str(error)
+            reasons.append(reason or _failures[key])
         # Two layers may have the same reason.
         raise Unavailable("; ".join(dict.fromkeys(reasons)))
 
 
-def _get_or_start(layer: str) -> Runner:
+def _get_or_start(layer: str, numpy: bool) -> Runner:
     """Return the runner of one layer. Raises Unavailable, which names the layer if it was started and failed."""
-    reason = None if layer == NONE else unavailable_reason(layer)
+    reason = None if layer == NONE else unavailable_reason(layer, numpy=numpy)
     if reason:
         raise Unavailable(reason)
-    runner = _runners.get(layer)
+    key = layer, numpy
+    runner = _runners.get(key)
     if runner is not None and runner.alive():
         return runner
     if runner is not None:
         runner.close()
-        del _runners[layer]
+        del _runners[key]
     try:
-        _runners[layer] = _start_runner(layer)
+        _runners[key] = _start_runner(layer, numpy)
     except Unavailable as error:
         raise Unavailable(f"{TITLES[layer]}: {error}") from error
-    return _runners[layer]
+    return _runners[key]
 
 
-def _start_runner(layer: str) -> Runner:
+def _start_runner(layer: str, numpy: bool) -> Runner:
     if layer == WASM:
         from burnish.sandbox.wasm.layer import WorkerPool
 
@@ -131,7 +134,7 @@ def _start_runner(layer: str) -> Runner:
         )
     from burnish.sandbox.linux.forked import ForkServer, Unconfined
 
-    return Unconfined() if layer == NONE else ForkServer(layer)
+    return Unconfined(numpy=numpy) if layer == NONE else ForkServer(layer, numpy=numpy)
 
 
 def close() -> None:
@@ -144,9 +147,10 @@ def close() -> None:
 
 
 _lock = threading.Lock()
-_runners: dict[str, Runner] = {}
-_failures: dict[str, str] = {}
-"""Layer -> why it failed here. ``STRONGEST`` does not try it again."""
+_runners: dict[tuple[str, bool], Runner] = {}
+"""Layer and whether it has numpy -> runner."""
+_failures: dict[tuple[str, bool], str] = {}
+"""The same -> why it failed here. ``STRONGEST`` does not try it again."""
 
 
 def _after_fork() -> None:

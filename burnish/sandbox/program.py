@@ -95,7 +95,9 @@ def _print_traceback(error: BaseException, source: str, name: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with lists in place of tuples and, sorted by their text, of sets."""
+    """Return a value with lists in place of tuples, of numpy's arrays and, sorted by their text, of sets."""
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
     if isinstance(value, (set, frozenset)):
         return sorted(map(plain, value), key=repr)
     if isinstance(value, (list, tuple)):

@@ -34,6 +34,6 @@ def run_request(
 ) -> tuple[Verdict, bytes]:
     """Run ``program.execute`` with the arguments in a request; return the verdict, and the answers if requested."""
     try:
-        return layers.get_runner(layer).run(request, limits, answers)
+        return layers.get_runner(layer, numpy=limits.numpy).run(request, limits, answers)
     except Unavailable as error:
         return Verdict("refused", str(error)), b""

@@ -32,6 +32,8 @@ class Limits:
     """MB of address space, including the interpreter's."""
     output: int = 1 << 16
     """Bytes on each of standard output and standard error."""
+    numpy: bool = False
+    """Whether programs can import numpy, which is not in every layer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 86_400:

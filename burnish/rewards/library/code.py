@@ -12,39 +12,55 @@ from burnish.rewards.library.program_tests import canonical_tests, read_tests
 from burnish.rewards.registry import reward
 from burnish.sandbox.answers import run_tests
 from burnish.sandbox.layers import check_layer, get_runner
-from burnish.sandbox.names import NONE, STRONGEST, TITLES
+from burnish.sandbox.names import LANDLOCK, NAMESPACES, NONE, STRONGEST, TITLES, WASM
+from burnish.sandbox.run import run
 from burnish.sandbox.verdict import Limits, Unavailable
 from burnish.system.machine import cores
 from burnish.types import Completion
 
 _CACHE_SIZE = 1024
-_Job: TypeAlias = tuple[str, str, float, int, str]
+_Job: TypeAlias = tuple[str, str, Limits, str]
 """Program, tests, limits, and the layer of the sandbox."""
 _CACHE: dict[_Job, float] = {}
 """Share of tests passed; the oldest entries are dropped first."""
+_NUMPY_PROBE = "import numpy\nnumpy.ones((64, 64)) @ numpy.ones((64, 64))"
 _UNLESS = (
     f'a model\'s program is not run without a sandbox unless the [[reward]] sets sandbox = "{NONE}" '
     "(docs/en/sandbox.md)"
 )
 
 
-def _check_options(*, seconds: float, memory: int, sandbox: str, **_: object) -> None:
+def _check_options(*, seconds: float, memory: int, sandbox: str, numpy: bool, **_: object) -> None:
     try:
         check_layer(sandbox)
         Limits(seconds=seconds, memory=memory)
     except InputError as error:
         raise InputError(f"'unit_tests': {error}") from error
+    if numpy and sandbox == WASM:
+        raise InputError(
+            f'\'unit_tests\': sandbox = "{WASM}" has no numpy: set "{NAMESPACES}" or "{LANDLOCK}", or numpy = false'
+        )
 
 
-def _preflight(*, sandbox: str = STRONGEST, **_: object) -> tuple[str, str]:
+def _preflight(
+    *, seconds: float = 5.0, memory: int = 256, sandbox: str = STRONGEST, numpy: bool = False, **_: object
+) -> tuple[str, str]:
     """Start the sandbox; return a message that names its layer, and its level. Raises BurnishError if none works."""
     try:
-        layer = get_runner(sandbox).layer
+        layer = get_runner(sandbox, numpy=numpy).layer
     except Unavailable as error:
         raise BurnishError(f"reward 'unit_tests': {error}; {_UNLESS}") from error
+    if numpy:
+        verdict = run(_NUMPY_PROBE, limits=Limits(seconds=seconds, memory=memory, numpy=True), layer=sandbox)
+        if verdict.status != "ok":
+            last = (verdict.stderr.strip().splitlines() or [verdict.reason])[-1]
+            raise BurnishError(
+                f"reward 'unit_tests': numpy does not work with memory = {memory} ({last}): set a larger one (256 is "
+                "enough to multiply small matrices), or numpy = false"
+            )
     if layer == NONE:
         return f'sandbox = "{NONE}": the model\'s programs run with all rights of this user', "warning"
-    return f"sandbox: {TITLES[layer]}", "info"
+    return f"sandbox: {TITLES[layer]}{', with numpy' if numpy else ''}", "info"
 
 
 @reward(needs_whole="half a program passes no test", check_options=_check_options, preflight=_preflight)
@@ -55,6 +71,7 @@ def unit_tests(
     seconds: float = 5.0,
     memory: int = 256,
     sandbox: str = STRONGEST,
+    numpy: bool = False,
 ) -> list[float]:
     """The share of the prompt's unit tests that the program in a text passes, in [0, 1].
 
@@ -77,6 +94,7 @@ def unit_tests(
         memory: MB of address space.
         sandbox: "strongest" of the layers that work on this machine, "namespaces", "landlock", "wasm", or "none": only
             limits, for a machine that may be lost.
+        numpy: whether programs can import numpy, except in the layer "wasm". Its numbers and arrays equal JSON's.
 
     Raises BurnishError if the sandbox cannot run here: a program that was not run has no score.
 
@@ -84,13 +102,14 @@ def unit_tests(
     (Hendrycks et al. 2021, arXiv 2105.09938).
     """
     jobs: list[_Job] = []
+    limits = Limits(seconds=seconds, memory=memory, numpy=numpy)
     for completion in completions:
         prompt = completion.prompt
         tests = canonical_tests(prompt)
         read_tests(prompt.id, tests)
         head = prompt.metadata.get("head")
         program = extract_program(completion.text) if head is None else f"{head}{extract_body(completion.text)}"
-        jobs.append((program, tests, seconds, memory, sandbox))
+        jobs.append((program, tests, limits, sandbox))
     shares = _shares(jobs)
     return [float(shares[job] == 1.0) if whole else shares[job] for job in jobs]
 
@@ -118,9 +137,9 @@ def _shares(jobs: Sequence[_Job]) -> dict[_Job, float]:
 
 def _share(job: _Job) -> tuple[float, bool]:
     """Return the share of the tests that pass, and whether another run would give the same."""
-    program, tests, seconds, memory, sandbox = job
+    program, tests, limits, sandbox = job
     read = read_tests("", tests)
-    outcome = run_tests(program, read, limits=Limits(seconds=seconds, memory=memory), layer=sandbox)
+    outcome = run_tests(program, read, limits=limits, layer=sandbox)
     if outcome.verdict.status == "refused":
         raise BurnishError(f"reward 'unit_tests': {outcome.verdict.reason}; {_UNLESS}")
     return sum(outcome.passed) / len(read), outcome.verdict.status not in ("timeout", "killed")

@@ -20,6 +20,10 @@ COMMON_MODULES = (
     "linecache", "math", "operator", "random", "re", "statistics", "string", "time", "traceback", "typing",
 )  # fmt: skip
 """Modules that the server imports once for all programs."""
+NUMPY_MODULES = (
+    "numpy", "numpy.char", "numpy.ctypeslib", "numpy.fft", "numpy.lib.stride_tricks", "numpy.linalg", "numpy.ma",
+    "numpy.polynomial", "numpy.random", "numpy.rec", "numpy.strings", "numpy.typing",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -29,6 +33,8 @@ def main() -> None:
     from burnish.sandbox.linux import confine, server
 
     sys.path.remove(options["package"])
+    if options["numpy"] is not None:
+        _import_numpy(options["numpy"])
     if options["layer"] == names.NONE:
         context = server.fork_program(options["descriptors"])
     else:
@@ -60,6 +66,23 @@ def main() -> None:
     program.exit_process(
         program.execute(job["source"], job["name"], job.get("calls"), context.answers, job.get("stdin"))
     )
+
+
+def _import_numpy(folder: str) -> None:
+    """Import numpy for all programs, which may not read its files, and fix its seed, so that rewards are reproducible."""
+    from burnish.sandbox.linux import confine
+
+    confine.library_paths()  # kept for the confinement: numpy's libraries are none of those that programs may read
+    single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    os.environ.update(single)  # a program cannot start threads
+    sys.path.append(folder)
+    for name in NUMPY_MODULES:
+        __import__(name)
+    sys.path.remove(folder)
+    for name in single:
+        del os.environ[name]
+    sys.path_importer_cache.pop(folder, None)
+    sys.modules["numpy"].random.seed(0)
 
 
 def _load_job(context: ProgramContext) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -33,7 +34,7 @@ _NO_PROGRAM = {"source": "", "name": "", "seconds": 10.0, "memory": 1 << 30}
 class ForkServer:
     """Runner of a confined layer: a process that forks one process per program (see ``server``)."""
 
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str, *, numpy: bool = False) -> None:
         self.layer = layer
         self._owner = os.getpid()
         self._home = os.path.realpath(tempfile.mkdtemp(prefix="burnish-sandboxes-"))
@@ -41,7 +42,13 @@ class ForkServer:
         for name in ("root", "programs"):
             os.mkdir(os.path.join(self._home, name), 0o700)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        options = {"package": str(_PACKAGE), "layer": layer, "home": self._home, "channel": theirs.fileno()}
+        options: dict[str, Any] = {
+            "package": str(_PACKAGE),
+            "layer": layer,
+            "home": self._home,
+            "channel": theirs.fileno(),
+        }
+        options |= _numpy_options(numpy)
         with theirs, tempfile.TemporaryFile() as errors:
             self._process = _start_python(options, [theirs.fileno()], self._home, stderr=errors)
             theirs.close()
@@ -117,6 +124,9 @@ class Unconfined:
 
     layer = NONE
 
+    def __init__(self, *, numpy: bool = False) -> None:
+        self._numpy = numpy
+
     def run(self, request: Mapping[str, Any], limits: Limits, answers: bool) -> tuple[Verdict, bytes]:
         return run_supervised(self._start, None, self.layer, request, limits, answers)
 
@@ -127,8 +137,15 @@ class Unconfined:
         """Do nothing: no process outlives ``run``."""
 
     def _start(self, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-        options = {"package": str(_PACKAGE), "layer": NONE, "descriptors": list(descriptors)}
+        options: dict[str, Any] = {"package": str(_PACKAGE), "layer": NONE, "descriptors": list(descriptors)}
+        options |= _numpy_options(self._numpy)
         return _start_python(options, descriptors, "/", stderr=subprocess.DEVNULL)
+
+
+def _numpy_options(numpy: bool) -> dict[str, Any]:
+    """Return the folder from which ``child`` imports numpy, or none."""
+    found = importlib.util.find_spec("numpy") if numpy else None
+    return {"numpy": str(Path(found.origin).parents[1]) if found is not None and found.origin else None}
 
 
 def _start_python(options: object, passed: Sequence[int], folder: str, *, stderr: Any) -> subprocess.Popen[bytes]:
