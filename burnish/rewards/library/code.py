@@ -23,7 +23,7 @@ _Job: TypeAlias = tuple[str, str, Limits, str]
 """Program, tests, limits, and the layer of the sandbox."""
 _CACHE: dict[_Job, float] = {}
 """Share of tests passed; the oldest entries are dropped first."""
-_NUMPY_PROBE = "import numpy\nnumpy.ones((64, 64)) @ numpy.ones((64, 64))"
+_NUMPY_PROBE = "import numpy\nnumpy.ones((999, 999)) @ numpy.ones(999)"
 _UNLESS = (
     f'a model\'s program is not run without a sandbox unless the [[reward]] sets sandbox = "{NONE}" '
     "(docs/en/sandbox.md)"
@@ -55,8 +55,8 @@ def _preflight(
         if verdict.status != "ok":
             last = (verdict.stderr.strip().splitlines() or [verdict.reason])[-1]
             raise BurnishError(
-                f"reward 'unit_tests': numpy does not work with memory = {memory} ({last}): set a larger one (256 is "
-                "enough to multiply small matrices), or numpy = false"
+                f"reward 'unit_tests': numpy does not work with memory = {memory} ({last}): set a larger "
+                "one, such as 256, or numpy = false"
             )
     if layer == NONE:
         return f'sandbox = "{NONE}": the model\'s programs run with all rights of this user', "warning"
