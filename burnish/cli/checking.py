@@ -111,7 +111,7 @@ def init(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the data, such as delimiter=;")
     ] = None,
 ) -> None:
-    """Write a commented recipe for a file of data, guessed from its columns.
+    """Write a commented recipe for a file of data.
 
     Prints the recipe's path and the next two commands; nothing is overwritten.
     """
