@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 
-from bench.tiny_models import byte_tokenizer, tiny_config
+from bench.tiny_models import byte_tokenizer
 from burnish.errors import BurnishError, InputError
 from burnish.policies.classifier import load_classifier
 from burnish.policies.pretrained import quiet_transformers
@@ -16,6 +15,7 @@ from burnish.rewards.forms import Context
 from burnish.rewards.library import learned
 from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
+from tests.policies.tiny_classifiers import write_classifier as write
 from tests.rewards.completions import answer
 
 SLOW = ["distilbert", "electra", "xlm-roberta", "deberta-v2", "bart", "modernbert"]
@@ -33,28 +33,6 @@ TEXTS = [
     "<|begin|>assistant: 10<|end|>",
     "\ud83d",
 ]
-
-
-def write(folder: Path, kind: str, *, pad: int | None, chat: str | None = None, pair: bool = False, **options) -> Path:
-    from transformers import AutoModelForSequenceClassification
-
-    torch.manual_seed(7)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = chat
-    if pair:
-        tokenizer._tokenizer.post_processor = TemplateProcessing(
-            single="<|begin|> $A <|end|>",
-            pair="<|begin|> $A <|end|> $B:1 <|end|>:1",
-            special_tokens=[("<|begin|>", 0), ("<|end|>", 1)],
-        )
-    with quiet_transformers(), torch.no_grad():
-        config = tiny_config(kind, pad_token_id=pad, bos_token_id=0, eos_token_id=1, **options)
-        model = AutoModelForSequenceClassification.from_config(config)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

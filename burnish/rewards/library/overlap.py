@@ -60,7 +60,7 @@ def chrf(completion: Completion, *, word_order: int = 0) -> float:
     scores 0.
 
     Fails by: weighing recall four times as much as precision (beta is 2), so that padding is cheap: the whole reference
-    within a text of four times its length still earns about a half.
+    within a text of four times its length still earns about 0.6.
 
     Args:
         word_order: longest word n-grams that count too, 0 to 2; 2 is chrF++.
