@@ -119,7 +119,7 @@ class TrainCommand:
         from burnish.supervised import verbs
 
         result: SupervisedResult = self.run(getattr(verbs, verb))
-        self.print_result(result, model=result.model)
+        self.print_result(result, report=result.report, model=result.model)
         return result
 
     def print_result(self, result: Any, **paths: Path) -> None:

@@ -19,6 +19,4 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
     if not (run / "recipe.toml").is_file():
         raise InputError(f"{run} is not a run folder: it has no recipe.toml")
-    if (run / "data.json").is_file():
-        raise InputError(f"{run} is a supervised run, which has no report: see its evaluation.json")
     print(write_report(run))

@@ -11,21 +11,29 @@ from burnish.reports.run_data import RunData
 from burnish.reports.wording import finite
 
 
+def main_metric(run: RunData) -> str:
+    """Return the metric that a run is about."""
+    known = ("preference_accuracy", "label_accuracy", "truth_perplexity") if run.kind else ()
+    return next((name for name in known if name in run.evaluation), "reward")
+
+
 def main_conclusion(run: RunData) -> str:
-    """State whether the held-out reward changed, with the evidence, or why that is not known."""
-    entry = _entry(run.evaluation, "reward")
+    """State whether the held-out reward, or the run's other main metric, changed, or why that is not known."""
+    metric = main_metric(run)
+    entry, name = _entry(run.evaluation, metric), wording.title(metric)
     if finite(entry.get("difference")) is None:
-        return f"No conclusion yet: this run has no held-out comparison of the reward. {_training(run)}".strip()
+        of = "" if run.kind else " of the reward"
+        return f"No conclusion yet: this run has no held-out comparison{of}. {_training(run)}".strip()
     moved = wording.change(entry)
     places = wording.decimals(entry)
     before, after = (wording.fixed(entry.get(key), places) for key in ("before", "after"))
     if moved == "unclear":
-        start = f"There is no clear evidence that held-out reward changed: {before} before training, {after} after"
+        start = f"There is no clear evidence that held-out {name} changed: {before} before training, {after} after"
     elif moved:
-        start = f"Held-out reward {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
+        start = f"Held-out {name} {'rose' if moved == 'up' else 'fell'} from {before} to {after}"
     else:
-        start = f"Held-out reward went from {before} to {after}, without a test of significance"
-    power = f" {text}." if (text := wording.power("reward", entry)) else ""
+        start = f"Held-out {name} went from {before} to {after}, without a test of significance"
+    power = f" {text}." if (text := wording.power(metric, entry, rows=bool(run.kind))) else ""
     return f"{start} ({_evidence(entry)}).{power}"
 
 
@@ -55,12 +63,12 @@ def _training(run: RunData) -> str:
     )
 
 
-def other_outcomes(evaluation: Mapping[str, Any]) -> str:
-    """State in one sentence how each metric but the reward changed, and the reward of further sets; "" if none did."""
+def other_outcomes(evaluation: Mapping[str, Any], main: str = "reward") -> str:
+    """State in one sentence how each metric but the main one changed, and the reward of further sets; "" if none did."""
     groups: dict[str, list[str]] = {}
     for metric in wording.ordered(evaluation):
         name, inner = wording.set_and_metric(metric)
-        if inner == "reward" if name else not metric.startswith("reward"):
+        if inner == "reward" if name else metric != main and not metric.startswith("reward/"):
             groups.setdefault(wording.result(evaluation[metric]), []).append(wording.title(metric))
     clauses = [f"{_join(groups[result])} {verb}" for result, verb in _VERBS.items() if result in groups]
     return f"Other metrics: {'; '.join(clauses)}." if clauses else ""

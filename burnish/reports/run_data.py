@@ -38,8 +38,19 @@ class RunData:
     before: list[dict[str, Any]] = field(default_factory=list)
     after: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of a supervised run's rows."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """How well a reward model's scores predict preferences."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Texts of a supervised run's held-out examples, which ``before`` and ``after`` measure."""
     problems: list[str] = field(default_factory=list)
     """Descriptions of missing or damaged files."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of a supervised recipe: "sft", "prefer" or "reward-model"; "" for reinforcement learning."""
+        return str(self.recipe.get("kind") or "")
 
     @property
     def total_steps(self) -> int | None:
@@ -77,7 +88,12 @@ def read_run(folder: Path) -> RunData:
     for measured in _lines(folder / "held_out.jsonl", run, optional=True):
         if (row := by_step.get(measured.get("step"))) is not None:
             row.update({f"held_out/{name}": value for name, value in measured.items() if name != "step"})
-    run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
+    if run.kind:
+        run.data = _mapping(folder / "data.json", run)
+        run.calibration = _mapping(folder / "calibration.json", run, optional=True)
+        run.examples = list(_lines(folder / "held_out_examples.jsonl", run, optional=True))
+    else:
+        run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
     run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
     going = run.steps_done < (run.total_steps or 0)  # a run under way has no evaluation yet
     run.evaluation = _mapping(folder / "evaluation.json", run, optional=going)
@@ -148,5 +164,5 @@ def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _texts(path: Path, run: RunData, *, optional: bool = False) -> list[dict[str, Any]]:
-    rows = _mapping(path, run, optional=optional).get("samples")
+    rows = _mapping(path, run, optional=optional).get("examples" if run.kind else "samples")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

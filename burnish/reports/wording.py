@@ -208,8 +208,11 @@ def detectable_change(entry: Mapping[str, Any]) -> float | None:
     return None if ends is None or ends[0] == ends[1] else (ends[1] - ends[0]) / 2 * (1.96 + 0.84) / 1.96
 
 
-def power(metric: str, entry: Mapping[str, Any]) -> str:
-    """State what change an unclear comparison could have shown, and how to show a smaller one; "" for any other."""
+def power(metric: str, entry: Mapping[str, Any], *, rows: bool = False) -> str:
+    """State what change an unclear comparison could have shown, and how to show a smaller one; "" for any other.
+
+    ``rows`` is whether the run is supervised.
+    """
     shown, n, difference = detectable_change(entry), finite(entry.get("n")), finite(entry.get("difference"))
     if change(entry) != "unclear" or shown is None or not n or difference is None:
         return ""
@@ -219,7 +222,19 @@ def power(metric: str, entry: Mapping[str, Any]) -> str:
     if n < needed < 1000 * n:
         digits = 1 - math.floor(math.log10(needed))
         text += f", and about {round(needed, digits):,.0f} show one of {fixed(abs(difference), places)}, as measured"
-    return f"{text}: raise evaluation.prompts or evaluation.samples_per_prompt, or train for longer"
+    more = "give more rows" if rows else "raise evaluation.prompts or evaluation.samples_per_prompt"
+    return f"{text}: {more}, or train for longer"
+
+
+def calibration_text(facts: Mapping[str, Any]) -> str:
+    """State a reward model's calibration, from ``calibration.json``; "" without it."""
+    error, chance, pairs = (finite(facts.get(key)) for key in ("error", "by_chance", "pairs"))
+    if error is None or chance is None or pairs is None:
+        return ""
+    return (
+        f"Calibration error over {pairs:.0f} held-out pairs: {error:.3f}; perfect calibration would give {chance:.3f} on "
+        "average."
+    )
 
 
 def training_cost(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupts
 from burnish.supervised.dataset import Dataset
 from burnish.supervised.objective import (
+    Example,
     ExampleSums,
     Objective,
     compare_metrics,
@@ -31,6 +32,9 @@ from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_
 from burnish.training.prompt_order import PromptOrder
 from burnish.training.trainer import Trainer
 
+SHOWN = 100
+"""Held-out examples whose texts the run keeps for its report."""
+EXAMPLES = "held_out_examples.jsonl"
 MEASURED_AT_ONCE = 32
 """Examples per batch of a measurement, after each of which progress is reported."""
 
@@ -136,6 +140,8 @@ def supervised_trainer(
         if len({example.unit for example in held_out}) < 2:
             raise InputError("data: fewer than two held-out rows of the run's beginning are left: start a new run")
         learner.data = replace(learner.data, held_out=held_out)
+    texts = example_texts(learner.data.held_out[:SHOWN])
+    run.put(EXAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in texts))
 
     def step() -> Mapping[str, Any]:
         row = supervised_step(learner)
@@ -147,6 +153,19 @@ def supervised_trainer(
         checkpointer=Checkpointer(run, learner, recipe.checkpoint.keep), run=run, observer=observer,
         measure_every=recipe.evaluation.every,
     )  # fmt: skip
+
+
+def example_texts(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+    """Yield the unit, the prompt and the answers of each example, label -> text, for the report."""
+    for example in examples:
+        texts = example.texts
+        if example.desirable is not None:
+            answers = {"desirable" if example.desirable else "undesirable": texts[0].text}
+        elif len({text.text for text in texts}) > 1:
+            answers = dict(zip(("preferred", "rejected"), (text.text for text in texts), strict=False))
+        else:  # a text, or a conversation in several sequences
+            answers = {"answer": texts[0].text}
+        yield {"unit": example.unit, "prompt": texts[0].prompt, "answers": answers}
 
 
 def record_data(run: Run, described: Mapping[str, Any], observer: Observer, *, accept: bool = False) -> None:

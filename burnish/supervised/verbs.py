@@ -15,6 +15,7 @@ from burnish.backends.local import build_language_model
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, ParameterOptimizer, Policy, Trainable
+from burnish.reports.page.html import write_report
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
@@ -72,6 +73,11 @@ class SupervisedResult:
     def model(self) -> Path:
         """The folder of the trained model, in Hugging Face format."""
         return self.run_dir / "model"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.run_dir / "report.html"
 
     @property
     def calibration(self) -> Mapping[str, Any] | None:
@@ -164,6 +170,7 @@ class Verb(Generic[R, T]):
             sources = run_sources(run, recipe, reads, source, offline=offline)
         with inputs.recorded(sources):
             evaluation = supervised_trainer(learner, run, observer, accept=accept).train()
+        write_report(run.folder)
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
     def _build_learner(

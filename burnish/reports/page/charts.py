@@ -55,8 +55,9 @@ def thin_rows(rows: Sequence[Row], points: int = MAX_POINTS) -> list[Row]:
 
 
 def chart_sections(
-    rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None, kept: int | None = None
-) -> list[ChartSection]:
+    rows: Sequence[Row], evaluation: Mapping[str, Any] | None = None, kept: int | None = None, *,
+    supervised: bool = False,
+) -> list[ChartSection]:  # fmt: skip
     """Return every chart that the rows have data for; unknown metrics come last, in a folded section.
 
     ``kept`` is the step of the model that was evaluated after training, if it is not the last step.
@@ -66,13 +67,16 @@ def chart_sections(
         return []
     used = {"step"}
     groups = [
+        ChartSection("Learning", list(_learning(rows, evaluation or {}, used)) if supervised else []),
         ChartSection("Reward", list(_reward(rows, evaluation or {}, used, kept))),
         ChartSection("Policy", list(_policy(rows, used))),
         ChartSection("Text", list(_text(rows, used))),
         ChartSection(
             "Optimisation",
             list(_optimisation(rows, used)),
-            "The value of a policy-gradient loss says nothing about progress, because its data change with the policy "
+            ""
+            if supervised
+            else "The value of a policy-gradient loss says nothing about progress, because its data change with the policy "
             "at every step; look only for spikes.",
         ),
         ChartSection("Cost", list(_cost(rows, used))),
@@ -81,6 +85,32 @@ def chart_sections(
     others = [chart for key in rest for chart in _simple(rows, key, key, used)]
     groups.append(ChartSection("Other metrics", others, folded=True))
     return [group for group in groups if group.charts]
+
+
+_LEARNT = {
+    "loss": ("Loss", "Mean over a step's examples, which differ from step to step."),
+    "preference/accuracy": ("Preference accuracy", "Share of pairs whose preferred answer comes out ahead."),
+    "preference/margin": ("Preference margin", "Mean difference between the preferred and the rejected answer."),
+}
+
+
+def _learning(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str]) -> Iterator[Chart]:
+    """Yield the curves of a supervised run: training beside the held-out measurement of the same quantity."""
+    same = {"loss": "truth_nll" if "truth_nll" in evaluation or _has(rows, "held_out/truth_nll") else "preference_nll"}
+    for key, (name, note) in _LEARNT.items():
+        metric = same.get(key, key.replace("/", "_"))
+        traces = [_line(rows, key, "training"), _held_out(rows, evaluation, metric, None)]
+        used |= {key, f"held_out/{metric}"}
+        if traces[1]["x"]:
+            note += " Diamonds are held-out examples."
+        if _has(rows, key):
+            shown = traces if traces[1]["x"] else traces[:1]
+            yield Chart(name, _figure(shown, height=320 if key == "loss" else 210), note, wide=key == "loss")
+    for metric in sorted(evaluation):
+        trace = _held_out(rows, evaluation, metric, None)
+        if f"held_out/{metric}" not in used and len(trace["x"]) > 1:
+            used.add(f"held_out/{metric}")
+            yield Chart(f"Held-out {title(metric)}", _figure([{**trace, "mode": "lines+markers"}]))
 
 
 def _reward(rows: Sequence[Row], evaluation: Mapping[str, Any], used: set[str], kept: int | None) -> Iterator[Chart]:
@@ -144,7 +174,8 @@ def _text(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
 
 def _optimisation(rows: Sequence[Row], used: set[str]) -> Iterator[Chart]:
     yield from _simple(rows, "grad_norm", "Gradient norm", used, "Before clipping.", layout=_FROM_ZERO)
-    yield from _simple(rows, "loss", "Loss", used)
+    if "loss" not in used:
+        yield from _simple(rows, "loss", "Loss", used)
     yield from _simple(rows, "learning_rate", "Learning rate", used, layout=_FROM_ZERO)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.reports import conclusions, wording
-from burnish.reports.page import charts, samples
+from burnish.reports.page import charts, examples, samples
 from burnish.reports.run_data import RunData, read_run
 from burnish.reports.wording import finite
 from burnish.system.files import explained, write_text
@@ -38,6 +38,19 @@ _COLUMNS = (
     ("grad_norm", "grad norm"),
     ("tokens_per_second", "tokens/s"),
 )
+_SUPERVISED_COLUMNS = (
+    ("loss", "loss"),
+    ("preference/accuracy", "accuracy"),
+    ("preference/margin", "margin"),
+    ("grad_norm", "grad norm"),
+    ("learning_rate", "learning rate"),
+    ("tokens_per_second", "tokens/s"),
+)
+_COUNTS = {
+    "origin": "source", "rows": "rows", "repeats": "repeated rows", "near_copies_of_held_out": "near-copies left out",
+    "training_examples": "training examples", "held_out_examples": "held-out examples", "held_out_units": "held-out prompts",
+    "cut_at_max_tokens": "cut at batch.max_tokens",
+}  # fmt: skip
 _TABLE_ROWS = 200
 
 
@@ -57,24 +70,31 @@ def render(run: RunData) -> str:
     """Return the page as HTML."""
     environment = _environment()
     kept = next((int(step) for row in run.warnings if (step := finite(row.get("kept"))) is not None), None)
-    sections = charts.chart_sections(run.rows, run.evaluation, kept)
+    sections = charts.chart_sections(run.rows, run.evaluation, kept, supervised=bool(run.kind))
     figures = [chart.figure for section in sections for chart in section.charts]
     source = _plotly() if figures else ""
+    columns = _SUPERVISED_COLUMNS if run.kind else _COLUMNS
+    if run.kind:
+        compared = examples.measured_examples(run.examples, run.before, run.after)
+    else:
+        compared = samples.rank_pairs(samples.pair_samples(run.before, run.after))
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8").strip()
     return environment.get_template("report.html.j2").render(
         run=run,
         facts=_facts(run),
         conclusion=conclusions.main_conclusion(run),
-        others=conclusions.other_outcomes(run.evaluation),
+        others=conclusions.other_outcomes(run.evaluation, conclusions.main_metric(run)),
         blandness=conclusions.blandness(run),
         warnings=_warnings(run),
         measurements=_measurements(run.evaluation),
         explanations=wording.explanations(run.evaluation),
         sections=sections,
         figures=script_json(figures),
-        columns=[(key, title) for key, title in _COLUMNS if any(finite(row.get(key)) is not None for row in run.rows)],
+        columns=[(key, title) for key, title in columns if any(finite(row.get(key)) is not None for row in run.rows)],
         table=charts.thin_rows(run.rows, _TABLE_ROWS),
-        compared=samples.rank_pairs(samples.pair_samples(run.before, run.after)),
+        compared=compared,
+        data=_data(run),
+        calibration=wording.calibration_text(run.calibration),
         trained=samples.rank_training_samples(run.samples),
         trained_step=finite(run.samples[0].get("step")) if run.samples else None,
         environment=[*sorted(_flat(run.environment)), *_hashes(run.inputs)],
@@ -162,6 +182,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     facts = [
         ("model", _model(key("policy", "use"), key("policy", "model"), key("policy", "module"))),
         ("task", key("task", "use")),
+        ("kind", run.kind),
+        ("data", key("data", "path") or key("data", "dataset") or key("data", "use")),
+        ("objective", key("preference", "use")),
         ("algorithm", key("algorithm", "use")),
         ("steps", steps),
         ("training time", wording.duration(seconds) if seconds else ""),
@@ -169,6 +192,15 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("seed", key("seed")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _data(run: RunData) -> list[tuple[str, str]]:
+    """Return the counts of a supervised run's rows, and the first ones that could not be used."""
+    counts = [(title, samples.visible(run.data[key])) for key, title in _COUNTS.items() if run.data.get(key)]
+    broken = run.data.get("broken")
+    rows = [row for row in broken if isinstance(row, Mapping)] if isinstance(broken, list) else []
+    listed = [f"{row.get('place')}: {row.get('reason')}" for row in rows[:5]]
+    return counts + ([(f"{len(rows)} unusable rows", samples.visible("; ".join(listed)))] if rows else [])
 
 
 def _model(use: str, model: str, module: str) -> str:

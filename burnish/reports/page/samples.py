@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from burnish.reports.wording import finite
 
@@ -84,16 +84,29 @@ def pair_samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[st
     return pairs
 
 
+class Gained(Protocol):
+    """What is measured before and after training."""
+
+    @property
+    def gain(self) -> float | None: ...
+
+
 def rank_pairs(pairs: Sequence[SamplePair]) -> list[SampleList]:
     """Return the first pairs of the held-out set, the largest gains and the largest losses."""
+    note = "The first prompts of the held-out set, not selected by result."
+    return rank_by_gain(pairs, note, "completions", " reward")
+
+
+def rank_by_gain(pairs: Sequence[Gained], note: str, noun: str, measure: str) -> list[SampleList]:
+    """Return the first pairs, the largest gains and the largest losses."""
     ranked = sorted((pair for pair in pairs if pair.gain), key=lambda pair: pair.gain or 0.0, reverse=True)
     gains = [pair for pair in ranked if (pair.gain or 0.0) > 0]
     losses = [pair for pair in reversed(ranked) if (pair.gain or 0.0) < 0]
     ties = len(pairs) - len(gains) - len(losses)
     tied = f"; {ties} did not change" if ties else ""
-    count = f"Of {len(pairs)} completions, {len(gains)} gained and {len(losses)} lost reward{tied}."
+    count = f"Of {len(pairs)} {noun}, {len(gains)} gained and {len(losses)} lost{measure}{tied}."
     groups = [
-        _list("First prompts", "The first prompts of the held-out set, not selected by result.", pairs),
+        _list("First prompts", note, pairs),
         _list("Largest gains", count, gains),
         _list("Largest losses", "", losses),
     ]
