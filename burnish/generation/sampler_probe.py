@@ -93,19 +93,17 @@ def _effective_adapter(model: Any) -> Iterator[None]:
 
 def _mismatch(language_model: CausalModel, sampler: RowSampler, dtype: torch.dtype, count: int) -> str:
     """Return why a sampler does not work for a model, or "" if it does."""
-    texts = probe_texts(language_model.model)[:2]
+    text = probe_texts(language_model.model)[0]
+    tokens = text.prompt_ids + text.token_ids
     # The engine hands texts that are longer than a window to another sampler.
-    longest = SHORT if count == ENGINE_TOKENS else None
-    encoded = [(text.prompt_ids + text.token_ids)[:longest] for text in texts]
+    encoded = [tokens[:5], tokens[2 : SHORT if count == ENGINE_TOKENS else None]]
     uniforms = np.random.default_rng(0).random((len(encoded) * SAMPLES, count))
     rows = [SampleRow(*divmod(index, SAMPLES), numbers) for index, numbers in enumerate(uniforms)]
     try:
         sampler.fill(encoded, rows, SamplingParams(count))
     except Exception as error:  # an architecture may fail in any way; the next sampler may work
         return f"fails ({type(error).__name__}: {one_line(error)[:80]})"
-    samples = [
-        Completion(texts[row.prompt].prompt, encoded[row.prompt], tuple(row.tokens), "", (), "length") for row in rows
-    ]
+    samples = [Completion(text.prompt, encoded[row.prompt], tuple(row.tokens), "", (), "length") for row in rows]
     expected = language_model.token_logprobs(samples)
     recorded = torch.tensor([logprob for row in rows for logprob in row.logprobs], dtype=torch.float64)
     distance = float((recorded - expected).abs().max())

@@ -74,7 +74,11 @@ def _limits(config: Any) -> dict[str, int]:
 
 
 def probe_texts(model: Any) -> list[Completion]:
-    """Return three completions: a short one, one longer than the model's small windows, and the first one's beginning."""
+    """Return three completions that test what a model does with a token's neighbours.
+
+    The first is longer than the model's small windows. The second begins as the first does and ends otherwise, and the
+    third is the beginning of the second, with its prompt.
+    """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     config = unwrap_peft(model).config.get_text_config()
     windows = [
@@ -87,7 +91,9 @@ def probe_texts(model: Any) -> list[Completion]:
     fitting = 4 * LONG if limit is None else max(limit - SHORT, SHORT)
     longest = min(max([SHORT, *(3 * window + SHORT for window in windows)]), fitting)
     text = [(2 + 7 * index + index * index) % vocabulary for index in range(longest)]
-    return [_completion(text[:3], text[3:5]), _completion(text[2:4], text[4:]), _completion(text[:3], text[3:4])]
+    turn = longest * 3 // 4
+    other = text[:turn] + [(token + 1) % vocabulary for token in text[turn : turn + 2]]
+    return [_completion(text[:2], text[2:]), _completion(other[:3], other[3:]), _completion(other[:3], other[3:5])]
 
 
 def _completion(prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
@@ -107,33 +113,33 @@ def choose_layout(model: Any) -> LayoutChoice:
     Raises:
         InputError: the model cannot run on text alone, or its logits depend on what follows.
     """
-    probe = probe_texts(model)
-    short, long, beginning = probe
+    probe = long, other, beginning = probe_texts(model)
     kind = unwrap_peft(model).config.model_type
-    start = _completion(long.prompt_ids, long.token_ids[: -len(long.token_ids) // 4])
+    head, reason = get_linear_head(model), "its head is not a linear layer"
     try:
-        first = unpadded_logits(model, [short])[0]
-        second = unpadded_logits(model, [long])[0]
-        third = unpadded_logits(model, [start])[0]
+        first, second = unpadded_logits(model, [long])[0], None
+        if head is not None:
+            second, reason = _head_logits(model, head, other)
+        if second is None:
+            second = unpadded_logits(model, [other])[0]
     except Exception as error:  # an architecture may need other inputs
         raise InputError(
             f"this {kind} model cannot run on text alone ({type(error).__name__}: {one_line(error)[:120]})"
         ) from error
-    if not float((third - second[: len(third)]).abs().max()) <= 10 * probe_tolerance(second):
+    # The two texts have all but the last two tokens of the second in common, which no earlier logits may depend on.
+    common = len(other.token_ids) - 1
+    if not float((second[:common] - first[1 : 1 + common]).abs().max()) <= 10 * probe_tolerance(first):
         raise InputError(
             f"the logits of this {kind} model change with the text that follows, so it has no next-token probabilities: "
             "choose a causal model, or set is_decoder = true in the config.json of an encoder trained as a decoder"
         )
-    probe = [*probe, start]
-    expected = torch.cat([first, second, first[: len(beginning.token_ids)], third])
-    head = get_linear_head(model)
-    reason = "its head is not a linear layer" if head is None else _head_mismatch(model, head, short)
+    kept = second[: len(beginning.token_ids)]
+    expected = torch.cat([first, second, kept])
     if head is not None and not reason:
         for layout in (packed_states, padded_states, unpadded_states):
-            mismatch = _mismatch(partial(_head_logits, layout, model, head, probe), expected)
+            mismatch = _mismatch(partial(_layout_logits, layout, model, head, probe), expected)
             if layout is packed_states and WINDOW in mismatch:  # longer texts are padded, see ``hidden_states``
-                kept = len(first)
-                mismatch = _mismatch(partial(_head_logits, layout, model, head, [short]), expected[:kept])
+                mismatch = _mismatch(partial(_layout_logits, layout, model, head, [beginning]), kept)
             if not mismatch:
                 return LayoutChoice(layout, reason)
             reason = reason or mismatch
@@ -141,12 +147,14 @@ def choose_layout(model: Any) -> LayoutChoice:
     return LayoutChoice(None, reason, padded_logits if padded else unpadded_logits)
 
 
-def _head_logits(layout: Layout, model: Any, head: tuple[Tensor, Tensor | None], probe: Sequence[Completion]) -> Tensor:
+def _layout_logits(
+    layout: Layout, model: Any, head: tuple[Tensor, Tensor | None], probe: Sequence[Completion]
+) -> Tensor:
     return torch.nn.functional.linear(layout(model, probe, None)[0], *head)
 
 
-def _head_mismatch(model: Any, head: tuple[Tensor, Tensor | None], text: Completion) -> str:
-    """Return how large logits differ from a product of states with the head's weight, or "" if they do not.
+def _head_logits(model: Any, head: tuple[Tensor, Tensor | None], text: Completion) -> tuple[Tensor | None, str]:
+    """Return the logits of a text's tokens and "", or None and why logits are not products with the head's weight.
 
     The states that enter the head are scaled, because a soft cap does not show while logits are small.
     """
@@ -154,20 +162,22 @@ def _head_mismatch(model: Any, head: tuple[Tensor, Tensor | None], text: Complet
 
     def scale(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         logits = torch.nn.functional.linear(arguments[0], module.weight).abs()
-        inputs.append(arguments[0] * (LARGE_LOGIT / max(float(logits.max()), 1e-9)))
-        return (inputs[-1], *arguments[1:])
+        scaled = arguments[0] * (LARGE_LOGIT / max(float(logits.max()), 1e-9))
+        inputs[:] = [arguments[0], scaled]
+        return (scaled, *arguments[1:])
 
     handle = unwrap_peft(model).get_output_embeddings().register_forward_pre_hook(scale)
     try:
-        logits, _ = unpadded_logits(model, [text])
+        scaled, _ = unpadded_logits(model, [text])
     finally:
         handle.remove()
     if not inputs:
-        return "its logits do not come from its output embeddings"
-    products = torch.nn.functional.linear(inputs[-1], *head).flatten(0, -2)[-len(text.token_ids) - 1 : -1]
-    if products.shape != logits.shape or not float((logits - products).abs().max()) <= probe_tolerance(logits):
-        return "its logits are not a product with its head's weight"
-    return ""
+        return None, "its logits do not come from its output embeddings"
+    rows = slice(-len(text.token_ids) - 1, -1)
+    logits, products = (torch.nn.functional.linear(states, *head).flatten(0, -2)[rows] for states in inputs)
+    if products.shape != scaled.shape or not float((scaled - products).abs().max()) <= probe_tolerance(scaled):
+        return None, "its logits are not a product with its head's weight"
+    return logits, ""
 
 
 def _mismatch(compute: Callable[[], Tensor], expected: Tensor) -> str:
