@@ -15,6 +15,10 @@ class InputError(BurnishError):
     exit_status = 2
 
 
+class ContractError(BurnishError):
+    """A result that the contract of a plug-in rules out. It recurs in a resumed run until the plug-in is corrected."""
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line, with runs of white space replaced by single spaces."""
     return " ".join(str(error).split())

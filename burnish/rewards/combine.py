@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, ContractError, InputError
 from burnish.rewards.forms import Context, Flags, distinct_names
 from burnish.rewards.part import Part, normalise
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
@@ -93,7 +93,7 @@ class Combination:
             context = self._context(part, step, flags, logged, counts)
             parts[part.name], per_token[part.name] = part.values(completions, context)
         if completions and all(np.isnan(values).all() for values in parts.values()):
-            raise BurnishError(
+            raise ContractError(
                 f"no reward applies to any of {len(completions)} completions: {', '.join(parts)} returned None for all "
                 "of them; is a return missing?"
             )
@@ -174,7 +174,7 @@ class Combination:
         counted = [part for part in self.parts if weights[part.name] != 0]
         for part in counted:
             if per_token[part.name] is not None and part.credit != "token":
-                raise BurnishError(
+                raise ContractError(
                     f"reward '{part.name}' returned numbers per token: set credit = \"token\" in its [[reward]] table, "
                     "or return one number per completion"
                 )
@@ -201,7 +201,7 @@ class Combination:
                     f'{error} (scoring the beginning of a completion, or empty text, for credit = "{part.credit}")'
                 ) from error
             if per_token is not None:
-                raise BurnishError(f"reward '{part.name}' returned a number for one text and a sequence for another")
+                raise ContractError(f"reward '{part.name}' returned a number for one text and a sequence for another")
             return part.clipped(np.nan_to_num(prefix_values))
 
         return token_gains(completions, values, part.credit, self.decode, score)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from burnish.algorithms.reward_shaping import rank_in_group, standardise
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, ContractError, InputError
 from burnish.rewards.calling import OverTime, explain, outcomes
 from burnish.rewards.forms import Context
 from burnish.rewards.references import best_values, each_reference
@@ -190,13 +190,13 @@ class Part:
             return np.array(rows, dtype=np.float64), None
         for row, completion in zip(rows, completions, strict=True):
             if not isinstance(row, np.ndarray) and not math.isnan(row):
-                raise BurnishError(
+                raise ContractError(
                     f"reward '{self.name}' returned a sequence for prompt '{completions[sequences.index(True)].prompt.id}"
                     f"' but not for prompt '{completion.prompt.id}': return numbers per token for all completions, or "
                     "for none"
                 )
         if self.clip is not None:
-            raise BurnishError(
+            raise ContractError(
                 f"reward '{self.name}' returned numbers per token, but clip limits whole completions: remove clip, and "
                 "limit the numbers in the function"
             )
@@ -233,12 +233,12 @@ def _listed(name: str, values: Any, completions: Sequence[Completion]) -> list[A
             raise TypeError
         listed = list(values)
     except TypeError:
-        raise BurnishError(
+        raise ContractError(
             f"reward '{name}' returned {_shown(values)}: a batch reward must return a list with one number per "
             "completion"
         ) from None
     if len(listed) != len(completions):
-        raise BurnishError(
+        raise ContractError(
             f"reward '{name}' returned {len(listed)} values for {len(completions)} completions (prompt "
             f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion"
         )
@@ -268,7 +268,7 @@ def _numbers(name: str, values: Any, completion: Completion) -> np.ndarray:
     """Return one finite number per token, [|o_i|]."""
     numbers, tokens = list(values), len(completion.token_ids)
     if len(numbers) != tokens or any(_is_sequence(value) for value in numbers):
-        raise BurnishError(
+        raise ContractError(
             f"reward '{name}' returned {_shown(values)} for {_named(completion.prompt)}: {len(numbers)} values for "
             f"{tokens} tokens; a sequence must have one number per token of completion.token_ids"
         )
@@ -281,10 +281,10 @@ def _number(name: str, value: Any, completion: Completion) -> float:
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if not isinstance(value, Real):
-        raise BurnishError(f"{where}: a reward must be one number per completion")
+        raise ContractError(f"{where}: a reward must be one number per completion")
     number = float(value)
     if not math.isfinite(number):
-        raise BurnishError(f"{where}: a reward must be finite; handle that case in the function")
+        raise ContractError(f"{where}: a reward must be finite; handle that case in the function")
     return number
 
 

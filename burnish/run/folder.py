@@ -228,6 +228,12 @@ class Run:
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             self._point_model_at(checkpoint, name)
 
+    def linked_step(self, name: str) -> int | None:
+        """Return the step whose model a link of the folder names; None without such a link."""
+        link = self.folder / name
+        match = re.fullmatch(r"checkpoints/step-(\d+)/model", os.readlink(link)) if link.is_symlink() else None
+        return int(match[1]) if match else None
+
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
         """Delete later lines and leftovers of a kill: return to a checkpoint, or to before the first step (None)."""
         step = checkpoint.step if checkpoint else 0

@@ -15,7 +15,7 @@ from burnish.policies.chat_template import fixed_time
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import ChatSection, OpenSection
-from burnish.run.folder import START, Run
+from burnish.run.folder import BEST_MODEL, START, Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.run.own_rows import create_with_rows, with_own_rows
 from burnish.system.environment import environment_record
@@ -100,7 +100,8 @@ def create_or_open_run(
 def extend_run(run: Run, recipe: Job, steps: int) -> None:
     """Add steps to a run, so that resuming it gives the bits of one run of that length.
 
-    Raises InputError if these bits would differ: under a schedule that ends with the run, or after a guard ended it.
+    Raises InputError if these bits would differ: under a schedule that ends with the run, after a guard ended it, or
+    where a model that the longer run would still need was replaced after the last step.
     """
     if steps < 1:
         raise InputError(f"--extend {steps}: name at least one step")
@@ -113,8 +114,32 @@ def extend_run(run: Run, recipe: Job, steps: int) -> None:
         raise InputError(
             f"--extend: a guard ended {run.folder}; start a new run from its model, or without guards.stop"
         )
+    if isinstance(recipe, Recipe) and recipe.guards.stop and recipe.steps % recipe.evaluation.every:
+        _forget_last_measurement(run, recipe)
     longer = recipe.model_copy(update={"steps": recipe.steps + steps})
     run.extend(type(recipe).model_validate(longer.model_dump()))
+
+
+def _forget_last_measurement(run: Run, recipe: Recipe) -> None:
+    """Drop the measurement after the last step, which ``guards.stop`` adds and a longer run does not make there.
+
+    Without the extension the run makes it again. Raises InputError if the best model before it is no longer saved.
+    """
+    rows = run.rows("held_out.jsonl")
+    kept = [row for row in rows if row["step"] != recipe.steps]
+    if len(kept) == len(rows):
+        return
+    before = json.loads((run.folder / "evaluation" / "before.json").read_text(encoding="utf-8"))["samples"]
+    rewards = {0: sum(one["reward"] for one in before) / len(before)} | {row["step"]: row["reward"] for row in kept}
+    best, saved = max(rewards, key=rewards.__getitem__), {one.step for one in run.checkpoints()}
+    if best not in saved or run.linked_step(BEST_MODEL) == recipe.steps:
+        raise InputError(
+            f"--extend: guards.stop measured the last step, {recipe.steps}, which is not a multiple of evaluation.every "
+            f"= {recipe.evaluation.every}, and its model replaced the best one before it, so the bits would not be those "
+            f'of one long run: start a new run with policy.model = "{run.folder}"'
+        )
+    run.put("held_out.jsonl", "")
+    run.append("held_out.jsonl", kept)
 
 
 @contextmanager

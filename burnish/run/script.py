@@ -17,6 +17,8 @@ from burnish.errors import InputError
 from burnish.registry import Registry
 
 _executing = False
+_supervised = False
+"""Whether this process has trained by another verb, which a script that is executed for its rewards would repeat."""
 
 
 class Collected(BaseException):
@@ -29,12 +31,26 @@ def stop_if_collecting() -> None:
         raise Collected
 
 
+def note_supervised(verb: str) -> None:
+    """Note a call of ``burnish.sft`` or a verb like it. Raises InputError in a script that is executed for its rewards."""
+    global _supervised
+    if _executing:
+        raise InputError(
+            f"it calls burnish.{verb} before burnish.train, which would train again: name a script with the rewards and "
+            "burnish.train alone, or call burnish.train(resume=...) in Python after the definitions of the rewards"
+        )
+    _supervised = True
+
+
 def resume_command(folder: Path, verb: str, used: Iterable[tuple[Registry[object], str]]) -> str:
-    """Return the command that resumes a run; with the running script, if only that registers a name which is used."""
+    """Return the command that resumes a run; with the running script, if only that registers a name which is used.
+
+    A script that called ``burnish.sft`` or a verb like it before would train again, and is not named.
+    """
     command = f"burnish {verb} --resume {shlex.quote(str(folder))}"
     if all(registry.is_lasting(name) for registry, name in used):
         return command
-    if script := _running_script():
+    if not _supervised and (script := _running_script()):
         return f"{command} --script {shlex.quote(script)}"
     return f'burnish.train(resume="{folder}"), in Python, after the definitions of its rewards'
 
@@ -68,6 +84,8 @@ def collect_rewards(command: str) -> None:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except Collected:
         return
+    except InputError as error:
+        raise InputError(f"--script {command!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"--script {command!r} raised {type(error).__name__}: {error}") from error
     finally:

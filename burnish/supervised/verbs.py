@@ -29,6 +29,7 @@ from burnish.run.launch import (
     work_in_run,
 )  # fmt: skip
 from burnish.run.own_rows import rows_overrides
+from burnish.run.script import note_supervised
 from burnish.run.sources import run_sources
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset
@@ -136,6 +137,7 @@ class Verb(Generic[R, T]):
     ) -> SupervisedResult:
         """Train by a recipe, or resume a run. Arguments and errors are those of ``burnish.train``."""
         watcher, verb = observer or make_observer(), recipe_kind(self.kind)
+        note_supervised(verb.replace("-", "_"))
         settings = [*overrides, *rows_overrides("data", rows)]
 
         def read(source: Source) -> R:

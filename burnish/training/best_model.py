@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,9 +72,7 @@ class BestModel:
 
     def _linked_step(self) -> int | None:
         """Return the step whose model is linked: after ``--extend`` it may have no row, as its run's last step."""
-        link = self.run.folder / BEST_MODEL
-        match = re.fullmatch(r"checkpoints/step-(\d+)/model", os.readlink(link)) if link.is_symlink() else None
-        return int(match[1]) if match else None
+        return self.run.linked_step(BEST_MODEL)
 
     def _link(self, step: int) -> None:
         for checkpoint in self.run.checkpoints():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, ContractError, InputError
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job
 from burnish.reports.page.html import write_report
@@ -233,19 +233,25 @@ class Trainer(Generic[M]):
             self._reports = False
 
     def _failed(self, error: BurnishError) -> BurnishError:
-        """Return the error with the command that resumes the run, after saving what was learnt."""
+        """Return the error with the command that resumes the run, after saving what was learnt.
+
+        Resuming does not help after bad input, or if a reward broke its contract before the first step.
+        """
         if "--resume" in str(error):
             return error
         with suppress(BurnishError):
-            return type(error)(f"{error}\n{self._saved()}")
+            saved = self._saved("correct it, then " if isinstance(error, ContractError) else "")
+            if isinstance(error, InputError) or (isinstance(error, ContractError) and not self.run.checkpoints()):
+                return error
+            return type(error)(f"{error}\n{saved}")
         return error
 
-    def _saved(self) -> str:
-        """Save what can be saved, and return how to resume."""
+    def _saved(self, first: str = "") -> str:
+        """Save what can be saved, and return how to resume, and what to do ``first``."""
         # Where a row could not be written the two differ; then the run resumes from the last checkpoint.
         if self.learner.step == self.logged > 0:
             self.checkpointer.save()
         self._report()
         checkpoints = self.run.checkpoints()
         kept = f"saved after step {checkpoints[-1].step}" if checkpoints else "no step was finished"
-        return f"{kept}; resume with: {self.run.resume_command}"
+        return f"{kept}; {first}resume with: {self.run.resume_command}"

@@ -84,6 +84,18 @@ def test_a_script_without_rewards_is_refused(names, tmp_path: Path, source: str 
         script.collect_rewards(str(tmp_path / "a.py"))
 
 
+def test_a_script_that_would_train_again_is_refused_and_not_advised(names, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.py").write_text("import burnish\nburnish.sft('news_sft')\nburnish.train('toy', rewards=len)")
+    with pytest.raises(InputError, match=r"it calls burnish\.sft before burnish\.train, which would train again"):
+        script.collect_rewards(str(tmp_path / "a.py"))
+    monkeypatch.setattr(script, "_running_script", lambda: "a.py")
+    used = [(REWARDS, "no lasting name")]
+    monkeypatch.setattr(script, "_supervised", False)
+    assert script.resume_command(tmp_path, "train", used).endswith("--script a.py")
+    script.note_supervised("sft")
+    assert script.resume_command(tmp_path, "train", used).startswith("burnish.train(resume=")
+
+
 def test_a_script_is_executed_up_to_its_training(names, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
         "import sys, burnish\nburnish.train('toy', rewards=lambda text: len(sys.argv))\n1 / 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,47 @@ def test_what_would_not_be_the_long_run_is_not_extended(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--extend belongs to --resume"):
         toy(tmp_path / "new", extend=2)
     assert (tmp_path / "run" / "recipe.toml").read_text() == recipe and not (tmp_path / "new").exists()
+
+
+GUARDED = ["evaluation.every=2", "guards.stop=true", "guards.diversity_drop=0.99", "guards.length_drift=0"]
+
+
+@pytest.mark.slow
+def test_the_last_measurement_of_a_guarded_run_is_forgotten(tmp_path: Path) -> None:
+    """With ``guards.stop`` step 5 is measured because it is the last; one run of 8 steps does not measure it."""
+    options = ["checkpoint.every=100", "checkpoint.keep=1", "optimizer.learning_rate=3.0", *GUARDED]
+    whole = toy(tmp_path / "whole", "steps=8", *options)
+    short = toy(tmp_path / "run", "steps=5", *options)
+    assert [row["step"] for row in read_lines(short.run_dir / "held_out.jsonl")] == [2, 4, 5]
+    done = train(resume=tmp_path / "run", extend=3, observer=RecordingObserver())
+    for name in ("samples.jsonl", "held_out.jsonl", "evaluation/after.json", "recipe.toml"):
+        assert (done.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes(), name
+    assert {one.name for one in (done.run_dir / "checkpoints").iterdir()} == {"step-2", "step-8"}
+
+
+def test_a_guarded_run_whose_best_model_was_replaced_is_not_extended(tmp_path: Path) -> None:
+    toy(tmp_path / "run", "steps=5", "checkpoint.keep=1", "optimizer.learning_rate=0.1", *GUARDED)
+    with pytest.raises(InputError, match=r"measured the last step, 5, .* replaced the best one .* start a new run"):
+        train(resume=tmp_path / "run", extend=3, observer=RecordingObserver())
+    assert [row["step"] for row in read_lines(tmp_path / "run" / "held_out.jsonl")] == [2, 4, 5]
+
+
+def returns_nothing(text: str) -> None:
+    """Lack a return."""
+
+
+def test_resuming_is_advised_only_where_it_can_work(tmp_path: Path) -> None:
+    with pytest.raises(BurnishError, match="returned None for all of them; is a return missing") as failed:
+        toy(tmp_path / "run", rewards={returns_nothing: 1.0})
+    assert "resume" not in str(failed.value)
+    calls = itertools.count()
+
+    def returns_nothing_later(text: str) -> float | None:
+        """Return nothing from step 3 on: 32 held-out samples are scored before training, then 8 samples per step."""
+        return 1.0 if next(calls) < 32 + 8 * 2 else None
+
+    with pytest.raises(BurnishError, match="saved after step 2; correct it, then resume with: "):
+        toy(tmp_path / "later", rewards={returns_nothing_later: 1.0})
 
 
 def other(text: str) -> float:
