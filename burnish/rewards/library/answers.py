@@ -34,8 +34,8 @@ def _extract(text: str, *, answer: str, **_: Any) -> str:
 def verifier(completion: Completion, *, answer: str = "last_number", partial: bool = False) -> float:
     """1.0 if the verifier of the prompt's generator accepts the answer, else 0.0 (task "reasoning").
 
-    Some verifiers give partial credit to nonsense that resembles the answer. That counts as wrong, unless ``partial``
-    is set; the reward is then in [0, 1].
+    The entry's own answer is right. Some verifiers give partial credit to nonsense that resembles it. That counts as
+    wrong, unless ``partial`` is set; the reward is then in [0, 1].
 
     Fails by: giving no credit to what is nearly right; rewarding a lucky guess, which is likely if there are few
     possible answers; and, with ``answer = "last_number"``, ignoring what surrounds the number. With ``partial``, by
@@ -47,7 +47,7 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
 
     Source: reasoning-gym, arXiv 2505.24760.
     """
-    from burnish.tasks.reasoning import create_generator
+    from burnish.tasks.generators import get_verifier, reaches_verifier
 
     prompt = completion.prompt
     name, entry = prompt.metadata.get("generator"), prompt.metadata.get("entry")
@@ -57,12 +57,16 @@ def verifier(completion: Completion, *, answer: str = "last_number", partial: bo
             "'numeric' or 'exact' instead, or measure a model on that task (burnish evaluate MODEL --recipe reasoning)"
         )
     text = extract_answer(completion.text, answer)
-    if not text or len(text) > LONGEST_ANSWER:
+    right = str(entry["answer"]).strip()
+    if text and text == right:
+        # Whatever the verifier says: after JSON, those of ARC compare lists with tuples.
+        return 1.0
+    if not text or len(text) > max(LONGEST_ANSWER, 2 * len(right)) or not reaches_verifier(name, text, entry):
         return 0.0
-    generator = create_generator(name)
+    verify = get_verifier(name)
     try:
-        score = float(generator.score_answer(text, entry))
-    except (ValueError, TypeError, ArithmeticError, IndexError, KeyError):
+        score = float(verify(text, entry))
+    except Exception:
         # A right answer does not make a verifier raise.
         return 0.0
     if not math.isfinite(score):
