@@ -55,7 +55,7 @@ _HASHED = "its questions or answers depend on Python's hash seed, so a resumed r
 _EVALUATED = "its verifier evaluates the answer as Python code"
 REFUSED: Mapping[str, str] = {
     "boxnet": _ANSWERLESS,
-    "codeio": _HASHED,
+    "codeio": f"it runs programs of its data that write files, and {_HASHED}",
     "coin_flip": "its verifier accepts the first characters of an answer, such as 0 for 0.25",
     "composite": "it has no questions of its own; task.generators mixes generators",
     "game_of_life_halting": "its verifier accepts any text",
