@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson, print_json
+from burnish.cli.options import AsJson, escape, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
 
 
 @verbs.command()
-def doctor(json: AsJson = False) -> None:
-    """Show what this machine can do and what is installed."""
-    from burnish.benchmark.doctor import examined, lines
+def doctor(
+    long: Annotated[bool, typer.Option("--long", help="Measure every library and bfloat16, for a minute.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show what this machine can do and what is installed.
 
-    findings = examined()
+    Facts are printed at once, then the speed of matrix products, measured for some tenths of a second.
+    """
+    from burnish.benchmark import doctor as doctor_report
+
+    known = doctor_report.facts()
+    if not json:
+        _print_now(doctor_report.fact_lines(known))
+    known["sandbox"] = doctor_report.sandbox()
+    if not json:
+        _print_now([f"sandbox      {known['sandbox']}"])
+    measured = doctor_report.measure_speeds(long=long)
     if json:
-        print_json(findings)
-        return
-    for line in lines(findings):
-        print(line)
+        print_json({**known, **measured})
+    else:
+        _print_now(doctor_report.speed_lines(measured))
+
+
+def _print_now(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(escape(line), flush=True)
 
 
 @verbs.command()

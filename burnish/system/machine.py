@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SMOLLM2_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
 """Outputs and inputs of the linear layers of a block of SmolLM2-135M (9 query heads, 3 of keys and values)."""
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+LONGEST_PASS = 30.0
+"""Seconds. A whole measurement makes six passes."""
 WEIGHT_BYTES = 256 << 20
 """Minimum size of the weights that a pass reads: more than any processor caches."""
 
@@ -47,9 +50,12 @@ class Product:
 
 def products(
     rows: Sequence[int], *, dtypes: Sequence[str] = ("float32",), shapes: Sequence[tuple[int, int]] = SMOLLM2_SHAPES,
-    weight_bytes: int = WEIGHT_BYTES, passes: int = 5,
+    weight_bytes: int = WEIGHT_BYTES, passes: int = 5, names: Sequence[str] = ("linear", "onednn", "mkl"),
 ) -> list[Product]:  # fmt: skip
-    """Measure every library of this build of torch at each number of rows and dtype: the median of the timed passes."""
+    """Measure the libraries of this build of torch at each number of rows and dtype: the median of the timed passes.
+
+    Where a pass would take longer than ``LONGEST_PASS``, as in a dtype that the processor lacks, one product is measured.
+    """
     import torch
 
     measured = []
@@ -61,6 +67,8 @@ def products(
             inputs = {width: torch.randn(count, width).to(kind) for width in {shape[1] for shape in shapes}}
             work = 2 * count * sum(weight.numel() for weight in stack)
             for library, prepare in libraries(dtype).items():
+                if library not in names:
+                    continue
                 with suppress(RuntimeError, NotImplementedError, AttributeError):
                     calls = [(prepare(weight, count), inputs[weight.shape[1]]) for weight in stack]
                     seconds = statistics.median(_passes(calls, passes))
@@ -69,11 +77,15 @@ def products(
 
 
 def _passes(calls: Sequence[tuple[Callable[[Tensor], Tensor], Tensor]], count: int) -> list[float]:
-    """Return the seconds of each pass over all calls, without the first pass."""
+    """Return the seconds of each pass over all calls, without the first pass; of a slow one, an estimate."""
     import torch
 
-    times = []
+    times: list[float] = []
     with torch.inference_mode():
+        begin = time.perf_counter()
+        calls[0][0](calls[0][1])
+        if (estimate := (time.perf_counter() - begin) * len(calls)) > LONGEST_PASS:
+            return [estimate]
         for _ in range(count + 1):
             begin = time.perf_counter()
             for call, rows in calls:
@@ -139,6 +151,16 @@ def load_average() -> float | None:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Return the names of the GPUs that the drivers of this machine list, without loading torch."""
+    names = []
+    for path in sorted(NVIDIA.glob("*/information")):
+        with suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return names or (["AMD, with the driver of ROCm"] if Path("/dev/kfd").exists() else [])
 
 
 def memory() -> tuple[int, int] | None:
