@@ -43,6 +43,7 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )
+from burnish.run.moved import run_recipe
 from burnish.run.own_rows import rows_overrides
 from burnish.run.script import resume_command, stop_if_collecting
 from burnish.run.sources import run_sources
@@ -189,7 +190,8 @@ def evaluate(
 
     Raises InputError if the recipe, a model or the data cannot be used.
     """
-    chosen = _read_recipe(_run_recipe(model) or "news" if recipe is None else recipe, (), overrides, {})
+    own = _run_folder(model) if recipe is None else None
+    chosen = run_recipe(own, overrides) if own else _read_recipe(recipe or "news", (), overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(
             f"recipe '{chosen.name}' has policy.use = \"{chosen.policy.use}\": evaluate measures only causal language "
@@ -224,10 +226,10 @@ def evaluate(
     return compare(before, after, resamples=settings.resamples, seed=chosen.seed, bleu_tokenize=settings.bleu_tokenize)
 
 
-def _run_recipe(model: str) -> Path | None:
-    """Return the recipe file of a run of ``burnish train``, None for any other model."""
-    path = expanded(model) / "recipe.toml"
-    return path if "algorithm" in read_run_tables(path.parent) else None
+def _run_folder(model: str) -> Path | None:
+    """Return the folder of a run of ``burnish train``, None for any other model."""
+    folder = expanded(model)
+    return folder if "algorithm" in read_run_tables(folder) else None
 
 
 def _language_model(name: str, recipe: Recipe, offline: bool, observer: Observer) -> CausalModel:

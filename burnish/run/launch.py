@@ -237,7 +237,7 @@ def keep_start(run: Run, recipe: J) -> J:
     The other run may delete the checkpoint, or the run may move to another machine. The files are hard links where
     that is possible. Raises InputError if the checkpoint is incomplete.
     """
-    recipe = with_own_rows(run, recipe)
+    recipe = with_own_rows(run.folder, recipe)
     model, own = recipe.policy.model, run.folder.absolute() / START
     if recipe.policy.use != "causal_lm" or model in entries.names("model"):
         return recipe

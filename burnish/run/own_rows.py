@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 from burnish.data.objects import HELD_OUT_ROWS, ROWS, rows_as_files
@@ -28,9 +29,9 @@ def create_with_rows(recipe: Job, rows: Any, run: dict[str, Any]) -> Run:
     return Run.create(_with_options(recipe, options), **{**run, "folder": folder, "files": files})
 
 
-def with_own_rows(run: Run, recipe: J) -> J:
+def with_own_rows(folder: Path, recipe: J) -> J:
     """Return the recipe with the rows of the run folder, if it has some; it may have been moved."""
-    files = {"path": run.folder / ROWS, "held_out": run.folder / HELD_OUT_ROWS}
+    files = {"path": folder / ROWS, "held_out": folder / HELD_OUT_ROWS}
     options = {key: str(path.absolute()) for key, path in files.items() if path.is_file()}
     return _with_options(recipe, options) if "path" in options else recipe
 
