@@ -50,6 +50,8 @@ LOOKED_AT = 200
 """Rows whose columns are compared."""
 HELD_OUT_WANTED = 50
 """Held-out prompts that give an interval narrow enough to show an ordinary gain."""
+SAMPLES, STEP_TOKENS = 8, 1024
+"""Samples per prompt, and the most tokens of a step unless answers are long: seconds on a laptop."""
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -183,6 +185,9 @@ def _draft_training(
     source = Table("[task]", [("use", "data", "")])
     source.lines += [(key, value, "") for key, value in options.items()]
     why = "the fields in braces make the prompt" if pieces else "the field of the prompt, which is a user's message"
+    for name in ("input", *CONTEXTS):
+        if any(values := [one.get(name) for one in rows]) and not all(values) and name not in fields.values():
+            why += f"; '{name}' is empty in some rows, so it is left out"
     source.lines += [(key, fields[key], why) for key in ("template", "prompt") if key in fields]
     if answer:
         source.lines.append(("reference", fields["reference"], f"the true answer, such as {_shown(prompts)}"))
@@ -220,14 +225,14 @@ def guess_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loop(guess: RewardGuess, prompts: Sequence[Prompt], source: Table) -> list[Table]:
-    each = max(2, min(8, 2048 // (8 * guess.max_new_tokens), len(prompts) // 2 or 1))
+    each = max(2, min(8, STEP_TOKENS // (SAMPLES * guess.max_new_tokens), len(prompts) // 2 or 1))
     steps = max(40, min(100, len(prompts) // each))
     reward = Table("[[reward]]", [("use", guess.use, guess.why)])
     reward.lines += [(key, value, why) for key, value, why in guess.options]
     sampling = Table("[sampling]")
     sampling.lines = [
         ("prompts_per_step", each, "more: steadier steps, each of which takes longer"),
-        ("samples_per_prompt", 8, "answers to one prompt, which are compared with each other"),
+        ("samples_per_prompt", SAMPLES, "answers to one prompt, which are compared with each other"),
         ("max_new_tokens", guess.max_new_tokens, guess.room),
     ]
     evaluation = Table("[evaluation]", [("samples_per_prompt", 4, "more: narrower intervals")])

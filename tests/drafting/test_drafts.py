@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from burnish.backends.prompts import task_prompts
+from burnish.backends.reference_check import check_answers
 from burnish.cli.app import app
 from burnish.drafting.recipe import draft_recipe
 from burnish.errors import InputError
+from burnish.recipe.schema import load_recipe
 from tests.fakes import SUBJECTS, write_lines
 
 Row = dict[str, Any]
@@ -131,6 +134,8 @@ def test_a_draft_for_training_passes_the_dry_run(name: str) -> None:
     assert recipe["task"].items() >= {"use": "data", "path": "mine.jsonl", **fields}.items()
     assert recipe["reward"][0]["use"] == reward
     dry_run("train", "mine.toml")
+    drafted = load_recipe("mine.toml")
+    check_answers(drafted, task_prompts(drafted)[0])  # the reward calls its references right
 
 
 @pytest.mark.parametrize("name", SUPERVISED)
@@ -170,9 +175,9 @@ def test_sizes_follow_the_data() -> None:
         sampling = recipe["sampling"]
         return recipe["task"]["held_out_percent"], sampling["prompts_per_step"], sampling["max_new_tokens"]
 
-    # 50 of 200 prompts are a quarter; 2 bytes are a token, so the least limit, 32; 2048 / (8 * 32) = 8 prompts.
-    assert sizes("no", 200) == (25, 8, 32)
-    # 400 bytes are 134 tokens; half as many again are 201, in steps of 16 are 208, and 16 more; 2048 / (8 * 224) = 1.
+    # 50 of 200 prompts are a quarter; 2 bytes are a token, so the least limit, 32; 1024 / (8 * 32) = 4 prompts.
+    assert sizes("no", 200) == (25, 4, 32)
+    # 400 bytes are 134 tokens; half as many again are 201, in steps of 16 are 208, and 16 more; at least 2 prompts.
     assert sizes("word " * 80, 1000) == (10, 2, 224)
 
 
@@ -206,6 +211,14 @@ def test_nothing_is_overwritten_and_what_cannot_be_read_is_named() -> None:
                             for index, one in enumerate(SUBJECTS)])  # fmt: skip
     with pytest.raises(InputError, match="'answer' numbers the options of 'choices'"):
         draft_recipe("a.jsonl")
+
+
+def test_a_context_that_some_rows_lack_is_left_out_with_a_word() -> None:
+    rows = [{"instruction": one, "context": "x" * (index % 2), "response": one} for index, one in enumerate(SUBJECTS)]
+    write_lines("a.jsonl", rows)
+    text = draft_recipe("a.jsonl")[1]
+    assert "'context' is empty in some rows, so it is left out" in text
+    assert tomllib.loads(text)["task"]["prompt"] == "instruction"
 
 
 def test_text_of_the_data_is_written_as_toml() -> None:
