@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from burnish.evaluation.statistics import Array
 
 
-def majority_accuracy(groups: Sequence[tuple[int, int]], silent: int, k: int) -> float:
+@lru_cache(maxsize=1 << 16)  # a measurement is read several times
+def majority_accuracy(groups: tuple[tuple[int, int], ...], silent: int, k: int) -> float:
     """Return maj@k of a prompt: the probability that the commonest answer of k of its n samples is right.
 
     The expectation is exact, over all subsets of k samples and, where several answers are equally common, over an even

@@ -145,7 +145,7 @@ def _elected(ballot: Sequence[tuple[int | None, float]], k: int) -> tuple[float,
             size, rights = groups.get(vote, (0, 0))
             groups[vote] = (size + 1, rights + int(right))
     silent = len(ballot) - sum(size for size, _ in groups.values())
-    return majority_accuracy(sorted(groups.values()), silent, k), 1.0
+    return majority_accuracy(tuple(sorted(groups.values())), silent, k), 1.0
 
 
 def _solved(right: int, count: int, k: int) -> tuple[float, float]:

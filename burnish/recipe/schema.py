@@ -35,6 +35,7 @@ from burnish.recipe.sections import (
     Section,
     check_rewards,
 )
+from burnish.registry import nearest
 from burnish.types import SamplingParams
 
 
@@ -288,6 +289,17 @@ class Recipe(Job):
         check_rewards(self.reward, self.sampling.samples_per_prompt, self.sampling.prompts_per_step, self.steps)
         guarded_metrics(self.guards, self.reward, self.evaluation)
         check_correct(self.evaluation, self.reward)
+        return self
+
+    @model_validator(mode="after")
+    def _check_best_set(self) -> Recipe:
+        best, sets = self.checkpoint.keep_best or "", [section.name for section in self.evaluation.sets]
+        name = best.removeprefix("held_out/set/").partition("/")[0]
+        if best.startswith("held_out/set/") and name not in sets:
+            raise ValueError(
+                f"checkpoint.keep_best = '{best}': '{name}' is not one of evaluation.sets{nearest(name, sets)}; known: "
+                f"{', '.join(sets) or 'none'}"
+            )
         return self
 
     @property

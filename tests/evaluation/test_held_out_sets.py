@@ -88,6 +88,12 @@ class TestPrompts:
         with pytest.raises(InputError, match="two sets are called 'x'"):
             prompts(tmp_path, {"name": "x", "path": "a.jsonl"}, {"name": "x", "path": "b.jsonl"})
 
+    def test_the_best_model_by_a_set_that_is_not_there(self, tmp_path):
+        written = recipe(tmp_path, checkpoint={"keep_best": "held_out/set/hrad/reward"})
+        written["evaluation"]["every"] = 1
+        with pytest.raises(InputError, match=r"'hrad' is not one of evaluation\.sets \(did you mean 'hard'\?\)"):
+            load_recipe(written)
+
     def test_another_side_of_the_same_data_set(self):
         task = {"use": "data", "dataset": "some/set", "side": "train", "revision": "abc", "reference": "answer"}
         sets = [{"name": "test", "side": "test"}, {"name": "file", "path": "x.jsonl"}]

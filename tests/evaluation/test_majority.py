@@ -47,22 +47,59 @@ class TestAccuracy:
     def test_equals_enumeration(self, groups, silent):
         n = sum(size for size, _ in groups) + silent
         for k in range(1, n + 1):
-            assert majority_accuracy(groups, silent, k) == pytest.approx(enumerated(groups, silent, k), abs=1e-12)
+            assert majority_accuracy(tuple(groups), silent, k) == pytest.approx(
+                enumerated(groups, silent, k), abs=1e-12
+            )
 
     def test_by_hand(self):
         # Of AAAB three subsets of three are AAB and one AAA: A wins all. Two samples: AA in 3 of 6, else a tie.
-        assert majority_accuracy([(3, 3), (1, 0)], 0, 3) == pytest.approx(1.0)
-        assert majority_accuracy([(3, 3), (1, 0)], 0, 2) == pytest.approx(1 / 2 + 1 / 4)
+        assert majority_accuracy(
+            (
+                (3, 3),
+                (1, 0),
+            ),
+            0,
+            3,
+        ) == pytest.approx(1.0)
+        assert majority_accuracy(
+            (
+                (3, 3),
+                (1, 0),
+            ),
+            0,
+            2,
+        ) == pytest.approx(1 / 2 + 1 / 4)
         # All four: A and B tie.
-        assert majority_accuracy([(2, 2), (2, 0)], 0, 4) == pytest.approx(1 / 2)
+        assert majority_accuracy(
+            (
+                (2, 2),
+                (2, 0),
+            ),
+            0,
+            4,
+        ) == pytest.approx(1 / 2)
         # One sample is avg@n.
-        assert majority_accuracy([(2, 2), (5, 0)], 3, 1) == pytest.approx(0.2)
+        assert majority_accuracy(
+            (
+                (2, 2),
+                (5, 0),
+            ),
+            3,
+            1,
+        ) == pytest.approx(0.2)
 
     def test_many_samples(self):
         # 2000 samples of two answers, 60% right: the vote of 3 is p^3 + 3 p^2 (1 - p), but for drawing without return.
         right, wrong = 1200, 800
         ways = comb(right, 3) + comb(right, 2) * wrong
-        assert majority_accuracy([(right, right), (wrong, 0)], 0, 3) == pytest.approx(ways / comb(2000, 3), rel=1e-9)
+        assert majority_accuracy(
+            (
+                (right, right),
+                (wrong, 0),
+            ),
+            0,
+            3,
+        ) == pytest.approx(ways / comb(2000, 3), rel=1e-9)
 
 
 def votes(name, texts, **options):
