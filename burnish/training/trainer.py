@@ -125,7 +125,7 @@ class Trainer(Generic[M]):
             Interrupted: on Ctrl-C or SIGTERM, after a checkpoint was saved.
             BurnishError: a step failed; the folder holds everything up to it.
         """
-        self.logged = self._resume()
+        first = self.logged = self._resume()
         self.run.keep_extension()
         try:
             with self.learner.interrupts:
@@ -140,7 +140,7 @@ class Trainer(Generic[M]):
         except KeyboardInterrupt as stopped:
             raise Interrupted(f"stopped, {self._saved()}", stopped) from None
         except BurnishError as error:
-            raise self._failed(error) from error
+            raise self._failed(error, first) from error
         evaluation = self.evaluator.compare(before, after)
         self.run.put("evaluation.json", json_text(evaluation))
         for name, value in self.evaluator.conclude(after).items():
@@ -232,16 +232,19 @@ class Trainer(Generic[M]):
                 self.observer.message(f"the report was not written: {error}", level="warning")
             self._reports = False
 
-    def _failed(self, error: BurnishError) -> BurnishError:
+    def _failed(self, error: BurnishError, first: int) -> BurnishError:
         """Return the error with the command that resumes the run, after saving what was learnt.
 
-        Resuming does not help after bad input, or if a reward broke its contract before the first step.
+        Resuming does not help after bad input before a step of this process, which began after step ``first``, or if a
+        reward broke its contract before there was a checkpoint.
         """
         if "--resume" in str(error):
             return error
         with suppress(BurnishError):
-            saved = self._saved("correct it, then " if isinstance(error, ContractError) else "")
-            if isinstance(error, InputError) or (isinstance(error, ContractError) and not self.run.checkpoints()):
+            recurs = isinstance(error, InputError | ContractError)
+            saved = self._saved("correct it, then " if recurs else "")
+            begun = self.run.checkpoints() if isinstance(error, ContractError) else self.logged > first
+            if recurs and not begun:
                 return error
             return type(error)(f"{error}\n{saved}")
         return error

@@ -47,59 +47,23 @@ class TestAccuracy:
     def test_equals_enumeration(self, groups, silent):
         n = sum(size for size, _ in groups) + silent
         for k in range(1, n + 1):
-            assert majority_accuracy(tuple(groups), silent, k) == pytest.approx(
-                enumerated(groups, silent, k), abs=1e-12
-            )
+            expected = enumerated(groups, silent, k)
+            assert majority_accuracy(tuple(groups), silent, k) == pytest.approx(expected, abs=1e-12)
 
-    def test_by_hand(self):
-        # Of AAAB three subsets of three are AAB and one AAA: A wins all. Two samples: AA in 3 of 6, else a tie.
-        assert majority_accuracy(
-            (
-                (3, 3),
-                (1, 0),
-            ),
-            0,
-            3,
-        ) == pytest.approx(1.0)
-        assert majority_accuracy(
-            (
-                (3, 3),
-                (1, 0),
-            ),
-            0,
-            2,
-        ) == pytest.approx(1 / 2 + 1 / 4)
-        # All four: A and B tie.
-        assert majority_accuracy(
-            (
-                (2, 2),
-                (2, 0),
-            ),
-            0,
-            4,
-        ) == pytest.approx(1 / 2)
-        # One sample is avg@n.
-        assert majority_accuracy(
-            (
-                (2, 2),
-                (5, 0),
-            ),
-            3,
-            1,
-        ) == pytest.approx(0.2)
-
-    def test_many_samples(self):
-        # 2000 samples of two answers, 60% right: the vote of 3 is p^3 + 3 p^2 (1 - p), but for drawing without return.
-        right, wrong = 1200, 800
-        ways = comb(right, 3) + comb(right, 2) * wrong
-        assert majority_accuracy(
-            (
-                (right, right),
-                (wrong, 0),
-            ),
-            0,
-            3,
-        ) == pytest.approx(ways / comb(2000, 3), rel=1e-9)
+    @pytest.mark.parametrize(
+        ("groups", "silent", "k", "expected"),
+        [
+            # Of AAAB, three subsets of three are AAB and one AAA. Of two samples AA are 3 of 6, the others tie.
+            (((3, 3), (1, 0)), 0, 3, 1.0),
+            (((3, 3), (1, 0)), 0, 2, 1 / 2 + 1 / 4),
+            (((2, 2), (2, 0)), 0, 4, 1 / 2),  # all four: A and B tie
+            (((2, 2), (5, 0)), 3, 1, 2 / 10),  # one sample is avg@n
+            # Three of 2000 samples, 1200 of which are right: all three, or two and a wrong one.
+            (((1200, 1200), (800, 0)), 0, 3, (comb(1200, 3) + comb(1200, 2) * 800) / comb(2000, 3)),
+        ],
+    )
+    def test_by_hand(self, groups, silent, k, expected):
+        assert majority_accuracy(groups, silent, k) == pytest.approx(expected, rel=1e-9)
 
 
 def votes(name, texts, **options):
