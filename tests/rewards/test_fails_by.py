@@ -20,7 +20,6 @@ from burnish.rewards.library import learned
 from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
 from burnish.sandbox.layers import unavailable_reason
-from burnish.tasks import reasoning
 from burnish.types import Completion, Prompt
 from tests.fakes import TokenValueModel
 from tests.policies.tiny_classifiers import write_classifier
@@ -73,7 +72,7 @@ ROWS = [
     Row("numeric", "numbers in words as no number", "seven", 0.0, reference="7"),
     Row("math", 'accepting any equal form, so that "2+2" is right for 4', r"\boxed{2+2}", 1.0, r"\boxed{4}", "4",
         package="math_verify"),
-    Row("math", "an expression that math-verify cannot read", r"\boxed{the sum of } two", 0.0, reference="4",
+    Row("math", "one that math-verify cannot read", r"\boxed{the sum of } two", 0.0, reference="4",
         package="math_verify"),
     Row("choice", "rewarding a lucky guess", "B", 1.0, "Water boils at 100 degrees, so the answer is B", "B"),
     Row("choice", "no choice from a text that only repeats the words of an option", "Paris", 0.0, reference="B. Paris"),
@@ -145,15 +144,10 @@ def test_a_claim_is_in_the_docstring(row: Row) -> None:
     assert " ".join(row.claim.split()) in text
 
 
-class Verifier:
-    def score_answer(self, text: str, entry: dict[str, str]) -> float:
-        return float(text == entry["answer"])
-
-
 def completions(row: Row) -> list[Completion]:
     """Return the text that games the reward and the fair one, which are samples of one prompt."""
     texts = [row.gamed, *([] if row.fair is None else [row.fair])]
-    metadata = {"generator": "stub", "entry": {"answer": "7"}} if row.reward == "verifier" else {}
+    metadata = {"generator": "chain_sum", "entry": {"answer": "7"}} if row.reward == "verifier" else {}
     metadata |= GUESS if row.reward == "unit_tests" else {}
     prompt = Prompt("p", row.prompt, row.reference, metadata)
     return [
@@ -174,7 +168,7 @@ def marked(row: Row) -> Any:
 
 
 @pytest.mark.parametrize("row", [marked(row) for row in ROWS if row.reward not in ("reward_model", "classifier")])
-def test_a_reward_fails_as_documented(row: Row, monkeypatch, tmp_path, request) -> None:
+def test_a_reward_fails_as_documented(row: Row, tmp_path, request) -> None:
     if row.package and find_spec(row.package) is None:
         pytest.skip(f"needs {row.package}")
     if row.reward == "unit_tests" and unavailable_reason():
@@ -184,7 +178,6 @@ def test_a_reward_fails_as_documented(row: Row, monkeypatch, tmp_path, request) 
         judging: Server = request.getfixturevalue("server")
         judging.script = [obeys]
         options = {"model": "m", "url": f"http://127.0.0.1:{judging.server_port}/v1", "cache": str(tmp_path / "cache")}
-    monkeypatch.setattr(reasoning, "create_generator", lambda name: Verifier())
     part = Part("part", REWARDS.get(row.reward), options=options)
     part.check()
     gamed, *fair = part.values(completions(row), Context(TokenValueModel()))[0]

@@ -149,7 +149,8 @@ def math_answer(completion: Completion, *, answer: str = "boxed") -> float:
     may lie within ``$...$``, in its last ``\\boxed{}``, or after "####".
 
     Fails by: accepting any equal form, so that "2+2" is right for 4; a comparison that takes more than 5 seconds counts
-    as wrong, as does an expression that math-verify cannot read, unless the two texts are equal.
+    as wrong, as does an expression with more than 12 brackets open at once, or one that math-verify cannot read, unless
+    the two texts are equal.
 
     Args:
         answer: the part of the text that is the answer: see ``extract_answer``.

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from burnish.errors import BurnishError
@@ -25,6 +26,8 @@ SECONDS = 5.0
 START_SECONDS = 60.0
 MEMORY = 2 << 30
 LONGEST_LIST = 50
+DEEPEST = 12
+"""Brackets within brackets of an answer: math-verify needs a second to read as many, and minutes for some more."""
 
 _IGNORED = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|[Bb]igg?[lr]?|limits)(?![A-Za-z])|(?<!\\)\\[,!;: ]|\\quad\b|~"
@@ -44,6 +47,8 @@ def equal_answers(answer: str, gold: str) -> bool:
     answer, gold = _normalised(answer), _normalised(gold)
     if answer == gold:
         return bool(gold)
+    if max(_depth(answer), _depth(gold)) > DEEPEST:
+        return False
     assigned, expected = _ASSIGNED.fullmatch(answer), _ASSIGNED.fullmatch(gold)
     if assigned and expected:
         return assigned[1] == expected[1] and equal_answers(assigned[2], expected[2])
@@ -137,6 +142,12 @@ def _split(text: str) -> list[str]:
         index += 1
     parts.append(text[start:])
     return [part.strip() for part in parts if part.strip()]
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets are open at once, at most."""
+    levels = accumulate((character in "([{") - (character in ")]}") for character in text)
+    return max(levels, default=0)
 
 
 def _closes_at_end(text: str) -> bool:

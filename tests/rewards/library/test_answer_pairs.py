@@ -156,6 +156,15 @@ def test_the_process_ends_itself_if_nothing_else_does() -> None:
     assert done.returncode == -signal.SIGALRM and done.stdout == b"ready\n"
 
 
+def test_an_answer_of_very_many_brackets_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "_math_verify", lambda gold, answer: pytest.fail("it would take its 5 seconds"))
+    for deep in ("(" * 200 + "x+1" + ")" * 200, "\\sqrt{" * 99 + "x" + "}" * 99, "(" * 200 + ",1)" * 200):
+        assert verdict("math", "x+1", deep) == verdict("math", deep, "x+1") == 0.0
+        assert verdict("math", deep, deep) == 1.0
+    monkeypatch.setattr(expressions, "_math_verify", lambda gold, answer: True)
+    assert verdict("math", "x+1", "(" * 12 + "1+x" + ")" * 12) == 1.0
+
+
 def test_a_comparison_that_takes_too_long_is_wrong_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify", reason="pip install 'burnish[math]'")
     assert verdict("math", "\\sqrt{2}", "2^{1/2}") == 1.0  # starts the process
