@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from burnish.errors import BurnishError, InputError, one_line
 
 PRINTED = "rewards.log"
 """File of a run folder with what reward functions print."""
+PRINTED_BYTES = 10 << 20
+"""Largest size of that file."""
+_FULL = "\n... rewards.log is full: what rewards print from here on is dropped\n"
 _LOG: contextvars.ContextVar[Path | None] = contextvars.ContextVar("printed", default=None)
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -101,10 +104,19 @@ def _printing_aside() -> Iterator[None]:
             redirect_stdout(file), redirect_stderr(file), _descriptor_aside(file.fileno()),
         ):  # fmt: skip
             yield
+            _bound(file)
     finally:
         with suppress(OSError):
             if path.lstat().st_size == 0:
                 path.unlink()
+
+
+def _bound(file: TextIO) -> None:
+    """Cut a log that has grown beyond its largest size, and say so at its end."""
+    file.flush()
+    if os.fstat(file.fileno()).st_size > PRINTED_BYTES:
+        file.truncate(PRINTED_BYTES - len(_FULL))
+        file.write(_FULL)
 
 
 def _own_file(path: str, flags: int) -> int:

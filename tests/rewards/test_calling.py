@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import BurnishError, InputError
+from burnish.rewards import calling
 from burnish.rewards.calling import outcomes, printing_to
 
 
@@ -36,6 +37,16 @@ def test_in_a_run_it_goes_to_the_folder(tmp_path: Path, capfd: pytest.CaptureFix
     print("afterwards")
     os.system("echo and programs")
     assert capfd.readouterr().out.split("\n")[:2] in (["afterwards", "and programs"], ["and programs", "afterwards"])
+
+
+def test_the_log_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "PRINTED_BYTES", 100)
+    log = tmp_path / "rewards.log"
+    with printing_to(tmp_path):
+        for number in range(9):
+            outcomes([lambda number=number: print(f"{number} " * 10)], None, stop_early=True)
+    assert log.stat().st_size == 100
+    assert log.read_text().startswith("0 0 0 0 0 0 0 0 0 0 \n1") and log.read_text().endswith(calling._FULL)
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="POSIX only")
