@@ -69,7 +69,7 @@ def json_values(text: str) -> Iterator[tuple[int, Any]]:
 
     Raises ValueError with line and column at the first character that is not JSON, or if the array is not closed.
     """
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     position, line, scanned = _skip(text, 0), 1, 0
     array = text[position : position + 1] == "["
     position = _skip(text, position + 1) if array else position
@@ -107,7 +107,7 @@ def _rows_of(values: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
 
 def _json_row(position: str, line: bytes) -> RawRow:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError:
         return RawRow(position, None, "not UTF-8 text")
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,35 @@ def _json_row(position: str, line: bytes) -> RawRow:
 def _as_row(position: str, row: Any) -> RawRow:
     if not isinstance(row, dict):
         return RawRow(position, None, f"{json_type(row)}, not an object with columns")
+    if isinstance(row, _Repeated):
+        return RawRow(position, None, f"the key '{row.key}' occurs twice in an object")
     return RawRow(position, row)
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which a key occurs twice, or that contains such an object."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, which ``json`` would give the last value of a repeated key."""
+    value = dict(pairs)
+    names = [name for name, _ in pairs]
+    repeated = next((name for name in names if names.count(name) > 1), None) if len(value) < len(names) else None
+    if repeated is None:
+        repeated = next((key for one in value.values() if (key := _repeated_key(one)) is not None), None)
+    if repeated is None:
+        return value
+    marked = _Repeated(value)
+    marked.key = repeated
+    return marked
+
+
+def _repeated_key(value: Any) -> str | None:
+    if isinstance(value, list):
+        return next((key for one in value if (key := _repeated_key(one)) is not None), None)
+    return value.key if isinstance(value, _Repeated) else None
 
 
 def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:

@@ -130,6 +130,12 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("typo.jsonl", b'{"promt": "a"}', r"line 1: no column 'prompt' \(did you mean 'promt'\?\)"),
     ("question.jsonl", b'{"data": {"prompt": "a"}}', r"no column 'prompt' \(did you mean 'data.prompt'\?\)"),
     ("image.jsonl", b'{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}', "part of type 'image'"),
+    ("repeated.jsonl", b'{"prompt": "a", "prompt": "b"}', "line 1: the key 'prompt' occurs twice in an object"),
+    (
+        "nested.json",
+        b'[{"prompt": "a"},\n{"prompt": "a", "x": [{"y": 1, "y": 2}]}]',
+        "line 2: the key 'y' occurs twice",
+    ),
     ("unfinished.jsonl", b'{"messages": [{"role": "robot", "content": "a"}]}', "role 'robot': known roles are"),
     ("stepwise.jsonl", b'{"prompt": "a", "completion": 7, "labels": [true]}', "held_out_percent = 10 leaves"),
 ]
