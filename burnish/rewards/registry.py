@@ -23,17 +23,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from burnish.errors import InputError
 from burnish.registry import Registry, has_kind, nearest
-from burnish.rewards.forms import TABLE, Context, Flags, Signature, bind, read_signature
-from burnish.rewards.references import best_values, each_reference
+from burnish.rewards.forms import TABLE, Context, Signature, bind, read_signature
 from burnish.rewards.votes import AnswerReading
 from burnish.types import Completion
-
-if TYPE_CHECKING:
-    from burnish.protocols import LanguageModel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -179,22 +175,6 @@ class RewardFunction:
     ) -> list[Callable[[], Any]]:
         """Return the calls that score the completions: one for a batch reward, else one per completion."""
         return bind(self.function, self.signature, completions, context, options)
-
-    def __call__(
-        self,
-        completions: Sequence[Completion],
-        *,
-        reference_policy: LanguageModel | None = None,
-        flags: Sequence[Flags] | None = None,
-        **options: Any,
-    ) -> list[Any]:
-        """Return one value per completion, not yet checked. Without ``flags`` no completion has one."""
-        if self.takes_each_reference(completions):
-            indices, pairs = each_reference(completions)
-            own = None if flags is None else [flags[index] for index in indices]
-            return best_values(indices, self(pairs, reference_policy=reference_policy, flags=own, **options))
-        values = [call() for call in self.calls(completions, Context(reference_policy, flags), options)]
-        return list(values[0]) if self.batch else values
 
     def takes_each_reference(self, completions: Sequence[Completion]) -> bool:
         """Whether the completions must be scored against each of their references in turn."""

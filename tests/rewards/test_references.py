@@ -13,6 +13,8 @@ from burnish.errors import BurnishError
 from burnish.evaluation.measurement import Measurement, Sample
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.combine import combine
+from burnish.rewards.forms import Context
+from burnish.rewards.part import Part
 from burnish.rewards.registry import reward_function
 from tests.rewards.completions import answer
 
@@ -81,7 +83,9 @@ def _one(texts: list[str], references: list[str]) -> list[float]:
 
 def test_the_best_numbers_per_token_have_the_largest_sum() -> None:
     function = reward_function("f", lambda completion, reference: [0.9, 0.0] if reference == "a" else [0.5, 0.5])
-    assert function([answer("x", "a", alternatives=("b",), tokens=(1, 2))]) == [[0.5, 0.5]]
+    part = Part("f", function, credit="token")
+    values, per_token = part.values([answer("x", "a", alternatives=("b",), tokens=(1, 2))], Context())
+    assert values.tolist() == [1.0] and per_token is not None and per_token[0].tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
 from burnish.errors import InputError
 from burnish.registry import Registry
-from burnish.rewards.registry import REWARDS, RewardFacts, reward, reward_function
+from burnish.rewards.forms import Context
+from burnish.rewards.part import Part
+from burnish.rewards.registry import REWARDS, RewardFacts, RewardFunction, reward, reward_function
 from burnish.types import Completion, Prompt
 
 
 def answer(text: str, reference: str | None = None) -> Completion:
     return Completion(Prompt("p", "question", reference=reference), (0,), (1,), text, (0.0,), "stop")
+
+
+def values(function: RewardFunction, completions: list[Completion], policy: Any = None, **options: Any) -> list[float]:
+    return Part("part", function, options=options).values(completions, Context(policy))[0].tolist()
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def test_arguments_are_filled_by_name_not_by_position() -> None:
     def mixed(text, completion, reference, prompt):
         return len(text) + 10 * (completion.text == text) + 100 * (reference == "r") + 1000 * (prompt.id == "p")
 
-    assert reward_function("mixed", mixed)([answer("abc", "r")]) == [1113]
+    assert values(reward_function("mixed", mixed), [answer("abc", "r")]) == [1113]
 
 
 def test_plurals_make_a_batch_reward() -> None:
@@ -35,7 +42,7 @@ def test_plurals_make_a_batch_reward() -> None:
 
     made = reward_function("batch", batch)
     assert made.batch
-    assert made([answer("abc", "r"), answer("a")]) == [4, 1]
+    assert values(made, [answer("abc", "r"), answer("a")]) == [4, 1]
 
 
 @pytest.mark.parametrize("plural", [False, True])
@@ -50,7 +57,7 @@ def test_the_reference_policy_is_passed_to_rewards_that_name_it(plural: bool) ->
 
     made = reward_function("x", many if plural else one)
     assert made.batch == plural
-    assert made([answer("a")], reference_policy=policy) == [1.0]
+    assert values(made, [answer("a")], policy) == [1.0]
 
 
 def test_keyword_only_arguments_are_options() -> None:
@@ -59,7 +66,7 @@ def test_keyword_only_arguments_are_options() -> None:
 
     made = reward_function("scaled", scaled)
     assert made.options == {"factor": 2.0, "mode": "length", "strict": False, "limit": None}
-    assert made([answer("abc")], factor=3.0) == [9.0]
+    assert values(made, [answer("abc")], factor=3.0) == [9.0]
     made.check_options({"factor": 3, "mode": "words", "strict": True, "limit": 7})
     for wrong in ({"factor": "3"}, {"factor": True}, {"mode": 1}, {"strict": 1}):
         with pytest.raises(InputError, match="must be of the same type as its default"):
@@ -108,7 +115,7 @@ def test_a_callable_object_is_a_reward() -> None:
         def __call__(self, text: str) -> bool:
             return len(text) > self.than
 
-    assert reward_function("longer", Longer(2))([answer("abc"), answer("a")]) == [True, False]
+    assert values(reward_function("longer", Longer(2)), [answer("abc"), answer("a")]) == [True, False]
 
 
 def test_the_decorator_registers_and_gives_back_the_function(temporary_names: None) -> None:
@@ -185,7 +192,7 @@ def test_a_path_reaches_a_module_in_the_working_folder(temporary_names, tmp_path
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     try:
-        assert REWARDS.get("my_rewards:short")([answer("abc")]) == [-3]
+        assert values(REWARDS.get("my_rewards:short"), [answer("abc")]) == [-3]
         assert sys.path == path
         with pytest.raises(InputError, match=r"'my_rewards' has no 'shor' \(did you mean 'short'\?\)"):
             REWARDS.get("my_rewards:shor")

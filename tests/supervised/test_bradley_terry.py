@@ -263,7 +263,7 @@ class TestReward:
         prompts = [Prompt("a", "Shares fell"), Prompt("b", "The minister said"), Prompt("a", "Shares fell")]
         texts = [" after", " that the law", " 我爱你。"]
         completions = [Completion(p, (), (), t, (), "stop") for p, t in zip(prompts, texts, strict=True)]
-        together = REWARDS.get("reward_model")(completions, path=str(judge))
+        together = REWARDS.get("reward_model").function(completions, path=str(judge))
         alone = [score for one in completions for score in model.score_texts([one])]
         assert together == pytest.approx(alone, abs=1e-5)
         # By hand: prompt, text and end-of-text token through the whole model.
@@ -317,7 +317,7 @@ class TestReward:
         shutil.copytree(judge, "broken")
         Path("broken", HEAD).write_bytes(b"nonsense")
         with pytest.raises(InputError, match=message) as caught:
-            REWARDS.get("reward_model")([Completion(Prompt("a", "b"), (), (), "c", (), "stop")], path=path)
+            REWARDS.get("reward_model").function([Completion(Prompt("a", "b"), (), (), "c", (), "stop")], path=path)
         assert "\n" not in str(caught.value)
 
     def test_a_recipe_with_a_missing_reward_model_is_rejected_early(self, here):

@@ -25,7 +25,7 @@ SAID = [Completion(Prompt("p", "a"), (1,), (2,), "b", (0.0,), "stop")]
         lambda: DataTask(path=f"{NOBODY}.jsonl"),
         lambda: DataRows(path=NOBODY, format="text"),
         lambda: REWARDS.get("reward_model").check_options({"path": NOBODY}),
-        lambda: REWARDS.get("judge")(SAID, model="m", cache=NOBODY),
+        lambda: REWARDS.get("judge").function(SAID, model="m", cache=NOBODY),
     ],
 )
 def test_it_is_one_line(use: Callable[[], Any]) -> None:
