@@ -96,7 +96,7 @@ class Reasoning(SplitTask):
             )
             for index, share in enumerate(self.shares)
         ]
-        # A few rows of "ab" have an empty answer, which an empty text would give.
+        # A few answers of "ab" and "string_manipulation" are empty, and an empty text would be right.
         made = ((self.shares[index].use, next(entries[index])) for index in order)
         examples = [self._example(name, entry) for name, entry in made if entry["answer"].strip()]
         if observer and len(self.shares) > 1:
