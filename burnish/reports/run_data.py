@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> RunData:
         run.calibration = _mapping(folder / "calibration.json", run, optional=True)
         run.examples = list(_lines(folder / "held_out_examples.jsonl", run, optional=True))
     else:
-        run.samples = _last_step(_lines(folder / "samples.jsonl", run, tail=_TAIL_BYTES))
+        run.samples = _last_step(folder / "samples.jsonl", run)
     run.warnings = list(_lines(folder / "warnings.jsonl", run, optional=True))
     going = run.steps_done < (run.total_steps or 0)  # a run under way has no evaluation yet
     run.evaluation = _mapping(folder / "evaluation.json", run, optional=going)
@@ -128,21 +128,27 @@ def _mapping(path: Path, run: RunData, *, optional: bool = False) -> Mapping[str
     return value if isinstance(value, dict) else {}
 
 
-def _lines(path: Path, run: RunData, *, optional: bool = False, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    data = _bytes(path, run, optional=optional, tail=tail)
+def _lines(path: Path, run: RunData, *, optional: bool = False) -> Iterator[dict[str, Any]]:
+    return _objects((_bytes(path, run, optional=optional) or b"").split(b"\n"), path.name, run)
+
+
+def _objects(lines: Iterable[bytes], name: str, run: RunData) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of lines; count damaged ones among those that were read."""
     damaged = 0
-    for line in (data or b"").split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            damaged += 1
-            continue
-        if isinstance(value, dict):
-            yield value
-    if damaged:
-        run.problems.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out")
+    try:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                damaged += 1
+                continue
+            if isinstance(value, dict):
+                yield value
+    finally:
+        if damaged:
+            run.problems.append(f"{name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out")
 
 
 def _steps(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,16 +157,20 @@ def _steps(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _last_step(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    last = -1.0
+def _last_step(path: Path, run: RunData) -> list[dict[str, Any]]:
+    """Return the rows of the last step, read from the end: a report at each checkpoint must not read all of them."""
+    lines = (_bytes(path, run, tail=_TAIL_BYTES) or b"").split(b"\n")
+    last: float | None = None
     kept: list[dict[str, Any]] = []
-    for row in lines:
-        step = finite(row.get("step"))
-        if step is not None and step >= last:
-            if step > last:
-                last, kept = step, []
-            kept.append(row)
-    return kept
+    for row in _objects(reversed(lines), path.name, run):
+        if (step := finite(row.get("step"))) is None:
+            continue
+        if last is None or step > last:
+            last, kept = step, []
+        if step < last:
+            break
+        kept.append(row)
+    return kept[::-1]
 
 
 def _texts(path: Path, run: RunData, *, optional: bool = False) -> list[dict[str, Any]]:

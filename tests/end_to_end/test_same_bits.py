@@ -226,6 +226,9 @@ class TestInterrupted:
         saved = [path.name for path in (workspace / "run" / "checkpoints").iterdir()]
         assert saved == [f"step-{watch.lines()}"]
         assert f"saved after step {watch.lines()};" in stopped.err
+        assert f"has made {watch.lines()} of 16 steps" in (workspace / "run" / "report.html").read_text(
+            encoding="utf-8"
+        )
         burnish.train(resume=workspace / "run", observer=make_observer(quiet=True))
         whole = train(path, workspace / "whole").run_dir
         assert self.equal_but_for_checkpoints(traces(workspace / "run"), traces(whole))

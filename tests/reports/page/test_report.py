@@ -258,10 +258,12 @@ def test_a_folder_with_only_a_recipe_and_one_with_garbage_make_a_page(tmp_path):
 
 def test_repeated_steps_count_once_and_only_samples_of_the_last_step_are_kept(folder):
     synthetic_run.write_lines(folder / "metrics.jsonl", [{"step": s, "kl": k} for s, k in ((1, 1), (2, 2), (2, 3))])
-    synthetic_run.write_lines(folder / "samples.jsonl", [{"step": s, "prompt_id": s} for s in (1, 2, 1, 2)])
+    synthetic_run.write_lines(
+        folder / "samples.jsonl", [{"step": s, "prompt_id": f"{s}{n}"} for n, s in enumerate((1, 2, 1, 2, 2))]
+    )
     run = read_run(folder)
     assert [row["kl"] for row in run.rows] == [1, 3]
-    assert [row["prompt_id"] for row in run.samples] == [2, 2]
+    assert [row["prompt_id"] for row in run.samples] == ["23", "24"]  # the repeated step's, as of the metrics
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
