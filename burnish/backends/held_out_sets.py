@@ -56,11 +56,17 @@ def held_out_sets(
 
 
 def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> None:
-    """Read the user's own data, of the task ``data`` or an own task, and raise InputError if it cannot be used."""
+    """Read the user's own data, of the task ``data`` or an own task; of another task, only check the options.
+
+    Raises InputError if a run could not use them.
+    """
     if recipe.task.use == "data" or ":" in recipe.task.use or recipe.evaluation.sets:
         train, held_out = task_prompts(recipe, offline=offline, observer=observer)
         check_prompts(recipe, train, held_out, observer)
         held_out_sets(recipe, train, offline=offline, observer=observer)
+    else:
+        with task_errors(recipe.task.use):
+            TASKS.get(recipe.task.use)(**recipe.task.options)
 
 
 def fitting_sets(recipe: Recipe, model: CausalModel, sets: Sets, observer: Observer | None) -> dict[str, list[Prompt]]:

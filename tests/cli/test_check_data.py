@@ -66,6 +66,15 @@ def recipe(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [('task.generator="composite"', "cannot be used"), ("task.size=3", "at least 10")],
+)
+def test_a_dry_run_checks_the_options_of_a_task(option: str, words: str) -> None:
+    refused = CliRunner().invoke(app, ["train", "reasoning", "--dry-run", "--set", option])
+    assert words in str(refused.exception)
+
+
 def test_a_dry_run_reads_the_data(folder: Path) -> None:
     path = str(recipe(folder))
     good = CliRunner().invoke(app, ["train", path, "--dry-run"])
