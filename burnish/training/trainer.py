@@ -224,12 +224,12 @@ class Trainer(Generic[M]):
         return self.learner.step
 
     def _report(self) -> None:
-        """Write the report of the run so far. A failure is a warning, once: a report must not end a run."""
+        """Write the report of the run so far. A failure is a message, once: a report must not end a run."""
         try:
             write_report(self.run.folder)
         except Exception as error:
             if self._reports:
-                self.observer.message(f"the report was not written: {error}", level="warning")
+                self.observer.message(f"the report was not written: {error}")
             self._reports = False
 
     def _failed(self, error: BurnishError, first: int) -> BurnishError:

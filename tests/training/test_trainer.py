@@ -377,7 +377,7 @@ class TestReport:
         page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
         assert "The run has made 3 of 9 steps." in page and "Missing from this report" not in page
 
-    def test_one_that_fails_is_a_warning_and_changes_no_bit(
+    def test_one_that_fails_is_a_message_and_changes_no_bit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(folder: Path) -> None:
@@ -387,5 +387,5 @@ class TestReport:
         monkeypatch.setattr(burnish.training.trainer, "write_report", fail)
         observer = RecordingObserver()
         done = toy(tmp_path / "run", "steps=4", "checkpoint.every=1", observer=observer)
-        assert observer.warnings.count("the report was not written: no ink") == 1
+        assert observer.texts.count("the report was not written: no ink") == 1
         assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
