@@ -250,12 +250,20 @@ def keep_start(run: Run, recipe: J) -> J:
 
 def resolve_section_path(section: S) -> S:
     """Return the section with an absolute path, if it names a file."""
-    paths = {FILE_OPTIONS.get(section.use, ""): section.options.get(FILE_OPTIONS.get(section.use, ""))}
+    own = FILE_OPTIONS.get(section.use, "")
+    paths = {option: section.options.get(option) for option in (own, "held_out", "dataset") if own}
     if isinstance(section, ChatSection):
         paths["template"] = section.template_file
     absolute = {
         option: str(pinned(expanded(path).absolute()))
         for option, path in paths.items()
-        if isinstance(path, str) and path and (section.use != "classifier" or expanded(path).exists())  # or a hub id
+        if isinstance(path, str) and path and _is_path(section, option, path)
     }
     return type(section).model_validate({**section.model_dump(), **absolute}) if absolute else section
+
+
+def _is_path(section: OpenSection, option: str, value: str) -> bool:
+    """Return whether an option's value is a path; it may also be a hub id, or a split of a data set."""
+    if option == "held_out" and (path := section.options.get("path")):
+        return not (expanded(path) / "dataset_dict.json").is_file()
+    return (section.use != "classifier" and option not in ("held_out", "dataset")) or expanded(value).exists()

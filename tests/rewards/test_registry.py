@@ -124,14 +124,14 @@ def test_the_decorator_registers_and_gives_back_the_function(temporary_names: No
         return 1.0
 
     @reward(name="second-of-its-kind")
-    def other(text):
+    def renamed_in_its_decorator(text):
         return 2.0
 
     assert first_of_its_kind("anything") == 1.0
     assert REWARDS.get("first_of_its_kind").function is first_of_its_kind
-    assert REWARDS.get("second-of-its-kind").function is other
+    assert REWARDS.get("second-of-its-kind").function is renamed_in_its_decorator
     assert {"first_of_its_kind", "second-of-its-kind"} <= set(REWARDS.names())
-    assert "other" not in REWARDS
+    assert "renamed_in_its_decorator" not in REWARDS
 
 
 def test_facts_are_declared_in_the_decorator_and_travel_with_the_function(temporary_names: None) -> None:
