@@ -4,6 +4,9 @@ In training, the first ``window`` steps are compared with the last. A change cou
 2 standard errors, computed from the spread of the metric from step to step within each window. That spread covers both
 the sampling noise and the draw of new prompts at each step. (A window of one step has no spread, so any change counts.)
 In a held-out evaluation, a change counts if its 95% interval excludes zero.
+
+Texts that become as short, or as like one another, as the true answers are no alarm: a model that learns to answer in
+one word does both.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
+from burnish.evaluation.measurement import Measurement
 from burnish.rewards.library.diversity import distinct_n, repeat_share
 from burnish.text import words
+from burnish.types import Prompt
 
 REMEDY = "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
 LENGTH_REMEDY = "length alone moves many rewards; read the samples, add 'length_band', or raise guards.length_drift"
@@ -33,6 +38,27 @@ def text_diversity(texts: Sequence[str]) -> dict[str, float]:
         "diversity/distinct_2": distinct_n(tokens, 2),
         "diversity/longest_repeat": fmean(map(repeat_share, tokens)) if tokens else 0.0,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class TrueTexts:
+    """The true answers to the held-out prompts; infinite where a prompt has none, so that every change counts.
+
+    Attributes:
+        length: their mean length in tokens.
+        distinct_2: of all of them together.
+    """
+
+    length: float = math.inf
+    distinct_2: float = math.inf
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], measured: Measurement) -> TrueTexts:
+        """Return those of the prompts of a measurement, which knows their lengths."""
+        texts = [prompt.reference for prompt in prompts if prompt.reference]
+        if len(texts) < len(prompts) or len(measured.truths) < len(prompts):
+            return cls()
+        return cls(fmean(truth.tokens for truth in measured.truths), distinct_n(map(words, texts), 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +96,17 @@ def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: in
     return columns
 
 
-def diversity_alarm(history: Sequence[Mapping[str, Any]], *, drop: float, window: int) -> str | None:
+def diversity_alarm(
+    history: Sequence[Mapping[str, Any]], *, drop: float, window: int, truth: TrueTexts = TrueTexts()
+) -> str | None:
     """Return a warning if the reward has risen while distinct-2 has lost more than the share ``drop``, else None.
 
     ``history`` has rows of metrics, oldest first; those without both numbers are skipped. ``window`` is the number of
     rows averaged at each end.
     """
     reward, variety = trends(history, ("reward/mean", "diversity/distinct_2"), window)
-    if not (reward.rose and variety.before > 0 and variety.after < variety.before * (1 - drop)):
+    fell = variety.before > 0 and variety.after < variety.before * (1 - drop) and variety.after < truth.distinct_2
+    if not (reward.rose and fell):
         return None
     return (
         f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from "
@@ -86,14 +115,16 @@ def diversity_alarm(history: Sequence[Mapping[str, Any]], *, drop: float, window
     )
 
 
-def length_alarm(history: Sequence[Mapping[str, Any]], *, drift: float, window: int) -> str | None:
+def length_alarm(
+    history: Sequence[Mapping[str, Any]], *, drift: float, window: int, truth: TrueTexts = TrueTexts()
+) -> str | None:
     """Return a warning if the reward has risen while texts became 1 + ``drift`` times as long or as short, else None.
 
     Length alone moves many rewards, and ever longer answers are the oldest way to game one. If the length is meant to
     change, raise ``drift``, or set it to 0 to switch the alarm off.
     """
     reward, length = trends(history, ("reward/mean", "length/mean"), window)
-    changed = drift > 0 and (length.rose or length.fell) and _drifted(length.before, length.after, drift)
+    changed = drift > 0 and (length.rose or length.fell) and _drifted(length.before, length.after, drift, truth)
     if not (reward.rose and changed):
         return None
     return (
@@ -120,6 +151,7 @@ def guard_alarms(
     drop: float = 0.1,
     metric_drop: float = 0.0,
     length_drift: float = 0.0,
+    truth: TrueTexts = TrueTexts(),
 ) -> dict[str, str]:
     """Return key -> warning for what got worse while the held-out reward rose (its interval lies above zero).
 
@@ -129,6 +161,7 @@ def guard_alarms(
         drop: share that distinct-2 may lose.
         metric_drop: share that a guard may lose even if its interval lies on the bad side of zero.
         length_drift: as in ``length_alarm``.
+        truth: the true answers to the held-out prompts.
     """
     reward = evaluation.get("reward")
     if not reward or not reward["interval"][0] > 0:
@@ -136,7 +169,7 @@ def guard_alarms(
     alarms: dict[str, str] = {}
     rose = f"held-out reward rose by {reward['difference']:.3g} while"
     variety = evaluation.get("distinct_2")
-    if variety and variety["after"] < variety["before"] * (1 - drop):
+    if variety and variety["after"] < variety["before"] * (1 - drop) and variety["after"] < truth.distinct_2:
         alarms["distinct_2"] = (
             f"{rose} held-out distinct-2 fell from {variety['before']:.3f} to {variety['after']:.3f} "
             f"({variety['after'] / variety['before'] - 1:+.0%}): part of the gain is repetition; {REMEDY}"
@@ -152,7 +185,7 @@ def guard_alarms(
             )
     length = evaluation.get("length")
     changed = length and (length["interval"][0] > 0 or length["interval"][1] < 0)
-    if length and changed and length_drift > 0 and _drifted(length["before"], length["after"], length_drift):
+    if length and changed and length_drift > 0 and _drifted(length["before"], length["after"], length_drift, truth):
         alarms["length"] = (
             f"{rose} the mean length of held-out texts went from {length['before']:.1f} to {length['after']:.1f} "
             f"tokens: {LENGTH_REMEDY}"
@@ -183,5 +216,7 @@ def _worse(entry: Mapping[str, Any], drop: float) -> bool:
     return bool(high < 0 and lost > drop * abs(entry["before"]))
 
 
-def _drifted(before: float, after: float, drift: float) -> bool:
+def _drifted(before: float, after: float, drift: float, truth: TrueTexts) -> bool:
+    if before > after >= truth.length / (1 + drift):
+        return False
     return max(before, after) > min(before, after) * (1 + drift)

@@ -9,7 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.evaluation.guards import diversity_alarm, evaluation_alarms, guard_alarms, length_alarm, part_alarm
+from burnish.evaluation.guards import (
+    TrueTexts,
+    diversity_alarm,
+    evaluation_alarms,
+    guard_alarms,
+    length_alarm,
+    part_alarm,
+)
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.metrics import held_out_metrics
@@ -107,11 +114,13 @@ class RewardGuards(RunGuards[Measurement]):
         self.can_stop = self.recipe.guards.stop
         self.start_reward = 0.0
         """Held-out reward before training."""
+        self.truth = TrueTexts()
         self._history: list[Mapping[str, Any]] = []
         checkpointer.spared.append(self._spared_step)
 
     def begin(self, before: Measurement) -> bool:
         self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
+        self.truth = TrueTexts.of(self.evaluator.prompts, before)
         self._history = list(self.run.rows("metrics.jsonl"))
         self._forget_evaluation()
         if self.can_stop and self.evaluator.learner.step == 0:
@@ -133,8 +142,8 @@ class RewardGuards(RunGuards[Measurement]):
     def _alarms(self) -> dict[str, str]:
         history, guards = self._history, self.recipe.guards
         alarms = {
-            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window),
-            "length": length_alarm(history, drift=guards.length_drift, window=guards.window),
+            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window, truth=self.truth),
+            "length": length_alarm(history, drift=guards.length_drift, window=guards.window, truth=self.truth),
         }
         for part in (key.removeprefix("reward/") for key in self.recipe.guarded if key.startswith("reward/")):
             alarms[f"guard {part}"] = part_alarm(history, part, drop=guards.metric_drop, window=guards.window)
@@ -224,7 +233,7 @@ class RewardGuards(RunGuards[Measurement]):
         recipe, guards = self.recipe, self.recipe.guards
         return {
             "guards": recipe.guarded, "drop": guards.diversity_drop, "metric_drop": guards.metric_drop,
-            "length_drift": guards.length_drift,
+            "length_drift": guards.length_drift, "truth": self.truth,
         }  # fmt: skip
 
     def _stop_row(self) -> dict[str, Any] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from burnish.errors import InputError
 from burnish.evaluation.guards import (
+    TrueTexts,
     diversity_alarm,
     evaluation_alarms,
     guard_alarms,
@@ -15,8 +17,10 @@ from burnish.evaluation.guards import (
     part_alarm,
     text_diversity,
 )
+from burnish.evaluation.measurement import Measurement, Truth
 from burnish.recipe.reading import builtin_recipes
 from burnish.recipe.schema import Recipe, load_recipe
+from burnish.types import Prompt
 
 
 def rows(rewards: list[float], diversity: list[float]) -> list[dict[str, float]]:
@@ -188,6 +192,42 @@ def test_a_held_out_length_that_drifts() -> None:
     evaluation = {"reward": GOOD["reward"], "length": metric(10.0, 30.0, 15.0, 25.0)}
     assert list(guard_alarms(evaluation, length_drift=0.5)) == ["length"]
     assert guard_alarms(evaluation, length_drift=2.0) == guard_alarms(evaluation) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "length", "rings"),
+    [
+        (16, 4, 3.0, False),
+        (16, 4, 6.0, False),
+        (16, 4, 6.1, True),
+        # Longer answers are the oldest way to game a reward, and the true ones may be long.
+        (4, 16, 16.0, True),
+        (16, 4, math.inf, True),
+    ],
+)
+def test_texts_as_short_as_the_true_answers(before, after, length, rings) -> None:
+    truth = TrueTexts(length=length)
+    history = series("length/mean", [0, 0, 1, 1], [before, before, after, after])
+    assert bool(length_alarm(history, drift=0.5, window=2, truth=truth)) == rings
+    sign = 1 if after > before else -1
+    evaluation = {"reward": GOOD["reward"], "length": metric(before, after, *sorted((sign, 12 * sign)))}
+    assert bool(guard_alarms(evaluation, length_drift=0.5, truth=truth)) == rings
+
+
+@pytest.mark.parametrize(("distinct_2", "rings"), [(0.0, False), (0.4, False), (0.6, True), (math.inf, True)])
+def test_texts_as_like_one_another_as_the_true_answers(distinct_2, rings) -> None:
+    truth = TrueTexts(distinct_2=distinct_2)
+    assert bool(diversity_alarm(rows([0.1, 0.9], [1.0, 0.5]), drop=0.1, window=1, truth=truth)) == rings
+    evaluation = {"reward": GOOD["reward"], "distinct_2": metric(1.0, 0.5, -0.6, -0.4)}
+    assert bool(guard_alarms(evaluation, truth=truth)) == rings
+
+
+def test_the_true_answers_of_a_measurement() -> None:
+    prompts = [Prompt("a", "?", reference="a b c"), Prompt("b", "?", reference="a b")]
+    truths = (Truth("a", 1.0, 5), Truth("b", 1.0, 3))
+    measured = Measurement(samples=(), truths=truths, weights={})
+    assert TrueTexts.of(prompts, measured) == TrueTexts(4.0, 2 / 3)
+    assert TrueTexts.of([*prompts, Prompt("c", "?")], measured) == TrueTexts()
 
 
 def toy(**sections: object) -> Recipe:

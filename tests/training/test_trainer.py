@@ -186,13 +186,17 @@ def other(text: str) -> float:
     return float(len(text))
 
 
+def counted(text: str) -> float:
+    return float(text.count("我"))
+
+
 def test_an_extension_that_does_not_begin_is_undone(tmp_path: Path) -> None:
-    toy(tmp_path / "run", "steps=2", rewards={breaks_at_the_seventh: 1.0})
+    toy(tmp_path / "run", "steps=2", rewards={counted: 1.0})
     recipe = (tmp_path / "run" / "recipe.toml").read_text()
     with pytest.raises(InputError, match="a resumed run keeps its rewards"):
         train(resume=tmp_path / "run", extend=2, rewards=other, observer=RecordingObserver())
     assert (tmp_path / "run" / "recipe.toml").read_text() == recipe
-    done = train(resume=tmp_path / "run", extend=2, rewards=breaks_at_the_seventh, observer=RecordingObserver())
+    done = train(resume=tmp_path / "run", extend=2, rewards=counted, observer=RecordingObserver())
     assert done.metrics[-1]["step"] == 4
 
 
