@@ -119,7 +119,7 @@ def _as_row(position: str, row: Any) -> RawRow:
     if not isinstance(row, dict):
         return RawRow(position, None, f"{json_type(row)}, not an object with columns")
     if isinstance(row, _Repeated):
-        return RawRow(position, None, f"the key '{row.key}' occurs twice in an object")
+        return RawRow(position, None, f"the key '{row.key[:60]}' occurs twice in an object")
     return RawRow(position, row)
 
 
@@ -132,10 +132,7 @@ class _Repeated(dict[str, Any]):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object, which ``json`` would give the last value of a repeated key."""
     value = dict(pairs)
-    names = [name for name, _ in pairs]
-    repeated = next((name for name in names if names.count(name) > 1), None) if len(value) < len(names) else None
-    if repeated is None:
-        repeated = next((key for one in value.values() if (key := _repeated_key(one)) is not None), None)
+    repeated = _first_repeated(pairs) if len(value) < len(pairs) else _repeated_key([*value.values()])
     if repeated is None:
         return value
     marked = _Repeated(value)
@@ -143,10 +140,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return marked
 
 
-def _repeated_key(value: Any) -> str | None:
-    if isinstance(value, list):
-        return next((key for one in value if (key := _repeated_key(one)) is not None), None)
-    return value.key if isinstance(value, _Repeated) else None
+def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name, _ in pairs if name in seen or seen.add(name)), None)
+
+
+def _repeated_key(values: list[Any]) -> str | None:
+    """Return the repeated key of the first object among some values, and in the lists of them, that has one."""
+    waiting = values[::-1]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _Repeated):
+            return value.key
+        if isinstance(value, list):
+            waiting.extend(reversed(value))
+    return None
 
 
 def read_csv(path: Path, delimiter: str = "") -> Iterator[RawRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from burnish.data.rows import (
     PromptCompletion,
     TrainingRow,
 )  # fmt: skip
+from burnish.data.text_files import read_json_lines
 from burnish.errors import InputError
 from burnish.supervised.data_rows import DataRows
 from burnish.tasks.data import DataTask
@@ -313,6 +315,17 @@ def test_rows_that_cannot_be_used_say_why(tmp_path: Path, row: dict[str, Any], r
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (broken,) = DataRows(path=str(tmp_path / "a.jsonl")).rows().broken
     assert broken.position == "line 1" and re.search(reason, broken.reason), broken.reason
+
+
+def test_repeated_keys_are_sought_in_linear_time(tmp_path: Path) -> None:
+    lists = "[" * 500 + "]" * 500
+    names = ", ".join(f'"{index}": {index}' for index in range(60_000))
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "q", "x": {lists}}}\n{{{names}, "z": 1, "z": 2}}\n')
+    start = process_time()
+    first, second = read_json_lines(tmp_path / "a.jsonl")
+    assert first.values is not None and first.values["prompt"] == "q"
+    assert second.reason == "the key 'z' occurs twice in an object"
+    assert process_time() - start < 5  # 90 s if every key is counted
 
 
 def test_a_hint_looks_at_a_bounded_number_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
