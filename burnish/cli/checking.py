@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -121,12 +122,12 @@ def init(
 
     settings = dict(read_override(option) for option in options or [])
     stem = Path(data.rstrip("/*")).name.partition(".")[0]
-    target = to or Path(f"{stem if stem.strip('*?[]') else 'mine'}.toml")
+    target = to or Path(f"{re.sub(r'[-_]?[*?]', '', stem) or 'mine'}.toml")
     if target.exists():
         raise InputError(f"{target} exists: name another file with --to, or delete it")
     verb, text = draft_recipe(data, kind=kind, prompt=prompt, reference=reference, model=model, settings=settings)
     with explained(f"cannot write {target}"), target.open("x", encoding="utf-8") as file:
         file.write(text)
     print(escape(str(target)))
-    command = f"burnish {verb} {shlex.quote(str(target))}"
+    command = escape(f"burnish {verb} {shlex.quote(str(target))}")
     print(f"next:\n  {command} --dry-run\n  {command}")

@@ -14,8 +14,10 @@ import tomli_w
 
 from burnish.data.fields import field as get_field
 from burnish.data.fields import field_paths, has_field
+from burnish.data.files import RawRow
 from burnish.data.origin import Origin
 from burnish.data.rows import (
+    BrokenRow,
     Conversation,
     ConversationPair,
     LabelledCompletion,
@@ -53,6 +55,9 @@ HELD_OUT_WANTED = 50
 SAMPLES, STEP_TOKENS = 8, 1024
 """Samples per prompt, and the most tokens of a step unless answers are long: seconds on a laptop."""
 LETTERS = "ABCDEFGHIJ"
+LONGEST_COMMENT = 300
+MOST_BROKEN = 0.999
+"""Share of the rows that may be unusable in a draft."""
 
 
 @dataclass
@@ -63,10 +68,15 @@ class Table:
     lines: list[tuple[str, Any, str]] = field(default_factory=list)
 
     def text(self) -> str:
-        pairs = [(_pair(key, value), comment) for key, value, comment in self.lines]
+        pairs = [(_pair(key, value), _comment(comment)) for key, value, comment in self.lines]
         width = min(48, max(len(pair) for pair, comment in pairs))
         written = [f"{pair:{width}}  # {comment}" if comment else pair for pair, comment in pairs]
         return "\n".join([*([self.header] if self.header else []), *written]) + "\n"
+
+
+def _comment(text: str) -> str:
+    """Return text of the data so that it stays a comment: a line break would end it and begin a line of the recipe."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_COMMENT])
 
 
 def _pair(key: str, value: Any) -> str:
@@ -100,7 +110,7 @@ def draft_recipe(
         except ValueError as error:
             raise InputError(f"{data}: {error}") from error
     verb = kind or ("train" if prompt or reference else _guess_verb(rows))
-    top = f"# Drafted by `burnish init {data}`. A comment says why a value was chosen: check what it says.\n"
+    top = f"# Drafted by `burnish init {_comment(data)}`. A comment says why a value was chosen: check what it says.\n"
     write = _draft_training if verb == "train" else _draft_supervised
     sections = write(rows, options, verb, prompt, reference)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data.rstrip("/*")).name.partition(".")[0]).strip("-._") or "mine"
@@ -110,13 +120,18 @@ def draft_recipe(
     policy.lines.append(("model", model, "or a model folder, a run folder, a hub id (burnish list models)"))
     policy.lines.append(("lora", {"rank": 16}, "trains a small adapter; leave out to train all weights"))
     sections.insert(1, policy)
-    return verb, top + "\n".join(section.text() for section in sections)
+    text = top + "\n".join(section.text() for section in sections)
+    if not text.isascii() and text != text.encode("utf-8", "replace").decode():
+        raise InputError(f"the name of a file or a column is not UTF-8 text: {data!r}; rename it")
+    return verb, text
 
 
 def _first_rows(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     known = Origin.__dataclass_fields__
     if unknown := [key for key in options if key not in known]:
         raise InputError(f"--set {unknown[0]}{nearest(unknown[0], known)}: known: {', '.join(known)}")
+    if wrong := [key for key, value in options.items() if not isinstance(value, str)]:
+        raise InputError(f"--set {wrong[0]}={options[wrong[0]]}: must be text, as in --set '{wrong[0]}=\"...\"'")
     raw = list(islice(Origin(**options).rows(), LOOKED_AT))
     rows = [row.values for row in raw if row.values is not None]
     if not rows:
@@ -174,11 +189,9 @@ def _draft_training(
 ) -> list[Table]:
     fields = _fields(rows, prompt, reference)
     pieces, answer = "template" in fields, "reference" in fields
-    task = DataTask(**options, **fields, max_broken=0.999)
-    prompts = [example.prompt for example in task.examples(offline=False, observer=None)]
-    if not prompts:
-        broken = task.broken[0]
-        raise InputError(f"no row can be used, the first is {broken.position}: {broken.reason}")
+    task = DataTask(**options, **fields, max_broken=MOST_BROKEN)
+    examples = task.examples(offline=False, observer=None)
+    prompts = list({one.digest: one.prompt for one in examples}.values())
     guess = guess_reward(prompts)
     if not guess.use:
         raise InputError(guess.why)
@@ -193,10 +206,8 @@ def _draft_training(
         source.lines.append(("reference", fields["reference"], f"the true answer, such as {_shown(prompts)}"))
     source.lines += _held_out(len(prompts), "prompts") if "held_out" not in options else []
     if task.broken:
-        share = round(len(task.broken) / (len(prompts) + len(task.broken)) + 0.005, 2)
-        first = f"{len(task.broken)} rows cannot be used, the first: {task.broken[0].reason}"
-        source.lines.append(("max_broken", min(share, 0.99), first))
-    return [*_loop(guess, prompts, source)]
+        source.lines.append(_max_broken(len(examples), task.broken))
+    return _loop(guess, prompts, source)
 
 
 def _fields(rows: Sequence[Mapping[str, Any]], prompt: str, reference: str) -> dict[str, Any]:
@@ -272,14 +283,19 @@ def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 def _shown(prompts: Sequence[Prompt]) -> str:
     text = " ".join((prompts[0].reference or "").split())
-    shown = "".join(one for one in (text if len(text) <= 30 else f"{text[:29]}…") if one.isprintable())
-    return repr(shown)
+    return repr(text if len(text) <= 30 else f"{text[:29]}…")
 
 
 def _held_out(count: int, what: str) -> list[tuple[str, Any, str]]:
     percent = 50 if count < 20 else max(10, min(30, round(100 * HELD_OUT_WANTED / count)))
     why = f"about {round(count * percent / 100)} of {count} {what}, which training never sees, measure the result"
     return [("held_out_percent", percent, why)]
+
+
+def _max_broken(usable: int, broken: Sequence[RawRow] | Sequence[BrokenRow]) -> tuple[str, Any, str]:
+    share = round(len(broken) / (usable + len(broken)) + 0.005, 2)
+    why = f"unusable rows: {len(broken)}; the first, {broken[0].position}: {broken[0].reason}"
+    return "max_broken", min(share, MOST_BROKEN), why
 
 
 def _draft_supervised(
@@ -309,8 +325,7 @@ def _draft_supervised(
         data.lines.append(("chat", True, "plain text becomes a user's message and the assistant's answer"))
     data.lines += _held_out(len({row.unit for row in read.rows}), "prompts") if "held_out" not in options else []
     if read.broken:
-        share = round(len(read.broken) / (len(read.rows) + len(read.broken)) + 0.005, 2)
-        data.lines.append(("max_broken", min(share, 0.99), f"unusable rows, the first: {read.broken[0].reason}"))
+        data.lines.append(_max_broken(len(read.rows), read.broken))
     each = max(2, min(16, len(read.rows) // 4))
     longest = share_tokens([_tokens(row) for row in read.rows], 0.98)
     batch = Table("[batch]", [("examples_per_step", each, "rows per update")])

@@ -228,6 +228,42 @@ def test_text_of_the_data_is_written_as_toml() -> None:
     assert recipe["task"]["prompt"] == 'say "what"'
 
 
+@pytest.mark.parametrize("key", ["x\n[evil]\ny = 1 #", "x\ry", "\x1b[31m"])
+def test_text_of_the_data_stays_in_its_comment(key: str) -> None:
+    rows = [json.dumps({"prompt": one, "answer": one}) for one in SUBJECTS]
+    name = json.dumps(key)
+    Path("a.jsonl").write_text("\n".join([*rows, f'{{"prompt": "q", {name}: 1, {name}: 2}}']))
+    text = draft_recipe("a.jsonl")[1]
+    assert tomllib.loads(text).keys() == {"name", "steps", "policy", "task", "reward", "sampling", "evaluation"}
+    assert "unusable rows: 1; the first, line" in text and key not in text
+    Path("a\nb.jsonl").write_text("\n".join(rows))
+    assert tomllib.loads(draft_recipe("a\nb.jsonl")[1])["task"]["path"] == "a\nb.jsonl"
+
+
+def test_names_and_options_that_a_recipe_cannot_hold_are_refused() -> None:
+    write_lines("a.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
+    for key, value in (("path", 5), ("held_out", 3), ("format", True)):
+        with pytest.raises(InputError, match=f"--set {key}={value}: must be text"):
+            draft_recipe("a.jsonl", settings={key: value})
+    write_lines("\udcff.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
+    done = CliRunner().invoke(app, ["init", "\udcff.jsonl", "--to", "b.toml"])
+    assert isinstance(done.exception, InputError) and "is not UTF-8 text" in str(done.exception)
+    assert not Path("b.toml").exists()
+
+
+def test_a_pattern_names_a_recipe_without_its_wildcards() -> None:
+    for name in ("data-1-of-2.jsonl", "data-2-of-2.jsonl"):
+        write_lines(name, [{"prompt": f"{name} {one}", "answer": one} for one in SUBJECTS])
+    done = CliRunner().invoke(app, ["init", "data-*-of-*.jsonl"])
+    assert done.stdout.startswith("data-of.toml\n")
+
+
+def test_repeated_prompts_count_once() -> None:
+    write_lines("a.jsonl", [{"prompt": f"q {index % 20}", "answer": "no"} for index in range(200)])
+    text = draft_recipe("a.jsonl")[1]
+    assert "of 20 prompts per step" in text and "of 20 prompts, which training never sees" in text
+
+
 def test_a_draft_loads_neither_torch_nor_transformers() -> None:
     import subprocess
 
