@@ -96,15 +96,18 @@ def _print_traceback(error: BaseException, source: str, name: str) -> None:
 
 def plain(value: Any) -> Any:
     """Return a value with lists in place of tuples, of numpy's arrays and, sorted by their text, of sets."""
-    if type(value).__module__ == "numpy":
-        value = value.tolist()
+    value = _without_numpy(value)
     if isinstance(value, (set, frozenset)):
         return sorted(map(plain, value), key=repr)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {_without_numpy(key): plain(item) for key, item in value.items()}
     return value
+
+
+def _without_numpy(value: Any) -> Any:
+    return value.tolist() if type(value).__module__ == "numpy" else value
 
 
 def _answer_call(module: types.ModuleType, call: dict[str, Any], answers: int | None) -> None:

@@ -32,6 +32,9 @@ def product(rows):
 def root(a, b):
     return {"x": solve(np.array(a, float), np.array(b, float)), "is": np.bool_(True)}
 
+def counts(values):
+    return dict(zip(*np.unique(values, return_counts=True)))
+
 def draw():
     return [np.random.randint(1 << 30), int(np.random.default_rng(1).integers(1 << 30))]
 """
@@ -43,12 +46,13 @@ def test_programs_use_numpy(layer):
         Call("total", ([1, 2, 3],), 6),
         Call("product", ([[1, 2], [3, 4]],), [[7, 10], [15, 22]]),
         Call("root", ([[2, 0], [0, 4]], [2, 4]), {"x": [1.0, 1.0], "is": True}),
+        Call("counts", ([3, 1, 3],), {"1": 1, "3": 2}),
         # The seed of every program is that of a fresh numpy with seed 0.
         Call("draw", (), [int(one) for one in drawn]),
     ]
     for _ in range(2):
         outcome = run_tests(USES, tests, limits=NUMPY, layer=layer)
-        assert outcome.passed == (True,) * 4, outcome.verdict
+        assert outcome.passed == (True,) * 5, outcome.verdict
 
 
 def test_without_the_key_there_is_no_numpy(layer):
