@@ -35,7 +35,25 @@ SLOW = (
 MANY = {"codeio": 176}
 """Questions of a generator of which few depend on the hash seed."""
 HASH_SEEDS = ("1", "3")
-CONSTANTS = ("0", "1", "-1", "0.5", "True", "False", "yes", "No", "None", "[]", "{}", "A", "x", "()", "[[]]")
+CONSTANTS = (
+    "0",
+    "1",
+    "-1",
+    "0.5",
+    "True",
+    "False",
+    "yes",
+    "No",
+    "None",
+    "[]",
+    "{}",
+    "A",
+    "x",
+    "()",
+    "[[]]",
+    "nan",
+    "inf",
+)
 MARK = "7391"
 """Digits that an audit hook recognises when an answer with them is compiled."""
 MOST_SHARED = 0.1

@@ -78,9 +78,11 @@ _REACHES: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "countdown": lambda text, entry: _ARITHMETIC.fullmatch(text) is not None,
     # These evaluate what is not a right answer, for partial credit.
     "n_queens": lambda text, entry: text in entry["metadata"]["valid_answers"],
+    # Its distance to a NaN is a NaN, of which it makes 1.
+    "complex_arithmetic": lambda text, entry: "nan" not in text.lower(),
     **dict.fromkeys(("binary_matrix", "spiral_matrix", "string_insertion"), lambda text, entry: False),
 }
-"""Generators whose verifiers evaluate an answer as Python -> whether an answer can do no harm there."""
+"""Generators whose verifiers evaluate an answer as Python, or accept a wrong one -> whether it can do no harm there."""
 
 
 def check_generator(name: str) -> None:

@@ -132,7 +132,7 @@ class Reasoning(SplitTask):
 def _share(index: int, table: object) -> Share:
     """Return the share that a table of ``generators`` names. Raises InputError that names the table and the key."""
     known = [each.name for each in fields(Share)]
-    if not isinstance(table, Mapping) or "use" not in table:
+    if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
         raise InputError(f'generators.{index} = {table!r}: must be a table such as {{ use = "gcd", weight = 2 }}')
     for key in table:
         if key not in known:

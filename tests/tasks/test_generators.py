@@ -115,6 +115,7 @@ def test_a_mix_reports_its_counts() -> None:
         ({"generators": [{"use": "gcd", "weight": 0}]}, "weight = 0: must be"),
         ({"generators": [{"use": "gcd", "weight": float("inf")}]}, "weight = inf: must be"),
         ({"generators": [{"use": "gcd", "wieght": 1}]}, r"generators\.0: unknown key 'wieght' \(did you mean 'weight'"),
+        ({"generators": [{"use": 5}]}, r"generators\.0 = \{'use': 5\}: must be a table such as"),
         ({"generators": ["gcd"]}, r"generators\.0 = 'gcd': must be a table such as"),
         ({"generators": [{"use": "gcd", "settings": 3}]}, "settings = 3: must be a table"),
         ({"settings": {"seed": 3}}, r"settings\.seed is the task's: set task\.seed instead"),
@@ -179,6 +180,13 @@ def test_answers_are_not_evaluated() -> None:
     assert verdict("n_queens", board, "_ Q\nQ _") == 1.0
     assert verdict("n_queens", board, "[['_', 'Q'], ['Q', '_']]", partial=True) == 0.0
     assert verdict("string_insertion", {"answer": "AB", "metadata": {}}, "['A', 'B']", partial=True) == 0.0
+
+
+def test_a_number_that_is_none_is_wrong() -> None:
+    (entry,) = generate_entries("complex_arithmetic", {}, 1, 0)
+    assert [verdict("complex_arithmetic", entry, text) for text in ("nan", "NaN", "nan + 1i", "(nan)")] == [0.0] * 4
+    real, imaginary = entry["metadata"]["result"]
+    assert verdict("complex_arithmetic", entry, f"({real} {'-' if imaginary < 0 else '+'} {abs(imaginary)}i)") == 1.0
 
 
 def test_long_answers_and_graph_colours_count() -> None:
