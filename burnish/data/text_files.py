@@ -142,7 +142,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
     seen: set[str] = set()
-    return next((name for name, _ in pairs if name in seen or seen.add(name)), None)
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _repeated_key(values: list[Any]) -> str | None:
