@@ -128,7 +128,7 @@ class SequenceClassifier(ModelText):
         if cut and overlong == "refuse":
             raise InputError(
                 f"a completion of prompt '{completion.prompt.id}' has {length} tokens, and the classifier reads {limit}: "
-                'set overlong = "left" or "right" to cut texts at that side, or lower sampling.max_tokens'
+                'set overlong = "left" or "right" to cut texts at that side, or lower sampling.max_new_tokens'
             )
         if not inputs["input_ids"]:
             raise InputError(f"a completion of prompt '{completion.prompt.id}' has no tokens that the classifier reads")
