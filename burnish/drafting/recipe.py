@@ -264,16 +264,35 @@ def _template(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
     if len(letters) > 1:
         lines += [f"{letter}. {{{letter}}}" for letter in letters]
     elif name := _named(row, OPTIONS):
-        counts = {len(value) if isinstance(value := get_field(one, name), list) else 0 for one in rows}
-        if counts <= set(range(2, len(LETTERS) + 1)) and len(counts) == 1:
-            lines += [f"{LETTERS[index]}. {{{name}.{index}}}" for index in range(*counts)]
-    return lines if len(lines) > 1 and not set("".join(lines)) & {"[", "]"} else []
+        lines += _option_lines(rows, name)
+    return lines if len(lines) > 1 and not set(prompt) & set("[]{}:!") else []
+
+
+def _option_lines(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Return the lines of a template for options in a list, or by letter; none if the rows' options differ in number."""
+    values = [get_field(row, name) if has_field(row, name) else None for row in rows]
+    if all(isinstance(value, dict) for value in values):
+        letters = [letter for letter in LETTERS if letter in values[0]]
+        same = all([*value] == letters for value in values)
+        return [f"{letter}. {{{name}.{letter}}}" for letter in letters] if same and len(letters) > 1 else []
+    texts = all(isinstance(value, list) and all(isinstance(one, str) for one in value) for value in values)
+    if not texts or len({len(value) for value in values}) > 1 or not 2 <= len(values[0]) <= len(LETTERS):
+        return []
+    indices = range(len(values[0]))
+    names = name.replace("text", "label")
+    labels = [get_field(row, names) if names != name and has_field(row, names) else None for row in rows]
+    if all(one in (None, [*LETTERS[: len(indices)]]) for one in labels):
+        return [f"{LETTERS[index]}. {{{name}.{index}}}" for index in indices]
+    return [f"{{{names}.{index}}}. {{{name}.{index}}}" for index in indices]
 
 
 def _numbers_options(rows: Sequence[Mapping[str, Any]], answer: str, options: str) -> bool:
     """Return whether answers are indices of a list of options, as in MMLU."""
-    pairs = [(get_field(row, answer), get_field(row, options)) for row in rows]
-    return all(type(index) is int and isinstance(one, list) and 0 <= index < len(one) for index, one in pairs)
+    known = [row for row in rows if has_field(row, answer) and has_field(row, options)]
+    pairs = [(get_field(row, answer), get_field(row, options)) for row in known]
+    return bool(pairs) and all(
+        type(index) is int and isinstance(one, list) and 0 <= index < len(one) for index, one in pairs
+    )
 
 
 def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

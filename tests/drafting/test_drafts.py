@@ -62,6 +62,21 @@ TRAINED: dict[str, tuple[Callable[[int, str], Row], Row, str]] = {
         {"template": "{question}\nA. {choices.text.0}\nB. {choices.text.1}", "reference": "answerKey"},
         "choice",
     ),
+    "arc, numbered": (
+        lambda n, s: {"question": s, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "12"[n % 2]},
+        {"template": "{question}\n{choices.label.0}. {choices.text.0}\n{choices.label.1}. {choices.text.1}"},
+        "numeric",
+    ),
+    "medqa": (
+        lambda n, s: {"question": s, "options": {"A": "x", "B": "y"}, "answer": "AB"[n % 2]},
+        {"template": "{question}\nA. {options.A}\nB. {options.B}"},
+        "choice",
+    ),
+    "objects": (
+        lambda n, s: {"question": s, "choices": [{"text": "x"}, {"text": "y"}], "answer": "AB"[n % 2]},
+        {"prompt": "question"},
+        "choice",
+    ),
     "squad": (
         lambda n, s: {"context": f"The {s} is red.", "question": f"What is {s}?", "answers": {"text": ["red", s]}},
         {"template": "{context}\n\n{question}", "reference": "answers.text"},
@@ -211,6 +226,18 @@ def test_nothing_is_overwritten_and_what_cannot_be_read_is_named() -> None:
                             for index, one in enumerate(SUBJECTS)])  # fmt: skip
     with pytest.raises(InputError, match="'answer' numbers the options of 'choices'"):
         draft_recipe("a.jsonl")
+
+
+@pytest.mark.parametrize("missing", ["choices", "answer"])
+def test_options_or_answers_that_a_row_lacks(missing: str) -> None:
+    rows = [{"question": one, "choices": ["x", "y"], "answer": index % 2} for index, one in enumerate(SUBJECTS)]
+    del rows[5][missing]
+    write_lines("a.jsonl", rows)
+    with pytest.raises(InputError, match="'answer' numbers the options of 'choices'"):
+        draft_recipe("a.jsonl")
+    write_lines("a.jsonl", [{**row, "answer": "AB"[row["answer"]]} for row in rows if "answer" in row])
+    recipe = tomllib.loads(draft_recipe("a.jsonl")[1])
+    assert ("template" in recipe["task"]) is (missing == "answer")
 
 
 def test_a_context_that_some_rows_lack_is_left_out_with_a_word() -> None:
