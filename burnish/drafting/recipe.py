@@ -270,7 +270,7 @@ def _template(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
 
 def _option_lines(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Return the lines of a template for options in a list, or by letter; none if the rows' options differ in number."""
-    values = [get_field(row, name) if has_field(row, name) else None for row in rows]
+    values: list[Any] = [get_field(row, name) if has_field(row, name) else None for row in rows]
     if all(isinstance(value, dict) for value in values):
         letters = [letter for letter in LETTERS if letter in values[0]]
         same = all([*value] == letters for value in values)
