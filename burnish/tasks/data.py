@@ -240,7 +240,7 @@ class DataTask(SplitTask):
         if isinstance(value, list) and value and not any(isinstance(one, list | dict) for one in value):
             several = (self._checked(None if one is None else as_text(one, name), name) for one in value)
             return tuple(dict.fromkeys(several))
-        return self._checked(None if value is None or value == [] else as_text(value, name), name)
+        return self._checked("" if value == [] else None if value is None else as_text(value, name), name)
 
     def _own_answer(
         self, row: Mapping[str, Any], asked: Text, name: str, answer: str | None

@@ -97,6 +97,7 @@ BROKEN: list[tuple[Any, str]] = [
     (b'{"prompt": "\\ud800"}', "not UTF-8 text"),
     ({"prompt": "no answer"}, "no column 'reference'"),
     ({"prompt": "x", "reference": None}, "'reference' is null"),
+    ({"prompt": "x", "reference": []}, "'reference' is empty"),
     ({"prompt": "x", "reference": ""}, "'reference' is empty"),
     (b'{"prompt": "x", "reference": NaN}', "'reference' is a number that JSON does not have"),
 ]
