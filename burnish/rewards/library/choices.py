@@ -47,6 +47,8 @@ _LISTED = re.compile(rf"(?<![A-Za-z'])([{LETTERS}])\)")
 
 def reference_letter(reference: str) -> str:
     """Return the letter of a reference, "B", "(B)", "B." or "B) Paris"; "" if it is not one."""
+    if re.match(r"\s*\{\s*[\"']", reference):  # an object of JSON, whose first key may be a letter
+        return ""
     text = _unwrapped(reference)
     match = _BARE.fullmatch(text)
     if match is None or (match["rest"] and _BARE.fullmatch(match["rest"].strip())):

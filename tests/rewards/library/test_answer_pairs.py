@@ -72,6 +72,7 @@ def test_the_documents_count_the_pairs(language: str) -> None:
         ("numeric", "2\\sqrt{3}", "one number"),
         ("choice", "2", "a letter from A to J, but that of prompt 'p' is '2'"),
         ("choice", "A or B", "letter from A to J"),
+        ("choice", '{"a": 1}', "letter from A to J"),
         ("exact", "", "has none"),
     ],
 )
