@@ -264,6 +264,7 @@ def resolve_section_path(section: S) -> S:
 
 def _is_path(section: OpenSection, option: str, value: str) -> bool:
     """Return whether an option's value is a path; it may also be a hub id, or a split of a data set."""
-    if option == "held_out" and (path := section.options.get("path")):
-        return not (expanded(path) / "dataset_dict.json").is_file()
-    return (section.use != "classifier" and option not in ("held_out", "dataset")) or expanded(value).exists()
+    if option == "held_out":
+        path = section.options.get("path")
+        return isinstance(path, str) and bool(path) and not (expanded(path) / "dataset_dict.json").is_file()
+    return (section.use != "classifier" and option != "dataset") or expanded(value).is_dir()

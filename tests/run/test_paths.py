@@ -18,6 +18,8 @@ from burnish.run.launch import resolve_section_path
         ({"path": "part-*.jsonl", "held_out": "last/*.jsonl"}, ("path", "held_out")),
         ({"path": "saved", "held_out": "test"}, ("path",)),
         ({"dataset": "owner/name", "held_out": "test"}, ()),
+        ({"dataset": "owner/name", "held_out": "folder"}, ()),
+        ({"dataset": "file", "held_out": "test"}, ()),
         ({"dataset": "saved", "held_out": "test"}, ("dataset",)),
     ],
 )
@@ -26,6 +28,8 @@ def test_the_paths_of_data(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}", encoding="utf-8")
     expected = {key: str(tmp_path / value) if key in resolved else value for key, value in options.items()}
     assert resolve_section_path(TaskSection(use="data", **options)).options == expected
