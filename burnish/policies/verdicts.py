@@ -20,7 +20,7 @@ from burnish.policies.kernels.packing import (
     unpadded_states,
 )
 from burnish.system.files import write_json
-from burnish.system.machine import processor
+from burnish.system.machine import gpus, processor
 from burnish.system.paths import home
 from burnish.system.reads import recorded_reads
 
@@ -35,8 +35,8 @@ PROBED = ("generation", "policies")
 class Verdicts:
     """The layout and the samplers that the probes chose for a model, in the cache folder.
 
-    They hold for the same files (by path, size and modification time), settings, processor, libraries and code of
-    burnish. Whatever cannot be read is probed again, and nothing is kept where the folder cannot be written.
+    They hold for the same files (by path, size and modification time), settings, processor, GPUs, libraries and code
+    of burnish. Whatever cannot be read is probed again, and nothing is kept where the folder cannot be written.
 
     Args:
         files: path, size in bytes and modification time in ns of each file of the model.
@@ -50,14 +50,14 @@ class Verdicts:
             return
         with suppress(OSError, ValueError, InputError), recorded_reads(None):
             libraries = [version(name) for name in ("torch", "transformers", "peft")]
-            facts = [files, [repr(one) for one in settings], libraries, processor(), _code()]
+            facts = [files, [repr(one) for one in settings], libraries, processor(), gpus(), _code()]
             self._path = home() / "probes" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
             if isinstance(kept := json.loads(self._path.read_text(encoding="utf-8")), dict):
                 self._kept = kept
 
     def layout(self) -> LayoutChoice | None:
         """Return the layout, or None if it is not known."""
-        with suppress(KeyError, TypeError):
+        with suppress(KeyError, TypeError, ValueError):
             name, reason, logits = self._kept["layout"]
             return LayoutChoice(LAYOUTS[name] if name else None, str(reason), HEADS[logits])
         return None

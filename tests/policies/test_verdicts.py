@@ -51,7 +51,7 @@ def test_a_model_is_probed_once(tiny, probes):
     assert probes == Probes(1, 1)
 
 
-@pytest.mark.parametrize("change", ["file", "dtype", "adapter", "library", "code", "damage", "products"])
+@pytest.mark.parametrize("change", ["file", "dtype", "adapter", "library", "code", "gpu", "damage", "products"])
 def test_what_a_verdict_depends_on(tiny, probes, monkeypatch, tmp_path, change):
     folder, options, again = tiny("llama"), {}, Probes(2, 2)
     make_sampler(load_policy(folder))
@@ -66,6 +66,8 @@ def test_what_a_verdict_depends_on(tiny, probes, monkeypatch, tmp_path, change):
         monkeypatch.setattr(verdicts, "version", lambda name: f"{name} of tomorrow")
     elif change == "code":
         monkeypatch.setattr(verdicts, "_code", lambda: [("engine.py", 1, 1)])
+    elif change == "gpu":
+        monkeypatch.setattr(verdicts, "gpus", lambda: ["a GPU of tomorrow"])
     elif change == "damage":
         for path in (tmp_path / "cache" / "probes").iterdir():
             path.write_text("[", encoding="utf-8")
@@ -83,10 +85,13 @@ def test_a_verdict_that_is_not_the_fastest_keeps_its_reason(tiny, probes, monkey
     assert first.verdicts.layout() == choice
 
 
-def test_an_unknown_layout_is_probed_again(tiny, probes, tmp_path):
+@pytest.mark.parametrize(
+    "layout", [["folded_states", "", "padded_logits"], ["packed_states"], [1, 2, 3, 4], [[], "", ""]]
+)
+def test_an_unknown_layout_is_probed_again(tiny, probes, tmp_path, layout):
     load_model(tiny("llama"))
     (path,) = (tmp_path / "cache" / "probes").iterdir()
-    path.write_text(json.dumps({"layout": ["folded_states", "", "padded_logits"], "samplers": 3}), encoding="utf-8")
+    path.write_text(json.dumps({"layout": layout, "samplers": 3}), encoding="utf-8")
     make_sampler(load_model(tiny("llama")))
     assert probes == Probes(2, 1)
 
