@@ -123,14 +123,22 @@ def extend_run(run: Run, recipe: Job, steps: int) -> None:
 def _forget_last_measurement(run: Run, recipe: Recipe) -> None:
     """Drop the measurement after the last step, which ``guards.stop`` adds and a longer run does not make there.
 
-    Without the extension the run makes it again. Raises InputError if the best model before it is no longer saved.
+    Without the extension the run makes it again. Raises InputError if the best model before it is no longer saved, or
+    the measurement before training cannot be read.
     """
     rows = run.rows("held_out.jsonl")
     kept = [row for row in rows if row["step"] != recipe.steps]
     if len(kept) == len(rows):
         return
-    before = json.loads((run.folder / "evaluation" / "before.json").read_text(encoding="utf-8"))["samples"]
-    rewards = {0: sum(one["reward"] for one in before) / len(before)} | {row["step"]: row["reward"] for row in kept}
+    path = run.folder / "evaluation" / "before.json"
+    try:
+        before = [one["reward"] for one in json.loads(path.read_text(encoding="utf-8"))["samples"]]
+        rewards = {0: sum(before) / len(before)} | {row["step"]: row["reward"] for row in kept}
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"--extend: {path} is missing or damaged ({type(error).__name__}), so nothing can be compared: start a new run "
+            f'with policy.model = "{run.folder}"'
+        ) from error
     best, saved = max(rewards, key=rewards.__getitem__), {one.step for one in run.checkpoints()}
     if best not in saved or run.linked_step(BEST_MODEL) == recipe.steps:
         raise InputError(

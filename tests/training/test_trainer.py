@@ -164,6 +164,16 @@ def test_a_guarded_run_whose_best_model_was_replaced_is_not_extended(tmp_path: P
     assert [row["step"] for row in read_lines(tmp_path / "run" / "held_out.jsonl")] == [2, 4, 5]
 
 
+@pytest.mark.parametrize("content", [None, "", "{}", '{"samples": []}', '{"samples": [1]}'])
+def test_a_guarded_run_without_its_first_measurement_is_not_extended(tmp_path: Path, content: str | None) -> None:
+    result = toy(tmp_path / "run", "steps=1", *GUARDED)
+    before = result.run_dir / "evaluation" / "before.json"
+    before.unlink() if content is None else before.write_text(content)
+    with pytest.raises(InputError, match=r"--extend: .*before\.json is missing or damaged .* start a new run"):
+        train(resume=tmp_path / "run", extend=3, observer=RecordingObserver())
+    assert [row["step"] for row in read_lines(tmp_path / "run" / "held_out.jsonl")] == [1]
+
+
 def returns_nothing(text: str) -> None:
     """Lack a return."""
 
