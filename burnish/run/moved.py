@@ -24,8 +24,8 @@ def run_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
     content that the run recorded. Raises InputError if a file is missing that no override replaces.
     """
     recipe, chosen = load_recipe(folder / "recipe.toml", overrides), {read_override(one)[0] for one in overrides}
-    if "task.path" not in chosen:
-        recipe = with_own_rows(folder, recipe)
+    if (own := with_own_rows(folder, recipe)) is not recipe:
+        recipe = load_recipe(own.model_dump(mode="json", exclude_none=True), overrides)
     moved: list[str] = []
     copies = {"policy.model": folder / START, "task.template": folder / CHAT_TEMPLATE}
     for key, value in _paths(recipe):

@@ -10,6 +10,7 @@ import pytest
 import burnish
 from burnish.api import evaluate
 from burnish.errors import InputError
+from burnish.recipe.schema import load_recipe
 from burnish.run.moved import run_recipe
 from tests.fakes import SUBJECTS, RecordingObserver, write_lines
 
@@ -60,3 +61,18 @@ def test_a_run_has_its_own_rows(tmp_path, tiny):
     burnish.train(recipe, rows=ROWS, run_dir=tmp_path / "run", observer=RecordingObserver(), offline=True)
     shutil.move(tmp_path / "run", tmp_path / "moved")
     assert run_recipe(tmp_path / "moved", []).task.options["path"] == str(tmp_path / "moved" / "rows.jsonl")
+
+
+def test_an_override_replaces_own_rows(tmp_path):
+    recipe = {
+        "name": "small", "reward": [{"use": "repetition"}],
+        "task": {"use": "data", "path": "/old/rows.jsonl", "held_out": "/old/rows_held_out.jsonl"},
+    }  # fmt: skip
+    (tmp_path / "recipe.toml").write_text(load_recipe(recipe).toml(), encoding="utf-8")
+    for name in ("rows.jsonl", "rows_held_out.jsonl", "other.jsonl"):
+        (tmp_path / name).touch()
+    own = {"path": str(tmp_path / "rows.jsonl"), "held_out": str(tmp_path / "rows_held_out.jsonl")}
+    assert run_recipe(tmp_path, []).task.options == own
+    for key in own:
+        other = str(tmp_path / "other.jsonl")
+        assert run_recipe(tmp_path, [f"task.{key}={other}"]).task.options == own | {key: other}
