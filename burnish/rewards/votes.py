@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.errors import BurnishError, one_line
+from burnish.errors import BurnishError, ContractError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class AnswerReading:
         """Return for each sample of a prompt the index of the first one with an equal answer; None without an answer.
 
         Equality need not be transitive, as with a tolerance: an answer is compared with the first of each group.
-        Raises BurnishError if a function of the reward raises an exception.
+        Raises ContractError if a function of the reward raises an exception.
         """
         groups: dict[int, Any] = {}
         votes: list[int | None] = []
@@ -43,7 +43,7 @@ class AnswerReading:
         except BurnishError:
             raise
         except Exception as error:
-            raise BurnishError(
+            raise ContractError(
                 f"reward '{self.name}' cannot read an answer: {type(error).__name__}: {one_line(error)}"
             ) from error
         return votes

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 import burnish
-from burnish.errors import BurnishError, InputError
+from burnish.errors import ContractError, InputError
 from burnish.evaluation.held_out import compare, summary
 from burnish.evaluation.majority import majority_accuracy
 from burnish.evaluation.measurement import Measurement
@@ -101,7 +101,7 @@ class TestReadings:
         def odd_votes(text: str) -> float:
             return 0.0
 
-        with pytest.raises(BurnishError, match="'odd_votes' cannot read an answer: IndexError"):
+        with pytest.raises(ContractError, match="'odd_votes' cannot read an answer: IndexError"):
             votes("odd_votes", ["x"])
 
 

@@ -182,6 +182,15 @@ def test_resuming_is_advised_only_where_it_can_work(tmp_path: Path) -> None:
     with pytest.raises(BurnishError, match="returned None for all of them; is a return missing") as failed:
         toy(tmp_path / "run", rewards={returns_nothing: 1.0})
     assert "resume" not in str(failed.value)
+
+    @burnish.reward(name="unreadable", read_answer=lambda text: text[99])
+    def unreadable(text: str) -> float:
+        return 0.0
+
+    votes = ["evaluation.samples_per_prompt=2", "evaluation.correct=unreadable", "evaluation.maj_at=[2]"]
+    with pytest.raises(BurnishError, match="'unreadable' cannot read an answer: IndexError") as failed:
+        toy(tmp_path / "votes", *votes, rewards="unreadable")
+    assert "resume" not in str(failed.value)
     calls = itertools.count()
 
     def returns_nothing_later(text: str) -> float | None:
