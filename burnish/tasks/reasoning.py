@@ -84,6 +84,8 @@ class Reasoning(SplitTask):
         self.shares = self.shares or [Share(generator, settings=settings)]
         if size < 10:
             raise InputError(f"size = {size}: must be at least 10")
+        if not -(2**31) <= seed < 2**31:  # the generators' seeds have 32 bits
+            raise InputError(f"seed = {seed}: must be at least -2^31 and below 2^31")
         self.size, self.seed, self.instruction, self.chat = size, seed, instruction, chat
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:

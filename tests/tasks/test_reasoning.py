@@ -48,6 +48,12 @@ def test_the_same_seed_gives_the_same_prompts_and_another_does_not() -> None:
     assert Reasoning(size=50).train() != Reasoning(size=50, seed=1).train()
 
 
+@pytest.mark.parametrize("seed", [2**31, -(2**31) - 1])
+def test_a_seed_that_would_repeat_the_questions_of_another_is_refused(seed: int) -> None:
+    with pytest.raises(InputError, match="must be at least"):
+        Reasoning(seed=seed)
+
+
 def test_without_a_chat_template_the_prompt_ends_with_answer() -> None:
     prompt = Reasoning(size=20, chat=False, held_out_percent=50).train()[0]
     assert prompt.messages == () and prompt.text.endswith("\nGive the answer only.\nAnswer:")
