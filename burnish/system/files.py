@@ -105,7 +105,7 @@ def explained(what: str, then: str = "") -> Iterator[None]:
             errno.EROFS: "choose a folder on a disk that can be written to",
             errno.ENOTDIR: "part of that path is a file: choose another folder",
             errno.EEXIST: "a file of that name is in the way: choose another folder",
-            errno.ENOENT: "the folder has been moved or removed",
+            errno.ENOENT: "its folder does not exist, or was moved or removed",
         }
         fix = fixes.get(error.errno or 0, then)
         raise BurnishError(f"{what}: {error.strerror or error}{': ' + fix if fix else ''}") from error

@@ -218,6 +218,9 @@ def test_nothing_is_overwritten_and_what_cannot_be_read_is_named() -> None:
     done = CliRunner().invoke(app, ["init", "a.jsonl"])
     assert isinstance(done.exception, InputError) and str(done.exception).startswith("a.toml exists: name another file")
     assert Path("a.toml").read_text() == "mine"
+    done = CliRunner().invoke(app, ["init", "a.jsonl", "--to", "none/a.toml"])
+    assert str(done.exception).endswith("cannot write none/a.toml: No such file or directory: its folder does not exist, "
+                                        "or was moved or removed")  # fmt: skip
     Path("b.jsonl").write_text("[]")
     for name, line in (("b.jsonl", "no row can be read"), ("c.jsonl", "cannot be read: No such file")):
         with pytest.raises(InputError, match=line):
