@@ -45,8 +45,8 @@ def build(
     """Build the learner and the held-out prompts of a recipe.
 
     The run's ``folder`` keeps the initial weights of a policy that is built rather than loaded; ``reads`` gets the
-    files that the task reads. Raises InputError if
-    the model or the data are not available, or the task has no prompts.
+    files that the task and the held-out sets read. Raises InputError if the model or the data are not available, or the
+    task has no prompts.
     """
     resolve_device(recipe.policy.device)  # refused before the data are read
     keep_freed_memory()

@@ -240,10 +240,8 @@ def _with_model(recipe: J, model: Path) -> J:
 def keep_start(run: Run, recipe: J) -> J:
     """Return the recipe with the run's own rows, and its own copy of the model that it begins from.
 
-    The model is copied if it is another run's checkpoint.
-
-    The other run may delete the checkpoint, or the run may move to another machine. The files are hard links where
-    that is possible. Raises InputError if the checkpoint is incomplete.
+    The model is copied if it is another run's checkpoint, since the other run may delete it, or the run may move to
+    another machine. The files are hard links where that is possible. Raises InputError if the checkpoint is incomplete.
     """
     recipe = with_own_rows(run.folder, recipe)
     model, own = recipe.policy.model, run.folder.absolute() / START

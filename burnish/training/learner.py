@@ -31,8 +31,7 @@ class Learner:
     The algorithm is chosen here, before the first step: ``credit`` turns rewards into advantages, ``kl`` holds the
     policy near a reference, and ``policy_loss`` computes per-token losses. ``metrics`` scores held-out completions by
     what is not trained on, ``held_out_sets`` are further prompts to measure, by name, ``screen`` flags completions before
-    they are scored, and ``step`` is the number of steps
-    taken.
+    they are scored, and ``step`` is the number of steps taken.
 
     Raises:
         ValueError: a critic is missing for an algorithm that uses one, or given to another.
