@@ -277,10 +277,11 @@ class Run:
         return f"make room, then resume with: {self.resume_command}"
 
     def discard(self) -> None:
-        """Delete what ``create`` made, for a run that never began; other files in the folder stay."""
+        """Delete what a run wrote that never began; other files in the folder stay, such as what rewards printed."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", ".lock", *EARLY_FILES):
+            before = "evaluation/before.json"
+            for name in ("recipe.toml", "environment.json", ".lock", before, *LINES, *EARLY_FILES):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):

@@ -236,16 +236,20 @@ class Trainer(Generic[M]):
         """Return the error with the command that resumes the run, after saving what was learnt.
 
         Resuming does not help after bad input before a step of this process, which began after step ``first``, or if a
-        reward broke its contract before there was a checkpoint.
+        reward broke its contract before there was a checkpoint. The folder of a run without a checkpoint, which would
+        block the corrected recipe, is deleted then.
         """
         if "--resume" in str(error):
             return error
         with suppress(BurnishError):
             recurs = isinstance(error, InputError | ContractError)
-            saved = self._saved("correct it, then " if recurs else "")
-            begun = self.run.checkpoints() if isinstance(error, ContractError) else self.logged > first
+            learnt = self.run.checkpoints() or self.logged > 0
+            begun = learnt if isinstance(error, ContractError) else self.logged > first
             if recurs and not begun:
+                if not learnt and not any(self.run.rows("metrics.jsonl")):
+                    self.run.discard()
                 return error
+            saved = self._saved("correct it, then " if recurs else "")
             return type(error)(f"{error}\n{saved}")
         return error
 

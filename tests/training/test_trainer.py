@@ -118,6 +118,7 @@ def test_the_best_model_by_what_is_not_measured(tmp_path: Path) -> None:
             InputError, match=f'keep_best = "held_out/{name}": this run does not measure it, or .* known'
         ):
             toy(tmp_path / name, "evaluation.every=2", f"checkpoint.keep_best=held_out/{name}", "steps=2")
+        assert not (tmp_path / name).exists(), "it would block the corrected recipe"
 
 
 def test_an_extended_run_has_the_bits_of_a_long_one(tmp_path: Path) -> None:
