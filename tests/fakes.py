@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from burnish.api import Result, train
 from burnish.backends.local import build
 from burnish.policies.tabular import TablePolicy
 from burnish.policies.value_models import TableValueModel
 from burnish.recipe.algorithm import critic_settings, resolve_preset
-from burnish.recipe.schema import Recipe, load_recipe
+from burnish.recipe.schema import RECIPES, Recipe, load_recipe
 from burnish.training.critic import Critic
 from burnish.training.learner import Learner
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores, TokenRewards
@@ -255,3 +256,13 @@ def supervised_recipe(kind: str, model: Path, path: str, *, format: str, **chang
         "batch": {"examples_per_step": 8, "max_tokens": 64}, "optimizer": {"learning_rate": 3e-3},
         "evaluation": {"resamples": 200}, **changes,
     }  # fmt: skip
+
+
+def train_toy(folder: Path, *overrides: str, **options: Any) -> Result:
+    """Train the toy recipe with a few samples per step."""
+    small = [
+        "sampling.prompts_per_step=2", "sampling.samples_per_prompt=4", "evaluation.samples_per_prompt=2",
+        "evaluation.resamples=100",
+    ]  # fmt: skip
+    observer = options.pop("observer", RecordingObserver())
+    return train(RECIPES / "toy.toml", overrides=[*small, *overrides], run_dir=folder, observer=observer, **options)
