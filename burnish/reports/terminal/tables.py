@@ -99,7 +99,7 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
         if metric in evaluation and metric.endswith("perplexity")
     ]
     names = wording.ordered(evaluation)
-    if names and (text := wording.power(names[0], evaluation[names[0]])):
+    if names and (text := wording.power(names[0], evaluation[names[0]], rows="reward" not in evaluation)):
         notes.append(f"{text}.")
     if wording.lacks_bleu(evaluation):
         notes.append(f"{wording.title('bleu')}: {wording.NO_BLEU}.")

@@ -144,6 +144,8 @@ def test_an_unclear_result_says_what_could_have_been_shown():
         "measured: raise evaluation.prompts or evaluation.samples_per_prompt, or train for longer"
     )
     assert "of 0.11 in" in plain_text({"reward": entry})
+    assert "evaluation.prompts" in " ".join(plain_text({"reward": entry}).split())
+    assert "give more rows, or train" in " ".join(plain_text({"loss": entry}).split()), "a supervised run"
     assert wording.power("reward", {**entry, "interval": [0.01, 0.03], "p_value": 0.001}) == ""
     assert wording.power("reward", {**entry, "difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0}) == ""
     assert "as measured" not in wording.power("reward", {**entry, "difference": 1e-9})
