@@ -81,10 +81,15 @@ class HeldOutSet(OpenSection):
 
     @model_validator(mode="after")
     def _check_split(self) -> HeldOutSet:
-        for key in ("held_out", "held_out_percent") if self.use == "data" else ():
+        for key in self.refused:
             if key in self.options:
                 raise ValueError(f"{key} splits rows, but all rows of a set are held out; remove it")
         return self
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Options of its task that split rows."""
+        return ("held_out", "held_out_percent") if self.use == "data" else ()
 
     def task_options(self, task: OpenSection) -> dict[str, Any]:
         """Return the options of the set's task, some of which are those of the recipe's ``task``."""

@@ -381,12 +381,13 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         answer_reading(recipe.evaluation, recipe.reward)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    named = [("task", recipe.task.use, recipe.task.options)]
+    named: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [("task", recipe.task.use, recipe.task.options, {})]
     for index, one in enumerate(recipe.evaluation.sets):
-        named.append((f"evaluation.sets.{index}", one.use, one.task_options(recipe.task)))
-    for key, use, options in named:
+        keys = {"own": tuple(type(one).model_fields), "refused": one.refused}
+        named.append((f"evaluation.sets.{index}", one.use, one.task_options(recipe.task), keys))
+    for key, use, options, keys in named:
         try:
-            check_task_options(TASKS.get(use), options)
+            check_task_options(TASKS.get(use), options, **keys)
         except InputError as error:
             raise InputError(f"{where}: {key}: {error}") from error
         if recipe.policy.use == "tabular" and use != "toy" and ":" not in use:

@@ -6,7 +6,7 @@ A task raises InputError if an option is unknown or out of range, or if its data
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,12 +34,21 @@ TASKS: Registry[TaskFactory] = Registry(
 )
 
 
-def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise InputError if a recipe's keys are not options of the task, or their values have another type."""
+def check_task_options(
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    own: Sequence[str] = ("use",),
+    refused: Sequence[str] = (),
+) -> None:
+    """Raise InputError if a recipe's keys are not options of the task, or their values have another type.
+
+    The message about an unknown key names the section's ``own`` keys too, and leaves out options that it refuses.
+    """
     parameters = inspect.signature(factory).parameters
     for key, value in options.items():
         if key not in parameters:
-            known = ["use", *parameters]
+            known = [*own, *(name for name in parameters if name not in refused)]
             raise InputError(f"unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
         default = parameters[key].default
         if default is not inspect.Parameter.empty and not has_kind(value, default):

@@ -77,6 +77,10 @@ class TestPrompts:
             ({"held_out": "x.jsonl"}, "held_out splits rows, but all rows of a set are held out"),
             ({"name": "a/b"}, r"evaluation\.sets\.0\.name"),
             ({"promt": "q"}, r"evaluation\.sets\.0: unknown key 'promt' \(did you mean 'prompt'\?\)"),
+            (
+                {"nam": "q"},
+                r"unknown key 'nam' \(did you mean 'name'\?\); known: name, use, prompts, path, (?!.*held_out)",
+            ),
             ({"prompts": 1}, r"evaluation\.sets\.0\.prompts"),
             ({"path": "", "side": "test"}, r"\('hard'\): .*name either path"),
         ],
