@@ -79,7 +79,7 @@ class TestPrompts:
             ({"promt": "q"}, r"evaluation\.sets\.0: unknown key 'promt' \(did you mean 'prompt'\?\)"),
             (
                 {"nam": "q"},
-                r"unknown key 'nam' \(did you mean 'name'\?\); known: name, use, prompts, path, (?!.*held_out)",
+                r"unknown key 'nam' \(did you mean 'name'\?\); known: use, name, prompts, path, (?!.*held_out)",
             ),
             ({"prompts": 1}, r"evaluation\.sets\.0\.prompts"),
             ({"path": "", "side": "test"}, r"\('hard'\): .*name either path"),
