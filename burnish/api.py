@@ -211,6 +211,7 @@ def evaluate(
         check_dependencies(chosen, watcher, offline=offline)
 
         def measure_model(name: str) -> Measurement:
+            watcher.message(f"measuring {name}")
             policy = _language_model(name, chosen, offline, watcher)
             policy.reference = reference
             scorer = combine_rewards(chosen.reward, reference)

@@ -130,4 +130,4 @@ def init(
         file.write(text)
     print(escape(str(target)))
     command = escape(f"burnish {verb} {shlex.quote(str(target))}")
-    print(f"next:\n  {command} --dry-run\n  {command}")
+    print(f"next:\n  {command} --dry-run\n  {command} --run-dir {shlex.quote(f'runs/{target.stem}')}")

@@ -12,6 +12,7 @@ one word does both.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
@@ -23,6 +24,8 @@ from burnish.text import words
 from burnish.types import Prompt
 
 REMEDY = "read the samples; add the 'repetition' reward, raise algorithm.kl.coefficient, or keep an earlier checkpoint"
+SAME_ANSWER = 0.5
+"""Share of the samples that may be one text, unless as many true answers are one."""
 LENGTH_REMEDY = "length alone moves many rewards; read the samples, add 'length_band', or raise guards.length_drift"
 
 
@@ -191,6 +194,29 @@ def guard_alarms(
             f"tokens: {LENGTH_REMEDY}"
         )
     return alarms
+
+
+def same_answer_alarm(measured: Measurement) -> str | None:
+    """Return a warning if most prompts get one answer, and far fewer of the true answers are equal.
+
+    A policy that always gives the commonest label of a classification earns a reward above chance.
+    """
+    texts, truths = (
+        Counter(" ".join(text.split()) for text in part)
+        for part in ([one.text for one in measured.samples], [one.reference or "" for one in measured.samples])
+    )
+    if len(truths) < 2:
+        return None
+    (answer, count), (truth, true_count) = texts.most_common(1)[0], truths.most_common(1)[0]
+    share, true_share = count / texts.total(), true_count / truths.total()
+    if share <= SAME_ANSWER or share <= 1.5 * true_share:
+        return None
+    return (
+        f"{share:.0%} of the held-out answers are {answer!r:.40}, though no true answer is given to more than "
+        f"{true_share:.0%} of the prompts ({truth!r:.40}): the policy may ignore the question; compare the result "
+        "with that share, and raise sampling.prompts_per_step, lower the learning rate, or add an entropy bonus "
+        "(algorithm.entropy)"
+    )
 
 
 def evaluation_alarms(evaluation: Mapping[str, Mapping[str, Any]], **limits: Any) -> list[str]:

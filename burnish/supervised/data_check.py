@@ -44,6 +44,7 @@ class Reading:
         counts: name -> number, such as "training prompts".
         lengths: tokens of each usable row.
         left_out: position and reason of each row that cannot be used.
+        split: what decided which rows are held out; "" if the data did.
     """
 
     use: str
@@ -51,6 +52,7 @@ class Reading:
     lengths: tuple[int, ...]
     first: tuple[Shown, ...]
     left_out: tuple[tuple[str, str], ...]
+    split: str = ""
 
     def to_json(self) -> dict[str, Any]:
         left_out = [{"position": position, "reason": reason} for position, reason in self.left_out]
@@ -62,7 +64,8 @@ class Reading:
         """Return the reading as lines of text."""
         counts = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         sizes = ", ".join(f"{name} {number}" for name, number in spread(self.lengths).items())
-        lines = [f"{self.use}: {counts}", *([f"  tokens: {sizes}"] if sizes else [])]
+        split = f" ({self.split})" if self.split else ""
+        lines = [f"{self.use}: {counts}{split}", *([f"  tokens: {sizes}"] if sizes else [])]
         lines += [f"  left out, {position}: {reason}" for position, reason in self.left_out[:5]]
         if len(self.left_out) > 5:
             lines.append(f"  left out: {len(self.left_out) - 5} more")
@@ -101,7 +104,8 @@ def read_as_prompts(options: Mapping[str, Any], model: CausalModel, rows: int, *
         "references": references,
     }
     lengths = tuple(one.tokens for one in shown)
-    return Reading("train", counts, lengths, tuple(shown[:rows]), tuple(left_out))
+    split = "" if task.origin.held_out else f"held_out_percent = {task.held_out_percent}; a recipe may set another"
+    return Reading("train", counts, lengths, tuple(shown[:rows]), tuple(left_out), split)
 
 
 def _tokens(model: CausalModel, prompt: Prompt, left_out: list[tuple[str, str]]) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from burnish.evaluation.guards import (
     guard_alarms,
     length_alarm,
     part_alarm,
+    same_answer_alarm,
 )
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
@@ -218,8 +219,9 @@ class RewardGuards(RunGuards[Measurement]):
                 self.run.put("warnings.jsonl", "")
                 self.run.append("warnings.jsonl", kept)
 
-    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        for number, text in enumerate(evaluation_alarms(evaluation, **self._limits())):
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], after: Measurement, step: int) -> None:
+        alarms = [*evaluation_alarms(evaluation, **self._limits()), same_answer_alarm(after)]
+        for number, text in enumerate(filter(None, alarms)):
             self._warn(step, f"evaluation {number}", text)
 
     def _best(self, until: int) -> tuple[int, float]:

@@ -83,8 +83,8 @@ class RunGuards(Generic[M]):
     def end(self) -> None:
         """After the last step: where the run was stopped, go back to the model that was kept."""
 
-    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        """Watch the final comparison, made after the last logged step."""
+    def after_evaluation(self, evaluation: Mapping[str, Mapping[str, Any]], after: M, step: int) -> None:
+        """Watch the final comparison and measurement, made after the last logged step."""
 
 
 class Trainer(Generic[M]):
@@ -145,7 +145,7 @@ class Trainer(Generic[M]):
         self.run.put("evaluation.json", json_text(evaluation))
         for name, value in self.evaluator.conclude(after).items():
             self.run.put(name, json_text(value))
-        self.guards.after_evaluation(evaluation, self.logged)
+        self.guards.after_evaluation(evaluation, after, self.logged)
         return evaluation
 
     def _step_to_the_end(self, before: M) -> None:

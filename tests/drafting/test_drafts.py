@@ -143,7 +143,7 @@ def test_a_draft_for_training_passes_the_dry_run(name: str) -> None:
     done = CliRunner().invoke(app, ["init", "mine.jsonl"])
     assert done.exit_code == 0, done.exception
     assert done.stdout.splitlines() == [
-        "mine.toml", "next:", "  burnish train mine.toml --dry-run", "  burnish train mine.toml",
+        "mine.toml", "next:", "  burnish train mine.toml --dry-run", "  burnish train mine.toml --run-dir runs/mine",
     ]  # fmt: skip
     recipe = tomllib.loads(Path("mine.toml").read_text(encoding="utf-8"))
     assert recipe["task"].items() >= {"use": "data", "path": "mine.jsonl", **fields}.items()

@@ -15,9 +15,10 @@ from burnish.evaluation.guards import (
     guard_alarms,
     length_alarm,
     part_alarm,
+    same_answer_alarm,
     text_diversity,
 )
-from burnish.evaluation.measurement import Measurement, Truth
+from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.recipe.reading import builtin_recipes
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.types import Prompt
@@ -228,6 +229,30 @@ def test_the_true_answers_of_a_measurement() -> None:
     measured = Measurement(samples=(), truths=truths, weights={})
     assert TrueTexts.of(prompts, measured) == TrueTexts(4.0, 2 / 3)
     assert TrueTexts.of([*prompts, Prompt("c", "?")], measured) == TrueTexts()
+
+
+def answers(texts: str, references: str) -> Measurement:
+    samples = [
+        Sample(str(index), "?", reference, 0, text, 0.0, {}, 1, "stop", 0.0, {})
+        for index, (text, reference) in enumerate(zip(texts, references, strict=True))
+    ]
+    return Measurement(samples=tuple(samples), truths=(), weights={})
+
+
+@pytest.mark.parametrize(
+    ("texts", "references", "rings"),
+    [
+        ("aaaaaaab", "abcdabcd", True),
+        ("aaaabbcd", "abcdabcd", False),  # half
+        ("aaaaaaab", "aaaaaabc", False),  # as often as it is true
+        ("aaaaaaaa", "aaaaaaaa", False),  # there is one answer
+        (" " * 8, "abcdabcd", True),
+    ],
+)
+def test_one_answer_to_all_questions(texts: str, references: str, rings: bool) -> None:
+    found = same_answer_alarm(answers(texts, references))
+    assert bool(found) == rings
+    assert not found or "to more than 25% of the prompts ('a')" in found
 
 
 def toy(**sections: object) -> Recipe:

@@ -158,7 +158,7 @@ def rouge_l(completion: Completion, *, beta: float = 1.0) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
-@reward(needs_reference=True)
+@reward(needs_reference=True, judges_answers=True)
 def word_f1(completion: Completion) -> float:
     """F1 of the words shared with the prompt's reference, in [0, 1], whatever their order.
 
