@@ -128,6 +128,7 @@ def test_the_recipe_of_the_docs_trains_on_your_own_data(tiny: Path, workspace, p
     rows = [(f"你好 number {number} is", f"the number {number} and no other") for number in range(40)]
     data = [{"prompt": asked, "question": asked, "reference": true, "answer": true} for asked, true in rows]
     workspace.write("data.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data))
+    workspace.write("questions.csv", "question,answer\n" + "".join(f"{asked},{true}\n" for asked, true in rows))
     # The tiny model has no chat template.
     settings = [f"policy.model={tiny}", *SMALL, *(["task.chat=false"] if page == "README.md" else [])]
     overrides = [part for setting in settings for part in ("--set", setting)]
