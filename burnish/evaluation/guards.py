@@ -5,8 +5,8 @@ In training, the first ``window`` steps are compared with the last. A change cou
 the sampling noise and the draw of new prompts at each step. (A window of one step has no spread, so any change counts.)
 In a held-out evaluation, a change counts if its 95% interval excludes zero.
 
-Texts that become as short, or as like one another, as the true answers are no alarm: a model that learns to answer in
-one word does both.
+Texts may become as short as the true answers, and then as like one another, without an alarm: a model that learns to
+answer in one word does both.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class TrueTexts:
             return cls()
         return cls(fmean(truth.tokens for truth in measured.truths), distinct_n(map(words, texts), 2))
 
+    def as_alike(self, distinct_2: float, length: float, drift: float) -> bool:
+        """Whether texts of this distinct-2 and mean length are as short as these, and no more like one another.
+
+        Where texts are longer, as with reasoning before a number, the true answers do not show what is normal.
+        """
+        return distinct_2 >= self.distinct_2 and length <= self.length * (1 + drift)
+
 
 @dataclass(frozen=True, slots=True)
 class Trend:
@@ -100,16 +107,23 @@ def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: in
 
 
 def diversity_alarm(
-    history: Sequence[Mapping[str, Any]], *, drop: float, window: int, truth: TrueTexts = TrueTexts()
+    history: Sequence[Mapping[str, Any]],
+    *,
+    drop: float,
+    window: int,
+    truth: TrueTexts = TrueTexts(),
+    drift: float = 0.0,
 ) -> str | None:
     """Return a warning if the reward has risen while distinct-2 has lost more than the share ``drop``, else None.
 
     ``history`` has rows of metrics, oldest first; those without both numbers are skipped. ``window`` is the number of
-    rows averaged at each end.
+    rows averaged at each end. Texts up to 1 + ``drift`` times as long as the true answers are compared with these.
     """
     reward, variety = trends(history, ("reward/mean", "diversity/distinct_2"), window)
-    fell = variety.before > 0 and variety.after < variety.before * (1 - drop) and variety.after < truth.distinct_2
-    if not (reward.rose and fell):
+    if not (reward.rose and variety.before > 0 and variety.after < variety.before * (1 - drop)):
+        return None
+    lengths = [row["length/mean"] for row in history[-window:] if "length/mean" in row]
+    if lengths and truth.as_alike(variety.after, fmean(lengths), drift):
         return None
     return (
         f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while distinct-2 fell from "
@@ -171,8 +185,9 @@ def guard_alarms(
         return {}
     alarms: dict[str, str] = {}
     rose = f"held-out reward rose by {reward['difference']:.3g} while"
-    variety = evaluation.get("distinct_2")
-    if variety and variety["after"] < variety["before"] * (1 - drop) and variety["after"] < truth.distinct_2:
+    variety, length = evaluation.get("distinct_2"), evaluation.get("length")
+    alike = variety and length and truth.as_alike(variety["after"], length["after"], length_drift)
+    if variety and variety["after"] < variety["before"] * (1 - drop) and not alike:
         alarms["distinct_2"] = (
             f"{rose} held-out distinct-2 fell from {variety['before']:.3f} to {variety['after']:.3f} "
             f"({variety['after'] / variety['before'] - 1:+.0%}): part of the gain is repetition; {REMEDY}"
@@ -186,7 +201,6 @@ def guard_alarms(
                 f"{entry['after']:.3g} (95% interval of the difference {low:.3g} to {high:.3g}): the policy may be "
                 f"gaming the reward; {REMEDY}"
             )
-    length = evaluation.get("length")
     changed = length and (length["interval"][0] > 0 or length["interval"][1] < 0)
     if length and changed and length_drift > 0 and _drifted(length["before"], length["after"], length_drift, truth):
         alarms["length"] = (
@@ -212,10 +226,9 @@ def same_answer_alarm(measured: Measurement) -> str | None:
     if share <= SAME_ANSWER or share <= 1.5 * true_share:
         return None
     return (
-        f"{share:.0%} of the held-out answers are {answer!r:.40}, though no true answer is given to more than "
-        f"{true_share:.0%} of the prompts ({truth!r:.40}): the policy may ignore the question; compare the result "
-        "with that share, and raise sampling.prompts_per_step, lower the learning rate, or add an entropy bonus "
-        "(algorithm.entropy)"
+        f"{share:.0%} of the held-out answers are {answer!r:.40}, but the commonest true answer, {truth!r:.40}, belongs "
+        f"to {true_share:.0%} of the prompts: the policy may ignore the question. Raise sampling.prompts_per_step, "
+        "lower the learning rate, or add an entropy bonus (algorithm.entropy)"
     )
 
 

@@ -53,9 +53,11 @@ class SequenceClassifier(ModelText):
                 limits.append(module.num_embeddings - module.padding_idx - 1)
         return int(min((limit for limit in limits if limit is not None), default=_UNLIMITED))
 
-    def check(self, label: str, reads: Reading) -> None:
-        """Raise InputError if the model has no such label, or no chat template to read by."""
+    def check(self, label: str, reads: Reading, form: str) -> None:
+        """Raise InputError if the model has no such label or form of scores, or no chat template to read by."""
         if self.model.config.num_labels == 1:
+            if form == "logprob":
+                raise InputError('form = "logprob": the model has one output, a score and no probability: remove form')
             if label and label != self.labels[0]:
                 raise InputError(f"label = '{label}': the model has one output, a score: remove label")
         elif label not in self.labels:

@@ -146,10 +146,7 @@ class Evaluation(Section):
     @field_validator("sets")
     @classmethod
     def _check_sets(cls, value: list[HeldOutSet]) -> list[HeldOutSet]:
-        names = [section.name for section in value]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sets are called '{name}'; give one of them another name")
+        _refuse_repeated("sets", [section.name for section in value])
         return value
 
     @property
@@ -169,11 +166,14 @@ class Evaluation(Section):
     @field_validator("metrics")
     @classmethod
     def _check_names(cls, value: list[MetricSection]) -> list[MetricSection]:
-        names = [section.part for section in value]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two metrics are called '{name}'; set name = ... in one of them")
+        _refuse_repeated("metrics", [section.part for section in value])
         return value
+
+
+def _refuse_repeated(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two {what} are called '{name}'; set name = ... in one of them")
 
 
 def check_correct(evaluation: Evaluation, rewards: Sequence[RewardSection]) -> None:

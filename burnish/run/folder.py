@@ -72,6 +72,8 @@ class Run:
         self.verb = verb
         self.resume_with = ""
         """Command that resumes the run, if it takes more than the folder."""
+        self.fresh = False
+        """Whether this process created the folder."""
         self._recipe_before: str | None = None
         """Content of recipe.toml before an extension that may be undone."""
         from filelock import FileLock, Timeout  # slow
@@ -107,12 +109,13 @@ class Run:
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: choose another --run-dir, or resume it with --resume {path}")
         named = [one for name in OWN_NAMES if (one := path / name).exists()]
-        if foreign := [*named, *(path / "checkpoints").glob("*")]:
+        if foreign := [*named, *(path / "checkpoints").glob("*"), *(path / "evaluation").glob("*")]:
             raise InputError(f"{foreign[0]} is not of a run, but has the name of a run's: choose another --run-dir")
         with explained(f"cannot make the run folder {path}"):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (path / "evaluation").mkdir(exist_ok=True)
             run = cls(path, verb)
+            run.fresh = True
             write_json(path / "environment.json", environment or {})
             for name, text in (files or {}).items():
                 write_text(path / name, text)

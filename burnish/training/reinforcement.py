@@ -143,7 +143,9 @@ class RewardGuards(RunGuards[Measurement]):
     def _alarms(self) -> dict[str, str]:
         history, guards = self._history, self.recipe.guards
         alarms = {
-            "diversity": diversity_alarm(history, drop=guards.diversity_drop, window=guards.window, truth=self.truth),
+            "diversity": diversity_alarm(
+                history, drop=guards.diversity_drop, window=guards.window, truth=self.truth, drift=guards.length_drift
+            ),
             "length": length_alarm(history, drift=guards.length_drift, window=guards.window, truth=self.truth),
         }
         for part in (key.removeprefix("reward/") for key in self.recipe.guarded if key.startswith("reward/")):

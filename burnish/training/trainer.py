@@ -236,8 +236,8 @@ class Trainer(Generic[M]):
         """Return the error with the command that resumes the run, after saving what was learnt.
 
         Resuming does not help after bad input before a step of this process, which began after step ``first``, or if a
-        reward broke its contract before there was a checkpoint. After bad input, the folder of a run without a
-        checkpoint, which would block the corrected recipe, is deleted.
+        reward broke its contract before there was a checkpoint. After bad input, the folder that this process
+        created is deleted if it has no checkpoint: it would block the corrected recipe.
         """
         if "--resume" in str(error):
             return error
@@ -246,7 +246,7 @@ class Trainer(Generic[M]):
             learnt = self.run.checkpoints() or self.logged > 0
             begun = learnt if isinstance(error, ContractError) else self.logged > first
             if recurs and not begun:
-                if isinstance(error, InputError) and not learnt and not any(self.run.rows("metrics.jsonl")):
+                if isinstance(error, InputError) and not learnt and self.run.fresh:
                     self.run.discard()
                 return error
             saved = self._saved("correct it, then " if recurs else "")

@@ -215,12 +215,24 @@ def test_texts_as_short_as_the_true_answers(before, after, length, rings) -> Non
     assert bool(guard_alarms(evaluation, length_drift=0.5, truth=truth)) == rings
 
 
-@pytest.mark.parametrize(("distinct_2", "rings"), [(0.0, False), (0.4, False), (0.6, True), (math.inf, True)])
-def test_texts_as_like_one_another_as_the_true_answers(distinct_2, rings) -> None:
-    truth = TrueTexts(distinct_2=distinct_2)
-    assert bool(diversity_alarm(rows([0.1, 0.9], [1.0, 0.5]), drop=0.1, window=1, truth=truth)) == rings
+@pytest.mark.parametrize(
+    ("length", "true_length", "distinct_2", "rings"),
+    [
+        (3.0, 2.0, 0.0, False),
+        (3.0, 2.0, 0.4, False),
+        (3.0, 2.0, 0.6, True),
+        # One-word answers have no pairs of words: they do not excuse a chain of thought that repeats itself.
+        (40.0, 2.0, 0.0, True),
+        (3.0, math.inf, math.inf, True),
+    ],
+)
+def test_texts_as_like_one_another_as_the_true_answers(length, true_length, distinct_2, rings) -> None:
+    truth = TrueTexts(true_length, distinct_2)
+    history = [row | {"length/mean": length} for row in rows([0.1, 0.9], [1.0, 0.5])]
+    assert bool(diversity_alarm(history, drop=0.1, window=1, truth=truth, drift=0.5)) == rings
     evaluation = {"reward": GOOD["reward"], "distinct_2": metric(1.0, 0.5, -0.6, -0.4)}
-    assert bool(guard_alarms(evaluation, truth=truth)) == rings
+    evaluation["length"] = metric(length, length, -1.0, 1.0)
+    assert bool(guard_alarms(evaluation, truth=truth, length_drift=0.5)) == rings
 
 
 def test_the_true_answers_of_a_measurement() -> None:
@@ -252,7 +264,7 @@ def answers(texts: str, references: str) -> Measurement:
 def test_one_answer_to_all_questions(texts: str, references: str, rings: bool) -> None:
     found = same_answer_alarm(answers(texts, references))
     assert bool(found) == rings
-    assert not found or "to more than 25% of the prompts ('a')" in found
+    assert not found or "true answer, 'a', belongs to 25% of the prompts" in found
 
 
 def toy(**sections: object) -> Recipe:

@@ -163,6 +163,8 @@ def test_preflight_names_what_it_reads_and_a_score_has_no_label(tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="the model has one output, a score: remove label"):
         reward.preflight({**options, "label": "GOOD"})
+    with pytest.raises(InputError, match="a score and no probability: remove form"):
+        reward.preflight({**options, "form": "logprob"})
 
 
 def test_options_and_hub_ids_are_checked_at_once():

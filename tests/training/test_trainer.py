@@ -114,6 +114,22 @@ def returns_nothing(text: str) -> None:
     """Lack a return."""
 
 
+def test_bad_input_does_not_delete_a_run_that_is_resumed(tmp_path: Path) -> None:
+    options = ["evaluation.every=2", "checkpoint.keep_best=held_out/reward", "steps=2"]
+
+    class Impatient(RecordingObserver):
+        def start(self, **_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", *options, observer=Impatient())
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("held_out/reward", "held_out/rewrad"))
+    with pytest.raises(InputError, match="this run does not measure it"):
+        train(resume=tmp_path / "run", observer=RecordingObserver())
+    assert recipe.exists()
+
+
 def test_resuming_is_advised_only_where_it_can_work(tmp_path: Path) -> None:
     with pytest.raises(BurnishError, match="returned None for all of them; is a return missing") as failed:
         toy(tmp_path / "run", rewards={returns_nothing: 1.0})

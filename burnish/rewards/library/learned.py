@@ -62,10 +62,10 @@ def _check_classifier(*, model: str, form: str, reads: str, overlong: str, max_t
 
 
 def _preflight_classifier(
-    *, model: str, label: str, reads: Any, max_tokens: int, offline: bool = False, **_: object
+    *, model: str, label: str, form: Any, reads: Any, max_tokens: int, offline: bool = False, **_: object
 ) -> tuple[str, str]:
     """Load the model, and check what is asked of it. Raises InputError."""
-    classifier = _classifier(model, label, reads, offline=offline)
+    classifier = _classifier(model, label, reads, form, offline=offline)
     limit = min(max_tokens or classifier.max_tokens, classifier.max_tokens)
     measured = f"the label '{label}'" if label else "its score"
     return f"classifier '{model}': {measured}, reads = \"{reads}\", up to {limit} tokens", "info"
@@ -109,7 +109,7 @@ def classifier(
 
     Source: Ouyang et al. 2022, arXiv 2203.02155, section 3.5 (a score for prompt and completion).
     """
-    network = _classifier(model, label, reads)
+    network = _classifier(model, label, reads, form)
     encoded = [network.encode_completion(completion, reads, overlong, max_tokens) for completion in completions]
     log_count("overlong", sum(cut for _, cut in encoded))
     return network.scores(network.logits([inputs for inputs, _ in encoded]), label, form)
@@ -119,7 +119,7 @@ _CLASSIFIERS: dict[str, SequenceClassifier] = {}
 """Models of this process by folder or hub id: preflight loads them, scoring finds them."""
 
 
-def _classifier(model: str, label: str, reads: Any, *, offline: bool = False) -> SequenceClassifier:
+def _classifier(model: str, label: str, reads: Any, form: str, *, offline: bool = False) -> SequenceClassifier:
     from burnish.policies.classifier import load_classifier
     from burnish.system.paths import expanded
 
@@ -128,7 +128,7 @@ def _classifier(model: str, label: str, reads: Any, *, offline: bool = False) ->
     try:
         if key not in _CLASSIFIERS:
             _CLASSIFIERS[key] = load_classifier(key, offline=offline)
-        _CLASSIFIERS[key].check(label, reads)
+        _CLASSIFIERS[key].check(label, reads, form)
     except InputError as error:
         raise InputError(f"classifier: {error}") from error
     return _CLASSIFIERS[key]
