@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 # Before anything imports torch or transformers; subprocesses inherit it.
@@ -25,6 +26,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{len(skipped)} skipped", sep="-")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:5}  {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _only_own_rewards() -> Iterator[None]:
+    """Forget the functions that a test gave to a run: the process keeps them so that the run can be resumed."""
+    yield
+    if given := sys.modules.get("burnish.rewards.given"):
+        for name in given._GIVEN:
+            given.REWARDS._entries.pop(name, None)
+        given._GIVEN.clear()
 
 
 BEGIN, END = "<|begin|>", "<|end|>"
