@@ -43,8 +43,8 @@ def _evidence(entry: Mapping[str, Any]) -> str:
     if (ends := wording.interval(entry)) is not None:
         low, high = (wording.fixed(end, places, sign=True) for end in ends)
         parts.append(f"95% interval {low} to {high}")
-    if (p := finite(entry.get("p_value"))) is not None:
-        parts.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+    if (p := wording.p_text(entry)) != wording.DASH:
+        parts.append(f"p {p}" if p.startswith("<") else f"p = {p}")
     if (n := finite(entry.get("n"))) is not None:
         parts.append(f"{n:.0f} prompts")
     return ", ".join(parts)
@@ -79,7 +79,7 @@ _VERBS = {
     "worse": "got worse",
     "higher": "rose",
     "lower": "fell",
-    "no clear change": "did not clearly change",
+    "unclear": "did not clearly change",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.catalogue import entries
 from burnish.catalogue.portable import public_name
-from burnish.reports.wording import finite, interval_text, ordered, set_and_metric, short, title
+from burnish.reports.wording import decimals, difference_text, finite, fixed, ordered, p_text, set_and_metric, title
 
 _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
 """Licence of a catalogue model -> Hugging Face's name for it."""
@@ -64,11 +64,12 @@ def model_card(run: Path, *, library: str) -> str:
 
 
 def _table(evaluation: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["## Held-out results\n", "| metric | before | after | difference | p | n |", "|---|---|---|---|---|---|"]
+    header = "| metric | before | after | difference [95% interval] | p | n |"
+    lines = ["## Held-out results\n", header, "|---|---|---|---|---|---|"]
     for metric in ordered(evaluation):
         row = evaluation[metric]
-        difference = f"{short(row.get('difference'))} {interval_text(row)}"
-        cells = [title(metric), short(row.get("before")), short(row.get("after")), difference]
-        lines.append(f"| {' | '.join([*cells, short(row.get('p_value')), str(row.get('n'))])} |".replace("\n", " "))
-    lines.append("\nDifferences are paired by prompt, with a 95% bootstrap interval.\n")
+        before, after = (fixed(row.get(key), decimals(row)) for key in ("before", "after"))
+        cells = [title(metric), before, after, difference_text(row), p_text(row), str(row.get("n"))]
+        lines.append(f"| {' | '.join(cells)} |".replace("\n", " "))
+    lines.append("\nDifferences are paired by prompt; the intervals are from a bootstrap.\n")
     return "\n".join(lines)

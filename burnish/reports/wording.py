@@ -167,6 +167,12 @@ def interval_text(entry: Mapping[str, Any]) -> str:
     return f"[{fixed(ends[0], places, sign=True)}, {fixed(ends[1], places, sign=True)}]"
 
 
+def difference_text(entry: Mapping[str, Any]) -> str:
+    """Format the difference with its interval, if it has one: ``+0.54 [+0.36, +0.71]``; or a dash."""
+    difference = fixed(entry.get("difference"), decimals(entry), sign=True)
+    return difference if interval(entry) is None else f"{difference} {interval_text(entry)}"
+
+
 def p_text(entry: Mapping[str, Any]) -> str:
     """Format the p-value with three decimals, or as ``< 0.001``, since a bootstrap resolves no further."""
     p = finite(entry.get("p_value"))
@@ -188,10 +194,10 @@ def change(entry: Mapping[str, Any]) -> str:
 
 
 def result(entry: Mapping[str, Any]) -> str:
-    """Return the result of a comparison: better, worse, higher, lower, no clear change, or a dash."""
+    """Return the result of a comparison: better, worse, higher, lower, unclear, or a dash."""
     moved = change(entry)
     if moved in ("", "unclear"):
-        return "no clear change" if moved else DASH
+        return moved or DASH
     wanted = {"higher": "up", "lower": "down"}.get(str(entry.get("better")))
     if wanted is None:
         return "higher" if moved == "up" else "lower"

@@ -100,7 +100,8 @@ def test_the_card_can_be_read_again_and_holds_what_was_measured(run, tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "peft" and card.data.base_model == "smollm2-135m"
     assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("reward", 0.75)], "finite ones"
-    assert "| reward | 0.5000 | 0.7500 |" in card.text and "`repetition` (weight 2)" in card.text
+    assert "| reward | 0.50 | 0.75 | +0.25 [+0.10, +0.40] | 0.001 | 40 |" in card.text
+    assert "`repetition` (weight 2)" in card.text
     assert str(tmp_path) not in card.content
 
 

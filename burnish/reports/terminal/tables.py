@@ -15,8 +15,6 @@ from burnish.reports import wording
 
 # Colour repeats the word, so the table reads the same without it.
 _STYLES = {"better": "green", "worse": "red"}
-_SHORT = {"no clear change": "unclear"}
-"""Results whose words would not fit 80 columns."""
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
@@ -24,25 +22,24 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     table = Table(
         title="Held-out evaluation", title_justify="left", title_style="bold",
         caption=_caption(evaluation), caption_justify="left", caption_style="", box=box.SIMPLE_HEAD, pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )  # fmt: skip
     table.add_column("metric (better)", overflow="fold")
-    for header in ("before", "after", "change, 95%", "p"):
+    for header in ("before", "after", "difference [95%]", "p"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     for metric in wording.ordered(evaluation):
         entry = evaluation[metric]
         places = wording.decimals(entry)
         arrow = wording.ARROWS.get(str(entry.get("better")), "")
-        difference = wording.fixed(entry.get("difference"), places, sign=True)
         result = wording.result(entry)
         table.add_row(
             Text(f"{wording.title(metric)}\u00a0{arrow}" if arrow else wording.title(metric)),
             wording.fixed(entry.get("before"), places),
             wording.fixed(entry.get("after"), places),
-            Text(difference if wording.interval(entry) is None else wording.interval_text(entry)),
+            wording.difference_text(entry),
             wording.p_text(entry),
-            Text(_SHORT.get(result, result), style=_STYLES.get(result, "")),
+            Text(result, style=_STYLES.get(result, "")),
         )
     return table
 
@@ -90,8 +87,8 @@ def _caption(evaluation: Mapping[str, Any]) -> Text:
     sizes = sorted({int(n) for entry in evaluation.values() if isinstance(entry, Mapping) and (n := entry.get("n"))})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "the same"
     notes = [
-        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. Change: the 95% interval of the "
-        "difference; unclear unless it excludes zero and p < 0.05."
+        f"Paired over {span} prompts; ↑ higher is better, ↓ lower is better. A difference is unclear "
+        "unless its 95% interval excludes zero and p < 0.05."
     ]
     notes += [
         f"{wording.title(metric)}: {text}."

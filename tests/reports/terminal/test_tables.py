@@ -46,8 +46,8 @@ EVALUATION = {
         (-0.5, [-0.9, -0.1], "higher", "worse"),
         (-0.5, [-0.9, -0.1], None, "lower"),
         (0.5, [0.1, 0.9], None, "higher"),
-        (0.5, [-0.1, 1.1], "higher", "no clear change"),
-        (0.0, [0.0, 0.0], "higher", "no clear change"),
+        (0.5, [-0.1, 1.1], "higher", "unclear"),
+        (0.0, [0.0, 0.0], "higher", "unclear"),
     ],
 )
 def test_the_result_follows_from_interval_and_direction(difference, ends, better, word):
@@ -56,14 +56,14 @@ def test_the_result_follows_from_interval_and_direction(difference, ends, better
 
 def test_a_claim_needs_the_interval_and_the_p_value() -> None:
     entry = {"difference": 0.09, "interval": [0.01, 0.21], "better": "higher"}
-    assert wording.result({**entry, "p_value": 0.088}) == "no clear change"
+    assert wording.result({**entry, "p_value": 0.088}) == "unclear"
     assert wording.result({**entry, "p_value": 0.049}) == wording.result(entry) == "better"
-    assert wording.result({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "no clear change"
+    assert wording.result({**entry, "interval": [-0.01, 0.2], "p_value": 0.01}) == "unclear"
 
 
 def test_the_p_value_decides_without_an_interval_and_nothing_is_claimed_without_both():
     assert wording.result({"difference": 1.0, "p_value": 0.04, "better": "higher"}) == "better"
-    assert wording.result({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "no clear change"
+    assert wording.result({"difference": 1.0, "p_value": 0.06, "better": "higher"}) == "unclear"
     assert wording.result({"difference": 1.0, "better": "higher"}) == wording.DASH
 
 
@@ -93,12 +93,25 @@ def test_plain_text_fits_its_width_and_truncates_nothing():
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
-    assert rows["reward"][1:] == ["↑", "-3.54", "-3.00", "[+0.36,", "+0.71]", "0.001", "better"]
+    assert rows["reward"][1:] == ["↑", "-3.54", "-3.00", "+0.54", "[+0.36,", "+0.71]", "0.001", "better"]
     assert rows["distinct-2"][-3:] == ["<", "0.001", "worse"]
     assert rows["BLEU"][-1] == "higher"
     assert "70 prompts" in text
     wrapped = "".join(re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines())
     assert "a_part_with_a_name_that_is_long_enough_to_need_more_than_one_line" in wrapped
+
+
+def test_the_widest_usual_row_stays_in_one_line():
+    entry = {"before": 28.28, "after": 29.54, "difference": 1.26, "interval": [0.85, 1.81], "better": "lower"}
+    lines = plain_text({"truth_perplexity": {**entry, "p_value": 0.0004, "n": 87}}).splitlines()
+    row = next(line for line in lines if line.startswith(" true-text"))
+    assert " ".join(row.split()) == "true-text perplexity ↓ 28.28 29.54 +1.26 [+0.85, +1.81] < 0.001 worse"
+
+
+def test_every_p_value_has_three_decimals_or_is_below_the_least():
+    assert [wording.p_text({"p_value": p}) for p in (1, 0.083, 0.001998, 0.0004, None)] == [
+        "1.000", "0.083", "0.002", "< 0.001", wording.DASH,
+    ]  # fmt: skip
 
 
 def test_the_reward_comes_first_in_any_order():
