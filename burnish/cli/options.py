@@ -47,7 +47,9 @@ Script = Annotated[
 AcceptChangedInputs = Annotated[
     bool, typer.Option("--accept-changed-inputs", help="Resume although data, model or code have changed.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and your data; print it with every default.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the recipe and your data; print its keys (--json: all).")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
@@ -82,11 +84,15 @@ class TrainCommand:
         return self.recipe or (self.resume or Path()) / "recipe.toml"
 
     def show(self, recipe: Job) -> None:
-        """Print a checked recipe with every default."""
+        """Print a checked recipe: as JSON with every default, as TOML without most."""
+        from burnish.recipe.brief import brief_toml
+
         if self.json:
             print_json(recipe.model_dump(mode="json"))
         else:
-            print(recipe.toml(), end="")
+            print(
+                f"{brief_toml(recipe)}# Other keys have their defaults: --json prints all, recipe.toml of a run has all."
+            )
 
     def observer(self) -> Observer:
         """Return the observer that prints progress."""

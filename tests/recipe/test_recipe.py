@@ -16,6 +16,7 @@ from burnish.algorithms.presets import PRESETS
 from burnish.api import _read_recipe
 from burnish.errors import InputError
 from burnish.recipe.algorithm import resolve_preset
+from burnish.recipe.brief import brief_toml
 from burnish.recipe.schema import PolicySection, Recipe, builtin_recipes, load_recipe
 
 SMALL: dict[str, Any] = {"name": "small", "reward": [{"use": "exact"}], "task": {"use": "toy"}}
@@ -38,10 +39,26 @@ class TestBuiltin:
         assert name in builtin_recipes()
         assert recipe.name
 
+    def test_its_short_form_fits_a_screen_and_reads_back_as_an_equal_recipe(self, name):
+        recipe = load_recipe(name).resolved()
+        assert len(brief_toml(recipe).splitlines()) <= 40
+        assert load_recipe(tomllib.loads(brief_toml(recipe))).resolved() == recipe
+
     def test_reads_back_as_an_equal_recipe(self, name):
         recipe = load_recipe(name)
         assert load_recipe(tomllib.loads(recipe.toml())) == recipe
         assert load_recipe(tomllib.loads(recipe.toml())).toml() == recipe.toml()
+
+
+def test_the_short_form_keeps_any_key_and_text():
+    stop = ['a", ]', "[\n    b,\n]", "# c"]
+    data = {**SMALL, "sampling": {"stop": stop}, "task": {"use": "data", "path": "q.csv", "template_kwargs": {}}}
+    data["task"]["template_kwargs"] = {"a.b": [[1, 2], {"c d": "e\n"}], "f": {}}
+    data["evaluation"] = {"pass_at": [1, 2], "samples_per_prompt": 2, "correct": "exact"}
+    recipe = load_recipe(data).resolved()
+    text = brief_toml(recipe)
+    assert load_recipe(tomllib.loads(text)).resolved() == recipe
+    assert "evaluation.pass_at = [1, 2]\n" in text and "optimizer.learning_rate = 1e-05\n" in text
 
 
 class TestReading:
