@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from burnish.backends.preflight import check_prompts
 from burnish.backends.prompts import list_broken_rows, task_errors, task_prompts
@@ -39,14 +39,15 @@ def held_out_sets(
     sets = {}
     for index, section in enumerate(recipe.evaluation.sets):
         with _set_errors(index, section):
-            prompts = _read(recipe, section, offline, observer, folder)
+            named = _named(section, observer)
+            prompts = _read(recipe, section, offline, named, folder)
             if len(prompts) < 2:
                 raise InputError(f"{len(prompts)} prompts are too few to compare: give it at least two")
-            check_prompts(recipe, [], prompts, observer)
+            check_prompts(recipe, [], prompts, named)
         both = [prompt for prompt in prompts if _question(prompt) in asked]
-        if both and observer is not None:
-            observer.message(
-                f"set '{section.name}': {len(both)} of {len(prompts)} prompts are also trained on, such as "
+        if both and named is not None:
+            named.message(
+                f"{len(both)} of {len(prompts)} prompts are also trained on, such as "
                 f"{both[0].position or both[0].id}: its results do not show what the model has not seen; remove these "
                 "prompts from the set or from the training data",
                 level="warning",
@@ -76,7 +77,8 @@ def fitting_sets(recipe: Recipe, model: CausalModel, sets: Sets, observer: Obser
     fitting = {}
     for index, section in enumerate(recipe.evaluation.sets):
         with _set_errors(index, section):
-            _, fitting[section.name], _ = check_lengths(recipe, model, [], sets[section.name], observer)
+            prompts = sets[section.name]
+            _, fitting[section.name], _ = check_lengths(recipe, model, [], prompts, _named(section, observer))
     return fitting
 
 
@@ -96,6 +98,23 @@ def _read(
     if folder is not None:
         list_broken_rows(folder, getattr(task, "broken", ()), more=True)
     return prompts[: section.prompts]
+
+
+class _NamedMessages:
+    """An observer that passes everything on, and names a set in each message."""
+
+    def __init__(self, name: str, observer: Observer) -> None:
+        self._name, self._observer = name, observer
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self._observer.message(f"set '{self._name}': {text}", level=level)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observer, name)
+
+
+def _named(section: HeldOutSet, observer: Observer | None) -> Observer | None:
+    return None if observer is None else cast("Observer", _NamedMessages(section.name, observer))
 
 
 def _question(prompt: Prompt) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def check_lengths(
             f"{summary}; no {'held-out' if kept or not train else 'training'} prompt is left: raise the limit"
         )
     if observer is not None:
-        done = f"{len(long) - lost} are cut and {lost} left out" if rule.choice != "drop" else "they are left out"
+        counts = {"cut": len(long) - lost if rule.choice != "drop" else 0, "left out": lost}
+        done = " and ".join(f"{count} {how}" for how, count in counts.items() if count)
         observer.message(f"{summary}; {done}", level="warning")
     outcome = "left out" if rule.choice == "drop" else "cut, or left out if its last message alone is too long"
     return kept, kept_held_out, [replace(row, reason=f"{row.reason}; {outcome}") for row in long]

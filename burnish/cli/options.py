@@ -114,10 +114,12 @@ class TrainCommand:
         if self.dry_run:
             recipe = load_supervised(kind, self.source, self.overrides)
             if recipe.data.use in ("data", "jsonl"):
+                from burnish.data.splits import left_out
                 from burnish.supervised.reading import read_rows
 
                 rows = read_rows(recipe.data, offline=self.offline)
-                self.observer().message(f"data: {len(rows.rows)} rows, {len(rows.broken)} left out")
+                counts = left_out({"that cannot be used": len(rows.broken), "repeated": rows.repeats})
+                self.observer().message(f"data: {len(rows.rows)} rows{counts}")
             self.show(recipe)
             return None
         if self.recipe is not None:

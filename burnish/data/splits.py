@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -80,6 +80,12 @@ def own_sides(items: Sequence[T], families: Sequence[str], held_out: Sequence[bo
             near = ", apart from near-copies of the held-out ones" if rows and held else ""
             raise InputError(f"held_out: the data has no {name} row{near}: name another side or file")
     return train, held
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """Return ``; left out: 3 repeated, 2 too short``, the end of a message, for the counts that are not zero; or ""."""
+    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"; left out: {listed}" if listed else ""
 
 
 # Near-copies --------------------------------------------------------------------------------------------------------
@@ -216,25 +222,26 @@ class SplitTask:
         examples, kept = self._unique_examples(offline=offline, observer=observer)
         by_digest = example_families(kept)
         families = [by_digest[one.digest] for one in kept]
-        prompts, near = [one.prompt for one in kept], ""
+        prompts, counts = [one.prompt for one in kept], {"repeated": len(examples) - len(kept)}
         if self.own_held_out is None:
             self._sides = split_items(prompts, families, self.held_out_percent)
         else:
             own = [one.digest in self.own_held_out for one in kept]
             self._sides = own_sides(prompts, families, own)
-            near = f", {len(kept) - sum(map(len, self._sides))} training prompts that are near-copies of held-out ones"
+            near = "training prompts that are near-copies of held-out ones"
+            counts[near] = len(kept) - sum(map(len, self._sides))
         if observer:
             train, held_out = self._sides
             observer.message(
-                f"{self.name}: {len(train)} training and {len(held_out)} held-out prompts; left out: "
-                f"{len(examples) - len(kept)} repeated{near}"
+                f"{self.name}: {len(train)} training and {len(held_out)} held-out prompts{left_out(counts)}"
             )
 
     def all_prompts(self, *, offline: bool = False, observer: Observer | None = None) -> list[Prompt]:
         """Return the prompts of all examples, unsplit and each once, in the data's order. Raises as ``prepare``."""
         examples, kept = self._unique_examples(offline=offline, observer=observer)
         if observer:
-            observer.message(f"{self.name}: {len(kept)} prompts; left out: {len(examples) - len(kept)} repeated")
+            repeated = left_out({"repeated": len(examples) - len(kept)})
+            observer.message(f"{self.name}: {len(kept)} prompts{repeated}")
         return [one.prompt for one in kept]
 
     def _unique_examples(

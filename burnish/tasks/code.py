@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from burnish.catalogue import fetch
-from burnish.data.splits import SplitTask, TaskExample, chat_messages, task_example
+from burnish.data.splits import SplitTask, TaskExample, chat_messages, left_out, task_example
 from burnish.errors import InputError
 from burnish.registry import nearest
 from burnish.tasks.programs import Problem, problems
@@ -67,10 +67,10 @@ class Code(SplitTask):
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
         if self.source == HUMAN_EVAL:
-            rows, left_out = human_eval(offline=offline, observer=observer)
+            rows, other = human_eval(offline=offline, observer=observer)
             if observer:
-                left = f"{left_out} whose tests are not plain comparisons"
-                observer.message(f"code: {len(rows)} problems of HumanEval; left out: {left}")
+                counts = left_out({"whose tests are not plain comparisons": other})
+                observer.message(f"code: {len(rows)} problems of HumanEval{counts}")
             return [self._human_eval(row, calls) for row, calls in rows]
         made = problems()
         known = list(dict.fromkeys(problem.family for problem in made))

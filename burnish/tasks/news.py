@@ -17,6 +17,7 @@ from burnish.data.splits import (
     chat_messages,
     digest,
     is_held_out,
+    left_out,
     near_copy_families,
     split_items,
     task_example,
@@ -95,11 +96,12 @@ class News(SplitTask):
         kept = [first[text] for text in dict.fromkeys(prompt.text for prompt, _ in prompts)]
         sides = split_items([prompt for prompt, _ in kept], [family for _, family in kept], self.held_out_percent)
         if observer:
-            observer.message(
-                f"news: {len(sides[0])} training and {len(sides[1])} held-out prompts; left out: {duplicates} repeated "
-                f"articles, {len(prompts) - len(kept)} that begin like another, {len(unique) - len(prompts)} of fewer "
-                f"than {needed} words"
-            )
+            counts = {
+                "repeated articles": duplicates,
+                "that begin like another": len(prompts) - len(kept),
+                f"of fewer than {needed} words": len(unique) - len(prompts),
+            }
+            observer.message(f"news: {len(sides[0])} training and {len(sides[1])} held-out prompts{left_out(counts)}")
         return sides
 
     def _prompt(self, article: Article) -> Prompt:

@@ -59,6 +59,13 @@ class TestPrompts:
         warned = [text for text in messages if "also trained on" in text]
         assert count > 0 and f"set 'hard': {count} of {len(SUBJECTS) + 3} prompts" in warned[0]
 
+    def test_messages_that_count_rows_name_their_set(self, tmp_path):
+        sets = [{"name": name, "path": str(tmp_path / "rows.jsonl")} for name in ("one", "two")]
+        _, messages = prompts(tmp_path, *sets)
+        assert [text for text in messages if "trained on" not in text] == [
+            f"set '{name}': data: {len(ROWS)} prompts" for name in ("one", "two")
+        ]
+
     def test_a_number_of_prompts_and_columns_of_its_own(self, tmp_path):
         write_lines(tmp_path / "own.jsonl", [{"q": f"Who {s}?", "a": s} for s in SUBJECTS])
         own = {"name": "own", "path": str(tmp_path / "own.jsonl"), "prompt": "q", "reference": "a", "prompts": 2}

@@ -171,7 +171,10 @@ def test_repeated_prompts_are_one_prompt_on_one_side(tmp_path: Path) -> None:
     task = DataTask(path=str(lines(tmp_path / "a.jsonl", [*GOOD, *again])), reference="reference")
     task.prepare(observer=observer)  # type: ignore[arg-type]
     assert {p.text: p.reference for p in (*task.train(), *task.evaluation())} == EXPECTED
-    assert "left out: 200 repeated" in observer.messages[-1][1]
+    sides = f"data: {len(task.train())} training and {len(task.evaluation())} held-out prompts"
+    assert observer.messages[-1][1] == f"{sides}; left out: 200 repeated"
+    DataTask(path=str(lines(tmp_path / "b.jsonl", GOOD))).prepare(observer=observer)  # type: ignore[arg-type]
+    assert observer.messages[-1][1] == sides, "nothing is left out"
 
 
 def test_a_group_is_on_one_side(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_real_corpus() -> None:
     task.prepare(observer=watcher)  # type: ignore[arg-type]
     train, held_out = task.train(), task.evaluation()
     assert (len(train), len(held_out)) == (253, 87)
-    assert watcher.texts[-1].endswith("7 repeated articles, 3 that begin like another, 0 of fewer than 40 words")
+    assert watcher.texts[-1].endswith("left out: 7 repeated articles, 3 that begin like another")
     every = [*train, *held_out]
     assert len({prompt.id for prompt in every}) == len({prompt.text for prompt in every}) == 340
     assert all(len(prompt.text.split(" ")) == 32 for prompt in every)
