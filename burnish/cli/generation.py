@@ -108,8 +108,8 @@ def generate(
 
 
 def report_loading(model: str, *, quiet: bool = False) -> None:
-    """Report on a terminal that a model is being loaded, before the imports that take most of that time."""
-    if sys.stderr.isatty() and not quiet:
+    """Report on standard error that a model is being loaded, before the imports that take most of that time."""
+    if not quiet:
         print(f"burnish: loading {escape(model)} ...", file=sys.stderr, flush=True)
 
 

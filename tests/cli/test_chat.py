@@ -28,13 +28,14 @@ def session(tiny_chat):
 
 @pytest.fixture
 def talk(monkeypatch, capsys, tiny_chat, tiny):
-    """Return a function that pipes lines into ``chat`` and returns its status, standard output and standard error."""
+    """Return a function that pipes lines into ``chat`` and returns its status, output, and errors but the first line."""
 
     def result(*lines: str, options=(), kind: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         model = tiny(kind) if kind else tiny_chat
         status = run(monkeypatch, "chat", str(model), "--max-new-tokens", "6", "--greedy", *options)
-        return status, *capsys.readouterr()
+        out, error = capsys.readouterr()
+        return status, out, error.removeprefix(f"burnish: loading {model} ...\n")
 
     return result
 
