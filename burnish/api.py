@@ -43,6 +43,7 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )
+from burnish.run.libraries import record_libraries, restore_libraries
 from burnish.run.moved import run_recipe
 from burnish.run.own_rows import rows_overrides
 from burnish.run.script import resume_command, stop_if_collecting
@@ -146,7 +147,9 @@ def _train(
     reads: Reads = {}
     with discard_on_failure(run, fresh=fresh):
         recipe = keep_start(run, recipe)
+        restore_libraries(run)
         learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
+        record_libraries(run)
         sources = run_sources(run, recipe, reads, offline=offline)
     noted.write(run)
     with inputs.recorded(sources), printing_to(run.folder):

@@ -134,6 +134,7 @@ def build_language_model(
         gradient_checkpointing=section.gradient_checkpointing, chat=chat, save_dtype=section.save_dtype,
         observer=observer,
     )  # fmt: skip
+    policy.choose_products()
     if observer is not None:
         for level, text in policy.end_notes():
             observer.message(text, level=level)

@@ -37,7 +37,7 @@ def recipe_for(job: BenchmarkJob, path: Path) -> Recipe:
             "optimizer": {"learning_rate": job.learning_rate},
         },
         list(job.options),
-    )
+    ).resolved()
 
 
 def grpo_step(learner: Learner) -> tuple[Step, dict[str, float]]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from burnish.policies.kernels.forward_cache import ForwardCache, LayerOutputs
 from burnish.policies.kernels.fused_layer import PROJECTIONS, FusedDecoderLayer, is_supported
-from burnish.policies.kernels.linear import has_onednn_linear
 from burnish.policies.kernels.mixed_precision import compute_dtype, sampling_dtype
 from burnish.policies.kernels.packing import unwrap_peft
+from burnish.policies.kernels.products import has_onednn_linear
 
 ROWS = 64
 """Number of input rows that the reordering optimises for; other numbers work, too."""

@@ -18,6 +18,7 @@ from burnish.policies.chat_template import ChatSettings
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.kernels.layout_probe import LayoutChoice, choose_layout, max_text_tokens, name_limit
+from burnish.policies.kernels.linear import PackedWeights, using_packed
 from burnish.policies.kernels.mixed_precision import compute_dtype, enable_mixed_precision
 from burnish.policies.kernels.packing import (
     Layout,
@@ -27,6 +28,7 @@ from burnish.policies.kernels.packing import (
     hidden_states,
     packed_states,
 )
+from burnish.policies.kernels.products import choose_libraries
 from burnish.policies.model_text import ModelText
 from burnish.policies.pretrained import load_full_model, loading_errors, quiet_transformers
 from burnish.policies.reloaded_reference import ReloadedReference
@@ -34,6 +36,7 @@ from burnish.policies.sampling_distribution import early_ends, token_stats
 from burnish.policies.token_rows import TokenRows, find_token_rows
 from burnish.policies.verdicts import Verdicts
 from burnish.protocols import LanguageModel
+from burnish.system.machine import LEAST_SHARE, memory, spare_bytes
 from burnish.types import Completion, SamplingParams, TokenStats
 
 if TYPE_CHECKING:
@@ -42,6 +45,12 @@ if TYPE_CHECKING:
 
 BATCH = 16
 """Completions per forward pass without gradient."""
+
+MICROBATCH_PART = 6
+"""The activations of the largest microbatch fill this part of the device's memory: a sixth."""
+
+SCARCE = 1 / 16
+"""Share of free memory below which the buffers for reused products are freed after each step."""
 
 
 class CausalModel(ModelText):
@@ -108,10 +117,12 @@ class CausalModel(ModelText):
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
-        logprobs = [
-            self._stats(completions[start : start + BATCH], SamplingParams(1, temperature)).logprobs
-            for start in range(0, len(completions), BATCH)
-        ]
+        packed = PackedWeights(spare_bytes(device_memory_bytes(self.device))) if len(completions) > BATCH else None
+        with using_packed(packed):
+            logprobs = [
+                self._stats(completions[start : start + BATCH], SamplingParams(1, temperature)).logprobs
+                for start in range(0, len(completions), BATCH)
+            ]
         return torch.cat(logprobs) if logprobs else torch.zeros(0)
 
     def _stats(
@@ -180,6 +191,8 @@ class CausalPolicy(CausalModel):
         self.save_dtype: torch.dtype | None = None
         """Type of the saved weights; None is that of the model."""
         self._own_cache: ForwardCache | None = None
+        self._packed: PackedWeights | None = None
+        """Weights reordered for a step's gradient."""
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
             self.reference = _AdapterOff(model, tokenizer, like=self)
@@ -192,35 +205,54 @@ class CausalPolicy(CausalModel):
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
     ) -> TokenStats:
         """Return log-probabilities with gradient and entropies, [T] each, nats, on the CPU."""
-        return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
+        with using_packed(None if self.forward_cache is None else self._packed):
+            return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
+
+    def choose_products(self) -> None:
+        """Choose the faster library for the products of training, which only packed layouts of CPUs leave open."""
+        if self.layout is packed_states and self.device.type == "cpu" and compute_dtype(self.model) is None:
+            weights = [one for one in self.model.parameters() if one.dim() == 2 and one.dtype == torch.float32]
+            choose_libraries((one.shape[0], one.shape[1]) for one in weights)
 
     def start_forward_cache(self, memory_share: float = 1.0) -> None:
         """Store products of the sampling forward pass, for the training forward pass of the same tokens.
 
         Does nothing if the model cannot run packed, if gradient checkpointing trades time for memory, or with mixed
-        precision. The cache uses at most ``memory_share`` of the device's memory.
+        precision. The cache uses at most ``memory_share`` of the device's memory, and half of what training leaves.
         """
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         if self.layout is not packed_states or checkpointed or compute_dtype(self.model) is not None:
             return
-        max_bytes = int(device_memory_bytes(self.device) * memory_share)
+        total = device_memory_bytes(self.device)
+        max_bytes = int(min(total * memory_share, max(total * LEAST_SHARE, (total - self._training_bytes) / 2)))
         if self._own_cache is None or self._own_cache.max_bytes != max_bytes:
             self._own_cache = ForwardCache(max_bytes)
         self._own_cache.clear()
-        self.forward_cache = self._own_cache
+        self.forward_cache, self._packed = self._own_cache, PackedWeights(max_bytes)
 
     def stop_forward_cache(self) -> None:
-        """Stop storing and reusing outputs; the buffers stay allocated for the next step."""
-        self.forward_cache = None
+        """Stop storing and reusing outputs; the buffers stay allocated for the next step unless memory is scarce."""
+        self.forward_cache = self._packed = None
+        sizes = memory() if self._own_cache is not None else None
+        if self._own_cache is not None and sizes is not None and sizes[1] < sizes[0] * SCARCE:
+            self._own_cache.release()
+
+    @property
+    def _training_bytes(self) -> int:
+        """Bytes of the weights, those of a reference, gradients, moments, and the largest microbatch."""
+        weights, trained = (
+            sum(one.nbytes for one in some) for some in (self.model.parameters(), self.trainable().values())
+        )
+        return 2 * weights + 3 * trained + device_memory_bytes(self.device) // MICROBATCH_PART
 
     @cached_property
     def max_microbatch_tokens(self) -> int:
-        """Number of tokens whose activations fill a sixth of the device's memory.
+        """Number of tokens whose activations fill a sixth of the device's memory (``MICROBATCH_PART``).
 
         It depends on the size of the memory and not on what is free, so a run always uses the same microbatches.
         """
         each = activation_bytes_per_token(self.model, packed=self.layout is packed_states)
-        return max(1, device_memory_bytes(self.device) // 6 // max(1, each))
+        return max(1, device_memory_bytes(self.device) // MICROBATCH_PART // max(1, each))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

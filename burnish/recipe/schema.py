@@ -317,9 +317,11 @@ class Recipe(Job):
         return self
 
     def resolved(self) -> Recipe:
-        """Return the recipe with its algorithm's defaults written out, so that a later version trains the same way."""
-        rewards = resolve_rewards(self.algorithm, self.reward)
-        return self.model_copy(update={"algorithm": resolve_algorithm(self.algorithm), "reward": rewards})
+        """Return the recipe with all that depends on version and machine written out, so that it always trains the same."""
+        algorithm, rewards = resolve_algorithm(self.algorithm), resolve_rewards(self.algorithm, self.reward)
+        return self.model_copy(
+            update={"algorithm": algorithm, "reward": rewards, "optimizer": self.optimizer.resolved()}
+        )
 
 
 def _without_none(value: Any) -> Any:

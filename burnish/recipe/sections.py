@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from burnish.system.machine import spare_memory_share
 from burnish.system.paths import expanded
 
 MAX_SIZE = 1 << 20
@@ -186,8 +187,10 @@ class Optimizer(Section):
     """Tokens per backward pass, each prompt counted once; None chooses a size that is fast and fits into memory."""
     reuse_sampling: bool = True
     """Whether training reuses matrix products of sampling instead of recomputing them."""
-    reuse_memory: float = Field(0.0125, gt=0, le=0.5)
-    """Share of the machine's memory for these products; those that save the most time per byte are kept first."""
+    reuse_memory: float | None = Field(None, gt=0, le=0.5)
+    """Share of the machine's memory for these products; those that save the most time per byte are kept the longest.
+
+    None takes what is free when the run starts, and the run's recipe names it (``spare_memory_share``)."""
 
     @field_validator("betas")
     @classmethod
@@ -195,6 +198,10 @@ class Optimizer(Section):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("each beta must be at least 0 and below 1")
         return value
+
+    def resolved(self) -> Optimizer:
+        """Return the section with the share of memory that this machine spares now."""
+        return self.model_copy(update={"reuse_memory": self.reuse_memory or spare_memory_share()})
 
 
 class CheckpointSection(Section):

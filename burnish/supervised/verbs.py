@@ -28,6 +28,7 @@ from burnish.run.launch import (
     warn_if_environment_changed,
     work_in_run,
 )  # fmt: skip
+from burnish.run.libraries import record_libraries, restore_libraries
 from burnish.run.own_rows import rows_overrides
 from burnish.run.script import note_supervised
 from burnish.run.sources import run_sources
@@ -167,7 +168,9 @@ class Verb(Generic[R, T]):
             warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
         with discard_on_failure(run, fresh=fresh):
             recipe = keep_start(run, recipe)
+            restore_libraries(run)
             learner = self._build_learner(recipe, run.folder, observer, offline=offline, reads=reads)
+            record_libraries(run)
             source = {"data.use": (recipe.data.use, SOURCES.get(recipe.data.use))}
             sources = run_sources(run, recipe, reads, source, offline=offline)
         with inputs.recorded(sources):

@@ -28,6 +28,8 @@ SMOLLM2_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 LONGEST_PASS = 30.0
 """Seconds. A whole measurement makes six passes."""
+LEAST_MEMORY, LEAST_SHARE = 8 << 30, 0.0125
+"""Bytes of memory of a machine that has none to spare, and the share of it that may be used all the same."""
 WEIGHT_BYTES = 256 << 20
 """Minimum size of the weights that a pass reads: more than any processor caches."""
 
@@ -172,6 +174,23 @@ def memory() -> tuple[int, int] | None:
     except (OSError, LookupError, ValueError, NotImplementedError):
         return None
     return int(sizes.total), int(sizes.available)
+
+
+def spare_bytes(total: int) -> int:
+    """Return the bytes that may be used beyond need: a quarter of what is beyond 8 GB, at least ``LEAST_SHARE``."""
+    return int(max(total * LEAST_SHARE, (total - LEAST_MEMORY) / 4))
+
+
+def spare_memory_share() -> float:
+    """Return the share of the memory that a new process may use beyond its needs, of this moment.
+
+    It is that of ``spare_bytes``, halved until it is a quarter of what is free.
+    """
+    total, available = memory() or (LEAST_MEMORY, LEAST_MEMORY)
+    share = spare_bytes(total) / total
+    while share > LEAST_SHARE and share * total > available / 4:
+        share /= 2
+    return round(max(share, LEAST_SHARE), 4)
 
 
 def resolve_device(device: str) -> str:

@@ -22,6 +22,7 @@ from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward
+from burnish.system.machine import LEAST_SHARE
 from burnish.training.advantages import Credit, Rewards, split_rewards
 from burnish.training.batching import StepTensors, evaluate_tokens, microbatches, trained_indices, update_indices
 from burnish.training.learner import Learner, StepReport
@@ -72,7 +73,8 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Cloc
     """
     recipe, policy = learner.recipe, learner.policy
     if recipe.optimizer.reuse_sampling and isinstance(policy, CachesForward):
-        policy.start_forward_cache(recipe.optimizer.reuse_memory)  # what sampling computes, the gradient needs again
+        # What sampling computes, the gradient needs again.
+        policy.start_forward_cache(recipe.optimizer.reuse_memory or LEAST_SHARE)
 
     def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
         with clock.lap("generate"):

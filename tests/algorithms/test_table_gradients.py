@@ -7,7 +7,7 @@ import torch
 
 from burnish.algorithms.table_gradients import adding_to_grad, embedding
 from burnish.policies.kernels import fused_head as head
-from burnish.policies.kernels import linear as products
+from burnish.policies.kernels import linear, products
 from burnish.policies.kernels.fused_head import fused_logprobs
 from burnish.policies.loading import load_policy
 from burnish.policies.sampling_distribution import sampling_logprobs
@@ -33,7 +33,8 @@ def close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
 @pytest.mark.parametrize("onednn", [True, False])
 def test_two_microbatches_add_up_to_autograds_gradient(tiny, kind, onednn, monkeypatch) -> None:
     # Both kinds of matrix product, on every machine.
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.has_onednn_linear())
+    usual = "onednn" if onednn and products.has_onednn_linear() else "torch"
+    monkeypatch.setattr(products, "usual_library", lambda: usual)
     policy = load_policy(tiny(kind))
     sampling, slopes = SamplingParams(4, temperature=0.7), torch.linspace(-1, 2, 9)
     parameters = policy.trainable()
@@ -94,8 +95,9 @@ def test_the_head_in_pieces(sampling, onednn, monkeypatch) -> None:
         "KEPT_ELEMENTS": 16 * 23,
     }.items():
         monkeypatch.setattr(head, name, value)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn and products.has_onednn_linear())
-    monkeypatch.setattr(products, "MIN_ROWS", 4)
+    usual = "onednn" if onednn and products.has_onednn_linear() else "torch"
+    monkeypatch.setattr(products, "usual_library", lambda: usual)
+    monkeypatch.setattr(linear, "MIN_ROWS", 4)
     generator = torch.Generator().manual_seed(1)
     hidden, weight, bias = (
         torch.randn(*size, generator=generator).requires_grad_() for size in ((70, 6), (23, 6), (23,))

@@ -8,8 +8,8 @@ import torch
 from burnish.catalogue import model_folder
 from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalPolicy
-from burnish.policies.kernels.linear import has_onednn_linear
 from burnish.policies.kernels.packing import packed_states, padded_states
+from burnish.policies.kernels.products import has_onednn_linear
 from burnish.policies.loading import load_policy
 from burnish.types import Completion, Prompt, SamplingParams
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
 from burnish.run.folder import Run, comparable, read_lines
+from burnish.run.libraries import record_libraries, restore_libraries
 from burnish.system.files import explained, write_text
 
 RECIPE = load_recipe("toy")
@@ -271,3 +272,24 @@ class TestWriting:
 
 def test_environment_is_written(run):
     assert json.loads((run.folder / "environment.json").read_text()) == {"seed": 0}
+
+
+def test_a_run_keeps_the_libraries_of_its_products(run, monkeypatch) -> None:
+    from burnish.policies.kernels import products
+
+    chosen = {"weight 9x8": "torch", "inputs 9x8": "onednn", "forward 9x8": "torch"}
+    monkeypatch.setattr(products, "_chosen", dict(chosen))
+    monkeypatch.setattr(products, "has_onednn_linear", lambda: True)
+    record_libraries(run)
+    path = run.folder / "environment.json"
+    environment = {"seed": 0, "products": {"onednn": "inputs 9x8", "torch": "forward 9x8, weight 9x8"}}
+    assert json.loads(path.read_text()) == environment
+    products._chosen = {"weight 9x8": "onednn"}  # of another run in this process
+    record_libraries(run)
+    assert json.loads(path.read_text()) == environment
+    restore_libraries(run)
+    assert products.choices() == chosen
+    for damaged in ("[]", "{", '{"products": {"torch": ["x"], "other": "weight 9x8"}}'):
+        path.write_text(damaged)
+        restore_libraries(run)
+        assert not {"weight 9x8", "inputs 9x8"} & set(products.choices())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.system import machine
 from burnish.system.machine import cores, memory, peak_memory
 
 
@@ -31,3 +32,24 @@ def test_peak_memory_is_that_of_this_program_alone() -> None:
 
 def test_cores_are_those_of_this_process() -> None:
     assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+GB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    "total, available, share",
+    [
+        (8 * GB, 7 * GB, 0.0125), (4 * GB, 4 * GB, 0.0125),  # nothing to spare
+        (24 * GB, 20 * GB, 1 / 6),  # a quarter of 16
+        (24 * GB, 15 * GB, 1 / 12), (24 * GB, 4 * GB, 1 / 24), (24 * GB, GB // 8, 0.0125),
+    ],
+)  # fmt: skip
+def test_spare_memory_is_what_is_beyond_8_gb_and_free(total, available, share, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: (total, available))
+    assert machine.spare_memory_share() == pytest.approx(share, abs=5e-5)
+
+
+def test_spare_memory_of_a_system_that_does_not_tell(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: None)
+    assert machine.spare_memory_share() == machine.LEAST_SHARE

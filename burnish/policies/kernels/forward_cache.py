@@ -6,15 +6,16 @@ Idea: the sampler stores the outputs of its linear layers, token by token. The t
 computing them; everything else runs as usual. With all outputs stored, a training step saves a third of its matrix
 products, or half of them if only adapters are trained.
 
-Memory: a stored number saves as many multiplications as the weight has inputs. Weights with the most inputs (the
-down-projections) therefore come first; in a Llama they are a quarter of the work and a ninth of the numbers.
+Memory: a stored number saves as many multiplications as the weight has inputs. Where memory runs out, the weights with
+the fewest inputs are therefore given up first; in a Llama those with the most (the down-projections) are a quarter of
+the work and a ninth of the numbers.
 
-Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers, of one token.
+Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers, of one token. A buffer has
+room for all tokens of a step, but memory is used only for those that are written.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,8 +39,8 @@ class LayerOutputs:
     Attributes:
         width, inputs: output features, and input features: the multiplications that each stored number saves.
         adapters: maps inputs [T, in] to the adapters' contribution to the output [T, out]; None without adapters.
-        buffer: [capacity, width], float32; None if this layer is not stored. It is reused in every step and grows only
-            if a step needs more, because touching fresh memory takes as long as the copy itself.
+        buffer: [capacity, width], float32; None if this layer is not stored. It is reused in every step, because
+            touching fresh memory takes as long as the copy itself.
         filled: number of complete slots since the last ``clear``; -1 if some outputs are missing.
         slots: slots of the tokens that are run next; None if they are not stored.
     """
@@ -71,14 +72,15 @@ class LayerOutputs:
 class ForwardCache:
     """Outputs of linear layers by weight and token. A sampler writes them; ``lookup`` reads them.
 
-    The limit ``max_bytes`` and the number of tokens of the first ``reserve`` decide which layers are stored. Tokens
-    beyond the limit are not stored.
+    Layers are given up when their outputs would exceed ``max_bytes``, until one is left. Its tokens beyond the limit are
+    not stored.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._layers: dict[int, LayerOutputs] = {}
         self._stored: list[LayerOutputs] = []
+        """Layers that are stored, those that save most per byte first."""
         self._weights: list[Tensor] = []
         self._capacity = 0
         self.clear()
@@ -119,36 +121,33 @@ class ForwardCache:
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` more tokens, or for as many as the limit allows."""
         if self._tokens == 0:
-            self._choose(tokens)
-        capacity = min(self._tokens + tokens, self.max_bytes // max(1, self.bytes_per_token))
-        if capacity <= self._capacity:
+            self._stored = sorted(self._layers.values(), key=lambda layer: -layer.inputs)
+        if not self._stored:
             return
+        self._capacity = min(self._tokens + tokens, self.max_bytes // self._stored[0].bytes)
         for layer in self._stored:
-            grown = torch.empty(capacity, layer.width)
-            if layer.buffer is not None:
-                grown[: self._tokens] = layer.buffer[: self._tokens]
-            layer.buffer = grown
-        self._capacity = capacity
+            if layer.buffer is None or len(layer.buffer) < self._capacity:
+                grown = torch.empty(self._capacity, layer.width)  # the system provides pages when they are written
+                if layer.buffer is not None:
+                    grown[: self._tokens] = layer.buffer[: self._tokens]
+                layer.buffer = grown
 
-    def _choose(self, tokens: int) -> None:
-        """Choose the layers that save most and whose outputs for ``tokens`` tokens fit; at least one."""
-        ordered = sorted(self._layers.values(), key=lambda layer: -layer.inputs)
-        totals = itertools.accumulate(layer.bytes for layer in ordered)
-        fits = [total * tokens <= self.max_bytes for total in totals]
-        stored = [layer for layer, fit in zip(ordered, fits, strict=True) if fit] or ordered[:1]
-        if stored != self._stored:
-            self._stored, self._capacity = stored, 0
-            for layer in ordered:
-                layer.buffer = None
+    def release(self) -> None:
+        """Free the buffers; the next ``reserve`` makes new ones."""
+        self.clear()
+        for layer in self._layers.values():
+            layer.buffer = None
 
     def allocate(self, tokens: int) -> range | None:
         """Return the slots of the ``tokens`` tokens that are run next, or None if they do not fit."""
+        while len(self._stored) > 1 and (self._tokens + tokens) * self.bytes_per_token > self.max_bytes:
+            self._stored.pop().buffer = None
         self._full = self._full or not self._stored or self._tokens + tokens > self._capacity
         slots = None if self._full else range(self._tokens, self._tokens + tokens)
         if slots is not None:
             self._tokens = slots.stop
             if self._fingerprint is None:
-                self._fingerprint = _fingerprint(self._weights)
+                self._fingerprint = weight_elements(self._weights)
         for layer in self._layers.values():
             layer.slots = None if slots is None else slice(slots.start, slots.stop)
         return slots
@@ -164,7 +163,7 @@ class ForwardCache:
 
     def lookup(self, slots: Sequence[int]) -> Lookup | None:
         """Return a lookup of the outputs of the tokens in these slots; None if a weight has changed."""
-        if self._fingerprint is None or not torch.equal(self._fingerprint, _fingerprint(self._weights)):
+        if self._fingerprint is None or not torch.equal(self._fingerprint, weight_elements(self._weights)):
             return None
         return partial(self._find, torch.tensor(slots))
 
@@ -178,6 +177,6 @@ class ForwardCache:
 
 
 @torch.no_grad()
-def _fingerprint(weights: Sequence[Tensor]) -> Tensor:
+def weight_elements(weights: Sequence[Tensor]) -> Tensor:
     """Return some elements of each weight. Autograd's version counters do not see fused optimizers."""
     return torch.cat([weight.reshape(-1)[:: max(1, weight.numel() // FINGERPRINT)][:FINGERPRINT] for weight in weights])

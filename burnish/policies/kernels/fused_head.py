@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.table_gradients import adds_to_grad, ensure_grad
-from burnish.policies.kernels.linear import linear_forward
+from burnish.policies.kernels.linear import PackedWeights, add_weight_grad, current_packed, inputs_grad, multiply
 from burnish.policies.sampling_distribution import EarlyEnds, is_truncated, kept_tokens
 from burnish.policies.token_rows import TokenRows
 from burnish.types import SamplingParams, TokenStats
@@ -80,8 +80,9 @@ class _FusedLogprobs(torch.autograd.Function):
         ctx.waiting = []
         """For the first chunks: unnormalised probabilities [S, V], and the divisor [S] of each row."""
         room = KEPT_ELEMENTS if keep and any(ctx.needs_input_grad) else 0
+        packed = current_packed()
         for rows in _chunks(len(tokens), len(weight)):
-            logits = _scaled_logits(hidden[rows], weight, bias, sampling, token_rows)
+            logits = _scaled_logits(hidden[rows], weight, bias, sampling, token_rows, packed)
             full = None if whole is None else _normaliser(logits)
             kept = _truncate(logits, tokens[rows], sampling, early and early[rows])
             chosen = logits.gather(-1, tokens[rows, None]).squeeze(-1)
@@ -97,6 +98,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 log_mass[rows] = (total.log() - full[1].log()) + (top - full[0])
         ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy, whole)
         ctx.sampling, ctx.token_rows, ctx.early, ctx.adds = sampling, token_rows, early, adds_to_grad(weight)
+        ctx.packed = packed
         return logprobs, entropy, log_mass
 
     @staticmethod
@@ -121,7 +123,7 @@ class _FusedLogprobs(torch.autograd.Function):
             if held is not None and not with_entropy and by_mass is None:
                 grad = held[0].mul_((-by_logprob[rows] / held[1]).unsqueeze(-1))
             else:
-                logits = _scaled_logits(hidden[rows], weight, bias, ctx.sampling, ctx.token_rows)
+                logits = _scaled_logits(hidden[rows], weight, bias, ctx.sampling, ctx.token_rows, ctx.packed)
                 full = None if by_mass is None else (logits - whole[rows, None]).exp_()
                 kept = _truncate(logits, tokens[rows], ctx.sampling, ctx.early and ctx.early[rows])
                 logprobs = logits.sub_(normaliser[rows, None])
@@ -145,9 +147,9 @@ class _FusedLogprobs(torch.autograd.Function):
             for columns in _slices(grad.shape[1], COLUMNS if weight.device.type == "cpu" else len(weight)):
                 part = grad[:, columns]
                 if sums is not None:
-                    sums += linear_forward(part, weight[columns].t())
+                    sums += inputs_grad(part, weight, packed=ctx.packed, part=columns)
                 if weight_grad is not None:
-                    weight_grad[columns] += linear_forward(part.t(), hidden[rows].t())
+                    add_weight_grad(weight_grad[columns], part, hidden[rows])
             if hidden_grad is not None and sums is not None:
                 hidden_grad[rows] = sums.to(hidden.dtype)
             if bias_grad is not None:
@@ -184,15 +186,16 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _scaled_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, sampling: SamplingParams, token_rows: TokenRows | None
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, sampling: SamplingParams, token_rows: TokenRows | None,
+    packed: PackedWeights | None = None,
+) -> Tensor:  # fmt: skip
     """Return the logits [S, V], at least float32, divided by the temperature.
 
     V is ``token_rows.count`` if there are padding rows.
     """
-    if token_rows is not None:
-        weight, bias = weight[: token_rows.count], None if bias is None else bias[: token_rows.count]
-    logits = linear_forward(hidden, weight, bias)
+    part = None if token_rows is None else slice(0, token_rows.count)
+    bias = bias if bias is None or part is None else bias[part]
+    logits = multiply(hidden, weight, bias, packed=packed, part=part)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if token_rows is not None:
         logits = token_rows.fill(logits)

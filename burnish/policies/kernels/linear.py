@@ -1,67 +1,124 @@
-"""Linear layers computed by the faster CPU library.
+"""Linear layers computed by the faster CPU library, with weights that are reordered once for several products.
 
-torch multiplies float32 matrices with MKL, which reaches about 85% of the speed of oneDNN on AMD processors, and less
-for wide outputs such as logits. The choice depends on the processor's vendor only and never on a measurement, so one
-machine always computes the same bits.
+oneDNN multiplies by weights in an order of its own. Reordering takes up to a fifth of a product's time, so while the
+weights stay the same (``using_packed``) each is reordered once. ``products`` chooses the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from burnish.algorithms.table_gradients import embedding
-from burnish.policies.kernels.forward_cache import Lookup
+from burnish.algorithms.table_gradients import adds_to_grad, embedding, ensure_grad
+from burnish.policies.kernels.forward_cache import Lookup, weight_elements
+from burnish.policies.kernels.products import library, may_use_onednn, onednn_linear, reorder
 from burnish.policies.kernels.recompute import apply_elementwise, get_recomputation, identity
 
 MIN_ROWS = 64
 """With fewer rows, reordering the weight for each product costs more than oneDNN gains."""
 
 
-@cache
-def onednn_is_faster() -> bool:
-    """Return whether oneDNN is faster than MKL on this processor and available in this build of torch."""
-    if not has_onednn_linear():
-        return False
+class PackedWeights:
+    """Weights that oneDNN has reordered, each at its first use, up to ``max_bytes`` of them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.room = max_bytes
+        self._packed: dict[tuple[int, bool, int, int], tuple[Tensor, Tensor, Any]] = {}
+        """(weight, transposed, first row, rows) -> the weight, which keeps its id unique, some elements, and the result."""
+
+    def get(self, weight: Tensor, rows: slice | None = None, *, transposed: bool = False) -> Any:
+        """Return some or all rows of a weight [out, in], transposed or not: reordered where possible, else as a view."""
+        part = weight if rows is None else weight[rows]
+        view = part.t() if transposed else part
+        if not isinstance(
+            weight, torch.nn.Parameter
+        ):  # what a layer has computed may be freed, and another take its place
+            return view
+        key = id(weight), transposed, 0 if rows is None else rows.start, len(part)
+        now = weight_elements([part])
+        if key in self._packed and torch.equal(self._packed[key][1], now):
+            return self._packed[key][2]
+        if key not in self._packed:
+            if part.nbytes > self.room:
+                return view
+            self.room -= part.nbytes
+        self._packed[key] = weight, now, reorder(view)
+        return self._packed[key][2]
+
+
+_PACKED: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
+
+
+@contextmanager
+def using_packed(packed: PackedWeights | None) -> Iterator[None]:
+    """Reorder weights once for all products within this context, those of the backward pass included."""
+    token = _PACKED.set(packed)
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return any("AuthenticAMD" in line for line in file if line.startswith("vendor_id"))
-    except OSError:
-        return False
+        yield
+    finally:
+        _PACKED.reset(token)
 
 
-@cache
-def has_onednn_linear(dtype: torch.dtype = torch.float32) -> bool:
-    """Return whether torch's oneDNN operators compute linear layers of this dtype on this processor."""
-    weight = torch.ones(2, 2, dtype=dtype)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-        product = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
-    except (AttributeError, NotImplementedError, RuntimeError):  # an operator of another build, or none
-        return False
-    return bool((product == 2).all())
+def current_packed() -> PackedWeights | None:
+    """Return the reordered weights in use; a forward pass keeps them for its backward pass."""
+    return _PACKED.get()
 
 
-def linear_forward(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``rows`` [S, in] times the transpose of ``weight`` [out, in], plus the bias [out]; without gradient."""
-    if _use_onednn(rows, weight):
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return output
-    return torch.nn.functional.linear(rows, weight, bias)
+def multiply(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: PackedWeights | None = None,
+    part: slice | None = None,
+) -> Tensor:  # fmt: skip
+    """Return ``rows`` [S, in] times the transpose of ``weight`` [out, in], plus the bias [out]; without gradient.
+
+    ``part`` selects rows of the weight; the bias is theirs.
+    """
+    if _use_onednn("forward", rows, weight):
+        return onednn_linear(rows, _view(weight, part, packed, transposed=False), bias)
+    return torch.nn.functional.linear(rows, weight if part is None else weight[part], bias)
 
 
-def _use_onednn(rows: Tensor, weight: Tensor) -> bool:
+def inputs_grad(
+    grad: Tensor, weight: Tensor, *, packed: PackedWeights | None = None, part: slice | None = None
+) -> Tensor:
+    """Return ``grad`` [S, out] times ``weight`` [out, in], or times the ``part`` of its rows."""
+    if _use_onednn("inputs", grad, weight):
+        return onednn_linear(grad, _view(weight, part, packed, transposed=True))
+    return torch.mm(grad, weight if part is None else weight[part])
+
+
+def add_weight_grad(total: Tensor, grad: Tensor, rows: Tensor) -> None:
+    """Add the transpose of ``grad`` [S, out] times ``rows`` [S, in] to ``total`` [out, in] in place."""
+    if _use_onednn("weight", grad, total):
+        total += onednn_linear(grad.t(), rows.t())
+    elif total.dtype == grad.dtype:
+        total.addmm_(grad.t(), rows)
+    else:
+        total += torch.mm(grad.t(), rows)
+
+
+def _view(weight: Tensor, part: slice | None, packed: PackedWeights | None, *, transposed: bool) -> Any:
+    if packed is not None:
+        return packed.get(weight, part, transposed=transposed)
+    view = weight if part is None else weight[part]
+    return view.t() if transposed else view
+
+
+def _use_onednn(direction: str, rows: Tensor, weight: Tensor) -> bool:
+    return _is_supported(rows, weight) and library(direction, *weight.shape) == "onednn"
+
+
+def _is_supported(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == "cpu"
         and rows.numel() >= MIN_ROWS * rows.shape[-1]
-        and onednn_is_faster()
+        and may_use_onednn()
     )
 
 
@@ -75,7 +132,8 @@ class _Linear(torch.autograd.Function):
         ctx.recompute, parts = get_recomputation(rows) or (identity, (rows,))
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
-        output = linear_forward(rows.flatten(0, -2), weight, bias) if output is None else output
+        ctx.adds, ctx.packed = adds_to_grad(weight), current_packed()
+        output = multiply(rows.flatten(0, -2), weight, bias, packed=ctx.packed) if output is None else output
         # Not a view, which a layer may not change in place outside of this function.
         shaped: Tensor = torch.ops.aten._unsafe_view(output, (*rows.shape[:-1], weight.shape[0]))
         return shaped
@@ -84,10 +142,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         weight, *parts = ctx.saved_tensors
         flat = grad.flatten(0, -2).contiguous()
-        rows_grad = linear_forward(flat, weight.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        rows_grad = None
+        if ctx.needs_input_grad[0]:
+            rows_grad = inputs_grad(flat, weight, packed=ctx.packed).view(ctx.shape)
         weight_grad = None
         if ctx.needs_input_grad[1]:
-            weight_grad = linear_forward(flat.t(), ctx.recompute(*parts).flatten(0, -2).t())
+            total = ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)
+            add_weight_grad(total, flat, ctx.recompute(*parts).flatten(0, -2))
+            weight_grad = None if ctx.adds else total
         bias_grad = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
         return rows_grad, weight_grad, bias_grad, None
 
@@ -103,7 +165,7 @@ class _LinearMode(TorchFunctionMode):
             rows, weight, bias = args if len(args) == 3 else (*args, None)
             with torch.no_grad():
                 output = None if self.lookup is None or rows.dim() < 2 else self.lookup(weight, rows.flatten(0, -2))
-            if output is not None or _use_onednn(rows, weight) or get_recomputation(rows) is not None:
+            if output is not None or _is_supported(rows, weight) or get_recomputation(rows) is not None:
                 return _Linear.apply(rows, weight, bias, output)  # type: ignore[no-untyped-call]
         if func is torch.nn.functional.embedding:
             return embedding(*args, **options)
@@ -116,5 +178,5 @@ def fast_linear(lookup: Lookup | None = None) -> Iterator[None]:
 
     Outputs that ``lookup`` returns (``forward_cache``) are not computed again.
     """
-    with nullcontext() if lookup is None and not onednn_is_faster() else _LinearMode(lookup):
+    with nullcontext() if lookup is None and not may_use_onednn() else _LinearMode(lookup):
         yield

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels.linear import has_onednn_linear
+from burnish.policies.kernels.products import has_onednn_linear
 
 ATTRIBUTE = "burnish_compute_dtype"
 """Attribute of a model with mixed precision; copies of the model have it, too."""

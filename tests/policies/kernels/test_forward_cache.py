@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from burnish.generation.engine import Engine, make_sampler
+from burnish.policies import causal_lm
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.kernels.forward_cache import ForwardCache
-from burnish.policies.kernels.linear import has_onednn_linear
+from burnish.policies.kernels.products import has_onednn_linear
 from burnish.policies.loading import load_policy
 from burnish.recipe.schema import LoRA
 from burnish.types import Completion, Prompt, SamplingParams
@@ -151,6 +152,52 @@ class TestValidity:
         assert all(one.buffer is None for one in others)
         assert max(one.inputs for one in chosen) == widest
         gradient(policy, completions)
+
+    def test_layers_are_given_up_while_sampling_and_come_back_in_the_next_step(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.start_forward_cache()
+        sampled(policy)
+        everything, tokens = policy.forward_cache.bytes_per_token, policy.forward_cache._tokens
+        cache = policy.forward_cache = ForwardCache(everything * tokens - 1)
+        for _ in range(2):
+            cache.clear()
+            sampled(policy)
+            layers = sorted(cache._layers.values(), key=lambda layer: -layer.inputs)
+            assert cache.used_bytes <= cache.max_bytes and cache._stored == layers[:-1]
+            assert layers[-1].buffer is None
+            assert all(layer.filled == tokens for layer in cache._stored)
+
+    def test_released_buffers_are_made_anew(self, tiny):
+        policy = load_policy(tiny("llama"))
+        policy.start_forward_cache()
+        cache = policy.forward_cache
+        expected = gradient(policy, sampled(policy))[0]
+        cache.release()
+        assert all(layer.buffer is None for layer in cache._layers.values()) and cache.used_bytes == 0
+        torch.testing.assert_close(gradient(policy, sampled(policy))[0], expected, rtol=0, atol=0)
+
+    def test_a_large_share_of_the_memory_leaves_room_for_training(self, tiny, monkeypatch):
+        policy = load_policy(tiny("llama"))
+        weights = sum(one.nbytes for one in policy.model.parameters())
+        total = 60 * weights  # five times the weights for training, a sixth for a microbatch
+        monkeypatch.setattr(causal_lm, "device_memory_bytes", lambda device: total)
+        for share, expected in ((0.1, 6 * weights), (0.5, 45 / 2 * weights), (0.0125, 0.75 * weights)):
+            policy.start_forward_cache(share)
+            assert policy.forward_cache.max_bytes == pytest.approx(expected, rel=1e-6)
+        total = 5 * weights
+        policy.start_forward_cache(0.5)
+        assert policy.forward_cache.max_bytes == pytest.approx(0.0125 * total, abs=1)
+
+    def test_buffers_are_kept_for_the_next_step_unless_memory_is_scarce(self, tiny, monkeypatch):
+        policy = load_policy(tiny("llama"))
+        for available, kept in ((2, True), (0.9, False)):
+            monkeypatch.setattr(causal_lm, "memory", lambda available=available: (16, available))
+            policy.start_forward_cache()
+            cache = policy.forward_cache
+            sampled(policy)
+            policy.stop_forward_cache()
+            assert policy.forward_cache is None
+            assert any(layer.buffer is not None for layer in cache._layers.values()) == kept
 
     def test_completions_that_do_not_fit_are_recomputed(self, tiny):
         policy = load_policy(tiny("llama"))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels import linear as products
-from burnish.policies.kernels.linear import fast_linear, has_onednn_linear
+from burnish.policies.kernels import linear, products
+from burnish.policies.kernels.linear import fast_linear
+from burnish.policies.kernels.products import has_onednn_linear
 from burnish.policies.kernels.recompute import MAX_FACTORS, apply_elementwise, get_recomputation
 from burnish.policies.loading import load_policy
 from burnish.types import Completion, Prompt, SamplingParams
@@ -78,7 +79,7 @@ class TestElementwise:
         with torch.no_grad():
             rows.add_(1)
         assert get_recomputation(rows) is None
-        found = products._Linear.apply(rows, weight, None, None)
+        found = linear._Linear.apply(rows, weight, None, None)
         by_weight = torch.autograd.grad(found.sum(), weight)[0]
         assert torch.equal(by_weight, torch.ones(2, 3) @ rows.detach())
 
@@ -91,7 +92,7 @@ class TestElementwise:
         with torch.no_grad():
             factor.add_(1)
         assert get_recomputation(rows) is None
-        found = products._Linear.apply(rows, weight, None, None)
+        found = linear._Linear.apply(rows, weight, None, None)
         assert torch.equal(torch.autograd.grad(found.sum(), weight)[0], torch.ones(2, 3) @ before)
 
     def test_nothing_is_recorded_without_a_gradient(self):
@@ -107,8 +108,8 @@ class TestElementwise:
 @pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_a_model_stores_less_and_its_gradient_has_the_same_bits(tiny, kind, monkeypatch):
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "MIN_ROWS", 1)
+    monkeypatch.setattr(products, "usual_library", lambda: "onednn")
+    monkeypatch.setattr(linear, "MIN_ROWS", 1)
     policy = load_policy(tiny(kind))
     completions = [
         Completion(Prompt("a", "b"), (3, 4, 5), tuple(range(8, 16 + length)), "", (0.0,) * (8 + length), "length")
@@ -132,7 +133,7 @@ def test_a_model_stores_less_and_its_gradient_has_the_same_bits(tiny, kind, monk
         return slopes, sum(kept.values())
 
     found, less = run()
-    monkeypatch.setattr(products, "apply_elementwise", lambda func, args, options: func(*args, **options))
+    monkeypatch.setattr(linear, "apply_elementwise", lambda func, args, options: func(*args, **options))
     expected, more = run()
     assert less < more if kind != "gpt2" else less <= more
     assert found and any(one.any() for one in found)
@@ -142,7 +143,7 @@ def test_a_model_stores_less_and_its_gradient_has_the_same_bits(tiny, kind, monk
 
 @pytest.mark.skipif(not has_onednn_linear(), reason="torch lacks oneDNN's products here")
 def test_products_written_as_operators_or_methods_are_recorded(monkeypatch):
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "usual_library", lambda: "onednn")
     gate, up = numbers(2, 3), numbers(2, 3, seed=1)
     with fast_linear():
         assert get_recomputation(torch.nn.SiLU()(gate) * up) is not None
