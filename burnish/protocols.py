@@ -202,7 +202,7 @@ class Observer(Protocol):
         """Report that a run of ``steps`` steps begins, or resumes, at ``first_step``."""
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Report a finished step with its row of metrics.jsonl."""
+        """Report a finished step: its row of metrics.jsonl, and the seconds that the run still needs, ``time/left``."""
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Report the progress of a long phase, such as an evaluation or a download."""

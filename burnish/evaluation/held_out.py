@@ -18,12 +18,15 @@ from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
 from burnish.rewards.votes import AnswerReading
+from burnish.system.clock import Clock
 from burnish.text import WITHOUT_SPACES, Pattern
 from burnish.types import Completion, Group, Prompt, SamplingParams, Scores
 
 if TYPE_CHECKING:
     from burnish.protocols import HasReference, Observer, Sampler, Scorer
 
+PROMPTS_AT_ONCE = 32
+"""Prompts that a measurement samples at once."""
 LONGEST_TRUTH = 512
 """Largest number of reference tokens that truth_perplexity reads: a whole article would not fit in one pass."""
 # Han, kana, Thai, Lao, Burmese, Khmer and full-width punctuation are written without spaces.
@@ -47,24 +50,12 @@ def continuation(prompt: str, reference: str) -> str:
 
 
 def measure(
-    policy: HasReference,
-    sampler: Sampler,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    *,
-    sampling: SamplingParams,
-    samples_per_prompt: int,
-    seed: int | Sequence[int],
-    metrics: Scorer | None = None,
-    better: Mapping[str, str] | None = None,
-    observer: Observer | None = None,
-    prompts_per_batch: int = 32,
-    policy_version: int = 0,
-    correct: str | None = None,
-    attempts: Sequence[int] = (),
-    majorities: Sequence[int] = (),
-    reading: AnswerReading | None = None,
-) -> Measurement:
+    policy: HasReference, sampler: Sampler, scorer: Scorer, prompts: Sequence[Prompt], *, sampling: SamplingParams,
+    samples_per_prompt: int, seed: int | Sequence[int], metrics: Scorer | None = None,
+    better: Mapping[str, str] | None = None, observer: Observer | None = None, clock: Clock | None = None,
+    prompts_per_batch: int = PROMPTS_AT_ONCE, policy_version: int = 0, correct: str | None = None,
+    attempts: Sequence[int] = (), majorities: Sequence[int] = (), reading: AnswerReading | None = None,
+) -> Measurement:  # fmt: skip
     """Sample and score the held-out prompts.
 
     Args:
@@ -76,6 +67,7 @@ def measure(
         metrics: scorer of metrics that are not trained on. Each of its parts becomes a metric; its total is not used.
         better: direction of each such metric: "higher" (the default), "lower" or "neither".
         prompts_per_batch: prompts sampled at once; bounds the memory.
+        clock: gets the seconds of "generate", "score", "likelihood" and "truths".
         correct: the part or metric that is 1 for a right answer, with the k of its pass@k (``attempts``) and maj@k.
 
     Raises:
@@ -88,19 +80,24 @@ def measure(
     truths: list[Truth] = []
     weights: Mapping[str, float] = {}
     directions: dict[str, str] = {}
+    lap = (clock or Clock()).lap
     for start in range(0, len(prompts), prompts_per_batch):
-        groups = sampler.sample(
-            prompts[start : start + prompts_per_batch], samples_per_prompt=samples_per_prompt, sampling=sampling,
-            seed=seeds, policy_version=policy_version,
-        )  # fmt: skip
+        with lap("generate"):
+            groups = sampler.sample(
+                prompts[start : start + prompts_per_batch], samples_per_prompt=samples_per_prompt, sampling=sampling,
+                seed=seeds, policy_version=policy_version,
+            )  # fmt: skip
         completions = [completion for group in groups for completion in group.completions]
-        scores = scorer.score(completions)
+        with lap("score"):
+            scores = scorer.score(completions)
         weights = scores.weights
-        likelihoods = negative_log_likelihoods(completions, policy.reference)
+        with lap("likelihood"):
+            likelihoods = negative_log_likelihoods(completions, policy.reference)
         further = metrics.score(completions).parts if metrics else {}
         directions = {name: (better or {}).get(name, "higher") for name in further}
         samples.extend(_samples(groups, scores, likelihoods, further, reading))
-        truths.extend(_truths(policy, [group.completions[0] for group in groups]))
+        with lap("truths"):
+            truths.extend(_truths(policy, [group.completions[0] for group in groups]))
         if observer is not None:
             observer.progress("evaluating", min(start + prompts_per_batch, len(prompts)), len(prompts))
     return Measurement(

@@ -264,6 +264,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+def about(seconds: float) -> str:
+    """Format a duration to two figures: ``25 s``, ``8.5 min``, ``40 min``, ``2.3 h``, ``4.0 days``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    unit, size = next(unit for unit in (("days", 86400), ("h", 3600), ("min", 60)) if seconds >= 1.5 * unit[1])
+    value = seconds / size
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+
+
 def amount(done: int, total: int, *, in_bytes: bool) -> str:
     """Format progress as ``12/70`` or ``31.2/98.4 MB``, without the total if it is not known (0)."""
     if in_bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -25,11 +26,12 @@ from burnish.supervised.objective import (
     sums_to_json,
 )  # fmt: skip
 from burnish.supervised.recipe import SupervisedRecipe
+from burnish.system.clock import Clock
 from burnish.system.files import json_text
 from burnish.training.batching import TokenBudget
-from burnish.training.metrics import Clock
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
 from burnish.training.prompt_order import PromptOrder
+from burnish.training.time_left import ADAPTER_PASSES, UPDATE_PASSES
 from burnish.training.trainer import Trainer
 
 SHOWN = 100
@@ -86,6 +88,7 @@ class ExampleEvaluator(Generic[T]):
 
     learner: SupervisedLearner[T]
     observer: Observer
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def size(self) -> str:
@@ -96,10 +99,22 @@ class ExampleEvaluator(Generic[T]):
         sums: list[ExampleSums] = []
         for start in range(0, len(examples), MEASURED_AT_ONCE):
             part: Sequence[Any] = examples[start : start + MEASURED_AT_ONCE]
-            with torch.no_grad():
+            with torch.no_grad(), self.clock.lap("forward"):
                 sums += self.learner.objective.sums(self.learner.policy, part)
             self.observer.progress("evaluating", min(start + MEASURED_AT_ONCE, len(examples)), len(examples))
         return sums
+
+    def guess_step(self, before: list[ExampleSums]) -> float | None:
+        if not self.clock.laps:
+            return None
+        recipe, data = self.learner.recipe, self.learner.data
+        measured, trained = (
+            fmean(sum(text.size for text in example.texts) for example in examples)
+            for examples in (data.held_out, data.train[:SHOWN])
+        )
+        forward = self.clock.laps["forward"] / (len(data.held_out) * measured)
+        passes = ADAPTER_PASSES if recipe.policy.lora else UPDATE_PASSES
+        return passes * forward * trained * recipe.batch.examples_per_step
 
     def summary(self, measurement: list[ExampleSums]) -> Mapping[str, float]:
         return metric_values(measurement, self.learner.objective.metrics)

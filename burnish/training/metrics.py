@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from burnish.algorithms.kl import k1, k3
 from burnish.algorithms.ops import MAX_LOG_RATIO
 from burnish.rewards.part import finite_or_none
-from burnish.system.machine import peak_memory
 from burnish.training.policy_loss import MicrobatchLoss
 from burnish.training.rollouts import Rollouts
 from burnish.types import Completion, Microbatch, Scores
@@ -151,31 +148,3 @@ def sample_rows(
             row["prompt_ids"], row["token_ids"] = list(completion.prompt_ids), list(completion.token_ids)
             row["sampler_logprobs"], row["logprobs"] = list(completion.sampler_logprobs), part.tolist()
     return rows
-
-
-class Clock:
-    """Seconds of a step by phase. Time that is in no lap is the update's, the longest phase."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._laps[name] = self._laps.get(name, 0.0) + time.perf_counter() - begin
-
-    def metrics(self, tokens: int) -> dict[str, float]:
-        """Return seconds by phase, tokens per second, and the process's peak memory in MB."""
-        total = time.perf_counter() - self._begin
-        laps = {**self._laps, "update": total - sum(self._laps.values())}
-        return {
-            "tokens": tokens,
-            "tokens_per_second": tokens / total,
-            **{f"time/{name}": seconds for name, seconds in laps.items()},
-            "time/step": total,
-            "memory/peak": peak_memory() / 1e6,
-        }

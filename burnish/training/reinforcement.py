@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from burnish.evaluation.guards import (
     part_alarm,
     same_answer_alarm,
 )
-from burnish.evaluation.held_out import compare, measure, summary
+from burnish.evaluation.held_out import PROMPTS_AT_ONCE, compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.protocols import HasReference, Observer, Releasable, Sampler, Scorer
@@ -26,8 +26,10 @@ from burnish.recipe.evaluation import answer_reading
 from burnish.recipe.schema import Recipe
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
+from burnish.system.clock import Clock
 from burnish.training.learner import Learner
 from burnish.training.step import train_step
+from burnish.training.time_left import ADAPTER_PASSES, UPDATE_PASSES, Work, guess_step
 from burnish.training.trainer import RunGuards, Trainer
 from burnish.types import Prompt
 
@@ -41,13 +43,14 @@ FLAT_REMEDY = "take a reward of more levels, prompts that are neither always nor
 def measure_by_recipe(
     recipe: Recipe, policy: HasReference, sampler: Sampler, scorer: Scorer, metrics: Scorer | None,
     prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]], *, observer: Observer, policy_version: int = 0,
+    clock: Clock | None = None,
 ) -> Measurement:  # fmt: skip
     """Measure a policy on held-out prompts and on further sets with the recipe's settings."""
     settings = recipe.evaluation
     measure_prompts = partial(
         measure, policy, sampler, scorer, sampling=recipe.held_out_sampling,
         samples_per_prompt=settings.samples_per_prompt, seed=(recipe.seed, HELD_OUT_SEED, 0), metrics=metrics,
-        better={section.part: section.better for section in settings.metrics}, observer=observer,
+        better={section.part: section.better for section in settings.metrics}, observer=observer, clock=clock,
         policy_version=policy_version, correct=settings.correct, attempts=settings.attempts,
         majorities=settings.maj_at, reading=answer_reading(settings, recipe.reward),
     )  # fmt: skip
@@ -63,6 +66,7 @@ class HeldOutEvaluator:
     prompts: Sequence[Prompt]
     sets: Mapping[str, Sequence[Prompt]]
     observer: Observer
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def size(self) -> str:
@@ -73,12 +77,32 @@ class HeldOutEvaluator:
         learner = self.learner
         measurement = measure_by_recipe(
             learner.recipe, learner.policy, learner.sampler, learner.scorer, learner.metrics, self.prompts, self.sets,
-            observer=self.observer, policy_version=learner.step,
+            observer=self.observer, policy_version=learner.step, clock=self.clock,
         )  # fmt: skip
         if isinstance(learner.policy.reference, Releasable):
             # Training may never need it again, and its memory is better spent on the step.
             learner.policy.reference.release()
         return measurement
+
+    def guess_step(self, before: Measurement) -> float | None:
+        learner, sampling = self.learner, self.learner.recipe.sampling
+        some = self.prompts[:PROMPTS_AT_ONCE]
+        length = fmean(len(learner.policy.encode_prompt(prompt)) for prompt in some)
+        parts = [before, *before.sets.values()]
+        samples = [sample.tokens for part in parts for sample in part.samples]
+        if not (self.clock.laps and sum(samples)):
+            return None
+        each = self.learner.recipe.evaluation.samples_per_prompt
+        measured = Work(len(samples) // each, length, sum(samples), len(some) * each)
+        rows = sampling.prompts_per_step * sampling.samples_per_prompt
+        step = Work(sampling.prompts_per_step, length, fmean(samples) * rows, rows)
+        settings = learner.recipe.algorithm
+        passes = ADAPTER_PASSES if learner.recipe.policy.lora else UPDATE_PASSES
+        return guess_step(
+            self.clock.laps, measured, step, passes=passes * settings.epochs * (1 + len(learner.critics)),
+            true_tokens=sum(truth.tokens for part in parts for truth in part.truths),
+            reads_reference=learner.kl.active or learner.credit.needs_reference,
+        )  # fmt: skip
 
     def summary(self, measurement: Measurement) -> Mapping[str, float]:
         return summary(measurement, bleu_tokenize=self.learner.recipe.evaluation.bleu_tokenize)

@@ -22,11 +22,12 @@ from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward
+from burnish.system.clock import Clock
 from burnish.system.machine import LEAST_SHARE
 from burnish.training.advantages import Credit, Rewards, split_rewards
 from burnish.training.batching import StepTensors, evaluate_tokens, microbatches, trained_indices, update_indices
 from burnish.training.learner import Learner, StepReport
-from burnish.training.metrics import Clock, Totals, length_metrics, reward_metrics, sample_rows
+from burnish.training.metrics import Totals, length_metrics, reward_metrics, sample_rows
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
 from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect

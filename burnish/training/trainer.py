@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
 from burnish.errors import BurnishError, ContractError, InputError
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job
 from burnish.reports.page.html import write_report
+from burnish.reports.wording import about
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.system.files import json_text
 from burnish.training.best_model import BestModel
+from burnish.training.time_left import RECENT, TimeLeft
+
+WORTH_SAYING = 20.0
+"""Seconds. A run that takes longer says so before its first step."""
 
 M = TypeVar("M")
 
@@ -37,6 +44,9 @@ class Evaluator(Protocol[M]):
 
     def measure(self) -> M:
         """Measure the policy as it is now."""
+
+    def guess_step(self, before: M) -> float | None:
+        """Return the seconds that a step will take, from those of the measurement before training; None if unknown."""
 
     def summary(self, measurement: M) -> Mapping[str, float]:
         """Return metric -> value."""
@@ -115,6 +125,7 @@ class Trainer(Generic[M]):
         self.guards: RunGuards[M] = guards or RunGuards()
         self.best = BestModel(recipe.checkpoint.keep_best, run, checkpointer, skips_alarms=self.guards.can_stop)
         self.logged = 0
+        self.time_left = TimeLeft(recipe.steps, recipe.checkpoint.every, measure_every)
         self._newest: tuple[int, M] | None = None
         self._reports = True
 
@@ -152,19 +163,40 @@ class Trainer(Generic[M]):
         recipe, learner = self.recipe, self.learner
         if learner.step < recipe.steps:
             self.observer.message(f"report: {self.run.folder / 'report.html'}, written at each checkpoint")
+            self._announce(before)
         self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
         if self._ends_here(before, None):
             return
         while learner.step < recipe.steps:
-            metrics = self.step()
+            with self._timed("step"):
+                metrics = self.step()
             self.logged = learner.step
             learner.interrupts.release()
-            self.observer.step(metrics)
+            self.observer.step({**metrics, "time/left": self.time_left.left(learner.step)})
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
-                self.checkpointer.save()
-                self._report()
+                with self._timed("checkpoint"):
+                    self.checkpointer.save()
+                    self._report()
             if self._ends_here(before, metrics):
                 return
+
+    def _announce(self, before: M) -> None:
+        """Report how long the steps and the measurements will take, where it is known and not short."""
+        done, steps, expected = self.learner.step, self.recipe.steps, self.time_left
+        earlier = [row["time/step"] for row in self.run.rows("metrics.jsonl")[-RECENT:] if "time/step" in row]
+        expected.guess = median(earlier) if earlier else self.evaluator.guess_step(before)
+        whole = expected.left(done)
+        if expected.guess is None or whole is None or whole < WORTH_SAYING:
+            return
+        text = f"{steps - done} steps will take about {about(expected.guess * (steps - done))}"
+        measuring = whole - expected.guess * (steps - done)
+        self.observer.message(f"{text}, measuring {about(measuring)}" if measuring else f"{text}, without measuring")
+
+    @contextmanager
+    def _timed(self, work: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.time_left.add(work, time.monotonic() - begin)
 
     def _ends_here(self, before: M, row: Mapping[str, Any] | None) -> bool:
         """Return whether the guards end the run after the step of this row, after the measurement that is due."""
@@ -187,7 +219,8 @@ class Trainer(Generic[M]):
             return False
         row = next((row for row in self.run.rows("held_out.jsonl") if row["step"] == step), None)
         if row is None:
-            measurement = self.evaluator.measure()
+            with self._timed("measurement"):
+                measurement = self.evaluator.measure()
             self._newest = (step, measurement)
             # Alarms go into the row, so that a run that is killed here finds them again.
             row = {"step": step, **self.evaluator.summary(measurement), **self.guards.examine(before, measurement)}
@@ -205,7 +238,8 @@ class Trainer(Generic[M]):
             measurement = self._newest[1]
         else:
             self.observer.message(f"measuring {self.evaluator.size} {when} training")
-            measurement = self.evaluator.measure()
+            with self._timed("measurement"):
+                measurement = self.evaluator.measure()
         self.run.put(name, self.evaluator.to_json(measurement))
         return measurement
 

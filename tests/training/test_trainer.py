@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,25 @@ class TestReport:
         done = toy(tmp_path / "run", "steps=4", "checkpoint.every=1", observer=observer)
         assert observer.texts.count("the report was not written: no ink") == 1
         assert [comparable(row) for row in done.metrics] == [comparable(row) for row in whole.metrics]
+
+
+def test_a_long_run_says_how_long_it_will_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(burnish.training.reinforcement.HeldOutEvaluator, "guess_step", lambda *_: 30.0)
+    observer = InterruptingObserver(after_step=2)
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", "steps=6", observer=observer)
+    (text,) = (text for text in observer.texts if "will take" in text)
+    assert re.fullmatch(r"6 steps will take about 3\.0 min, measuring \d s", text)
+    # A resumed run goes by its own steps. It has not measured.
+    path = tmp_path / "run" / "metrics.jsonl"
+    rows = [{**row, "time/step": 600.0} for row in read_lines(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    observer = RecordingObserver()
+    train(resume=tmp_path / "run", observer=observer)
+    assert "4 steps will take about 40 min, without measuring" in observer.texts
+
+
+def test_a_short_run_says_nothing_of_its_duration(tmp_path: Path) -> None:
+    observer = RecordingObserver()
+    toy(tmp_path / "run", "steps=1", observer=observer)
+    assert not any("will take" in text for text in observer.texts)

@@ -33,7 +33,7 @@ def panel(state: RunState, phase: Phase, warning: str, warnings: int) -> Rendera
 def _time_left(state: RunState) -> str:
     if state.done >= state.steps:
         return "done"
-    return f"{duration(state.time_left)} left" if state.seconds else "starting"
+    return f"{duration(state.time_left)} left" if state.time_left is not None else "starting"
 
 
 def _bar(label: str, done: int, total: int, right: str) -> RenderableType:
@@ -65,4 +65,5 @@ def _metrics(state: RunState) -> RenderableType:
         value = finite(state.row.get(key))
         text = short(value) if value is None or key != "tokens_per_second" else f"{value:.0f}"
         line.append(f"{word} ", style="dim").append(f"{text}   ")
+    line.append(state.others, style="yellow")
     return line

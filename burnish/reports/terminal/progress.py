@@ -104,8 +104,10 @@ class PlainProgress:
         parts += [f"{word} {short(metrics[key])}" for key, word in _SHOWN if finite(metrics.get(key)) is not None]
         if finite(metrics.get("tokens_per_second")) is not None:
             parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
-        if state.done < state.steps:
+        if state.done < state.steps or (state.time_left or 0) >= 1:
             parts.append(f"{duration(state.time_left)} left")
+        if state.others:
+            parts.append(state.others)
         self._lines.write("  ".join(parts))
 
     def progress(self, phase: str, done: int, total: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from burnish.reports.wording import finite, printable
 
 BARS = "▁▂▃▄▅▆▇█"
-_RECENT = 15
+NEIGHBOUR = 0.2
+"""Cores that other programs take from a step before its line says so."""
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
@@ -38,7 +39,7 @@ def trend(values: list[float]) -> str:
 
 @dataclass
 class RunState:
-    """Progress of a run: its steps, its objective over time and the duration of its steps."""
+    """Progress of a run: its steps and its objective over time."""
 
     name: str = ""
     steps: int = 0
@@ -46,7 +47,6 @@ class RunState:
     row: Mapping[str, Any] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)
     """The objective at each step."""
-    seconds: list[float] = field(default_factory=list)
 
     @property
     def objective(self) -> tuple[str, str]:
@@ -64,17 +64,19 @@ class RunState:
         self.done = self.done + 1 if step is None else int(step)
         if (reward := finite(row.get(self.objective[1]))) is not None:
             self.rewards.append(reward)
-        phases = [finite(row.get(f"time/{phase}")) for phase in ("generate", "score", "update")]
-        spent = finite(row.get("time/step")) or sum(phase for phase in phases if phase)
-        if spent > 0:
-            self.seconds.append(spent)
 
     @property
     def time_left(self) -> float | None:
-        """Seconds left: the median of recent steps, which ignores a single slow step, times the steps left."""
-        if not self.seconds:
-            return None
-        return statistics.median(self.seconds[-_RECENT:]) * max(0, self.steps - self.done)
+        """Seconds left after the latest step, the last measurement included."""
+        return finite(self.row.get("time/left"))
+
+    @property
+    def others(self) -> str:
+        """How many cores other programs took from the latest step, in words; empty if they cost little time."""
+        taken, seconds = finite(self.row.get("time/others")), finite(self.row.get("time/step"))
+        if not (taken and seconds) or taken < NEIGHBOUR * seconds:
+            return ""
+        return f"other programs took {taken / seconds:.1f} cores"
 
 
 def in_bytes(phase: str) -> bool:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from burnish.reports.terminal.progress import JsonProgress, LiveProgress, PlainProgress, QuietProgress, make_observer
 from burnish.reports.terminal.run_state import RunState, sparkline, trend
+from burnish.reports.wording import about
 
 
 def row(step: int, **extra) -> dict:
@@ -22,6 +23,7 @@ def row(step: int, **extra) -> dict:
         "length/mean": 46.25,
         "tokens_per_second": 123.4,
         "time/step": 20.0,
+        "time/left": 440.0 - 20.0 * (step - 3),
         **extra,
     }
 
@@ -38,20 +40,23 @@ def drawn(observer: LiveProgress, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def test_time_left_is_the_median_of_recent_steps_times_the_steps_to_come():
-    state = RunState()
-    state.start("news", 10, 1)
-    for step, seconds in enumerate([20.0, 500.0, 22.0], start=1):
-        state.update({"step": step, "time/step": seconds})
-    assert state.time_left == 22.0 * 7
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89.0, "89 s"), (90.0, "1.5 min"), (510.0, "8.5 min"), (2400.0, "40 min"), (5400.0, "1.5 h"),
+     (72000.0, "20 h"), (129600.0, "1.5 days"), (1.5e6, "17 days")],
+)  # fmt: skip
+def test_a_duration_has_two_figures(seconds, text):
+    assert about(seconds) == text
 
 
-def test_time_left_uses_phases_without_a_step_time_and_is_unknown_without_both():
+def test_the_line_names_what_other_programs_took():
     state = RunState()
     state.start("news", 3, 1)
-    assert state.time_left is None
-    state.update({"step": 1, "time/generate": 2.0, "time/update": 3.0})
-    assert state.time_left == 10.0
+    assert state.time_left is None and state.others == ""
+    state.update(row(1, **{"time/others": 3.9}))
+    assert state.others == "", "less than a fifth of a core"
+    state.update(row(2, **{"time/others": 25.0}))
+    assert state.others == "other programs took 1.2 cores"
 
 
 def test_a_resumed_run_counts_from_its_first_step():
@@ -87,12 +92,15 @@ def test_plain_progress_writes_one_line_per_step():
     observer = PlainProgress(out)
     observer.start(name="news", steps=25, first_step=1)
     observer.step(row(3))
+    observer.step(row(25, **{"time/others": 20.0, "time/left": 95.0}))
     observer.message("fetched smollm2-135m (Apache-2.0)")
     observer.message("diversity\ncollapses \x1b[2J", level="warning")
     observer.finish()
     assert out.getvalue().splitlines() == [
         "news: 25 steps",
         "step  3/25  reward -3.200  kl 0.0030  entropy 3.100  length 46.25  123 tokens/s  7:20 left",
+        "step 25/25  reward -1.000  kl 0.0250  entropy 3.100  length 46.25  123 tokens/s  1:35 left  "
+        "other programs took 1.0 cores",
         "fetched smollm2-135m (Apache-2.0)",
         "warning: diversity collapses \\x1b[2J",
     ]
