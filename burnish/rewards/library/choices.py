@@ -37,8 +37,11 @@ _NEGATED = re.compile(
     rf"|(?:\(?\b[{LETTERS}]\)?\s+(?:isn[’']t|wasn[’']t|cannot|can[’']t)\b[^.\n;,]*)"
 )
 _SEVERAL = re.compile(
-    rf"\(?\b[{LETTERS}]\)?\s*(?:,|/|&|\bor\b|\band\b|,\s*and\b)\s*\(?[{LETTERS}]\b(?![A-Za-z'’])", re.S
+    rf"\(?\b[{LETTERS}][)\"'”’]?\s*(?:,|/|&|\bor\b|\band\b|,\s*and\b)\s*[(\"'“‘]?[{LETTERS}]\b(?!['’]\w)",
+    re.S,
 )
+_KEY = re.compile(r"([\"'])[A-Ja-j]\1\s?:\s?(?:\{[^}]*\}?|\[[^\]]*\]?|\"[^\"]*\"|'[^']*'|[^,}\n]*)")
+"""A letter that is a key of an object, as of JSON, with its value."""
 
 
 _LISTED = re.compile(rf"(?<![A-Za-z'])([{LETTERS}])\)")
@@ -63,6 +66,7 @@ def read_choice(text: str) -> str:
     text = re.sub(r"\*\*|__|`|\$", "", text)
     # One line break or space for any number of them: the time of the patterns grows with the cube of their length.
     text = re.sub(r"\s+", lambda space: " " if space[0].splitlines() == [space[0]] else "\n", text)
+    text = _KEY.sub(" ", text)
     # A crossed-out letter keeps its sentence: "not B but C".
     text = _NEGATED.sub(" not that ", text)
     text = re.sub(r"\bnot that\s*,?\s*(?:but|it(?:'s| is))\b\s*(?:rather\s+)?", " ", text)

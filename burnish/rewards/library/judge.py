@@ -57,6 +57,7 @@ CONNECT_SECONDS = 5.0
 """Time that the address has to accept a connection before the run begins."""
 _FIELD = re.compile(r"\{(\w+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_KEY = re.compile(r"\"[^\"\n]{0,80}\"\s?:")
 _OUT_OF = re.compile(
     rf"({_NUMBER.pattern})\s*(?:/|out of|分?\s*[，,（(]?\s*[满总]分(?:为|是)?)\s*({_NUMBER.pattern})", re.IGNORECASE
 )
@@ -264,7 +265,7 @@ def _ratings(completions: Sequence[Completion], log_metric: Log, log_count: Log,
 
 def parse_criteria(text: str, criteria: Iterable[str], low: float, high: float) -> dict[str, float] | None:
     """Return each criterion's rating, rescaled to 0 to 1; None unless the answer is JSON with a rating for every one."""
-    bare = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
+    bare = _unfenced(text)
     try:
         data = json.loads(bare)
         rated = {name: data[name] for name in criteria}
@@ -279,7 +280,7 @@ def parse_criteria(text: str, criteria: Iterable[str], low: float, high: float) 
 
 def parse_rating(text: str, low: float, high: float, *, strict: bool) -> float | None:
     """Return the number from ``low`` to ``high`` that an answer gives; None if it gives none."""
-    bare = text.strip()
+    bare = _unfenced(text)
     number: Any = None
     if bare.startswith("{"):
         try:
@@ -294,7 +295,7 @@ def parse_rating(text: str, low: float, high: float, *, strict: bool) -> float |
         number, highest = marks[-1]
         if float(highest) != high:  # another scale than asked for
             return None
-    elif not strict and (numbers := _NUMBER.findall(bare)):
+    elif not strict and (numbers := _NUMBER.findall(_KEY.sub(" ", bare))):
         number = numbers[-1]
     if number is None:
         return None
@@ -303,6 +304,10 @@ def parse_rating(text: str, low: float, high: float, *, strict: bool) -> float |
     except OverflowError:  # an integer beyond the floats
         return None
     return rating if low <= rating <= high else None
+
+
+def _unfenced(text: str) -> str:
+    return text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
 
 
 def _share(answer: ChatAnswer, share: Callable[[str], float | None], fallback: float | None, url: str) -> float:

@@ -11,6 +11,8 @@ from burnish.rewards.library.quantities import CURRENCIES, DECIMAL, UNITS, Quant
 ANSWER_KINDS = ("whole", "first_line", "last_line", "last_number", "tag", "boxed")
 LONGEST_ANSWER = 1000
 """Characters; a longer answer is wrong. The time of some verifiers grows with the square of the length."""
+LONGEST_KEY = 60
+"""Characters around a number in which the key of an object is looked for."""
 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*")
 _MINUS = "\u2212\u2013"
@@ -28,6 +30,8 @@ _WITHIN = re.compile(
 )
 """Before a number within an expression, a date or a time."""
 # Before "\0" and after it: "5-3", "1 000" and "1.2.3" are no numbers that end there.
+_IN_KEY = re.compile(r"[{,]\s*[\"'][^\"'\n]*\0[^\"'\n]*[\"']\s*:")
+"""A number, replaced by "\\0", within the key of an object, as of JSON."""
 _CUT = re.compile(rf"[\d)\]}}]\s*\0[-+{_MINUS}]|(?<!\d)\d{{1,3}} \0\d{{3}}(?!\d)|\d\0\.")
 _GOES_ON = re.compile(
     rf"\s*(?:[\^π√]|\\(?:sqrt|pi|times|cdot|div|d?frac|pm|mp)|[+*/×÷{_MINUS}]\s*(?:[\d(\\]|[a-z]\b)|-\s*[\d(\\])"
@@ -135,7 +139,8 @@ def quantity_in(text: str, kind: str) -> Quantity | None:
 
 def _last_number(text: str) -> re.Match[str] | None:
     for match in reversed(list(_RUNNING.finditer(text))):
-        if not _PART_OF_WORD.search(text[max(0, match.start() - 4) : match.start()]):
+        before, after = text[max(0, match.start() - LONGEST_KEY) : match.start()], text[match.end() :][:LONGEST_KEY]
+        if not _PART_OF_WORD.search(before[-4:]) and not _IN_KEY.search(f"{before}\0{after}"):
             return match
     return None
 

@@ -81,6 +81,29 @@ def test_a_reference_that_cannot_be_read_is_refused(reward: str, reference: str,
         verdict(reward, reference, "5")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}', '{"A": "B"}', "{'a': 1, 'b': 2}", '```json\n{"a": ["B", "C"]}\n```', 'So: {"b": {"a": 1}}', '"A": 1',
+        "'A' or 'B'", '{"a": "', '{"5": "x"}', "{'7': 1",
+    ],
+)  # fmt: skip
+def test_a_key_is_not_an_answer(text: str) -> None:
+    assert [verdict("choice", gold, text) for gold in "ABC"] == [0.0] * 3
+    assert verdict("numeric", "5", text) == verdict("numeric", "7", text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "gold", "text"),
+    [
+        ("choice", "B", '{"answer": "B"}'), ("choice", "B", '{"a": 1, "answer": "B"}'), ("choice", "B", '"B"'),
+        ("numeric", "42", '{"answer": 42, "step 7": "x"}'), ("numeric", "5", 'He said "5": no more.'),
+    ],
+)  # fmt: skip
+def test_a_value_beside_keys_is_one(reward: str, gold: str, text: str) -> None:
+    assert verdict(reward, gold, text) == 1.0
+
+
 @pytest.mark.parametrize("text", ODD_TEXTS)
 @pytest.mark.parametrize("reward", ["numeric", "choice", "exact"])
 def test_odd_texts_are_wrong(reward: str, text: str) -> None:
@@ -118,6 +141,9 @@ def test_exact_and_numeric_have_the_same_readings(kind: str) -> None:
         ("choice", "The answer" + 3000 * "\n" + "x"),
         ("choice", 4000 * "choice "),
         ("choice", 8000 * "{" + 8000 * "}"),
+        ("choice", 8000 * '"a":'),
+        ("choice", 8000 * "'a':{"),
+        ("numeric", 8000 * "{'1"),
         ("math", 20000 * "\\boxed{"),
         ("numeric", 20000 * "1 , "),
     ],

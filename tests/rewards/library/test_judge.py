@@ -137,6 +137,8 @@ def test_a_number_is_rescaled_and_the_question_follows_the_template(server: Serv
         # "8/10" is 8; a mark out of another number is on a scale that was not asked for.
         ("8/10", False, 8.0), ("I say 8 out of 10.", False, 8.0), ("7分（满分10分）", False, 7.0), ("4/5", False, None),
         ("First 9/10, then 6 / 10", False, 6.0), ("12/10", False, None), ("7分", False, 7.0),
+        # A key is not a mark, and a fence is not part of the answer.
+        ('```json\n{"score": 8, "of": 9}\n```', False, 8.0), ('Well: {"score": 8, "step 3": "x"}', False, 8.0),
     ],
 )  # fmt: skip
 def test_which_texts_are_answers(text: str, strict: bool, number: float | None) -> None:
