@@ -89,15 +89,10 @@ class Reasoning(SplitTask):
         self.size, self.seed, self.instruction, self.chat = size, seed, instruction, chat
 
     def examples(self, *, offline: bool, observer: Observer | None) -> Sequence[TaskExample]:
-        order = self._order()
-        entries = [
-            iter(
-                generate_entries(
-                    share.use, {**EASY.get(share.use, {}), **share.settings}, order.count(index), self.seed
-                )
-            )
-            for index, share in enumerate(self.shares)
-        ]
+        kinds = [(share.use, {**EASY.get(share.use, {}), **share.settings}) for share in self.shares]
+        # Equal shares take turns at one stream of questions: two streams would be the same.
+        order = [kinds.index(kinds[index]) for index in self._order()]
+        entries = {index: iter(generate_entries(*kinds[index], order.count(index), self.seed)) for index in {*order}}
         # A few answers of "ab" and "string_manipulation" are empty, and an empty text would be right.
         made = ((self.shares[index].use, next(entries[index])) for index in order)
         examples = [self._example(name, entry) for name, entry in made if entry["answer"].strip()]

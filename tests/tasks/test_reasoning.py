@@ -10,7 +10,7 @@ from burnish.errors import InputError
 from burnish.rewards.library.answers import extract_answer, numeric, verifier
 from burnish.rewards.registry import REWARDS
 from burnish.system import optional_packages as extras
-from burnish.tasks.generators import EASY, get_verifier
+from burnish.tasks.generators import EASY, generate_entries, get_verifier
 from burnish.tasks.reasoning import Reasoning
 from burnish.tasks.registry import TASKS, check_task_options
 from burnish.types import Completion, Prompt
@@ -52,6 +52,19 @@ def test_the_same_seed_gives_the_same_prompts_and_another_does_not() -> None:
 def test_a_seed_that_would_repeat_the_questions_of_another_is_refused(seed: int) -> None:
     with pytest.raises(InputError, match="must be at least"):
         Reasoning(seed=seed)
+
+
+def test_equal_shares_ask_different_questions() -> None:
+    entries = generate_entries("gcd", EASY["gcd"], 40, 3)
+    alone = Reasoning(generator="gcd", size=40, seed=3).examples(offline=True, observer=None)
+    assert [one.prompt.metadata["entry"] for one in alone] == entries
+    spelled_out = {"use": "gcd", "settings": dict(EASY["gcd"]), "weight": 3}
+    twice = Reasoning(generators=[{"use": "gcd"}, spelled_out], size=40, seed=3)
+    assert [one.digest for one in twice.examples(offline=True, observer=None)] == [one.digest for one in alone]
+    hard = {"use": "gcd", "settings": {"max_value": 1000}}
+    mixed = Reasoning(generators=[{"use": "gcd"}, hard], size=40, seed=3).examples(offline=True, observer=None)
+    own = generate_entries("gcd", {**EASY["gcd"], "max_value": 1000}, 20, 3)
+    assert [one.prompt.metadata["entry"] for one in mixed][1::2] == own, "other settings have a stream of their own"
 
 
 def test_without_a_chat_template_the_prompt_ends_with_answer() -> None:
