@@ -134,6 +134,8 @@ class Evaluation(Section):
                 "samples_per_prompt = 1"
             )
         for key, attempts in (("pass_at", self.pass_at), ("maj_at", self.maj_at)):
+            if len(set(attempts)) < len(attempts):
+                raise ValueError(f"{key} = {attempts}: name each k once")
             if attempts and self.correct is None:
                 raise ValueError(f"{key} needs correct, the name of a reward that is 1 for a right answer")
             if unfit := [k for k in attempts if not 1 <= k <= self.samples_per_prompt]:

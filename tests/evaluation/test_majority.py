@@ -138,6 +138,8 @@ class TestRecipe:
         [
             ([], "maj_at needs correct"),
             (["evaluation.correct=exact", "evaluation.maj_at=[8]"], "maj_at: k = 8 needs"),
+            (["evaluation.correct=exact", "evaluation.maj_at=[2,2]"], r"maj_at = \[2, 2\]: name each k once"),
+            (["evaluation.correct=exact", "evaluation.pass_at=[1,4,1]"], "pass_at = .* name each k once"),
             (
                 ["reward.0.use=chrf", "evaluation.correct=chrf"],
                 "'chrf' does not declare .* pass read_answer to @burnish",
