@@ -148,7 +148,11 @@ class Encoder:
                 "the chat template rewrites earlier messages, so an answer of several turns is not one text: keep only "
                 "the last answer, and give the turns before it as the prompt"
             )
-        return texts[0]
+        asked, replied = (
+            "\n".join(message.content for message in messages)
+            for messages in (row.prompt, [one for one in answer if one.role == "assistant"])
+        )
+        return replace(texts[0], prompt=asked, text=replied)
 
     def notes(self, rows: Sequence[TrainingRow]) -> list[str]:
         """Return what the chat template does to conversations besides writing them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from burnish.data.rows import Conversation
+from burnish.data.rows import Conversation, ConversationPair
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.loading import load_model
@@ -276,6 +276,13 @@ class TestRefusals:
 def test_an_answer_with_weight_0_is_read_only(model) -> None:
     use(model, PLAIN)
     assert learnt(model, (*TALK[:2], Message("assistant", "won", learnt=False), *TALK[3:])) == [(SECOND, "too<|end|>")]
+
+
+def test_a_preference_shows_its_whole_prompt_and_its_own_answer(model) -> None:
+    use(model, PLAIN)
+    row = ConversationPair(TALK[:4], TALK[4:], (Message("assistant", "to"),), "u")
+    texts = [Encoder(model, 256).continuation(row, answer) for answer in (row.chosen, row.rejected)]
+    assert [(text.prompt, text.text) for text in texts] == [("short\none\nwon\ntwo", one) for one in ("too", "to")]
 
 
 def test_what_does_not_fit_is_cut(model) -> None:
