@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,7 @@ def check(
 def show_data(subject: str, model: str, rows: int, settings: list[str], *, json: bool, offline: bool) -> None:
     """Print what the verbs that train would read of some data."""
     from burnish.catalogue.convert import resolve_model
-    from burnish.drafting.recipe import guess_fields
+    from burnish.drafting.columns import guess_fields
     from burnish.policies.loading import load_model
     from burnish.recipe.reading import read_override
     from burnish.reports.terminal.progress import make_observer
@@ -125,9 +126,11 @@ def init(
     target = to or Path(f"{re.sub(r'[-_]?[*?]', '', stem) or 'mine'}.toml")
     if target.exists():
         raise InputError(f"{target} exists: name another file with --to, or delete it")
-    verb, text = draft_recipe(data, kind=kind, prompt=prompt, reference=reference, model=model, settings=settings)
+    verb, text, note = draft_recipe(data, kind=kind, prompt=prompt, reference=reference, model=model, settings=settings)
     with explained(f"cannot write {target}"), target.open("x", encoding="utf-8") as file:
         file.write(text)
+    if note:
+        print(f"burnish: {escape(note)}", file=sys.stderr)
     print(escape(str(target)))
     command = escape(f"burnish {verb} {shlex.quote(str(target))}")
     print(f"next:\n  {command} --dry-run\n  {command} --run-dir {shlex.quote(f'runs/{target.stem}')}")

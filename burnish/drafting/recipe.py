@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from burnish.data.fields import field as get_field
-from burnish.data.fields import field_paths, has_field
 from burnish.data.files import RawRow
-from burnish.data.origin import Origin
 from burnish.data.rows import (
     BrokenRow,
     Conversation,
@@ -26,6 +22,7 @@ from burnish.data.rows import (
     PromptCompletion,
     TrainingRow,
 )  # fmt: skip
+from burnish.drafting.columns import CONTEXTS, first_rows, guess_verb, prompt_fields, row_columns
 from burnish.drafting.rewards import RewardGuess, estimated_tokens, guess_reward, share_tokens
 from burnish.errors import InputError
 from burnish.registry import nearest
@@ -34,27 +31,10 @@ from burnish.tasks.data import DataTask
 from burnish.types import Prompt
 
 VERBS = ("train", "sft", "prefer", "reward-model")
-PROMPTS = (
-    "prompt", "question", "problem", "instruction", "query", "messages", "conversations", "conversation", "input",
-    "sentence", "text", "问题", "题目", "提示",
-)  # fmt: skip
-"""Fields that are taken for the prompt, the likeliest first; case does not matter."""
-ANSWERS = (
-    "reward_model.ground_truth", "reference", "ground_truth", "expected_answer", "final_answer", "correct_answer",
-    "answers.text", "answer.value", "answer", "answers", "answerkey", "tests", "test_list", "input_output", "target",
-    "gold", "solution", "response", "output", "completion", "translation", "summary", "label", "答案", "回答",
-)  # fmt: skip
-"""Fields that are taken for the reference, the likeliest first."""
-PREFERRED = (("chosen", "rejected"), ("preferred", "rejected"), ("chosen_response", "rejected_response"))
-CONTEXTS = ("context", "passage", "document", "article")
-OPTIONS = ("choices.text", "choices", "options")
-LOOKED_AT = 200
-"""Rows whose columns are compared."""
 HELD_OUT_WANTED = 50
 """Held-out prompts that give an interval narrow enough to show an ordinary gain."""
 SAMPLES, STEP_TOKENS = 8, 1024
 """Samples per prompt, and the most tokens of a step unless answers are long: seconds on a laptop."""
-LETTERS = "ABCDEFGHIJ"
 LONGEST_COMMENT = 300
 MOST_BROKEN = 0.999
 """Share of the rows that may be unusable in a draft."""
@@ -88,8 +68,10 @@ def _pair(key: str, value: Any) -> str:
 def draft_recipe(
     data: str, *, kind: str = "", prompt: str = "", reference: str = "", model: str = "smollm2-135m",
     settings: Mapping[str, Any] | None = None,
-) -> tuple[str, str]:  # fmt: skip
+) -> tuple[str, str, str]:  # fmt: skip
     """Return the verb and the text of a recipe for a file, a pattern of files, or ``datasets/OWNER/NAME`` of the hub.
+
+    Third, a note if the rows differ in form; the recipe is for the commonest one.
 
     Args:
         kind: the verb, one of ``VERBS``; if empty, the columns decide.
@@ -103,14 +85,15 @@ def draft_recipe(
         raise InputError(f"--kind {kind}{nearest(kind, VERBS)}: write one of {', '.join(VERBS)}")
     hub = data.startswith("datasets/") and not Path(data).exists()
     options = {"dataset" if hub else "path": data.removeprefix("datasets/") if hub else data, **(settings or {})}
-    rows = _first_rows(options)
+    rows, note = first_rows(options, kind, prompt, reference)
     for name in filter(None, (prompt, reference)):
         try:
             get_field(rows[0], name)
         except ValueError as error:
             raise InputError(f"{data}: {error}") from error
-    verb = kind or ("train" if prompt or reference else _guess_verb(rows))
+    verb = kind or ("train" if prompt or reference else guess_verb(rows))
     top = f"# Drafted by `burnish init {_comment(data)}`. A comment says why a value was chosen: check what it says.\n"
+    top += f"# {_comment(note)}.\n" if note else ""
     write = _draft_training if verb == "train" else _draft_supervised
     sections = write(rows, options, verb, prompt, reference)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data.rstrip("/*")).name.partition(".")[0]).strip("-._") or "mine"
@@ -123,71 +106,13 @@ def draft_recipe(
     text = top + "\n".join(section.text() for section in sections)
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise InputError(f"the name of a file or a column is not UTF-8 text: {data!r}; rename it")
-    return verb, text
-
-
-def _first_rows(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    known = Origin.__dataclass_fields__
-    if unknown := [key for key in options if key not in known]:
-        raise InputError(f"--set {unknown[0]}{nearest(unknown[0], known)}: known: {', '.join(known)}")
-    if wrong := [key for key, value in options.items() if not isinstance(value, str)]:
-        raise InputError(f"--set {wrong[0]}={options[wrong[0]]}: must be text, as in --set '{wrong[0]}=\"...\"'")
-    raw = list(islice(Origin(**options).rows(), LOOKED_AT))
-    rows = [row.values for row in raw if row.values is not None]
-    if not rows:
-        problem = f"{raw[0].position}: {raw[0].reason}" if raw else "it has no rows"
-        raise InputError(f"{options.get('path') or options.get('dataset')}: no row can be read: {problem}")
-    return rows
-
-
-def _named(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the first of some fields that a row has, as the row spells it; "" if it has none."""
-    spelling = {str(name).strip().lower(): str(name) for name in row}
-    for name in names:
-        if has_field(row, name):
-            return name
-        if name in spelling:
-            return spelling[name]
-    return ""
-
-
-def _preferences(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    return next((pair for pair in PREFERRED if all(has_field(row, name) for name in pair)), None)
-
-
-def _guess_verb(rows: Sequence[Mapping[str, Any]]) -> str:
-    row = rows[0]
-    if _preferences(row) or ("label" in row and "completion" in row and "prompt" in row):
-        return "prefer"
-    prompt = _named(row, PROMPTS)
-    if "completion" in row and prompt and not has_field(row, ANSWERS[0]):
-        return "sft"
-    inputs = [row.get("input") for row in rows if "instruction" in row]
-    if any(inputs) and not all(inputs):  # a prompt's template cannot have an empty field
-        return "sft"
-    answered = prompt in ("messages", "conversations", "conversation") and not _named(row, ANSWERS)
-    if answered and _speaker(get_field(row, prompt)) in ("assistant", "gpt"):
-        return "sft"
-    return "sft" if prompt == "text" and not _named(row, ANSWERS) else "train"
-
-
-def _speaker(messages: Any) -> str:
-    """Return the role of a conversation's last message."""
-    last = messages[-1] if isinstance(messages, list) and messages else {}
-    return str(last.get("role", last.get("from", ""))) if isinstance(last, Mapping) else ""
-
-
-def _refuse(rows: Sequence[Mapping[str, Any]], what: str) -> InputError:
-    listed = list(islice(field_paths(rows[0]), 20))
-    return InputError(
-        f"no column looks like the {what}; the columns are {', '.join(listed)}: name them with --prompt and --reference"
-    )
+    return verb, text, note
 
 
 def _draft_training(
     rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], verb: str, prompt: str, reference: str
 ) -> list[Table]:
-    fields = _fields(rows, prompt, reference)
+    fields = prompt_fields(rows, prompt, reference)
     pieces, answer = "template" in fields, "reference" in fields
     task = DataTask(**options, **fields, max_broken=MOST_BROKEN)
     examples = task.examples(offline=False, observer=None)
@@ -210,31 +135,6 @@ def _draft_training(
     return _loop(guess, prompts, source)
 
 
-def _fields(rows: Sequence[Mapping[str, Any]], prompt: str, reference: str) -> dict[str, Any]:
-    """Return the options of the task ``data`` that name its fields. Raises InputError without a prompt."""
-    row = rows[0]
-    answer = reference or _named(row, [name for name in ANSWERS if name != prompt])
-    asked = prompt or _named(row, [name for name in PROMPTS if name != answer])
-    if not asked:
-        raise _refuse(rows, "prompt")
-    if answer and (options := _named(row, OPTIONS)) and _numbers_options(rows, answer, options):
-        raise InputError(
-            f"'{answer}' numbers the options of '{options}', which no reward reads: write the letter (A, B, ...) instead"
-        )
-    pieces = _template(rows, asked) if isinstance(get_field(row, asked), str) else []
-    fields: dict[str, Any] = {"template": "\n".join(pieces)} if pieces else {"prompt": asked}
-    return fields | ({"reference": answer} if answer else {})
-
-
-def guess_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the task ``data`` that name the fields of some data; none if they cannot be guessed."""
-    with suppress(InputError):
-        rows = _first_rows({key: value for key, value in options.items() if key in Origin.__dataclass_fields__})
-        if _guess_verb(rows) == "train":
-            return _fields(rows, "", "")
-    return {}
-
-
 def _loop(guess: RewardGuess, prompts: Sequence[Prompt], source: Table) -> list[Table]:
     each = max(2, min(8, STEP_TOKENS // (SAMPLES * guess.max_new_tokens), len(prompts) // 2 or 1))
     steps = max(40, min(100, len(prompts) // each))
@@ -249,55 +149,6 @@ def _loop(guess: RewardGuess, prompts: Sequence[Prompt], source: Table) -> list[
     evaluation = Table("[evaluation]", [("samples_per_prompt", 4, "more: narrower intervals")])
     first = Table("", [("steps", steps, f"{each} of {len(prompts)} prompts per step; more if the reward still rises")])
     return [first, source, reward, sampling, evaluation]
-
-
-def _template(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
-    """Return the lines of a template where the prompt needs other columns: a context, an input, or options."""
-    row = rows[0]
-    lines = []
-    if (context := _named(row, CONTEXTS)) and context != prompt and _is_text(rows, context):
-        lines += [f"{{{context}}}", ""]
-    lines.append(f"{{{prompt}}}")
-    if prompt == "instruction" and "input" in row and _is_text(rows, "input"):
-        lines += ["", "{input}"]
-    letters = [letter for letter in LETTERS if letter in row and _is_text(rows, letter)]
-    if len(letters) > 1:
-        lines += [f"{letter}. {{{letter}}}" for letter in letters]
-    elif name := _named(row, OPTIONS):
-        lines += _option_lines(rows, name)
-    return lines if len(lines) > 1 and not set(prompt) & set("[]{}:!") else []
-
-
-def _option_lines(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """Return the lines of a template for options in a list, or by letter; none if the rows' options differ in number."""
-    values: list[Any] = [get_field(row, name) if has_field(row, name) else None for row in rows]
-    if all(isinstance(value, dict) for value in values):
-        letters = [letter for letter in LETTERS if letter in values[0]]
-        same = all([*value] == letters for value in values)
-        return [f"{letter}. {{{name}.{letter}}}" for letter in letters] if same and len(letters) > 1 else []
-    texts = all(isinstance(value, list) and all(isinstance(one, str) for one in value) for value in values)
-    if not texts or len({len(value) for value in values}) > 1 or not 2 <= len(values[0]) <= len(LETTERS):
-        return []
-    indices = range(len(values[0]))
-    names = name.replace("text", "label")
-    labels = [get_field(row, names) if names != name and has_field(row, names) else None for row in rows]
-    if all(one in (None, [*LETTERS[: len(indices)]]) for one in labels):
-        return [f"{LETTERS[index]}. {{{name}.{index}}}" for index in indices]
-    return [f"{{{names}.{index}}}. {{{name}.{index}}}" for index in indices]
-
-
-def _numbers_options(rows: Sequence[Mapping[str, Any]], answer: str, options: str) -> bool:
-    """Return whether answers are indices of a list of options, as in MMLU."""
-    known = [row for row in rows if has_field(row, answer) and has_field(row, options)]
-    pairs = [(get_field(row, answer), get_field(row, options)) for row in known]
-    return bool(pairs) and all(
-        type(index) is int and isinstance(one, list) and 0 <= index < len(one) for index, one in pairs
-    )
-
-
-def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    values = [row.get(name) for row in rows]
-    return all(isinstance(value, str) and value.strip() for value in values)
 
 
 def _shown(prompts: Sequence[Prompt]) -> str:
@@ -321,7 +172,7 @@ def _draft_supervised(
     rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], verb: str, prompt: str, reference: str
 ) -> list[Table]:
     source = {("file_format" if key == "format" else key): value for key, value in options.items()}
-    columns = _columns(rows, verb, prompt, reference)
+    columns = row_columns(rows, verb, prompt, reference)
     read = DataRows(**source, columns=columns).rows()
     if not read.rows:
         broken = read.broken[0]
@@ -356,24 +207,6 @@ def _draft_supervised(
     why = "rows with labels" if labelled else "pairs; or ipo, simpo, orpo, cpo"
     more = [Table(chosen[verb][0], [("use", chosen[verb][1], why)])] if verb in chosen else []
     return [first, data, *more, batch]
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], verb: str, prompt: str, reference: str) -> dict[str, str]:
-    """Return the format's columns that the file names otherwise."""
-    row = rows[0]
-    columns: dict[str, str] = {}
-    asked = prompt or _named(row, PROMPTS)
-    if verb in ("prefer", "reward-model") and not ("completion" in row and "label" in row):
-        pair = _preferences(row)
-        if pair is None:
-            raise _refuse(rows, "preferred and the rejected answer")
-        columns = dict(zip(("chosen", "rejected"), pair, strict=True))
-        known = asked in ("prompt", "instruction", "messages", "conversations", "")
-        columns |= {} if known else {"prompt": asked}
-    elif verb == "sft" and _speaker(get_field(row, asked) if asked else None) not in ("assistant", "gpt"):
-        answer = reference or _named(row, [name for name in ("completion", "output", *ANSWERS) if name != asked])
-        columns = {"prompt": asked, "completion": answer} if asked and answer else {}
-    return {name: column for name, column in columns.items() if name != column}
 
 
 def _tokens(row: TrainingRow) -> int:

@@ -204,7 +204,7 @@ def test_rows_of_every_kind_can_be_asked_for() -> None:
         draft_recipe("a.jsonl")
     with pytest.raises(InputError, match=r"no column 'question'.*it has Q, A"):
         draft_recipe("a.jsonl", prompt="question")
-    verb, text = draft_recipe("a.jsonl", prompt="Q", reference="A", kind="sft")
+    verb, text, _ = draft_recipe("a.jsonl", prompt="Q", reference="A", kind="sft")
     assert verb == "sft" and tomllib.loads(text)["data"]["columns"] == {"prompt": "Q", "completion": "A"}
     with pytest.raises(InputError, match="no column looks like the preferred and the rejected answer"):
         draft_recipe("a.jsonl", kind="prefer")
@@ -249,6 +249,21 @@ def test_a_context_that_some_rows_lack_is_left_out_with_a_word() -> None:
     text = draft_recipe("a.jsonl")[1]
     assert "'context' is empty in some rows, so it is left out" in text
     assert tomllib.loads(text)["task"]["prompt"] == "instruction"
+
+
+def test_rows_that_differ_from_the_commonest_form_are_reported() -> None:
+    rows = [{"question": one, "answer": str(index)} for index, one in enumerate(SUBJECTS)]
+    write_lines("a.jsonl", [{"prompt": "x", "completion": "y"}, *rows, {"question": "x"}])
+    verb, text, note = draft_recipe("a.jsonl")
+    task = tomllib.loads(text)["task"]
+    assert (verb, task["prompt"], task["reference"]) == ("train", "question", "answer")
+    assert note == (
+        f"2 of the first {len(rows) + 2} rows differ from the others, the first at line 1: 'prompt' and 'completion' for "
+        "`burnish sft`, not 'question' and 'answer' for `burnish train`"
+    )
+    assert f"# {note}.\n" in text
+    write_lines("b.jsonl", rows)
+    assert draft_recipe("b.jsonl")[2] == ""
 
 
 def test_text_of_the_data_is_written_as_toml() -> None:
