@@ -131,6 +131,7 @@ def init(
         file.write(text)
     if note:
         print(f"burnish: {escape(note)}", file=sys.stderr)
-    print(escape(str(target)))
-    command = escape(f"burnish {verb} {shlex.quote(str(target))}")
+    shown = f"./{target}" if str(target).startswith("-") else str(target)  # not an option
+    print(escape(shown))
+    command = escape(f"burnish {verb} {shlex.quote(shown)}")
     print(f"next:\n  {command} --dry-run\n  {command} --run-dir {shlex.quote(f'runs/{target.stem}')}")

@@ -266,6 +266,13 @@ def test_rows_that_differ_from_the_commonest_form_are_reported() -> None:
     assert draft_recipe("b.jsonl")[2] == ""
 
 
+def test_the_next_command_reads_no_file_as_an_option() -> None:
+    write_lines("-x.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
+    done = CliRunner().invoke(app, ["init", "./-x.jsonl"])
+    assert done.stdout.splitlines()[::2] == ["./-x.toml", "  burnish train ./-x.toml --dry-run"]
+    dry_run("train", "./-x.toml")
+
+
 def test_text_of_the_data_is_written_as_toml() -> None:
     rows = [{'say "what"': one, "answer": f'"{one}"\n# [x]'} for one in SUBJECTS]
     write_lines("a.jsonl", rows)
