@@ -126,7 +126,10 @@ class DataTask(SplitTask):
             more_rows = "; ..." if len(broken) > LISTED else ""
             summary = f"{len(broken)} of {total} rows of '{self.origin.name}' cannot be used: {listed}{more_rows}"
             if len(broken) > self.max_broken * total:
-                raise InputError(f"{summary}; correct them, or raise max_broken (now {self.max_broken})")
+                # `init` and `check` allow nearly all rows to be unusable: there, the columns are wrong.
+                wide = self.max_broken > 0.99
+                other = "name other columns" if wide else f"raise max_broken (now {self.max_broken})"
+                raise InputError(f"{summary}; correct them, or {other}")
             if observer:
                 observer.message(f"data: {summary}", level="warning")
         self.broken = tuple(broken)

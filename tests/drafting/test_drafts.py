@@ -266,6 +266,12 @@ def test_rows_that_differ_from_the_commonest_form_are_reported() -> None:
     assert draft_recipe("b.jsonl")[2] == ""
 
 
+def test_rows_that_cannot_be_used_are_not_a_matter_of_max_broken() -> None:
+    write_lines("a.jsonl", [{"question": "", "answer": "x"} for _ in SUBJECTS])
+    with pytest.raises(InputError, match=r"line 1: 'question' is empty.*; correct them, or name other columns$"):
+        draft_recipe("a.jsonl")
+
+
 def test_the_next_command_reads_no_file_as_an_option() -> None:
     write_lines("-x.jsonl", [{"prompt": one, "answer": one} for one in SUBJECTS])
     done = CliRunner().invoke(app, ["init", "./-x.jsonl"])
