@@ -208,7 +208,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "bleu": "burnish.rewards.library.overlap:bleu",
         "perplexity": "burnish.rewards.library.fluency:perplexity",
         "repetition": "burnish.rewards.library.diversity:repetition",
-        "exact": "burnish.rewards.library.overlap:exact",
+        "exact": "burnish.rewards.library.answers:exact",
         "numeric": "burnish.rewards.library.answers:numeric",
         "math": "burnish.rewards.library.answers:math_answer",
         "choice": "burnish.rewards.library.answers:choice",

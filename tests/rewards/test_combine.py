@@ -65,6 +65,13 @@ def test_no_completions() -> None:
     assert scores.total.shape == (0,) and scores.parts["perplexity"].shape == (0,)
 
 
+def test_plain_values_are_those_of_a_score() -> None:
+    scorer = Combination([number("a", 0, 2.0, clip=(-1.0, 3.0)), number("b", 0)])
+    completions = samples("-5", "0.5", "9")
+    assert scorer.values(completions) == {name: row.tolist() for name, row in scorer.score(completions).parts.items()}
+    assert scorer.values([]) == {"a": [], "b": []}
+
+
 def test_combine_rewards_of_a_recipe() -> None:
     sections = [
         RewardSection(use="bleu", weight=0.5, tokenize="zh"),
@@ -84,7 +91,7 @@ def test_combine_rewards_of_a_recipe() -> None:
         ({"bleu": "1"}, "weight = '1': must be"),
         ({"bleu": True}, "weight = True: must be"),
         ({"perplexity": 1.0}, "'perplexity' needs the reference policy"),
-        ({"burnish.rewards.library.overlap:exact": 1.0, "exact": 1.0}, "two rewards are named 'exact'"),
+        ({"burnish.rewards.library.answers:exact": 1.0, "exact": 1.0}, "two rewards are named 'exact'"),
     ],
 )
 def test_combinations_that_cannot_work(parts, message) -> None:

@@ -1,4 +1,4 @@
-"""Rewards that check an answer: a number, a choice, or what the verifier of a task's generator accepts."""
+"""Rewards that check an answer: its text, a number, a choice, or what the verifier of a task's generator accepts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,30 @@ HALF_AN_ANSWER = "half an answer is neither right nor wrong"
 
 def _extract(text: str, *, answer: str, **_: Any) -> str:
     return extract_answer(text, answer)
+
+
+def _check_exact(*, answer: str) -> None:
+    check_kind(answer)
+
+
+@reward(needs_reference=True, check_options=_check_exact, judges_answers=True, read_answer=_extract)
+def exact(completion: Completion, *, answer: str = "whole") -> float:
+    """1.0 if the answer in the text equals the prompt's reference, apart from white space at either end, else 0.0.
+
+    Fails by: giving no credit to what is nearly right, so a policy that never succeeds never learns. It knows no other
+    spelling of an answer: 1,000 is not 1000 (see ``numeric``, ``math`` and ``choice``).
+
+    Args:
+        answer: the part of the text that is the answer: see ``extract_answer``. Unless it is "whole", the reference may
+            have its answer after "####" or in its last ``\\boxed{}``.
+
+    Source: exact match in question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
+    """
+    reference = get_reference(completion, "exact")
+    expected = reference.strip() if answer == "whole" else reference_answer(reference)
+    if answer == "last_number" and read_quantity(expected) is not None:
+        expected = extract_answer(expected, answer)
+    return float(extract_answer(completion.text, answer) == expected)
 
 
 @reward(needs_whole=HALF_AN_ANSWER, judges_answers=True, read_answer=_extract)

@@ -1,4 +1,4 @@
-"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER, ROUGE-L, word F1, exact match."""
+"""Rewards for the overlap of a completion with its prompt's reference: BLEU, chrF, TER, ROUGE-L, word F1."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from burnish.errors import InputError, one_line
 from burnish.registry import nearest
-from burnish.rewards.library.quantities import read_quantity
-from burnish.rewards.library.readings import check_kind, extract_answer, reference_answer
 from burnish.rewards.references import get_reference, get_references
 from burnish.rewards.registry import reward
 from burnish.text import lexical_words, mostly_han_or_kana, mostly_unspaced, words
@@ -98,34 +96,6 @@ def ter(completion: Completion, *, chinese: bool = False) -> float:
         reference, text = " ".join(words(reference)), " ".join(words(text))
     score: float = _sentence_ter(chinese).sentence_score(text, [reference]).score
     return min(1.0, max(0.0, 1.0 - score / 100.0))
-
-
-def _check_exact(*, answer: str) -> None:
-    check_kind(answer)
-
-
-def _exact_answer(text: str, *, answer: str) -> str:
-    return extract_answer(text, answer)
-
-
-@reward(needs_reference=True, check_options=_check_exact, judges_answers=True, read_answer=_exact_answer)
-def exact(completion: Completion, *, answer: str = "whole") -> float:
-    """1.0 if the answer in the text equals the prompt's reference, apart from white space at either end, else 0.0.
-
-    Fails by: giving no credit to what is nearly right, so a policy that never succeeds never learns. It knows no other
-    spelling of an answer: 1,000 is not 1000 (see ``numeric``, ``math`` and ``choice``).
-
-    Args:
-        answer: the part of the text that is the answer: see ``extract_answer``. Unless it is "whole", the reference may
-            have its answer after "####" or in its last ``\\boxed{}``.
-
-    Source: exact match in question answering (Rajpurkar et al. 2016, arXiv 1606.05250), without its normalisation.
-    """
-    reference = get_reference(completion, "exact")
-    expected = reference.strip() if answer == "whole" else reference_answer(reference)
-    if answer == "last_number" and read_quantity(expected) is not None:
-        expected = extract_answer(expected, answer)
-    return float(extract_answer(completion.text, answer) == expected)
 
 
 def normalized_words(text: str) -> list[str]:

@@ -20,8 +20,7 @@ import pytest
 from burnish.errors import InputError
 from burnish.rewards.combine import combine
 from burnish.rewards.library import expressions, math_worker
-from burnish.rewards.library.answers import numeric
-from burnish.rewards.library.overlap import exact
+from burnish.rewards.library.answers import exact, numeric
 from burnish.rewards.library.readings import extract_answer
 from tests.rewards.completions import ODD_TEXTS, answer
 

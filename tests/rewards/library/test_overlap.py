@@ -7,7 +7,8 @@ import math
 import pytest
 
 from burnish.errors import InputError
-from burnish.rewards.library.overlap import LONGEST_TER, bleu, chrf, exact, ter, tokenizer_for
+from burnish.rewards.library.answers import exact
+from burnish.rewards.library.overlap import LONGEST_TER, bleu, chrf, ter, tokenizer_for
 from tests.rewards.completions import ODD_TEXTS, answer
 
 
