@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from burnish.errors import InputError
 from burnish.protocols import Observer
-from burnish.recipe.combination import combine_rewards
-from burnish.recipe.sections import RewardSection
 from burnish.registry import nearest
-from burnish.reports.terminal.progress import watching
+from burnish.rewards.combine import Combination
 from burnish.rewards.given import Rewards, register_given
-from burnish.rewards.part import finite_or_none
+from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Completion, Prompt
@@ -54,6 +53,7 @@ def score(
     if any("reference_policy" in REWARDS.get(name).arguments for name in names):
         from burnish.catalogue.convert import resolve_model
         from burnish.policies.loading import load_model
+        from burnish.reports.terminal.progress import watching
 
         with watching(observer) as watcher:
             source = resolve_model(model, offline=offline, observer=watcher)
@@ -64,10 +64,10 @@ def score(
         Completion(shared, prompt_ids, policy.encode(text, begins=not prompt) if policy else (), text, (), "stop")
         for text in texts
     ]
-    sections = [RewardSection(use=name, **settings[name]) for name in names]
-    scores = combine_rewards(sections, policy).score(completions)
+    parts = [Part(name.rpartition(":")[2], REWARDS.get(name), options=settings[name]) for name in names]
+    values = Combination(parts, policy).values(completions)
     return [
-        {"text": text, "parts": {name: finite_or_none(values[index]) for name, values in scores.parts.items()}}
+        {"text": text, "parts": {name: None if isnan(row[index]) else row[index] for name, row in values.items()}}
         for index, text in enumerate(texts)
     ]
 

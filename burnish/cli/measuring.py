@@ -85,10 +85,10 @@ def score(
 
 def reward_options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return reward -> its options from ``REWARD.OPTION=VALUE`` texts. Raises InputError if one has another form."""
-    from burnish.recipe.reading import read_override
-
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
+        from burnish.recipe.reading import read_override
+
         key, value = read_override(setting)
         # The last dot, because a reward may be named package.module:object.
         name, _, option = key.rpartition(".")

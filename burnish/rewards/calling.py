@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
-import ctypes
 import inspect
 import os
 import stat
@@ -15,9 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from burnish.errors import BurnishError, InputError, one_line
+
+if TYPE_CHECKING:
+    import asyncio
 
 PRINTED = "rewards.log"
 """File of a run folder with what reward functions print."""
@@ -170,6 +171,8 @@ def _limited(call: Callable[[], Any], seconds: float) -> Any:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
+        import ctypes
+
         # Ends Python code; a call into C goes on, in a daemon thread that does not keep the process alive.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise _too_slow(seconds)
@@ -185,6 +188,7 @@ def _too_slow(seconds: float) -> OverTime:
 
 def _await_all(awaitables: Sequence[Awaitable[Any]], seconds: float | None) -> list[Any]:
     """Return each awaitable's result or exception, awaited together."""
+    import asyncio  # slow
 
     async def one(awaitable: Awaitable[Any]) -> Any:
         try:
@@ -210,6 +214,8 @@ def _await_all(awaitables: Sequence[Awaitable[Any]], seconds: float | None) -> l
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
     """Return the process's loop for rewards, in its own thread: clients that functions keep are tied to one loop."""
+    import asyncio
+
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop

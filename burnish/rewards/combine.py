@@ -92,11 +92,7 @@ class Combination:
         for part in self.parts:
             context = self._context(part, step, flags, logged, counts)
             parts[part.name], per_token[part.name] = part.values(completions, context)
-        if completions and all(np.isnan(values).all() for values in parts.values()):
-            raise ContractError(
-                f"no reward applies to any of {len(completions)} completions: {', '.join(parts)} returned None for all "
-                "of them; is a return missing?"
-            )
+        _check_applied(parts)
         weights = {part.name: part.weight_at(step) for part in self.parts}
         values = {part.name: part.clipped(parts[part.name]) for part in self.parts}
         scores = Scores(
@@ -113,6 +109,16 @@ class Combination:
             values = {part.name: self._normalised(part, values[part.name], completions) for part in self.parts}
             scores = replace(scores, total=self._gated_sum(values, parts, weights), unnormalised=scores.total)
         return replace(scores, token_rewards=self._token_rewards(completions, values, per_token, weights))
+
+    def values(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """Return the ``parts`` of ``score`` as lists, without numpy, which is slow to import, if the rewards are numbers."""
+        context = Context(self.reference_policy)
+        values = {
+            part.name: [row if isinstance(row, float) else float(row.sum()) for row in part.rows(completions, context)]
+            for part in self.parts
+        }
+        _check_applied(values)
+        return values
 
     def update_state(self, scores: Scores) -> None:
         """Add a step's rewards to the running moments. A step's own rewards are normalised by the moments before it."""
@@ -220,6 +226,16 @@ class Combination:
                     credit = np.where(raw[other.name] < other.gate, np.minimum(credit, 0.0), credit)
             total += credit
         return total
+
+
+def _check_applied(parts: Mapping[str, Sequence[float] | np.ndarray]) -> None:
+    """Raise ContractError if not a single value of N completions is a number."""
+    count = len(next(iter(parts.values())))
+    if count and all(math.isnan(value) for values in parts.values() for value in values):
+        raise ContractError(
+            f"no reward applies to any of {count} completions: {', '.join(parts)} returned None for all of them; is a "
+            "return missing?"
+        )
 
 
 def combine(

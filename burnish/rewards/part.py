@@ -109,8 +109,12 @@ class Part:
         Raises BurnishError if the function raises, takes too long, or does not return finite numbers, one per
         completion or per token.
         """
+        return self._split(self.rows(completions, context), completions)
+
+    def rows(self, completions: Sequence[Completion], context: Context) -> list[float | np.ndarray]:
+        """Return the value of each completion, or its values per token, as ``values`` does; needs no numpy for floats."""
         if not completions:
-            return np.zeros(0, dtype=np.float64), None
+            return []
         returned = self._results(completions, context)
         failed: list[str] = []
         rows: list[float | np.ndarray] = []
@@ -131,7 +135,7 @@ class Part:
                 f"{failed[0]} (reward '{self.name}' failed on {len(failed)} of {len(completions)} completions, more "
                 f"than max_errors = {self.max_errors:g} allows)"
             )
-        return self._split(rows, completions)
+        return rows
 
     def _results(self, completions: Sequence[Completion], context: Context) -> list[Any]:
         """Return what the function returned for each completion, or the exception that it raised."""
@@ -185,7 +189,7 @@ class Part:
     def _split(
         self, rows: Sequence[float | np.ndarray], completions: Sequence[Completion]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        sequences = [isinstance(row, np.ndarray) for row in rows]
+        sequences = [not isinstance(row, float) for row in rows]
         if not any(sequences):
             return np.array(rows, dtype=np.float64), None
         for row, completion in zip(rows, completions, strict=True):

@@ -48,6 +48,8 @@ def _total(value: Any) -> float:
     """Return a number, the score of verl's form, or the sum of a sequence; NaN for anything else."""
     if isinstance(value, Mapping):
         value = value.get("score")
+    if isinstance(value, float):
+        return value
     try:
         return float(np.asarray(value, dtype=np.float64).sum())
     except (TypeError, ValueError):
