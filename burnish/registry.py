@@ -12,10 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from burnish.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 T = TypeVar("T")
 
@@ -59,16 +61,14 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return all names, sorted, without importing anything."""
-        points = entry_points(group=f"burnish.{self.kind}s")
-        return sorted({*self._entries, *self._builtin, *points.names})
+        return sorted({*self._entries, *self._builtin, *self._points().names})
 
     def is_lasting(self, name: str) -> bool:
         """Whether another process finds the name too: it is burnish's own, an entry point's or a path."""
-        points = entry_points(group=f"burnish.{self.kind}s")
-        return ":" in name or name in self._builtin or name in points.names
+        return ":" in name or name in self._builtin or name in self._points().names
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self._entries or name in self._builtin or name in self._points().names
 
     def get(self, name: str) -> T:
         """Return the object of this name. Raises InputError with the list of names if there is none."""
@@ -81,7 +81,7 @@ class Registry(Generic[T]):
         if ":" in name:
             self._paths[name] = self._wrapped(name, import_object(name, self.kind))
             return self._paths[name]
-        for point in entry_points(group=f"burnish.{self.kind}s"):
+        for point in self._points():
             if point.name == name:
                 return self._loaded(name, point.load())
         names = self.names()
@@ -89,6 +89,11 @@ class Registry(Generic[T]):
             f"there is no {self.kind} named '{name}'{nearest(name, names)}; "
             f"known: {', '.join(names) or 'none'}; or write 'module:object'"
         )
+
+    def _points(self) -> EntryPoints:
+        from importlib.metadata import entry_points  # slow, and so is the search
+
+        return entry_points(group=f"burnish.{self.kind}s")
 
     def _loaded(self, name: str, entry: object) -> T:
         self._entries[name] = self._wrapped(name, entry)

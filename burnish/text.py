@@ -72,7 +72,7 @@ def mostly_unspaced(text: str) -> bool:
 
 def mostly_han_or_kana(text: str) -> bool:
     """Return whether at least half of a text's words are Chinese or Japanese characters."""
-    return _mostly(_HAN_OR_KANA, text)
+    return not text.isascii() and _mostly(_HAN_OR_KANA, text)
 
 
 def _mostly(script: Pattern, text: str) -> bool:

@@ -74,7 +74,7 @@ def test_entry_points_are_listed_and_loaded(module: str, monkeypatch: pytest.Mon
         assert group == "burnish.things"
         return EntryPoints([point])
 
-    monkeypatch.setattr("burnish.registry.entry_points", points)
+    monkeypatch.setattr("importlib.metadata.entry_points", points)
     registry: Registry[Any] = Registry("thing", builtin={"ours": f"{module}:value"})
     assert registry.names() == ["ours", "theirs"]
     assert registry.get("theirs") == pytest.approx(6.283185307179586)

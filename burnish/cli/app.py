@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from copy import copy
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
+from typer.models import CommandInfo
 
 from burnish import __version__
 from burnish.cli import catalogue, chat, checking, exporting, generation, machine, measuring, reporting, training
@@ -30,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for group in (training, measuring, checking, generation, chat, exporting, reporting, catalogue, machine):
-    app.add_typer(group.verbs)
+    app.registered_commands += group.verbs.registered_commands
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app(prog_name="burnish")
+            only_verb(sys.argv[1:2])(prog_name="burnish")
         finally:
             # Flush here, where a closed pipe can still be handled, rather than at interpreter exit.
             sys.stdout.flush()
@@ -68,6 +71,20 @@ def main() -> None:
     except KeyboardInterrupt:
         print("burnish: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def only_verb(names: Sequence[str]) -> typer.Typer:
+    """Return the application with the verb of this name only, since Typer builds all that it has; with all for help."""
+    commands = [command for command in app.registered_commands if _name(command) in names]
+    if not commands:
+        return app
+    alone = copy(app)
+    alone.registered_commands = commands
+    return alone
+
+
+def _name(command: CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", ""))
 
 
 def exit_with(error: BurnishError) -> NoReturn:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from burnish.cli.options import AsJson, Offline, escape, print_json
-from burnish.data.files import is_data
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -45,11 +43,15 @@ def check(
     For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model, prints a row
     per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.
     """
+    from burnish.data.files import is_data
+
     if is_data(subject) or subject.startswith("datasets/"):
         show_data(subject, model, rows, options or [], json=json, offline=offline)
         return
     if options:
         raise BurnishError("--set is for data: name a file of data")
+    import tempfile
+
     from burnish.benchmark.model_check import check_model, verdict
     from burnish.catalogue.convert import resolve_model
     from burnish.reports.terminal.progress import make_observer
@@ -76,6 +78,7 @@ def check(
 def show_data(subject: str, model: str, rows: int, settings: list[str], *, json: bool, offline: bool) -> None:
     """Print what the verbs that train would read of some data."""
     from burnish.catalogue.convert import resolve_model
+    from burnish.data.files import is_data
     from burnish.drafting.columns import guess_fields
     from burnish.policies.loading import load_model
     from burnish.recipe.reading import read_override

@@ -16,14 +16,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-Array: TypeAlias = NDArray[np.float64]
+Array: TypeAlias = "np.typing.NDArray[np.float64]"
 Statistic: TypeAlias = Callable[[Array], Array]
 
 LEVEL = 0.95
