@@ -29,6 +29,8 @@ Recomputation = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 _MULTIPLICATIONS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 _ACTIVATIONS = {torch.nn.functional.silu, torch.nn.functional.gelu, torch.nn.functional.relu}
+CACHED_ELEMENTS = 3 << 15
+"""Elements of a tensor in a block, 384 KB in float32."""
 _ATTRIBUTE = "_burnish_again"
 """Attribute of a result tensor that holds its recomputation."""
 MAX_FACTORS = 4
@@ -56,7 +58,12 @@ def apply_elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]
     if func in _MULTIPLICATIONS and len(args) == 2 and not options and all(isinstance(one, Tensor) for one in args):
         factors = [get_recomputation(one) or (identity, (one,)) for one in args]
         (first, left), (second, right) = factors
-        if len(left) + len(right) > MAX_FACTORS or first is second is identity:
+        gate, activated, up = (left, args[0], args[1]) if second is identity else (right, args[1], args[0])
+        activation = first if second is identity else second
+        if identity in (first, second) and _is_silu(activation) and gate[0].dim() > 1 and gate[0].shape == up.shape:
+            result = _Gated.apply(gate[0], up, activated.detach())  # type: ignore[no-untyped-call]
+            _attach(result, _gated, (gate[0], up))
+        elif len(left) + len(right) > MAX_FACTORS or first is second is identity:
             result = func(*args)
             _attach(result, torch.mul, args)
         else:
@@ -78,6 +85,49 @@ def identity(one: Tensor) -> Tensor:
 def _multiply(first: Callable[..., Tensor], second: Callable[..., Tensor], count: int, *inputs: Tensor) -> Tensor:
     """Return the first function of the first ``count`` factors times the second function of the others."""
     return first(*inputs[:count]) * second(*inputs[count:])
+
+
+def _is_silu(function: Callable[..., Tensor]) -> bool:
+    return isinstance(function, partial) and function.func is torch.nn.functional.silu
+
+
+def _blocks(tensor: Tensor) -> list[slice]:
+    """Return rows of a tensor [T, d] that stay in the processor's cache through several passes."""
+    rows = max(1, CACHED_ELEMENTS // tensor.shape[-1]) if tensor.device.type == "cpu" else len(tensor)
+    return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
+
+
+@torch.no_grad()
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    """Return SiLU(gate) * up."""
+    gates, ups = gate.flatten(0, -2), up.flatten(0, -2)
+    result = torch.empty_like(gates)
+    for rows in _blocks(gates):
+        torch.mul(torch.nn.functional.silu(gates[rows]), ups[rows], out=result[rows])
+    return result.view(gate.shape)
+
+
+class _Gated(torch.autograd.Function):
+    """SiLU(gate) * up, which saves gate and up; ``activated`` is SiLU(gate)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activated: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return activated * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        gate, up = (one.flatten(0, -2) for one in ctx.saved_tensors)
+        grads, shape = grad.flatten(0, -2), grad.shape
+        gate_grad, up_grad = (torch.empty_like(grads) if need else None for need in ctx.needs_input_grad[:2])
+        for rows in _blocks(grads):
+            if up_grad is not None:
+                torch.mul(grads[rows], torch.nn.functional.silu(gate[rows]), out=up_grad[rows])
+            if gate_grad is not None:
+                passed = grads[rows] * up[rows]
+                torch.ops.aten.silu_backward.grad_input(passed, gate[rows], grad_input=gate_grad[rows])
+        gate_grad, up_grad = (None if one is None else one.view(shape) for one in (gate_grad, up_grad))
+        return gate_grad, up_grad, None
 
 
 class _Multiply(torch.autograd.Function):

@@ -43,6 +43,26 @@ class TestElementwise:
         for one, other in zip(torch.autograd.grad((found * slopes).sum(), (gate, up)), expected, strict=True):
             assert torch.equal(one, other)
 
+    @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+    def test_a_gate_in_blocks(self, needed):
+        # Two blocks of 48 rows, and one of 4.
+        gate, up, slopes = (numbers(2, 50, 2048, seed=seed).detach() for seed in range(3))
+        gate.requires_grad_(needed[0])
+        up.requires_grad_(needed[1])
+        wanted = [one for one, need in zip((gate, up), needed, strict=True) if need]
+        expected = torch.autograd.grad((torch.nn.functional.silu(gate) * up * slopes).sum(), wanted)
+        found = times(activated(gate), up)
+        how, parts = get_recomputation(found)
+        assert torch.equal(how(*parts), found)
+        for one, other in zip(torch.autograd.grad((found * slopes).sum(), wanted), expected, strict=True):
+            assert torch.equal(one, other)
+
+    def test_a_gate_of_another_shape(self):
+        gate, up = numbers(3, 1), numbers(3, 5, seed=1)
+        expected = torch.autograd.grad((torch.nn.functional.silu(gate) * up).sum(), (gate, up))
+        for one, other in zip(torch.autograd.grad(times(activated(gate), up).sum(), (gate, up)), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
     def test_a_norm_with_factors_of_other_shapes(self):
         states, scale, weight, slopes = numbers(4, 6), numbers(4, 1, seed=1), numbers(6, seed=2), numbers(4, 6, seed=3)
         expected = torch.autograd.grad((weight * (states * scale) * slopes).sum(), (states, scale, weight))
