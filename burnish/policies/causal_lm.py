@@ -36,7 +36,7 @@ from burnish.policies.sampling_distribution import early_ends, token_stats
 from burnish.policies.token_rows import TokenRows, find_token_rows
 from burnish.policies.verdicts import Verdicts
 from burnish.protocols import LanguageModel
-from burnish.system.machine import LEAST_SHARE, memory, spare_bytes
+from burnish.system.machine import LEAST_MEMORY, LEAST_SHARE, memory, spare_bytes
 from burnish.types import Completion, SamplingParams, TokenStats
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 BATCH = 16
 """Completions per forward pass without gradient."""
 
-MICROBATCH_PART = 6
-"""The activations of the largest microbatch fill this part of the device's memory: a sixth."""
+MICROBATCH_PART, SMALL_MICROBATCH_PART = 6, 20
+"""The activations of the largest microbatch fill a sixth of the device's memory, a twentieth if that is at most 8 GB."""
 
 SCARCE = 1 / 16
 """Share of free memory below which the buffers for reused products are freed after each step."""
@@ -243,16 +243,21 @@ class CausalPolicy(CausalModel):
         weights, trained = (
             sum(one.nbytes for one in some) for some in (self.model.parameters(), self.trainable().values())
         )
-        return 2 * weights + 3 * trained + device_memory_bytes(self.device) // MICROBATCH_PART
+        return 2 * weights + 3 * trained + self._microbatch_bytes
+
+    @property
+    def _microbatch_bytes(self) -> int:
+        total = device_memory_bytes(self.device)
+        return total // (MICROBATCH_PART if total > LEAST_MEMORY else SMALL_MICROBATCH_PART)
 
     @cached_property
     def max_microbatch_tokens(self) -> int:
-        """Number of tokens whose activations fill a sixth of the device's memory (``MICROBATCH_PART``).
+        """Number of tokens whose activations fill the part of the device's memory that microbatches may use.
 
         It depends on the size of the memory and not on what is free, so a run always uses the same microbatches.
         """
         each = activation_bytes_per_token(self.model, packed=self.layout is packed_states)
-        return max(1, device_memory_bytes(self.device) // MICROBATCH_PART // max(1, each))
+        return max(1, self._microbatch_bytes // max(1, each))
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -179,9 +179,9 @@ class TestValidity:
     def test_a_large_share_of_the_memory_leaves_room_for_training(self, tiny, monkeypatch):
         policy = load_policy(tiny("llama"))
         weights = sum(one.nbytes for one in policy.model.parameters())
-        total = 60 * weights  # five times the weights for training, a sixth for a microbatch
+        total = 60 * weights  # five times the weights for training, a twentieth for a microbatch
         monkeypatch.setattr(causal_lm, "device_memory_bytes", lambda device: total)
-        for share, expected in ((0.1, 6 * weights), (0.5, 45 / 2 * weights), (0.0125, 0.75 * weights)):
+        for share, expected in ((0.1, 6 * weights), (0.5, 52 / 2 * weights), (0.0125, 0.75 * weights)):
             policy.start_forward_cache(share)
             assert policy.forward_cache.max_bytes == pytest.approx(expected, rel=1e-6)
         total = 5 * weights
