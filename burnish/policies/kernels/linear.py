@@ -132,7 +132,9 @@ class _Linear(torch.autograd.Function):
         ctx.recompute, parts = get_recomputation(rows) or (identity, (rows,))
         ctx.save_for_backward(weight, *(parts if weight.requires_grad else ()))
         ctx.shape, ctx.with_bias = rows.shape, bias is not None
-        ctx.adds, ctx.packed = adds_to_grad(weight), current_packed()
+        ctx.packed = current_packed()
+        # Not the saved weight, of which gradient checkpointing makes a copy without the ``grad``.
+        ctx.leaf = weight if adds_to_grad(weight) else None
         output = multiply(rows.flatten(0, -2), weight, bias, packed=ctx.packed) if output is None else output
         # Not a view, which a layer may not change in place outside of this function.
         shaped: Tensor = torch.ops.aten._unsafe_view(output, (*rows.shape[:-1], weight.shape[0]))
@@ -147,9 +149,9 @@ class _Linear(torch.autograd.Function):
             rows_grad = inputs_grad(flat, weight, packed=ctx.packed).view(ctx.shape)
         weight_grad = None
         if ctx.needs_input_grad[1]:
-            total = ensure_grad(weight) if ctx.adds else torch.zeros_like(weight)
+            total = torch.zeros_like(weight) if ctx.leaf is None else ensure_grad(ctx.leaf)
             add_weight_grad(total, flat, ctx.recompute(*parts).flatten(0, -2))
-            weight_grad = None if ctx.adds else total
+            weight_grad = total if ctx.leaf is None else None
         bias_grad = flat.sum(0) if ctx.with_bias and ctx.needs_input_grad[2] else None
         return rows_grad, weight_grad, bias_grad, None
 
