@@ -113,7 +113,7 @@ class ExampleEvaluator(Generic[T]):
             for examples in (data.held_out, data.train[:SHOWN])
         )
         forward = self.clock.laps["forward"] / (len(data.held_out) * measured)
-        passes = ADAPTER_PASSES if recipe.policy.lora else UPDATE_PASSES
+        passes, _ = ADAPTER_PASSES if recipe.policy.lora else UPDATE_PASSES
         return passes * forward * trained * recipe.batch.examples_per_step
 
     def summary(self, measurement: list[ExampleSums]) -> Mapping[str, float]:

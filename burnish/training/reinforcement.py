@@ -21,7 +21,7 @@ from burnish.evaluation.guards import (
 from burnish.evaluation.held_out import PROMPTS_AT_ONCE, compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.metrics import held_out_metrics
-from burnish.protocols import HasReference, Observer, Releasable, Sampler, Scorer
+from burnish.protocols import CachesForward, HasReference, Observer, Releasable, Sampler, Scorer
 from burnish.recipe.evaluation import answer_reading
 from burnish.recipe.schema import Recipe
 from burnish.run.checkpoint import Checkpointer
@@ -97,7 +97,8 @@ class HeldOutEvaluator:
         rows = sampling.prompts_per_step * sampling.samples_per_prompt
         step = Work(sampling.prompts_per_step, length, fmean(samples) * rows, rows)
         settings = learner.recipe.algorithm
-        passes = ADAPTER_PASSES if learner.recipe.policy.lora else UPDATE_PASSES
+        reuses = learner.recipe.optimizer.reuse_sampling and isinstance(learner.policy, CachesForward)
+        passes = (ADAPTER_PASSES if learner.recipe.policy.lora else UPDATE_PASSES)[reuses]
         return guess_step(
             self.clock.laps, measured, step, passes=passes * settings.epochs * (1 + len(learner.critics)),
             true_tokens=sum(truth.tokens for part in parts for truth in part.truths),
