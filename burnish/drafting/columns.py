@@ -54,15 +54,12 @@ def first_rows(
     forms = [_form(row, verb, prompt, reference) for _, row in read]
     ((commonest, _),) = Counter(forms).most_common(1)
     order = sorted(range(len(read)), key=lambda index: forms[index] != commonest)
-    other = [index for index in order if forms[index] != commonest]
-    note = (
-        (
+    note = ""
+    if other := [index for index in order if forms[index] != commonest]:
+        note = (
             f"{len(other)} of the first {len(read)} rows differ from the others, the first at {read[other[0]][0]}: "
             f"{_form_text(forms[other[0]])}, not {_form_text(commonest)}"
         )
-        if other
-        else ""
-    )
     return [read[index][1] for index in order], note
 
 

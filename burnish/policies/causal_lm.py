@@ -49,6 +49,9 @@ BATCH = 16
 MICROBATCH_PART, SMALL_MICROBATCH_PART = 6, 20
 """The activations of the largest microbatch fill a sixth of the device's memory, a twentieth if that is at most 8 GB."""
 
+PACKED_PART = 4
+"""Weights may be reordered, once for all microbatches, in this part of the memory to spare: a quarter."""
+
 SCARCE = 1 / 16
 """Share of free memory below which the buffers for reused products are freed after each step."""
 
@@ -117,7 +120,8 @@ class CausalModel(ModelText):
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
-        packed = PackedWeights(spare_bytes(device_memory_bytes(self.device))) if len(completions) > BATCH else None
+        room = spare_bytes(device_memory_bytes(self.device)) // PACKED_PART
+        packed = PackedWeights(room) if len(completions) > BATCH else None
         with using_packed(packed):
             logprobs = [
                 self._stats(completions[start : start + BATCH], SamplingParams(1, temperature)).logprobs
@@ -218,17 +222,19 @@ class CausalPolicy(CausalModel):
         """Store products of the sampling forward pass, for the training forward pass of the same tokens.
 
         Does nothing if the model cannot run packed, if gradient checkpointing trades time for memory, or with mixed
-        precision. The cache uses at most ``memory_share`` of the device's memory, and half of what training leaves.
+        precision. The cache, and weights reordered for the gradient, use at most ``memory_share`` of the device's memory,
+        and half of what training leaves.
         """
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         if self.layout is not packed_states or checkpointed or compute_dtype(self.model) is not None:
             return
         total = device_memory_bytes(self.device)
-        max_bytes = int(min(total * memory_share, max(total * LEAST_SHARE, (total - self._training_bytes) / 2)))
+        room = int(min(total * memory_share, max(total * LEAST_SHARE, (total - self._training_bytes) / 2)))
+        max_bytes = room - room // PACKED_PART
         if self._own_cache is None or self._own_cache.max_bytes != max_bytes:
             self._own_cache = ForwardCache(max_bytes)
         self._own_cache.clear()
-        self.forward_cache, self._packed = self._own_cache, PackedWeights(max_bytes)
+        self.forward_cache, self._packed = self._own_cache, PackedWeights(room // PACKED_PART)
 
     def stop_forward_cache(self) -> None:
         """Stop storing and reusing outputs; the buffers stay allocated for the next step unless memory is scarce."""

@@ -182,9 +182,9 @@ def spare_bytes(total: int) -> int:
 
 
 def spare_memory_share() -> float:
-    """Return the share of the memory that a new process may use beyond its needs, of this moment.
+    """Return the share of the memory that a process that starts now may use beyond its needs.
 
-    It is that of ``spare_bytes``, halved until it is a quarter of what is free.
+    It is that of ``spare_bytes``, halved until it is at most a quarter of what is free.
     """
     total, available = memory() or (LEAST_MEMORY, LEAST_MEMORY)
     share = spare_bytes(total) / total

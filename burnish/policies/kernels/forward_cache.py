@@ -10,8 +10,8 @@ Memory: a stored number saves as many multiplications as the weight has inputs. 
 the fewest inputs are therefore given up first; in a Llama those with the most (the down-projections) are a quarter of
 the work and a ninth of the numbers.
 
-Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers, of one token. A buffer has
-room for all tokens of a step, but memory is used only for those that are written.
+Layout: each weight has a buffer [capacity, out]. A slot is a row index, common to all buffers, of one token. Buffers
+grow with the tokens of a step, and never beyond the limit in all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from burnish.types import Completion
 Lookup = Callable[[Tensor, Tensor], Tensor | None]
 """(weight [out, in], inputs [T, in]) -> stored output [T, out], or None if it is not stored."""
 
+GROWTH = 1.25
+"""How many times as many tokens there is room for when layers are given up, so that this happens seldom."""
 FINGERPRINT = 16
 """Elements per weight that detect a change; an optimizer step changes all of them."""
 
@@ -82,7 +84,8 @@ class ForwardCache:
         self._stored: list[LayerOutputs] = []
         """Layers that are stored, those that save most per byte first."""
         self._weights: list[Tensor] = []
-        self._capacity = 0
+        self._capacity = self._most = 0
+        """Tokens that the buffers have room for, and that there may be."""
         self.clear()
 
     def clear(self) -> None:
@@ -119,18 +122,29 @@ class ForwardCache:
         return self._tokens * self.bytes_per_token
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` more tokens, or for as many as the limit allows."""
+        """Prepare for up to ``tokens`` more tokens; buffers have room for them, as far as all layers fit the limit."""
         if self._tokens == 0:
             self._stored = sorted(self._layers.values(), key=lambda layer: -layer.inputs)
-        if not self._stored:
-            return
-        self._capacity = min(self._tokens + tokens, self.max_bytes // self._stored[0].bytes)
+        self._most = self._tokens + tokens
+        if self._stored:
+            self._grow(min(self._most, self.max_bytes // self.bytes_per_token))
+
+    def _grow(self, capacity: int) -> None:
+        self._capacity = capacity
         for layer in self._stored:
-            if layer.buffer is None or len(layer.buffer) < self._capacity:
-                grown = torch.empty(self._capacity, layer.width)  # the system provides pages when they are written
+            if layer.buffer is None or len(layer.buffer) < capacity:
+                grown = torch.empty(capacity, layer.width)
                 if layer.buffer is not None:
                     grown[: self._tokens] = layer.buffer[: self._tokens]
                 layer.buffer = grown
+
+    def _make_room(self, tokens: int) -> None:
+        """Make room for ``tokens`` tokens in all; if they do not fit, give up layers until some more would, but one."""
+        wanted = min(self._most, int(tokens * GROWTH))
+        if tokens * self.bytes_per_token > self.max_bytes:
+            while len(self._stored) > 1 and wanted * self.bytes_per_token > self.max_bytes:
+                self._stored.pop().buffer = None
+        self._grow(min(wanted, self.max_bytes // self.bytes_per_token))
 
     def release(self) -> None:
         """Free the buffers; the next ``reserve`` makes new ones."""
@@ -140,8 +154,8 @@ class ForwardCache:
 
     def allocate(self, tokens: int) -> range | None:
         """Return the slots of the ``tokens`` tokens that are run next, or None if they do not fit."""
-        while len(self._stored) > 1 and (self._tokens + tokens) * self.bytes_per_token > self.max_bytes:
-            self._stored.pop().buffer = None
+        if self._stored and self._tokens + tokens > self._capacity:
+            self._make_room(self._tokens + tokens)
         self._full = self._full or not self._stored or self._tokens + tokens > self._capacity
         slots = None if self._full else range(self._tokens, self._tokens + tokens)
         if slots is not None:

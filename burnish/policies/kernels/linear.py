@@ -36,9 +36,8 @@ class PackedWeights:
         """Return some or all rows of a weight [out, in], transposed or not: reordered where possible, else as a view."""
         part = weight if rows is None else weight[rows]
         view = part.t() if transposed else part
-        if not isinstance(
-            weight, torch.nn.Parameter
-        ):  # what a layer has computed may be freed, and another take its place
+        # A tensor that a layer has computed may be freed, and another take its place.
+        if not isinstance(weight, torch.nn.Parameter):
             return view
         key = id(weight), transposed, 0 if rows is None else rows.start, len(part)
         now = weight_elements([part])

@@ -76,7 +76,8 @@ def choose_libraries(shapes: Iterable[tuple[int, int]]) -> None:
     ready = {**known, **_chosen}
     missing = [shape for shape in wanted if any(f"{way} {_text(shape)}" not in ready for way in DIRECTIONS)]
     if missing:
-        known |= _measure(missing)
+        measured = _measure(missing)
+        known = measured | _kept()[0]  # another process may have measured meanwhile: the first one counts
         if path is not None:
             with suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +122,8 @@ def _measure(shapes: Iterable[tuple[int, int]]) -> dict[str, str]:
 
 def _products(outputs: int, inputs: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """Return for each direction the product by torch and by oneDNN; weights are reordered beforehand, as in training."""
-    rows, grad, weight = (
-        torch.rand(MEASURED_ROWS, inputs),
-        torch.rand(MEASURED_ROWS, outputs),
-        torch.rand(outputs, inputs),
-    )
+    rows, grad = (torch.rand(MEASURED_ROWS, width) for width in (inputs, outputs))
+    weight = torch.rand(outputs, inputs)
     total = torch.zeros(outputs, inputs)
     packed, turned = reorder(weight), reorder(weight.t())
     return {

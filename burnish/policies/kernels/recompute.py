@@ -59,8 +59,7 @@ def apply_elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]
         factors = [get_recomputation(one) or (identity, (one,)) for one in args]
         (first, left), (second, right) = factors
         gate, activated, up = (left, args[0], args[1]) if second is identity else (right, args[1], args[0])
-        activation = first if second is identity else second
-        if identity in (first, second) and _is_silu(activation) and gate[0].dim() > 1 and gate[0].shape == up.shape:
+        if identity in (first, second) and _is_gate(first if second is identity else second, gate[0], up):
             result = _Gated.apply(gate[0], up, activated.detach())  # type: ignore[no-untyped-call]
             _attach(result, _gated, (gate[0], up))
         elif len(left) + len(right) > MAX_FACTORS or first is second is identity:
@@ -87,13 +86,15 @@ def _multiply(first: Callable[..., Tensor], second: Callable[..., Tensor], count
     return first(*inputs[:count]) * second(*inputs[count:])
 
 
-def _is_silu(function: Callable[..., Tensor]) -> bool:
-    return isinstance(function, partial) and function.func is torch.nn.functional.silu
+def _is_gate(function: Callable[..., Tensor], gate: Tensor, up: Tensor) -> bool:
+    """Return whether ``function`` is SiLU, and its input a gate [..., T, d] of ``up``."""
+    is_silu = isinstance(function, partial) and function.func is torch.nn.functional.silu
+    return is_silu and gate.dim() > 1 and gate.numel() > 0 and (gate.shape, gate.dtype) == (up.shape, up.dtype)
 
 
 def _blocks(tensor: Tensor) -> list[slice]:
     """Return rows of a tensor [T, d] that stay in the processor's cache through several passes."""
-    rows = max(1, CACHED_ELEMENTS // tensor.shape[-1]) if tensor.device.type == "cpu" else len(tensor)
+    rows = max(1, CACHED_ELEMENTS // tensor.shape[-1])
     return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
 
 

@@ -167,6 +167,23 @@ class TestValidity:
             assert layers[-1].buffer is None
             assert all(layer.filled == tokens for layer in cache._stored)
 
+    def test_buffers_never_take_more_than_the_limit(self):
+        # Three layers of 4 bytes each a token; up to 100 tokens, of which 9 fit with all layers.
+        weights = [torch.ones(1, inputs) for inputs in (5, 6, 7)]
+        cache = ForwardCache(9 * 12)
+        layers = [cache.layer_outputs(weight) for weight in weights]
+        cache.reserve(100)
+        kept = []
+        for _ in range(30):
+            cache.allocate(1)
+            for layer in layers:
+                layer.add(torch.ones(1, 1))
+            buffers = [layer.buffer for layer in layers if layer.buffer is not None]
+            assert sum(buffer.nbytes for buffer in buffers) <= cache.max_bytes
+            kept.append(len(buffers))
+        assert kept == [3] * 9 + [2] * 4 + [1] * 17
+        assert cache._tokens == 27 and layers[2].filled == 27  # the best layer alone
+
     def test_released_buffers_are_made_anew(self, tiny):
         policy = load_policy(tiny("llama"))
         policy.start_forward_cache()
@@ -183,10 +200,12 @@ class TestValidity:
         monkeypatch.setattr(causal_lm, "device_memory_bytes", lambda device: total)
         for share, expected in ((0.1, 6 * weights), (0.5, 52 / 2 * weights), (0.0125, 0.75 * weights)):
             policy.start_forward_cache(share)
-            assert policy.forward_cache.max_bytes == pytest.approx(expected, rel=1e-6)
+            # A quarter is for reordered weights.
+            assert policy.forward_cache.max_bytes == pytest.approx(expected * 3 / 4, rel=1e-5)
+            assert policy._packed.room == pytest.approx(expected / 4, rel=1e-5)
         total = 5 * weights
         policy.start_forward_cache(0.5)
-        assert policy.forward_cache.max_bytes == pytest.approx(0.0125 * total, abs=1)
+        assert policy.forward_cache.max_bytes + policy._packed.room == pytest.approx(0.0125 * total, abs=1)
 
     def test_buffers_are_kept_for_the_next_step_unless_memory_is_scarce(self, tiny, monkeypatch):
         policy = load_policy(tiny("llama"))
