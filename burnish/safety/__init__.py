@@ -1,0 +1,1 @@
+"""Safety as a loop: content filter, human review, red team, release."""
