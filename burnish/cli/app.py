@@ -18,7 +18,18 @@ import typer
 from typer.models import CommandInfo
 
 from burnish import __version__
-from burnish.cli import catalogue, chat, checking, exporting, generation, machine, measuring, reporting, training
+from burnish.cli import (
+    catalogue,
+    chat,
+    checking,
+    exporting,
+    generation,
+    machine,
+    measuring,
+    reporting,
+    reviewing,
+    training,
+)
 from burnish.cli.options import escape
 from burnish.errors import BurnishError
 from burnish.system.lazy import postpone_import
@@ -32,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (training, measuring, checking, generation, chat, exporting, reporting, catalogue, machine):
+for group in (training, measuring, checking, generation, chat, exporting, reporting, reviewing, catalogue, machine):
     app.registered_commands += group.verbs.registered_commands
 
 

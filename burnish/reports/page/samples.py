@@ -58,11 +58,11 @@ class SampleList:
     more: Sequence[Any]
 
 
-def visible(text: Any) -> str:
+def visible(text: Any, limit: int = MAX_CHARACTERS) -> str:
     """Make invisible characters visible and shorten long text; the template escapes the result."""
     plain = "" if text is None else str(text)
-    left = len(plain) - MAX_CHARACTERS
-    plain = plain[:MAX_CHARACTERS].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    left = len(plain) - limit
+    plain = plain[:limit].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     plain = _HIDDEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", plain)
     return plain + (f" … ({left:,} more characters)" if left > 0 else "")
 
