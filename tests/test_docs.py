@@ -45,7 +45,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 def builtin_rewards() -> list[str]:
     """Return the names of burnish's own rewards; other tests of this process may have registered more."""
     names = REWARDS.names()
-    return [name for name in names if REWARDS.get(name).function.__module__.startswith("burnish.rewards.")]
+    return [name for name in names if REWARDS.get(name).function.__module__.startswith("burnish.")]
 
 
 def read(name: str) -> str:

@@ -23,6 +23,7 @@ from burnish.cli import (
     chat,
     checking,
     exporting,
+    filtering,
     generation,
     machine,
     measuring,
@@ -43,7 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (training, measuring, checking, generation, chat, exporting, reporting, reviewing, catalogue, machine):
+for group in (
+    training, measuring, checking, generation, chat, filtering, exporting, reporting, reviewing, catalogue, machine,
+):  # fmt: skip
     app.registered_commands += group.verbs.registered_commands
 
 

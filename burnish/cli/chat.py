@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.generation import Greedy, System, Temperature, TopK, TopP, print_piece, report_loading
+from burnish.cli.filtering import FilteredOutput, FilterPolicyName, chosen_filter
+from burnish.cli.generation import Greedy, System, Temperature, TopK, TopP, report_loading
 from burnish.cli.options import Model, Offline, Seed, escape
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
     from burnish.model import LoadedModel
+    from burnish.safety.filter.content_filter import ContentFilter
     from burnish.types import Message, Prompt
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -44,19 +46,21 @@ def chat(
     top_p: TopP = 0.95,
     top_k: TopK = 0,
     seed: Seed = 0,
+    filter_policy: FilterPolicyName = None,
     offline: Offline = False,
 ) -> None:
     """Talk with a model in the terminal.
 
     Each line is a message; /help lists the commands. In a pipe, each line of standard input is one, too.
     """
+    content_filter = chosen_filter(filter_policy)
     report_loading(model)
     from burnish.api import load
 
     loaded = load(model, offline=offline)
     loaded.prompt([], plain=False)  # refuses a model without a chat template
     options = {"temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k}
-    session = Session(loaded, max_new_tokens, options, seed)
+    session = Session(loaded, max_new_tokens, options, seed, content_filter)
     session.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -83,6 +87,7 @@ class Session:
     max_new_tokens: int
     options: dict[str, Any]
     seed: int = 0
+    content_filter: ContentFilter | None = None
     system: str = ""
     turns: list[tuple[str, str]] = field(default_factory=list)
     left_out: int = 0
@@ -143,12 +148,11 @@ class Session:
 
         first, room = self._fit(question)
         self.asked += 1
-        pieces: list[str] = []
+        output = FilteredOutput(self.content_filter)
         with Interrupts() as interrupts:
 
             def receive(piece: str) -> None:
-                pieces.append(piece)
-                print_piece(piece)
+                output.update(piece)
                 interrupts.release()  # between two tokens, nothing is half done
                 interrupts.hold()
 
@@ -164,10 +168,11 @@ class Session:
                     end = f"the answer was cut off after {tokens} tokens; see --max-new-tokens"
             except KeyboardInterrupt:
                 end = "stopped"
+            output.finish()
             print()
             if end:
                 note(end)
-            self._keep(question, "".join(pieces))
+            self._keep(question, output.text)
 
     def _keep(self, question: str, answer: str) -> None:
         if answer.strip():

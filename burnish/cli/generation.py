@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from burnish.cli.filtering import FilteredOutput, FilterPolicyName, chosen_filter, filtered_row, print_piece
 from burnish.cli.options import AsJson, Model, Offline, Seed, escape, print_json
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
     from burnish.model import LoadedModel
+    from burnish.safety.filter.content_filter import ContentFilter
     from burnish.types import Group, Prompt
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -66,6 +68,7 @@ def generate(
     keep_stop: Annotated[bool, typer.Option("--keep-stop", help="Leave the stop text in the completion.")] = False,
     seed: Seed = 0,
     stream: Stream = None,
+    filter_policy: FilterPolicyName = None,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -75,6 +78,7 @@ def generate(
         raise InputError("--stream prints one sample of one prompt as text: leave out --samples, --file and --json")
     if file is not None and prompt is not None:
         raise InputError("name either a prompt or --file")
+    content_filter = chosen_filter(filter_policy)
     texts = [("prompt", read_prompt() if prompt is None else prompt)] if file is None else read_prompts(file)
     report_loading(model, quiet=json)
     from burnish.api import load
@@ -91,20 +95,28 @@ def generate(
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     streamed = one and (sys.stdout.isatty() if stream is None else stream)
-    piece = print_piece if streamed else None
-    try:
-        groups = loaded.sample(prompts, samples=samples, seed=seed, on_text=piece, **options)
-    except KeyboardInterrupt:
-        if streamed:
-            print()
-        raise
+    output = FilteredOutput(content_filter) if streamed else None
+    groups = _sample(loaded, prompts, output, samples=samples, seed=seed, **options)
     if json:
-        print_json([{**({"prompt": name} if file else {}), **row} for name, row in _rows(groups)])
-    elif streamed:
-        print()
-    else:
-        _print_texts(groups, samples)
+        print_json([{**({"prompt": name} if file else {}), **row} for name, row in _rows(groups, content_filter)])
+    elif not streamed:
+        _print_texts(groups, samples, content_filter)
     _report_cut(groups)
+
+
+def _sample(model: LoadedModel, prompts: list[Prompt], output: FilteredOutput | None, **options: Any) -> list[Group]:
+    """Sample the prompts, and print the one text while it is made if there is an output; Ctrl-C ends its line."""
+    if output is None:
+        return model.sample(prompts, **options)
+    try:
+        groups = model.sample(prompts, on_text=output.update, **options)
+    except KeyboardInterrupt:
+        output.finish()
+        print()
+        raise
+    output.finish()
+    print()
+    return groups
 
 
 def report_loading(model: str, *, quiet: bool = False) -> None:
@@ -169,31 +181,26 @@ def _report_cut(groups: list[Group]) -> None:
         print(f"burnish: {which} cut off after {tokens} tokens; see --max-new-tokens", file=sys.stderr)
 
 
-def _rows(groups: list[Group]) -> list[tuple[str, dict[str, Any]]]:
+def _rows(groups: list[Group], content_filter: ContentFilter | None) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (group.prompt.id, {"text": one.text, "tokens": len(one.token_ids), "finish_reason": one.finish_reason})
+        (
+            group.prompt.id,
+            {
+                **filtered_row(one.text, content_filter),
+                "tokens": len(one.token_ids),
+                "finish_reason": one.finish_reason,
+            },
+        )
         for group in groups
         for one in group.completions
     ]
 
 
-def _print_texts(groups: list[Group], samples: int) -> None:
+def _print_texts(groups: list[Group], samples: int, content_filter: ContentFilter | None) -> None:
     for group in groups:
         for number, completion in enumerate(group.completions, start=1):
             heading = [*([group.prompt.id] if len(groups) > 1 else []), *([str(number)] if samples > 1 else [])]
             if heading:
                 print(f"--- {', '.join(heading)}")
-            print_piece(completion.text)
+            print_piece(filtered_row(completion.text, content_filter)["text"])
             print()
-
-
-def terminal_text(text: str) -> str:
-    """Return a model's text with the control characters escaped that would reach the terminal."""
-    from burnish.reports.wording import printable
-
-    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
-
-
-def print_piece(text: str) -> None:
-    """Print a piece of a model's text at once."""
-    print(terminal_text(text), end="", flush=True)

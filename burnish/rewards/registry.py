@@ -232,6 +232,7 @@ REWARDS: Registry[RewardFunction] = Registry(
         "sentiment": "burnish.rewards.library.tone:sentiment",
         "attractiveness": "burnish.rewards.library.tone:attractiveness",
         "toxicity": "burnish.rewards.library.tone:toxicity",
+        "content_filter": "burnish.safety.filter.reward:content_filter",
         "judge": "burnish.rewards.library.judge:judge",
         "similarity": "burnish.rewards.library.similarity:similarity",
     },

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from burnish import api
-from burnish.cli import chat
-from burnish.cli.generation import terminal_text
+from burnish.cli import chat, filtering
+from burnish.cli.filtering import terminal_text
 from burnish.data.formats import RowFormat
 from burnish.errors import InputError
 from burnish.types import Message
@@ -144,7 +144,7 @@ class TestLimits:
 
 class TestInterrupt:
     def test_ctrl_c_ends_the_answer_and_keeps_it(self, session, capsys, monkeypatch):
-        printed = chat.print_piece
+        printed = filtering.print_piece
         pieces: list[str] = []
 
         def print_piece(piece: str) -> None:
@@ -153,7 +153,7 @@ class TestInterrupt:
             if len(pieces) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(chat, "print_piece", print_piece)
+        monkeypatch.setattr(filtering, "print_piece", print_piece)
         session.max_new_tokens, session.options = 40, {"temperature": 1.0}
         assert session.take("who sang")
         captured = capsys.readouterr()

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from burnish import api
-from burnish.cli.generation import print_piece, read_prompts, terminal_text
+from burnish.cli.filtering import print_piece, terminal_text
+from burnish.cli.generation import read_prompts
 from burnish.errors import InputError
 from burnish.types import Message
 from tests.cli.test_app import run

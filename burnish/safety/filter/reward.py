@@ -1,0 +1,42 @@
+"""Reward by the content filter's verdict: a penalty, a gate and counts in the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from burnish.rewards.registry import reward
+from burnish.safety.filter.content_filter import load_filter
+
+_VALUES = {"allow": 1.0, "flag": 0.5, "block": 0.0}
+
+
+def _check(*, policy: str) -> None:
+    load_filter(policy)
+
+
+def _files(*, policy: str) -> list[Path]:
+    return [Path(policy).expanduser()] if policy not in ("", "default") else []
+
+
+@reward(check_options=_check, files=_files)
+def content_filter(text: str, log_count: Callable[[str, float], None], *, policy: str = "") -> float:
+    """Verdict of the content filter on a text, in [0, 1]: 1 allowed, 0.5 flagged, 0 blocked.
+
+    With ``gate = 1.0`` other parts give no credit to a text that is flagged or blocked, with ``gate = 0.5`` to one that
+    is blocked. The number of findings of each category is a metric, ``scoring/content_filter/<category>``. An empty
+    text scores 1.
+
+    Fails by: seeing words, not meaning: contempt in clean words, threats that are not in the lists and instructions
+    that do harm score 1, and a quotation counts as its author's own words.
+
+    Args:
+        text: the completion's text.
+        policy: a TOML file; empty is the default policy.
+
+    Source: glin-profanity's lists (MIT, derived from LDNOOBW, CC-BY-4.0), and patterns of personal data.
+    """
+    verdict = load_filter(policy).check(text)
+    for finding in verdict.findings:
+        log_count(finding.category, 1.0)
+    return _VALUES[verdict.verdict]
