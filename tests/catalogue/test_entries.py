@@ -12,7 +12,8 @@ from burnish.errors import InputError
 
 
 def test_shipped_entries_are_sound() -> None:
-    assert names() == ["chatterbot", "fables", "gemma3-270m", "hsk-sentences", "human-eval", "lee-news", "smollm2-135m"]
+    data = ["adv-bench", "chatterbot", "do-not-answer", "fables", "hsk-sentences", "human-eval", "judged-answers"]
+    assert names() == sorted([*data, "gemma3-270m", "lee-news", "smollm2-135m"])
     assert names("model") == ["gemma3-270m", "smollm2-135m"]
     assert {*names("data")} == {*names()} - {*names("model")}
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
@@ -25,7 +26,7 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: chatterbot, fables, gemma3-270m, hsk"):
+    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: adv-bench, chatterbot, do-not-answer"):
         fetch("x")
 
 
