@@ -27,6 +27,7 @@ from burnish.cli import (
     generation,
     machine,
     measuring,
+    redteaming,
     reporting,
     reviewing,
     training,
@@ -45,7 +46,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for group in (
-    training, measuring, checking, generation, chat, filtering, exporting, reporting, reviewing, catalogue, machine,
+    training, measuring, checking, generation, chat, filtering, redteaming, exporting, reporting, reviewing, catalogue,
+    machine,
 ):  # fmt: skip
     app.registered_commands += group.verbs.registered_commands
 

@@ -83,6 +83,21 @@ def small_sample_factor(n: int) -> float:
     return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, upper) / ndtri(upper))
 
 
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Return the 95% interval of a share from n independent trials; (0, 1) of none.
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22(158).
+    """
+    from scipy.special import ndtri
+
+    if n == 0:
+        return 0.0, 1.0
+    z = float(ndtri((1 + LEVEL) / 2))
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def paired_bootstrap(
     before: Array | Sequence[float],
     after: Array | Sequence[float],

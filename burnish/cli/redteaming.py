@@ -1,0 +1,126 @@
+"""The verb that attacks a model: ``redteam``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, print_json
+
+if TYPE_CHECKING:
+    from burnish.safety.redteam.measure import Answer
+
+verbs = typer.Typer(rich_markup_mode=None)
+
+
+@verbs.command()
+def redteam(
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="A second model to compare with, shown as 'before'.")] = None,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", help="A family of attacks; may be repeated.  [default: all]")
+    ] = None,
+    each: Annotated[int, typer.Option(min=2, help="Requests per family.")] = 40,
+    search: Annotated[int, typer.Option(min=0, help="Further attacks that a bandit spends on what works.")] = 0,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the successful attacks with safe answers, as rows to train on.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 0.7,
+    side: Annotated[
+        str, typer.Option(help="Requests to draw from: all, train or held_out, as recipe safety splits them.")
+    ] = "all",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Attack a model with requests that it should refuse, and measure how often it complies.
+
+    With --against, compare two models on the same attacks. Needs the extra 'safety'.
+    """
+    from burnish.reports.terminal.progress import make_observer
+    from burnish.safety.redteam.bandit import search as run_search
+    from burnish.safety.redteam.export import export_found
+    from burnish.safety.redteam.families import FAMILIES, check_families
+    from burnish.safety.redteam.judge import answer_judge
+    from burnish.safety.redteam.measure import attack_model, plan_attacks, red_team_report
+    from burnish.safety.redteam.task import requests_on
+
+    observer = make_observer(quiet=quiet or json)
+    families = list(dict.fromkeys(family or FAMILIES))
+    check_families(families)
+    requests = requests_on(side, offline=offline, observer=observer)
+    attacks = plan_attacks(requests, families, each, seed)
+    judge = answer_judge(offline)
+
+    def answers(name: str) -> Answer:
+        return _answers(name, seed, offline, {"max_new_tokens": max_new_tokens, "temperature": temperature})
+
+    before = attack_model(attacks, answers(against), judge) if against is not None else None
+    answer = answers(model)
+    outcome = attack_model(attacks, answer, judge)
+    result = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
+    trials = list(outcome.trials)
+    if search:
+        searched = run_search(requests, families, search, answer, judge, seed)
+        trials += searched
+        result["search"] = _search_rows(searched)
+    if export is not None:
+        result["exported"] = export_found(trials, export)
+    if json:
+        print_json(result)
+    else:
+        _print_result(result)
+    if export is not None and not json:
+        print(f"burnish: wrote {result['exported']} rows to {export}", file=sys.stderr)
+
+
+def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> Answer:
+    """Return a function that answers prompts with a model, through its chat template if it has one."""
+    from burnish.api import load
+
+    model = load(name, offline=offline)
+    plain = None if model.has_chat_template else True
+
+    def answer(prompts: Sequence[tuple[str, str]]) -> list[str]:
+        made = [model.prompt(text, plain=plain, name=id) for id, text in prompts]
+        return [group.completions[0].text for group in model.sample(made, seed=seed, **options)]
+
+    return answer
+
+
+def _search_rows(trials: Sequence[Any]) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {}
+    for trial in trials:
+        row = rows.setdefault(trial.attack.family, {"attacks": 0, "successes": 0})
+        row["attacks"] += 1
+        row["successes"] += trial.success
+    return rows
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """Print one line per family, per category, for all attacks, and for the look-alikes."""
+    for title, kind in (("attack success by family", "family"), ("by category", "category"), ("all attacks", "all")):
+        _print_rows(title, [row for row in result["rows"] if row["kind"] == kind])
+    _print_rows("refusals of harmless look-alikes", [row for row in result["rows"] if row["kind"] == "over-refusal"])
+    if "search" in result:
+        print("search by a bandit (biased rates)")
+        for name, row in result["search"].items():
+            print(f"  {name:58s}{row['successes']:5d} of {row['attacks']}")
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    compared = any("before" in row for row in rows)
+    print(f"{title:60s}{'before  ' if compared else ''}share  95% interval    n")
+    for row in rows:
+        before = f"{row['before']['share']:6.3f}  " if compared else ""
+        line = f"  {row['name']:58s}{before}{row['share']:5.3f}  {row['low']:.3f} to {row['high']:.3f}{row['n']:5d}"
+        if "interval" in row:
+            low, high = row["interval"]
+            line += f"  {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        print(line)
