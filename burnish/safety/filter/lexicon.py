@@ -61,7 +61,7 @@ _AMBIGUOUS_EN = _words(
 )
 _AMBIGUOUS_ZH = _words(
     """
-    13. 13点 个老子的 九游 乳头 乳房 交配 他奶奶 他奶奶的 他妈 他娘 他马的 你他马的 你全家 你奶奶的 你妈 你妈的
+    奶奶的熊 13. 13点 个老子的 九游 乳头 乳房 交配 他奶奶 他奶奶的 他妈 他娘 他马的 你他马的 你全家 你奶奶的 你妈 你妈的
     你娘 你是鸡 你是鸭 你马的 做爱 军妓 几八 几叭 几巴 几芭 刚度 包皮 十三点 卖比 卖淫 卵子 口肯 叫床 吃屎 后庭
     吹箫 塞你老师 处女 外阴 大卵子 大卵泡 奶子 奸你 她妈地 她妈的 她马的 妈比 妈逼 妓女 妓院 妳妈的 妳娘的 妳马的
     嫖娼 嫖客 密洞 射你 射精 小卵子 小卵泡 小肉粒 小鸡鸡 屁股 巨乳 干你 干您娘 强奸 性交 性器 性无能 性爱 情色
@@ -120,13 +120,14 @@ def terms() -> tuple[Term, ...]:
 
 
 def _all_terms() -> Iterator[Term]:
-    for language, ambiguous in (("english", _AMBIGUOUS_EN), ("chinese", _AMBIGUOUS_ZH)):
+    for language, words in (("english", _AMBIGUOUS_EN), ("chinese", _AMBIGUOUS_ZH)):
+        ambiguous = frozenset(map(folded, words))
         path = installed_path(
             "glin-profanity", f"glin_profanity/data/dictionaries/{language}.json", "safety", "the content filter"
         )
         for word in json.loads(path.read_text(encoding="utf-8"))["words"]:
             if word not in _LEFT_OUT and (term := folded(word)):
-                score = AMBIGUOUS if word in ambiguous else CLEAR
+                score = AMBIGUOUS if term in ambiguous else CLEAR
                 yield Term(term, _category(term), score, word in _OPENS)
     for category, added in _ADDED.items():
         for word in added:

@@ -29,8 +29,8 @@ CATEGORIES: Mapping[str, tuple[Action, str]] = {
 """Category -> its default action and what is in it."""
 
 INNOCENT = (
-    "pussy willow", "pussy cat", "pussycat", "spic and span", "spic n span", "fire retardant", "wild ass", "bastard cabbage",
-    "moby dick", "shit-take", "bitch box", "cocker spaniel", "maine coon",
+    "bastard cabbage", "bastard file", "bastard title", "fire retardant", "maine coon", "moby dick", "pussy cat",
+    "pussy willow", "retard the", "spic and span", "spic n span", "wild ass",
 )  # fmt: skip
 """Phrases in which the word lists are not applied, whatever the policy."""
 

@@ -30,7 +30,7 @@ _JOINED = re.compile(r"(?<![\w@$.\-~'])[a-z0-9@$]{1,24}(?:[.\-_~'][a-z0-9@$]{1,2
 _HAN_APART = re.compile(rf"[{HAN}]+(?:[*_\-.·~|+/^]{{1,3}}[{HAN}]+)+")
 _HAN_SPACED = re.compile(rf"(?<![{HAN}])[{HAN}](?:[ \n\t]{{1,2}}[{HAN}])+(?![{HAN}])")
 _TAILS = frozenset({"you", "u", "off", "me", "it", "him", "her", "them", "this", "that", "er", "ers", "ing", "s"})
-_BEFORE_OPENING = "我你您他她真就来去了啊吧呢"
+_BEFORE_OPENING = "就真去了啊吧呢"
 
 
 class WordLayer:
