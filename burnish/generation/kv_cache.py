@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from burnish.policies.kernels.attention import GroupSpan, PackedAttention
+from burnish.policies.kernels.loops import compiled
 
 
 class _LayerCache:
@@ -128,6 +129,8 @@ class _DecodePlan:
         self.prompt_width, self.answer_width = max(prompt_lengths), max(lengths) + 1
         self.equal_lengths = min(lengths) == max(lengths)
         self.lengths = torch.tensor(lengths, device=device)
+        self.row_groups = torch.tensor(row_groups, device=device)
+        self.row_prompt_lengths = torch.tensor([prompt_lengths[group] for group in row_groups], device=device)
         self.all_rows = torch.arange(self.rows, device=device)
         members: list[list[int]] = [[] for _ in prompt_lengths]
         for row, group in enumerate(row_groups):
@@ -145,13 +148,22 @@ class _DecodePlan:
             self.inverse = torch.tensor(inverse, device=device)
         self.mask: Tensor | None = None
         if not self.equal_lengths or min(prompt_lengths) < self.prompt_width:
-            row_prompt_lengths = torch.tensor([prompt_lengths[group] for group in row_groups], device=device)
-            prompt = torch.arange(self.prompt_width, device=device) >= row_prompt_lengths[:, None]
+            prompt = torch.arange(self.prompt_width, device=device) >= self.row_prompt_lengths[:, None]
             answer = torch.arange(self.answer_width, device=device) > self.lengths[:, None]
             self.mask = torch.cat([prompt, answer], 1)[:, None, None]
 
     def attend(self, cached: _LayerCache, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, group = query.shape[:2]
+        dense = query.stride(-1) == key.stride(-1) == 1 and value.stride() == key.stride()
+        loops = compiled(query, key, value) if dense and value.shape == key.shape else None
+        if loops is not None:
+            output = query.new_empty(self.rows, heads, group, query.shape[-1])
+            loops.attend(
+                self.rows, *output.shape[1:], cached.prompts[0].shape[2], cached.answers[0].shape[2],
+                query, query.stride(2), *query.stride()[:2], key, key.stride(1), key.stride(0), value, *cached.prompts,
+                *cached.answers, self.row_prompt_lengths, self.row_groups, self.lengths, output, scale,
+            )  # fmt: skip
+            return output
         for tensor, new in zip(cached.answers, (key, value), strict=True):
             if self.equal_lengths:
                 tensor[: self.rows, :, self.answer_width - 1] = new.transpose(0, 1)

@@ -23,7 +23,7 @@ from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
 
 REPRODUCIBILITY_KEYS = (
-    "processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "sacrebleu", "burnish",
+    "processor", "threads", "torch", "transformers", "tokenizers", "peft", "numpy", "numba", "sacrebleu", "burnish",
 )  # fmt: skip
 """Entries of environment.json on which the bits of a run depend."""
 FILE_OPTIONS: Mapping[str, str] = {

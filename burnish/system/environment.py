@@ -20,7 +20,7 @@ def environment_record(*, threads: int | None, seed: int) -> Mapping[str, Any]:
     import torch
 
     versions = {}
-    for package in ("burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "numpy"):
+    for package in ("burnish", "torch", "transformers", "tokenizers", "peft", "sacrebleu", "numpy", "numba"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

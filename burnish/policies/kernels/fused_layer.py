@@ -3,9 +3,8 @@
 Problem: between the products of a decoding step, a layer runs about ninety small operations, whose call overhead is a
 third of the products' time.
 
-Idea: one product for linear layers with a common input (q, k and v; gate and up), one operation per norm, one rotation
-for queries and keys together. Each number is computed by the same operations in the same order as in the original
-layer, so the results equal the training forward pass to the bit, as far as oneDNN's products do.
+Idea: one product for linear layers with a common input (q, k and v; gate and up), and one compiled loop (``loops``) for
+each norm, the rotation of queries and keys, and the gate. The results equal the training forward pass but for rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.policies.kernels.attention import dispatch_attention
+from burnish.policies.kernels.loops import compiled
 
 SUPPORTED_LAYERS = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
 """Model type -> layer class in transformers: RMSNorm before attention and a gated MLP, rotary positions, no query norm.
@@ -55,19 +55,41 @@ class FusedDecoderLayer(nn.Module):
         queries, values = queries.view(heads, self.groups, *queries.shape[1:]), projected[:, -heads:].transpose(0, 1)
         attended = dispatch_attention(queries, keys, values, self.scale)  # [T, K, g, D]
         states = states + self.out(attended.flatten(1).unsqueeze(0))
-        gate, up = self.gate_up(_norm(self.norms[1], states)).chunk(2, -1)
-        return states.add_(self.down(self.activation(gate).mul_(up)))
+        gated = _gate(self.activation, self.gate_up(_norm(self.norms[1], states)))
+        return states.add_(self.down(gated))
 
 
 def _norm(norm: Any, states: Tensor) -> Tensor:
     if states.dtype != torch.float32:  # the model's own norm rounds before it multiplies by the weight
         normed: Tensor = norm(states)
         return normed
+    if (loops := compiled(states, norm.weight)) is not None:
+        states = states.contiguous()
+        normed = torch.empty_like(states)
+        loops.rms_norm(states.shape[1], states, states.shape[2], norm.weight, normed, norm.variance_epsilon)
+        return normed
     return torch.nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Apply rotary position embeddings (arXiv 2104.09864) to [T, H, D], with transformers' halves instead of pairs."""
+    """Apply rotary position embeddings (arXiv 2104.09864) to [T, H, D], with transformers' halves instead of pairs.
+
+    The compiled loop works in place.
+    """
+    if (loops := compiled(heads, cosines, sines)) is not None:
+        loops.rotate(*heads.shape, heads, heads.stride(0), cosines.contiguous(), sines.contiguous())
+        return heads
     half = heads.shape[-1] // 2
     rotated = torch.cat((-heads[..., half:], heads[..., :half]), -1)
     return (heads * cosines[0].unsqueeze(1)).add_(rotated.mul_(sines[0].unsqueeze(1)))
+
+
+def _gate(activation: Any, projected: Tensor) -> Tensor:
+    """Return the activation of the first half of [1, T, 2 f], times the second half."""
+    if type(activation).__name__ in ("SiLU", "SiLUActivation") and (loops := compiled(projected)) is not None:
+        gated = projected.new_empty(1, projected.shape[1], projected.shape[2] // 2)
+        loops.gate(projected.shape[1], projected, gated, gated.shape[2])
+        return gated
+    gate, up = projected.chunk(2, -1)
+    result: Tensor = activation(gate).mul_(up)
+    return result

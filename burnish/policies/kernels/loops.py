@@ -1,0 +1,32 @@
+"""Compiled loops in place of torch's small operations, where they can run.
+
+Problem: between the products of a decoding step lie some sixty small operations per layer. Their calls, and the memory
+that each reads and writes, take half as long as the products.
+
+Idea: five loops per layer, compiled by numba, which the threads of torch run. On other devices, for other types, and
+without numba, torch's operations compute the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def compiled(*tensors: Tensor) -> Any:
+    """Return the module of the compiled loops, or None if they do not work on these tensors."""
+    if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    return None if torch.is_grad_enabled() else _load()
+
+
+@cache
+def _load() -> Any:
+    try:
+        from burnish.policies.kernels import numba_loops
+    except (ImportError, RuntimeError):  # not installed, not for this NumPy, or no folder for the machine code
+        return None
+    return numba_loops
