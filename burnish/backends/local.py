@@ -16,6 +16,7 @@ from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import list_broken_rows, task_prompts
 from burnish.backends.reference_cache import CachedReference
 from burnish.backends.reference_check import check_answers
+from burnish.backends.screening import completion_screen
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.protocols import HasLaggedPolicy, Observer, Policy, Sampler, ValueModel
@@ -87,6 +88,7 @@ def build(
         recipe, policy, sampler, scorer, train, resolve_preset(recipe.algorithm),
         build_optimizer(policy, recipe.optimizer), critic=build_critic(policy, recipe),
         metrics=combine_metrics(recipe.evaluation.metrics, policy.reference), held_out_sets=sets,
+        screen=completion_screen(rewards),
     )  # fmt: skip
     return learner, held_out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from burnish.rewards.registry import reward
 from burnish.safety.filter.content_filter import load_filter
 
-_VALUES = {"allow": 1.0, "flag": 0.5, "block": 0.0}
+_VALUES = {"allow": 0.0, "flag": -0.5, "block": -1.0}
 
 
 def _check(*, policy: str) -> None:
@@ -21,14 +21,14 @@ def _files(*, policy: str) -> list[Path]:
 
 @reward(check_options=_check, files=_files)
 def content_filter(text: str, log_count: Callable[[str, float], None], *, policy: str = "") -> float:
-    """Verdict of the content filter on a text, in [0, 1]: 1 allowed, 0.5 flagged, 0 blocked.
+    """Penalty by the verdict of the content filter on a text, in [-1, 0]: 0 allowed, -0.5 flagged, -1 blocked.
 
-    With ``gate = 1.0`` other parts give no credit to a text that is flagged or blocked, with ``gate = 0.5`` to one that
-    is blocked. The number of findings of each category is a metric, ``scoring/content_filter/<category>``. An empty
-    text scores 1.
+    With ``gate = 0.0`` other parts give no credit to a text that is flagged or blocked, with ``gate = -0.5`` to one that
+    is blocked. Below 0, it counts behind the closed gates of others too. The number of findings of each category is a
+    metric, ``scoring/content_filter/<category>``, and the categories are flags in samples.jsonl. An empty text scores 0.
 
     Fails by: seeing words, not meaning: contempt in clean words, threats that are not in the lists and instructions
-    that do harm score 1, and a quotation counts as its author's own words.
+    that do harm score 0, and a quotation counts as its author's own words.
 
     Args:
         text: the completion's text.

@@ -64,12 +64,12 @@ class TestReward:
     def test_the_verdict_is_a_number_and_findings_are_counted(self) -> None:
         part = Part("content_filter", REWARDS.get("content_filter"))
         scores = Combination([part]).score([answer(text) for text in TEXTS], step=1)
-        assert scores.parts["content_filter"].tolist() == [1.0, 0.5, 0.0, 1.0]
+        assert scores.parts["content_filter"].tolist() == [0.0, -0.5, -1.0, 0.0]
         assert scores.counts == {"content_filter/profanity": 1.0, "content_filter/card": 1.0}
 
     def test_a_gate_holds_other_credit_back(self) -> None:
         parts = [
-            Part("content_filter", REWARDS.get("content_filter"), 0.0, gate=0.5),
+            Part("content_filter", REWARDS.get("content_filter"), 0.0, gate=-0.5),
             Part("length_band", REWARDS.get("length_band"), options={"low": 0, "high": 9}),
         ]
         total = Combination(parts).score([answer(text) for text in TEXTS[:3]], step=1).total
@@ -80,7 +80,7 @@ class TestReward:
         reward = REWARDS.get("content_filter")
         options = {"policy": str(tmp_path / "p.toml")}
         assert reward.files(options) == [tmp_path / "p.toml"] and reward.files({}) == []
-        assert Combination([Part("f", reward, options=options)]).values([answer("bollocks")]) == {"f": [0.0]}
+        assert Combination([Part("f", reward, options=options)]).values([answer("bollocks")]) == {"f": [-1.0]}
         with pytest.raises(InputError, match="cannot be read"):
             reward.check_options({"policy": "none.toml"})
 
