@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from burnish.policies.kernels.attention import GroupSpan, PackedAttention
-from burnish.policies.kernels.loops import compiled
+from burnish.policies.kernels.loops import compiled_loops
 
 
 class _LayerCache:
@@ -155,7 +155,7 @@ class _DecodePlan:
     def attend(self, cached: _LayerCache, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, group = query.shape[:2]
         dense = query.stride(-1) == key.stride(-1) == 1 and value.stride() == key.stride()
-        loops = compiled(query, key, value) if dense and value.shape == key.shape else None
+        loops = compiled_loops(query, key, value) if dense and value.shape == key.shape else None
         if loops is not None:
             output = query.new_empty(self.rows, heads, group, query.shape[-1])
             loops.attend(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.policies.kernels.attention import dispatch_attention
-from burnish.policies.kernels.loops import compiled
+from burnish.policies.kernels.loops import compiled_loops
 
 SUPPORTED_LAYERS = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
 """Model type -> layer class in transformers: RMSNorm before attention and a gated MLP, rotary positions, no query norm.
@@ -63,7 +63,7 @@ def _norm(norm: Any, states: Tensor) -> Tensor:
     if states.dtype != torch.float32:  # the model's own norm rounds before it multiplies by the weight
         normed: Tensor = norm(states)
         return normed
-    if (loops := compiled(states, norm.weight)) is not None:
+    if (loops := compiled_loops(states, norm.weight)) is not None:
         states = states.contiguous()
         normed = torch.empty_like(states)
         loops.rms_norm(states.shape[1], states, states.shape[2], norm.weight, normed, norm.variance_epsilon)
@@ -76,7 +76,7 @@ def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     The compiled loop works in place.
     """
-    if (loops := compiled(heads, cosines, sines)) is not None:
+    if (loops := compiled_loops(heads, cosines, sines)) is not None:
         loops.rotate(*heads.shape, heads, heads.stride(0), cosines.contiguous(), sines.contiguous())
         return heads
     half = heads.shape[-1] // 2
@@ -86,7 +86,7 @@ def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 def _gate(activation: Any, projected: Tensor) -> Tensor:
     """Return the activation of the first half of [1, T, 2 f], times the second half."""
-    if type(activation).__name__ in ("SiLU", "SiLUActivation") and (loops := compiled(projected)) is not None:
+    if type(activation).__name__ in ("SiLU", "SiLUActivation") and (loops := compiled_loops(projected)) is not None:
         gated = projected.new_empty(1, projected.shape[1], projected.shape[2] // 2)
         loops.gate(projected.shape[1], projected, gated, gated.shape[2])
         return gated

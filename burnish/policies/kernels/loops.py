@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-def compiled(*tensors: Tensor) -> Any:
+def compiled_loops(*tensors: Tensor) -> Any:
     """Return the module of the compiled loops, or None if they do not work on these tensors."""
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
         return None

@@ -81,11 +81,11 @@ def test_the_number_of_threads_changes_no_bit(threads) -> None:
 
 def test_other_types_and_gradients_use_torch() -> None:
     with torch.no_grad():
-        assert loops.compiled(torch.ones(2)) is numba_loops
-        assert loops.compiled(torch.ones(2), torch.ones(2, dtype=torch.float64)) is None
-        assert loops.compiled(torch.ones(2, dtype=torch.bfloat16)) is None
-        assert loops.compiled(torch.ones(2, device="meta")) is None
-    assert loops.compiled(torch.ones(2)) is None
+        assert loops.compiled_loops(torch.ones(2)) is numba_loops
+        assert loops.compiled_loops(torch.ones(2), torch.ones(2, dtype=torch.float64)) is None
+        assert loops.compiled_loops(torch.ones(2, dtype=torch.bfloat16)) is None
+        assert loops.compiled_loops(torch.ones(2, device="meta")) is None
+    assert loops.compiled_loops(torch.ones(2)) is None
 
 
 @pytest.mark.parametrize("longest", [1, 9])
@@ -96,7 +96,7 @@ def test_attention_of_a_decoding_step(longest, monkeypatch) -> None:
     heads, group, width, lengths = 2, 3, 8, [longest - 1, 0, longest // 2, longest - 1, 0]
     outputs, caches = [], []
     for use_loops in (True, False):
-        monkeypatch.setattr(kv_cache, "compiled", loops.compiled if use_loops else lambda *_: None)
+        monkeypatch.setattr(kv_cache, "compiled_loops", loops.compiled_loops if use_loops else lambda *_: None)
         projected = randn(5, heads * (group + 2), width, seed=3)
         query = projected[:, : heads * group].transpose(0, 1).view(heads, group, 5, width)
         key, value = (
