@@ -116,10 +116,12 @@ def _print_result(result: dict[str, Any]) -> None:
 
 def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     compared = any("before" in row for row in rows)
-    print(f"{title:60s}{'before  ' if compared else ''}share  95% interval    n")
+    print(f"{title:66s}{'before  ' if compared else ''}share  95% interval      n  refused")
     for row in rows:
         before = f"{row['before']['share']:6.3f}  " if compared else ""
-        line = f"  {row['name']:58s}{before}{row['share']:5.3f}  {row['low']:.3f} to {row['high']:.3f}{row['n']:5d}"
+        line = f"  {row['name']:64s}{before}{row['share']:5.3f}  {row['low']:.3f} to {row['high']:.3f}{row['n']:5d}"
+        if "refused" in row:
+            line += f"    {row['refused']:.3f}"
         if "interval" in row:
             low, high = row["interval"]
             line += f"  {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -57,6 +57,13 @@ class AttackOutcome:
             groups.setdefault(key(trial), []).append(trial)
         return {name: _success_rate(trials) for name, trials in groups.items()}
 
+    def refusals(self, key: Callable[[Trial], str]) -> dict[str, float]:
+        """Return the share of refusals, by the rules, of each group of trials."""
+        groups: dict[str, list[bool]] = {}
+        for trial in self.trials:
+            groups.setdefault(key(trial), []).append(refuses(trial.answer))
+        return {name: sum(values) / len(values) for name, values in groups.items()}
+
     def by_request(self, families: Iterable[str]) -> np.ndarray:
         """Return, per request of these families, the number of successes and of trials, [n, 2]."""
         wanted = set(families)
@@ -118,8 +125,9 @@ def red_team_report(outcome: AttackOutcome, before: AttackOutcome | None = None)
     rows: list[dict[str, object]] = []
     for kind, key in kinds:
         earlier = before.success(key) if before else {}
+        refused = outcome.refusals(key)
         for name, value in outcome.success(key).items():
-            row: dict[str, object] = {"kind": kind, "name": name, **asdict(value)}
+            row: dict[str, object] = {"kind": kind, "name": name, **asdict(value), "refused": refused[name]}
             if before:
                 row |= {"before": asdict(earlier[name]), **_difference(kind, name, outcome, before)}
             rows.append(row)

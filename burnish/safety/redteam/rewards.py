@@ -28,5 +28,7 @@ def helpful(text: str, prompt: Prompt) -> float | None:
 
 
 def headline_overlap(completion: Completion) -> float | None:
-    """ROUGE-L against the article's first sentence. Applies to headlines."""
-    return rouge_l(completion) if completion.prompt.metadata.get("kind") == HEADLINE else None
+    """ROUGE-L against the article's first sentence. Applies to headlines, those of the task ``headlines`` too."""
+    prompt = completion.prompt
+    headline = prompt.metadata.get("kind", HEADLINE) == HEADLINE and prompt.reference is not None
+    return rouge_l(completion) if headline else None
