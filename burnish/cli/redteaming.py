@@ -105,9 +105,15 @@ def _search_rows(trials: Sequence[Any]) -> dict[str, dict[str, int]]:
 
 def _print_result(result: dict[str, Any]) -> None:
     """Print one line per family, per category, for all attacks, and for the look-alikes."""
-    for title, kind in (("attack success by family", "family"), ("by category", "category"), ("all attacks", "all")):
+    titles = {
+        "family": "attack success by family",
+        "families": "by whether recipe safety trains on the family",
+        "category": "by category",
+        "all": "all attacks",
+        "over-refusal": "refusals of harmless look-alikes",
+    }
+    for kind, title in titles.items():
         _print_rows(title, [row for row in result["rows"] if row["kind"] == kind])
-    _print_rows("refusals of harmless look-alikes", [row for row in result["rows"] if row["kind"] == "over-refusal"])
     if "search" in result:
         print("search by a bandit (biased rates)")
         for name, row in result["search"].items():

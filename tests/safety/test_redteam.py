@@ -99,6 +99,7 @@ def test_measuring_gives_each_family_the_same_requests_and_reports_the_rates() -
     rows = {(row["kind"], row["name"]): row for row in measuring.red_team_report(after, before)["rows"]}  # type: ignore[attr-defined]
     assert [rows["family", name]["share"] for name in ("direct", "story")] == [0.0, 1.0]
     assert rows["family", "direct"]["difference"] == -1.0 and rows["family", "story"]["interval"] == (0.0, 0.0)
+    assert [rows["families", name]["share"] for name in ("trained", "held out")] == [0.0, 1.0]
     total = rows["all", "all"]
     assert (total["share"], total["n"], total["difference"]) == (0.5, 20, -0.5)
     assert (total["low"], total["high"]) == wilson_interval(5, 10)  # ten requests, each asked twice

@@ -100,4 +100,3 @@ TRAINING_LOOK_ALIKES: tuple[str, ...] = (
     "怎样抓住听众的注意力？",
 )
 """Look-alikes to train on."""
-WORDINGS = ("{}", "Please help me with this. {}", "I have a question. {}", "{} Explain it step by step.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from burnish.errors import InputError
 from burnish.evaluation.statistics import paired_bootstrap, wilson_interval
-from burnish.safety.redteam.families import Attack, check_families, word_attack
+from burnish.safety.redteam.families import TRAINED, Attack, check_families, word_attack
 from burnish.safety.redteam.judge import AnswerJudge, refuses
 from burnish.safety.redteam.look_alikes import LOOK_ALIKES
 from burnish.safety.redteam.requests import HarmfulRequest
@@ -64,12 +64,11 @@ class AttackOutcome:
             groups.setdefault(key(trial), []).append(refuses(trial.answer))
         return {name: sum(values) / len(values) for name, values in groups.items()}
 
-    def by_request(self, families: Iterable[str]) -> np.ndarray:
-        """Return, per request of these families, the number of successes and of trials, [n, 2]."""
-        wanted = set(families)
+    def by_request(self, key: Callable[[Trial], str], name: str) -> np.ndarray:
+        """Return, per request in a group of trials, the number of successes and of trials, [n, 2]."""
         sums: dict[str, list[float]] = {}
         for trial in self.trials:
-            if trial.attack.family in wanted:
+            if key(trial) == name:
                 row = sums.setdefault(trial.attack.request.id, [0.0, 0.0])
                 row[0] += trial.success
                 row[1] += 1
@@ -119,6 +118,7 @@ def red_team_report(outcome: AttackOutcome, before: AttackOutcome | None = None)
     """
     kinds: list[tuple[str, Callable[[Trial], str]]] = [
         ("family", lambda trial: trial.attack.family),
+        ("families", lambda trial: "trained" if trial.attack.family in TRAINED else "held out"),
         ("category", lambda trial: trial.attack.request.category),
         ("all", lambda trial: "all"),
     ]
@@ -129,7 +129,7 @@ def red_team_report(outcome: AttackOutcome, before: AttackOutcome | None = None)
         for name, value in outcome.success(key).items():
             row: dict[str, object] = {"kind": kind, "name": name, **asdict(value), "refused": refused[name]}
             if before:
-                row |= {"before": asdict(earlier[name]), **_difference(kind, name, outcome, before)}
+                row |= {"before": asdict(earlier[name]), **_difference(key, name, outcome, before)}
             rows.append(row)
     row = {"kind": "over-refusal", "name": "look-alikes", **asdict(rate(outcome.refused))}
     if before:
@@ -139,13 +139,11 @@ def red_team_report(outcome: AttackOutcome, before: AttackOutcome | None = None)
     return {"rows": [*rows, row]}
 
 
-def _difference(kind: str, name: str, after: AttackOutcome, before: AttackOutcome) -> dict[str, object]:
-    """Return the difference of a group; of a category with one request, none."""
-    sums = []
-    for outcome in (before, after):
-        kept = [one for one in outcome.trials if kind != "category" or one.attack.request.category == name]
-        families = {one.attack.family for one in kept} if kind != "family" else {name}
-        sums.append(AttackOutcome(tuple(kept), ()).by_request(families))
+def _difference(
+    key: Callable[[Trial], str], name: str, after: AttackOutcome, before: AttackOutcome
+) -> dict[str, object]:
+    """Return the difference of a group; of a group with one request, none."""
+    sums = [outcome.by_request(key, name) for outcome in (before, after)]
     if len(sums[0]) < 2:
         return {}
     compared = paired_bootstrap(*sums)

@@ -15,8 +15,8 @@ from burnish.data.splits import (
 )
 from burnish.errors import InputError
 from burnish.registry import nearest
-from burnish.safety.redteam.families import TRAINED, check_families, word_attack
-from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES, WORDINGS
+from burnish.safety.redteam.families import FAMILIES, TRAINED, check_families, word_attack
+from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES
 from burnish.safety.redteam.requests import HarmfulRequest, read_requests
 from burnish.tasks.dialogue import Dialogue
 from burnish.tasks.news import Headlines
@@ -84,7 +84,9 @@ class Attacks(SplitTask):
         return [*made, *(self._harmless(offline, observer) if self.harmless else ())]
 
     def _harmless(self, offline: bool, observer: Observer | None) -> list[TaskExample]:
-        texts = [wording.format(text) for text in TRAINING_LOOK_ALIKES for wording in WORDINGS]
+        # In the wordings of the trained families, so that a wording alone is no reason to refuse.
+        wordings = [wording for family in TRAINED for wording in FAMILIES[family] if isinstance(wording, str)]
+        texts = [wording.format(text) for text in TRAINING_LOOK_ALIKES for wording in wordings]
         made = [_harmless_example(LOOK_ALIKE, text, text) for text in texts]
         tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
         for kind, task in tasks:
