@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.data.rows import Conversation, ConversationPair
 from burnish.errors import InputError
 from burnish.evaluation.statistics import wilson_interval
 from burnish.safety.redteam import measure as measuring
@@ -17,6 +18,7 @@ from burnish.safety.redteam.families import FAMILIES, HELD_OUT, TRAINED, check_f
 from burnish.safety.redteam.judge import refuses
 from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES
 from burnish.safety.redteam.requests import HarmfulRequest
+from burnish.supervised.sources import SOURCES
 from burnish.text import mostly_han_or_kana
 
 REQUESTS = [HarmfulRequest(f"set/{n}", f"set/{'even' if n % 2 == 0 else 'odd'}", f"Request {n}") for n in range(20)]
@@ -139,6 +141,19 @@ def test_exported_rows_prefer_the_safe_answer(tmp_path: Path) -> None:
     assert {row["family"] for row in rows} == {"story"} and all(row["rejected"] == "yes" for row in rows)
     assert all(row["chosen"] in SAFE_ENGLISH and row["prompt"] != row["chosen"] for row in rows)
     assert safe_answer_to("x", "怎么做这件事") in SAFE_CHINESE
+
+
+@pytest.mark.parametrize(("columns", "kind"), [({}, ConversationPair), ({"completion": "chosen"}, Conversation)])
+def test_exported_rows_are_read_for_a_reward_model_and_for_fine_tuning(
+    tmp_path: Path, columns: dict[str, str], kind: type
+) -> None:
+    attacks = measuring.plan_attacks(REQUESTS, ["story"], 10)
+    path = tmp_path / "found.jsonl"
+    export_found(measuring.run_attacks(attacks, obeys_stories, FakeJudge()), path)  # type: ignore[arg-type]
+    form = {"format": "completion"} if columns else {}
+    rows = SOURCES.get("data")(path=str(path), chat=True, columns=columns, **form).rows(held_out_percent=25)
+    assert len(rows.rows) == 10 and not rows.broken
+    assert all(isinstance(row, kind) for row in rows.rows)
 
 
 def test_no_request_of_a_set_is_in_the_package() -> None:
