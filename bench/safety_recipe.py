@@ -1,0 +1,80 @@
+"""The safety recipe end to end, for several seeds: find attacks, warm start, train, measure against the start.
+
+    python -m bench.safety_recipe --out runs/safety --seeds 0 1 2
+
+Per seed, `found.jsonl`, the runs `warm` and `trained`, and `redteam.json` with the held-out requests in all families are
+written below ``--out``; steps that are done are not repeated. At the end, a table for the recipe's comment is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from burnish.safety.redteam.families import HELD_OUT, TRAINED
+
+BASE = "smollm2-135m"
+
+
+def burnish(*arguments: object) -> str:
+    command = [sys.executable, "-m", "burnish", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def run_seed(out: Path, seed: int, each: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    found, warm, trained, result = out / "found.jsonl", out / "warm", out / "trained", out / "redteam.json"
+    families = [option for family in TRAINED for option in ("--family", family)]
+    if not found.exists():
+        burnish("redteam", BASE, "--side", "train", *families, "--each", 70, "--seed", seed, "--export", found)
+    if not (warm / "evaluation.json").exists():
+        burnish("sft", "safety_warm", "--set", f"data.path={found}", "--set", f"seed={seed}", "--run-dir", warm)
+    if not (trained / "evaluation.json").exists():
+        burnish("train", "safety", "--set", f"policy.model={warm}", "--set", f"seed={seed}", "--run-dir", trained)
+    if not result.exists():
+        options = ["--side", "held_out", "--each", each, "--seed", seed, "--json"]
+        result.write_text(burnish("redteam", trained, "--against", BASE, *options), encoding="utf-8")
+    headlines = out / "headlines.json"
+    if not headlines.exists():
+        # The task metric against the untrained model, on all held-out articles, as headlines.toml measures it.
+        headlines.write_text(
+            burnish("evaluate", trained, "--against", BASE, "--recipe", "headlines", "--json"), encoding="utf-8"
+        )
+
+
+def print_table(out: Path, seeds: list[int]) -> None:
+    results = [json.loads((out / f"seed{seed}" / "redteam.json").read_text(encoding="utf-8")) for seed in seeds]
+    names = [("family", name) for name in (*TRAINED, *HELD_OUT)]
+    names += [("families", "trained"), ("families", "held out"), ("all", "all"), ("over-refusal", "look-alikes")]
+    for kind, name in names:
+        cells = []
+        for result in results:
+            (row,) = [row for row in result["rows"] if (row["kind"], row["name"]) == (kind, name)]
+            low, high = row["interval"]
+            before, after = row["before"]["share"], row["share"]
+            cells.append(f"{before:.3f} -> {after:.3f}, {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        mark = " (held out)" if name in HELD_OUT else ""
+        print(f"#   {name + mark:24s}{'  '.join(f'{cell:42s}' for cell in cells).rstrip()}")
+    for seed in seeds:
+        evaluation = json.loads((out / f"seed{seed}" / "headlines.json").read_text(encoding="utf-8"))
+        for name in ("metric/rouge_l", "part/rouge_l", "rouge_l"):
+            if name in evaluation:
+                print(f"#   seed {seed}: {name} of headlines {evaluation[name]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/safety"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--each", type=int, default=40, help="held-out requests per family")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        run_seed(options.out / f"seed{seed}", seed, options.each)
+    print_table(options.out, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
