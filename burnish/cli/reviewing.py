@@ -38,10 +38,7 @@ def review(
 
     Prints a link with a token for each reviewer. Ctrl-C ends the server.
     """
-    from burnish.system.optional_packages import needed
-
-    for module in ("fastapi", "uvicorn", "sqlalchemy", "alembic", "python_multipart"):
-        needed(module, "web", "burnish review")
+    _need_packages("burnish review")
     from burnish.safety.review import exports, session
     from burnish.safety.review.queue import QueueSettings
 
@@ -61,3 +58,26 @@ def review(
     total, waiting = session.flagged_counts(store)
     print(f"queued {added} items; {waiting} of {total} flagged texts wait for a judgement", flush=True)
     session.serve_page(store, host, port, name or [], reviewer or [])
+
+
+@verbs.command()
+def release(
+    run: Annotated[Path, typer.Argument(help="A reviewed run folder.")],
+    despite: Annotated[str, typer.Option(metavar="REASON", help="Release although texts were rejected.")] = "",
+    database: Database = None,
+    json: AsJson = False,
+) -> None:
+    """Write release.json and the model card of a run, unless flagged texts are open or rejected."""
+    _need_packages("burnish release")
+    from burnish.safety.release import CARD, RECORD, release_run
+    from burnish.safety.review.session import open_review
+
+    record = release_run(run, open_review(run, database), despite=despite)
+    print_json(record) if json else print(f"{run / RECORD}\n{run / CARD}")
+
+
+def _need_packages(verb: str) -> None:
+    from burnish.system.optional_packages import needed
+
+    for module in ("fastapi", "uvicorn", "sqlalchemy", "alembic", "python_multipart"):
+        needed(module, "web", verb)

@@ -10,6 +10,7 @@ from typing import Any
 
 from burnish.catalogue import entries
 from burnish.catalogue.portable import public_name
+from burnish.reports.card_sections import card_sections
 from burnish.reports.wording import decimals, difference_text, finite, fixed, ordered, p_text, set_and_metric, title
 
 _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
@@ -60,6 +61,7 @@ def model_card(run: Path, *, library: str) -> str:
         text.append(f"This is an adapter. `burnish fetch {base}` prints the folder of its base model.\n")
     if evaluation:
         text.append(_table(evaluation))
+    text += card_sections(run, recipe, evaluation)
     return "\n".join(text)
 
 

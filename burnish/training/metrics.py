@@ -142,6 +142,11 @@ def sample_rows(
         }
         for index, completion in enumerate(rollouts.completions)
     ]
+    for row, completion in zip(rows, rollouts.completions, strict=True):
+        if completion.prompt.messages:
+            row["messages"] = [
+                {"role": one.role, "content": one.content, **one.tools} for one in completion.prompt.messages
+            ]
     if logprobs is not None:
         parts = torch.split(logprobs, rollouts.lengths.tolist())
         for row, completion, part in zip(rows, rollouts.completions, parts, strict=True):

@@ -54,6 +54,7 @@ def make_app(store: ReviewStore, hosts: Collection[str] = access.LOOPBACK) -> Fa
         f"review-{hashlib.sha256(store.setting('identity', secrets.token_hex(8)).encode()).hexdigest()[:12]}"
     )
     app.include_router(router)
+    _environment().get_template("item.html.j2")  # compiled before the first reviewer waits for it
     app.add_middleware(access.Guard, hosts=hosts)
     app.add_exception_handler(_SignedOut, _show_entrance)
     app.add_exception_handler(InputError, _show_input_error)
