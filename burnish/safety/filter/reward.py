@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from burnish.rewards.registry import reward
 from burnish.safety.filter.content_filter import load_filter
@@ -15,11 +14,7 @@ def _check(*, policy: str) -> None:
     load_filter(policy)
 
 
-def _files(*, policy: str) -> list[Path]:
-    return [Path(policy).expanduser()] if policy not in ("", "default") else []
-
-
-@reward(check_options=_check, files=_files)
+@reward(check_options=_check)
 def content_filter(text: str, log_count: Callable[[str, float], None], *, policy: str = "") -> float:
     """Penalty by the verdict of the content filter on a text, in [-1, 0]: 0 allowed, -0.5 flagged, -1 blocked.
 

@@ -73,7 +73,7 @@ class WordLayer:
         for last, terms in self._automaton.iter(text):
             for term in terms:
                 start, end = last - len(term.text) + 1, last + 1
-                if not whole or _is_whole(text, start, end):
+                if not whole or term.inside or _is_whole(text, start, end):
                     before = text[start - 1 : start]
                     if not (term.opens and before > "\u2e80" and before.isalpha() and before not in _BEFORE_OPENING):
                         yield start, end, term

@@ -79,7 +79,6 @@ class TestReward:
         (tmp_path / "p.toml").write_text('[categories.profanity]\naction = "block"\n')
         reward = REWARDS.get("content_filter")
         options = {"policy": str(tmp_path / "p.toml")}
-        assert reward.files(options) == [tmp_path / "p.toml"] and reward.files({}) == []
         assert Combination([Part("f", reward, options=options)]).values([answer("bollocks")]) == {"f": [-1.0]}
         with pytest.raises(InputError, match="cannot be read"):
             reward.check_options({"policy": "none.toml"})
