@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import ContractError, InputError
+from burnish.errors import BurnishError, ContractError, InputError, one_line
 from burnish.registry import import_object, nearest
 from burnish.safety.filter.lexicon import CLEAR, Term, folded, terms
 from burnish.safety.filter.normalise import fold
@@ -32,12 +32,12 @@ class ContentFilter:
     def __init__(self, policy: str | Path | Mapping[str, Any] | FilterPolicy | None = None) -> None:
         self.policy = read_policy(policy)
         own = [
-            Term(text, category, CLEAR)
+            Term(_visible(word, f"categories.{category}.words"), category, CLEAR)
             for category, rule in self.policy.categories.items()
             for word in rule.words
-            if (text := folded(word))
         ]
-        self.words = WordLayer([*terms(), *own], [*map(folded, self.policy.allow), *INNOCENT])
+        allowed = [_visible(phrase, "allow") for phrase in self.policy.allow]
+        self.words = WordLayer([*terms(), *own], [*allowed, *INNOCENT])
         self.patterns = PatternLayer()
         self._scorers: list[tuple[str, Score]] = []
         if self.policy.classifier:
@@ -74,7 +74,12 @@ class ContentFilter:
         """Return the findings of a layer that judges the whole text."""
         if not text.strip():
             return []
-        values = score(text)
+        try:
+            values = score(text)
+        except BurnishError:
+            raise
+        except Exception as error:
+            raise BurnishError(f"filter {layer} raised {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(values, Mapping):
             raise ContractError(f"filter model returned {type(values).__name__}: it must return category -> score")
         known = [*self.policy.known(), *self.policy.categories]
@@ -83,7 +88,7 @@ class ContentFilter:
                 raise ContractError(
                     f"filter model returned the category '{name}'{nearest(str(name), known)}; add it to model.categories"
                 )
-            if isinstance(value, str) or not math.isfinite(value) or not 0 <= value <= 1:
+            if not isinstance(value, Real) or not 0 <= value <= 1:
                 raise ContractError(f"filter model returned {name} = {value!r}: must be a number from 0 to 1")
         return [TextFinding(name, 0, len(text), float(value), layer) for name, value in values.items()]
 
@@ -102,6 +107,14 @@ class ContentFilter:
         decisive = max((one for one in counted if actions[one.category] == severest), key=lambda one: one.score)
         blocked = frozenset(category for category, action in actions.items() if action == "block")
         return FilterVerdict(severest, tuple(counted), decisive, blocked)
+
+
+def _visible(phrase: str, key: str) -> str:
+    """Return a policy's phrase as texts are compared with it. Raises InputError if nothing of it is left."""
+    text = folded(phrase).strip()
+    if not text:
+        raise InputError(f"{key}: {phrase!r} has no visible character: remove it")
+    return text
 
 
 def _function(path: str) -> Score:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.errors import ContractError, InputError
+from burnish.errors import BurnishError, ContractError, InputError
 from burnish.safety.filter.content_filter import ContentFilter
 from burnish.safety.filter.lexicon import CLEAR, terms
 from burnish.safety.filter.normalise import LOOK_ALIKES, fold
@@ -165,6 +165,9 @@ class TestPolicy:
             ("alow = ['x']", "unknown key 'alow' (did you mean 'allow'?)"),
             ("allow = 'x'", "must be a list, in brackets"),
             ("allow = ['']", "allow.0"),
+            ("allow = ['\u200b']", "allow: '\\u200b' has no visible character"),
+            ("[categories.own]\nwords = [' ']", "categories.own.words: ' ' has no visible character"),
+            ("categories = 3", "categories = 3: must be a table"),
             ("[categories", "not valid TOML"),
             ("[model]\nuse = 'json'", "must be module:object"),
             ("[model]\nuse = 'json:dumbs'", "has no 'dumbs' (did you mean 'dumps'?)"),
@@ -188,6 +191,8 @@ class TestPolicy:
         (tmp_path / "judge_of_the_test.py").write_text(
             "def judge(text):\n    return {'sales': 0.9 if 'buy' in text else 0.1}\n"
             "def wrong(text):\n    return {'sale': 2}\n"
+            "def fails(text):\n    return {'sales': 1 / 0}\n"
+            "def large(text):\n    return {'sales': float('nan')}\n"
         )
         own = ContentFilter({"model": {"use": "judge_of_the_test:judge", "categories": ["sales"]}})
         assert found(own, "buy now") == [("sales", "buy now")] and own.check("hello").verdict == "allow"
@@ -195,3 +200,10 @@ class TestPolicy:
         wrong = ContentFilter({"model": {"use": "judge_of_the_test:wrong", "categories": ["sales"]}})
         with pytest.raises(ContractError, match=r"the category 'sale' \(did you mean 'sales'\?\)"):
             wrong.check("hello")
+        for name, message in (
+            ("fails", "raised ZeroDivisionError: division by zero"),
+            ("large", "sales = nan: must be"),
+        ):
+            other = ContentFilter({"model": {"use": f"judge_of_the_test:{name}", "categories": ["sales"]}})
+            with pytest.raises(BurnishError, match=message):
+                other.check("hello")

@@ -12,6 +12,8 @@ from burnish.errors import InputError
 from burnish.rewards.combine import Combination
 from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
+from burnish.safety.filter import patterns
+from burnish.safety.filter.content_filter import ContentFilter
 from tests.cli.test_app import run
 from tests.rewards.completions import answer
 
@@ -101,3 +103,13 @@ def test_generated_json_has_the_verdict(monkeypatch, capsys, tiny_chat, tmp_path
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["verdict"], row["categories"]) == ("allow", [])
     assert run(monkeypatch, *arguments, str(tmp_path / "none.toml")) == 2
+
+
+@pytest.mark.parametrize("package", ["ahocorasick", "stdnum"])
+def test_a_missing_package_is_one_line_with_the_command(package, monkeypatch) -> None:
+    patterns._checks.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=r"needs a package that is not installed: pip install 'burnish\[safety\]'"):
+        ContentFilter().check(CARD)
