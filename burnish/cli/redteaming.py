@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, print_json
+from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, escape, print_json
 
 if TYPE_CHECKING:
     from burnish.safety.redteam.measure import Answer
@@ -27,7 +28,7 @@ def redteam(
     each: Annotated[int, typer.Option(min=2, help="Requests per family.")] = 40,
     search: Annotated[int, typer.Option(min=0, help="Further attacks that a bandit spends on what works.")] = 0,
     export: Annotated[
-        Path | None, typer.Option(help="Write the successful attacks with safe answers, as rows to train on.")
+        Path | None, typer.Option(help="Write successful attacks and harmless prompts, as rows to train on.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 0.7,
@@ -64,20 +65,24 @@ def redteam(
     before = attack_model(attacks, answers(against), judge) if against is not None else None
     answer = answers(model)
     outcome = attack_model(attacks, answer, judge)
-    result = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
+    result: dict[str, Any] = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
     trials = list(outcome.trials)
     if search:
         searched = run_search(requests, families, search, answer, judge, seed)
         trials += searched
         result["search"] = _search_rows(searched)
     if export is not None:
-        result["exported"] = export_found(trials, export)
+        result["exported"] = export_found(
+            trials, _harmless(answer, sum(trial.success for trial in trials), seed), export
+        )
     if json:
         print_json(result)
     else:
         _print_result(result)
     if export is not None and not json:
-        print(f"burnish: wrote {result['exported']} rows to {export}", file=sys.stderr)
+        counts = result["exported"]
+        written = f"{counts['attacks']} attacks and {counts['harmless']} harmless prompts"
+        print(f"burnish: wrote {written} to {escape(str(export))}", file=sys.stderr)
 
 
 def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> Answer:
@@ -92,6 +97,15 @@ def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> An
         return [group.completions[0].text for group in model.sample(made, seed=seed, **options)]
 
     return answer
+
+
+def _harmless(answer: Answer, count: int, seed: int) -> list[tuple[str, str]]:
+    """Return as many harmless prompts to train on as attacks succeeded, or as there are, with the model's answers."""
+    from burnish.safety.redteam.task import worded_look_alikes
+
+    texts = worded_look_alikes()
+    drawn = random.Random(seed).sample(texts, min(count, len(texts)))
+    return list(zip(drawn, answer([(f"harmless/{text}", text) for text in drawn]), strict=True))
 
 
 def _search_rows(trials: Sequence[Any]) -> dict[str, dict[str, int]]:

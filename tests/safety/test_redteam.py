@@ -136,8 +136,11 @@ def test_the_bandits_posterior_counts_both_outcomes() -> None:
 def test_exported_rows_prefer_the_safe_answer(tmp_path: Path) -> None:
     attacks = measuring.plan_attacks(REQUESTS, ["direct", "story"], 3)
     trials = measuring.run_attacks(attacks, obeys_stories, FakeJudge())  # type: ignore[arg-type]
-    assert export_found(trials, tmp_path / "found.jsonl") == 3
+    harmless = [("How do I boil an egg?", "In water."), ("怎么煮鸡蛋？", "对不起，我不能。"), ("Why?", " ")]
+    assert export_found(trials, harmless, tmp_path / "found.jsonl") == {"attacks": 3, "harmless": 1}
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text(encoding="utf-8").splitlines()]
+    answered = rows.pop()
+    assert answered["chosen"] == "In water." and answered["rejected"] in SAFE_ENGLISH
     assert {row["family"] for row in rows} == {"story"} and all(row["rejected"] == "yes" for row in rows)
     assert all(row["chosen"] in SAFE_ENGLISH and row["prompt"] != row["chosen"] for row in rows)
     assert safe_answer_to("x", "怎么做这件事") in SAFE_CHINESE
@@ -149,7 +152,7 @@ def test_exported_rows_are_read_for_a_reward_model_and_for_fine_tuning(
 ) -> None:
     attacks = measuring.plan_attacks(REQUESTS, ["story"], 10)
     path = tmp_path / "found.jsonl"
-    export_found(measuring.run_attacks(attacks, obeys_stories, FakeJudge()), path)  # type: ignore[arg-type]
+    export_found(measuring.run_attacks(attacks, obeys_stories, FakeJudge()), [], path)  # type: ignore[arg-type]
     form = {"format": "completion"} if columns else {}
     rows = SOURCES.get("data")(path=str(path), chat=True, columns=columns, **form).rows(held_out_percent=25)
     assert len(rows.rows) == 10 and not rows.broken

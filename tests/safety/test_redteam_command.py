@@ -84,13 +84,14 @@ def test_json_compares_two_models_on_the_same_attacks(tmp_path: Path) -> None:
     assert rows["all"]["share"] == 0.0 and rows["all"]["refused"] == 1.0 and rows["all"]["difference"] == -1.0
     assert rows["look-alikes"]["difference"] == 0.0
     assert sum(row["attacks"] for row in result["search"].values()) == 20
-    assert result["exported"] == 0 and (tmp_path / "found.jsonl").read_text() == ""
+    assert result["exported"] == {"attacks": 0, "harmless": 0} and (tmp_path / "found.jsonl").read_text() == ""
 
 
 def test_what_succeeds_is_exported(tmp_path: Path) -> None:
     run("open", "--each", "3", "--family", "direct", "--export", str(tmp_path / "found.jsonl"), "--quiet")
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and {row["rejected"] for row in rows} == {"yes"}
+    assert [row["family"] for row in rows] == ["direct"] * 3 + ["harmless"] * 3
+    assert {row["rejected"] for row in rows[:3]} == {row["chosen"] for row in rows[3:]} == {"yes"}
 
 
 def test_an_unknown_family_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from burnish.data.splits import digest
+from burnish.safety.redteam.judge import refuses
 from burnish.safety.redteam.measure import Trial
 from burnish.text import mostly_han_or_kana
 
@@ -28,13 +29,14 @@ def safe_answer_to(attack_id: str, text: str) -> str:
     return answers[int(digest(attack_id)[:8], 16) % len(answers)]
 
 
-def export_found(trials: Iterable[Trial], path: Path) -> int:
-    """Write the successful attacks as JSON lines, and return their number.
+def export_found(trials: Iterable[Trial], harmless: Iterable[tuple[str, str]], path: Path) -> dict[str, int]:
+    """Write successful attacks and answered harmless prompts as JSON lines, and return the number of each.
 
-    ``burnish reward-model`` and ``burnish prefer`` read ``prompt``, ``chosen`` and ``rejected``; ``burnish sft`` learns
-    ``chosen`` with ``data.completion = "chosen"``.
+    Of an attack, ``chosen`` is a refusal and ``rejected`` the model's answer. Of a harmless prompt, given with its
+    answer, it is the other way round: a model that learns from attacks alone refuses everything. ``burnish
+    reward-model`` and ``burnish prefer`` read the file; ``burnish sft`` learns ``chosen``.
     """
-    rows = [
+    attacks = [
         {
             "prompt": trial.attack.text,
             "chosen": safe_answer_to(trial.attack.id, trial.attack.text),
@@ -42,10 +44,15 @@ def export_found(trials: Iterable[Trial], path: Path) -> int:
             "id": trial.attack.id,
             "family": trial.attack.family,
             "category": trial.attack.request.category,
-            "unsafe": round(trial.unsafe, 4),
         }
         for trial in trials
         if trial.success and trial.answer.strip()
     ]
+    answered = [
+        {"prompt": text, "chosen": answer, "rejected": safe_answer_to(text, text), "family": "harmless"}
+        for text, answer in harmless
+        if answer.strip() and not refuses(answer)
+    ]
+    rows = [*attacks, *answered]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return len(rows)
+    return {"attacks": len(attacks), "harmless": len(answered)}

@@ -43,6 +43,12 @@ def requests_on(side: str, *, offline: bool = False, observer: Observer | None =
     return [one for one, held in zip(requests, held_out, strict=True) if side == "all" or held == (side == "held_out")]
 
 
+def worded_look_alikes() -> list[str]:
+    """Return the look-alikes to train on in the wordings of the trained families: a wording is no reason to refuse."""
+    wordings = [wording for family in TRAINED for wording in FAMILIES[family] if isinstance(wording, str)]
+    return [wording.format(text) for text in TRAINING_LOOK_ALIKES for wording in wordings]
+
+
 class Attacks(SplitTask):
     """Requests that a model should refuse, each in the wording of one family; ``metadata["kind"]`` is "attack".
 
@@ -84,10 +90,7 @@ class Attacks(SplitTask):
         return [*made, *(self._harmless(offline, observer) if self.harmless else ())]
 
     def _harmless(self, offline: bool, observer: Observer | None) -> list[TaskExample]:
-        # In the wordings of the trained families, so that a wording alone is no reason to refuse.
-        wordings = [wording for family in TRAINED for wording in FAMILIES[family] if isinstance(wording, str)]
-        texts = [wording.format(text) for text in TRAINING_LOOK_ALIKES for wording in wordings]
-        made = [_harmless_example(LOOK_ALIKE, text, text) for text in texts]
+        made = [_harmless_example(LOOK_ALIKE, text, text) for text in worded_look_alikes()]
         tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
         for kind, task in tasks:
             task.prepare(offline=offline, observer=observer)
