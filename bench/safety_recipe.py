@@ -58,11 +58,12 @@ def print_table(out: Path, seeds: list[int]) -> None:
             cells.append(f"{before:.3f} -> {after:.3f}, {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
         mark = " (held out)" if name in HELD_OUT else ""
         print(f"#   {name + mark:24s}{'  '.join(f'{cell:42s}' for cell in cells).rstrip()}")
+    cells = []
     for seed in seeds:
-        evaluation = json.loads((out / f"seed{seed}" / "headlines.json").read_text(encoding="utf-8"))
-        for name in ("metric/rouge_l", "part/rouge_l", "rouge_l"):
-            if name in evaluation:
-                print(f"#   seed {seed}: {name} of headlines {evaluation[name]}")
+        row = json.loads((out / f"seed{seed}" / "headlines.json").read_text(encoding="utf-8"))["reward/rouge_l"]
+        low, high = row["interval"]
+        cells.append(f"{row['before']:.3f} -> {row['after']:.3f}, {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    print(f"#   {'ROUGE-L of headlines':24s}{'  '.join(f'{cell:42s}' for cell in cells).rstrip()}")
 
 
 def main() -> None:
