@@ -77,7 +77,8 @@ def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     The compiled loop works in place.
     """
     if (loops := compiled_loops(heads, cosines, sines)) is not None:
-        loops.rotate(*heads.shape, heads, heads.stride(0), cosines.contiguous(), sines.contiguous())
+        turns = cosines.contiguous(), sines.contiguous()
+        loops.rotate(*heads.shape, heads, heads.stride(0), heads, heads.stride(0), *turns, False)
         return heads
     half = heads.shape[-1] // 2
     rotated = torch.cat((-heads[..., half:], heads[..., :half]), -1)
@@ -88,7 +89,8 @@ def _gate(activation: Any, projected: Tensor) -> Tensor:
     """Return the activation of the first half of [1, T, 2 f], times the second half."""
     if type(activation).__name__ in ("SiLU", "SiLUActivation") and (loops := compiled_loops(projected)) is not None:
         gated = projected.new_empty(1, projected.shape[1], projected.shape[2] // 2)
-        loops.gate(projected.shape[1], projected, gated, gated.shape[2])
+        gate, up = projected.chunk(2, -1)
+        loops.gate(projected.shape[1], gate, gate.stride(1), up, up.stride(1), gated, gated.shape[2])
         return gated
     gate, up = projected.chunk(2, -1)
     result: Tensor = activation(gate).mul_(up)

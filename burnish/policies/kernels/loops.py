@@ -20,11 +20,12 @@ def compiled_loops(*tensors: Tensor) -> Any:
     """Return the module of the compiled loops, or None if they do not work on these tensors."""
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
         return None
-    return None if torch.is_grad_enabled() else _load()
+    return None if torch.is_grad_enabled() else load_loops()
 
 
 @cache
-def _load() -> Any:
+def load_loops() -> Any:
+    """Return the module of the compiled loops, or None where numba cannot be used."""
     try:
         from burnish.policies.kernels import numba_loops
     except (ImportError, RuntimeError):  # not installed, not for this NumPy, or no folder for the machine code

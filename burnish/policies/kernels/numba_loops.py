@@ -24,6 +24,7 @@ from torch import Tensor
 MATH = {"reassoc", "contract", "nsz", "arcp"}
 """Freedoms of the compiler with floating-point numbers; NaN and infinity keep their meaning."""
 ARGUMENTS = 32
+CHUNK = 64
 LONGEST, SHORTEST = 88.0, -87.0
 """Exponents beyond which float32 overflows, and is no longer normal."""
 
@@ -87,15 +88,6 @@ def _exp(x: Any) -> Any:
     z = z * y + float32(5.0000001201e-1)
     z = (z * y * y + y + float32(1)) * _power_of_two(n)
     return x if x != x else z  # min and max drop NaN
-
-
-@njit(inline="always", fastmath=MATH)
-def _rotate_head(head: Any, cosines: Any, sines: Any) -> None:
-    half = len(head) // 2
-    for j in range(half):
-        x, y = head[j], head[half + j]
-        head[j] = x * cosines[j] - y * sines[j]
-        head[half + j] = y * cosines[half + j] + x * sines[half + j]
 
 
 @njit(fastmath=MATH, error_model="numpy")
@@ -162,24 +154,76 @@ def _rms_norm(data: Any) -> None:
 
 
 @_loop
+def _rms_norm_grads(data: Any) -> None:
+    """Rows are chunks of CHUNK rows of the states, whose contributions to the weight's gradient are summed apart."""
+    a, floats, first, last = _arguments(data)
+    rows, width = a[0], a[1]
+    grads, states = carray(_floats(a[2]), (rows, width)), carray(_floats(a[3]), (rows, width))
+    weight, states_grads = carray(_floats(a[4]), width), carray(_floats(a[5]), (rows, width))
+    weight_grads = carray(_floats(a[6]), (last, width))
+    for chunk in range(first, last):
+        sums = weight_grads[chunk]
+        for t in range(chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)):
+            grad, row, target, squares, product = grads[t], states[t], states_grads[t], float32(0), float32(0)
+            for j in range(len(row)):
+                squares += row[j] * row[j]
+                product += grad[j] * weight[j] * row[j]
+            factor = float32(1) / np.sqrt(squares / float32(len(row)) + floats[7])
+            shift = factor * factor * factor * product / float32(len(row))
+            for j in range(len(row)):
+                target[j] = grad[j] * weight[j] * factor - row[j] * shift
+            if a[6] != 0:
+                for j in range(len(row)):
+                    sums[j] += grad[j] * row[j] * factor
+
+
+@_loop
 def _gate(data: Any) -> None:
     a, _, first, last = _arguments(data)
-    both, output = carray(_floats(a[0]), (last, 2, a[2])), carray(_floats(a[1]), (last, a[2]))
+    output = carray(_floats(a[4]), (last, a[5]))
     for t in range(first, last):
-        gate, up, target = both[t, 0], both[t, 1], output[t]
+        gate, up, target = (
+            carray(_floats(a[0] + 4 * t * a[1]), a[5]), carray(_floats(a[2] + 4 * t * a[3]), a[5]), output[t],
+        )  # fmt: skip
         for j in range(len(target)):
             target[j] = gate[j] / (float32(1) + _exp(-gate[j])) * up[j]
 
 
 @_loop
-def _rotate(data: Any) -> None:
+def _gate_grads(data: Any) -> None:
     a, _, first, last = _arguments(data)
-    heads, width = a[0], a[1]
-    cosines, sines = carray(_floats(a[4]), (last, width)), carray(_floats(a[5]), (last, width))
+    shape = (last, a[5])
+    grads, gates, ups = carray(_floats(a[0]), shape), carray(_floats(a[1]), shape), carray(_floats(a[2]), shape)
+    gate_grads, up_grads = carray(_floats(a[3]), shape), carray(_floats(a[4]), shape)
     for t in range(first, last):
-        row = carray(_floats(a[2] + 4 * t * a[3]), (heads, width))
+        grad, gate, up, gate_grad, up_grad = grads[t], gates[t], ups[t], gate_grads[t], up_grads[t]
+        for j in range(len(grad)):
+            sigmoid = float32(1) / (float32(1) + _exp(-gate[j]))
+            gate_grad[j] = grad[j] * up[j] * sigmoid * (float32(1) + gate[j] * (float32(1) - sigmoid))
+            up_grad[j] = grad[j] * gate[j] * sigmoid
+
+
+@_loop
+def _rotate(data: Any) -> None:
+    """The source may be the target. Backward, rows are multiplied by the transposed matrices."""
+    a, _, first, last = _arguments(data)
+    heads, width, backward = a[0], a[1], a[8] != 0
+    half = width // 2
+    all_cosines, all_sines = carray(_floats(a[6]), (last, 2, half)), carray(_floats(a[7]), (last, 2, half))
+    for t in range(first, last):
+        cosines, sines = all_cosines[t], all_sines[t]
         for h in range(heads):
-            _rotate_head(row[h], cosines[t], sines[t])
+            source = carray(_floats(a[2] + 4 * (t * a[3] + h * width)), (2, half))
+            target = carray(_floats(a[4] + 4 * (t * a[5] + h * width)), (2, half))
+            left, right, new_left, new_right = source[0], source[1], target[0], target[1]
+            for j in range(half):
+                x, y = left[j], right[j]
+                if backward:
+                    new_left[j] = x * cosines[0, j] + y * sines[1, j]
+                    new_right[j] = y * cosines[1, j] - x * sines[0, j]
+                else:
+                    new_left[j] = x * cosines[0, j] - y * sines[0, j]
+                    new_right[j] = y * cosines[1, j] + x * sines[1, j]
 
 
 @_loop
@@ -241,4 +285,6 @@ class Loop:
             _OPENMP.GOMP_parallel(self._entry.address, ctypes.addressof(numbers), threads, 0)
 
 
-rms_norm, gate, rotate, attend = (Loop(entry) for entry in (_rms_norm, _gate, _rotate, _attend))
+rms_norm, rms_norm_grads, gate, gate_grads, rotate, attend = map(
+    Loop, (_rms_norm, _rms_norm_grads, _gate, _gate_grads, _rotate, _attend)
+)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from burnish.policies.kernels.attention import GroupSpan, PackedAttention, UnsupportedAttention, use_attention
+from burnish.policies.kernels.compiled_modules import compiled_modules
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.linear import fast_linear
 from burnish.policies.kernels.mixed_precision import compute_dtype, compute_precision, to_compute_dtype
@@ -116,7 +117,8 @@ def packed_states(
     on_cpu = batch.ids.device.type == "cpu"
     # fast_linear is for CPUs: the results on a GPU must not depend on the host's processor.
     faster = partial(fast_linear, lookup) if on_cpu and compute_dtype(model) is None else nullcontext
-    with use_attention(unwrap_peft(model), batch.attention, faster), compute_precision(model):
+    loops = compiled_modules(unwrap_peft(model)) if on_cpu and compute_dtype(model) is None else nullcontext()
+    with use_attention(unwrap_peft(model), batch.attention, faster), compute_precision(model), loops:
         states = get_backbone(model)(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)[0][0]
     # All samples of a prompt use the state of its last token, so its gradient is a sum. Indexing on a CPU, and
     # index_select on a GPU, add it up with atomics, in an order that differs from run to run.

@@ -53,7 +53,7 @@ def apply_elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]
         return func(*args, **options)
     if func in _ACTIVATIONS and len(args) == 1 and not options.get("inplace"):
         result = func(*args, **options)
-        _attach(result, partial(func, **options), args)
+        attach_recomputation(result, partial(func, **options), args)
         return result
     if func in _MULTIPLICATIONS and len(args) == 2 and not options and all(isinstance(one, Tensor) for one in args):
         factors = [get_recomputation(one) or (identity, (one,)) for one in args]
@@ -61,18 +61,19 @@ def apply_elementwise(func: Any, args: Sequence[Any], options: Mapping[str, Any]
         gate, activated, up = (left, args[0], args[1]) if second is identity else (right, args[1], args[0])
         if identity in (first, second) and _is_gate(first if second is identity else second, gate[0], up):
             result = _Gated.apply(gate[0], up, activated.detach())  # type: ignore[no-untyped-call]
-            _attach(result, _gated, (gate[0], up))
+            attach_recomputation(result, _gated, (gate[0], up))
         elif len(left) + len(right) > MAX_FACTORS or first is second is identity:
             result = func(*args)
-            _attach(result, torch.mul, args)
+            attach_recomputation(result, torch.mul, args)
         else:
             result = _Multiply.apply(*args, factors)  # type: ignore[no-untyped-call]
-            _attach(result, partial(_multiply, first, second, len(left)), (*left, *right))
+            attach_recomputation(result, partial(_multiply, first, second, len(left)), (*left, *right))
         return result
     return func(*args, **options)
 
 
-def _attach(result: Tensor, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+def attach_recomputation(result: Tensor, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Let the consumers of a result recompute it from its inputs instead of storing it."""
     if result.requires_grad:
         setattr(result, _ATTRIBUTE, (function, tuple(inputs), [one._version for one in (result, *inputs)]))
 

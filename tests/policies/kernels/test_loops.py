@@ -23,7 +23,8 @@ def run_norm(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def run_gate(both: torch.Tensor) -> torch.Tensor:
     output = both.new_empty(len(both), both.shape[1] // 2)
-    numba_loops.gate(len(both), both, output, output.shape[1])
+    gate, up = both.chunk(2, 1)
+    numba_loops.gate(len(both), gate, gate.stride(0), up, up.stride(0), output, output.shape[1])
     return output
 
 
@@ -58,7 +59,7 @@ def test_what_is_not_finite_stays_visible(value) -> None:
 def test_rotate_works_in_place_on_the_first_heads() -> None:
     states, cosines, sines = randn(4, 5, 6), randn(1, 4, 6, seed=1), randn(1, 4, 6, seed=2)
     before = states.clone()
-    numba_loops.rotate(4, 3, 6, states, states.stride(0), cosines, sines)
+    numba_loops.rotate(4, 3, 6, states, states.stride(0), states, states.stride(0), cosines, sines, False)
     turned = torch.cat((-before[..., 3:], before[..., :3]), -1)
     expected = before * cosines[0].unsqueeze(1) + turned * sines[0].unsqueeze(1)
     torch.testing.assert_close(states[:, :3], expected[:, :3], rtol=0, atol=4 * EPS * float(expected.abs().max()))
