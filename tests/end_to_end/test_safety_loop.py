@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import httpx
@@ -56,3 +57,24 @@ def test_judgements_become_a_reward_that_is_trained_on(tiny_chat, tmp_path, monk
     second = burnish.train(recipe(tiny_chat, reward), run_dir=tmp_path / "two", observer=observer)
     samples = [json.loads(line) for line in (second.run_dir / "samples.jsonl").read_text("utf-8").splitlines()]
     assert len(samples) == 72 and len({row["parts"]["reward_model"] for row in samples}) > 1
+
+
+@pytest.mark.slow
+def test_a_reward_learned_from_300_judgements_ranks_held_out_pairs(tiny, tmp_path, monkeypatch):
+    from scipy.stats import binomtest
+
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    words = [word for subject in SUBJECTS for word in subject.split()]
+    pairs = []
+    while len(pairs) < 300:
+        first, second = (" " + " ".join(rng.choices(words, k=6)) for _ in range(2))
+        if vowels(first) != vowels(second):
+            chosen, rejected = sorted((first, second), key=vowels, reverse=True)
+            pairs.append({"prompt": f"{rng.choice(SUBJECTS)} {len(pairs)}", "chosen": chosen, "rejected": rejected})
+    write_lines("pairs.jsonl", pairs)
+    recipe = supervised_recipe("reward-model", tiny("llama"), "pairs.jsonl", format="pairs", steps=60)
+    result = burnish.reward_model(recipe, run_dir=tmp_path / "judge", observer=RecordingObserver())
+    accuracy = result.evaluation["preference_accuracy"]
+    right = round(accuracy["after"] * accuracy["n"])
+    assert binomtest(right, accuracy["n"], 0.5, alternative="greater").pvalue < 0.01
