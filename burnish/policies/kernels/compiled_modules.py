@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.policies.kernels.attention import dispatch_attention
+from burnish.policies.kernels.attention import IMPLEMENTATION, dispatch_attention
 from burnish.policies.kernels.fused_layer import SUPPORTED_LAYERS
 from burnish.policies.kernels.loops import load_loops
 from burnish.policies.kernels.recompute import attach_recomputation
@@ -38,7 +38,7 @@ _NORMS, _MLPS, _ATTENTIONS = _names("RMSNorm"), _names("MLP"), _names("Attention
 
 @contextmanager
 def compiled_modules(model: Any) -> Iterator[None]:
-    """Run the norms, gates and rotations of known layers by compiled loops within this context."""
+    """Run the norms, gates and rotations of known layers by compiled loops, within ``use_attention``."""
     replaced = []
     if model.dtype == torch.float32 and model.device.type == "cpu" and load_loops() is not None:
         for module in model.modules():
@@ -63,7 +63,13 @@ def _forward(module: Any) -> Any:
         return partial(rms_norm, weight=module.weight, epsilon=module.variance_epsilon)
     if name in _MLPS and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
         return partial(_mlp, module)
-    if name in _ATTENTIONS and getattr(module, "sliding_window", None) is None:
+    if (
+        name in _ATTENTIONS
+        and getattr(module, "sliding_window", None) is None
+        and (
+            module.config._attn_implementation == IMPLEMENTATION  # a copy by peft has a config of its own
+        )
+    ):
         return partial(_attention, module)
     return None
 

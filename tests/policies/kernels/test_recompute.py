@@ -154,6 +154,7 @@ def test_a_model_stores_less_and_its_gradient_has_the_same_bits(tiny, kind, monk
 
     found, less = run()
     monkeypatch.setattr(linear, "apply_elementwise", lambda func, args, options: func(*args, **options))
+    monkeypatch.setattr(linear, "get_recomputation", lambda _: None)
     expected, more = run()
     assert less < more if kind != "gpt2" else less <= more
     assert found and any(one.any() for one in found)
