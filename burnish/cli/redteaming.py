@@ -59,11 +59,11 @@ def redteam(
     attacks = plan_attacks(requests, families, each, seed)
     judge = answer_judge(offline)
 
-    def answers(name: str) -> Answer:
-        return _answers(name, seed, offline, {"max_new_tokens": max_new_tokens, "temperature": temperature})
-
-    before = attack_model(attacks, answers(against), judge) if against is not None else None
-    answer = answers(model)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    before = None
+    if against is not None:
+        before = attack_model(attacks, _answers(against, seed, offline, options), judge)
+    answer = _answers(model, seed, offline, options)
     outcome = attack_model(attacks, answer, judge)
     result: dict[str, Any] = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
     trials = list(outcome.trials)
@@ -79,10 +79,7 @@ def redteam(
         print_json(result)
     else:
         _print_result(result)
-    if export is not None and not json:
-        counts = result["exported"]
-        written = f"{counts['attacks']} attacks and {counts['harmless']} harmless prompts"
-        print(f"burnish: wrote {written} to {escape(str(export))}", file=sys.stderr)
+        _print_exported(result, export)
 
 
 def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> Answer:
@@ -106,6 +103,13 @@ def _harmless(answer: Answer, count: int, seed: int) -> list[tuple[str, str]]:
     texts = worded_look_alikes()
     drawn = random.Random(seed).sample(texts, min(count, len(texts)))
     return list(zip(drawn, answer([(f"harmless/{text}", text) for text in drawn]), strict=True))
+
+
+def _print_exported(result: dict[str, Any], export: Path | None) -> None:
+    if export is not None:
+        counts = result["exported"]
+        written = f"{counts['attacks']} attacks and {counts['harmless']} harmless prompts"
+        print(f"burnish: wrote {written} to {escape(str(export))}", file=sys.stderr)
 
 
 def _search_rows(trials: Sequence[Any]) -> dict[str, dict[str, int]]:
