@@ -60,9 +60,7 @@ def redteam(
     judge = answer_judge(offline)
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    before = None
-    if against is not None:
-        before = attack_model(attacks, _answers(against, seed, offline, options), judge)
+    before = None if against is None else attack_model(attacks, _answers(against, seed, offline, options), judge)
     answer = _answers(model, seed, offline, options)
     outcome = attack_model(attacks, answer, judge)
     result: dict[str, Any] = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
