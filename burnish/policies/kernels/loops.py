@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FEW_THREADS = 2
+"""Threads of torch up to which a loop on one of them pays."""
+
 
 def compiled_loops(*tensors: Tensor) -> Any:
     """Return the module of the compiled loops, or None if they do not work on these tensors."""
@@ -30,4 +33,5 @@ def load_loops() -> Any:
         from burnish.policies.kernels import numba_loops
     except (ImportError, RuntimeError):  # not installed, not for this NumPy, or no folder for the machine code
         return None
-    return numba_loops
+    # One thread is slower than torch's operations with many.
+    return numba_loops if numba_loops.USES_THREADS or torch.get_num_threads() <= FEW_THREADS else None

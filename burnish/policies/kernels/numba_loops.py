@@ -39,6 +39,8 @@ def _find_openmp() -> Any:
 
 
 _OPENMP = _find_openmp()
+USES_THREADS = _OPENMP is not None
+"""Whether a loop runs in all of torch's threads."""
 _number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0) if _OPENMP is None else _OPENMP.omp_get_thread_num
 llvmlite.binding.add_symbol("burnish_thread", ctypes.cast(_number, ctypes.c_void_p).value)
 _thread_number = types.ExternalFunction("burnish_thread", types.int32())
