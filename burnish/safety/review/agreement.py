@@ -47,7 +47,8 @@ def raw_agreement(counts: Counts) -> float:
     Source: Fleiss 1971, Psychological Bulletin 76, equation 2; with different numbers of reviewers as in Gwet 2014.
     """
     raters = counts.sum(axis=1)
-    return float(((counts**2).sum(axis=1) - raters).__truediv__(raters * (raters - 1)).mean())
+    agreeing = (counts**2).sum(axis=1) - raters
+    return float((agreeing / (raters * (raters - 1))).mean())
 
 
 def gwet_ac1(counts: Counts) -> float:
