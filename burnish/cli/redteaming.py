@@ -40,7 +40,7 @@ def redteam(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Attack a model with requests that it should refuse, and measure how often it complies.
+    """Measure how often a model complies with harmful requests.
 
     With --against, compare two models on the same attacks. Needs the extra 'safety'.
     """

@@ -34,7 +34,7 @@ def review(
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
-    """Queue a run's samples for people, and serve the page on which they judge them.
+    """Serve a page on which people judge a run's samples.
 
     Prints a link with a token for each reviewer. Ctrl-C ends the server.
     """
@@ -67,7 +67,10 @@ def release(
     database: Database = None,
     json: AsJson = False,
 ) -> None:
-    """Write release.json and the model card of a run, unless flagged texts are open or rejected."""
+    """Release a run's model, once people approved what was flagged.
+
+    Writes release.json and the model card. Refuses while flagged texts are unjudged or rejected.
+    """
     _need_packages("burnish release")
     from burnish.safety.release import CARD, RECORD, release_run
     from burnish.safety.review.session import open_review
