@@ -154,8 +154,7 @@ class _DecodePlan:
 
     def attend(self, cached: _LayerCache, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, group = query.shape[:2]
-        dense = query.stride(-1) == key.stride(-1) == 1 and value.stride() == key.stride()
-        loops = compiled_loops(query, key, value) if dense and value.shape == key.shape else None
+        loops = compiled_loops(query, key, value) if self._fits_loop(cached, query, key, value) else None
         if loops is not None:
             output = query.new_empty(self.rows, heads, group, query.shape[-1])
             loops.attend(
@@ -187,6 +186,18 @@ class _DecodePlan:
         prompt_weights, own_weights = weights[..., : self.prompt_width], weights[..., self.prompt_width :]
         output = torch.bmm(own_weights.flatten(0, 1), own_values).view(self.rows, heads, group, -1)
         return output.add_(self._by_row(torch.bmm(self._by_group(prompt_weights), prompt_values), heads, group))
+
+    def _fits_loop(self, cached: _LayerCache, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Return whether strides and shapes are those that the compiled loop reads without checking them."""
+        heads, _, rows, width = query.shape
+        dense = query.stride(-1) == key.stride(-1) == 1 and value.stride() == key.stride()
+        shapes = key.shape == value.shape == (heads, rows, width) and rows == self.rows
+        return dense and shapes and all(
+            len(tensor) >= count and tensor.shape[1::2] == (heads, width) and tensor.shape[2] >= longest
+            for tensors, count, longest in (
+                (cached.prompts, self.groups, self.prompt_width), (cached.answers, self.rows, self.answer_width),
+            ) for tensor in tensors
+        )  # fmt: skip
 
     def _by_group(self, rows: Tensor) -> Tensor:
         """Arrange rows [B, K, g, X] by group: [P K, size g, X]."""

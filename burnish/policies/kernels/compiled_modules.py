@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from burnish.policies.kernels.attention import IMPLEMENTATION, dispatch_attention
 from burnish.policies.kernels.fused_layer import SUPPORTED_LAYERS
-from burnish.policies.kernels.loops import load_loops
+from burnish.policies.kernels.loops import check_loop, fits_rotation, load_loops
 from burnish.policies.kernels.recompute import attach_recomputation
 
 
@@ -94,6 +94,7 @@ def _attention(
 
 def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Return the states [..., T, d] divided by their root mean square, times a weight [d] (arXiv 1910.07467, eq. 4)."""
+    check_loop(weight.shape == states.shape[-1:], states, weight)
     normed: Tensor = _RmsNorm.apply(states, weight, epsilon)  # type: ignore[no-untyped-call]
     attach_recomputation(normed, partial(_normed, epsilon=epsilon), (states, weight))
     return normed
@@ -101,6 +102,7 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """Return SiLU(gates) * ups for tensors [..., T, d] (SwiGLU, arXiv 2002.05202)."""
+    check_loop(gates.shape == ups.shape, gates, ups)
     gated: Tensor = _Gate.apply(gates, ups)  # type: ignore[no-untyped-call]
     attach_recomputation(gated, _gated, (gates, ups))
     return gated
@@ -108,6 +110,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Return heads [T, H, D] rotated by their positions (arXiv 2104.09864), whose cosines and sines are [1, T, D]."""
+    check_loop(fits_rotation(heads, cosines, sines), heads, cosines, sines)
     rotated: Tensor = _Rotate.apply(heads, cosines.contiguous(), sines.contiguous())  # type: ignore[no-untyped-call]
     return rotated
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.policies.kernels.attention import dispatch_attention
-from burnish.policies.kernels.loops import compiled_loops
+from burnish.policies.kernels.loops import compiled_loops, fits_rotation
 
 SUPPORTED_LAYERS = {"llama": "LlamaDecoderLayer", "qwen2": "Qwen2DecoderLayer"}
 """Model type -> layer class in transformers: RMSNorm before attention and a gated MLP, rotary positions, no query norm.
@@ -63,7 +63,8 @@ def _norm(norm: Any, states: Tensor) -> Tensor:
     if states.dtype != torch.float32:  # the model's own norm rounds before it multiplies by the weight
         normed: Tensor = norm(states)
         return normed
-    if (loops := compiled_loops(states, norm.weight)) is not None:
+    loops = compiled_loops(states, norm.weight)
+    if loops is not None and norm.weight.shape == states.shape[-1:]:
         states = states.contiguous()
         normed = torch.empty_like(states)
         loops.rms_norm(states.shape[1], states, states.shape[2], norm.weight, normed, norm.variance_epsilon)
@@ -76,7 +77,8 @@ def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     The compiled loop works in place.
     """
-    if (loops := compiled_loops(heads, cosines, sines)) is not None:
+    loops = compiled_loops(heads, cosines, sines)
+    if loops is not None and fits_rotation(heads, cosines, sines):
         turns = cosines.contiguous(), sines.contiguous()
         loops.rotate(*heads.shape, heads, heads.stride(0), heads, heads.stride(0), *turns, False)
         return heads

@@ -4,7 +4,8 @@ Problem: between the products of a decoding step lie some sixty small operations
 that each reads and writes, take half as long as the products.
 
 Idea: five loops per layer, compiled by numba, which the threads of torch run. On other devices, for other types, and
-without numba, torch's operations compute the same but for rounding.
+without numba, torch's operations compute the same but for rounding. They check no index, so their callers compare the
+shapes; tensors that do not fit are left to torch, which says so.
 """
 
 from __future__ import annotations
@@ -35,3 +36,15 @@ def load_loops() -> Any:
         return None
     # One thread is slower than torch's operations with many.
     return numba_loops if numba_loops.USES_THREADS or torch.get_num_threads() <= FEW_THREADS else None
+
+
+def fits_rotation(heads: Tensor, cosines: Tensor, sines: Tensor) -> bool:
+    """Return whether heads [T, H, D] and cosines and sines [1, T, D] fit each other."""
+    return heads.shape[-1] % 2 == 0 and cosines.shape == sines.shape == (1, heads.shape[0], heads.shape[-1])
+
+
+def check_loop(fits: bool, *tensors: Tensor) -> None:
+    """Raise RuntimeError, as torch does, if tensors do not fit each other or are not float32 on the CPU."""
+    if not fits or any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
+        described = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors)
+        raise RuntimeError(f"these tensors do not fit a compiled loop: {described}")

@@ -102,3 +102,17 @@ def test_a_model_has_the_gradients_of_its_own_modules(tiny, kind, monkeypatch) -
         assert bool(other.any())
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6 * float(other.abs().max()))
     assert not any("forward" in vars(module) for module in policy.model.modules())
+
+
+def test_what_a_loop_would_read_beyond_its_memory_is_refused() -> None:
+    for call in (
+        lambda: fast.rms_norm(torch.ones(1, 2, 8), torch.ones(4), 1e-5),
+        lambda: fast.rms_norm(torch.ones(1, 2, 8, dtype=torch.bfloat16), torch.ones(8), 1e-5),
+        lambda: fast.gate(torch.ones(1, 2, 8), torch.ones(1, 2, 6)),
+        lambda: fast.gate(torch.ones(1, 2, 8), torch.ones(1, 2, 8, dtype=torch.float64)),
+        lambda: fast.rotate(torch.ones(3, 2, 8), torch.ones(1, 3, 4), torch.ones(1, 3, 4)),
+        lambda: fast.rotate(torch.ones(3, 2, 5), torch.ones(1, 3, 5), torch.ones(1, 3, 5)),
+        lambda: fast.rotate(torch.ones(3, 2, 8), torch.ones(1, 2, 8), torch.ones(1, 3, 8)),
+    ):
+        with pytest.raises(RuntimeError, match="do not fit a compiled loop"):
+            call()

@@ -113,3 +113,21 @@ def test_attention_of_a_decoding_step(longest, monkeypatch) -> None:
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
     for left, right in zip(caches[0].answers, caches[1].answers, strict=True):
         assert torch.equal(left, right)
+
+
+def test_attention_that_does_not_fit_its_cache_is_left_to_torch() -> None:
+    from burnish.generation import kv_cache
+
+    key = torch.ones(2, 3, 8)
+    cached = kv_cache._LayerCache(key, key, 1, 3, 4, 5)
+    plan = kv_cache._DecodePlan([0, 0, 0], [2, 4, 3], [4], None)
+    query = torch.ones(2, 2, 3, 8)
+    assert plan._fits_loop(cached, query, key, key)
+    assert not plan._fits_loop(cached, query[..., :6], key[..., :6], key[..., :6])  # other heads
+    assert not plan._fits_loop(cached, query, key, key[..., :6])
+    assert not plan._fits_loop(cached, query[:, :, :2], key[:, :2], key[:, :2])  # fewer rows than the plan has
+    assert not plan._fits_loop(cached, query.mT, key, key)
+    full = kv_cache._DecodePlan([0, 0, 0], [2, 5, 3], [4], None)  # a row whose next token has no room
+    assert not full._fits_loop(cached, query, key, key)
+    with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+        full.attend(cached, query, key, key, 1.0)
