@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.catalogue import entries
+from burnish.reports.run_data import read_objects
 from burnish.reports.wording import result, title
 
 TASK_DATA: Mapping[str, str] = {
@@ -23,11 +24,18 @@ _LIMITS = (
 )
 
 
-def card_sections(run: Path, recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+def card_sections(
+    run: Path, recipe: Mapping[str, Any], evaluation: Mapping[str, Any], release: Mapping[str, Any] | None = None
+) -> list[str]:
     """Return the sections that have something to report, and the limits."""
+    record = _read(run / "release.json") if release is None else release
+    try:
+        released, failures = list(_released(record)), list(_released_failures(record))
+    except (AttributeError, KeyError, TypeError, ValueError):  # of another program, or damaged
+        released, failures = ["release.json cannot be read."], []
     sections = {
-        "Data": list(_data(recipe)), "Safety": list(_safety(run, evaluation)),
-        "Known failures": list(_failures(run, evaluation)), "Limits": list(_LIMITS),
+        "Data": list(_data(recipe)), "Safety": [*_measured(evaluation), *released],
+        "Known failures": [*_worse(evaluation), *failures, *_warnings(run)], "Limits": list(_LIMITS),
     }  # fmt: skip
     return [
         f"## {name}\n\n" + "\n".join(f"- {_one_line(line)}" for line in lines) + "\n"
@@ -36,7 +44,7 @@ def card_sections(run: Path, recipe: Mapping[str, Any], evaluation: Mapping[str,
 
 
 def _data(recipe: Mapping[str, Any]) -> Iterator[str]:
-    task, rows = recipe.get("task", {}), recipe.get("data", {})
+    task, rows = (one if isinstance(one := recipe.get(key), Mapping) else {} for key in ("task", "data"))
     used = str(task.get("use") or rows.get("use") or "data")
     if name := TASK_DATA.get(used.partition("-")[0]):
         entry = entries.lookup(name)
@@ -49,11 +57,14 @@ def _data(recipe: Mapping[str, Any]) -> Iterator[str]:
         yield f"Task `{used}`."
 
 
-def _safety(run: Path, evaluation: Mapping[str, Any]) -> Iterator[str]:
+def _measured(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for key, row in evaluation.items():
         if "content_filter" in key or "toxicity" in key:
             yield f"{title(key)} on held-out prompts: {row.get('before')} before, {row.get('after')} after."
-    if not (record := _read(run / "release.json")):
+
+
+def _released(record: Mapping[str, Any]) -> Iterator[str]:
+    if not record:
         yield "The model was not released by burnish release: no person has approved its flagged texts."
         return
     flagged = record["flagged"]
@@ -69,20 +80,30 @@ def _safety(run: Path, evaluation: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _failures(run: Path, evaluation: Mapping[str, Any]) -> Iterator[str]:
+def _worse(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for key, row in evaluation.items():
         if result(row) == "worse":
             yield f"{title(key)} became worse: {row.get('before')} before, {row.get('after')} after."
-    if (record := _read(run / "release.json")) and record.get("despite"):
+
+
+def _released_failures(record: Mapping[str, Any]) -> Iterator[str]:
+    if record.get("despite"):
         yield f"Released although {record['flagged']['rejected']} flagged texts were rejected: {record['despite']}"
-    path = run / "warnings.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for text in dict.fromkeys(str(json.loads(line).get("text")) for line in lines if line.endswith("}")):
+
+
+def _warnings(run: Path) -> Iterator[str]:
+    for text in dict.fromkeys(str(row.get("text")) for row in read_objects(run / "warnings.jsonl")):
         yield f"Warning of the run: {text}"
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return {"damaged": True}
+    return value if isinstance(value, Mapping) else {"damaged": True}
 
 
 def _one_line(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,26 +9,28 @@ from typing import Any
 from burnish.catalogue import entries
 from burnish.catalogue.portable import public_name
 from burnish.reports.card_sections import card_sections
+from burnish.reports.run_data import read_run
 from burnish.reports.wording import decimals, difference_text, finite, fixed, ordered, p_text, set_and_metric, title
 
 _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
 """Licence of a catalogue model -> Hugging Face's name for it."""
 
 
-def model_card(run: Path, *, library: str) -> str:
+def model_card(run: Path, *, library: str, release: Mapping[str, Any] | None = None) -> str:
     """Return the card of a run's model: metadata with the measured results, and a page for people.
 
     Args:
         library: "transformers", or "peft" for an adapter.
+        release: the record of a release; None is that of release.json, if there is one.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-    path = run / "evaluation.json"
-    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    name, base = str(recipe["name"]), public_name(str(recipe.get("policy", {}).get("model", "")))
-    verb, task = str(recipe.get("kind", "train")), str(recipe.get("task", {}).get("use", "data"))
-    method = str(recipe.get("algorithm", {}).get("use", verb))
+    files = read_run(run)
+    recipe, name = files.recipe, files.name
+    evaluation = {key: row for key, row in files.evaluation.items() if isinstance(row, dict)}
+    base = public_name(_option(recipe, "policy", "model", ""))
+    verb, task = str(recipe.get("kind", "train")), _option(recipe, "task", "use", "data")
+    method = _option(recipe, "algorithm", "use", verb)
     results = [
         EvalResult(
             task_type="text-generation", task_name="Text generation", dataset_type=name or task,
@@ -50,19 +50,26 @@ def model_card(run: Path, *, library: str) -> str:
     text.append(f"Trained by burnish, method `{method}`, "
                 f"{recipe.get('steps')} steps, seed {recipe.get('seed', 0)}, from "
                 f"{f'`{public}`' if public else 'a local model'}.\n")  # fmt: skip
-    if rewards := recipe.get("reward"):
-        parts = ", ".join(
-            f"`{reward.get('name', reward['use'])}` (weight {reward.get('weight', 1.0):g})" for reward in rewards
-        )
-        text.append(f"Rewards: {parts}.\n")
+    if rewards := [one for one in _rows(recipe.get("reward")) if "use" in one]:
+        parts = (f"`{one.get('name', one['use'])}` (weight {finite(one.get('weight', 1.0)) or 0:g})" for one in rewards)
+        text.append(f"Rewards: {', '.join(parts)}.\n")
     if entry:
         text.append(f"The base model: {entry.notice}. Licence: {entry.licence}.\n")
     if library == "peft" and entry:
         text.append(f"This is an adapter. `burnish fetch {base}` prints the folder of its base model.\n")
     if evaluation:
         text.append(_table(evaluation))
-    text += card_sections(run, recipe, evaluation)
+    text += card_sections(run, recipe, evaluation, release)
     return "\n".join(text)
+
+
+def _option(recipe: Mapping[str, Any], table: str, key: str, default: str) -> str:
+    section = recipe.get(table)
+    return str(section.get(key, default)) if isinstance(section, Mapping) else default
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
 
 
 def _table(evaluation: Mapping[str, Mapping[str, Any]]) -> str:

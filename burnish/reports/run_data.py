@@ -132,6 +132,11 @@ def _lines(path: Path, run: RunData, *, optional: bool = False) -> Iterator[dict
     return _objects((_bytes(path, run, optional=optional) or b"").split(b"\n"), path.name, run)
 
 
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file's lines, without damaged ones; none of a file that cannot be read."""
+    return list(_lines(path, RunData(path.parent.name), optional=True))
+
+
 def _objects(lines: Iterable[bytes], name: str, run: RunData) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of lines; count damaged ones among those that were read."""
     damaged = 0

@@ -63,7 +63,11 @@ def finite(value: Any) -> float | None:
     """Return the value as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits, which JSON may hold
+        return None
+    return number if math.isfinite(number) else None
 
 
 def printable(text: str) -> str:

@@ -52,9 +52,10 @@ def release_run(
         "despite": despite.strip() or None, "texts": texts, "review": summarise(store),
     }  # fmt: skip
     with explained(f"cannot write {run / RECORD}"):
-        write_json(run / RECORD, record)
         library = "peft" if (run / "model" / "adapter_config.json").is_file() else "transformers"
-        write_text(run / CARD, model_card(run, library=library))
+        card = model_card(run, library=library, release=record)
+        write_json(run / RECORD, record)
+        write_text(run / CARD, card)
     return record
 
 

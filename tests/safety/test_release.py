@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from burnish.errors import InputError
+from burnish.reports.model_card import model_card
 from burnish.safety.release import release_run
 from burnish.safety.review.queue import QueueSettings
 from burnish.safety.review.session import open_review, queue_samples
@@ -100,3 +101,45 @@ def test_a_folder_without_a_recipe_is_not_reviewed(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         open_review(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+DAMAGED = {
+    "recipe.toml": [
+        "",
+        "name = ",
+        'name = 3\npolicy = "x"\ntask = 1\nreward = 5\n',
+        'reward = [{ weight = "x" }, { use = 1 }]\n',
+    ],
+    "evaluation.json": ["", "[1]", "{", '{"reward": 3}', '{"reward": {"after": null, "interval": 1}}'],
+    "warnings.jsonl": ["{}", "[1]\n3\n", '{"text": [1]}\n', "{\n"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_a_damaged_file_of_the_run_leaves_no_half_release(run, store, name, text):
+    queue_samples(store, run, QueueSettings())
+    judge(store, APPROVE, APPROVE)
+    (run / name).write_text(text, encoding="utf-8")
+    release_run(run, store)
+    assert "ann (2)" in (run / "model_card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '{"flagged": 1}', '{"despite": "x"}', '{"review": {"by_reviewer": 3}}']
+)
+def test_a_card_beside_a_damaged_release_says_so(run, text):
+    (run / "release.json").write_text(text, encoding="utf-8")
+    assert "release.json cannot be read" in model_card(run, library="transformers")
+
+
+def test_a_review_is_not_written_through_a_link(run, tmp_path):
+    target = tmp_path / "elsewhere.sqlite"
+    for name in ("missing", "present"):
+        if name == "present":
+            target.write_bytes(b"")
+        (run / "review.sqlite").symlink_to(target)
+        with pytest.raises(InputError, match="is a link"):
+            open_review(run)
+        assert target.exists() == (name == "present")
+        (run / "review.sqlite").unlink()
+    assert target.read_bytes() == b""

@@ -379,3 +379,10 @@ def test_no_training_sample_is_both_best_and_worst():
     best, worst = samples.rank_training_samples([{"reward": float(i), "completion": str(i)} for i in range(5)])
     assert [item[2].text for item in best.first] == ["4", "3", "2"]
     assert [item[2].text for item in worst.first] == ["0", "1"]
+
+
+def test_an_integer_beyond_floating_point_becomes_a_gap(folder):
+    rows = [{"step": 1, "reward/mean": 10**400}, {"step": 2, "reward/mean": 1.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    figures = json.loads(page_of(folder).scripts["script figures"])
+    assert figures[0]["data"][0]["y"] == [None, 1.0]
