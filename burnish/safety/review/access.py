@@ -79,7 +79,7 @@ def _is_own_origin(headers: Headers, host: str) -> bool:
 def _is_too_large(headers: Headers) -> bool:
     """Whether a body is longer than ``MAX_BODY``, or does not say its length."""
     length = headers.get("content-length", "0")
-    return "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_BODY
+    return "transfer-encoding" in headers or not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_BODY
 
 
 def is_loopback(host: str) -> bool:

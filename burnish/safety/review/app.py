@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -39,6 +40,8 @@ FOLDER = Path(__file__).parent
 STATIC: Mapping[str, str] = {"review.css": "text/css", "review.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LONGEST_TEXT = 200_000
 """Characters of a text that are shown."""
+LARGEST_ID = 2**31 - 1
+"""Of an item, in PostgreSQL's type."""
 _SEE_OTHER = 303
 
 router = APIRouter()
@@ -123,14 +126,14 @@ def show_progress(request: Request, visitor: Page) -> Response:
 def take_answer(
     request: Request,
     visitor: Change,
-    item: Annotated[int, Form()],
+    item: Annotated[int, Form(ge=1, le=LARGEST_ID)],
     choice: Annotated[str, Form()],
     rating_left: Annotated[str, Form()] = "",
     rating_right: Annotated[str, Form()] = "",
     tag: Annotated[list[str] | None, Form()] = None,
 ) -> Response:
     """Record the answer of a form, which names texts by the side on which they were shown."""
-    ratings = [int(one) if one.isdecimal() else None for one in (rating_left, rating_right)]
+    ratings = [int(one) if re.fullmatch("[1-9]", one) else None for one in (rating_left, rating_right)]
     try:
         _record(request, visitor, item, choice, ratings, tag or [])
     except AnswerRefused:
@@ -145,7 +148,7 @@ def take_back(request: Request, visitor: Change) -> Response:
 
 
 @router.post("/skip")
-def skip_item(request: Request, visitor: Change, item: Annotated[int, Form()]) -> Response:
+def skip_item(request: Request, visitor: Change, item: Annotated[int, Form(ge=1, le=LARGEST_ID)]) -> Response:
     _store(request).skip(visitor, item)
     return RedirectResponse("/", _SEE_OTHER)
 
@@ -198,7 +201,7 @@ def send_next(request: Request, visitor: Program) -> Response:
 def take_program_answer(
     request: Request,
     visitor: Program,
-    item: Annotated[int, Body()],
+    item: Annotated[int, Body(ge=1, le=LARGEST_ID)],
     choice: Annotated[str, Body()],
     ratings: Annotated[list[int | None] | None, Body()] = None,
     tags: Annotated[list[str] | None, Body()] = None,

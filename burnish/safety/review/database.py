@@ -98,6 +98,8 @@ def open_database(url: str | Path) -> Engine:
     address = _address(url)
     shown = address.render_as_string(hide_password=True) if address.host or not address.database else address.database
     if address.drivername.startswith("sqlite"):
+        if Path(address.database or "").is_symlink():
+            raise InputError(f"{shown} is a link, and a review is never written through one: remove it")
         _create_private(Path(address.database or ""))
     engine = _engine(address)
     try:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import pstdev
 from typing import Any
 
 from burnish.reports.wording import finite
@@ -50,11 +51,11 @@ class _Candidate:
 
 def choose_items(rows: Iterable[Row], settings: QueueSettings) -> list[ReviewItem]:
     """Return the items to judge: flagged texts first, then pairs in random order."""
-    rows = [row for row in rows if _is_usable(row)]
+    rows = [row for row in rows if isinstance(row, Mapping) and _is_usable(row)]
     flagged = {one.key: one for row in rows if is_flagged(row) for one in [_text_item(row)]}
-    groups: dict[tuple[Any, Any], list[Row]] = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.get("step"), row.get("prompt_id")].append(row)
+        groups[repr((row.get("step"), row.get("prompt_id")))].append(row)
     scales = _scales(rows)
     candidates = [_pairs(group, scales) for group in groups.values()]
     pairs = list(_choose_pairs([group for group in candidates if group], settings))
@@ -66,7 +67,7 @@ def is_flagged(row: Row) -> bool:
     """Whether the content filter flagged or blocked a row of samples.jsonl."""
     flags = row.get("flags")
     part = finite(_parts(row).get(FILTER_PART))
-    named = isinstance(flags, list) and any(flag not in HARMLESS_FLAGS for flag in flags)
+    named = isinstance(flags, list) and any(str(flag) not in HARMLESS_FLAGS for flag in flags)
     return named or (part is not None and part < 0)
 
 
@@ -89,8 +90,8 @@ def _scales(rows: Sequence[Row]) -> dict[str, float]:
                 values[name].append(number)
     scales = {}
     for name, numbers in values.items():
-        mean = math.fsum(numbers) / len(numbers)
-        if (deviation := math.sqrt(math.fsum((one - mean) ** 2 for one in numbers) / len(numbers))) > 0:
+        unit = max(map(abs, numbers)) or 1.0  # squares of the largest numbers would overflow
+        if (deviation := unit * pstdev([one / unit for one in numbers])) > 0:
             scales[name] = deviation
     return scales
 
@@ -103,7 +104,7 @@ def _pairs(group: Sequence[Row], scales: Mapping[str, float]) -> list[_Candidate
 def _candidate(first: Row, second: Row, scales: Mapping[str, float]) -> _Candidate:
     """Compare two rows: they disagree as strongly as the weaker of the parts that are most for and most against."""
     differences = [
-        (a - b) / scales[name]
+        a / scales[name] - b / scales[name]
         for name in _parts(first)
         if name in scales
         and (a := finite(_parts(first).get(name))) is not None
@@ -113,7 +114,7 @@ def _candidate(first: Row, second: Row, scales: Mapping[str, float]) -> _Candida
     rewards = finite(first.get("reward")), finite(second.get("reward"))
     distance = math.inf
     if rewards[0] is not None and rewards[1] is not None:
-        distance = abs(rewards[0] - rewards[1]) / scales.get("", 1.0)
+        distance = abs(rewards[0] / scales.get("", 1.0) - rewards[1] / scales.get("", 1.0))
     return _Candidate((first, second), disagreement, distance)
 
 

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
-from burnish.safety.review.access import HEADERS, csrf_token, is_loopback
+from burnish.safety.review.access import HEADERS, _is_too_large, csrf_token, is_loopback
 from burnish.safety.review.app import make_app
 from burnish.safety.review.store import APPROVE, FIRST, REJECT, SECOND
 from tests.safety.review.conftest import flagged, pair
@@ -230,3 +231,33 @@ def test_leave_ends_the_session(client, store):
 )
 def test_loopback_addresses(host, local):
     assert is_loopback(host) is local
+
+
+@pytest.mark.parametrize(
+    "values", [{"item": "9" * 40}, {"item": "0"}, {"item": "-1"}, {"item": str(2**31)}, {"item": "x"}]
+)
+def test_a_number_that_is_no_item_is_refused(client, store, values):
+    store.add_items([pair(1)])
+    csrf = enter(client, store)
+    headers = {"Authorization": f"Bearer {store.add_reviewer('bob')}"}
+    for path in ("/judge", "/skip"):
+        assert client.post(path, data={"csrf": csrf, "choice": "left", **values}).status_code == 422
+    sent = {"item": int(values["item"]) if values["item"] != "x" else "x", "choice": "left"}
+    assert client.post("/api/judge", json=sent, headers=headers).status_code == 422
+    assert list(store.judgements()) == []
+
+
+def test_a_rating_of_thousands_of_digits_counts_as_none(client, store):
+    store.add_items([pair(1)])
+    csrf = enter(client, store)
+    assert client.get("/").status_code == 200
+    ratings = {"rating_left": "9" * 5000, "rating_right": "٣"}
+    answer = client.post("/judge", data={"csrf": csrf, "item": 1, "choice": "tie", **ratings})
+    assert answer.status_code == 303
+    (judgement,) = store.judgements()
+    assert judgement.answer.ratings == (None, None)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "²", "1e3", "-1"])
+def test_a_length_that_is_no_number_is_too_large(length):
+    assert _is_too_large(Headers({"content-length": length}))

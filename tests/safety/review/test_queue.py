@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from burnish.safety.review.access import csrf_token
+from burnish.safety.review.app import make_app
 from burnish.safety.review.queue import QueueSettings, choose_items
 
 
@@ -62,3 +69,31 @@ def test_a_conversation_keeps_its_messages():
     rows = [row("hi", "one", messages=messages), row("hi", "two", messages=messages)]
     (item,) = choose_items(rows, QueueSettings())
     assert list(item.messages) == messages
+
+
+ODD = [
+    [1], "text", None, 3,
+    row("a", "odd", step=[1]), row("a", "odd", prompt_id={"a": 1}), row("a", "odd", flags=[{"a": 1}, ["b"], None]),
+    {**row("a", "odd"), "flags": "text"}, {**row("a", "odd"), "parts": [1]}, row("a", "odd", "nan", {"x": "nan"}),
+    row("a", "odd", 10**400, {"x": 10**400}), row("a", "odd", 1.7e308, {"x": -1.7e308}),
+    row("a", "odd", float("nan"), {"x": float("inf")}), row("a", "half \ud800 pair"),
+    row("a", "odd", messages=[{"role": 5, "content": {"a": [1]}}]), row("a", "odd", messages="text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_rows_that_another_program_wrote_stop_nothing(odd, store):
+    usual = [row("a", "one", 1.7e308, {"x": 1.0}), row("a", "two", -1.7e308, {"x": -1.7e308})]
+    items = choose_items([*usual, odd], QueueSettings(pairs=10))
+    assert "pair" in [item.kind for item in items]
+    store.add_items(items)
+    with TestClient(make_app(store), base_url="http://127.0.0.1") as client:
+        client.post("/enter", data={"token": store.add_reviewer("bob")})
+        (session,) = client.cookies.values()
+        for _ in items:  # each is shown, and can be judged
+            page = client.get("/")
+            (number,) = set(re.findall(r'name="item" value="(\d+)"', page.text))
+            choice = "tie" if 'value="tie"' in page.text else "approve"
+            sent = {"csrf": csrf_token(session), "item": number, "choice": choice}
+            assert client.post("/judge", data=sent).status_code == page.status_code == 200
+    assert sum(1 for _ in store.judgements()) == len(items)
