@@ -28,7 +28,7 @@ REPRODUCIBILITY_KEYS = (
 """Entries of environment.json on which the bits of a run depend."""
 FILE_OPTIONS: Mapping[str, str] = {
     "reward_model": "path", "json_format": "schema_file", "jsonl": "path", "data": "path", "translation": "folder",
-    "similarity": "model", "classifier": "model",
+    "similarity": "model", "classifier": "model", "content_filter": "policy",
 }  # fmt: skip
 """Name of a reward or data source -> its option that holds a file path."""
 
@@ -273,4 +273,6 @@ def _is_path(section: OpenSection, option: str, value: str) -> bool:
     if option == "held_out":
         path = section.options.get("path")
         return isinstance(path, str) and bool(path) and not (expanded(path) / "dataset_dict.json").is_file()
+    if option == "policy":
+        return value != "default"
     return (section.use != "classifier" and option != "dataset") or expanded(value).is_dir()

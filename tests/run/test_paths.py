@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from burnish.recipe.schema import TaskSection
+from burnish.recipe.schema import RewardSection, TaskSection
 from burnish.run.launch import resolve_section_path
 
 
@@ -33,3 +33,10 @@ def test_the_paths_of_data(
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}", encoding="utf-8")
     expected = {key: str(tmp_path / value) if key in resolved else value for key, value in options.items()}
     assert resolve_section_path(TaskSection(use="data", **options)).options == expected
+
+
+@pytest.mark.parametrize(("policy", "is_path"), [("strict.toml", True), ("default", False), ("", False)])
+def test_the_policy_of_the_content_filter(policy: str, is_path: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = RewardSection(use="content_filter", policy=policy)
+    assert resolve_section_path(section).options["policy"] == (str(tmp_path / policy) if is_path else policy)
