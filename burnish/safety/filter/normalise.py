@@ -11,6 +11,7 @@ Sources: UAX #15 (NFKD); UTS #39 for which letters are confusable; the table her
 from __future__ import annotations
 
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -90,8 +91,11 @@ def simplified(text: str) -> str:
     single = _simplified_characters()
     if single.keys().isdisjoint(map(ord, text)):
         return text
-    converted: str = _opencc().convert(text)
-    return converted if len(converted) == len(text) else text.translate(single)
+    with suppress(UnicodeEncodeError):  # half a surrogate pair, which JSON may hold
+        converted: str = _opencc().convert(text)
+        if len(converted) == len(text):
+            return converted
+    return text.translate(single)
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from burnish.data.splits import digest
 from burnish.safety.redteam.judge import refuses
 from burnish.safety.redteam.measure import Trial
+from burnish.system.files import explained, write_text
 from burnish.text import mostly_han_or_kana
 
 SAFE_ENGLISH = (
@@ -54,5 +55,6 @@ def export_found(trials: Iterable[Trial], harmless: Iterable[tuple[str, str]], p
         if answer.strip() and not refuses(answer)
     ]
     rows = [*attacks, *answered]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with explained(f"cannot write {path}"):
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {"attacks": len(attacks), "harmless": len(answered)}

@@ -127,6 +127,8 @@ def test_empty_and_strange_texts(default: ContentFilter) -> None:
     for text in ("", " ", "\x00", "\ud800", "\u0301", "\u3164", "🖕🏽"[1:], "()" * 10_000):
         assert default.check(text).verdict == "allow"
     assert default.check("\ud800bollocks\udfff").verdict == "flag"
+    assert default.check("漢語\ud800書").verdict == "allow"  # traditional, so that it is converted
+    assert default.check("漢語\ud800 bollocks").verdict == "flag"
 
 
 class TestPolicy:
