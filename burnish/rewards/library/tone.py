@@ -17,7 +17,7 @@ LONGEST = 4000
 # Words of the package's lists that are ordinary in newspapers.
 _ORDINARY = """
     激情 成人 祖宗 老二 老母 卵子 精子 月经 靠背 后庭 处女 乳房 乳头 交配 私服 迷药 野鸡 屁股 包皮 花柳 刚度 九游 奶 卵
-    13. sex sexual sexuality sexually breasts nipple nipples penis vagina rectum semen
+    13. 13点 几巴 操比 瓜批 肥西 sex sexual sexuality sexually breasts nipple nipples penis vagina rectum semen
     anus nude nudity cock domination dominatrix escort raping rape rapist suck sucks erotic swastika
 """.split()  # noqa: SIM905 - easier to read as a list of words
 

@@ -89,6 +89,7 @@ def test_attractiveness_in_chinese_is_the_mean_over_sentences() -> None:
         ("sex education and a rape trial", 0),
         # 操你妈 is one, though three entries of the list lie within it.
         ("操你妈", 1), ("操你妈，你这个傻逼", 2), ("干部操作机器，成人教育充满激情", 0), ("性别平等", 0),
+        ("会议在13点开始。", 0), ("他是肥西县人，挨了几巴掌。", 0), ("体操比赛在西瓜批发市场旁边。", 0),
     ],
 )  # fmt: skip
 def test_toxicity_counts_words(text: str, words: int) -> None:
