@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from burnish.safety.review.database import open_database
-from burnish.safety.review.store import PAIR, TEXT, ReviewItem, ReviewStore, Visitor
+from burnish.safety.review.store import APPROVE, PAIR, TEXT, TIE, Answer, ReviewItem, ReviewStore, Visitor
 
 
 class FakeClock:
@@ -47,3 +48,19 @@ def visitor(store: ReviewStore, name: str, session: str = "") -> Visitor:
     found = store.visitor(store.add_reviewer(name), session)
     assert found is not None
     return found
+
+
+def judge_in_threads(store: ReviewStore, count: int) -> list[int]:
+    """Let reviewers in threads judge until nothing is left, and return the number of each judged item."""
+    people = [visitor(store, f"reviewer {number}") for number in range(count)]
+
+    def work(person: Visitor) -> None:
+        while item := store.next_item(person):
+            store.judge(person, item.id, Answer(TIE if item.kind == PAIR else APPROVE))
+
+    threads = [threading.Thread(target=work, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [one.item.id for one in store.judgements()]

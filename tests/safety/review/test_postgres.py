@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from burnish.safety.review.app import make_app
 from burnish.safety.review.database import METADATA, open_database
 from burnish.safety.review.store import FIRST, PAIR, SECOND, TIE, Answer, AnswerRefused, ReviewItem, ReviewStore
-from tests.safety.review.conftest import FakeClock, pair, visitor
+from tests.safety.review.conftest import FakeClock, judge_in_threads, pair, visitor
 from tests.safety.review.postgres import postgres, server_is_installed
 
 pytestmark = [
@@ -88,18 +88,7 @@ def test_any_text_is_kept(store):
 
 def test_many_threads_never_judge_the_same_item(store):
     store.add_items(pair(number) for number in range(200))
-    people = [visitor(store, f"reviewer {number}") for number in range(4)]
-
-    def work(person):
-        while item := store.next_item(person):
-            store.judge(person, item.id, Answer(TIE))
-
-    threads = [threading.Thread(target=work, args=(person,)) for person in people]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    judged = [one.item.id for one in store.judgements()]
+    judged = judge_in_threads(store, 4)
     assert len(judged) == len(set(judged)) == 200
 
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from burnish.errors import InputError
 from burnish.safety.review.store import APPROVE, FIRST, PAIR, SECOND, TIE, Answer, AnswerRefused, ReviewItem
-from tests.safety.review.conftest import flagged, pair, visitor
+from tests.safety.review.conftest import flagged, judge_in_threads, pair, visitor
 
 
 def test_an_item_is_lent_to_one_visitor_until_the_lease_ends(store, clock):
@@ -144,16 +142,5 @@ def test_any_text_is_kept(store):
 
 def test_many_threads_never_judge_the_same_item(store):
     store.add_items(pair(number) for number in range(60))
-    people = [visitor(store, f"reviewer {number}") for number in range(4)]
-
-    def work(person):
-        while item := store.next_item(person):
-            store.judge(person, item.id, Answer(TIE))
-
-    threads = [threading.Thread(target=work, args=(person,)) for person in people]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    judged = [one.item.id for one in store.judgements()]
-    assert sorted(judged) == sorted(set(judged)) and len(judged) == 60
+    judged = judge_in_threads(store, 4)
+    assert len(judged) == len(set(judged)) == 60
