@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 
 import pytest
 import torch
@@ -106,12 +105,7 @@ def test_the_base_is_freed_with_its_last_adapter(tiny):
 
 
 @pytest.mark.model
-def test_the_second_adapter_of_the_built_in_model_loads_sooner_and_reads_no_weights(loads):
+def test_the_second_adapter_of_the_built_in_model_reads_no_weights(loads):
     source = resolve_model("smollm2-135m", offline=True)
-    times, policies = [], []
-    for seed in range(2):
-        begin = time.perf_counter()
-        policies.append(load_policy(source, lora=LoRA(rank=8), seed=seed, offline=True))
-        times.append(time.perf_counter() - begin)
-    assert len(loads) == 1 and frozen(policies[0]) == frozen(policies[1])
-    assert times[1] < times[0], times
+    first, second = (load_policy(source, lora=LoRA(rank=8), seed=seed, offline=True) for seed in range(2))
+    assert len(loads) == 1 and frozen(first) == frozen(second)

@@ -195,6 +195,7 @@ class _Worker:
             return reply == "true"
 
     def _start(self) -> None:
+        self.close()
         self.process, self.owner = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py")), str(MEMORY), f"{SECONDS:g}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
