@@ -100,6 +100,12 @@ class TrainCommand:
 
         return make_observer(quiet=self.quiet, json=self.json, live=not self.dry_run)
 
+    def prepare_threads(self) -> None:
+        """Choose how torch's threads wait, before it is loaded."""
+        from burnish.system.waiting import sleep_beside_busy_programs
+
+        sleep_beside_busy_programs(lambda text: self.observer().message(text))
+
     def run(self, train: Callable[..., Any]) -> Any:
         """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
         return train(
@@ -124,6 +130,7 @@ class TrainCommand:
             return None
         if self.recipe is not None:
             load_supervised(kind, self.recipe, self.overrides)  # a mistake shows before torch is loaded
+        self.prepare_threads()
         from burnish.supervised import verbs
 
         result: SupervisedResult = self.run(getattr(verbs, verb))

@@ -26,6 +26,7 @@ def train(command: TrainCommand) -> None:
         return
     if command.recipe is not None:
         load_recipe(command.recipe, command.overrides)  # a mistake shows before torch is loaded
+    command.prepare_threads()
     from burnish.api import train as run_training
 
     result = command.run(run_training)

@@ -64,6 +64,15 @@ def taken_by_others(used: float, total: float, *, cores: int, threads: int) -> f
     return max(0.0, used - max(0, cores - threads) * total)
 
 
+def busy_cores(seconds: float) -> float | None:
+    """Return how many cores all programs used while this one slept for some seconds; None where it is not known."""
+    before = _processor_seconds()
+    begin = time.perf_counter()
+    time.sleep(seconds)
+    after, elapsed = _processor_seconds(), time.perf_counter() - begin
+    return None if before is None or after is None else max(0.0, after[0] - before[0]) / elapsed
+
+
 def busy(times: Any) -> float:
     """Return the seconds that a core was not idle, or was given to another virtual machine, from psutil's counts."""
     # The time of guests is part of that of users.
