@@ -27,7 +27,7 @@ from burnish.protocols import Observer
 from burnish.recipe.combination import combine_metrics, combine_rewards
 from burnish.recipe.schema import Recipe, load_recipe
 from burnish.registry import Registry
-from burnish.reports.page.html import write_report
+from burnish.reports.final import write_final_reports
 from burnish.reports.terminal.progress import make_observer, watching
 from burnish.rewards.calling import printing_to
 from burnish.rewards.given import Rewards, register_given
@@ -154,7 +154,7 @@ def _train(
     noted.write(run)
     with inputs.recorded(sources), printing_to(run.folder):
         evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
-    return Result(run.folder, write_report(run.folder), evaluation, run.rows("metrics.jsonl"))
+    return Result(run.folder, write_final_reports(run.folder, observer), evaluation, run.rows("metrics.jsonl"))
 
 
 def _read_recipe(

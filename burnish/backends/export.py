@@ -65,8 +65,7 @@ def export_model(
                 shutil.copyfile(path, temporary / path.name)
             make_portable(temporary)
         if (run / "recipe.toml").is_file():
-            library = "peft" if (temporary / "adapter_config.json").is_file() else "transformers"
-            (temporary / "README.md").write_text(model_card(run, library=library), encoding="utf-8")
+            (temporary / "README.md").write_text(model_card(run, model=temporary), encoding="utf-8")
     return written
 
 

@@ -72,7 +72,8 @@ def release(
     Writes release.json and the model card. Refuses while flagged texts are unjudged or rejected.
     """
     _need_packages("burnish release")
-    from burnish.safety.release import CARD, RECORD, release_run
+    from burnish.reports.model_card import CARD
+    from burnish.safety.release import RECORD, release_run
     from burnish.safety.review.session import open_review
 
     record = release_run(run, open_review(run, database), despite=despite)

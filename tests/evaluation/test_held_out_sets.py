@@ -158,7 +158,7 @@ def test_a_run_measures_its_sets_and_keeps_the_best_of_one(tmp_path, tiny):
     inputs = json.loads((tmp_path / "run" / "inputs.json").read_text())["inputs"]
     assert [Path(name).name for name in inputs["evaluation.sets.0.path"]] == ["hard.jsonl"]
     assert "hard: reward" in result.report.read_text()
-    assert "| hard: reward |" in model_card(tmp_path / "run", library="transformers")
+    assert "| hard: reward |" in model_card(tmp_path / "run")
     warnings = (tmp_path / "run" / "warnings.jsonl").read_text()
     assert "set 'hard'" in warnings
     # The task's own rows are those of a run without sets.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 import burnish
@@ -55,10 +56,13 @@ def test_a_supervised_run_has_a_report(kind: str, tiny: Any, tmp_path: Path) -> 
         assert text in page.text, text
     assert "Missing from this report" not in page.text and "policy-gradient" not in page.text
     assert "sings & <b>" not in source.replace("&amp;", "&")  # escaped
+    card = result.run_dir / "model_card.md"
+    assert f"method `{kind.replace('_', '-')}`" in ModelCard.load(card).text
     result.report.unlink()
+    card.unlink()
     done = CliRunner().invoke(app, ["report", str(result.run_dir)])
     assert done.exit_code == 0 and done.stdout.strip() == str(result.report)
-    assert result.report.read_text(encoding="utf-8") == source
+    assert result.report.read_text(encoding="utf-8") == source and card.is_file()
 
 
 @pytest.mark.slow
