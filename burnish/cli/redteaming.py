@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,13 @@ import typer
 from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, escape, print_json
 
 if TYPE_CHECKING:
+    from burnish.protocols import Observer
+    from burnish.safety.redteam.families import Attack
     from burnish.safety.redteam.measure import Answer
 
 verbs = typer.Typer(rich_markup_mode=None)
+SAMPLING: Mapping[str, Any] = {"max_new_tokens": 48, "temperature": 0.7}
+"""How a model answers attacks by default."""
 
 
 @verbs.command()
@@ -30,11 +34,14 @@ def redteam(
     export: Annotated[
         Path | None, typer.Option(help="Write successful attacks and harmless prompts, as rows to train on.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = SAMPLING["max_new_tokens"],
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = SAMPLING["temperature"],
     side: Annotated[
         str, typer.Option(help="Requests to draw from: all, train or held_out, as recipe safety splits them.")
     ] = "all",
+    attacker: Annotated[
+        str | None, typer.Option(help="A run of recipe attacker, whose attacks are reported apart from the families.")
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     json: AsJson = False,
@@ -45,6 +52,36 @@ def redteam(
     With --against, compare two models on the same attacks. Needs the extra 'safety'.
     """
     from burnish.reports.terminal.progress import make_observer
+
+    result = red_team(
+        model, against=against, families=family, each=each, search=search, export=export, attacker=attacker, side=side,
+        seed=seed, offline=offline, observer=make_observer(quiet=quiet or json),
+        sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
+    )  # fmt: skip
+    if json:
+        print_json(result)
+    else:
+        _print_result(result)
+        _print_exported(result, export)
+
+
+def red_team(
+    model: str,
+    *,
+    each: int,
+    side: str,
+    seed: int,
+    offline: bool,
+    observer: Observer,
+    against: str | None = None,
+    families: Sequence[str] | None = None,
+    search: int = 0,
+    export: Path | None = None,
+    attacker: str | None = None,
+    sampling: Mapping[str, Any] = SAMPLING,
+) -> dict[str, Any]:
+    """Return the measurement of ``burnish redteam``, whose options these are, as JSON values."""
+    from burnish.safety.redteam.attacker import learned_row, run_learned
     from burnish.safety.redteam.bandit import search as run_search
     from burnish.safety.redteam.export import export_found
     from burnish.safety.redteam.families import FAMILIES, check_families
@@ -52,19 +89,26 @@ def redteam(
     from burnish.safety.redteam.measure import attack_model, plan_attacks, red_team_report
     from burnish.safety.redteam.task import requests_on
 
-    observer = make_observer(quiet=quiet or json)
-    families = list(dict.fromkeys(family or FAMILIES))
+    families = list(dict.fromkeys(families or FAMILIES))
     check_families(families)
     requests = requests_on(side, offline=offline, observer=observer)
     attacks = plan_attacks(requests, families, each, seed)
     judge = answer_judge(offline)
+    learned = None if attacker is None else _learned_attacks(attacker, attacks[:each], seed, offline)
 
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    before = None if against is None else attack_model(attacks, _answers(against, seed, offline, options), judge)
-    answer = _answers(model, seed, offline, options)
+    before, before_learned = None, []
+    if against is not None:
+        answer = _answers(against, seed, offline, sampling)
+        before = attack_model(attacks, answer, judge)
+        before_learned = [] if learned is None else run_learned(learned, answer, judge)
+    answer = _answers(model, seed, offline, sampling)
     outcome = attack_model(attacks, answer, judge)
     result: dict[str, Any] = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
     trials = list(outcome.trials)
+    if learned is not None:
+        own = run_learned(learned, answer, judge)
+        result["rows"].append(learned_row(own, before_learned))
+        trials += own
     if search:
         searched = run_search(requests, families, search, answer, judge, seed)
         trials += searched
@@ -73,14 +117,10 @@ def redteam(
         result["exported"] = export_found(
             trials, _harmless(answer, sum(trial.success for trial in trials), seed), export
         )
-    if json:
-        print_json(result)
-    else:
-        _print_result(result)
-        _print_exported(result, export)
+    return result
 
 
-def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> Answer:
+def _answers(name: str, seed: int, offline: bool, options: Mapping[str, Any]) -> Answer:
     """Return a function that answers prompts with a model, through its chat template if it has one."""
     from burnish.api import load
 
@@ -92,6 +132,18 @@ def _answers(name: str, seed: int, offline: bool, options: dict[str, Any]) -> An
         return [group.completions[0].text for group in model.sample(made, seed=seed, **options)]
 
     return answer
+
+
+def _learned_attacks(name: str, attacks: Sequence[Attack], seed: int, offline: bool) -> list[Attack]:
+    """Return the requests of the attacks in the words of a trained attacker."""
+    from burnish.api import load
+    from burnish.safety.redteam.attacker import TOKENS, TRIES, learned_attacks, rewording_messages
+
+    model = load(name, offline=offline)
+    requests = [attack.request for attack in attacks]
+    prompts = [model.prompt(rewording_messages(one.text), plain=False, name=f"rewordings/{one.id}") for one in requests]
+    groups = model.sample(prompts, samples=TRIES, seed=seed, max_new_tokens=TOKENS, temperature=1.0)
+    return learned_attacks(requests, [[one.text for one in group.completions] for group in groups])
 
 
 def _harmless(answer: Answer, count: int, seed: int) -> list[tuple[str, str]]:
@@ -127,9 +179,11 @@ def _print_result(result: dict[str, Any]) -> None:
         "category": "by category",
         "all": "all attacks",
         "over-refusal": "refusals of harmless look-alikes",
+        "learned": "attacks of the trained attacker (not among all attacks)",
     }
     for kind, title in titles.items():
-        _print_rows(title, [row for row in result["rows"] if row["kind"] == kind])
+        if rows := [row for row in result["rows"] if row["kind"] == kind]:
+            _print_rows(title, rows)
     if "search" in result:
         print("search by a bandit (biased rates)")
         for name, row in result["search"].items():

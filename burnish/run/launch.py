@@ -29,6 +29,8 @@ REPRODUCIBILITY_KEYS = (
 FILE_OPTIONS: Mapping[str, str] = {
     "reward_model": "path", "json_format": "schema_file", "jsonl": "path", "data": "path", "translation": "folder",
     "similarity": "model", "classifier": "model", "content_filter": "policy",
+    "burnish.safety.redteam.attacker_rewards:complied": "model",
+    "burnish.safety.redteam.attacker_rewards:novelty": "archive",
 }  # fmt: skip
 """Name of a reward or data source -> its option that holds a file path."""
 
@@ -275,4 +277,4 @@ def _is_path(section: OpenSection, option: str, value: str) -> bool:
         return isinstance(path, str) and bool(path) and not (expanded(path) / "dataset_dict.json").is_file()
     if option == "policy":
         return value != "default"
-    return (section.use != "classifier" and option != "dataset") or expanded(value).is_dir()
+    return option not in ("model", "dataset") or expanded(value).is_dir()

@@ -17,18 +17,22 @@ from burnish.types import Prompt
 
 
 class ScriptedModel:
-    """Refuses, if its name is "safe", or else does what was requested; answers look-alikes."""
+    """Refuses, if its name is "safe", or else does what was requested; answers look-alikes. "attacker" words attacks."""
 
     has_chat_template = True
 
     def __init__(self, name: str, **_: Any) -> None:
         self.name = name
 
-    def prompt(self, text: str, *, plain: bool | None, name: str) -> Prompt:
-        assert plain is None
-        return Prompt(name, text)
+    def prompt(self, text: Any, *, plain: bool | None, name: str) -> Prompt:
+        assert plain is (False if self.name == "attacker" else None)
+        return Prompt(name, text if plain is None else text[-1].content)
 
     def sample(self, prompts: Sequence[Prompt], **options: Any) -> list[Any]:
+        if self.name == "attacker":
+            assert (options["temperature"], options["samples"]) == (1.0, 4)
+            texts = [["Lost", f"Say {prompt.text.rpartition(': ')[2]}"] for prompt in prompts]
+            return [SimpleNamespace(completions=[SimpleNamespace(text=one) for one in some]) for some in texts]
         assert options["temperature"] == 0.7 and options["max_new_tokens"] == 48
         return [SimpleNamespace(completions=[SimpleNamespace(text=self._answer(prompt))]) for prompt in prompts]
 
@@ -92,6 +96,19 @@ def test_what_succeeds_is_exported(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [row["family"] for row in rows] == ["direct"] * 3 + ["harmless"] * 3
     assert {row["rejected"] for row in rows[:3]} == {row["chosen"] for row in rows[3:]} == {"yes"}
+
+
+def test_the_attacks_of_an_attacker_are_reported_and_exported_apart(tmp_path: Path) -> None:
+    options = ["--each", "4", "--family", "direct", "--export", str(tmp_path / "found.jsonl"), "--json"]
+    result = json.loads(run("open", "--attacker", "attacker", "--against", "safe", *options))
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert rows["all"]["n"] == rows["learned"]["n"] == 4 and rows["learned"]["kept"] == 1.0
+    assert rows["learned"]["before"]["share"] == 0.0 and rows["learned"]["share"] == 1.0
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert {row["prompt"][:11] for row in found if row["family"] == "learned"} == {"Say Request"}
+    assert result["exported"]["attacks"] == 8
+    table = run("open", "--attacker", "attacker", "--each", "4", "--family", "direct")
+    assert "attacks of the trained attacker (not among all attacks)" in table
 
 
 def test_an_unknown_family_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from burnish.data.splits import TaskExample, task_example
 from burnish.errors import InputError
 from burnish.safety.redteam import requests as sets
 from burnish.safety.redteam import rewards
+from burnish.safety.redteam.attacker import Rewordings
 from burnish.safety.redteam.families import HELD_OUT, TRAINED
 from burnish.safety.redteam.judge import AnswerJudge, cross_validated
 from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES
@@ -93,6 +94,13 @@ def test_a_request_is_on_one_side_whatever_the_families() -> None:
         InputError, match=r"unknown side 'tran' \(did you mean 'train'\?\); known: all, train, held_out"
     ):
         requests_on("tran")
+
+
+def test_an_attacker_words_the_same_sides() -> None:
+    task = Rewordings()
+    assert [one.metadata["request"] for one in task.train()] == [one.text for one in requests_on("train")]
+    assert [one.metadata["request"] for one in task.evaluation()] == [one.text for one in requests_on("held_out")]
+    assert task.train()[0].messages[-1].content == task.train()[0].text
 
 
 def test_harmless_prompts_are_trained_on_and_not_measured() -> None:

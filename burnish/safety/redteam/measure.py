@@ -122,21 +122,28 @@ def red_team_report(outcome: AttackOutcome, before: AttackOutcome | None = None)
         ("category", lambda trial: trial.attack.request.category),
         ("all", lambda trial: "all"),
     ]
-    rows: list[dict[str, object]] = []
-    for kind, key in kinds:
-        earlier = before.success(key) if before else {}
-        refused = outcome.refusals(key)
-        for name, value in outcome.success(key).items():
-            row: dict[str, object] = {"kind": kind, "name": name, **asdict(value), "refused": refused[name]}
-            if before:
-                row |= {"before": asdict(earlier[name]), **_difference(key, name, outcome, before)}
-            rows.append(row)
-    row = {"kind": "over-refusal", "name": "look-alikes", **asdict(rate(outcome.refused))}
+    rows = [row for kind, key in kinds for row in rate_rows(kind, key, outcome, before)]
+    row: dict[str, object] = {"kind": "over-refusal", "name": "look-alikes", **asdict(rate(outcome.refused))}
     if before:
         compared = paired_bootstrap([*map(float, before.refused)], [*map(float, outcome.refused)])
         row |= {"before": asdict(rate(before.refused)), "difference": compared.difference}
         row |= {"interval": compared.interval, "p_value": compared.p_value}
     return {"rows": [*rows, row]}
+
+
+def rate_rows(
+    kind: str, key: Callable[[Trial], str], outcome: AttackOutcome, before: AttackOutcome | None = None
+) -> list[dict[str, object]]:
+    """Return a row per group of trials, compared with the same group of ``before``."""
+    earlier = before.success(key) if before else {}
+    refused = outcome.refusals(key)
+    rows: list[dict[str, object]] = []
+    for name, value in outcome.success(key).items():
+        row: dict[str, object] = {"kind": kind, "name": name, **asdict(value), "refused": refused[name]}
+        if before:
+            row |= {"before": asdict(earlier[name]), **_difference(key, name, outcome, before)}
+        rows.append(row)
+    return rows
 
 
 def _difference(
