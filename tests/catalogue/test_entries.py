@@ -12,7 +12,10 @@ from burnish.errors import InputError
 
 
 def test_shipped_entries_are_sound() -> None:
-    data = ["adv-bench", "chatterbot", "do-not-answer", "fables", "hsk-sentences", "human-eval", "judged-answers"]
+    data = [
+        "adv-bench", "chatterbot", "chinese-word-lists", "do-not-answer", "fables", "hsk-sentences", "human-eval",
+        "judged-answers",
+    ]  # fmt: skip
     assert names() == sorted([*data, "gemma3-270m", "lee-news", "smollm2-135m"])
     assert names("model") == ["gemma3-270m", "smollm2-135m"]
     assert {*names("data")} == {*names()} - {*names("model")}
@@ -26,7 +29,9 @@ def test_shipped_entries_are_sound() -> None:
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean 'smollm2-135m'.*lee-news, smollm2-135m"):
         lookup("smolm2-135m")
-    with pytest.raises(InputError, match="nothing named 'x' in the catalogue: adv-bench, chatterbot, do-not-answer"):
+    with pytest.raises(
+        InputError, match="nothing named 'x' in the catalogue: adv-bench, chatterbot, chinese-word-lists"
+    ):
         fetch("x")
 
 

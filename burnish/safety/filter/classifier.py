@@ -1,7 +1,8 @@
-"""Classifier layer: the probability that an English text is offensive, by a small model inside a package.
+"""Classifier layer: the probability that a text is offensive, by small models, one for each language.
 
-The model is that of alt-profanity-check: a linear classifier of character n-grams, trained on comments of Twitter and
-Wikipedia. Its package loads it with joblib, which runs code of the file: it is trusted as far as the package is.
+The English model is that of alt-profanity-check: a linear classifier of character n-grams, trained on comments of
+Twitter and Wikipedia. Its package loads it with joblib, which runs code of the file: it is trusted as far as the
+package is. The Chinese one is trained here (``chinese``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from burnish.safety.filter import chinese
 from burnish.system.optional_packages import needed
 from burnish.text import mostly_han_or_kana
 
@@ -16,11 +18,19 @@ _LONGEST = 20_000
 """Characters of a text that are read, which bounds the time."""
 
 
+def prepare_classifiers() -> None:
+    """Load what is loaded at once. Raises what a broken installation raises, before a run begins."""
+    _predict()(["ready"])
+    chinese.prepare()
+
+
 def toxicity_scores(text: str) -> dict[str, float]:
-    """Return the probability of the category "toxicity"; nothing for a text that is mostly Chinese or Japanese."""
-    if mostly_han_or_kana(text[:_LONGEST]):
-        return {}
-    return {"toxicity": float(_predict()([text[:_LONGEST]])[0])}
+    """Return the probability of the category "toxicity". A text in two languages gets the greater one."""
+    text = text[:_LONGEST]
+    scores = [] if text.isascii() else [chinese.chinese_toxicity(text)]
+    if not mostly_han_or_kana(text):
+        scores.append(float(_predict()([text])[0]))
+    return {"toxicity": max(scores)}
 
 
 @lru_cache(maxsize=1)

@@ -41,9 +41,9 @@ class ContentFilter:
         self.patterns = PatternLayer()
         self._scorers: list[tuple[str, Score]] = []
         if self.policy.classifier:
-            from burnish.safety.filter.classifier import toxicity_scores
+            from burnish.safety.filter.classifier import prepare_classifiers, toxicity_scores
 
-            toxicity_scores("ready")  # a broken installation shows now, not in the middle of a run
+            prepare_classifiers()
             self._scorers.append(("classifier", toxicity_scores))
         if self.policy.model:
             self._scorers.append(("model", _function(self.policy.model.use)))
