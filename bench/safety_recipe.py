@@ -2,8 +2,8 @@
 
     python -m bench.safety_recipe --out runs/safety --seeds 0 1 2
 
-Per seed, `found.jsonl`, the runs `warm` and `trained`, and `redteam.json` with the held-out requests in all families are
-written below ``--out``; steps that are done are not repeated. At the end, a table for the recipe's comment is printed.
+Per seed, one round of `burnish harden` and `headlines.json` are written below ``--out``; steps that are done are not
+repeated. At the end, a table for the recipe's comment is printed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,20 @@ def burnish(*arguments: object) -> str:
 
 
 def run_seed(out: Path, seed: int, each: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    found, warm, trained, result = out / "found.jsonl", out / "warm", out / "trained", out / "redteam.json"
-    families = [option for family in TRAINED for option in ("--family", family)]
-    if not found.exists():
-        burnish("redteam", BASE, "--side", "train", *families, "--each", 70, "--seed", seed, "--export", found)
-    if not (warm / "evaluation.json").exists():
-        burnish("sft", "safety_warm", "--set", f"data.path={found}", "--set", f"seed={seed}", "--run-dir", warm)
-    if not (trained / "evaluation.json").exists():
-        burnish("train", "safety", "--set", f"policy.model={warm}", "--set", f"seed={seed}", "--run-dir", trained)
-    if not result.exists():
-        options = ["--side", "held_out", "--each", each, "--seed", seed, "--json"]
-        result.write_text(burnish("redteam", trained, "--against", BASE, *options), encoding="utf-8")
+    burnish("harden", BASE, "--rounds", 1, "--run-dir", out, "--each", each, "--seed", seed)
     headlines = out / "headlines.json"
     if not headlines.exists():
         # The task metric against the untrained model, on all held-out articles, as headlines.toml measures it.
+        trained = out / "round-1" / "trained"
         headlines.write_text(
             burnish("evaluate", trained, "--against", BASE, "--recipe", "headlines", "--json"), encoding="utf-8"
         )
 
 
 def print_table(out: Path, seeds: list[int]) -> None:
-    results = [json.loads((out / f"seed{seed}" / "redteam.json").read_text(encoding="utf-8")) for seed in seeds]
+    results = [
+        json.loads((out / f"seed{seed}" / "round-1" / "redteam.json").read_text(encoding="utf-8")) for seed in seeds
+    ]
     names = [("family", name) for name in (*TRAINED, *HELD_OUT)]
     names += [("families", "trained"), ("families", "held out"), ("all", "all"), ("over-refusal", "look-alikes")]
     for kind, name in names:

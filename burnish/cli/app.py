@@ -25,6 +25,7 @@ from burnish.cli import (
     exporting,
     filtering,
     generation,
+    hardening,
     machine,
     measuring,
     redteaming,
@@ -46,8 +47,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for group in (
-    training, measuring, checking, generation, chat, filtering, redteaming, exporting, reporting, reviewing, catalogue,
-    machine,
+    training, measuring, checking, generation, chat, filtering, redteaming, hardening, exporting, reporting, reviewing,
+    catalogue, machine,
 ):  # fmt: skip
     app.registered_commands += group.verbs.registered_commands
 
