@@ -33,4 +33,5 @@ def combine_metrics(
 ) -> Combination | None:
     """Return the combination of ``evaluation.metrics``; None if it is empty. Raises InputError as ``Combination``."""
     parts = [Part(section.part, REWARDS.get(section.use), 1.0, section.options) for section in sections]
-    return Combination(parts, reference_policy) if parts else None
+    # A metric of one kind of prompt applies to none of another held-out set.
+    return Combination(parts, reference_policy, must_apply=False) if parts else None

@@ -39,10 +39,16 @@ class Combination:
         parts: at least one, with different names.
         reference_policy: the frozen policy, for rewards that take it.
         decode: token ids to text, for parts whose credit is finer than the completion.
+        must_apply: whether it is an error if no part applies to any completion of the first call.
     """
 
     def __init__(
-        self, parts: Sequence[Part], reference_policy: LanguageModel | None = None, *, decode: Decode | None = None
+        self,
+        parts: Sequence[Part],
+        reference_policy: LanguageModel | None = None,
+        *,
+        decode: Decode | None = None,
+        must_apply: bool = True,
     ) -> None:
         if not parts:
             raise InputError("there is no reward: add at least one")
@@ -66,6 +72,7 @@ class Combination:
         self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
+        self._must_apply = must_apply
         self.moments = {part.name: RunningMoments() for part in parts if part.normalise == "running"}
 
     def score(
@@ -92,7 +99,7 @@ class Combination:
         for part in self.parts:
             context = self._context(part, step, flags, logged, counts)
             parts[part.name], per_token[part.name] = part.values(completions, context)
-        _check_applied(parts)
+        self._check_applied(parts, in_training=step is not None)
         weights = {part.name: part.weight_at(step) for part in self.parts}
         values = {part.name: part.clipped(parts[part.name]) for part in self.parts}
         scores = Scores(
@@ -117,7 +124,7 @@ class Combination:
             part.name: [row if isinstance(row, float) else float(row.sum()) for row in part.rows(completions, context)]
             for part in self.parts
         }
-        _check_applied(values)
+        self._check_applied(values)
         return values
 
     def update_state(self, scores: Scores) -> None:
@@ -212,6 +219,21 @@ class Combination:
 
         return token_gains(completions, values, part.credit, self.decode, score)
 
+    def _check_applied(self, parts: Mapping[str, Sequence[float] | np.ndarray], *, in_training: bool = False) -> None:
+        """Raise ContractError if not a single value of N completions is a number.
+
+        In a measurement, one batch may hold other kinds of prompts, so only the first counts.
+        """
+        count = len(next(iter(parts.values())))
+        if not count or not (in_training or self._must_apply):
+            return
+        if all(math.isnan(value) for values in parts.values() for value in values):
+            raise ContractError(
+                f"no reward applies to any of {count} completions: {', '.join(parts)} returned None for all of them; "
+                "is a return missing?"
+            )
+        self._must_apply = False
+
     def _gated_sum(
         self, values: Mapping[str, np.ndarray], raw: Mapping[str, np.ndarray], weights: Mapping[str, float]
     ) -> np.ndarray:
@@ -226,16 +248,6 @@ class Combination:
                     credit = np.where(raw[other.name] < other.gate, np.minimum(credit, 0.0), credit)
             total += credit
         return total
-
-
-def _check_applied(parts: Mapping[str, Sequence[float] | np.ndarray]) -> None:
-    """Raise ContractError if not a single value of N completions is a number."""
-    count = len(next(iter(parts.values())))
-    if count and all(math.isnan(value) for values in parts.values() for value in values):
-        raise ContractError(
-            f"no reward applies to any of {count} completions: {', '.join(parts)} returned None for all of them; is a "
-            "return missing?"
-        )
 
 
 def combine(

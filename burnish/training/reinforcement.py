@@ -55,7 +55,12 @@ def measure_by_recipe(
         majorities=settings.maj_at, reading=answer_reading(settings, recipe.reward),
     )  # fmt: skip
     measurement = measure_prompts(prompts)
-    return replace(measurement, sets={name: measure_prompts(one) for name, one in sets.items()})
+    measurement = replace(measurement, sets={name: measure_prompts(one) for name, one in sets.items()})
+    samples = [sample for one in (measurement, *measurement.sets.values()) for sample in one.samples]
+    for name in measurement.metrics:
+        if not any(name in sample.metrics for sample in samples):
+            observer.message(f"metric '{name}' returned None for all held-out completions; is a return missing?")
+    return measurement
 
 
 @dataclass(frozen=True, slots=True)

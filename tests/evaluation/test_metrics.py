@@ -11,7 +11,7 @@ import pytest
 
 from burnish.api import train
 from burnish.backends.preflight import check_references
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.evaluation.held_out import compare, measure, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.evaluation.statistics import mean_of_units, paired_bootstrap
@@ -20,9 +20,10 @@ from burnish.recipe.evaluation import MetricSection
 from burnish.recipe.schema import RECIPES, Recipe, load_recipe
 from burnish.reports.terminal.progress import make_observer
 from burnish.reports.terminal.tables import plain_text
-from burnish.rewards.combine import combine
+from burnish.rewards.combine import Combination, combine
+from burnish.training.reinforcement import measure_by_recipe
 from burnish.types import Prompt, SamplingParams
-from tests.fakes import CharacterModel, TextSampler, toy_recipe
+from tests.fakes import CharacterModel, RecordingObserver, TextSampler, toy_recipe
 
 TWO = [MetricSection(use="length_band", low=1, high=2), MetricSection(use="repetition", name="loops", better="lower")]
 
@@ -150,3 +151,43 @@ def test_a_run_measures_shows_and_reports_them(tmp_path) -> None:
     assert "metric: four" in text and "does not train on" in text
     page = result.report.read_text(encoding="utf-8")
     assert "metric: four" in page and "metric: a reward that the recipe measures" in page
+
+
+def test_a_metric_of_one_kind_of_prompt_applies_to_none_of_a_set() -> None:
+    def short(text: str, prompt: Prompt) -> float | None:
+        return float(len(text) < 4) if prompt.id.startswith("main") else None
+
+    def forgotten(text: str) -> None:
+        """Lack a return."""
+
+    parts = combine({short: 1.0, forgotten: 1.0}).parts
+    texts = {f"{name} {index}": ["one", "three"] for name in ("main", "other") for index in range(2)}
+    prompts = {name: [Prompt(f"{name} {n}", name) for n in range(2)] for name in ("main", "other")}
+    observer = RecordingObserver()
+    found = measure_by_recipe(
+        toy_recipe(evaluation={"samples_per_prompt": 2}), CharacterModel(), TextSampler(texts), combine({"repetition": 1.0}),
+        Combination(parts, must_apply=False), prompts["main"], {"other": prompts["other"]}, observer=observer,
+    )  # fmt: skip
+    numbers = summary(found)
+    assert numbers["metric/short"] == 0.5
+    assert not any(name.startswith(("set/other/metric", "metric/forgotten")) for name in numbers)
+    assert [text for text in observer.texts if "metric" in text] == [
+        "metric 'forgotten' returned None for all held-out completions; is a return missing?"
+    ]
+
+
+def test_in_a_measurement_a_reward_may_apply_to_none_of_a_later_batch() -> None:
+    def short(text: str, prompt: Prompt) -> float | None:
+        return float(len(text) < 4) if prompt.id == "a" else None
+
+    (one,), (other,) = (
+        group.completions
+        for group in TextSampler({"a": ["one"], "b": ["one"]}).sample(
+            [Prompt("a", "a"), Prompt("b", "b")], samples_per_prompt=1, sampling=SamplingParams(9), seed=(0,)
+        )
+    )
+    with pytest.raises(BurnishError, match="no reward applies to any of 1 completions: short returned None"):
+        combine({short: 1.0}).score([other])
+    scorer = combine({short: 1.0})
+    assert scorer.score([one]).total.tolist() == [1.0]
+    assert scorer.score([other]).total.tolist() == [0.0]
