@@ -14,8 +14,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels.attention import GroupSpan, PackedAttention
+from burnish.policies.kernels.attention import PackedAttention
 from burnish.policies.kernels.loops import compiled_loops
+from burnish.policies.kernels.spans import GroupSpan
 
 
 class _LayerCache:

@@ -23,6 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from burnish.policies.kernels.compiled_attention import CompiledAttention, fits_loop
+from burnish.policies.kernels.spans import GroupSpan
+
 IMPLEMENTATION = "burnish_packed"
 WINDOW = "its attention is limited to a window"
 
@@ -38,18 +41,6 @@ class AttentionBackend(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Return the attention output [T, K, g, D] for queries [K, g, T, D] and keys and values [K, T, D]."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSpan:
-    """Positions of a prompt (start, stop) and of the completions behind it in a packed sequence.
-
-    A completion attends to the prompt and causally to itself.
-    """
-
-    start: int
-    stop: int
-    completions: tuple[tuple[int, int], ...]
 
 
 class UnsupportedAttention(ValueError):
@@ -153,7 +144,8 @@ class PackedAttention:
         if torch.is_autocast_enabled(device):  # rotary positions have made queries and keys float32
             with torch.autocast(device, enabled=False):
                 return self.attend(query.to(value.dtype), key.to(value.dtype), value, scale)
-        output: Tensor = SharedPrefixAttention.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
+        function = CompiledAttention if fits_loop(query, key, value) else SharedPrefixAttention
+        output: Tensor = function.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
         return output
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels.attention import GroupSpan, PackedAttention, UnsupportedAttention, use_attention
+from burnish.policies.kernels.attention import PackedAttention, UnsupportedAttention, use_attention
 from burnish.policies.kernels.compiled_modules import compiled_modules
 from burnish.policies.kernels.forward_cache import ForwardCache
 from burnish.policies.kernels.linear import fast_linear
 from burnish.policies.kernels.mixed_precision import compute_dtype, compute_precision, to_compute_dtype
+from burnish.policies.kernels.spans import GroupSpan
 from burnish.types import Completion
 
 Layout = Callable[[Any, Sequence[Completion], ForwardCache | None], tuple[Tensor, Tensor]]

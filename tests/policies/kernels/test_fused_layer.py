@@ -10,10 +10,11 @@ from torch import nn
 
 from burnish.generation.repacked_model import RepackedLinear, RepackedModel
 from burnish.policies.kernels import fused_layer as fused
-from burnish.policies.kernels.attention import GroupSpan, PackedAttention, use_attention
+from burnish.policies.kernels.attention import PackedAttention, use_attention
 from burnish.policies.kernels.fused_layer import FusedDecoderLayer
 from burnish.policies.kernels.packing import get_backbone
 from burnish.policies.kernels.products import has_onednn_linear
+from burnish.policies.kernels.spans import GroupSpan
 from burnish.policies.loading import load_policy
 from burnish.policies.pretrained import quiet_transformers
 from burnish.recipe.schema import LoRA
