@@ -143,8 +143,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _item(items: list[Any], part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise InputError(f"override '{override}': '{part}' is not an item; use a number from 0 to {len(items) - 1}")
+    """Return a table of a list; the number after the last one adds a table."""
+    if not part.isdigit() or int(part) > len(items):
+        raise InputError(f"override '{override}': '{part}' is not an item; use a number from 0 to {len(items)}")
+    if int(part) == len(items):
+        items.append({})
     if not isinstance(items[int(part)], dict):
         raise InputError(f"override '{override}': item {part} is a value, not a table; set the whole list")
     return items[int(part)]

@@ -118,6 +118,15 @@ class TestReading:
             current = getattr(current, name)
         assert current == value
 
+    def test_the_number_after_the_last_one_adds_a_table(self):
+        data = copy.deepcopy(SMALL)
+        recipe = load_recipe(data, ["reward.1.use=repetition", "reward.1.weight=0.5"])
+        assert [(one.use, one.weight) for one in recipe.reward][1:] == [("repetition", 0.5)] and data == SMALL
+        with pytest.raises(InputError, match="'2' is not an item; use a number from 0 to 1"):
+            load_recipe(data, ["reward.2.use=repetition"])
+        with pytest.raises(InputError, match=r"'reward.1.use' is missing"):
+            load_recipe(data, ["reward.1.weight=0.5"])
+
     def test_override_of_a_section(self):
         recipe = load_recipe(SMALL, ["policy.lora={rank = 4}", "algorithm.kl={coefficient = 0.1}"])
         assert recipe.policy.lora.rank == 4
