@@ -142,10 +142,14 @@ def test_every_page_is_accessible_and_fits(browser, store, width, scheme, locale
     options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "locale": locale}
     with served(store) as address:
         reader = Reader(browser, store, address, bypass_csp=True, **options)  # axe adds a script of its own
-        for step in ("", "t", "y", "progress", "leave"):
+        for step in ("", "t", "y", "progress", "refused", "leave"):
             if step == "progress":
                 reader.page.goto(f"{address}progress")
+            elif step == "refused":
+                reader.page.evaluate("document.querySelector('[name=csrf]').value = 'another session'")
+                reader.page.click("form[action='/leave'] button")
             elif step == "leave":
+                reader.page.click("main a")
                 reader.page.click("form[action='/leave'] button")
             elif step:
                 reader.press(step)

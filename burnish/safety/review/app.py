@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Form, HTTPException, Request
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -60,12 +62,17 @@ def make_app(store: ReviewStore, hosts: Collection[str] = access.LOOPBACK) -> Fa
     _environment().get_template("item.html.j2")  # compiled before the first reviewer waits for it
     app.add_middleware(access.Guard, hosts=hosts)
     app.add_exception_handler(_SignedOut, _show_entrance)
-    app.add_exception_handler(InputError, _show_input_error)
+    for kind in (_FormRefused, InputError, RequestValidationError):
+        app.add_exception_handler(kind, _show_refusal)
     return app
 
 
 class _SignedOut(Exception):
     """A request without a valid token."""
+
+
+class _FormRefused(Exception):
+    """A form without its session's own token."""
 
 
 def _session(request: Request) -> str:
@@ -89,7 +96,7 @@ def _form_visitor(
 ) -> Visitor:
     """Return the visitor of a form that carries the session's own token."""
     if not access.is_valid_form(_session(request), csrf):
-        raise HTTPException(403, page_words(_language(request))["bad_request"])
+        raise _FormRefused
     return visitor
 
 
@@ -271,7 +278,16 @@ def _show_entrance(request: Request, error: Exception) -> Response:
     return _render(request, "entrance.html.j2", status=200 if request.method == "GET" else 403, bad_token=False)
 
 
-def _show_input_error(request: Request, error: Exception) -> Response:
+async def _show_refusal(request: Request, error: Exception) -> Response:
+    """Explain a refused request: to a program as JSON, to a person as a page."""
+    if not request.url.path.startswith("/api/"):
+        reason, status = (
+            str(error) if isinstance(error, InputError) else "",
+            403 if isinstance(error, _FormRefused) else 422,
+        )
+        return _render(request, "refused.html.j2", status=status, reason=reason)
+    if isinstance(error, RequestValidationError):
+        return await request_validation_exception_handler(request, error)
     return JSONResponse({"detail": str(error)}, 422)
 
 

@@ -85,6 +85,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "The time for that item ended and it went to another reviewer. Here is the next one.",
         "该内容的评审时间已到，已转给其他评审员。请看下一个。",
     ),
+    "back": ("Back to the review", "返回评审"),
     "bad_request": ("The form was not accepted. Load the page again.", "表单未被接受，请重新加载页面。"),
 }
 

@@ -103,7 +103,11 @@ def test_a_form_without_the_sessions_token_changes_nothing(client, store, path, 
     store.add_items([pair(1)])
     enter(client, store)
     client.get("/")
-    assert client.post(path, data={"csrf": csrf, "item": 1, "choice": "tie"}).status_code == 403
+    answer = client.post(path, data={"csrf": csrf, "item": 1, "choice": "tie"}, headers={"Accept-Language": "zh"})
+    assert answer.status_code == 403
+    assert (
+        "表单未被接受" in answer.text and 'href="/static/review.css"' in answer.text and '<a href="/">' in answer.text
+    )
     assert list(store.judgements()) == []
 
 
@@ -155,12 +159,12 @@ def test_bad_values_are_refused_with_the_reason(client, store):
     csrf = enter(client, store)
     client.get("/")
     for form in (
-        {"choice": "best"},
-        {"choice": "first"},
-        {"choice": "left", "tag": "<b>"},
-        {"choice": "left", "item": 9},
-    ):
-        assert client.post("/judge", data={"csrf": csrf, "item": 1} | form).status_code == 422
+        {"choice": "best"}, {"choice": "first"}, {"choice": "left", "tag": "<b>"}, {"choice": "left", "item": 9},
+        {"item": "x"},
+    ):  # fmt: skip
+        answer = client.post("/judge", data={"csrf": csrf, "item": 1} | form)
+        assert answer.status_code == 422 and "Back to the review" in answer.text and "<b>" not in answer.text
+    assert "write left, right or tie" in client.post("/judge", data={"csrf": csrf, "item": 1, "choice": "first"}).text
     assert list(store.judgements()) == []
 
 
