@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import tomllib
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from typer.testing import CliRunner
 from burnish.algorithms.presets import PRESETS
 from burnish.backends.prompts import task_prompts
 from burnish.cli.app import app
+from burnish.errors import InputError
 from burnish.recipe.schema import Job, Recipe, load_recipe
 from burnish.rewards.registry import REWARDS
-from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe
+from burnish.supervised.recipe import PreferRecipe, RewardModelRecipe, SFTRecipe, load_supervised
 from burnish.tasks.registry import TASKS
 from burnish.types import Prompt
 
@@ -197,6 +200,17 @@ def test_commands_in_the_documents_exist(page: str) -> None:
     code += re.findall(r"`([^`\n]+)`", FENCED.sub("", text))
     found = {verb for piece in code for verb in re.findall(r"\bburnish ([a-z][a-z-]*)", piece)}
     assert found <= verbs()
+
+
+def test_the_safety_loops_commands_name_recipes_and_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [shlex.split(line)[1:] for language, text in blocks("docs/en/safety.md") for line in text.splitlines()]
+    commands = [(verb, name, [text for flag, text in pairwise(rest) if flag == "--set"]) for verb, name, *rest in lines]
+    (first, second), (judge,) = ([rest for verb, *rest in commands if verb == one] for one in ("train", "reward-model"))
+    assert load_recipe(*first).reward[3].use == "content_filter"
+    with pytest.raises(InputError, match=r"reward.4: reward model 'runs/judge': there is no such folder"):
+        load_recipe(*second)
+    assert load_supervised(RewardModelRecipe, *judge).data.use == "data"
 
 
 @pytest.mark.parametrize("name", ["docs/en/commands.md", "docs/zh/commands.md"])
