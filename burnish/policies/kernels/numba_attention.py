@@ -2,6 +2,9 @@
 
 A task is one text and one head of keys, with the queries of its group. Its keys and values are copied side by side
 with those of its prompt, so that one softmax covers both; products of small blocks keep their sums in registers.
+
+numba compiles again if this file changes, but not if ``numba_loops`` does: touch this file after a change of what it
+imports from there.
 """
 
 from __future__ import annotations
