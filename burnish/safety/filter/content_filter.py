@@ -45,6 +45,10 @@ class ContentFilter:
 
             prepare_classifiers()
             self._scorers.append(("classifier", toxicity_scores))
+        if self.policy.found:
+            from burnish.safety.filter.found import found_classifier
+
+            self._scorers.append(("found", found_classifier(self.policy.found).scores))
         if self.policy.model:
             self._scorers.append(("model", _function(self.policy.model.use)))
 

@@ -25,6 +25,7 @@ CATEGORIES: Mapping[str, tuple[Action, str]] = {
     "card": ("block", "payment cards with their check digit"),
     "secret": ("block", "API keys, tokens and private keys"),
     "toxicity": ("flag", "the classifiers' score"),
+    "harm": ("flag", "texts like the unsafe answers of the file in found"),
 }
 """Category -> its default action and what is in it."""
 
@@ -62,6 +63,9 @@ class FilterPolicy(_Table):
 
     allow: list[Text] = Field([], description="phrases in which nothing is reported")
     classifier: StrictBool = Field(False, description="whether the classifiers are asked too")
+    found: Text | None = Field(
+        None, description="file of `burnish redteam --export` to learn from; relative to the policy's folder"
+    )
     categories: dict[str, CategoryRule] = Field({}, description="category -> its rule")
     model: ModelRule | None = Field(None, description="a layer of your own")
 
@@ -93,6 +97,11 @@ def read_policy(source: str | Path | Mapping[str, Any] | FilterPolicy | None) ->
         return DEFAULT
     table, where = (dict(source), "policy") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
     policy = validate(FilterPolicy, table, where)
+    if policy.found and not isinstance(source, Mapping):
+        from burnish.system.paths import expanded
+
+        found = expanded(source).parent / expanded(policy.found)
+        policy = policy.model_copy(update={"found": str(found)})
     for name, rule in policy.categories.items():
         # A category of the user's own needs words, or a model that returns it.
         if name not in policy.known() and not rule.words:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from burnish.rewards.registry import reward
 from burnish.safety.filter.content_filter import load_filter
+from burnish.safety.filter.policy import read_policy
 
 _VALUES = {"allow": 0.0, "flag": -0.5, "block": -1.0}
 
@@ -14,7 +16,13 @@ def _check(*, policy: str) -> None:
     load_filter(policy)
 
 
-@reward(check_options=_check)
+def _found_file(*, policy: str) -> list[Path]:
+    """Return the file that a policy learns from."""
+    found = read_policy(policy).found
+    return [] if found is None else [Path(found).absolute()]
+
+
+@reward(check_options=_check, files=_found_file)
 def content_filter(text: str, log_count: Callable[[str, float], None], *, policy: str = "") -> float:
     """Penalty by the verdict of the content filter on a text, in [-1, 0]: 0 allowed, -0.5 flagged, -1 blocked.
 

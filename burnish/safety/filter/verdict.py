@@ -20,7 +20,7 @@ class TextFinding:
         start: index of the first character in the original text.
         end: index after the last character.
         score: from 0 to 1; a policy's threshold decides whether it counts.
-        layer: "words", "patterns", "classifier" or "model".
+        layer: "words", "patterns", "classifier", "found" or "model".
     """
 
     category: str
