@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import httpx
@@ -22,24 +25,36 @@ def vowels(text: str) -> float:
     return sum(letter in "aeiou" for letter in text) / max(1, len(text))
 
 
-def recipe(model: Any, reward: dict[str, Any]) -> dict[str, Any]:
+@burnish.reward
+def own_score(completion: burnish.Completion) -> float:
+    return vowels(completion.text)
+
+
+def recipe(model: Path, reward: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "name": "loop", "steps": 3, "policy": {"model": str(model)},
-        "task": {"use": "data", "path": "prompts.jsonl", "prompt": "prompt"},
-        "sampling": {"prompts_per_step": 6, "samples_per_prompt": 4, "max_new_tokens": 8},
-        "evaluation": {"prompts": 4, "samples_per_prompt": 1, "resamples": 100},
-        "algorithm": {"use": "rloo"}, "reward": [reward],
+        "name": "loop", "policy": {"model": str(model)},
+        "task": {"use": "data", "path": "prompts.jsonl", "prompt": "prompt", "held_out_percent": 30},
+        "sampling": {"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 16},
+        "evaluation": {"samples_per_prompt": 6, "resamples": 500, "metrics": ["own_score"]}, "reward": [reward],
+        "algorithm": {"use": "rloo", "kl": {"coefficient": 0.02, "estimator": "k3", "where": "loss"}},
+        "optimizer": {"learning_rate": 3e-3}, **changes,
     }  # fmt: skip
 
 
-@pytest.mark.slow
-def test_judgements_become_a_reward_that_is_trained_on(tiny_chat, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_lines("prompts.jsonl", [{"prompt": subject} for subject in SUBJECTS])
-    observer = RecordingObserver()
-    first = burnish.train(recipe(tiny_chat, {"use": "repetition"}), run_dir=tmp_path / "one", observer=observer)
-    store = open_review(first.run_dir)
-    queue_samples(store, first.run_dir, QueueSettings())
+def learn_words(model: Path, rng: random.Random) -> Path:
+    """Return a run that taught the model to answer with words, so that its texts differ in vowels."""
+    words = sorted({word for subject in SUBJECTS for word in subject.split()})
+    rows = [{"prompt": rng.choice(SUBJECTS), "completion": " " + " ".join(rng.choices(words, k=4))} for _ in range(960)]
+    write_lines("words.jsonl", rows)
+    warm = supervised_recipe("sft", model, "words.jsonl", format="completion", steps=60)
+    warm |= {"batch": {"examples_per_step": 16, "max_tokens": 64}, "optimizer": {"learning_rate": 1e-2}}
+    return burnish.sft(warm, run_dir="words", observer=RecordingObserver()).run_dir
+
+
+def judge_over_http(run: Path) -> list[dict[str, Any]]:
+    """Let the script judge 300 pairs of a run; return the rows that a reward model reads."""
+    store = open_review(run)
+    assert queue_samples(store, run, QueueSettings(pairs=300)) == 300
     headers = {"Authorization": f"Bearer {store.add_reviewer('script')}"}
     with served(store) as address, httpx.Client(base_url=address, headers=headers, timeout=60) as client:
         while item := client.get("/api/next").json():
@@ -48,15 +63,45 @@ def test_judgements_become_a_reward_that_is_trained_on(tiny_chat, tmp_path, monk
             client.post("/api/judge", json={"item": item["id"], "choice": choice}).raise_for_status()
     rows = list(preference_rows(store.judgements()))
     store.engine.dispose()
+    return rows
+
+
+def train_on(rows: list[dict[str, Any]], model: Path, name: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train by a reward model of these rows. Return the evaluation's own score, and that of each held-out prompt."""
+    write_rows(Path(f"{name}.jsonl"), rows)
+    judge = supervised_recipe("reward-model", model, f"{name}.jsonl", format="pairs", steps=60)
+    # The samples are of training prompts, and both splits are by one hash: 30% of the prompts have no row here.
+    judge["data"]["held_out_percent"] = 50
+    burnish.reward_model(judge, run_dir=f"judge-{name}", observer=RecordingObserver())
+    reward = {"use": "reward_model", "path": f"judge-{name}"}
+    trained = burnish.train(recipe(model, reward, steps=15), run_dir=f"two-{name}", observer=RecordingObserver())
+    scores: dict[str, list[float]] = defaultdict(list)
+    for row in json.loads((trained.run_dir / "evaluation" / "after.json").read_text(encoding="utf-8"))["samples"]:
+        scores[row["prompt_id"]].append(row["metrics"]["own_score"])
+    return trained.evaluation["metric/own_score"], {name: mean(values) for name, values in scores.items()}
+
+
+@pytest.mark.slow
+def test_training_on_a_scripted_reviewers_judgements_raises_its_own_score(tiny_chat, tmp_path, monkeypatch):
+    from scipy.stats import ttest_rel
+
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    write_lines("prompts.jsonl", [{"prompt": subject} for subject in SUBJECTS])
+    model = learn_words(tiny_chat, rng)
+    sampling = {"prompts_per_step": 32, "samples_per_prompt": 2, "max_new_tokens": 16}
+    first = recipe(model, {"use": "repetition"}, steps=10, sampling=sampling, optimizer={"learning_rate": 1e-5})
+    rows = judge_over_http(burnish.train(first, run_dir="one", observer=RecordingObserver()).run_dir)
     assert rows and all(vowels(row["chosen"]) > vowels(row["rejected"]) for row in rows)
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)  # a conversation
-    write_rows(tmp_path / "pairs.jsonl", rows)
-    judge = supervised_recipe("reward-model", tiny_chat, "pairs.jsonl", format="pairs", steps=2)
-    burnish.reward_model(judge, run_dir=tmp_path / "judge", observer=observer)
-    reward = {"use": "reward_model", "path": str(tmp_path / "judge")}
-    second = burnish.train(recipe(tiny_chat, reward), run_dir=tmp_path / "two", observer=observer)
-    samples = [json.loads(line) for line in (second.run_dir / "samples.jsonl").read_text("utf-8").splitlines()]
-    assert len(samples) == 72 and len({row["parts"]["reward_model"] for row in samples}) > 1
+    score, learned = train_on(rows, model, "judged")
+    assert score["interval"][0] > 0 and score["p_value"] < 0.05
+    # The control is a reviewer of the opposite taste.
+    opposite = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    control, unlearned = train_on(opposite, model, "opposite")
+    assert control["interval"][1] < 0
+    paired = [(learned[name], unlearned[name]) for name in learned]
+    assert ttest_rel(*zip(*paired, strict=True), alternative="greater").pvalue < 0.01
 
 
 @pytest.mark.slow
