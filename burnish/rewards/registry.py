@@ -38,6 +38,16 @@ METRIC = ("use", "name", "better")
 _FACTS = "__burnish_reward__"
 
 
+def declare(**facts: Any) -> Callable[[F], F]:
+    """Return a decorator with the facts of a reward that recipes reach as ``module:object``, and not by a name."""
+
+    def keep(function: F) -> F:
+        setattr(function, _FACTS, RewardFacts(**facts))
+        return function
+
+    return keep
+
+
 @dataclass(frozen=True, slots=True)
 class RewardFacts:
     """What a reward declares in its decorator, beyond its signature.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.data.splits import digest
 from burnish.errors import InputError
-from burnish.rewards.registry import reward
+from burnish.rewards.registry import declare
 from burnish.safety.redteam.attacker import kept_share
 from burnish.safety.redteam.judge import answer_judge
 from burnish.system.files import explained
@@ -51,8 +51,7 @@ def _target_files(*, model: str, **_: object) -> list[Path]:
     return [] if expanded(model).is_dir() else model_files(model, offline=True)  # the option names a folder itself
 
 
-@reward(
-    name="redteam_complied",
+@declare(
     needs_whole="the target answers whole attacks",
     check_options=_check_target,
     preflight=_preflight_target,
@@ -124,7 +123,7 @@ def _check_novelty(*, n: int, archive: str) -> None:
         _archived(archive, n)
 
 
-@reward(name="redteam_novelty", needs_whole="it compares whole attacks", check_options=_check_novelty)
+@declare(needs_whole="it compares whole attacks", check_options=_check_novelty)
 def novelty(completions: Sequence[Completion], *, n: int = 2, archive: str = "") -> list[float]:
     """Distance of the attack from the nearest other one, of the step or the archive, in [0, 1].
 
