@@ -35,6 +35,8 @@ class BenchmarkJob:
         lora_rank: of the adapter; None trains all weights.
         letter: the reward is the share of this letter in the answer.
         options: changes to the recipe (``key=value``), for burnish only.
+        questions: the users' messages behind the prompts, if those are in the chat template, for burnish only: it reads
+            markers of the template in a plain prompt as ordinary text.
     """
 
     workload: str
@@ -54,6 +56,7 @@ class BenchmarkJob:
     threads: int = 2
     letter: str = "e"
     options: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
 
     @property
     def completions(self) -> int:
@@ -75,7 +78,7 @@ class BenchmarkJob:
     @classmethod
     def read(cls, path: Path) -> BenchmarkJob:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("prompts", "options"):
+        for key in ("prompts", "options", "questions"):
             fields[key] = tuple(fields[key])
         fields["prompt_ids"] = tuple(map(tuple, fields["prompt_ids"]))
         return cls(**fields)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from burnish.benchmark.protocol import BenchmarkJob
-from burnish.types import Completion, Prompt
+from burnish.types import Completion, Message, Prompt
 
 
 class JobPrompts:
@@ -16,10 +17,13 @@ class JobPrompts:
         self.job = BenchmarkJob.read(Path(path))
 
     def train(self) -> Sequence[Prompt]:
+        if self.job.questions:
+            chats = [(Message("user", question),) for question in self.job.questions]
+            return [Prompt(f"bench/{index}", chat[0].content, messages=chat) for index, chat in enumerate(chats)]
         return [Prompt(f"bench/{index}", text) for index, text in enumerate(self.job.prompts)]
 
     def evaluation(self) -> Sequence[Prompt]:
-        return [Prompt("bench/held-out", self.job.prompts[0])]
+        return [replace(self.train()[0], id="bench/held-out")]
 
 
 def letter_share(completion: Completion, *, letter: str = "e") -> float:

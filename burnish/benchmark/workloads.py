@@ -56,6 +56,7 @@ class Workload:
             max_new_tokens=self.max_new_tokens, steps=self.peer_steps if peer else self.steps,
             warmup=self.peer_warmup if peer else self.warmup, microbatch=self.peer_microbatch,
             lora_rank=self.lora_rank, seed=seed, threads=threads, options=() if peer else tuple(options),
+            questions=QUESTIONS[: self.prompts] if self.prompt_tokens is None and not peer else (),
         )  # fmt: skip
 
 

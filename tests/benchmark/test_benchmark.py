@@ -10,10 +10,13 @@ from dataclasses import replace
 import pytest
 
 from burnish.benchmark import floor
-from burnish.benchmark.harness import PARAMETERS, Quiet, check_peers, drawing, table, workload_medians
+from burnish.benchmark.harness import PARAMETERS, Quiet, _jobs, check_peers, drawing, table, workload_medians
 from burnish.benchmark.protocol import BenchmarkJob, JobResult, Step
+from burnish.benchmark.task import JobPrompts
 from burnish.benchmark.workloads import WORKLOADS, exact_prompts, workload
+from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
+from burnish.policies.loading import load_policy
 
 SPEEDS = floor.Speeds(200.0, {32: 100.0, 64: 150.0})
 
@@ -106,6 +109,20 @@ class TestWorkloads:
         job(options=("threads=1",)).write(tmp_path / "job.json")
         assert BenchmarkJob.read(tmp_path / "job.json") == job(options=("threads=1",))
         assert job().prompt_tokens == 5 and job().completions == 32
+
+
+@pytest.mark.model
+def test_burnish_encodes_the_prompts_of_each_workload_as_its_job_says(tmp_path):
+    """Markers of the template in a plain prompt are ordinary text, so a chat's prompts are messages."""
+    source = resolve_model("smollm2-135m", offline=True)
+    policy = load_policy(source, offline=True)
+    jobs = _jobs(WORKLOADS, threads=1)
+    for work in WORKLOADS:
+        path = tmp_path / f"{work.name}.json"
+        jobs[work.name, False].write(path)
+        prompts = JobPrompts(path=str(path)).train()
+        assert tuple(tuple(policy.encode_prompt(prompt)) for prompt in prompts) == jobs[work.name, False].prompt_ids
+    assert not jobs["ragged", True].questions  # a peer encodes the rendered text
 
 
 def test_when_a_machine_is_quiet():
