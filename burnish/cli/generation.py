@@ -141,7 +141,7 @@ def read_prompts(file: Path) -> list[tuple[str, Any]]:
 
     if file.suffix.lower() not in (".jsonl", ".ndjson"):
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{file} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"

@@ -104,6 +104,10 @@ class TestFile:
         assert model.prompt(conversation).messages == tuple(Message(role, content) for role, content in turns)
         assert ask("--file", str(file), "--samples", "2")[1].count("--- line 2, ") == 2
 
+    def test_only_line_breaks_separate_prompts(self, tmp_path):
+        (tmp_path / "a.txt").write_bytes("one\u2028line\x0c\x85\r\n\ntwo\n".encode())
+        assert read_prompts(tmp_path / "a.txt") == [("line 1", "one\u2028line\x0c\x85"), ("line 3", "two")]
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [

@@ -48,8 +48,8 @@ def test_novelty_is_the_distance_from_the_nearest_other_attack() -> None:
 
 def test_an_archive_makes_its_attacks_old(tmp_path: Path) -> None:
     archive = tmp_path / "found.jsonl"
-    rows = [{"prompt": "my cat sings"}, {"prompt": "his dog", "family": "harmless"}]
-    archive.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": "my cat\u2028sings"}, {"prompt": "his dog", "family": "harmless"}]
+    archive.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert novelty([attack("my cat"), attack("his dog")], archive=str(archive)) == [0.0, 1.0]
 
 

@@ -69,7 +69,7 @@ def found_classifier(file: str) -> FoundClassifier:
 def read_found(path: Path) -> tuple[list[str], list[str]]:
     """Return the unsafe and the safe answers of a file, each once. Raises InputError if it cannot be used."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InputError(
             f"found: '{path}' cannot be read: {error.strerror}; `burnish redteam MODEL --export FILE` writes one"

@@ -161,7 +161,7 @@ def _archived(path: str, n: int) -> tuple[Set[tuple[Any, ...]], ...]:
 @lru_cache(maxsize=4)
 def _read_archive(file: Path, _changed: int, n: int) -> tuple[Set[tuple[Any, ...]], ...]:
     attacks: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             if row.get("family") != "harmless":

@@ -92,3 +92,10 @@ def test_the_file_is_an_input_of_a_run(tmp_path) -> None:
     reward = REWARDS.get("content_filter")
     assert reward.files({"policy": str(tmp_path / "p.toml")}) == [tmp_path / "found.jsonl"]
     assert reward.files({}) == []
+
+
+def test_a_line_separator_within_an_answer_is_no_end_of_a_row(tmp_path) -> None:
+    rows = [{**row, "rejected": f"{row['rejected']}\u2028Then rest."} for row in ATTACKS]
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
+    unsafe, _ = found.read_found(written(tmp_path, *texts, *HARMLESS))
+    assert unsafe == [row["rejected"] for row in rows]
