@@ -78,7 +78,7 @@ class TestRecipes:
             ("stepps=3", ["did you mean 'steps'?"]),
             ("steps.more=3", ["steps is a value, not a section"]),
             ("reward.weight=2.0", ["reward.weight=2.0", "number"]),
-            ("reward.7.weight=2.0", ["from 0 to 0"]),
+            ("reward.7.weight=2.0", ["from 0 to 1"]),
             ("steps=many", ["steps = 'many'"]),
         ],
     )

@@ -25,9 +25,12 @@ def vowels(text: str) -> float:
     return sum(letter in "aeiou" for letter in text) / max(1, len(text))
 
 
-@burnish.reward
 def own_score(completion: burnish.Completion) -> float:
+    """Be the reviewer's score as a metric; without a name among the rewards, which other tests list."""
     return vowels(completion.text)
+
+
+OWN_SCORE = {"use": f"{__name__}:own_score", "name": "own_score"}
 
 
 def recipe(model: Path, reward: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def recipe(model: Path, reward: dict[str, Any], **changes: Any) -> dict[str, Any
         "name": "loop", "policy": {"model": str(model)},
         "task": {"use": "data", "path": "prompts.jsonl", "prompt": "prompt", "held_out_percent": 30},
         "sampling": {"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 16},
-        "evaluation": {"samples_per_prompt": 6, "resamples": 500, "metrics": ["own_score"]}, "reward": [reward],
+        "evaluation": {"samples_per_prompt": 6, "resamples": 500, "metrics": [OWN_SCORE]}, "reward": [reward],
         "algorithm": {"use": "rloo", "kl": {"coefficient": 0.02, "estimator": "k3", "where": "loss"}},
         "optimizer": {"learning_rate": 3e-3}, **changes,
     }  # fmt: skip
