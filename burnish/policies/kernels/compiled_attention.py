@@ -9,24 +9,37 @@ Idea: one loop reads queries, keys and values where they are and writes the outp
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from burnish.policies.kernels.loops import load_loops
+from burnish.policies.kernels.loops import check_loop, load_loops
 from burnish.policies.kernels.spans import GroupSpan
 
 MOST_CHUNKS = 64
 
 
-@lru_cache(maxsize=64)
-def plan_tasks(spans: tuple[GroupSpan, ...], heads: int, chunks: int) -> tuple[Tensor, Tensor, int]:
-    """Return the tasks [n, 6], the bounds of chunks of about equal cost [chunks + 1], and the longest text with prompt.
+class TaskPlan(NamedTuple):
+    """The work of the loops, in chunks of about equal cost.
 
-    A task is a text and a head: start and length of the prompt, start and length of the text, head, and 1 for a
-    completion. Those with one prompt and head are adjacent.
+    Attributes:
+        tasks: [n, 6], a text and a head each: start and length of the prompt, start and length of the text, head, and 1
+            for a completion. Those with one prompt and head are adjacent.
+        bounds: [chunks + 1], indices of tasks.
+        longest: tokens of the longest text, with its prompt.
+        tokens: length that the packed sequence must have.
     """
+
+    tasks: Tensor
+    bounds: Tensor
+    longest: int
+    tokens: int
+
+
+@lru_cache(maxsize=64)
+def plan_tasks(spans: tuple[GroupSpan, ...], heads: int, chunks: int) -> TaskPlan:
+    """Return the plan for some spans and heads of keys."""
     tasks, costs = [], []
     for span in spans:
         prompt = span.stop - span.start
@@ -41,7 +54,8 @@ def plan_tasks(spans: tuple[GroupSpan, ...], heads: int, chunks: int) -> tuple[T
     bounds = torch.searchsorted(ends - torch.tensor(costs, dtype=torch.float64) / 2, shares)
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), bounds, torch.tensor([len(tasks)])])
     longest = max((task[1] * task[5] + task[3] for task in tasks), default=0)
-    return torch.tensor(tasks, dtype=torch.int64), bounds, longest
+    stops = [stop for span in spans for stop in (span.stop, *(stop for _, stop in span.completions))]
+    return TaskPlan(torch.tensor(tasks, dtype=torch.int64), bounds, longest, max(stops, default=0))
 
 
 def fits_loop(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -69,7 +83,8 @@ class CompiledAttention(torch.autograd.Function):
         out = query.new_empty(length, heads, group, value.shape[-1])
         normaliser = query.new_empty(length, heads, group)
         plan = plan_tasks(spans, heads, min(MOST_CHUNKS, torch.get_num_threads()))
-        _loops().attend_packed(len(plan[1]) - 1, *_arguments(query, key, value, out, normaliser, plan, scale))
+        check_loop(plan.tokens <= length, query, key, value)
+        _loops().attend_packed(len(plan.bounds) - 1, *_arguments(query, key, value, out, normaliser, plan, scale))
         ctx.save_for_backward(query, key, value, out, normaliser)
         ctx.plan, ctx.scale = plan, scale
         return out
@@ -77,7 +92,7 @@ class CompiledAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, normaliser = ctx.saved_tensors
-        tasks, bounds, longest = ctx.plan
+        tasks, bounds, longest, _ = ctx.plan
         heads, group, length, width = query.shape
         value_width, chunks = value.shape[-1], len(bounds) - 1
         query_grad = query.new_empty(length, heads, group, width)
@@ -97,15 +112,13 @@ class CompiledAttention(torch.autograd.Function):
 
 
 def _arguments(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, plan: tuple[Tensor, Tensor, int],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, normaliser: Tensor, plan: TaskPlan, scale: float
 ) -> list[int | float | Tensor]:  # fmt: skip
     heads, group, _, width = query.shape
-    tasks, bounds, longest = plan
     return [
-        heads, group, width, value.shape[-1], longest, query, query.stride(2), query.stride(0), query.stride(1),
-        key, key.stride(1), key.stride(0), value, value.stride(1), value.stride(0), out, normaliser, tasks, bounds,
-        len(tasks), scale,
+        heads, group, width, value.shape[-1], plan.longest, query, query.stride(2), query.stride(0), query.stride(1),
+        key, key.stride(1), key.stride(0), value, value.stride(1), value.stride(0), out, normaliser, plan.tasks,
+        plan.bounds, len(plan.tasks), scale,
     ]  # fmt: skip
 
 

@@ -17,7 +17,16 @@ from numba import carray, float32, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from burnish.policies.kernels.numba_loops import MATH, Loop, _arguments, _exp, _floats, _integers, _loop
+from burnish.policies.kernels.numba_loops import (
+    MATH,
+    Loop,
+    _arguments,
+    _exp,
+    _floats,
+    _integers,
+    _loop,
+    _softmax,
+)  # fmt: skip
 
 ROWS, COLUMNS = 6, 16
 """Shape of the block of a product that is kept in registers."""
@@ -124,22 +133,6 @@ def _starts_part(tasks: Any, task: Any) -> Any:
 
 
 @njit(fastmath=MATH, error_model="numpy")
-def _softmax(row: Any, count: Any) -> Any:
-    """Turn the first scores of a row into weights, set the others to zero, and return the log-sum-exp."""
-    largest, total = row[0], float32(0)
-    for u in range(count):
-        largest = max(largest, row[u])
-    for u in range(count):
-        row[u] = _exp(row[u] - largest)
-        total += row[u]
-    for u in range(count):
-        row[u] /= total
-    for u in range(count, len(row)):
-        row[u] = float32(0)
-    return largest + np.log(total)
-
-
-@njit(fastmath=MATH, error_model="numpy")
 def _score_grads(scores: Any, grads: Any, count: Any, normaliser: Any, shift: Any) -> None:
     """Turn a row of scores into weights, and the gradients of the weights into those of the scores."""
     for u in range(count):
@@ -185,7 +178,9 @@ def _attend_packed(data: Any) -> None:
                     address = a[16] + 4 * ((own + token + t) * a[0] + head) * group
                     normalisers = carray(_floats(address), group)
                     for h in range(group):
-                        normalisers[h] = _softmax(scores[t * group + h, :columns], offset + token + t + 1)
+                        row, seen = scores[t * group + h], offset + token + t + 1
+                        normalisers[h] = _softmax(row, seen)
+                        row[seen:columns] = float32(0)
                 _multiply(outputs, scores, room, 1, values, rows, values.shape[1], visible, 0)
                 for t in range(count):
                     address = a[15] + 4 * ((own + token + t) * a[0] + head) * group * value_width
@@ -257,7 +252,8 @@ def _attend_packed_grads(data: Any) -> None:
         np.zeros((block, room), np.float32), np.zeros((block, room), np.float32), np.zeros((block, wide), np.float32),
     )  # fmt: skip
     for chunk in range(first, last):
-        begin, end, apart = chunks[chunk], chunks[chunk + 1], not _starts_part(tasks, chunks[chunk])
+        begin, end = chunks[chunk], chunks[chunk + 1]
+        apart = begin < end and not _starts_part(tasks, begin)
         for task in range(begin, end):
             start, prompt, own, length, head, completes = tasks[task]
             key, value = a[9] + 4 * head * a[11], a[12] + 4 * head * a[14]

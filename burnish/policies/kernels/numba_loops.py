@@ -116,7 +116,8 @@ def _add_values(output: Any, weights: Any, values: Any, count: int, first: int) 
 
 
 @njit(fastmath=MATH, error_model="numpy")
-def _softmax(scores: Any, count: int) -> None:
+def _softmax(scores: Any, count: int) -> Any:
+    """Turn the first scores of a row into weights, and return their log-sum-exp."""
     row = scores[:count]
     largest, total = row[0], float32(0)
     for u in range(count):
@@ -126,6 +127,7 @@ def _softmax(scores: Any, count: int) -> None:
         total += row[u]
     for u in range(count):
         row[u] /= total
+    return largest + np.log(total)
 
 
 @njit(inline="always")

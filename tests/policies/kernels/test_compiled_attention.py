@@ -96,8 +96,8 @@ def test_not_a_number_stays_one_and_stays_in_its_text() -> None:
 
 
 def test_every_text_and_head_is_one_task_and_chunks_cost_about_the_same() -> None:
-    spans, _ = layout(random.Random(0), 5)
-    tasks, bounds, longest = plan_tasks(spans, 3, 4)
+    spans, length = layout(random.Random(0), 5)
+    tasks, bounds, longest, tokens = plan_tasks(spans, 3, 4)
     texts = [(span.start, span.stop, 0) for span in spans]
     texts += [(start, stop, 1) for span in spans for start, stop in span.completions]
     found = [(own, own + length, completes, head) for _, _, own, length, head, completes in tasks.tolist()]
@@ -105,7 +105,7 @@ def test_every_text_and_head_is_one_task_and_chunks_cost_about_the_same() -> Non
     costs = [length * (prompt * completes + length / 2) for _, prompt, _, length, _, completes in tasks.tolist()]
     shares = [sum(costs[start:stop]) for start, stop in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == len(tasks) and max(shares) - min(shares) <= 2 * max(costs)
-    assert longest == max(row[1] * row[5] + row[3] for row in tasks.tolist())
+    assert longest == max(row[1] * row[5] + row[3] for row in tasks.tolist()) and tokens == length
 
 
 def test_what_the_loops_cannot_read_is_left_to_torch() -> None:
@@ -114,3 +114,11 @@ def test_what_the_loops_cannot_read_is_left_to_torch() -> None:
     assert not fits_loop(query.double(), key.double(), key.double())
     assert not fits_loop(query, key.mT.contiguous().mT, key)  # numbers of a head are not adjacent
     assert not fits_loop(query, key[:, :4], key) and not fits_loop(query, key[:1], key)
+
+
+@needs_loops
+def test_spans_beyond_the_tokens_are_refused_before_memory_is_read() -> None:
+    query, key = torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
+    for spans in ((GroupSpan(0, 6, ()),), (GroupSpan(0, 2, ((2, 5), (5, 7))),)):
+        with pytest.raises(RuntimeError, match="do not fit a compiled loop"):
+            PackedAttention(spans).attend(query, key, key, 0.3)
