@@ -100,11 +100,11 @@ class TrainCommand:
 
         return make_observer(quiet=self.quiet, json=self.json, live=not self.dry_run)
 
-    def prepare_threads(self) -> None:
-        """Choose how torch's threads wait, before it is loaded."""
+    def prepare_threads(self, threads: int | None) -> None:
+        """Choose how torch's threads wait, before it is loaded; their number is the recipe's."""
         from burnish.system.waiting import sleep_beside_busy_programs
 
-        sleep_beside_busy_programs(lambda text: self.observer().message(text))
+        sleep_beside_busy_programs(lambda text: self.observer().message(text), threads)
 
     def run(self, train: Callable[..., Any]) -> Any:
         """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
@@ -128,9 +128,9 @@ class TrainCommand:
                 self.observer().message(f"data: {len(rows.rows)} rows{counts}")
             self.show(recipe)
             return None
-        if self.recipe is not None:
-            load_supervised(kind, self.recipe, self.overrides)  # a mistake shows before torch is loaded
-        self.prepare_threads()
+        # A mistake shows before torch is loaded.
+        checked = None if self.recipe is None else load_supervised(kind, self.recipe, self.overrides)
+        self.prepare_threads(checked.threads if checked else None)
         from burnish.supervised import verbs
 
         result: SupervisedResult = self.run(getattr(verbs, verb))

@@ -24,9 +24,9 @@ def train(command: TrainCommand) -> None:
         check_recipe_data(recipe, offline=command.offline, observer=command.observer())
         command.show(recipe.resolved())
         return
-    if command.recipe is not None:
-        load_recipe(command.recipe, command.overrides)  # a mistake shows before torch is loaded
-    command.prepare_threads()
+    # A mistake shows before torch is loaded.
+    checked = None if command.recipe is None else load_recipe(command.recipe, command.overrides)
+    command.prepare_threads(checked.threads if checked else None)
     from burnish.api import train as run_training
 
     result = command.run(run_training)
