@@ -13,7 +13,7 @@ import typer
 
 from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, escape, print_json
 from burnish.cli.redteaming import red_team
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -24,6 +24,9 @@ STEPS = {"warm": "safety_warm", "train": "safety"}
 """Step of a round that trains -> its recipe."""
 OWN_KEYS = {"seed": "--seed", "policy.model": "the model of the round before", "data.path": "the attacks of the round"}
 """Recipe keys that the command sets, and from what."""
+SHOWN = ("families", "all", "over-refusal", "learned")
+"""Kinds of the rows that are printed."""
+COLUMNS = frozenset({"name", "share", "before", "difference", "interval"})
 
 
 @verbs.command()
@@ -112,7 +115,7 @@ class Hardening:
         found, warm, trained, result = (folder / name for name in ("found.jsonl", "warm", "trained", "redteam.json"))
         if not found.exists():
             self._red_team(model, side="train", each=self.settings["find"], families=TRAINED, export=found)
-        families = [row["family"] for row in read_lines(found)]
+        families = [row.get("family") if isinstance(row, dict) else None for row in read_lines(found)]
         harmless = families.count("harmless")
         if len(families) == harmless:
             return None
@@ -123,7 +126,7 @@ class Hardening:
             write_json(result, self._red_team(str(trained), **options))
         return {
             "round": number, "model": model, "attacks": len(families) - harmless, "harmless": harmless,
-            "trained": str(trained), "rows": _read(result)["rows"], "evaluation": _read(trained / "evaluation.json"),
+            "trained": str(trained), "rows": _read_rows(result), "evaluation": _read(trained / "evaluation.json"),
         }  # fmt: skip
 
     def _red_team(self, model: str, **options: Any) -> dict[str, Any]:
@@ -174,10 +177,7 @@ def _open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
     record = folder / RECORD
     if record.is_file():
-        try:
-            earlier = _read(record)
-        except ValueError as error:
-            raise InputError(f"{record} is damaged ({error}): choose another --run-dir") from error
+        earlier = _read(record)
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise InputError(
@@ -192,8 +192,27 @@ def _open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         write_json(record, {**settings, "rounds": []})
 
 
-def _read(path: Path) -> Any:
-    return json_module.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> dict[str, Any]:
+    """Return the table of a JSON file. Raises InputError if it holds something else."""
+    try:
+        table = json_module.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}): delete it, or choose another --run-dir"
+        ) from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path} is not of burnish harden: choose another --run-dir")
+    return table
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a measurement. Raises InputError if they are not those that the command writes."""
+    rows = _read(path).get("rows")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and "kind" in row and (row["kind"] not in SHOWN or row.keys() >= COLUMNS) for row in rows
+    ):
+        raise InputError(f"{path} has rows that burnish harden did not write: delete it to measure again")
+    return rows
 
 
 def _toml(value: str | Path) -> str:
@@ -205,12 +224,11 @@ def print_rounds(record: Mapping[str, Any]) -> None:
     """Print a table per round: held-out rates before all rounds and after this one, and the run's own metrics."""
     from burnish.reports.terminal.tables import print_evaluation
 
-    shown = ("families", "all", "over-refusal", "learned")
     for one in record["rounds"]:
         print(f"round {one['round']}: {one['attacks']} attacks found, {escape(one['trained'])}")
         print(f"  {'held-out requests':24s}before  after  difference [95%]")
         for row in one["rows"]:
-            if row["kind"] in shown:
+            if row["kind"] in SHOWN:
                 low, high = row["interval"]
                 rates = f"{row['before']['share']:6.3f}  {row['share']:.3f}"
                 print(f"  {_label(row):24s}{rates}  {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")

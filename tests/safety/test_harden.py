@@ -138,6 +138,30 @@ def test_another_folder_is_refused(tmp_path: Path, calls: list[tuple[Any, ...]])
     assert "holds something else than rounds of burnish harden" in str(result.exception) and calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("harden.json", "{", "harden.json cannot be read"),
+        ("harden.json", "[]", "harden.json is not of burnish harden"),
+        ("harden.json", "[" * 100_000, "harden.json cannot be read"),
+        ("round-1/redteam.json", '{"rows": 3}', "redteam.json has rows that burnish harden did not write: delete it"),
+        ("round-1/redteam.json", '{"rows": [{"kind": "all"}]}', "redteam.json has rows that burnish harden did not"),
+        ("round-1/redteam.json", "\xff", "redteam.json cannot be read"),
+        ("round-1/trained/evaluation.json", "[1]", "evaluation.json is not of burnish harden"),
+        ("round-1/found.jsonl", "{\n", "found.jsonl, line 1: not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_done(
+    tmp_path: Path, calls: list[tuple[Any, ...]], name: str, content: str, message: str
+) -> None:
+    options = ["open", "--run-dir", tmp_path / "hard", "--rounds", 1]
+    run(*options)
+    del calls[:]
+    (tmp_path / "hard" / name).write_text(content, encoding="latin-1")
+    result = run(*options)
+    assert isinstance(result.exception, BurnishError) and message in str(result.exception) and calls == []
+
+
 TINY = [
     "warm.steps=2", "warm.batch.examples_per_step=2", "warm.evaluation.resamples=100", "train.steps=2",
     "train.sampling.prompts_per_step=2", "train.sampling.samples_per_prompt=2", "train.sampling.max_new_tokens=4",
