@@ -53,7 +53,7 @@ def test_an_archive_makes_its_attacks_old(tmp_path: Path) -> None:
     assert novelty([attack("my cat"), attack("his dog")], archive=str(archive)) == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"prompt": 3}'])
+@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"prompt": 3}', "[" * 100_000])
 def test_a_broken_archive_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "found.jsonl"
     path.write_text(line)
@@ -66,7 +66,9 @@ def test_a_broken_archive_is_named(tmp_path: Path, line: str) -> None:
     [
         (complied, {}, "complied: set model to the target"),
         (complied, {"model": "x", "max_new_tokens": 0}, "complied: max_new_tokens = 0: must be at least 1"),
-        (complied, {"model": "x", "temperature": -1.0}, "complied: temperature = -1.0: must be at least 0"),
+        (complied, {"model": "x", "temperature": -1.0}, "complied: temperature = -1.0: must be a number from 0 on"),
+        (complied, {"model": "x", "temperature": float("nan")}, "temperature = nan: must be a number from 0 on"),
+        (complied, {"model": "x", "temperature": float("inf")}, "temperature = inf: must be a number from 0 on"),
         (novelty, {"n": 0}, "novelty: n = 0: an n-gram has at least one word"),
         (novelty, {"archive": "/none"}, "novelty: archive = '/none': there is no such file"),
     ],

@@ -7,6 +7,7 @@ al. 2024, arXiv 2402.19464 (rewards for novelty, so that it finds more than one 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence, Set
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +34,7 @@ def _check_target(*, model: str, max_new_tokens: int, temperature: float, **_: o
     for wrong, message in (
         (not model, "set model to the target: a run, a model folder, a catalogue name or a hub id"),
         (max_new_tokens < 1, f"max_new_tokens = {max_new_tokens}: must be at least 1"),
-        (temperature < 0, f"temperature = {temperature}: must be at least 0"),
+        (not 0 <= temperature < math.inf, f"temperature = {temperature}: must be a number from 0 on"),
     ):
         if wrong:
             raise InputError(f"complied: {message}")
@@ -167,7 +168,7 @@ def _read_archive(file: Path, _changed: int, n: int) -> tuple[Set[tuple[Any, ...
             if row.get("family") != "harmless":
                 attacks.append(row["prompt"])
             _grams(row["prompt"], n)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"novelty: archive, line {number}: expected JSON with a text 'prompt', as burnish redteam --export "
                 f"writes it ({type(error).__name__})"
