@@ -68,6 +68,8 @@ def found_classifier(file: str) -> FoundClassifier:
 
 def read_found(path: Path) -> tuple[list[str], list[str]]:
     """Return the unsafe and the safe answers of a file, each once. Raises InputError if it cannot be used."""
+    if path.exists() and not path.is_file():  # a pipe would wait, a device has no end
+        raise InputError(f"found: '{path}' is not a file; `burnish redteam MODEL --export FILE` writes one")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,10 @@ def test_a_line_separator_within_an_answer_is_no_end_of_a_row(tmp_path) -> None:
     texts = [json.dumps(row, ensure_ascii=False) for row in rows]
     unsafe, _ = found.read_found(written(tmp_path, *texts, *HARMLESS))
     assert unsafe == [row["rejected"] for row in rows]
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is not a file; `burnish redteam MODEL --export FILE` writes one"):
+            found.read_found(path)
