@@ -28,6 +28,7 @@ from burnish.cli import (
     hardening,
     machine,
     measuring,
+    planning,
     redteaming,
     reporting,
     reviewing,
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 for group in (
     training, measuring, checking, generation, chat, filtering, redteaming, hardening, exporting, reporting, reviewing,
-    catalogue, machine,
+    catalogue, planning, machine,
 ):  # fmt: skip
     app.registered_commands += group.verbs.registered_commands
 
