@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from burnish.backends.local import build
 from burnish.backends.preflight import check_companions, check_dependencies, check_prompts
 from burnish.backends.prompt_lengths import check_lengths
 from burnish.backends.prompts import task_prompts
+from burnish.backends.remote import started_backend
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.evaluation.held_out import compare, summary
@@ -40,6 +42,7 @@ from burnish.run.launch import (
     discard_on_failure,
     keep_start,
     resolve_recipe_paths,
+    sets_backend,
     warn_if_environment_changed,
     work_in_run,
 )
@@ -95,7 +98,7 @@ def train(
         rows: a list of mappings, a ``datasets.Dataset`` or ``DatasetDict``, in place of the recipe's data. The task
             ``data`` reads them; the run folder keeps a copy.
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
-        resume: a run folder to resume, instead of a recipe.
+        resume: a run folder to resume, instead of a recipe; ``overrides`` may then set keys of ``backend``.
         extend: steps to add to the run that is resumed.
         accept_changed_inputs: resume although a file that the run reads has changed; the change is recorded.
         offline: download nothing; a missing file raises an error that names the command to fetch it.
@@ -122,7 +125,8 @@ def train(
             read,
             run_dir=run_dir,
             resume=resume,
-            changed=bool(settings or changes),
+            changed=bool(changes) or not all(map(sets_backend, settings)),
+            moved=bool(settings),
             rows=rows,
             accept=accept_changed_inputs,
             extend=extend,
@@ -145,14 +149,18 @@ def _train(
         warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
     noted = WarningRecorder(observer)
     reads: Reads = {}
-    with discard_on_failure(run, fresh=fresh):
-        recipe = keep_start(run, recipe)
-        restore_libraries(run)
-        learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
-        record_libraries(run)
-        sources = run_sources(run, recipe, reads, offline=offline)
-    noted.write(run)
-    with inputs.recorded(sources), printing_to(run.folder):
+    with ExitStack() as stack:
+        with discard_on_failure(run, fresh=fresh):
+            recipe = keep_start(run, recipe)
+            restore_libraries(run)
+            attach = stack.enter_context(started_backend(recipe, run, observer, offline=offline))
+            learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
+            attach(learner)
+            record_libraries(run)
+            sources = run_sources(run, recipe, reads, offline=offline)
+        noted.write(run)
+        stack.enter_context(inputs.recorded(sources))
+        stack.enter_context(printing_to(run.folder))
         evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
     return Result(run.folder, write_final_reports(run.folder, observer), evaluation, run.rows("metrics.jsonl"))
 

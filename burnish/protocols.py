@@ -152,6 +152,14 @@ class Sampler(Protocol):
         """
 
 
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A sampler that reports on itself."""
+
+    def pop_metrics(self) -> Mapping[str, float]:
+        """Return metric -> value since the last call."""
+
+
 class Task(Protocol):
     """A source of prompts. Both lists have a fixed order and no prompt in common."""
 

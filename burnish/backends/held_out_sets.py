@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from burnish.backends.preflight import check_prompts
+from burnish.backends.preflight import check_backend_package, check_prompts
 from burnish.backends.prompts import list_broken_rows, task_errors, task_prompts
 from burnish.errors import InputError
 from burnish.protocols import Observer
@@ -59,8 +59,9 @@ def held_out_sets(
 def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observer | None = None) -> None:
     """Read the user's own data, of the task ``data`` or an own task; of another task, only check the options.
 
-    Raises InputError if a run could not use them.
+    Raises InputError if a run could not use them, or the backend's package is not installed.
     """
+    check_backend_package(recipe)
     if recipe.task.use == "data" or ":" in recipe.task.use or recipe.evaluation.sets:
         train, held_out = task_prompts(recipe, offline=offline, observer=observer)
         check_prompts(recipe, train, held_out, observer)

@@ -28,7 +28,8 @@ from burnish.policies.module import WEIGHTS, ModulePolicy, is_keras
 from burnish.policies.pretraining import pretrain
 from burnish.policies.vocabulary import FILE, KINDS, Vocabulary, build_vocabulary, read_vocabulary
 from burnish.protocols import Observer
-from burnish.recipe.schema import LSTMShape, PolicySection, Recipe
+from burnish.recipe.schema import PolicySection, Recipe
+from burnish.recipe.sections import LSTMShape
 from burnish.registry import import_object, nearest
 from burnish.run.folder import START
 from burnish.system.files import explained, new_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from burnish.errors import InputError
 from burnish.policies.vocabulary import refuse_messages
@@ -13,6 +14,12 @@ from burnish.rewards.forms import missing_columns
 from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Prompt
+
+
+def check_backend_package(recipe: Recipe) -> None:
+    """Raise InputError if the recipe's backend needs a package that is not installed; it is not loaded."""
+    if recipe.backend.use == "ray" and find_spec("ray") is None:
+        raise InputError("backend.use = \"ray\" needs a package that is not installed: pip install 'burnish[ray]'")
 
 
 def check_prompts(

@@ -21,6 +21,7 @@ from burnish.recipe.algorithm import (
     resolve_algorithm,
     resolve_rewards,
 )
+from burnish.recipe.backend import BackendSection, check_backend
 from burnish.recipe.evaluation import Evaluation, Guards, answer_reading, check_correct, guarded_metrics
 from burnish.recipe.reading import RECIPES as RECIPES
 from burnish.recipe.reading import builtin_recipes as builtin_recipes
@@ -30,7 +31,9 @@ from burnish.recipe.sections import (
     MAX_SIZE,
     ChatSection,
     CheckpointSection,
+    LSTMShape,
     Optimizer,
+    Pretrain,
     RewardSection,
     Section,
     check_rewards,
@@ -61,27 +64,6 @@ class LoRA(Section):
         if not self.targets and not self.target_parameters:
             raise ValueError('targets is empty; name layers, or use "all-linear"')
         return self
-
-
-class LSTMShape(Section):
-    """Shape of the built-in LSTM."""
-
-    embedding: int = Field(64, ge=1, le=65536)
-    hidden: int = Field(256, ge=1, le=65536)
-    layers: int = Field(1, ge=1, le=1000)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout during pretraining; sampling and reinforcement learning use none."""
-
-
-class Pretrain(Section):
-    """Maximum-likelihood training on the task's training texts, before the first step."""
-
-    steps: int = Field(1000, ge=1, le=10**9)
-    learning_rate: float = Field(3e-3, gt=0)
-    windows: int = Field(32, ge=1, le=65536)
-    """Windows of text per step."""
-    length: int = Field(128, ge=1, le=MAX_SIZE)
-    """Tokens per window."""
 
 
 _OWN_KEYS = {
@@ -278,6 +260,7 @@ class Recipe(Job):
     reward: list[RewardSection] = Field(min_length=1)
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
+    backend: BackendSection = BackendSection()
 
     @property
     def guarded(self) -> tuple[str, ...]:
@@ -302,6 +285,11 @@ class Recipe(Job):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_backend(self) -> Recipe:
+        check_backend(self.backend, self.policy, self.sampling)
+        return self
+
     @property
     def held_out_sampling(self) -> SamplingParams:
         """How held-out completions are sampled."""
@@ -319,9 +307,10 @@ class Recipe(Job):
     def resolved(self) -> Recipe:
         """Return the recipe with all that depends on version and machine written out, so that it always trains the same."""
         algorithm, rewards = resolve_algorithm(self.algorithm), resolve_rewards(self.algorithm, self.reward)
-        return self.model_copy(
-            update={"algorithm": algorithm, "reward": rewards, "optimizer": self.optimizer.resolved()}
-        )
+        optimizer = self.optimizer.resolved()
+        if self.backend.use == "ray":  # what another process computed cannot be looked up
+            optimizer = optimizer.model_copy(update={"reuse_sampling": False})
+        return self.model_copy(update={"algorithm": algorithm, "reward": rewards, "optimizer": optimizer})
 
 
 def _without_none(value: Any) -> Any:

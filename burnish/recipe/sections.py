@@ -1,4 +1,4 @@
-"""The base classes of recipe sections, and the sections for rewards, optimizer and checkpoints."""
+"""The base classes of recipe sections, and the sections for small policies, rewards, optimizer and checkpoints."""
 
 from __future__ import annotations
 
@@ -65,6 +65,27 @@ class ChatSection(OpenSection):
         ):
             raise ValueError(f"'{reserved[0]}' is set for each conversation; remove it")
         return value
+
+
+class LSTMShape(Section):
+    """Shape of the built-in LSTM."""
+
+    embedding: int = Field(64, ge=1, le=65536)
+    hidden: int = Field(256, ge=1, le=65536)
+    layers: int = Field(1, ge=1, le=1000)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout during pretraining; sampling and reinforcement learning use none."""
+
+
+class Pretrain(Section):
+    """Maximum-likelihood training on the task's training texts, before the first step."""
+
+    steps: int = Field(1000, ge=1, le=10**9)
+    learning_rate: float = Field(3e-3, gt=0)
+    windows: int = Field(32, ge=1, le=65536)
+    """Windows of text per step."""
+    length: int = Field(128, ge=1, le=MAX_SIZE)
+    """Tokens per window."""
 
 
 class Schedule(Section):

@@ -71,19 +71,24 @@ def create_or_open_run(
     changed: bool,
     accept: bool = False,
     extend: int | None = None,
+    moved: bool = False,
     verb: str = "train",
     rows: Any = None,
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    ``rows`` are kept in a new run's folder. ``extend`` adds steps to the run to resume. Raises InputError if a run to
-    resume comes with a recipe, changes or a folder, if there is neither, if changed inputs are accepted for a new run, or
-    if the run cannot be extended.
+    ``rows`` are kept in a new run's folder. ``extend`` adds steps to the run to resume; ``moved`` resumes it on another
+    backend, which ``read`` sets. Raises InputError if a run to resume comes with a recipe, changes or a folder, if there
+    is neither, if changed inputs are accepted for a new run, or if the run cannot be extended.
     """
     if resume is not None:
         if recipe is not None or changed or run_dir:
-            raise InputError("a resumed run keeps its recipe and its folder: pass resume alone")
+            raise InputError(
+                "a resumed run keeps its recipe and its folder: pass resume alone, or with keys of [backend]"
+            )
         run = Run.open(Path(resume), verb)
+        if moved:
+            run.put("recipe.toml", read(run.folder / "recipe.toml").toml())
         if extend is not None:
             extend_run(run, read(run.folder / "recipe.toml"), extend)
         return run
@@ -97,6 +102,11 @@ def create_or_open_run(
     environment = environment_record(threads=job.threads, seed=job.seed)
     new: dict[str, Any] = {"folder": Path(run_dir) if run_dir else None, "environment": environment, "verb": verb}
     return Run.create(job, **new) if rows is None else create_with_rows(job, rows, new)
+
+
+def sets_backend(override: str) -> bool:
+    """Return whether an override sets a key of the backend, which a resumed run may change: no result depends on it."""
+    return override.partition("=")[0].strip().startswith("backend.")
 
 
 def extend_run(run: Run, recipe: Job, steps: int) -> None:

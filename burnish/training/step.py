@@ -21,7 +21,7 @@ from burnish.algorithms.ops import sequence_weights, sum_by_sequence
 from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
-from burnish.protocols import CachesForward
+from burnish.protocols import CachesForward, HasMetrics
 from burnish.system.clock import Clock
 from burnish.system.machine import LEAST_SHARE
 from burnish.training.advantages import Credit, Rewards, split_rewards
@@ -240,6 +240,7 @@ def report(
         **length_metrics(completions),
         **text_diversity([completion.text for completion in completions]),
         **clock.metrics(tokens=int(rollouts.lengths.sum())),
+        **(learner.sampler.pop_metrics() if isinstance(learner.sampler, HasMetrics) else {}),
     }
     return StepReport(
         metrics, sample_rows(step, rollouts, rewards.total(rollouts.lengths), credit.completion_advantages, recorded)

@@ -16,7 +16,8 @@ from burnish.backends.modules import build_module_policy
 from burnish.errors import InputError
 from burnish.policies.pretraining import learning_rate_factor, sample_windows, token_stream
 from burnish.policies.vocabulary import CharacterVocabulary
-from burnish.recipe.schema import Pretrain, load_recipe
+from burnish.recipe.schema import load_recipe
+from burnish.recipe.sections import Pretrain
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import comparable
 from burnish.training.step import train_step

@@ -1,0 +1,193 @@
+"""A connection to a Ray cluster: one of this machine, for one run, or one that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.errors import BurnishError, one_line
+from burnish.recipe.backend import BackendSection
+from burnish.system.machine import cores
+from burnish.system.optional_packages import needed
+
+if TYPE_CHECKING:
+    import psutil
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+"""No usage statistics, and no advice about its own versions."""
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""What Ray sets where it supports one machine only: its processes then listen on loopback, on Linux as well."""
+LONGEST_FOLDER = 40
+"""Characters. Ray's sockets are inside the folder, and a socket's path has at most 107."""
+PATIENCE = 5.0
+"""Seconds that a local cluster's processes have to end before they are killed."""
+
+
+@contextmanager
+def connected(backend: BackendSection) -> Iterator[Any]:
+    """Connect this process to a cluster and yield the module ``ray``; a cluster that was started is stopped at the end.
+
+    Raises InputError if the extra ``ray`` is not installed, and BurnishError if there is no connection.
+    """
+    with _own_signals(), _environment(QUIET), _ray_quiet():
+        ray = needed("ray", "ray", 'backend.use = "ray"')
+    if ray.is_initialized():  # the program's own connection, which it may need afterwards
+        yield ray
+    elif backend.address is not None:
+        yield from _joined(ray, backend)
+    else:
+        yield from _started(ray, backend)
+
+
+def sampler_threads(backend: BackendSection) -> int:
+    """Return the threads of each sampler."""
+    return backend.cpus or (1 if backend.address is not None else max(1, cores() // backend.samplers))
+
+
+def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
+    try:
+        with _own_signals(), _environment(QUIET), _ray_quiet():
+            _read_environment()
+            ray.init(address=backend.address, **_silent())
+    except Exception as error:
+        raise BurnishError(
+            f"backend.address = '{backend.address}': no connection to this cluster ({type(error).__name__}: "
+            f"{one_line(error)[:300]})"
+        ) from error
+    try:
+        yield ray
+    finally:
+        with _own_signals():
+            ray.shutdown()
+
+
+def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:
+    """Start a cluster that only this user can reach: on loopback, with a token, in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="burnish-ray-", dir=_short_folder()))
+    try:
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32), encoding="ascii")
+        token.chmod(0o600)
+        environment = {**QUIET, **ALONE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with _environment(environment), _on_loopback():
+            try:
+                with _own_signals(), _ray_quiet():
+                    ray.init(
+                        address="local", num_cpus=backend.samplers * sampler_threads(backend), include_dashboard=False,
+                        _temp_dir=str(folder), **_silent(),
+                    )  # fmt: skip
+            except Exception as error:
+                raise BurnishError(
+                    f"no Ray cluster could be started on this machine ({type(error).__name__}: {one_line(error)[:300]})"
+                ) from error
+            yield ray
+    finally:
+        _stop(ray, folder)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Apply ``ALONE`` and the token to this process, where Ray has read its environment already."""
+    constants = import_module("ray._private.ray_constants")
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+    _read_environment()
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before  # type: ignore[attr-defined]
+
+
+def _read_environment() -> None:
+    """Let Ray's compiled part read its settings and the token again: it keeps those of its import (docs/lessons.md)."""
+    compiled = import_module("ray._raylet")
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _stop(ray: Any, folder: Path) -> None:
+    """Disconnect, end every process of the local cluster, and delete its folder."""
+    import psutil
+
+    processes = _processes_of(folder)
+    try:
+        with _own_signals():
+            ray.shutdown()
+    finally:
+        _, left = psutil.wait_procs(processes, timeout=PATIENCE)
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=PATIENCE)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Return this process's children that name the folder, and theirs."""
+    import psutil
+
+    found: dict[int, psutil.Process] = {}
+    with suppress(psutil.Error):
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if any(str(folder) in part for part in child.cmdline()):
+                    found |= {one.pid: one for one in (child, *child.children(recursive=True))}
+    return list(found.values())
+
+
+def _short_folder() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual) + len("/burnish-ray-12345678") <= LONGEST_FOLDER else "/tmp"
+
+
+def _silent() -> dict[str, Any]:
+    return {"namespace": "burnish", "log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this process does at SIGINT and SIGTERM: Ray sets handlers of its own, which would end it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _ray_quiet() -> Iterator[None]:
+    """Let Ray start without its warnings about versions to come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,146 @@
+"""A sampler of a cluster: a process with its own copy of the policy and its own engine.
+
+Nothing that loads torch is imported before the process has its environment: threads read how they wait only once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from burnish.backends.ray.weights import WeightBlock
+    from burnish.policies.chat_template import ChatSettings
+    from burnish.protocols import Policy, Sampler
+    from burnish.recipe.schema import Recipe
+    from burnish.types import Group, Prompt, SamplingParams
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Of every sampler: threads that spin would hold cores that another process needs (docs/lessons.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySetup:
+    """What a sampler needs to load the policy that the learner trains.
+
+    Attributes:
+        folder: the run folder, which has a policy's initial weights and the template's copy.
+        began: when the run began: the date that chat templates write.
+        paths: the driver's module search path, for modules of the user's own.
+    """
+
+    recipe: Recipe
+    chat: ChatSettings | None
+    folder: str
+    began: datetime | None
+    offline: bool
+    paths: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A sampler's share of the prompts of one call of ``Sampler.sample``, and how to sample them."""
+
+    prompts: tuple[Prompt, ...]
+    samples_per_prompt: int
+    sampling: SamplingParams
+    seed: tuple[int, ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampledShare:
+    """A sampler's answer: the groups, and the seconds that it took to load new weights."""
+
+    groups: tuple[Group, ...]
+    load_seconds: float
+
+
+class SamplerProcess:
+    """The work of one process. Every call has a number, and one that is older than the last is refused.
+
+    A new process in place of one that ended has nothing: it loads what a call names and it does not have yet.
+    """
+
+    def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
+        os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **environment})
+        import burnish.generation.engine  # noqa: F401  (slow: while the driver loads its own)
+
+        self._threads = threads
+        self._call = 0
+        self._loaded: tuple[Policy, Sampler] | None = None
+        self._version: int | None = None
+
+    def process(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+    def prepare(self, call: int, setup: Sequence[Any]) -> int:
+        """Load the policy, whose setup is behind a reference in a list. Return the process id."""
+        self._enter(call)
+        self._policy(setup)
+        return os.getpid()
+
+    def sample(self, call: int, setup: Sequence[Any], weights: Sequence[Any], request: Request) -> SampledShare:
+        """Sample a share with the weights of its version. References come in lists, so that Ray leaves them to us."""
+        from burnish.backends.ray.weights import load_weights
+
+        self._enter(call)
+        policy, sampler = self._policy(setup)
+        begin = time.perf_counter()
+        if self._version != request.version:
+            self._version = None
+            block: WeightBlock = _fetched(weights)
+            load_weights(block, policy.trainable())
+            self._version = request.version
+        seconds = time.perf_counter() - begin
+        groups = sampler.sample(
+            request.prompts, samples_per_prompt=request.samples_per_prompt, sampling=request.sampling,
+            seed=request.seed, policy_version=request.version,
+        )  # fmt: skip
+        return SampledShare(tuple(groups), seconds)
+
+    def _enter(self, call: int) -> None:
+        if call < self._call:
+            raise RuntimeError(f"call {call} came after call {self._call}, and is refused")
+        self._call = call
+
+    def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
+        if self._loaded is None:
+            self._loaded = _load_policy(_fetched(setup), self._threads)
+        return self._loaded
+
+
+def _fetched(reference: Sequence[Any]) -> Any:
+    import ray
+
+    return ray.get(reference[0])
+
+
+def _load_policy(setup: PolicySetup, threads: int) -> tuple[Policy, Sampler]:
+    """Load the policy as the driver did, and its sampler."""
+    import torch
+
+    from burnish.backends.local import build_policy
+    from burnish.backends.modules import build_module_policy
+    from burnish.policies.chat_template import fixed_time
+
+    torch.set_num_threads(threads)
+    sys.path += [path for path in setup.paths if path not in sys.path]
+    fixed_time(setup.began).__enter__()  # for as long as the process lives
+    recipe = setup.recipe
+    if recipe.policy.use in ("lstm", "module"):
+        return build_module_policy(recipe.policy, recipe.seed, texts=list, folder=Path(setup.folder))
+    return build_policy(recipe.policy, recipe.seed, offline=setup.offline, chat=setup.chat)

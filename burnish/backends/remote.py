@@ -1,0 +1,54 @@
+"""Where a run samples: in its own process, or through the samplers that the recipe's backend starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from burnish.backends.chat import chat_settings
+from burnish.backends.preflight import check_backend_package
+from burnish.protocols import Observer
+from burnish.recipe.schema import Recipe
+from burnish.run.folder import Run
+from burnish.training.learner import Learner
+
+Attach = Callable[[Learner], None]
+"""Gives a learner the samplers of the backend."""
+
+
+@contextmanager
+def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bool = False) -> Iterator[Attach]:
+    """Start what the recipe's backend needs, and stop it at the end. Yield what gives a learner its samplers.
+
+    Raises InputError or BurnishError if it cannot be started.
+    """
+    check_backend_package(recipe)
+    if recipe.backend.use == "local":
+        yield lambda learner: None
+        return
+    from burnish.backends.ray.cluster import connected, sampler_threads
+    from burnish.backends.ray.sampler import RemoteSampler, Samplers
+    from burnish.backends.ray.worker import PolicySetup
+
+    def report(step: int, text: str) -> None:
+        run.append("warnings.jsonl", [{"step": step, "kind": "sampler", "text": text}])
+        observer.message(text, level="warning")
+
+    threads = sampler_threads(recipe.backend)
+    with connected(recipe.backend) as ray:
+        samplers = Samplers(ray, recipe.backend, threads, report, offline)
+
+        def attach(learner: Learner) -> None:
+            chat = chat_settings(recipe.task, run.folder) if recipe.policy.use == "causal_lm" else None
+            folder, paths = str(run.folder.absolute()), (os.getcwd(), *filter(None, sys.path))
+            setup = PolicySetup(recipe, chat, folder, run.began, offline, paths)
+            learner.sampler = RemoteSampler(samplers, learner.policy, setup)
+            count = f"{len(samplers)} samplers" if len(samplers) > 1 else "one sampler"
+            observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each")
+
+        try:
+            yield attach
+        finally:
+            samplers.stop()

@@ -1,0 +1,59 @@
+"""The ``[backend]`` table of a recipe: whether a run samples in its own process or on a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from burnish.recipe.sections import Section
+
+
+class BackendSection(Section):
+    """Where a run samples, and what each sampler gets. All keys but ``use`` belong to ``use = "ray"``."""
+
+    use: Literal["local", "ray"] = "local"
+    samplers: int = Field(1, ge=1, le=4096)
+    """Processes that sample, each with its own copy of the policy."""
+    address: str | None = None
+    """Of a running cluster, "auto" or host:port. None starts a cluster on this machine for the run, and stops it."""
+    cpus: int | None = Field(None, ge=1, le=1024)
+    """Threads of a sampler; None is a fair share of this machine's cores, or one on a cluster with an address."""
+    gpus: float = Field(0.0, ge=0, le=1024)
+    """GPUs of a sampler; a fraction shares one."""
+    time_limit: float = Field(600.0, gt=0, le=1e6)
+    """Seconds that a sampler may take for one answer, loading included."""
+    restarts: int = Field(3, ge=0, le=1000)
+    """How often the work of one step may be given to a new process after the last one ended, for each sampler."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> BackendSection:
+        if self.use == "local":
+            for key, field in type(self).model_fields.items():
+                if key != "use" and getattr(self, key) != field.default:
+                    raise ValueError(f'{key} belongs to use = "ray"; remove it, or set use')
+        if self.address is not None and not self.address.strip():
+            raise ValueError('address is empty; write "auto" or host:port, or remove it')
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus = {self.gpus}: Ray gives a part of one GPU or whole GPUs; use {int(self.gpus)}")
+        return self
+
+
+def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
+    """Check a backend against a recipe's policy and sampling. Raises ValueError if they cannot work together."""
+    if backend.use == "local":
+        return
+    if backend.samplers > sampling.prompts_per_step:
+        raise ValueError(
+            f"backend.samplers = {backend.samplers}: a step has only {sampling.prompts_per_step} prompts to share out; "
+            "use fewer, or raise sampling.prompts_per_step"
+        )
+    if sampling.nlpo_top_p < 1:
+        raise ValueError(
+            'sampling.nlpo_top_p: not available with backend.use = "ray", since samplers do not get the lagged policy; '
+            "remove it, or use sampling.top_p"
+        )
+    if policy.device == "cuda" and backend.gpus == 0:
+        raise ValueError('backend.gpus = 0: policy.device = "cuda" needs a GPU for each sampler; set it, such as to 1')
+    if policy.device == "cpu" and backend.gpus > 0:
+        raise ValueError(f'backend.gpus = {backend.gpus}: policy.device = "cpu" uses none; remove one of the two')

@@ -1,0 +1,223 @@
+"""Runs on a Ray cluster: the metrics of a local run, processes that are killed, and nothing that is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+
+import burnish
+from burnish.backends.ray.cluster import connected
+from burnish.recipe.backend import BackendSection
+from burnish.reports.terminal.progress import make_observer
+from burnish.run.folder import comparable, read_lines
+from burnish.run.interrupts import Interrupted
+from tests.fakes import InterruptingObserver, RecordingObserver
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+RAY = ["backend.use=ray", "backend.cpus=1"]
+
+MODULE = '''
+"""A policy whose process ends while it samples, once, unless it is the driver's."""
+
+import os
+import signal
+
+import torch
+
+
+class Dying(torch.nn.Module):
+    def __init__(self, vocabulary_size, driver, flag):
+        super().__init__()
+        self.table = torch.nn.Embedding(vocabulary_size, vocabulary_size)
+        self.driver, self.flag, self.calls = driver, flag, 0
+
+    def forward(self, tokens):
+        self.calls += 1
+        if self.calls == 30 and os.getpid() != self.driver and self.flag and not os.path.exists(self.flag):
+            open(self.flag, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.table(tokens)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Connect this process to a cluster of its own, which the runs of this file share."""
+    with connected(BackendSection(use="ray", samplers=2, cpus=1)) as ray:
+        yield ray
+
+
+def train(recipe: str | Path, folder: Path, *overrides: str, observer: Any = None) -> Any:
+    quiet = observer or make_observer(quiet=True)
+    return burnish.train(recipe, run_dir=folder, observer=quiet, overrides=overrides)
+
+
+def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return list(read_lines(run / name))
+
+
+def samplers() -> list[int]:
+    """Return the processes of this process's samplers."""
+    children = psutil.Process().children(recursive=True)
+    return sorted(child.pid for child in children if any("SamplerProcess" in part for part in child.cmdline()))
+
+
+def assert_near(ours: Path, theirs: Path) -> None:
+    """Compare metrics and evaluation to 1e-6."""
+    for mine, other in zip(rows(ours), rows(theirs), strict=True):
+        assert comparable(mine) == pytest.approx(comparable(other), rel=1e-6, abs=1e-6)
+    before_after = [json.loads((run / "evaluation.json").read_text(encoding="utf-8")) for run in (ours, theirs)]
+    for key in ("before", "after"):
+        mine, other = ({name: one[key] for name, one in measured.items()} for measured in before_after)
+        assert mine == pytest.approx(other, rel=1e-6, abs=1e-6)
+
+
+@pytest.fixture
+def here(workspace, tiny_recipe, monkeypatch) -> Callable[..., tuple[Path, Path]]:
+    """Return a function that writes a recipe and runs it in this process. It returns the recipe and the run folder."""
+    monkeypatch.chdir(workspace.folder)
+
+    def run(steps: int = 4, extra: str = "") -> tuple[Path, Path]:
+        path = workspace.write("tiny.toml", tiny_recipe(steps=steps, extra=extra))
+        return path, train(path, workspace / "here", "optimizer.reuse_sampling=false").run_dir
+
+    return run
+
+
+class Killer(RecordingObserver):
+    """An observer that kills a sampler after some steps."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        super().step(metrics)
+        if metrics["step"] in (1, 3):
+            os.kill(samplers()[-1], signal.SIGKILL)
+
+
+class TestSameRun:
+    def test_one_sampler_that_is_killed_between_steps_gives_the_bits_of_a_local_run(self, cluster, workspace, here):
+        path, local = here()
+        watcher = Killer()
+        killed = train(path, workspace / "killed", *RAY, observer=watcher).run_dir
+        assert list(map(comparable, rows(killed))) == list(map(comparable, rows(local)))
+        for name in ("samples.jsonl", "held_out.jsonl", "evaluation.json", "evaluation/after.json"):
+            assert (killed / name).read_bytes() == (local / name).read_bytes(), name
+        assert all(row["time/weights"] > 0 for row in rows(killed))
+        said = [row for row in rows(killed, "warnings.jsonl") if row["kind"] == "sampler"]
+        assert [row["step"] for row in said] == [2, 4] and all(row["text"] in watcher.warnings for row in said)
+        assert all("sampler 1" in row["text"] and "with the same seeds" in row["text"] for row in said)
+
+    def test_two_samplers_and_resumed_with_one(self, cluster, workspace, here):
+        path, local = here()
+        run = workspace / "run"
+        with pytest.raises(Interrupted):
+            train(path, run, *RAY, "backend.samplers=2", observer=InterruptingObserver(2))
+        burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.samplers=1"])
+        assert_near(run, local)
+
+    def test_two_samplers_with_an_adapter(self, cluster, workspace, here):
+        path, local = here(steps=2, extra="\n[policy.lora]\nrank = 4\n")
+        assert_near(train(path, workspace / "run", *RAY, "backend.samplers=2").run_dir, local)
+
+    def test_a_sampler_that_is_killed_while_it_samples(self, cluster, workspace, monkeypatch):
+        monkeypatch.chdir(workspace.folder)
+        workspace.write("dying.py", MODULE)
+
+        def run(name: str, flag: str, *backend: str) -> Path:
+            options = f'policy.options={{driver = {os.getpid()}, flag = "{flag}"}}'
+            return train(JOB, workspace / name, options, *backend).run_dir
+
+        local, killed = run("local", ""), run("killed", str(workspace / "died"), *RAY, "backend.samplers=2")
+        assert (workspace / "died").exists()
+        assert (killed / "samples.jsonl").read_bytes() == (local / "samples.jsonl").read_bytes()
+        (said,) = rows(killed, "warnings.jsonl")
+        assert "ended before it could sample 1 prompts" in said["text"]
+
+
+JOB = {
+    "name": "dying",
+    "steps": 3,
+    "policy": {"use": "module", "module": "dying:Dying", "scores": "logits", "vocabulary": "byte"},
+    "task": {"use": "jobs:Headlines"},
+    "sampling": {"prompts_per_step": 2, "samples_per_prompt": 4, "max_new_tokens": 8},
+    "reward": [{"use": "repetition"}],
+    "evaluation": {"resamples": 100},
+}
+
+
+class TestCluster:
+    def test_listens_on_loopback_only(self, cluster):
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [
+            (process.name(), *connection.laddr)
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening, "the cluster's control plane has a port"
+        outside = [one for one in listening if not ip_address(one[1].removeprefix("::ffff:")).is_loopback]
+        assert outside == []
+
+
+def left_behind(mark: str) -> list[str]:
+    """Return the commands of the processes that have the mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("BURNISH_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+class TestNothingIsLeft:
+    def start(self, workspace, *arguments: str) -> tuple[Any, str]:
+        mark = uuid4().hex
+        command = ["train", "toy", "--run-dir", "run", "--quiet", "--set", "backend.use=ray"]
+        process = workspace.fork(*command, *arguments, BURNISH_TEST_MARK=mark)
+        return process, mark
+
+    def test_after_a_run(self, workspace):
+        process, mark = self.start(workspace, "--set", "steps=3")
+        done = workspace.finish(process)
+        assert (done.status, done.err) == (0, "")
+        assert left_behind(mark) == []
+        assert not (Path.home() / ".ray").exists()
+
+    def test_after_ctrl_c(self, workspace):
+        process, mark = self.start(workspace, "--set", "steps=100000")
+        while len(rows(workspace / "run")) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert any("raylet" in command for command in left_behind(mark))
+        process.send_signal(signal.SIGINT)
+        stopped = workspace.finish(process)
+        assert (stopped.status, len(stopped.lines)) == (130, 1)
+        assert "saved after step" in stopped.err and left_behind(mark) == []
+
+    def test_after_an_error(self, workspace):
+        process, mark = self.start(workspace, "--set", "reward.0.use=jobs:later", "--set", "task.use=toy")
+        failed = workspace.finish(process)
+        assert failed.status == 1 and "the judge went home" in failed.err
+        assert left_behind(mark) == []
+
+    def test_after_the_driver_was_killed(self, workspace):
+        process, mark = self.start(workspace, "--set", "steps=100000")
+        while len(rows(workspace / "run")) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        workspace.finish(process)
+        while left_behind(mark):  # they notice it by themselves
+            time.sleep(0.1)

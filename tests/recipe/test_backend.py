@@ -1,0 +1,46 @@
+"""The ``[backend]`` table: what is refused, and what it changes in a resolved recipe."""
+
+from __future__ import annotations
+
+import pytest
+
+from burnish.backends import preflight
+from burnish.errors import InputError
+from burnish.recipe.schema import Recipe, load_recipe
+
+RAY = "backend.use=ray"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["backend.samplers=2"], 'backend: samplers belongs to use = "ray"'),
+        (["backend.use=slurm"], "backend.use = 'slurm': must be 'local' or 'ray'"),
+        ([RAY, "backend.samplers=5"], "backend.samplers = 5: a step has only 4 prompts"),
+        ([RAY, "backend.samplers=0"], "backend.samplers = 0: must be at least 1"),
+        ([RAY, "backend.sampler=2"], "unknown key 'backend.sampler' (did you mean 'samplers'?)"),
+        ([RAY, "backend.address="], "address is empty"),
+        ([RAY, "backend.gpus=1.5"], "gpus = 1.5: Ray gives a part of one GPU or whole GPUs; use 1"),
+        ([RAY, "policy.device=cuda"], 'backend.gpus = 0: policy.device = "cuda" needs a GPU for each sampler'),
+        ([RAY, "policy.device=cpu", "backend.gpus=1"], 'policy.device = "cpu" uses none'),
+        ([RAY, "policy.use=lstm", "sampling.nlpo_top_p=0.9"], "sampling.nlpo_top_p: not available with backend.use"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_key(overrides, problem):
+    with pytest.raises(InputError) as refused:
+        load_recipe("news", overrides)
+    assert problem in str(refused.value)
+
+
+def test_a_cluster_cannot_reuse_what_sampling_computed():
+    here, there = (load_recipe("news", overrides).resolved() for overrides in ([], [RAY, "backend.samplers=2"]))
+    assert here.optimizer.reuse_sampling and not there.optimizer.reuse_sampling
+    again = Recipe.model_validate(load_recipe("news", [RAY]).resolved().model_dump())
+    assert not again.optimizer.reuse_sampling
+
+
+def test_without_the_package_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    preflight.check_backend_package(load_recipe("news"))
+    with pytest.raises(InputError, match=r"pip install 'burnish\[ray\]'"):
+        preflight.check_backend_package(load_recipe("news", [RAY]))
