@@ -1,4 +1,4 @@
-"""Where a run samples: in its own process, or through the samplers that the recipe's backend starts."""
+"""The choice of where a run samples: in its own process, or through samplers that the recipe's backend starts."""
 
 from __future__ import annotations
 
