@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from burnish.backends.ray.weights import pack_weights
-from burnish.backends.ray.worker import PolicySetup, Request, SamplerProcess, SampledShare
+from burnish.backends.ray.worker import PolicySetup, Request, SampledShare, SamplerProcess
 from burnish.errors import BurnishError, one_line
 from burnish.protocols import Trainable
 from burnish.recipe.backend import BackendSection
