@@ -44,10 +44,9 @@ def connected(backend: BackendSection) -> Iterator[Any]:
         ray = needed("ray", "ray", 'backend.use = "ray"')
     if ray.is_initialized():  # the program's own connection, which it may need afterwards
         yield ray
-    elif backend.address is not None:
-        yield from _joined(ray, backend)
-    else:
-        yield from _started(ray, backend)
+        return
+    with _not_printing():
+        yield from _started(ray, backend) if backend.address is None else _joined(ray, backend)
 
 
 def sampler_threads(backend: BackendSection) -> int:
@@ -107,6 +106,18 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _not_printing() -> Iterator[None]:
+    """Keep standard output for results: Ray prints on it that a process died, even with ``log_to_driver=False``."""
+    worker: Any = import_module("ray._private.worker")
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _read_environment() -> None:
