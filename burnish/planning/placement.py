@@ -3,7 +3,7 @@
 A sampler holds a whole model on one GPU. Learners split a step's prompts; each has the whole model, or 1/S of it.
 Every way of using up to N GPUs is tried, so more GPUs are never slower: some may be left idle.
 
-Placements on more than one GPU are not built yet: they are for planning ahead.
+Several learners, and sampling beside learning, are not built yet: such placements are for planning ahead.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Placement:
 
     @property
     def built(self) -> bool:
-        """Whether burnish can run it today: it runs in one process on one GPU."""
-        return self.gpus == 1
+        """Whether burnish can run it today: one process learns (``backend.samplers``)."""
+        return self.learners == 1
 
     @property
     def sampling_gpus(self) -> int:

@@ -71,7 +71,7 @@ def _placement_lines(estimate: RunEstimate) -> Iterator[str]:
     if idle:
         yield f"             {idle} of {estimate.cluster.gpus} GPUs stay idle: this step is too small to gain from them"
     if found.overlapped or not found.placement.built:
-        yield "             for planning ahead: several GPUs are not built yet"
+        yield "             for planning ahead: today one process learns, in turns with its samplers"
         yield f"today        {_today_text(estimate)}"
 
 

@@ -41,7 +41,8 @@ def test_the_report_names_placement_memory_time_and_constants(
     out = capsys.readouterr().out
     assert "qwen2.5-7b, 7.62 billion weights (assumed: 7b has the shape of qwen2.5-7b)" in out
     assert (
-        "for planning ahead: several GPUs are not built yet" in out and "today        none fits; the nearest: " in out
+        "for planning ahead: today one process learns, in turns with its samplers" in out
+        and "today        none fits; the nearest: " in out
     )
     assert "weights, gradients and moments sharded" in out
     assert "reference    algorithm.kl.coefficient = 0.02, reward perplexity" in out
