@@ -38,6 +38,7 @@ use = "data"
 path = "{folder}/rows.jsonl"
 held_out = "{folder}/held_out.jsonl"
 prompt = "prompt"
+chat = false
 
 [sampling]
 prompts_per_step = {prompts}

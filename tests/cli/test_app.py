@@ -59,6 +59,13 @@ class TestLight:
         code = "import sys; from burnish.cli import app as cli; sys.argv = ['burnish', 'train', 'news', '--dry-run']\n"
         assert "transformers" not in loaded(code + "try: cli.main()\nexcept SystemExit: pass")
 
+    @pytest.mark.slow
+    def test_a_local_run_loads_no_ray(self, tmp_path):
+        code = "import burnish; from burnish.reports.terminal.progress import make_observer\n"
+        code += f"burnish.train('toy', steps=1, run_dir={str(tmp_path / 'run')!r}, observer=make_observer(quiet=True))"
+        found = loaded(code)
+        assert "torch" in found and "ray" not in found
+
     def test_every_public_name_exists(self):
         import burnish
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 RAY = ["backend.use=ray", "backend.cpus=1"]
 
 MODULE = '''
-"""A policy whose process ends while it samples, once, unless it is the driver's."""
+"""A policy whose process ends while it samples, unless it is the driver's: once, or always with the flag /dev/null."""
 
 import os
 import signal
@@ -45,9 +46,10 @@ class Dying(torch.nn.Module):
 
     def forward(self, tokens):
         self.calls += 1
-        if self.calls == 30 and os.getpid() != self.driver and self.flag:
+        always = self.flag == os.devnull
+        if self.flag and os.getpid() != self.driver and self.calls >= (6 if always else 30):
             try:
-                os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
+                os.close(os.open(self.flag, os.O_CREAT | (0 if always else os.O_EXCL)))
             except FileExistsError:
                 return self.table(tokens)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -134,19 +136,27 @@ class TestSameRun:
         assert_near(train(path, workspace / "run", *RAY, "backend.samplers=2").run_dir, local)
 
     def test_a_sampler_that_is_killed_while_it_samples(self, cluster, workspace, monkeypatch, capfd):
-        monkeypatch.chdir(workspace.folder)
-        workspace.write("dying.py", MODULE)
-
-        def run(name: str, flag: str, *backend: str) -> Path:
-            options = f'policy.options={{driver = {os.getpid()}, flag = "{flag}"}}'
-            return train(JOB, workspace / name, options, *backend).run_dir
-
-        local, killed = run("local", ""), run("killed", str(workspace / "died"), *RAY, "backend.samplers=2")
+        local = self.dying(workspace, monkeypatch, "local", "")
+        killed = self.dying(workspace, monkeypatch, "killed", str(workspace / "died"), *RAY, "backend.samplers=2")
         assert (workspace / "died").exists()
         assert (killed / "samples.jsonl").read_bytes() == (local / "samples.jsonl").read_bytes()
         (said,) = rows(killed, "warnings.jsonl")
-        assert "ended before it could sample 1 prompts" in said["text"]
+        assert "was lost before it could sample 1 prompts" in said["text"]
         assert capfd.readouterr().out == ""
+
+    def test_a_sampler_that_is_always_killed_ends_the_run(self, cluster, workspace, monkeypatch):
+        with pytest.raises(burnish.BurnishError) as ended:
+            self.dying(workspace, monkeypatch, "run", "/dev/null", *RAY, "backend.restarts=1")
+        assert re.match(
+            r"sampler 1 \(process \d+\) was to sample \d prompts and ended 2 times in a row", str(ended.value)
+        )
+        assert "backend.restarts = 1" in str(ended.value)
+
+    def dying(self, workspace, monkeypatch, name: str, flag: str, *backend: str) -> Path:
+        monkeypatch.chdir(workspace.folder)
+        workspace.write("dying.py", MODULE)
+        options = f'policy.options={{driver = {os.getpid()}, flag = "{flag}"}}'
+        return train(JOB, workspace / name, options, *backend).run_dir
 
 
 JOB = {

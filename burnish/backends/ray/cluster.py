@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -31,7 +32,7 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LONGEST_FOLDER = 40
 """Characters. Ray's sockets are inside the folder, and a socket's path has at most 107."""
 PATIENCE = 5.0
-"""Seconds that a local cluster's processes have to end before they are killed."""
+"""Seconds that a host has to answer, and a local cluster's processes to end before they are killed."""
 
 
 @contextmanager
@@ -55,6 +56,7 @@ def sampler_threads(backend: BackendSection) -> int:
 
 
 def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
+    _refuse_unreachable(str(backend.address))
     try:
         with _own_signals(), _environment(QUIET), _ray_quiet():
             _read_environment()
@@ -62,13 +64,26 @@ def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
     except Exception as error:
         raise BurnishError(
             f"backend.address = '{backend.address}': no connection to this cluster ({type(error).__name__}: "
-            f"{one_line(error)[:300]})"
+            f"{one_line(error)[:300]}); if it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         ) from error
     try:
         yield ray
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise BurnishError if nothing listens at host:port: Ray itself would wait for a minute and more."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BurnishError(
+            f"backend.address = '{address}': nothing answers there ({error}): is it `ray start`'s?"
+        ) from error
 
 
 def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:

@@ -192,7 +192,7 @@ class Samplers:
         )
         self._report(
             step,
-            f"{before} ended{count} before it could {errand.what}: {errand.failures[-1]}; process "
+            f"{before} was lost{count} before it could {errand.what}: {errand.failures[-1]}; process "
             f"{errand.actor.process} did it again, with the same seeds",
         )
 

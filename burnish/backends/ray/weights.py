@@ -1,11 +1,10 @@
-"""Weights on their way from the learner to the samplers: one block of bytes a version, with a checksum."""
+"""Weights on their way from the learner to the samplers: the bytes of one version, with a checksum."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,29 +15,24 @@ from burnish.errors import BurnishError
 
 @dataclass(frozen=True, slots=True)
 class WeightBlock:
-    """The trainable parameters of one policy version.
-
-    A block of its own, because the object store would send a slice with its whole storage and a graph with a tensor.
+    """The trainable parameters of one policy version, as bytes: of a slice only its own, and without a graph.
 
     Attributes:
-        data: [bytes] uint8, all parameters one after the other.
+        data: of each parameter its bytes, [bytes] uint8. In the learner they are its own memory: the object store makes
+            the only copy.
         layout: name, type and shape of each, in order.
-        checksum: CRC-32 of the data.
+        checksum: CRC-32 of all the bytes.
     """
 
-    data: np.ndarray
+    data: tuple[np.ndarray, ...]
     layout: tuple[tuple[str, str, tuple[int, ...]], ...]
     checksum: int
 
 
 def pack_weights(parameters: Mapping[str, nn.Parameter]) -> WeightBlock:
-    """Copy parameters into a block."""
-    sizes = [parameter.nbytes for parameter in parameters.values()]
-    data = np.empty(sum(sizes), dtype=np.uint8)
-    for end, size, parameter in zip(accumulate(sizes), sizes, parameters.values(), strict=True):
-        data[end - size : end] = _bytes(parameter)
-    layout = tuple((name, str(one.dtype), tuple(one.shape)) for name, one in parameters.items())
-    return WeightBlock(data, layout, zlib.crc32(data.data))
+    """Return parameters as a block, to be sent before they change."""
+    data = tuple(map(_bytes, parameters.values()))
+    return WeightBlock(data, _layout(parameters), _checksum(data))
 
 
 @torch.no_grad()
@@ -47,25 +41,36 @@ def load_weights(block: WeightBlock, parameters: Mapping[str, nn.Parameter]) -> 
 
     Raises BurnishError if they are other parameters, or a bit is lost on the way.
     """
-    own = tuple((name, str(one.dtype), tuple(one.shape)) for name, one in parameters.items())
+    own = _layout(parameters)
     if own != block.layout:
         ours, theirs = dict.fromkeys(own), dict.fromkeys(block.layout)
         odd = next((one for one in (*theirs, *ours) if one not in ours or one not in theirs), own[0])
         raise BurnishError(
             f"the sampler's model has other weights than the learner's, such as '{odd[0]}': do both load the same model?"
         )
-    begin = checksum = 0
-    for parameter in parameters.values():
-        part = torch.empty(parameter.shape, dtype=parameter.dtype)
-        _bytes(part)[:] = block.data[begin : begin + parameter.nbytes]
-        parameter.copy_(part)
-        begin += parameter.nbytes
-        checksum = zlib.crc32(_bytes(parameter).data, checksum)
-    if checksum != block.checksum:
+    for parameter, data in zip(parameters.values(), block.data, strict=True):
+        if parameter.device.type == "cpu" and parameter.is_contiguous():
+            _bytes(parameter)[:] = data
+        else:
+            part = torch.empty(parameter.shape, dtype=parameter.dtype)
+            _bytes(part)[:] = data
+            parameter.copy_(part)
+    if _checksum(map(_bytes, parameters.values())) != block.checksum:
         raise BurnishError("the weights that a sampler received are not those that the learner sent")
+
+
+def _layout(parameters: Mapping[str, nn.Parameter]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    return tuple((name, str(one.dtype), tuple(one.shape)) for name, one in parameters.items())
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
     """Return a tensor's bytes, [bytes] uint8; those of a contiguous one on the CPU are its own memory."""
     flat: np.ndarray = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return flat
+
+
+def _checksum(parts: Iterable[np.ndarray]) -> int:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part.data, checksum)
+    return checksum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -29,27 +30,19 @@ def test_the_same_bits_arrive_in_place():
     sent, received = parameters(0), parameters(1)
     places = [one.data_ptr() for one in received.values()]
     block = pack_weights(sent)
-    assert block.data.nbytes == 12 * 4 + 42 * 4 + 6 * 2 + 8, "a slice comes without the rest of its storage"
+    sizes = [part.nbytes for part in pickle.loads(pickle.dumps(block)).data]
+    assert sizes == [12 * 4, 42 * 4, 6 * 2, 8, 0], "a slice comes without the rest of its storage"
     load_weights(block, received)
     assert all(torch.equal(sent[name], received[name]) for name in sent)
     assert [one.data_ptr() for one in received.values()] == places
 
 
-def test_a_block_is_a_copy():
-    sent = parameters(0)
-    block = pack_weights(sent)
-    with torch.no_grad():
-        sent["slice"].zero_()
-    load_weights(block, received := parameters(1))
-    assert torch.equal(received["slice"], parameters(0)["slice"])
-
-
 def test_a_lost_bit_is_found():
     block = pack_weights(parameters(0))
-    data = block.data.copy()
-    data[17] ^= np.uint8(1)
+    data = [part.copy() for part in block.data]
+    data[1][17] ^= np.uint8(1)
     with pytest.raises(BurnishError, match="not those that the learner sent"):
-        load_weights(replace(block, data=data), parameters(1))
+        load_weights(replace(block, data=tuple(data)), parameters(1))
 
 
 @pytest.mark.parametrize("change", ["other name", "other shape", "other type", "missing"])
