@@ -1,9 +1,10 @@
-"""Norms, gates and rotations of a training pass by compiled loops (``loops``), forward and backward.
+"""Norms, gates, rotations and adapters of a training pass, forward and backward, by fewer passes over memory.
 
 Problem: next to its products, a layer of a Llama reads and writes each state some forty times, in the backward pass
 most of all.
 
-Idea: one loop for each norm, gate and rotation, and another for its gradients. For the time of a pass, the modules of
+Idea: one compiled loop (``loops``) for each norm, gate and rotation, and another for its gradients; one operation for a
+layer with its adapter (``adapted_linear``). For the time of a pass, the modules of
 known classes get a forward pass of their own; models are not changed. As in ``recompute``, the linear layer behind a
 norm or gate saves what its input is computed from.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from burnish.policies.kernels.adapted_linear import adapted_forward
 from burnish.policies.kernels.attention import IMPLEMENTATION, dispatch_attention
+from burnish.policies.kernels.forward_cache import Lookup
 from burnish.policies.kernels.fused_layer import SUPPORTED_LAYERS
 from burnish.policies.kernels.loops import check_loop, fits_rotation, load_loops
 from burnish.policies.kernels.recompute import attach_recomputation
@@ -37,14 +40,17 @@ _NORMS, _MLPS, _ATTENTIONS = _names("RMSNorm"), _names("MLP"), _names("Attention
 
 
 @contextmanager
-def compiled_modules(model: Any) -> Iterator[None]:
-    """Run the norms, gates and rotations of known layers by compiled loops, within ``use_attention``."""
+def compiled_modules(model: Any, lookup: Lookup | None = None) -> Iterator[None]:
+    """Run the norms, gates, rotations and adapters of known layers faster, within ``use_attention``.
+
+    Outputs that ``lookup`` returns (``forward_cache``) are not computed again.
+    """
     replaced = []
     if model.dtype == torch.float32 and model.device.type == "cpu" and load_loops() is not None:
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) and module.training:
                 break  # the layers run again after this context
-            if (forward := _forward(module)) is not None and "forward" not in vars(module):
+            if (forward := _forward(module, lookup)) is not None and "forward" not in vars(module):
                 replaced.append((module, forward))
         else:
             for module, forward in replaced:
@@ -56,8 +62,8 @@ def compiled_modules(model: Any) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def _forward(module: Any) -> Any:
-    """Return the forward pass by compiled loops, or None for another module."""
+def _forward(module: Any, lookup: Lookup | None) -> Any:
+    """Return the faster forward pass, or None for another module."""
     name = _class_name(module)
     if name in _NORMS and module.weight.dtype == torch.float32:
         return partial(rms_norm, weight=module.weight, epsilon=module.variance_epsilon)
@@ -71,7 +77,7 @@ def _forward(module: Any) -> Any:
         )
     ):
         return partial(_attention, module)
-    return None
+    return adapted_forward(module, lookup)
 
 
 def _mlp(module: Any, states: Tensor) -> Tensor:

@@ -25,8 +25,11 @@ from torch import Tensor
 
 from burnish.types import Completion
 
-Lookup = Callable[[Tensor, Tensor], Tensor | None]
-"""(weight [out, in], inputs [T, in]) -> stored output [T, out], or None if it is not stored."""
+Lookup = Callable[[Tensor, Tensor | None], Tensor | None]
+"""(weight [out, in], inputs [T, in]) -> stored output [T, out], or None if it is not stored.
+
+The adapters' part is subtracted; without inputs it is kept.
+"""
 
 GROWTH = 1.25
 """How many times as many tokens there is room for when layers are given up, so that this happens seldom."""
@@ -181,13 +184,12 @@ class ForwardCache:
             return None
         return partial(self._find, torch.tensor(slots))
 
-    def _find(self, slots: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
-        # The stored output includes the adapters' part, which training computes itself: subtract it.
+    def _find(self, slots: Tensor, weight: Tensor, rows: Tensor | None) -> Tensor | None:
         layer = self._layers.get(id(weight))
         if layer is None or layer.buffer is None or layer.filled != self._tokens:
             return None
         output = layer.buffer.index_select(0, slots)
-        return output if layer.adapters is None else output.sub_(layer.adapters(rows))
+        return output if layer.adapters is None or rows is None else output.sub_(layer.adapters(rows))
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def packed_states(
     on_cpu = batch.ids.device.type == "cpu"
     # fast_linear is for CPUs: the results on a GPU must not depend on the host's processor.
     faster = partial(fast_linear, lookup) if on_cpu and compute_dtype(model) is None else nullcontext
-    loops = compiled_modules(unwrap_peft(model)) if on_cpu and compute_dtype(model) is None else nullcontext()
+    loops = compiled_modules(unwrap_peft(model), lookup) if on_cpu and compute_dtype(model) is None else nullcontext()
     with use_attention(unwrap_peft(model), batch.attention, faster), compute_precision(model), loops:
         states = get_backbone(model)(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)[0][0]
     # All samples of a prompt use the state of its last token, so its gradient is a sum. Indexing on a CPU, and
