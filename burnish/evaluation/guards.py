@@ -12,7 +12,7 @@ answer in one word does both.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
@@ -91,6 +91,27 @@ class Trend:
     def share(self) -> str:
         """The change relative to the beginning, such as "(-50%)"."""
         return f" ({self.after / self.before - 1:+.0%})" if self.before > 0 else ""
+
+
+class TrendRows:
+    """The rows of a run that its trends need, added one by one: the first and the last ``window`` that have all keys.
+
+    However long the run, the trends of ``rows`` are those of all rows.
+    """
+
+    def __init__(self, keys: Sequence[str], window: int) -> None:
+        self.keys, self.window = tuple(keys), max(window, 0)
+        self._first: list[Mapping[str, Any]] = []
+        self._last: deque[Mapping[str, Any]] = deque(maxlen=self.window)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if all(key in row for key in self.keys):
+            (self._first if len(self._first) < self.window else self._last).append(row)
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The rows, oldest first."""
+        return [*self._first, *self._last]
 
 
 def trends(history: Sequence[Mapping[str, Any]], keys: Sequence[str], window: int) -> list[Trend]:

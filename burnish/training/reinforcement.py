@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.evaluation.guards import (
+    TrendRows,
     TrueTexts,
     diversity_alarm,
     evaluation_alarms,
@@ -146,13 +148,19 @@ class RewardGuards(RunGuards[Measurement]):
         self.start_reward = 0.0
         """Held-out reward before training."""
         self.truth = TrueTexts()
-        self._history: list[Mapping[str, Any]] = []
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=WARNING_STEPS)
+        self._steps = 0
+        """Rows of metrics so far. A run may have millions, so few of them are kept."""
+        window, parts = self.recipe.guards.window, (key for key in self.recipe.guarded if key.startswith("reward/"))
+        watched = ("diversity/distinct_2", "length/mean", *parts)
+        self._trend_rows = {key: TrendRows(("reward/mean", key), window) for key in watched}
         checkpointer.spared.append(self._spared_step)
 
     def begin(self, before: Measurement) -> bool:
         self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
         self.truth = TrueTexts.of(self.evaluator.prompts, before)
-        self._history = list(self.run.rows("metrics.jsonl"))
+        for row in self.run.rows("metrics.jsonl"):
+            self._watch(row)
         self._forget_evaluation()
         if self.can_stop and self.evaluator.learner.step == 0:
             # The model that is kept if nothing better comes before an alarm.
@@ -161,33 +169,46 @@ class RewardGuards(RunGuards[Measurement]):
 
     def after_step(self, row: Mapping[str, Any] | None) -> bool:
         if row is not None:
-            self._history.append(row)
-        if not self._history:
+            self._watch(row)
+        if not self._recent:
             return False
-        step = self._history[-1]["step"]
+        step = self._recent[-1]["step"]
         alarms = self._alarms()
         for kind, text in {**alarms, **self._warnings()}.items():
             self._warn(step, kind, text)
         return bool(alarms)
 
+    def _watch(self, row: Mapping[str, Any]) -> None:
+        self._steps += 1
+        self._recent.append(row)
+        for kept in self._trend_rows.values():
+            kept.add(row)
+
     def _alarms(self) -> dict[str, str]:
-        history, guards = self._history, self.recipe.guards
+        guards, history = self.recipe.guards, {key: kept.rows for key, kept in self._trend_rows.items()}
+        window, drift = guards.window, guards.length_drift
         alarms = {
             "diversity": diversity_alarm(
-                history, drop=guards.diversity_drop, window=guards.window, truth=self.truth, drift=guards.length_drift
+                history["diversity/distinct_2"],
+                drop=guards.diversity_drop,
+                window=window,
+                truth=self.truth,
+                drift=drift,
             ),
-            "length": length_alarm(history, drift=guards.length_drift, window=guards.window, truth=self.truth),
+            "length": length_alarm(history["length/mean"], drift=drift, window=window, truth=self.truth),
         }
-        for part in (key.removeprefix("reward/") for key in self.recipe.guarded if key.startswith("reward/")):
-            alarms[f"guard {part}"] = part_alarm(history, part, drop=guards.metric_drop, window=guards.window)
+        for part in (key.removeprefix("reward/") for key in history if key.startswith("reward/")):
+            alarms[f"guard {part}"] = part_alarm(
+                history[f"reward/{part}"], part, drop=guards.metric_drop, window=window
+            )
         return {kind: text for kind, text in alarms.items() if text}
 
     def _warnings(self) -> dict[str, str]:
         """Return warnings that are not a reason to stop, by kind."""
-        recent = self._history[-WARNING_STEPS:]
+        recent = list(self._recent)
         if len(recent) < WARNING_STEPS:
             return {}
-        warnings = flat_warnings(recent, first=len(self._history) == WARNING_STEPS)
+        warnings = flat_warnings(recent, first=self._steps == WARNING_STEPS)
         cut = fmean(row["truncated"] for row in recent)
         if cut > self.recipe.guards.truncated:
             warnings["truncated"] = (

@@ -20,6 +20,8 @@ from burnish.system.files import json_text
 from burnish.training.best_model import BestModel
 from burnish.training.time_left import RECENT, TimeLeft
 
+REPORT_SHARE = 0.05
+"""Share of a run's time that its reports may take: each reads all steps so far."""
 WORTH_SAYING = 20.0
 """Seconds. A run that takes longer says so before its first step."""
 
@@ -127,7 +129,7 @@ class Trainer(Generic[M]):
         self.logged = 0
         self.time_left = TimeLeft(recipe.steps, recipe.checkpoint.every, measure_every)
         self._newest: tuple[int, M] | None = None
-        self._reports = True
+        self._reports, self._next_report = True, 0.0
 
     def train(self) -> dict[str, dict[str, Any]]:
         """Train from where the run folder is to the last step, and evaluate. Returns the evaluation.
@@ -162,7 +164,7 @@ class Trainer(Generic[M]):
     def _step_to_the_end(self, before: M) -> None:
         recipe, learner = self.recipe, self.learner
         if learner.step < recipe.steps:
-            self.observer.message(f"report: {self.run.folder / 'report.html'}, written at each checkpoint")
+            self.observer.message(f"report: {self.run.folder / 'report.html'}, written at checkpoints")
             self._announce(before)
         self.observer.start(name=recipe.name, steps=recipe.steps, first_step=learner.step + 1)
         if self._ends_here(before, None):
@@ -176,7 +178,8 @@ class Trainer(Generic[M]):
             if learner.step % recipe.checkpoint.every == 0 or learner.step == recipe.steps:
                 with self._timed("checkpoint"):
                     self.checkpointer.save()
-                    self._report()
+                    if learner.step == recipe.steps or time.monotonic() >= self._next_report:
+                        self._report()
             if self._ends_here(before, metrics):
                 return
 
@@ -259,12 +262,15 @@ class Trainer(Generic[M]):
 
     def _report(self) -> None:
         """Write the report of the run so far. A failure is a message, once: a report must not end a run."""
+        begin = time.monotonic()
         try:
             write_report(self.run.folder)
         except Exception as error:
             if self._reports:
                 self.observer.message(f"the report was not written: {error}")
             self._reports = False
+        now = time.monotonic()
+        self._next_report = now + (now - begin) / REPORT_SHARE
 
     def _failed(self, error: BurnishError, first: int) -> BurnishError:
         """Return the error with the command that resumes the run, after saving what was learnt.

@@ -9,6 +9,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.evaluation.guards import (
+    TrendRows,
     TrueTexts,
     diversity_alarm,
     evaluation_alarms,
@@ -17,6 +18,7 @@ from burnish.evaluation.guards import (
     part_alarm,
     same_answer_alarm,
     text_diversity,
+    trends,
 )
 from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.recipe.reading import builtin_recipes
@@ -305,3 +307,18 @@ def test_every_builtin_recipe_guards_a_metric_that_it_does_not_train_on() -> Non
     """Except for the toy, whose reward says everything about an answer."""
     unwatched = {name for name in builtin_recipes() if not load_recipe(name).guarded}
     assert unwatched == {"toy"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 9, 40])
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_few_rows_have_the_trends_of_all(count, window) -> None:
+    """Rows without one of the keys are skipped; however many there are, two windows of rows are kept."""
+    draws = random.Random(count)
+    history = [{"reward": draws.random(), "part": draws.random()} for _ in range(count)]
+    for row in history[::3]:
+        del row["part"]
+    kept = TrendRows(("reward", "part"), window)
+    for row in history:
+        kept.add(row)
+    assert trends(kept.rows, ("reward", "part"), window) == trends(history, ("reward", "part"), window)
+    assert len(kept.rows) <= 2 * window

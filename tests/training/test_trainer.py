@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -284,17 +285,19 @@ def test_a_resume_in_another_environment_warns(tmp_path: Path) -> None:
 
 
 class TestReport:
-    def test_it_is_written_at_each_checkpoint_and_its_path_is_printed_first(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("share, written", [(math.inf, [2, 4, 5]), (1e-12, [2, 5])])
+    def test_it_is_written_at_checkpoints_if_that_is_quick_and_its_path_is_printed_first(
+        self, share: float, written: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(burnish.training.trainer, "REPORT_SHARE", share)
         seen: list[int] = []
         monkeypatch.setattr(
             burnish.training.trainer, "write_report", lambda folder: seen.append(read_run(folder).steps_done)
         )
         observer = RecordingObserver()
         toy(tmp_path / "run", "steps=5", "checkpoint.every=2", observer=observer)
-        assert seen == [2, 4, 5]
-        line = ("message", "info", f"report: {tmp_path / 'run' / 'report.html'}, written at each checkpoint")
+        assert seen == written
+        line = ("message", "info", f"report: {tmp_path / 'run' / 'report.html'}, written at checkpoints")
         assert observer.calls.index(line) < observer.calls.index(("start", "toy"))
 
     def test_a_run_that_is_stopped_has_one_of_its_steps_so_far(self, tmp_path: Path) -> None:
