@@ -242,7 +242,15 @@ def logits_to_keep_option(model: Any, count: int) -> dict[str, int]:
 
 
 def activation_bytes_per_token(model: Any, *, packed: bool) -> int:
-    """Return the bytes per token that the layers store for the backward pass, measured on a few tokens."""
+    """Return the bytes per token that the layers store for the backward pass, measured on a few tokens.
+
+    What is stored once, such as autocast's copies of the weights, is the same for more tokens and does not count.
+    """
+    fewer, more = (_stored_bytes(model, tokens, packed=packed) for tokens in (16, 32))
+    return (more - fewer) // 16
+
+
+def _stored_bytes(model: Any, tokens: int, *, packed: bool) -> int:
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
 
@@ -252,7 +260,6 @@ def activation_bytes_per_token(model: Any, *, packed: bool) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    tokens = 32
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     faster = fast_linear() if packed and compute_dtype(model) is None else nullcontext()
@@ -260,7 +267,7 @@ def activation_bytes_per_token(model: Any, *, packed: bool) -> int:
         states = get_backbone(model)(input_ids=ids, use_cache=False)[0]
     total = sum(kept.values())
     del states  # held until here, so that no storage is given to another tensor
-    return total // tokens
+    return total
 
 
 def device_memory_bytes(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from burnish.policies.kernels.attention import (
     eager_attention_backward,
 )
 from burnish.policies.kernels.fused_head import fused_logprobs
-from burnish.policies.kernels.packing import activation_bytes_per_token, pack
+from burnish.policies.kernels.packing import _stored_bytes, activation_bytes_per_token, pack
 from burnish.policies.loading import load_policy
 from burnish.policies.sampling_distribution import early_ends, token_stats
 from burnish.recipe.schema import LoRA
@@ -139,6 +139,13 @@ def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     assert activation_bytes_per_token(adapted.model, packed=True) > 0
     assert activation_bytes_per_token(adapted.model, packed=True) < activation_bytes_per_token(whole.model, packed=True)
     assert whole.max_microbatch_tokens > 1024
+
+
+def test_copies_of_the_weights_are_no_activations(tiny):
+    """Autocast copies each weight once per pass, however many tokens there are."""
+    model = load_policy(tiny("llama"), dtype="bfloat16").model
+    few, many = (_stored_bytes(model, tokens, packed=True) for tokens in (8, 24))
+    assert activation_bytes_per_token(model, packed=True) == (many - few) / 16 < few / 8
 
 
 def test_the_gradient_does_not_depend_on_the_order_of_threads(tiny):
