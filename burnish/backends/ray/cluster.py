@@ -10,12 +10,15 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from burnish.errors import BurnishError, one_line
 from burnish.recipe.backend import BackendSection
@@ -29,6 +32,10 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 """No usage statistics, and no advice about its own versions."""
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """What Ray sets where it supports one machine only: its processes then listen on loopback, on Linux as well."""
+PREFIX, LOCK = "burnish-ray-", "lock"
+"""The folder of a local cluster, and the file in it that its driver locks."""
+NEW = 3600.0
+"""Seconds in which a folder without a held lock may be one that is just being made."""
 LONGEST_FOLDER = 40
 """Characters. Ray's sockets are inside the folder, and a socket's path has at most 107."""
 PATIENCE = 5.0
@@ -88,8 +95,12 @@ def _refuse_unreachable(address: str) -> None:
 
 def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:
     """Start a cluster that only this user can reach: on loopback, with a token, in a folder of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="burnish-ray-", dir=_short_folder()))
+    parent = _short_folder()
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    lock = FileLock(folder / LOCK)
     try:
+        lock.acquire()
         token = folder / "token"
         token.write_text(secrets.token_hex(32), encoding="ascii")
         token.chmod(0o600)
@@ -108,6 +119,7 @@ def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:
             yield ray
     finally:
         _stop(ray, folder)
+        lock.release()
 
 
 @contextmanager
@@ -172,9 +184,23 @@ def _processes_of(folder: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _short_folder() -> str:
+def remove_abandoned(parent: Path) -> None:
+    """Delete the folders of local clusters whose driver was killed: nobody holds their lock, and they are not new.
+
+    Only of this user: another could have put a link in place of the lock.
+    """
+    for folder in parent.glob(f"{PREFIX}*") if os.name == "posix" else ():
+        with suppress(OSError, Timeout):
+            held = folder / LOCK
+            own = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()
+            if own and held.is_file() and time.time() - held.stat().st_mtime > NEW:
+                with FileLock(held, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> Path:
     usual = tempfile.gettempdir()
-    return usual if len(usual) + len("/burnish-ray-12345678") <= LONGEST_FOLDER else "/tmp"
+    return Path(usual if len(f"{usual}/{PREFIX}12345678") <= LONGEST_FOLDER else "/tmp")
 
 
 def _silent() -> dict[str, Any]:
