@@ -56,7 +56,7 @@ def model_folder(name: str, *, offline: bool = False, observer: Observer | None 
         if store.published(folder) is not None:  # converted by another process while this one waited
             return folder
         if observer:
-            observer.message(f"{doing} to safetensors, once (about {max(20, entry.weights.size // 4_000_000)} s)")
+            observer.message(f"{doing} to safetensors, once (about {max(8, entry.weights.size // 8_000_000)} s)")
         with store.cache_errors(doing):
             weights = _joined(entry, pieces, temporary) if pieces else files[entry.weights.path]
             built = temporary / "model"
@@ -260,7 +260,7 @@ def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:
 
     auto_model: Any = AutoModelForCausalLM  # its class methods have no types
     try:
-        with _quiet():
+        with _quiet(), _parsed_once():
             source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
             quantised = auto_model.from_pretrained(**source, dtype=torch.float32, local_files_only=True)
             described = quantised.config.to_dict()
@@ -315,3 +315,22 @@ def _quiet() -> Iterator[None]:
             reader.tqdm = bar
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Context in which a GGUF file is parsed once: transformers parses it for the config, the weights and the tokenizer.
+
+    It also builds the table of an architecture's tensor names anew for each module.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")  # transformers looks them up at each use
+    originals = {name: getattr(gguf, name) for name in names}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
