@@ -136,7 +136,9 @@ def _load_policy(setup: PolicySetup, threads: int) -> tuple[Policy, Sampler]:
     from burnish.backends.local import build_policy
     from burnish.backends.modules import build_module_policy
     from burnish.policies.chat_template import fixed_time
+    from burnish.system.machine import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     sys.path += [path for path in setup.paths if path not in sys.path]
     fixed_time(setup.began).__enter__()  # for as long as the process lives
