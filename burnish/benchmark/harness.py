@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -124,12 +125,15 @@ def run_benchmark(
         for work in works:
             for runner in ("burnish", *(peer for peer in peers if PEERS[peer][0] == work.kind)):
                 observer.message(f"round {number}: {work.name}, {runner}")
-                answer = run_job(runner, jobs[work.name, runner != "burnish"])
-                if answer is not None:
-                    results["answers"].append({"round": number, "workload": work.name, **answer})
-                    _write(results, works, jobs, speeds, out)
-                else:
-                    observer.message(f"{runner} failed on {work.name}: it is left out", level="warning")
+                try:
+                    answer = run_job(runner, jobs[work.name, runner != "burnish"])
+                except BurnishError as error:
+                    if runner == "burnish":
+                        raise
+                    observer.message(f"left out: {error}", level="warning")
+                    continue
+                results["answers"].append({"round": number, "workload": work.name, **answer})
+                _write(results, works, jobs, speeds, out)
     return results
 
 
@@ -167,8 +171,8 @@ def _jobs(works: Sequence[Workload], threads: int) -> dict[tuple[str, bool], Ben
     return jobs
 
 
-def run_job(runner: str, job: BenchmarkJob) -> dict[str, Any] | None:
-    """Run a job and return its result, or None if a peer failed. Raises BurnishError if burnish itself failed."""
+def run_job(runner: str, job: BenchmarkJob) -> dict[str, Any]:
+    """Run a job and return its result. Raises BurnishError with the last line of what it printed if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         job.write(path)
@@ -181,10 +185,10 @@ def run_job(runner: str, job: BenchmarkJob) -> dict[str, Any] | None:
     try:
         answer = JobResult.parse(done.stdout)
     except (ValueError, KeyError, TypeError):
-        if runner == "burnish":
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise BurnishError(f"burnish's own run of {job.workload} failed: {last}") from None
-        return None
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        if done.returncode == -signal.SIGKILL:
+            last = "the system killed it; it probably needs more memory than is free"
+        raise BurnishError(f"{runner} failed on {job.workload}: {last}") from None
     return {
         "runner": runner,
         "seconds": statistics.mean(step.seconds for step in answer.steps),

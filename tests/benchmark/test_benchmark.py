@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from burnish.benchmark import floor
+from burnish.benchmark import floor, harness
 from burnish.benchmark.harness import PARAMETERS, Quiet, _jobs, check_peers, drawing, table, workload_medians
 from burnish.benchmark.protocol import BenchmarkJob, JobResult, Step
 from burnish.benchmark.task import JobPrompts
 from burnish.benchmark.workloads import WORKLOADS, exact_prompts, workload
 from burnish.catalogue.convert import resolve_model
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.policies.loading import load_policy
 
 SPEEDS = floor.Speeds(200.0, {32: 100.0, 64: 150.0})
@@ -184,3 +184,20 @@ def test_the_parameters_are_the_models():
     model = load_model(model_folder("smollm2-135m", offline=True)).model
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS
     assert Step(1.0, 0.5, 3).tokens == 3
+
+
+@pytest.mark.parametrize(
+    "ends, reason",
+    [
+        ("echo some; echo 'no such option' >&2; exit 1", "no such option"),
+        ("exit 0", "no output"),
+        ("kill -9 $$", "the system killed it; it probably needs more memory than is free"),
+    ],
+)
+def test_a_peer_that_fails_says_why(ends, reason, tiny_job, tmp_path, monkeypatch):
+    peer = tmp_path / "python"
+    peer.write_text(f"#!/bin/sh\n{ends}\n", encoding="utf-8")
+    peer.chmod(0o755)
+    monkeypatch.setattr(harness, "peer_python", lambda _: peer)
+    with pytest.raises(BurnishError, match=f"^trl failed on {tiny_job.workload}: {reason}$"):
+        harness.run_job("trl", tiny_job)
