@@ -23,7 +23,7 @@ from burnish.catalogue.convert import START as START
 from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
-from burnish.system.files import explained, new_folder, sync_file, write_json, write_text
+from burnish.system.files import explained, new_folder, sync_file, write_json, write_parts, write_text
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"
@@ -244,8 +244,7 @@ class Run:
             for name in LINES:
                 path = self.folder / name
                 if path.exists():
-                    kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
-                    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+                    write_parts(path, (line for line, row in _whole_lines(path) if row.get("step", 0) <= step))
             for leftover in (self.folder / "checkpoints").glob(".*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if checkpoint:
@@ -309,14 +308,20 @@ def _same_files(folder: Path, other: Path) -> bool:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl file, without an incomplete last line. Raises InputError if another is not JSON."""
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
+    if path.exists():
+        yield from (row for _, row in _whole_lines(path))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each complete line with its row, one at a time: a long run's samples may not fit into memory."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield line, json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
 
 
 def comparable(row: Mapping[str, Any]) -> dict[str, Any]:

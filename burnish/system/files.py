@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,15 @@ from burnish.errors import BurnishError
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: written next to it, synced to disk, then renamed."""
+    write_parts(path, [text.encode("utf-8", "backslashreplace")])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Replace a file by these bytes, one part after the other, as ``write_text`` does. The old one can be read meanwhile."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,20 @@ class TestCheckpoints:
         assert names(run.folder / "checkpoints") == ["step-2"]
         run.cut_back(None)
         assert run.rows("metrics.jsonl") == run.rows("samples.jsonl") == []
+
+    def test_cutting_back_keeps_lines_as_they_are_and_one_in_memory(self, run):
+        path = run.folder / "samples.jsonl"
+        written = b'{"step":1,  "text": "\\u6211"}\n' + b"".join(
+            b'{"step": %d, "text": "%s"}\n' % (step, b"x" * 1000) for step in range(1, 2000)
+        )
+        path.write_bytes(written)
+        checkpoint = run.save_checkpoint(1999, {}, fill("2"), keep=2)
+        tracemalloc.start()
+        run.cut_back(checkpoint)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert path.read_bytes() == written
+        assert peak < len(written) / 10
 
     @pytest.mark.parametrize("text", ["{", "", "[]", "\xff\xfe"])
     def test_a_broken_state_is_an_error(self, run, text):
