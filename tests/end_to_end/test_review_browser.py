@@ -61,6 +61,11 @@ class Reader:
         self.page.goto(f"{address}#{store.add_reviewer(name)}")
         self.page.wait_for_selector(".more")
 
+    def follow(self, selector: str) -> None:
+        """Click, and wait for the page that it leads to: a click alone may return while the old one is shown."""
+        with self.page.expect_navigation():
+            self.page.click(selector)
+
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.wait_for_selector("html[data-keys=ready]")
@@ -147,10 +152,10 @@ def test_every_page_is_accessible_and_fits(browser, store, width, scheme, locale
                 reader.page.goto(f"{address}progress")
             elif step == "refused":
                 reader.page.evaluate("document.querySelector('[name=csrf]').value = 'another session'")
-                reader.page.click("form[action='/leave'] button")
+                reader.follow("form[action='/leave'] button")
             elif step == "leave":
-                reader.page.click("main a")
-                reader.page.click("form[action='/leave'] button")
+                reader.follow("main a")
+                reader.follow("form[action='/leave'] button")
             elif step:
                 reader.press(step)
             violations = Axe().run(reader.page).response["violations"]

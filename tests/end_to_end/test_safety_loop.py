@@ -69,19 +69,27 @@ def judge_over_http(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def train_on(rows: list[dict[str, Any]], model: Path, name: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Train by a reward model of these rows. Return the evaluation's own score, and that of each held-out prompt."""
+def train_on(rows: list[dict[str, Any]], model: Path, name: str) -> tuple[list[float], list[float]]:
+    """Train by a reward model of these rows. Return the own score of each held-out prompt before and after.
+
+    A learned reward can be gamed, and one run may do so: the scores are means over the runs of three seeds.
+    """
     write_rows(Path(f"{name}.jsonl"), rows)
-    judge = supervised_recipe("reward-model", model, f"{name}.jsonl", format="pairs", steps=60)
+    judge = supervised_recipe("reward-model", model, f"{name}.jsonl", format="pairs", steps=200)
     # The samples are of training prompts, and both splits are by one hash: 30% of the prompts have no row here.
     judge["data"]["held_out_percent"] = 50
     burnish.reward_model(judge, run_dir=f"judge-{name}", observer=RecordingObserver())
     reward = {"use": "reward_model", "path": f"judge-{name}"}
-    trained = burnish.train(recipe(model, reward, steps=15), run_dir=f"two-{name}", observer=RecordingObserver())
-    scores: dict[str, list[float]] = defaultdict(list)
-    for row in json.loads((trained.run_dir / "evaluation" / "after.json").read_text(encoding="utf-8"))["samples"]:
-        scores[row["prompt_id"]].append(row["metrics"]["own_score"])
-    return trained.evaluation["metric/own_score"], {name: mean(values) for name, values in scores.items()}
+    scores: dict[str, dict[str, list[float]]] = {"before": defaultdict(list), "after": defaultdict(list)}
+    for seed in range(3):
+        given = recipe(model, reward, steps=15, seed=seed)
+        trained = burnish.train(given, run_dir=f"two-{name}-{seed}", observer=RecordingObserver())
+        for when, found in scores.items():
+            measured = json.loads((trained.run_dir / "evaluation" / f"{when}.json").read_text(encoding="utf-8"))
+            for row in measured["samples"]:
+                found[row["prompt_id"]].append(row["metrics"]["own_score"])
+    prompts = sorted(scores["before"])
+    return [mean(scores["before"][one]) for one in prompts], [mean(scores["after"][one]) for one in prompts]
 
 
 @pytest.mark.slow
@@ -97,14 +105,13 @@ def test_training_on_a_scripted_reviewers_judgements_raises_its_own_score(tiny_c
     rows = judge_over_http(burnish.train(first, run_dir="one", observer=RecordingObserver()).run_dir)
     assert rows and all(vowels(row["chosen"]) > vowels(row["rejected"]) for row in rows)
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)  # a conversation
-    score, learned = train_on(rows, model, "judged")
-    assert score["interval"][0] > 0 and score["p_value"] < 0.05
+    before, learned = train_on(rows, model, "judged")
+    assert ttest_rel(learned, before, alternative="greater").pvalue < 0.01
     # The control is a reviewer of the opposite taste.
     opposite = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
-    control, unlearned = train_on(opposite, model, "opposite")
-    assert control["interval"][1] < 0
-    paired = [(learned[name], unlearned[name]) for name in learned]
-    assert ttest_rel(*zip(*paired, strict=True), alternative="greater").pvalue < 0.01
+    before, unlearned = train_on(opposite, model, "opposite")
+    assert ttest_rel(unlearned, before, alternative="less").pvalue < 0.01
+    assert ttest_rel(learned, unlearned, alternative="greater").pvalue < 0.01
 
 
 @pytest.mark.slow
