@@ -16,7 +16,6 @@ import burnish
 from bench.tiny_models import write_tiny_model
 from burnish.benchmark.model_check import (
     PROMPTS,
-    TOLERANCE,
     Measured,
     ModelCase,
     apart,
@@ -71,9 +70,7 @@ class GPUCase(ModelCase):
         recorded = torch.tensor([logprob for one in sampled for logprob in one.sampler_logprobs])
         with torch.no_grad():
             trained = policy.logprobs(sampled, SamplingParams(24, top_k=200)).logprobs
-        # The sampler rounds the weight with the adapter merged, the policy rounds both apart: two errors of their own.
-        tolerance = 2 * TOLERANCE["bfloat16"] if lora and self.dtype == "bfloat16" else None
-        return within(apart(recorded, trained, self.dtype), self.dtype, tolerance=tolerance)
+        return within(apart(recorded, trained, self.dtype), self.dtype)
 
     def check_optimizer(self, folder: Path) -> Measured:
         """One step of AdamW; and a second, from a state that was saved and restored."""

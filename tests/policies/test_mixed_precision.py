@@ -190,3 +190,22 @@ def test_a_resumed_run_has_the_same_bits(tiny, lora, tmp_path):
     for path in (tmp_path / "whole" / "checkpoints" / "step-2").rglob("*.safetensors"):
         other = load_file(str(path).replace("whole", "cut"))
         assert all(torch.equal(tensor, other[name]) for name, tensor in load_file(path).items()), path
+
+
+def test_a_small_adapter_moves_what_the_sampler_records(tiny):
+    """A weight of bfloat16 has 8 bits: rounded after the merge, an adapter of a thousandth of it would vanish."""
+    policy = load_policy(tiny("llama"), dtype="bfloat16", lora=LoRA(rank=2, targets=["q_proj", "down_proj"]))
+    prompts = [Prompt(text, text) for text in ("The home team", "Shares fell")]
+
+    def recorded() -> torch.Tensor:
+        groups = make_sampler(policy).sample(
+            prompts, samples_per_prompt=4, sampling=SamplingParams(3, top_k=2), seed=(1,)
+        )
+        return torch.tensor([one.sampler_logprobs[0] for group in groups for one in group.completions])
+
+    before = recorded()
+    with torch.no_grad():
+        for name, weight in policy.trainable().items():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) * 1e-5)
+    assert (recorded() != before).any()

@@ -39,10 +39,14 @@ def compute_precision(model: Any) -> AbstractContextManager[Any]:
 
 
 def sampling_dtype(model: Any) -> torch.dtype:
-    """Return the type of products while sampling: float32 for bfloat16 on a processor without its products."""
+    """Return the type of products while sampling.
+
+    On the CPU float32 takes the place of bfloat16 where the processor has no such products, and with an adapter: rounding
+    the weight that it is merged into would lose a small adapter altogether.
+    """
     dtype: torch.dtype = compute_dtype(model) or model.dtype
-    missing = dtype == torch.bfloat16 and model.device.type == "cpu" and not has_onednn_linear(dtype)
-    return torch.float32 if missing else dtype
+    on_cpu = dtype == torch.bfloat16 and model.device.type == "cpu"
+    return torch.float32 if on_cpu and (_has_adapter(model) or not has_onednn_linear(dtype)) else dtype
 
 
 def sampling_precision(model: Any) -> AbstractContextManager[Any]:
@@ -55,6 +59,10 @@ def to_compute_dtype(model: Any, tensor: Tensor) -> Tensor:
     """Return a tensor in the type of the model's products; differentiable."""
     dtype = compute_dtype(model)
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def _has_adapter(model: Any) -> bool:
+    return hasattr(model, "peft_config")
 
 
 def _inner(model: Any) -> Any:
