@@ -75,7 +75,7 @@ def train_on(rows: list[dict[str, Any]], model: Path, name: str) -> tuple[list[f
     A learned reward can be gamed, and one run may do so: the scores are means over the runs of three seeds.
     """
     write_rows(Path(f"{name}.jsonl"), rows)
-    judge = supervised_recipe("reward-model", model, f"{name}.jsonl", format="pairs", steps=200)
+    judge = supervised_recipe("reward-model", model, f"{name}.jsonl", format="pairs", steps=60)
     # The samples are of training prompts, and both splits are by one hash: 30% of the prompts have no row here.
     judge["data"]["held_out_percent"] = 50
     burnish.reward_model(judge, run_dir=f"judge-{name}", observer=RecordingObserver())
