@@ -235,7 +235,7 @@ def _check_shard(shard: Path) -> None:
             length = struct.unpack("<Q", file.read(8))[0]
             header: Any = json.loads(file.read(length)) if length <= size - 8 else None
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         header, ends, length = None, [], 0
     if header is None:
         raise InputError(f"{shard} is not a complete safetensors file ({size:,} bytes): copy or download it again")
@@ -247,7 +247,7 @@ def _check_shard(shard: Path) -> None:
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): copy or download it again") from error
     return value if isinstance(value, dict) else {}
 

@@ -91,7 +91,7 @@ class Measurement:
         """Read the output of ``to_json``. Raises InputError if the text is not a measurement."""
         try:
             return cls._from_mapping(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"not a held-out measurement ({error}): evaluate again to write a new one") from error
 
     @classmethod

@@ -118,6 +118,8 @@ SIZES: dict[str, str] = {}
 """Size as people write it, such as "7b" -> the first model of ``PUBLISHED`` whose name ends with it."""
 for _name in PUBLISHED:
     SIZES.setdefault(_name.rpartition("-")[2], _name)
+LARGEST = 1 << 24
+"""Of the sizes in a config.json; those of published models are below a million."""
 VARIANTS = re.compile(r"-(instruct|chat|it|base|hf|math|coder)(?=-|$)")
 """Parts of a hub id that do not change a model's shape."""
 
@@ -150,7 +152,7 @@ def _read(folder: Path, name: str) -> tuple[Shape, str]:
         raise InputError(f"--model {name}: the folder has no config.json; name the folder of a model or of a run")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): copy or download it again") from error
     if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
         config = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **config["text_config"]}
@@ -165,9 +167,10 @@ def _read(folder: Path, name: str) -> tuple[Shape, str]:
 
 def _shape(config: Mapping[str, Any], path: Path) -> Shape:
     def size(key: str, default: int | None = None) -> int:
-        value = config.get(key) or default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{path}: {key} = {config.get(key)!r}: must be a whole number above 0")
+        value = default if config.get(key) is None else config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+            shown = repr(config.get(key))[:40]
+            raise InputError(f"{path}: {key} = {shown}: must be a whole number above 0 and at most {LARGEST:,}")
         return value
 
     hidden, heads = size("hidden_size"), size("num_attention_heads")

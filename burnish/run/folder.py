@@ -57,7 +57,7 @@ class Checkpoint:
             state: Any = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(state, dict):
                 raise ValueError("not a JSON object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: the checkpoint is damaged ({error}); delete {self.folder} to resume from an older one"
             ) from error
@@ -244,7 +244,7 @@ class Run:
             for name in LINES:
                 path = self.folder / name
                 if path.exists():
-                    write_parts(path, (line for line, row in _whole_lines(path) if row.get("step", 0) <= step))
+                    write_parts(path, (line for line, row in _whole_lines(path) if _step(path, row) <= step))
             for leftover in (self.folder / "checkpoints").glob(".*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if checkpoint:
@@ -320,8 +320,16 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 return
             try:
                 yield line, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
+
+
+def _step(path: Path, row: Any) -> float:
+    """Return the step of a row, 0 if it has none. Raises InputError if it is no number."""
+    step = row.get("step", 0) if isinstance(row, dict) else None
+    if not isinstance(step, int | float):
+        raise InputError(f"{path}: a line is damaged, it has no object with a step: {str(row)[:60]}; delete the line")
+    return step
 
 
 def comparable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -206,5 +206,5 @@ def sums_from_json(text: str) -> list[ExampleSums]:
     try:
         rows = json.loads(text)["examples"]
         return [ExampleSums(row["unit"], {key: value for key, value in row.items() if key != "unit"}) for row in rows]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"not a held-out measurement ({error}): start a new run") from error

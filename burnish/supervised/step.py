@@ -196,7 +196,7 @@ def record_data(run: Run, described: Mapping[str, Any], observer: Observer, *, a
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         same = recorded["sha256"] == described["sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): start a new run") from error
     if not same:
         flag = "--accept-changed-inputs"

@@ -120,3 +120,20 @@ def test_a_folder_that_cannot_be_estimated_is_refused(config: str | None, messag
 def test_an_unknown_model_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="neither a folder nor a model whose shape is known"):
         model_shape(name)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"model_type": "llama", "hidden_size": 1' + "0" * 400 + "}", "hidden_size = 1000.* at most 16,777,216"),
+        (
+            '{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, '
+            '"num_key_value_heads": 0, "intermediate_size": 8, "vocab_size": 8}', "num_key_value_heads = 0: must be",
+        ),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has_are_refused(tmp_path, text, said):
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        model_shape(str(tmp_path))

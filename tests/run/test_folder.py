@@ -246,7 +246,17 @@ class TestCheckpoints:
         assert path.read_bytes() == written
         assert peak < len(written) / 10
 
-    @pytest.mark.parametrize("text", ["{", "", "[]", "\xff\xfe"])
+    @pytest.mark.parametrize("line", ["[]", '{"step": "1"}', "[" * 100_000, '{"step": null}', "7"])
+    def test_a_damaged_line_is_named_and_nothing_is_cut(self, run, line):
+        path = run.folder / "samples.jsonl"
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 9}}\n', encoding="utf-8")
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=r"samples\.jsonl.*delete the line"):
+            run.cut_back(None)
+        assert path.read_bytes() == before
+        assert not list(run.folder.glob(".*.partial"))
+
+    @pytest.mark.parametrize("text", ["{", "", "[]", "\xff\xfe", "[" * 100_000])
     def test_a_broken_state_is_an_error(self, run, text):
         checkpoint = run.save_checkpoint(1, {}, fill("1"), keep=1)
         (checkpoint.folder / "state.json").write_bytes(text.encode("latin-1"))
