@@ -38,6 +38,8 @@ train: install
 test: $(VENV)/.installed-dev
 	$(BIN)/burnish fetch smollm2-135m
 	$(BIN)/burnish fetch lee-news
+	$(BIN)/burnish fetch hsk-sentences
+	$(BIN)/burnish fetch chinese-word-lists
 	$(PYTEST) --durations 10 $(ARGS)
 
 # The quick tier, under a minute. A test that is listed as slow here gets the mark `slow`.
