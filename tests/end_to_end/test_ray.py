@@ -208,15 +208,17 @@ class TestNothingIsLeft:
         assert left_behind(mark) == []
         assert not (Path.home() / ".ray").exists()
 
-    def test_after_ctrl_c(self, workspace):
+    # Ray sets a handler of its own for SIGTERM, which saves nothing.
+    @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_after_ctrl_c_and_a_request_to_stop(self, workspace, sent, status):
         process, mark = self.start(workspace, "--set", "steps=100000")
         while len(rows(workspace / "run")) < 3:
             assert process.poll() is None
             time.sleep(0.01)
         assert any("raylet" in command for command in left_behind(mark))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         stopped = workspace.finish(process)
-        assert (stopped.status, len(stopped.lines)) == (130, 1)
+        assert (stopped.status, len(stopped.lines)) == (status, 1)
         assert "saved after step" in stopped.err and left_behind(mark) == []
 
     def test_after_an_error(self, workspace):
