@@ -27,11 +27,13 @@ def importance_weights(
     correction: Correction,
     level: Level = "token",
     cap: float = 3.0,
+    floor: float = 0.0,
 ) -> Tensor:
     """Return the factor of each token's loss, [T], without gradient, for sequences of these lengths [N].
 
     Args:
-        correction: none (all 1), truncate (min(w, cap)), or mask (w, or 0 where w is above the cap).
+        correction: none (all 1), truncate (min(w, cap)), or mask (w, or 0 where w is above the cap or below the floor;
+            a mask of both sides is IcePop of arXiv 2510.18855).
         level: w of each token, or of the whole sequence (the product over its tokens).
     """
     check_flat(logprobs=logprobs, sampler_logprobs=sampler_logprobs)
@@ -43,5 +45,5 @@ def importance_weights(
     if correction == "truncate":
         return weights.clamp_max(cap)
     if correction == "mask":
-        return weights.masked_fill(weights > cap, 0.0)
+        return weights.masked_fill((weights > cap) | (weights < floor), 0.0)
     raise ValueError(f"unknown correction {correction!r}: none, truncate or mask")

@@ -28,6 +28,7 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
     if recipe.backend.use == "local":
         yield lambda learner: None
         return
+    from burnish.backends.ray.ahead import sampled_ahead
     from burnish.backends.ray.cluster import connected, sampler_threads
     from burnish.backends.ray.sampler import RemoteSampler, Samplers
     from burnish.backends.ray.worker import PolicySetup
@@ -44,7 +45,8 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
             chat = chat_settings(recipe.task, run.folder) if recipe.policy.use == "causal_lm" else None
             folder, paths = str(run.folder.absolute()), (os.getcwd(), *filter(None, sys.path))
             setup = PolicySetup(recipe, chat, folder, run.began, offline, paths)
-            learner.sampler = RemoteSampler(samplers, learner.policy, setup)
+            sampler = RemoteSampler(samplers, learner.policy, setup)
+            learner.sampler = sampler if not recipe.backend.max_staleness else sampled_ahead(sampler, learner)
             count = f"{len(samplers)} samplers" if len(samplers) > 1 else "one sampler"
             observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each")
 

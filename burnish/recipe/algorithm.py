@@ -49,9 +49,20 @@ class KL(Section):
 class Importance(Section):
     """Importance weights that correct the gap between the sampler's probabilities and the trained policy's."""
 
-    form: Literal["none", "truncate", "mask"] = "none"
+    form: Literal["none", "truncate", "mask"] | None = None
+    """None becomes truncate where ``backend.max_staleness`` allows samples of older weights; else nothing is corrected."""
     level: Literal["token", "sequence"] = "token"
     limit: float = Field(2.0, gt=0)
+    floor: float = Field(0.0, ge=0)
+    """Of a mask: smaller weights are dropped too."""
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> Importance:
+        if self.floor and self.form != "mask":
+            raise ValueError('floor belongs to form = "mask"; set it, or remove floor')
+        if self.floor >= self.limit:
+            raise ValueError(f"floor = {self.floor:g} is not below limit = {self.limit:g}, so every token is dropped")
+        return self
 
 
 class Overlong(Section):

@@ -17,6 +17,8 @@ class BackendSection(Section):
     """Processes that sample, each with its own copy of the policy."""
     address: str | None = None
     """Of a running cluster, "auto" or host:port. None starts a cluster on this machine for the run, and stops it."""
+    max_staleness: int = Field(0, ge=0, le=64)
+    """Steps that samples may be behind the weights that learn from them; above 0, sampling and learning overlap."""
     cpus: int | None = Field(None, ge=1, le=1024)
     """Threads of a sampler; None is a fair share of this machine's cores, or one on a cluster with an address."""
     gpus: float = Field(0.0, ge=0, le=1024)

@@ -310,6 +310,9 @@ class Recipe(Job):
         optimizer = self.optimizer.resolved()
         if self.backend.use == "ray":  # what another process computed cannot be looked up
             optimizer = optimizer.model_copy(update={"reuse_sampling": False})
+        if self.backend.max_staleness and self.algorithm.importance.form is None:
+            corrected = algorithm.importance.model_copy(update={"form": "truncate"})
+            algorithm = algorithm.model_copy(update={"importance": corrected})
         return self.model_copy(update={"algorithm": algorithm, "reward": rewards, "optimizer": optimizer})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,7 @@ EXACT = "weights.safetensors"
 """Weights bit for bit, where ``model/`` has them rounded to policy.save_dtype."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """A part of a learner that a checkpoint keeps besides weights and optimizer."""
 

@@ -99,7 +99,8 @@ class Learner:
     @property
     def parts(self) -> tuple[Stateful, ...]:
         """Everything besides policy and optimizer that a checkpoint holds."""
-        return (self.credit.baseline, self.kl, *self.critics, ScorerState(self.scorer))
+        samples = (self.sampler,) if isinstance(self.sampler, Stateful) else ()
+        return (self.credit.baseline, self.kl, *self.critics, ScorerState(self.scorer), *samples)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class PolicyLoss:
     def __init__(self, preset: Preset, settings: Algorithm, kl: KLTerm) -> None:
         self.preset, self.kl = preset, kl
         self.entropy_bonus, self.correction = settings.entropy, settings.importance
-        self.corrects_sampler = settings.importance.form != "none"
+        self.corrects_sampler = settings.importance.form not in (None, "none")
         self.needs_entropy_gradient = settings.entropy > 0
         self.trains_every_sample = kl.in_loss or settings.entropy > 0
         """Whether the loss is more than a multiple of the advantage."""
@@ -58,7 +58,8 @@ class PolicyLoss:
         ratio = log_ratio(logprobs, old, lengths, preset.ratio or "token")
         importance = importance_weights(
             old, batch.sampler_logprobs, lengths,
-            correction=self.correction.form, level=self.correction.level, cap=self.correction.limit,
+            correction=self.correction.form or "none", level=self.correction.level, cap=self.correction.limit,
+            floor=self.correction.floor,
         )  # fmt: skip
         token_loss = importance * preset.loss(logprobs, ratio, batch.advantages, preset.limits)
         if self.kl.in_loss:

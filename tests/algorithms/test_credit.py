@@ -97,6 +97,13 @@ class TestImportance:
         found = importance_weights(self.NEW, self.OLD, self.LENGTHS, correction=correction, level=level, cap=2.5)
         close(found, expected)
 
+    def test_a_mask_of_both_sides(self):
+        found = importance_weights(self.NEW, self.OLD, self.LENGTHS, correction="mask", cap=2.5, floor=0.6)
+        close(found, [2, 0, 0])
+
+    def test_a_weight_at_the_floor_is_kept(self):
+        close(importance_weights(self.NEW, self.NEW, self.LENGTHS, correction="mask", floor=1.0), [1, 1, 1])
+
     def test_an_unknown_correction_is_refused(self):
         with pytest.raises(ValueError, match="none, truncate or mask"):
             importance_weights(self.NEW, self.OLD, self.LENGTHS, correction="clip")  # type: ignore[arg-type]

@@ -236,3 +236,36 @@ class TestNothingIsLeft:
         workspace.finish(process)
         while left_behind(mark):  # they notice it by themselves
             time.sleep(0.1)
+
+
+class TestAhead:
+    AHEAD = (*RAY, "backend.max_staleness=2", "checkpoint.every=2")
+
+    def test_samples_are_of_older_weights_and_corrected(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        run = train(path, workspace / "run", *self.AHEAD, "steps=6").run_dir
+        assert [row["staleness"] for row in rows(run)] == [0, 1, 2, 2, 2, 2]
+        assert [row["steps_ahead"] for row in rows(run)] == [2, 2, 2, 2, 1, 0]
+        assert all(row["mismatch_kl"] > 1e-9 for row in rows(run)[1:])
+        assert all(row["importance/mean"] > 0 for row in rows(run))
+        assert 'form = "truncate"' in (run / "recipe.toml").read_text(encoding="utf-8")
+
+    def test_resumed_and_with_a_killed_sampler_it_has_the_same_bits(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        whole = train(path, workspace / "whole", *self.AHEAD, "steps=7").run_dir
+        stopped = workspace / "stopped"
+        with pytest.raises(Interrupted):
+            train(path, stopped, *self.AHEAD, "steps=7", observer=InterruptingObserver(2))
+        watcher = Killer()
+        burnish.train(resume=stopped, observer=watcher, overrides=["backend.restarts=1"])
+        assert any("was lost before" in text for text in watcher.warnings)
+        assert (stopped / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+        assert list(map(comparable, rows(stopped))) == list(map(comparable, rows(whole)))
+
+    def test_a_resumed_run_may_stop_sampling_ahead(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        run = workspace / "run"
+        with pytest.raises(Interrupted):
+            train(path, run, *self.AHEAD, "steps=6", observer=InterruptingObserver(3))
+        burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.max_staleness=1"])
+        assert [row["staleness"] for row in rows(run)] == [0, 1, 2, 0, 1, 1]

@@ -1,0 +1,127 @@
+"""Sampling ahead of learning: the samples of later steps are begun before their weights are final."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from burnish.backends.ray.sampler import BegunSampling, RemoteSampler
+from burnish.errors import InputError
+from burnish.run.folder import Checkpoint
+from burnish.training.learner import Learner
+from burnish.training.step import draw_prompts
+from burnish.types import Completion, Group, Prompt, SamplingParams
+
+IN_FLIGHT = "in_flight.json"
+"""In a checkpoint: samples of later steps that were begun before it was saved."""
+
+
+class AheadSampler:
+    """A ``Sampler`` that begins the samples of the next steps, at most ``staleness``, with the weights of this step.
+
+    Step t samples with the weights after step max(0, t - 1 - staleness), a function of t alone: which samples belong to
+    which weights never depends on who is faster. A checkpoint waits for the samples in flight and holds them, so that a
+    resumed run has the same bits. Held-out samples and refills are not begun ahead.
+
+    Args:
+        prompts_of: the prompts of a step, counted from 1.
+        seed: the recipe's.
+        steps: the last step.
+        done: the steps that are complete.
+    """
+
+    def __init__(
+        self, sampler: RemoteSampler, staleness: int, prompts_of: Callable[[int], Sequence[Prompt]], *,
+        seed: int, steps: int, done: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._sampler, self._staleness, self._prompts_of = sampler, staleness, prompts_of
+        self._seed, self._steps, self._done = seed, steps, done
+        self._begun: dict[int, BegunSampling | list[Group]] = {}
+        """The step -> its samples to come, or those that are there."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        policy_version: int = 0,
+    ) -> list[Group]:
+        """Return P groups of G completions, which for a step's own prompts may have been begun earlier."""
+        step = policy_version + 1
+        if tuple(seed) != (self._seed, step):
+            return self._sampler.sample(
+                prompts, samples_per_prompt=samples_per_prompt, sampling=sampling, seed=seed,
+                policy_version=policy_version,
+            )  # fmt: skip
+        for old in [number for number in self._begun if number < step]:
+            del self._begun[old]
+        for later in range(step, min(step + self._staleness, self._steps) + 1):
+            if later not in self._begun:
+                self._begun[later] = self._sampler.begin(
+                    self._prompts_of(later), samples_per_prompt=samples_per_prompt, sampling=sampling,
+                    seed=(self._seed, later), policy_version=policy_version,
+                )  # fmt: skip
+        return self._groups(step)
+
+    def _groups(self, step: int) -> list[Group]:
+        begun = self._begun[step]
+        if isinstance(begun, BegunSampling):
+            begun = self._begun[step] = self._sampler.groups(begun)
+        return begun
+
+    def pop_metrics(self) -> Mapping[str, float]:
+        """Return how many later steps' samples were begun, and what the sampler reports."""
+        return {**self._sampler.pop_metrics(), "steps_ahead": sum(step > self._done() for step in self._begun)}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def write(self, folder: Path) -> None:
+        """Wait for the samples in flight, and write them."""
+        steps = {step: self._groups(step) for step in sorted(self._begun) if step > self._done()}
+        rows = {step: [list(map(_row, group.completions)) for group in groups] for step, groups in steps.items()}
+        (folder / IN_FLIGHT).write_text(json.dumps(rows), encoding="utf-8")
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the samples that a checkpoint holds; a run that did not sample ahead has none."""
+        path = checkpoint.folder / IN_FLIGHT
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._begun = {}
+        for step, groups in ((int(step), groups) for step, groups in rows.items()):
+            prompts = self._prompts_of(step)
+            if any(step - 1 - row["policy_version"] > self._staleness for group in groups for row in group):
+                continue  # of a run that was allowed to be further ahead
+            if len(prompts) != len(groups):
+                raise InputError(f"{path}: step {step} has {len(groups)} groups, and {len(prompts)} prompts")
+            self._begun[step] = [_group(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
+
+
+def sampled_ahead(sampler: RemoteSampler, learner: Learner) -> AheadSampler:
+    """Return a sampler that works ahead of a learner, as far as its recipe's ``backend.max_staleness`` allows."""
+    recipe = learner.recipe
+
+    def prompts_of(step: int) -> Sequence[Prompt]:
+        return draw_prompts(learner.prompts, recipe.sampling.prompts_per_step, recipe.seed, step)
+
+    return AheadSampler(
+        sampler, recipe.backend.max_staleness, prompts_of, seed=recipe.seed, steps=recipe.steps,
+        done=lambda: learner.step,
+    )  # fmt: skip
+
+
+def _row(completion: Completion) -> dict[str, Any]:
+    """Return a completion as JSON, every float to the last bit, without its prompt."""
+    return {each.name: getattr(completion, each.name) for each in fields(completion) if each.name != "prompt"}
+
+
+def _group(prompt: Prompt, rows: Sequence[Mapping[str, Any]]) -> Group:
+    def completion(row: Mapping[str, Any]) -> Completion:
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return Completion(prompt, **values)
+
+    return Group(prompt, tuple(map(completion, rows)))
