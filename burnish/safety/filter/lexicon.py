@@ -99,8 +99,8 @@ _ADDED = {
         """
         whore motherfucker horseshit chickenshit batshit goddamn goddamned douchebag scumbag skank arse bellend
         knobhead dickhead wanker 傻叉 煞笔 傻b 牛逼 牛b 逗逼 苦逼 卧槽 卧操 尼玛的 草泥马 操蛋 去你妈的 操他妈
-        操你大爷 日了狗 混蛋 滚蛋 狗娘养的 王八羔子 臭婊子 死变态 狗东西 caonima shabi tamade wangbadan
-        gouniangyang
+        操你大爷 日了狗 混蛋 滚蛋 狗娘养的 王八羔子 臭婊子 死变态 狗东西 tamade gouniangyang shabi niubi wocao hundan
+        gundan biaozi saohuo nmsl qnmd cnmb
         """
     ),
     "sexual": _words("cumshot gangbang gangbanged pornstar titfuck 约炮 裸聊 援交 颜射 潮吹"),

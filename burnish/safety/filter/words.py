@@ -28,6 +28,8 @@ _REPEATS = re.compile(r"(.)\1+")
 _SPACED = re.compile(r"(?<![^\W_])[a-z0-9@$!]([ .\-_*/|,~·\n\t])[a-z0-9@$!](?:\1[a-z0-9@$!])+(?![^\W_])")
 _JOINED = re.compile(r"(?<![\w@$.\-~'])[a-z0-9@$]{1,24}(?:[.\-_~'][a-z0-9@$]{1,24}){1,24}(?![\w@$.\-~'])")
 _HAN_APART = re.compile(rf"[{HAN}]+(?:[*_\-.·~|+/^]{{1,3}}[{HAN}]+)+")
+# Pinyin with digits for tones: "wang2ba1dan4", "wang2 ba1 dan4".
+_TONED = re.compile(r"(?<![^\W_])[a-z]{1,6}[0-5](?: ?[a-z]{1,6}[0-5])+(?![^\W_])")
 _HAN_SPACED = re.compile(rf"(?<![{HAN}])[{HAN}](?:[ \n\t]{{1,2}}[{HAN}])+(?![{HAN}])")
 _TAILS = frozenset({"you", "u", "off", "me", "it", "him", "her", "them", "this", "that", "er", "ers", "ing", "s"})
 _BEFORE_OPENING = "就真去了啊吧呢"
@@ -86,6 +88,8 @@ class WordLayer:
             yield from self._letters(match.group()[::2], match.span(), tails=True)
         for match in _JOINED.finditer(text):
             yield from self._letters(re.sub(r"[.\-_~']", "", match.group()), match.span(), tails=False)
+        for match in _TONED.finditer(text):
+            yield from self._toned(match.group(), match.start())
         if not text.isascii():
             for pattern in (_HAN_APART, _HAN_SPACED):
                 for match in pattern.finditer(text):
@@ -115,6 +119,14 @@ class WordLayer:
         for end in ends:
             for term in self._apart.get(plain[:end], ()):
                 yield *span, term
+
+    def _toned(self, piece: str, start: int) -> Iterator[tuple[int, int, Term]]:
+        """Scan syllables with a blank in place of the digits after them."""
+        kept = [index for index, character in enumerate(piece) if character != " "]
+        spoken = "".join(" " if piece[index].isdigit() else piece[index] for index in kept)
+        for first, end, term in self._plain(spoken):
+            if " " in term.text:
+                yield start + kept[first], start + kept[end - 1] + 2, term
 
     def _han(self, piece: str, start: int) -> Iterator[tuple[int, int, Term]]:
         """Scan Chinese characters without the marks between them; only terms that had a mark inside are new."""
