@@ -153,6 +153,14 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class CopiesWeights(Protocol):
+    """A sampler that does not share the policy's weights."""
+
+    def copy_weights(self) -> None:
+        """Copy the policy's weights, and sample from them from now on."""
+
+
+@runtime_checkable
 class HasMetrics(Protocol):
     """A sampler that reports on itself."""
 

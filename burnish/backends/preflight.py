@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from burnish.backends.vllm_environment import check_vllm
 from burnish.errors import InputError
 from burnish.policies.vocabulary import refuse_messages
 from burnish.protocols import Observer
@@ -20,6 +21,8 @@ def check_backend_package(recipe: Recipe) -> None:
     """Raise InputError if the recipe's backend needs a package that is not installed; it is not loaded."""
     if recipe.backend.use == "ray" and find_spec("ray") is None:
         raise InputError("backend.use = \"ray\" needs a package that is not installed: pip install 'burnish[ray]'")
+    if recipe.backend.engine == "vllm" and recipe.backend.address is None:
+        check_vllm(recipe.backend.python)
 
 
 def check_prompts(

@@ -112,10 +112,14 @@ class Drawer:
             for row, log_mass in zip(compress(rows, live), compress(log_masses.tolist(), live), strict=True):
                 row.log_masses.append(log_mass)
         for row, token, logprob in compress(zip(rows, tokens.tolist(), logprobs.tolist(), strict=True), live):
-            row.append(token, logprob, self.ends)
-            if sampling.stop and row.reason == "length":
-                self._stop(row)
+            self.accept(row, token, logprob)
         return tokens
+
+    def accept(self, row: SampleRow, token: int, logprob: float) -> None:
+        """Append a token to a row that is not finished, and finish the row if the token ends it."""
+        row.append(token, logprob, self.ends)
+        if self.sampling.stop and row.reason == "length":
+            self._stop(row)
 
     def _stop(self, row: SampleRow) -> None:
         """Finish a row whose last token completes a stop text, as if the text had been written character by character."""

@@ -93,18 +93,26 @@ def _effective_adapter(model: Any) -> Iterator[None]:
 
 def _mismatch(language_model: CausalModel, sampler: RowSampler, dtype: torch.dtype, count: int) -> str:
     """Return why a sampler does not work for a model, or "" if it does."""
+    try:
+        distance = largest_gap(language_model, sampler, count)
+    except Exception as error:  # an architecture may fail in any way; the next sampler may work
+        return f"fails ({type(error).__name__}: {one_line(error)[:80]})"
+    return "" if distance <= TOLERANCE.get(dtype, 0.5) else f"changes its log-probabilities by {distance:.1e} nats"
+
+
+def largest_gap(language_model: CausalModel, sampler: RowSampler, count: int) -> float:
+    """Return the largest distance, nats, of what a sampler records from the model's own log-probabilities.
+
+    Of ``SAMPLES`` samples with ``count`` tokens for each of two probe texts. Raises what the sampler raises.
+    """
     text = probe_texts(language_model.model)[0]
     tokens = text.prompt_ids + text.token_ids
     # The engine hands texts that are longer than a window to another sampler.
     encoded = [tokens[:5], tokens[2 : SHORT if count == ENGINE_TOKENS else None]]
     uniforms = np.random.default_rng(0).random((len(encoded) * SAMPLES, count))
     rows = [SampleRow(*divmod(index, SAMPLES), numbers) for index, numbers in enumerate(uniforms)]
-    try:
-        sampler.fill(encoded, rows, SamplingParams(count))
-    except Exception as error:  # an architecture may fail in any way; the next sampler may work
-        return f"fails ({type(error).__name__}: {one_line(error)[:80]})"
+    sampler.fill(encoded, rows, SamplingParams(count))
     samples = [Completion(text.prompt, encoded[row.prompt], tuple(row.tokens), "", (), "length") for row in rows]
     expected = language_model.token_logprobs(samples)
     recorded = torch.tensor([logprob for row in rows for logprob in row.logprobs], dtype=torch.float64)
-    distance = float((recorded - expected).abs().max())
-    return "" if distance <= TOLERANCE.get(dtype, 0.5) else f"changes its log-probabilities by {distance:.1e} nats"
+    return float((recorded - expected).abs().max())

@@ -23,6 +23,10 @@ class BackendSection(Section):
     """Threads of a sampler; None is a fair share of this machine's cores, or one on a cluster with an address."""
     gpus: float = Field(0.0, ge=0, le=1024)
     """GPUs of a sampler; a fraction shares one."""
+    engine: Literal["burnish", "vllm"] = "burnish"
+    """What a sampler draws with."""
+    python: str | None = None
+    """The Python that runs the samplers, of an environment with burnish and vLLM; None is the driver's."""
     time_limit: float = Field(600.0, gt=0, le=1e6)
     """Seconds that a sampler may take for one answer, loading included."""
     restarts: int = Field(3, ge=0, le=1000)
@@ -38,6 +42,10 @@ class BackendSection(Section):
             raise ValueError('address is empty; write "auto" or host:port, or remove it')
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus = {self.gpus}: Ray gives a part of one GPU or whole GPUs; use {int(self.gpus)}")
+        if self.python is not None and self.engine != "vllm":
+            raise ValueError('python belongs to engine = "vllm", which may need an environment of its own; remove it')
+        if self.engine == "vllm" and self.gpus > 1:
+            raise ValueError(f'gpus = {self.gpus:g}: with engine = "vllm" a sampler uses one GPU; use at most 1')
         return self
 
 
@@ -59,3 +67,37 @@ def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
         raise ValueError('backend.gpus = 0: policy.device = "cuda" needs a GPU for each sampler; set it, such as to 1')
     if policy.device == "cpu" and backend.gpus > 0:
         raise ValueError(f'backend.gpus = {backend.gpus}: policy.device = "cpu" uses none; remove one of the two')
+
+
+def check_engine(backend: BackendSection, policy: Any, sampling: Any, held_out: Any) -> None:
+    """Check that vLLM can sample for a recipe, if it is to. Raises ValueError if it cannot.
+
+    Args:
+        held_out: the recipe's evaluation.sampling.
+    """
+    if backend.engine != "vllm":
+        return
+    other = 'use backend.engine = "burnish"'
+    if policy.use != "causal_lm":
+        raise ValueError(
+            f'backend.engine = "vllm" samples from language models, not policy.use = "{policy.use}"; {other}'
+        )
+    if policy.dtype == "float64":
+        raise ValueError(f'policy.dtype = "float64": vLLM has no such numbers; use float32, or {other}')
+    for key in ("dora", "modules_to_save", "target_parameters"):
+        if policy.lora is not None and getattr(policy.lora, key):
+            raise ValueError(f"policy.lora.{key}: not available with vLLM, which gets merged weights; {other}")
+    for key, off in {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "min_new_tokens": 0}.items():
+        # The KL to the reference compares full softmaxes.
+        if getattr(sampling, key) != off:
+            raise ValueError(
+                f"sampling.{key} = {getattr(sampling, key):g}: not available in training with vLLM, which does not return "
+                f"the probability that is cut off; remove it, or {other}"
+            )
+    if (held_out.min_p or 0) > 0 and (held_out.top_p or 1) < 1:
+        raise ValueError(f"evaluation.sampling: vLLM applies min_p before top_p; remove one of the two, or {other}")
+
+
+def corrects_by_default(backend: BackendSection) -> bool:
+    """Return whether samples may be of other probabilities than the policy's: of older weights, or another program."""
+    return backend.max_staleness > 0 or backend.engine == "vllm"

@@ -21,7 +21,7 @@ from burnish.recipe.algorithm import (
     resolve_algorithm,
     resolve_rewards,
 )
-from burnish.recipe.backend import BackendSection, check_backend
+from burnish.recipe.backend import BackendSection, check_backend, check_engine, corrects_by_default
 from burnish.recipe.evaluation import Evaluation, Guards, answer_reading, check_correct, guarded_metrics
 from burnish.recipe.reading import RECIPES as RECIPES
 from burnish.recipe.reading import builtin_recipes as builtin_recipes
@@ -288,6 +288,7 @@ class Recipe(Job):
     @model_validator(mode="after")
     def _check_backend(self) -> Recipe:
         check_backend(self.backend, self.policy, self.sampling)
+        check_engine(self.backend, self.policy, self.sampling, self.evaluation.sampling)
         return self
 
     @property
@@ -310,7 +311,7 @@ class Recipe(Job):
         optimizer = self.optimizer.resolved()
         if self.backend.use == "ray":  # what another process computed cannot be looked up
             optimizer = optimizer.model_copy(update={"reuse_sampling": False})
-        if self.backend.max_staleness and self.algorithm.importance.form is None:
+        if self.algorithm.importance.form is None and corrects_by_default(self.backend):
             corrected = algorithm.importance.model_copy(update={"form": "truncate"})
             algorithm = algorithm.model_copy(update={"importance": corrected})
         return self.model_copy(update={"algorithm": algorithm, "reward": rewards, "optimizer": optimizer})

@@ -13,6 +13,7 @@ from burnish.catalogue.model_files import in_run, link_model, pinned
 from burnish.errors import InputError
 from burnish.policies.chat_template import fixed_time
 from burnish.protocols import Observer
+from burnish.recipe.backend import BackendSection
 from burnish.recipe.schema import Job, Recipe
 from burnish.recipe.sections import ChatSection, OpenSection
 from burnish.run.folder import BEST_MODEL, START, Run
@@ -105,8 +106,9 @@ def create_or_open_run(
 
 
 def sets_backend(override: str) -> bool:
-    """Return whether an override sets a key of the backend, which a resumed run may change: no result depends on it."""
-    return override.partition("=")[0].strip().startswith("backend.")
+    """Return whether an override sets a key of the backend that a resumed run may change: no result depends on it."""
+    key = override.partition("=")[0].strip()
+    return key.startswith("backend.") and key != "backend.engine"
 
 
 def extend_run(run: Run, recipe: Job, steps: int) -> None:
@@ -225,6 +227,14 @@ def warn_if_environment_changed(run: Run, now: Mapping[str, Any], observer: Obse
         )
 
 
+def _resolve_python(backend: BackendSection) -> BackendSection:
+    """Return the backend with an absolute path of its Python, which keeps its links: they name the environment."""
+    python = expanded(backend.python or "")
+    if backend.python is None or not python.exists():
+        return backend
+    return backend.model_copy(update={"python": str(python.absolute())})
+
+
 def resolve_recipe_paths(recipe: J) -> J:
     """Return the recipe with absolute paths, so that the run can be resumed from any directory."""
     files = {key: expanded(value) for key in ("weights", "vocabulary") if (value := getattr(recipe.policy, key))}
@@ -237,7 +247,8 @@ def resolve_recipe_paths(recipe: J) -> J:
         sets = [resolve_section_path(section) for section in recipe.evaluation.sets]
         evaluation = recipe.evaluation.model_copy(update={"metrics": metrics, "sets": sets})
         task = resolve_section_path(recipe.task)
-        recipe = recipe.model_copy(update={"task": task, "reward": rewards, "evaluation": evaluation})
+        update = {"task": task, "reward": rewards, "evaluation": evaluation, "backend": _resolve_python(recipe.backend)}
+        recipe = recipe.model_copy(update=update)
     model = recipe.policy.model
     folder = expanded(model)
     if recipe.policy.use != "causal_lm" or not model or model in entries.names("model") or not folder.is_dir():

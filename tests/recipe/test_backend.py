@@ -7,8 +7,10 @@ import pytest
 from burnish.backends import preflight
 from burnish.errors import InputError
 from burnish.recipe.schema import Recipe, load_recipe
+from burnish.run.launch import sets_backend
 
 RAY = "backend.use=ray"
+VLLM = [RAY, "backend.engine=vllm"]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,19 @@ RAY = "backend.use=ray"
         ([RAY, "backend.gpus=1.5"], "gpus = 1.5: Ray gives a part of one GPU or whole GPUs; use 1"),
         ([RAY, "policy.device=cuda"], 'backend.gpus = 0: policy.device = "cuda" needs a GPU for each sampler'),
         ([RAY, "policy.device=cpu", "backend.gpus=1"], 'policy.device = "cpu" uses none'),
+        ([RAY, "backend.engine=sglang"], "backend.engine = 'sglang': must be 'burnish' or 'vllm'"),
+        (["backend.engine=vllm"], 'backend: engine belongs to use = "ray"'),
+        ([RAY, "backend.python=/usr/bin/python3"], 'python belongs to engine = "vllm"'),
+        ([*VLLM, "backend.gpus=2", "policy.device=cuda"], 'gpus = 2: with engine = "vllm" a sampler uses one GPU'),
+        ([*VLLM, "policy.use=lstm"], 'backend.engine = "vllm" samples from language models, not policy.use = "lstm"'),
+        ([*VLLM, "policy.dtype=float64"], 'policy.dtype = "float64": vLLM has no such numbers'),
+        ([*VLLM, "policy.lora.dora=true"], "policy.lora.dora: not available with vLLM"),
+        ([*VLLM, "sampling.top_p=0.9"], "sampling.top_p = 0.9: not available in training with vLLM"),
+        ([*VLLM, "sampling.min_new_tokens=4"], "sampling.min_new_tokens = 4: not available in training with vLLM"),
+        (
+            [*VLLM, "evaluation.sampling.min_p=0.1", "evaluation.sampling.top_p=0.9"],
+            "evaluation.sampling: vLLM applies min_p before top_p",
+        ),
         ([RAY, "policy.use=lstm", "sampling.nlpo_top_p=0.9"], "sampling.nlpo_top_p: not available with backend.use"),
     ],
 )
@@ -37,6 +52,25 @@ def test_a_cluster_cannot_reuse_what_sampling_computed():
     assert here.optimizer.reuse_sampling and not there.optimizer.reuse_sampling
     again = Recipe.model_validate(load_recipe("news", [RAY]).resolved().model_dump())
     assert not again.optimizer.reuse_sampling
+
+
+def test_another_program_that_samples_is_corrected_for_by_default():
+    def form(*overrides: str) -> str:
+        return load_recipe("news", overrides).resolved().algorithm.importance.form
+
+    assert form(RAY) is None and form(*VLLM) == "truncate"
+    assert form(*VLLM, "algorithm.importance.limit=3") == "truncate"
+    assert form(*VLLM, "algorithm.importance.form=mask") == "mask"
+    assert form(*VLLM, "algorithm.importance.form=none") == "none"
+    again = Recipe.model_validate(
+        load_recipe("news", [*VLLM, "algorithm.importance.form=none"]).resolved().model_dump()
+    )
+    assert again.resolved().algorithm.importance.form == "none"
+
+
+def test_a_resumed_run_may_change_the_python_of_its_samplers_but_not_what_they_draw_with():
+    assert sets_backend("backend.python=/x") and sets_backend(" backend.samplers = 2")
+    assert not sets_backend("backend.engine=vllm") and not sets_backend("steps=3")
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch):

@@ -28,8 +28,10 @@ class Samplers:
 
     def __init__(self, ray: Any, backend: BackendSection, threads: int, report: Report, offline: bool) -> None:
         self._ray, self._report = ray, report
-        options = {"num_cpus": threads, "num_gpus": backend.gpus, "max_restarts": -1, "max_task_retries": 0}
-        kind = ray.remote(SamplerProcess).options(**options)
+        options: dict[str, Any] = {"num_cpus": threads, "num_gpus": backend.gpus}
+        if backend.python is not None:
+            options["runtime_env"] = {"py_executable": backend.python}
+        kind = ray.remote(SamplerProcess).options(max_restarts=-1, max_task_retries=0, **options)
         environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
         needs = f"{threads} CPUs and {backend.gpus:g} GPUs"
         self._actors = Actors(

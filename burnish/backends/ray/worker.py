@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Of every sampler: threads that spin would hold cores that another process needs (docs/lessons.md)."""
+PACKAGES = ("site-packages", "dist-packages")
+"""Names of the folders with an environment's packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class SamplerProcess:
     def sample(self, call: int, setup: Sequence[Any], weights: Sequence[Any], request: Request) -> SampledShare:
         """Sample a share with the weights of its version. References come in lists, so that Ray leaves them to us."""
         from burnish.backends.ray.weights import load_weights
+        from burnish.protocols import CopiesWeights
 
         self._enter(call)
         policy, sampler = self._policy(setup)
@@ -104,6 +107,8 @@ class SamplerProcess:
             self._version = None
             block: WeightBlock = _fetched(weights)
             load_weights(block, policy.trainable())
+            if isinstance(sampler, CopiesWeights):
+                sampler.copy_weights()
             self._version = request.version
         seconds = time.perf_counter() - begin
         groups = sampler.sample(
@@ -133,16 +138,25 @@ def _load_policy(setup: PolicySetup, threads: int) -> tuple[Policy, Sampler]:
     """Load the policy as the driver did, and its sampler."""
     import torch
 
-    from burnish.backends.local import build_policy
+    from burnish.backends.local import build_language_model, build_policy
     from burnish.backends.modules import build_module_policy
     from burnish.policies.chat_template import fixed_time
     from burnish.system.machine import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads)
-    sys.path += [path for path in setup.paths if path not in sys.path]
-    fixed_time(setup.began).__enter__()  # for as long as the process lives
     recipe = setup.recipe
+    # Another environment has packages of its own, and must not find those that it lacks in the driver's.
+    paths = [path for path in setup.paths if recipe.backend.python is None or Path(path).name not in PACKAGES]
+    sys.path += [path for path in paths if path not in sys.path]
+    fixed_time(setup.began).__enter__()  # for as long as the process lives
     if recipe.policy.use in ("lstm", "module"):
         return build_module_policy(recipe.policy, recipe.seed, texts=list, folder=Path(setup.folder))
+    if recipe.backend.engine == "vllm":
+        from burnish.generation.vllm import VLLMSampler
+
+        # vLLM has the device; the copy of the policy that its weights come from is in main memory.
+        section = recipe.policy.model_copy(update={"device": "cpu"})
+        model = build_language_model(section, recipe.seed, offline=setup.offline, chat=setup.chat)
+        return model, VLLMSampler(model, gpus=recipe.backend.gpus)
     return build_policy(recipe.policy, recipe.seed, offline=setup.offline, chat=setup.chat)
