@@ -37,6 +37,7 @@ from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
 from burnish.run.launch import (
+    Resuming,
     WarningRecorder,
     create_or_open_run,
     discard_on_failure,
@@ -83,6 +84,7 @@ def train(
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
     extend: int | None = None,
+    from_step: int | None = None,
     accept_changed_inputs: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
@@ -100,6 +102,7 @@ def train(
         run_dir: the folder to write to; ``runs/<name>-<time>`` by default.
         resume: a run folder to resume, instead of a recipe; ``overrides`` may then set keys of ``backend``.
         extend: steps to add to the run that is resumed.
+        from_step: the checkpoint that the resumed run goes back to; newer ones are deleted. 0 begins again.
         accept_changed_inputs: resume although a file that the run reads has changed; the change is recorded.
         offline: download nothing; a missing file raises an error that names the command to fetch it.
         observer: receives progress; by default it is printed to standard error.
@@ -119,28 +122,23 @@ def train(
         given = named if resume is None else ()  # a resumed run keeps its own
         return resolve_recipe_paths(_read_recipe(source, given, settings, changes)).resolved()
 
+    resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs)
+    changed = bool(changes) or not all(map(sets_backend, settings))
     return work_in_run(
         lambda: create_or_open_run(
-            recipe,
-            read,
-            run_dir=run_dir,
-            resume=resume,
-            changed=bool(changes) or not all(map(sets_backend, settings)),
-            moved=bool(settings),
-            rows=rows,
-            accept=accept_changed_inputs,
-            extend=extend,
+            recipe, read, resuming, watcher, run_dir=run_dir, changed=changed, moved=bool(settings), rows=rows
         ),
-        lambda run: _train(run, watcher, named, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
+        lambda run: _train(run, watcher, named, resuming, offline=offline),
         watcher,
     )
 
 
 def _train(
-    run: Run, observer: Observer, named: Sequence[tuple[str, float]], *, offline: bool, fresh: bool, accept: bool
+    run: Run, observer: Observer, named: Sequence[tuple[str, float]], resuming: Resuming, *, offline: bool
 ) -> Result:
     """Build everything that the run's recipe names, and train to the last step."""
-    inputs = Inputs(run, observer, fresh=fresh, accept=accept)
+    fresh = resuming.fresh
+    inputs = Inputs(run, observer, fresh=fresh, accept=resuming.accept)
     recipe = load_recipe(run.folder / "recipe.toml")
     if named and named != (own := [(section.use, section.weight) for section in recipe.reward]):
         raise InputError(f"a resumed run keeps its rewards, {dict(own)}: give these, not {dict(named)}")

@@ -1,4 +1,4 @@
-"""The verbs ``check``, for a model or data, and ``init``, which drafts a recipe from data."""
+"""The verbs ``check``, for a run, a model or data, and ``init``, which drafts a recipe from data."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def check(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL | DATA",
-            help="A run folder, a model folder, a catalogue name or a hub id; or a file of data, a pattern of files, or "
+            metavar="RUN | MODEL | DATA",
+            help="A run folder; a model folder, a catalogue name or a hub id; or a file of data, a pattern of files, or "
             "datasets/OWNER/NAME of the hub.",
         ),
     ],
@@ -38,10 +38,11 @@ def check(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Compare a model with transformers, or show data as it is read.
+    """Prove a run folder, compare a model with transformers, or show data as it is read.
 
-    For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model, prints a row
-    per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.
+    For a run, prints its parts and what was lost or changed of them, and the exit status is 1 if anything was; RUN/model
+    is its model. For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model,
+    prints a row per check, then 'exact' or what is not; the exit status is 1 if the model is not exact.
     """
     from burnish.data.files import is_data
 
@@ -50,6 +51,9 @@ def check(
         return
     if options:
         raise BurnishError("--set is for data: name a file of data")
+    if (Path(subject) / "recipe.toml").is_file():
+        show_run(Path(subject), json=json)
+        return
     import tempfile
 
     from burnish.benchmark.model_check import check_model, verdict
@@ -72,6 +76,23 @@ def check(
     else:
         print(escape(outcome))
     if outcome != "exact":
+        raise typer.Exit(1)
+
+
+def show_run(run: Path, *, json: bool) -> None:
+    """Print every part of a run folder with what is wrong with it. Exits with 1 if anything is."""
+    from burnish.run.proof import examine
+
+    parts = examine(run)
+    wrong = sum(len(part.problems) for part in parts)
+    outcome = f"{wrong} wrong" if wrong else "whole"
+    if json:
+        print_json({"run": str(run), "parts": [part.to_json() for part in parts], "verdict": outcome})
+    else:
+        for line in (line for part in parts for line in part.lines()):
+            print(escape(line))
+        print(outcome)
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -41,6 +41,10 @@ RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in r
 RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
 Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
 Extend = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Add steps to the run that is resumed.")]
+FromStep = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="STEP", help="Go back to this checkpoint; newer ones are deleted. 0: begin again."),
+]
 Script = Annotated[
     str | None, typer.Option(metavar="COMMAND", help="The Python script whose rewards the run to resume was given.")
 ]
@@ -77,6 +81,7 @@ class TrainCommand:
     offline: bool
     accept_changed_inputs: bool = False
     extend: int | None = None
+    from_step: int | None = None
 
     @property
     def source(self) -> str | Path:
@@ -110,7 +115,8 @@ class TrainCommand:
         """Call ``burnish.train``, ``sft``, ``prefer`` or ``reward_model`` and return its result."""
         return train(
             self.recipe, overrides=self.overrides, run_dir=self.run_dir, resume=self.resume, offline=self.offline,
-            accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, observer=self.observer(),
+            accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, from_step=self.from_step,
+            observer=self.observer(),
         )  # fmt: skip
 
     def run_supervised(self, verb: str, kind: type[SupervisedRecipe]) -> SupervisedResult | None:
@@ -180,6 +186,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
             run_dir: RunDir = None,
             resume: Resume = None,
             extend: Extend = None,
+            from_step: FromStep = None,
             script: Script = None,
             accept_changed_inputs: AcceptChangedInputs = False,
             dry_run: DryRun = False,
@@ -207,6 +214,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
                     offline,
                     accept_changed_inputs,
                     extend,
+                    from_step,
                 )
             )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from burnish.errors import InputError
 from burnish.protocols import ParameterOptimizer, SavesRounded, Trainable
 from burnish.run.folder import Checkpoint, Run
+from burnish.run.manifest import MANIFEST
+from burnish.run.proof import checkpoint_damage
 
 EXACT = "weights.safetensors"
 """Weights bit for bit, where ``model/`` has them rounded to policy.save_dtype."""
@@ -65,18 +67,25 @@ class Checkpointer:
         for part in self.learner.parts:
             state |= part.state()
         spared = {step for spare in self.spared if (step := spare()) is not None}
-        self.run.save_checkpoint(self.learner.step, state, self.write, self.keep, spared)
+        self.run.save_checkpoint(self.learner.step, state, self.written, self.keep, spared)
 
     def write(self, folder: Path) -> None:
         """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""
+        for _ in self.written(folder):
+            pass
+
+    def written(self, folder: Path) -> Iterator[None]:
+        """Fill a checkpoint folder, and yield between its files; the largest come first."""
         policy = self.learner.policy
-        policy.save(folder / "model")
+        write_optimizer(self.learner.optimizer, policy.trainable(), folder)
+        yield
+        for part in self.learner.parts:
+            part.write(folder)
         if isinstance(policy, SavesRounded) and policy.saves_rounded:
             exact = {name: parameter.detach().contiguous() for name, parameter in policy.trainable().items()}
             save_file(exact, folder / EXACT)
-        write_optimizer(self.learner.optimizer, policy.trainable(), folder)
-        for part in self.learner.parts:
-            part.write(folder)
+        yield
+        policy.save(folder / "model")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the learner. Raises InputError if the checkpoint is damaged or belongs to another recipe."""
@@ -84,6 +93,9 @@ class Checkpointer:
             raise InputError(
                 f"{checkpoint.folder}/state.json belongs to another step: delete the folder to resume from an older one"
             )
+        if checkpoint.folder not in self.run.proved and (checkpoint.folder / MANIFEST).exists():
+            for text in checkpoint_damage(self.run.folder, checkpoint, None):
+                raise InputError(f"{text}: restore it, or delete {checkpoint.folder} to resume from an older one")
         policy = self.learner.policy
         try:
             for part in self.learner.parts:
@@ -116,10 +128,21 @@ def write_optimizer(optimizer: ParameterOptimizer, parameters: Mapping[str, nn.P
 
 def read_optimizer(optimizer: ParameterOptimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
     """Read what ``write_optimizer`` wrote. Raise InputError if it belongs to other parameters."""
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    path = folder / "optimizer.safetensors"
+    read: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
         kind, _, name = key.partition("/")
         if name not in parameters:
             raise InputError(f"{folder}: has optimizer state for '{name}', a parameter that this policy does not have")
-        parameter = parameters[name]
+        # A moment has its parameter's shape, a counter of steps has none.
+        if value.shape not in (torch.Size(), parameters[name].shape):
+            shapes = f"{list(value.shape)}, but '{name}' has {list(parameters[name].shape)}"
+            raise InputError(f"{path}: '{key}' has shape {shapes}: it belongs to another model's run")
+        read.setdefault(name, {})[kind] = value
+    kinds = {kind for state in read.values() for kind in state}
+    for name, state in read.items():
+        if lost := sorted(kinds - state.keys()):
+            raise InputError(f"{path}: '{lost[0]}/{name}' is missing: the file is damaged")
+    for name, state in read.items():
         # Fused AdamW needs its step counter on the parameter's device too.
-        optimizer.state[parameter][kind] = value.to(parameter.device)
+        optimizer.state[parameters[name]] |= {kind: value.to(parameters[name].device) for kind, value in state.items()}

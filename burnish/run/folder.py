@@ -6,16 +6,17 @@ lines after the newest checkpoint; repeated steps give the same bits, since rand
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,31 @@ from burnish.catalogue.convert import START as START
 from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
-from burnish.system.files import explained, new_folder, sync_file, write_json, write_parts, write_text
+from burnish.run.history import HISTORY, RecipeHistory, lasting, parsed, read_history
+from burnish.run.lines import comparable as comparable
+from burnish.run.lines import never_by_link, raw_lines, step_of, whole_lines
+from burnish.run.lines import read_lines as read_lines
+from burnish.run.manifest import (
+    BESIDE,
+    MANIFEST,
+    FileRecord,
+    FolderDigests,
+    GrowingDigests,
+    Manifest,
+    file_record,
+    read_manifest,
+)
+from burnish.system.confined import refuse_escapes
+from burnish.system.files import (
+    explained,
+    new_folder,
+    remove,
+    sync_file,
+    sync_tree,
+    write_json,
+    write_parts,
+    write_text,
+)
 
 LINES = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl", "held_out.jsonl")
 BROKEN_ROWS = "broken_rows.jsonl"
@@ -36,10 +61,10 @@ INPUTS = "inputs.json"
 """Fingerprints of the files that the run reads."""
 EARLY_FILES = (BROKEN_ROWS, CHAT_TEMPLATE, INPUTS, ROWS, HELD_OUT_ROWS)
 """Files that may be written before training begins."""
-OWN_NAMES = ("environment.json", START, *EARLY_FILES, *LINES)
+OWN_NAMES = ("environment.json", HISTORY, START, *EARLY_FILES, *LINES)
 """Names that only a run may have written: a file found there would be read, cut or deleted as the run's own."""
-TIMINGS = ("time/", "tokens_per_second", "memory/")
-"""Prefixes of the metrics that may differ between two runs of one recipe and seed."""
+BEFORE = "evaluation/before.json"
+"""The measurement before training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,10 @@ class Run:
         """Whether this process created the folder."""
         self._recipe_before: str | None = None
         """Content of recipe.toml before an extension that may be undone."""
+        self.proved: set[Path] = set()
+        """Checkpoints that this process has written, or held against their manifests."""
+        self._grown = GrowingDigests(folder)
+        refuse_escapes(folder)
         from filelock import FileLock, Timeout  # slow
 
         self._lock = FileLock(folder / ".lock")
@@ -119,8 +148,10 @@ class Run:
             write_json(path / "environment.json", environment or {})
             for name, text in (files or {}).items():
                 write_text(path / name, text)
+            written = recipe.toml()
+            write_text(path / HISTORY, RecipeHistory.of(written).text())
             # The recipe comes last: a folder with a recipe is a run.
-            write_text(path / "recipe.toml", recipe.toml())
+            write_text(path / "recipe.toml", written)
         return run
 
     @staticmethod
@@ -155,7 +186,10 @@ class Run:
         remaining = memoryview(text.encode("utf-8", "backslashreplace"))
         path = self.folder / name
         # Unbuffered: a buffer would retry on close and leave part of what did not fit.
-        with explained(f"cannot write {path}", self.advice_on_full_disk), open(path, "ab", buffering=0) as file:
+        with (
+            explained(f"cannot write {path}", self.advice_on_full_disk),
+            open(path, "ab", buffering=0, opener=never_by_link) as file,
+        ):
             end = file.tell()
             try:
                 while remaining:
@@ -172,38 +206,40 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the complete checkpoints, oldest first."""
-        checkpoints = [
-            Checkpoint(int(match[1]), path)
-            for path in (self.folder / "checkpoints").glob("step-*")
-            if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file()
-        ]
-        return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+        return find_checkpoints(self.folder)
 
     def save_checkpoint(
         self,
         step: int,
         state: Mapping[str, Any],
-        write: Callable[[Path], None],
+        write: Callable[[Path], Iterable[None] | None],
         keep: int,
         spared: Collection[int] = (),
     ) -> Checkpoint:
         """Write checkpoints/step-N atomically, then delete all but the newest ``keep`` and those of ``spared`` steps.
 
-        ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``. Raises BurnishError if the checkpoint
-        cannot be written; older checkpoints are unchanged.
+        ``write`` fills a folder with ``model/`` and ``optimizer.safetensors``; it may yield whenever the files so far
+        are complete, so that they are hashed beside the writing of the next. Raises BurnishError if the checkpoint cannot
+        be written; older checkpoints are unchanged.
         """
         target = self.folder / "checkpoints" / f"step-{step}"
         with explained(f"cannot save {target}", self.advice_on_full_disk):
             # An existing one is complete and has the same bits: an interrupt came right after it was written.
             if not (target / "state.json").is_file():
                 shutil.rmtree(target, ignore_errors=True)
-                with new_folder(target) as temporary:
+                with new_folder(target) as temporary, FolderDigests(temporary) as digests:
                     (temporary / "model").mkdir()
-                    write(temporary)
+                    for _ in write(temporary) or ():
+                        digests.add()
                     write_json(temporary / "state.json", {"step": step, **state})
+                    digests.add()
                     # If the checkpoint survives a power cut, the lines up to its step must too.
                     for name in LINES:
                         sync_file(self.folder / name)
+                    # The disk is waited for while the threads hash.
+                    sync_tree(temporary)
+                    write_json(temporary / MANIFEST, self._manifest(step, digests.records()))
+                self.proved.add(target)
             self._point_model_at(Checkpoint(step, target))
             for old in self.checkpoints()[:-keep]:
                 if old.step not in spared:
@@ -212,6 +248,17 @@ class Run:
                     os.rename(old.folder, temporary)
                     shutil.rmtree(temporary, ignore_errors=True)
         return Checkpoint(step, target)
+
+    def _manifest(self, step: int, files: Mapping[str, FileRecord]) -> Manifest:
+        beside = {name: file_record(path) for name in BESIDE if (path := self.folder / name).is_file()}
+        lines = {name: one for name in LINES if (one := self._grown.record(name)) is not None}
+        return {"step": step, "files": dict(files), "recipe": self.recipe, "lines": lines, "beside": beside}
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Content of the recipe that this process trains by, as it was when training began."""
+        path = self.folder / "recipe.toml"
+        return lasting(parsed(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def _point_model_at(self, checkpoint: Checkpoint, name: str = "model") -> None:
         link = self.folder / name
@@ -243,18 +290,50 @@ class Run:
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             for name in LINES:
                 path = self.folder / name
+                self._grown.forget(name)
                 if path.exists():
-                    write_parts(path, (line for line, row in _whole_lines(path) if _step(path, row) <= step))
-            for leftover in (self.folder / "checkpoints").glob(".*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                    write_parts(path, (line for line, row in whole_lines(path) if step_of(path, row) <= step))
+            for leftover in [*self.folder.glob(".*.partial"), *(self.folder / "checkpoints").glob(".*.partial")]:
+                remove(leftover)
             if checkpoint:
                 # The run may have been killed after writing the checkpoint and before linking its model.
                 self._point_model_at(checkpoint)
 
+    def go_back(self, checkpoint: Checkpoint | None) -> None:
+        """Delete everything newer than a checkpoint, or all that the run has measured and trained (None)."""
+        manifest = read_manifest(checkpoint.folder) if checkpoint else None
+        with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
+            for path in (self.folder / "checkpoints").iterdir():
+                if checkpoint is None or path.name not in {f"step-{step}" for step in self._until(checkpoint)}:
+                    remove(path)
+            for name in LINES if manifest or not checkpoint else ():
+                self._grown.forget(name)
+                record = manifest["lines"].get(name) if manifest else None
+                if record is None:
+                    remove(self.folder / name)
+                else:
+                    write_parts(self.folder / name, islice(raw_lines(self.folder / name), record["rows"]))
+            if checkpoint is None:
+                for name in (BEFORE, "model", BEST_MODEL):
+                    remove(self.folder / name)
+            elif self.linked_step(BEST_MODEL) not in self._until(checkpoint):
+                remove(self.folder / BEST_MODEL)
+
+    def _until(self, checkpoint: Checkpoint) -> list[int]:
+        return [one.step for one in self.checkpoints() if one.step <= checkpoint.step]
+
     def extend(self, recipe: Job) -> None:
         """Replace the recipe by a longer one, for good once training goes on (``keep_extension``)."""
         self._recipe_before = (self.folder / "recipe.toml").read_text(encoding="utf-8")
-        self.put("recipe.toml", recipe.toml())
+        self.change_recipe(recipe)
+
+    def change_recipe(self, recipe: Job) -> None:
+        """Replace the recipe by one that has the same results so far."""
+        written = recipe.toml()
+        # The history has it first: a kill in between leaves the recipe as it was.
+        if history := read_history(self.folder):
+            self.put(HISTORY, history.changed_to(written).text())
+        self.put("recipe.toml", written)
 
     def keep_extension(self) -> None:
         self._recipe_before = None
@@ -266,6 +345,7 @@ class Run:
 
     def put(self, name: str, text: str) -> None:
         """Write a file of the folder atomically. Raise BurnishError if that fails."""
+        self._grown.forget(name)
         with explained(f"cannot write {self.folder / name}", self.advice_on_full_disk):
             write_text(self.folder / name, text)
 
@@ -282,18 +362,27 @@ class Run:
         """Delete what a run wrote that never began; other files in the folder stay, such as what rewards printed."""
         self.close()
         with suppress(OSError):
-            before = "evaluation/before.json"
-            for name in ("recipe.toml", "environment.json", ".lock", before, *LINES, *EARLY_FILES):
+            for name in ("recipe.toml", "environment.json", HISTORY, ".lock", BEFORE, *LINES, *EARLY_FILES):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             for name in ("checkpoints", "evaluation", "."):
                 (self.folder / name).rmdir()
 
 
+def find_checkpoints(run: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints of a run folder, oldest first."""
+    checkpoints = [
+        Checkpoint(int(match[1]), path)
+        for path in (run / "checkpoints").glob("step-*")
+        if (match := re.fullmatch(r"step-(0|[1-9][0-9]{0,17})", path.name)) and (path / "state.json").is_file()
+    ]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
 def _make_unused(path: Path) -> Path:
     """Make the folder, with a number appended if the name is taken, and return its path."""
     with explained(f"cannot make the run folder {path}"):
-        for number in itertools.count(1):
+        for number in count(1):
             numbered = path if number == 1 else path.with_name(f"{path.name}-{number}")
             with suppress(FileExistsError):
                 numbered.mkdir(parents=True)
@@ -304,34 +393,3 @@ def _make_unused(path: Path) -> Path:
 def _same_files(folder: Path, other: Path) -> bool:
     sizes = ({path.relative_to(root): path.stat().st_size for path in root.rglob("*")} for root in (folder, other))
     return next(sizes) == next(sizes)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl file, without an incomplete last line. Raises InputError if another is not JSON."""
-    if path.exists():
-        yield from (row for _, row in _whole_lines(path))
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each complete line with its row, one at a time: a long run's samples may not fit into memory."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield line, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
-
-
-def _step(path: Path, row: Any) -> float:
-    """Return the step of a row, 0 if it has none. Raises InputError if it is no number."""
-    step = row.get("step", 0) if isinstance(row, dict) else None
-    if not isinstance(step, int | float):
-        raise InputError(f"{path}: a line is damaged, it has no object with a step: {str(row)[:60]}; delete the line")
-    return step
-
-
-def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a metrics row without timings: the part that is equal in two runs of one recipe and seed."""
-    return {key: value for key, value in row.items() if not key.startswith(TIMINGS)}

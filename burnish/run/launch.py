@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from burnish.recipe.sections import ChatSection, OpenSection
 from burnish.run.folder import BEST_MODEL, START, Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.run.own_rows import create_with_rows, with_own_rows
+from burnish.run.proof import prove_resumable
 from burnish.system.environment import environment_record
 from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
@@ -63,40 +65,73 @@ def work_in_run(open_run: Callable[[], Run], work: Callable[[Run], A], observer:
             run.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resuming:
+    """The run that a call resumes, None for a new one, and how.
+
+    Attributes:
+        extend: steps to add.
+        from_step: the checkpoint to go back to (``prove_resumable``).
+        accept: resume although an input has changed.
+    """
+
+    run: str | Path | None
+    extend: int | None = None
+    from_step: int | None = None
+    accept: bool = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the call begins a new run."""
+        return self.run is None
+
+    def check(self) -> None:
+        """Raise InputError if an option of a run to resume comes with a new run."""
+        if self.from_step is not None:
+            raise InputError("--from-step belongs to --resume: a new run has no checkpoint to go back to")
+        if self.extend is not None:
+            raise InputError("--extend belongs to --resume: set the steps of a new run in its recipe")
+        if self.accept:
+            raise InputError(
+                "--accept-changed-inputs belongs to --resume: a new run has no inputs that could have changed"
+            )
+
+
 def create_or_open_run(
     recipe: object,
     read: Callable[[Any], Job],
+    resuming: Resuming,
+    observer: Observer,
     *,
     run_dir: str | Path | None,
-    resume: str | Path | None,
     changed: bool,
-    accept: bool = False,
-    extend: int | None = None,
     moved: bool = False,
     verb: str = "train",
     rows: Any = None,
 ) -> Run:
     """Create a run folder for the recipe that ``read`` makes of ``recipe``, or open the one to resume.
 
-    ``rows`` are kept in a new run's folder. ``extend`` adds steps to the run to resume; ``moved`` resumes it on another
-    backend, which ``read`` sets. Raises InputError if a run to resume comes with a recipe, changes or a folder, if there
-    is neither, if changed inputs are accepted for a new run, or if the run cannot be extended.
+    ``rows`` are kept in a new run's folder. ``moved`` resumes a run on another backend, which ``read`` sets. Raises
+    InputError if a run to resume comes with a recipe, changes or a folder, if there is neither, if an option of a run
+    to resume comes with a new one, if the folder is not what its run wrote, or if the run cannot be extended.
     """
-    if resume is not None:
+    if resuming.run is not None:
         if recipe is not None or changed or run_dir:
             raise InputError(
                 "a resumed run keeps its recipe and its folder: pass resume alone, or with keys of [backend]"
             )
-        run = Run.open(Path(resume), verb)
-        if moved:
-            run.put("recipe.toml", read(run.folder / "recipe.toml").toml())
-        if extend is not None:
-            extend_run(run, read(run.folder / "recipe.toml"), extend)
+        run = Run.open(Path(resuming.run), verb)
+        try:
+            prove_resumable(run, observer, from_step=resuming.from_step)
+            if moved:
+                run.change_recipe(read(run.folder / "recipe.toml"))
+            if resuming.extend is not None:
+                extend_run(run, read(run.folder / "recipe.toml"), resuming.extend)
+        except BaseException:
+            run.close()
+            raise
         return run
-    if extend is not None:
-        raise InputError("--extend belongs to --resume: set the steps of a new run in its recipe")
-    if accept:
-        raise InputError("--accept-changed-inputs belongs to --resume: a new run has no inputs that could have changed")
+    resuming.check()
     if recipe is None:
         raise InputError("name a recipe, or a run folder to resume")
     job = read(recipe)
@@ -160,8 +195,7 @@ def _forget_last_measurement(run: Run, recipe: Recipe) -> None:
             f"= {recipe.evaluation.every}, and its model replaced the best one before it, so the bits would not be those "
             f'of one long run: start a new run with policy.model = "{run.folder}"'
         )
-    run.put("held_out.jsonl", "")
-    run.append("held_out.jsonl", kept)
+    run.put("held_out.jsonl", "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept))
 
 
 @contextmanager

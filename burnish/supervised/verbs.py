@@ -20,6 +20,7 @@ from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import Run
 from burnish.run.inputs import Inputs
 from burnish.run.launch import (
+    Resuming,
     create_or_open_run,
     discard_on_failure,
     keep_start,
@@ -130,6 +131,7 @@ class Verb(Generic[R, T]):
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
         extend: int | None = None,
+        from_step: int | None = None,
         accept_changed_inputs: bool = False,
         offline: bool = False,
         observer: Observer | None = None,
@@ -145,24 +147,25 @@ class Verb(Generic[R, T]):
             loaded = resolve_recipe_paths(load_supervised(self.kind, source, settings, changes=changes))
             return loaded.model_copy(update={"data": resolve_section_path(loaded.data)})
 
+        resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs)
         return work_in_run(
             lambda: create_or_open_run(
                 recipe,
                 read,
+                resuming,
+                watcher,
                 run_dir=run_dir,
-                resume=resume,
                 changed=bool(settings or changes),
                 rows=rows,
                 verb=verb,
-                accept=accept_changed_inputs,
-                extend=extend,
             ),
-            lambda run: self._train(run, watcher, offline=offline, fresh=resume is None, accept=accept_changed_inputs),
+            lambda run: self._train(run, watcher, resuming, offline=offline),
             watcher,
         )
 
-    def _train(self, run: Run, observer: Observer, *, offline: bool, fresh: bool, accept: bool) -> SupervisedResult:
-        inputs, reads = Inputs(run, observer, fresh=fresh, accept=accept), Reads()
+    def _train(self, run: Run, observer: Observer, resuming: Resuming, *, offline: bool) -> SupervisedResult:
+        fresh = resuming.fresh
+        inputs, reads = Inputs(run, observer, fresh=fresh, accept=resuming.accept), Reads()
         recipe = load_supervised(self.kind, run.folder / "recipe.toml")
         if not fresh:
             warn_if_environment_changed(run, environment_record(threads=recipe.threads, seed=recipe.seed), observer)
@@ -174,7 +177,7 @@ class Verb(Generic[R, T]):
             source = {"data.use": (recipe.data.use, SOURCES.get(recipe.data.use))}
             sources = run_sources(run, recipe, reads, source, offline=offline)
         with inputs.recorded(sources):
-            evaluation = supervised_trainer(learner, run, observer, accept=accept).train()
+            evaluation = supervised_trainer(learner, run, observer, accept=resuming.accept).train()
         write_final_reports(run.folder, observer)
         return SupervisedResult(run.folder, evaluation, run.rows("metrics.jsonl"))
 

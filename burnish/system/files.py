@@ -6,13 +6,17 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from burnish.errors import BurnishError
+
+LARGEST_TEXT = 1 << 28
+"""Bytes of the largest JSON or TOML file that is read at once."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,7 +28,7 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Replace a file by these bytes, one part after the other, as ``write_text`` does. The old one can be read meanwhile."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with new_file(temporary) as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
@@ -35,12 +39,55 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
         raise
 
 
+def new_file(path: Path) -> BinaryIO:
+    """Open a file that is new for writing: what has its name is removed first, and a link is never followed."""
+    remove(path)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666), "wb")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one. What a link leads to stays."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(path)
+
+
+def regular_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
+    """Return the bytes of a file. Raises OSError if it is a link, no regular file, or larger than ``limit`` bytes.
+
+    A pipe or a device, which might never end, is not waited for.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {limit:,}", str(path))
+        return file.read(limit)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError if it is a link or no regular file; a pipe is not waited for."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | flags), "rb")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a link", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return file
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that atomically becomes ``target``, synced to disk, or is deleted on an exception."""
     temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        remove(temporary)
         temporary.mkdir(parents=True)
         yield temporary
         follow_umask(temporary)

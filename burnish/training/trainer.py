@@ -140,6 +140,7 @@ class Trainer(Generic[M]):
         """
         first = self.logged = self._resume()
         self.run.keep_extension()
+        _ = self.run.recipe  # before somebody edits the file
         try:
             with self.learner.interrupts:
                 before = self._measured("before")

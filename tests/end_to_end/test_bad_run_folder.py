@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,33 @@ class TestRunFolders:
         refused(workspace.ask("train", "toy.toml", "--run-dir", "run"), 1, "cannot make the run folder run")
         refused(workspace.ask("train", "toy.toml", "--run-dir", "run/below"), 1, "part of that path is a file")
         assert (workspace / "run").read_text() == "a file"
+
+    def test_check_names_what_is_wrong_with_each_part(self, workspace, done):
+        whole = workspace.ask("check", "run")
+        assert (whole.status, whole.out.splitlines()[-1]) == (0, "whole")
+        (done / "checkpoints" / "step-2" / "optimizer.safetensors").write_bytes(b"")
+        (done / "checkpoints" / "step-9").mkdir()
+        (done / "model").unlink()
+        (done / "model").symlink_to("checkpoints/step-1/model")
+        before = contents(done)
+        found = workspace.ask("check", "run")
+        assert (found.status, found.out.splitlines()[-1]) == (1, "3 wrong") and "Traceback" not in found.err
+        for text in (
+            "step-2/optimizer.safetensors has 0 bytes", "step-9 has no state.json", "which is not a checkpoint",
+            "step-4      whole: ",
+        ):  # fmt: skip
+            assert text in found.out, (text, found.out)
+        parts = json.loads(workspace.ask("check", "run", "--json").out)["parts"]
+        assert sum(len(part["problems"]) for part in parts) == 3
+        assert contents(done) == before
+
+    def test_a_renamed_checkpoint_is_not_the_end_of_a_run(self, workspace, done, traces):
+        whole = traces(done)
+        (done / "checkpoints" / "step-2").rename(done / "checkpoints" / "step-3")
+        shutil.rmtree(done / "checkpoints" / "step-4")
+        refused(workspace.ask("train", "--resume", "run", "--quiet"), 2, "step-3 was saved as step 2", "--from-step 0")
+        assert workspace.ask("train", "--resume", "run", "--from-step", "0", "--quiet").status == 0
+        assert traces(done) == whole
 
     def test_two_processes_on_one_folder(self, workspace, done):
         from filelock import FileLock

@@ -43,7 +43,9 @@ def names(folder: Path) -> list[str]:
 
 class TestCreate:
     def test_a_new_folder_has_recipe_and_environment(self, run):
-        assert names(run.folder) == [".lock", "checkpoints", "environment.json", "evaluation", "recipe.toml"]
+        assert names(run.folder) == [
+            ".lock", "checkpoints", "environment.json", "evaluation", "recipe.toml", "recipes.json"
+        ]  # fmt: skip
         assert load_recipe(run.folder / "recipe.toml") == RECIPE
 
     def test_an_existing_run_is_rejected(self, run):
@@ -186,7 +188,7 @@ class TestCheckpoints:
         finally:
             os.umask(before)
         modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
-        assert modes == {"model.safetensors": 0o640, "state.json": 0o640}, "safetensors itself writes 0600"
+        assert modes == dict.fromkeys(("manifest.json", "model.safetensors", "state.json"), 0o640), "safetensors: 0600"
 
     def test_a_copy_with_its_links_resolved_is_linked_again(self, run, tmp_path):
         for step in (1, 2):

@@ -288,6 +288,12 @@ class TestRuns:
         assert "checkpoints/step-6/model/model.safetensors" in stopped
         run(job(verb, seed=1), run_dir="other", observer=QuietProgress())
         assert traces(Path("other"))["metrics"] != first["metrics"]
+        Path("first/checkpoints/step-6").rename("first/checkpoints/step-7")
+        with pytest.raises(
+            InputError, match=rf"step-7 was saved as step 6: it has.*\n.* burnish {verb} --resume first --f"
+        ):
+            run(resume="first", observer=QuietProgress())
+        assert traces(run(resume="first", from_step=0, observer=QuietProgress()).run_dir) == first
 
 
 @pytest.mark.slow
