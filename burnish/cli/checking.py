@@ -38,7 +38,7 @@ def check(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Prove a run folder, compare a model with transformers, or show data as it is read.
+    """Prove a run, compare a model with transformers, or show data.
 
     For a run, prints its parts and what was lost or changed of them, and the exit status is 1 if anything was; RUN/model
     is its model. For data, prints counts, lengths in tokens, what is left out and why, and the first rows. For a model,
