@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from burnish.errors import InputError, one_line
+from burnish.errors import InputError, is_interrupt, one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -137,7 +137,9 @@ def import_object(path: str, kind: str = "object") -> object:
         raise InputError(
             f"{kind} '{path}': cannot import '{module_name}' ({error}); run from the folder that holds it"
         ) from error
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
             f"{kind} '{path}': importing '{module_name}' raised {type(error).__name__}: {one_line(error)} "

@@ -155,6 +155,8 @@ def check_rewards(sections: Sequence[RewardSection], samples: int, prompts: int,
         key = f"reward.{index}"
         if parts.count(section.part) > 1:
             raise ValueError(f"{key}: two rewards are called '{section.part}'; set name = ... in one of them")
+        if section.part in ("mean", "std"):
+            raise ValueError(f"{key}: reward/{section.part} is a metric of every step; set name = ... to another name")
         if section.gate is not None and not any(other.counts for other in sections if other is not section):
             raise ValueError(
                 f"{key}: gate = {section.gate} controls the credit of the other parts, but no other part has a "

@@ -1,4 +1,4 @@
-"""Calls of reward functions: many ``async`` ones at once, a time limit, and a place for what they print."""
+"""Calls of reward functions: many ``async`` ones at once, a time limit, a place for what they print, the state after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from burnish.errors import BurnishError, InputError, one_line
+from burnish.errors import BurnishError, ContractError, InputError, is_interrupt, one_line, text_of
+from burnish.rewards.process_state import Settings, own_randomness
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +37,9 @@ class OverTime(Exception):
 def outcomes(calls: Sequence[Callable[[], Any]], seconds: float | None, *, stop_early: bool) -> list[Any]:
     """Return what each call returns, or the exception that it raised; awaitables are awaited together.
 
+    SystemExit and other exceptions that end a program are a reward's exceptions too; only Ctrl-C and SIGTERM are not.
+    What a call sets for the whole process is put back: see ``burnish.rewards.process_state``.
+
     Args:
         seconds: the time limit of one call.
         stop_early: end with the first exception, before later calls are made.
@@ -43,23 +47,31 @@ def outcomes(calls: Sequence[Callable[[], Any]], seconds: float | None, *, stop_
     BurnishError, an error that says already what to do, is raised.
     """
     results: list[Any] = []
-    with _printing_aside():
-        for call in calls:
-            results.append(_outcome(call, seconds))
-            if stop_early and isinstance(results[-1], Exception):
-                break
-        waiting = [index for index, value in enumerate(results) if isinstance(value, Awaitable)]
-        if waiting:
-            done = _await_all([results[index] for index in waiting], seconds)
-            for index, value in zip(waiting, done, strict=True):
-                results[index] = value
+    with _printing_aside(), own_randomness():
+        settings = Settings()
+        try:
+            for call in calls:
+                results.append(_outcome(call, seconds, settings))
+                if stop_early and failed(results[-1]):
+                    break
+            waiting = [index for index, value in enumerate(results) if issubclass(type(value), Awaitable)]
+            done = _await_all([results[index] for index in waiting], seconds) if waiting else []
+        finally:
+            settings.restore_all()
+        for index, value in zip(waiting, done, strict=True):
+            results[index] = value
     for result in results:
-        if isinstance(result, BurnishError):
-            raise result
+        if failed(result) and isinstance(result, BurnishError):
+            raise _readable(result)
     return results
 
 
-def explain(error: Exception, function: object) -> str:
+def failed(outcome: object) -> bool:
+    """Return whether an outcome is an exception. An object's own ``__class__`` is not asked: it may raise."""
+    return issubclass(type(outcome), BaseException)
+
+
+def explain(error: BaseException, function: object) -> str:
     """Return an exception of a reward in one line, with the file and the line of the function that raised it."""
     if isinstance(error, OverTime):
         return str(error)
@@ -67,7 +79,16 @@ def explain(error: Exception, function: object) -> str:
     own = [frame for frame in frames if frame.filename == _source_file(function)]
     place = (own or [frame for frame in frames if not frame.filename.startswith(_PACKAGE)])[-1:]
     where = f" ({place[0].filename}, line {place[0].lineno})" if place else ""
-    return f"raised {type(error).__name__}: {one_line(error)}{where}"
+    text = one_line(error)
+    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def _readable(error: BurnishError) -> BurnishError:
+    """Return an error of burnish that a reward raised, or one with its text if it is of a class of the reward's own."""
+    if type(error).__module__.startswith("burnish.") and text_of(lambda: str(error)) is not None:
+        return error
+    kind = next(kind for kind in (InputError, ContractError, BurnishError) if isinstance(error, kind))
+    return kind(one_line(error))
 
 
 def _source_file(function: Any) -> str | None:
@@ -98,6 +119,7 @@ def _printing_aside() -> Iterator[None]:
     if path is None:
         with redirect_stdout(sys.stderr), _descriptor_aside(2):
             yield
+        _reopen_standard_error()
         return
     try:
         with (
@@ -105,7 +127,8 @@ def _printing_aside() -> Iterator[None]:
             redirect_stdout(file), redirect_stderr(file), _descriptor_aside(file.fileno()),
         ):  # fmt: skip
             yield
-            _bound(file)
+            if not file.closed:
+                _bound(file)
     finally:
         with suppress(OSError):
             if path.lstat().st_size == 0:
@@ -136,28 +159,52 @@ def _descriptor_aside(descriptor: int) -> Iterator[None]:
     try:
         if sys.__stdout__ is not None:
             sys.__stdout__.flush()
-        kept = os.dup(1)
     except (OSError, ValueError):  # closed
         yield
         return
+    kept = {number: copy for number in (1, 2) if (copy := _duplicate(number)) is not None}
     try:
         with suppress(OSError):
-            os.dup2(descriptor, 1)
+            if 1 in kept:
+                os.dup2(descriptor, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        # 2 as well: where a function closed it, the next file that is opened would get what errors print.
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
 
 
-def _outcome(call: Callable[[], Any], seconds: float | None) -> Any:
+def _duplicate(descriptor: int) -> int | None:
+    try:
+        return os.dup(descriptor)
+    except OSError:  # closed
+        return None
+
+
+def _reopen_standard_error() -> None:
+    """Open standard error again if a function closed it, also by closing standard output, which was directed there."""
+    if sys.__stderr__ is not None and sys.stderr is sys.__stderr__ and sys.__stderr__.closed:
+        stream = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115 - stays open
+        sys.stderr = sys.__stderr__ = stream  # type: ignore[misc]
+
+
+def _outcome(call: Callable[[], Any], seconds: float | None, settings: Settings) -> Any:
     try:
         return call() if seconds is None else _limited(call, seconds)
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         return error
+    finally:
+        settings.restore()
 
 
 def _limited(call: Callable[[], Any], seconds: float) -> Any:
-    """Return what a call returns in a thread of its own; after the time limit, stop the thread and raise OverTime."""
+    """Return what a call returns in a thread of its own, or its exception.
+
+    After the time limit, the thread is stopped, and OverTime is raised.
+    """
     result: list[Any] = []
     context = contextvars.copy_context()
 
@@ -177,9 +224,7 @@ def _limited(call: Callable[[], Any], seconds: float) -> Any:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise _too_slow(seconds)
     value, error = result[0]
-    if error is not None:
-        raise error
-    return value
+    return value if error is None else error
 
 
 def _too_slow(seconds: float) -> OverTime:
@@ -189,15 +234,22 @@ def _too_slow(seconds: float) -> OverTime:
 def _await_all(awaitables: Sequence[Awaitable[Any]], seconds: float | None) -> list[Any]:
     """Return each awaitable's result or exception, awaited together."""
     import asyncio  # slow
+    from concurrent.futures import CancelledError
+
+    async def caught(awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end its loop with them
+            return error
 
     async def one(awaitable: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(awaitable, seconds)
+            return await asyncio.wait_for(caught(awaitable), seconds)
         except TimeoutError as error:
             if seconds is None or error.args:  # the function's own
                 return error
             return _too_slow(seconds)
-        except Exception as error:
+        except BaseException as error:
             return error
 
     async def every() -> list[Any]:
@@ -206,6 +258,8 @@ def _await_all(awaitables: Sequence[Awaitable[Any]], seconds: float | None) -> l
     future = asyncio.run_coroutine_threadsafe(every(), _loop())
     try:
         return future.result()
+    except CancelledError as error:  # by a function that cancels all tasks of the loop
+        return [error] * len(awaitables)
     except BaseException:  # Ctrl-C
         future.cancel()
         raise
@@ -217,5 +271,11 @@ def _loop() -> asyncio.AbstractEventLoop:
     import asyncio
 
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+
+    def serve() -> None:
+        while not loop.is_closed():  # a function may stop the loop, or its own task may end it
+            with suppress(BaseException):
+                loop.run_forever()
+
+    threading.Thread(target=serve, name="async rewards", daemon=True).start()
     return loop

@@ -11,7 +11,7 @@ normalised by them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ import torch
 
 from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
 from burnish.errors import BurnishError, ContractError, InputError
-from burnish.rewards.forms import Context, Flags, distinct_names
-from burnish.rewards.part import Part, normalise
+from burnish.rewards.forms import STEP_METRICS, Context, Flags, distinct_names
+from burnish.rewards.part import LARGEST, Part, normalise
+from burnish.rewards.process_state import forget_randomness
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
 from burnish.rewards.token_credit import Decode, token_gains
 from burnish.types import Completion, Scores, TokenRewards
@@ -69,6 +70,7 @@ class Combination:
                     f"reward '{part.name}': credit = \"{part.credit}\" cannot be combined with its own normalise or "
                     "with a gate, which compare or judge whole completions: remove one of them"
                 )
+        forget_randomness()
         self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
@@ -157,12 +159,29 @@ class Combination:
         logged: dict[str, tuple[float, ...]], counts: dict[str, float],
     ) -> Context:  # fmt: skip
         def log(name: str, value: float) -> None:
-            key = f"{part.name}/{name}"
-            logged[key] = (*logged.get(key, ()), float(value))
+            if (number := usable(name, value, counts)) is not None:
+                key = f"{part.name}/{name}"
+                logged[key] = (*logged.get(key, ()), number)
 
         def count(name: str, value: float) -> None:
-            key = f"{part.name}/{name}"
-            counts[key] = counts.get(key, 0.0) + float(value)
+            if (number := usable(name, value, logged)) is not None:
+                key = f"{part.name}/{name}"
+                counts[key] = counts.get(key, 0.0) + number
+
+        def usable(name: str, value: float, others: Container[str]) -> float | None:
+            if f"{part.name}/{name}" in others:
+                raise ContractError(
+                    f"reward '{part.name}' logged '{name}' with log_metric and with log_count: use two names"
+                )
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if abs(number) <= LARGEST:
+                return number
+            key = f"{part.name}/not_finite"
+            counts[key] = counts.get(key, 0.0) + 1.0
+            return None
 
         return Context(self.reference_policy, flags, step, log, count)
 
@@ -266,6 +285,8 @@ def combine(
     for key, weight in parts.items():
         own = names.get(id(key), "")
         name, function = (own, reward_function(own, key)) if own else _registered(key)
+        if name in STEP_METRICS:
+            raise InputError(f"reward/{name} is a metric of every step: give the reward another name")
         chosen.append(Part(name, function, weight))
     return Combination(chosen, reference_policy)
 

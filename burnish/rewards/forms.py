@@ -16,7 +16,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from burnish.errors import InputError
+from burnish.errors import ContractError, InputError
 from burnish.registry import nearest
 from burnish.types import Completion, Prompt
 
@@ -36,6 +36,10 @@ SINGULAR: Mapping[str, Callable[[Completion], Any]] = {
 }
 PLURAL: Mapping[str, str] = {f"{name}s": name for name in SINGULAR}
 SHARED = ("reference_policy", "log_metric", "log_count")
+OWN_METRICS = ("errors", "not_applied", "not_finite")
+"""Names of the counts that burnish adds to a reward's own metrics."""
+STEP_METRICS = ("mean", "std")
+"""``reward/mean`` and ``reward/std`` are of a step's rewards, so no reward has one of these names."""
 FLAGS = "flags"
 """The argument that is a completion's flags, or in a batch reward those of all completions."""
 TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -85,7 +89,18 @@ class Context:
 
     @property
     def shared(self) -> dict[str, Any]:
-        return {"reference_policy": self.reference_policy, "log_metric": self.log, "log_count": self.count}
+        return {"reference_policy": self.reference_policy, "log_metric": _own(self.log), "log_count": _own(self.count)}
+
+
+def _own(log: Log) -> Log:
+    """Return a function with which a reward logs, under names of its own."""
+
+    def named(name: str, value: float) -> None:
+        if name in OWN_METRICS:
+            raise ContractError(f"a reward logged '{name}', which is a count of burnish's own: choose another name")
+        log(name, value)
+
+    return named
 
 
 def read_signature(name: str, function: Callable[..., Any]) -> Signature:
@@ -102,7 +117,7 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
         return _foreign(name, parameters, "verl", [*VERL, *VERL_PLURAL])
     if rest and (names & {"prompts", "completions", "completion_ids"} or names == set(rest)):
         return _foreign(name, parameters, "trl", TRL)
-    return _own(name, parameters)
+    return _named(name, parameters)
 
 
 def bind(
@@ -150,7 +165,7 @@ def missing_columns(signature: Signature, prompts: Iterable[Prompt]) -> dict[str
     return missing
 
 
-def _own(name: str, parameters: Sequence[inspect.Parameter]) -> Signature:
+def _named(name: str, parameters: Sequence[inspect.Parameter]) -> Signature:
     arguments: list[str] = []
     options: dict[str, Any] = {}
     known = [*SINGULAR, *PLURAL, *SHARED, FLAGS]
@@ -239,7 +254,7 @@ def _trl(signature: Signature, completions: Sequence[Completion], context: Conte
         # Held-out measurements score as before the first step, so that they can be compared.
         "trainer_state": SimpleNamespace(global_step=(context.step or 1) - 1),
         "log_extra": lambda column, rows: None,
-        "log_metric": context.log,
+        "log_metric": context.shared["log_metric"],
     }
     return {
         key: value

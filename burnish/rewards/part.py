@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args
 
@@ -12,8 +14,8 @@ import numpy as np
 import torch
 
 from burnish.algorithms.reward_shaping import rank_in_group, standardise
-from burnish.errors import BurnishError, ContractError, InputError
-from burnish.rewards.calling import OverTime, explain, outcomes
+from burnish.errors import BurnishError, ContractError, InputError, is_interrupt, one_line, text_of
+from burnish.rewards.calling import OverTime, explain, failed, outcomes
 from burnish.rewards.forms import Context
 from burnish.rewards.references import best_values, each_reference
 from burnish.rewards.registry import RewardFunction
@@ -27,6 +29,11 @@ class WeightSchedule(Protocol):
     def at(self, step: int | None) -> float:
         """Return the factor at a step, counted from 1; None means after the last step."""
 
+
+LARGEST = 1e100
+"""Largest absolute value of a reward, so that no sum or square over a run leaves the range of float64."""
+LARGEST_WEIGHT = 1e30
+"""Largest absolute value of a weight."""
 
 Normalisation = Literal["group", "batch", "rank", "running"]
 """How a part's values are normalised in training.
@@ -82,6 +89,10 @@ class Part:
                 continue
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise InputError(f"reward '{self.name}': {name} = {value!r}: must be a finite number")
+            if name == "weight" and abs(value) > LARGEST_WEIGHT:
+                raise InputError(
+                    f"reward '{self.name}': weight = {value!r}: must be from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+                )
         if self.clip is not None and not (len(self.clip) == 2 and self.clip[0] < self.clip[1]):
             raise InputError(
                 f"reward '{self.name}': clip = {self.clip!r}: must be two numbers, the first below the second"
@@ -116,23 +127,23 @@ class Part:
         if not completions:
             return []
         returned = self._results(completions, context)
-        failed: list[str] = []
+        problems: list[str] = []
         rows: list[float | np.ndarray] = []
         for value, completion in zip(returned, completions, strict=True):
             try:
                 rows.append(self._checked(value, completion, context))
             except BurnishError as error:
-                failed.append(str(error))
+                problems.append(str(error))
                 rows.append(math.nan)
                 if not self.max_errors:
                     raise
         if unused := sum(value is None for value in returned):
             context.count("not_applied", unused)
         if self.max_errors:
-            context.count("errors", len(failed))
-        if len(failed) > self.max_errors * len(completions):
+            context.count("errors", len(problems))
+        if len(problems) > self.max_errors * len(completions):
             raise BurnishError(
-                f"{failed[0]} (reward '{self.name}' failed on {len(failed)} of {len(completions)} completions, more "
+                f"{problems[0]} (reward '{self.name}' failed on {len(problems)} of {len(completions)} completions, more "
                 f"than max_errors = {self.max_errors:g} allows)"
             )
         return rows
@@ -155,36 +166,38 @@ class Part:
             results = ask(completions, context)
             return results + [None] * (len(completions) - len(results))
         [together] = ask(completions, context)
-        if not isinstance(together, Exception):
+        if not failed(together):
             return _listed(self.name, together, completions)
         results = [together] * len(completions)
-        if isinstance(together, OverTime) or self.function.needs_companions(self.options):
+        if type(together) is OverTime or self.function.needs_companions(self.options):
             return results
         # One at a time, to name the row, or to keep the others.
         for index, completion in enumerate(completions):
             flags = None if context.flags is None else [context.flags[index]]
             [alone] = ask([completion], replace(context, flags=flags))
-            failed = isinstance(alone, Exception)
-            results[index] = alone if failed else _listed(self.name, alone, [completion])[0]
-            if failed and not self.max_errors:
+            results[index] = alone if failed(alone) else _listed(self.name, alone, [completion])[0]
+            if failed(alone) and not self.max_errors:
                 break
-        return results if any(isinstance(result, Exception) for result in results) else [together] * len(completions)
+        return results if any(map(failed, results)) else [together] * len(completions)
 
     def _checked(self, value: Any, completion: Completion, context: Context) -> float | np.ndarray:
         """Return a completion's value, or its values per token; not-a-number for None. Raises BurnishError."""
-        if isinstance(value, Exception):
+        if failed(value):
             reason = explain(value, self.function.function)
             raise BurnishError(f"reward '{self.name}' {reason} on {_row(completion)}") from value
         if value is None:
             return math.nan
-        if isinstance(value, Mapping) and "score" in value:  # verl's form
-            for key, one in value.items():
-                if key != "score" and isinstance(one, Real) and math.isfinite(one):
-                    context.log(str(key), float(one))
-            value = value["score"]
-        if _is_sequence(value):
-            return _numbers(self.name, value, completion)
-        return _number(self.name, value, completion)
+        if type(value) is float and -LARGEST <= value <= LARGEST:
+            return value
+        with _reading(self.name, value, completion.prompt):
+            if isinstance(value, Mapping) and "score" in value:  # verl's form
+                for key, one in value.items():
+                    if key != "score" and isinstance(one, Real):
+                        context.log(str(key), one)  # type: ignore[arg-type]
+                value = value["score"]
+            if _is_sequence(value):
+                return _numbers(self.name, value, completion)
+            return _number(self.name, value, completion)
 
     def _split(
         self, rows: Sequence[float | np.ndarray], completions: Sequence[Completion]
@@ -232,18 +245,15 @@ def normalise(by: Normalisation, values: np.ndarray, completions: Sequence[Compl
 
 def _listed(name: str, values: Any, completions: Sequence[Completion]) -> list[Any]:
     """Return what a batch reward returned as a list. Raises BurnishError if it is not one value per completion."""
-    try:
+    most = len(completions) + 1  # an iterator may have no end
+    with _reading(name, values):
         if isinstance(values, str | bytes | Mapping):
-            raise TypeError
-        listed = list(values)
-    except TypeError:
-        raise ContractError(
-            f"reward '{name}' returned {_shown(values)}: a batch reward must return a list with one number per "
-            "completion"
-        ) from None
+            raise TypeError("it is not a list")
+        listed = list(islice(values, most))
+        size = len(values) if len(listed) == most and hasattr(values, "__len__") else len(listed)
     if len(listed) != len(completions):
         raise ContractError(
-            f"reward '{name}' returned {len(listed)} values for {len(completions)} completions (prompt "
+            f"reward '{name}' returned {size} values for {len(completions)} completions (prompt "
             f"'{completions[0].prompt.id}' is the first): a batch reward must return one number per completion"
         )
     return listed
@@ -270,10 +280,11 @@ def _is_sequence(value: Any) -> bool:
 
 def _numbers(name: str, values: Any, completion: Completion) -> np.ndarray:
     """Return one finite number per token, [|o_i|]."""
-    numbers, tokens = list(values), len(completion.token_ids)
-    if len(numbers) != tokens or any(_is_sequence(value) for value in numbers):
+    tokens, size = len(completion.token_ids), len(values)
+    numbers = list(values) if size == tokens else []
+    if size != tokens or any(_is_sequence(value) for value in numbers):
         raise ContractError(
-            f"reward '{name}' returned {_shown(values)} for {_named(completion.prompt)}: {len(numbers)} values for "
+            f"reward '{name}' returned {_shown(values)} for {_named(completion.prompt)}: {size} values for "
             f"{tokens} tokens; a sequence must have one number per token of completion.token_ids"
         )
     return np.array([_number(name, value, completion) for value in numbers], dtype=np.float64)
@@ -286,12 +297,44 @@ def _number(name: str, value: Any, completion: Completion) -> float:
         value = value.item()
     if not isinstance(value, Real):
         raise ContractError(f"{where}: a reward must be one number per completion")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ContractError(f"{where}: a reward must be finite; handle that case in the function")
+    if abs(number) > LARGEST:
+        raise ContractError(f"{where}: a reward must be from {-LARGEST:g} to {LARGEST:g}; limit it in the function")
     return number
 
 
+@contextmanager
+def _reading(name: str, value: object, prompt: Prompt | None = None) -> Iterator[None]:
+    """Turn what a returned object raises when it is read into a ContractError.
+
+    The object is for one completion, of a prompt, or for all of them.
+    """
+    try:
+        yield
+    except BurnishError:
+        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        where = f" for {_named(prompt)}" if prompt else ""
+        rule = "reward must be" if prompt else "batch reward must return a list with"
+        # A TypeError says only that it is not one.
+        cause = "" if isinstance(error, TypeError) else f" ({type(error).__name__}: {one_line(error)})"
+        raise ContractError(
+            f"reward '{name}' returned {_shown(value)}{where}: a {rule} one number per completion{cause}"
+        ) from error
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return (text if len(text) <= 60 else text[:57] + "...") + f" ({type(value).__name__})"
+    if type(value) in (str, bytes):
+        value = value[:80]  # type: ignore[index]
+    text = text_of(lambda: repr(value))
+    kind = type(value).__name__
+    if text is None:
+        return f"an object that cannot be shown ({kind})"
+    return (text if len(text) <= 60 else text[:57] + "...") + f" ({kind})"

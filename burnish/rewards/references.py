@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from burnish.errors import InputError
+from burnish.errors import InputError, is_interrupt
 from burnish.types import Completion
 
 
@@ -46,13 +46,15 @@ def _best(values: Sequence[Any]) -> Any:
 
 def _total(value: Any) -> float:
     """Return a number, the score of verl's form, or the sum of a sequence; NaN for anything else."""
-    if isinstance(value, Mapping):
-        value = value.get("score")
-    if isinstance(value, float):
+    if type(value) is float:
         return value
     try:
+        if isinstance(value, Mapping):
+            value = value.get("score")
         return float(np.asarray(value, dtype=np.float64).sum())
-    except (TypeError, ValueError):
+    except BaseException as error:  # a value may raise anything
+        if is_interrupt(error):
+            raise
         return math.nan
 
 

@@ -25,13 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError, is_interrupt, one_line
 from burnish.registry import Registry, has_kind, nearest
 from burnish.rewards.forms import TABLE, Context, Signature, bind, read_signature
 from burnish.rewards.votes import AnswerReading
 from burnish.types import Completion
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 METRIC = ("use", "name", "better")
 """Keys of an entry of ``evaluation.metrics`` that are not options of the reward."""
@@ -136,7 +137,7 @@ class RewardFunction:
                     f"'{self.name}': {key} = {value!r} must be of the same type as its default {default!r}"
                 )
         if self.facts.check_options is not None:
-            self.facts.check_options(**{**self.options, **options})
+            self._answer(self.facts.check_options, options)
 
     def check_credit(self, credit: str) -> None:
         """Raise InputError if ``credit`` would score beginnings of completions and the reward needs the whole."""
@@ -159,7 +160,21 @@ class RewardFunction:
         return self._holds(self.facts.needs_companions, options)
 
     def _holds(self, rule: bool | Callable[..., bool], options: Mapping[str, Any]) -> bool:
-        return rule(**{**self.options, **options}) if callable(rule) else rule
+        return bool(self._answer(rule, options)) if callable(rule) else rule
+
+    def _answer(self, ask: Callable[..., T], options: Mapping[str, Any], **further: Any) -> T:
+        """Return what a function of the decorator returns. Raises InputError if it raises."""
+        try:
+            return ask(**{**self.options, **options, **further})
+        except BurnishError:
+            raise
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InputError(
+                f"reward '{self.name}': its {getattr(ask, '__name__', 'function')} raised {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from error
 
     def preflight(self, options: Mapping[str, Any], *, offline: bool = False) -> tuple[str, str] | None:
         """Return the message and level of the reward's preflight check; None if it has no such check."""
@@ -167,11 +182,11 @@ class RewardFunction:
         if check is None:
             return None
         own = {"offline": offline} if "offline" in inspect.signature(check).parameters else {}
-        return check(**{**self.options, **options, **own})
+        return self._answer(check, options, **own)
 
     def files(self, options: Mapping[str, Any]) -> list[Path]:
         """Return the files that the reward reads and that no option names."""
-        return [] if self.facts.files is None else list(self.facts.files(**{**self.options, **options}))
+        return [] if self.facts.files is None else list(self._answer(self.facts.files, options))
 
     def answer_reading(self, options: Mapping[str, Any]) -> AnswerReading | None:
         """Return how the reward reads and compares answers; None if it has not declared it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.errors import BurnishError, ContractError, one_line
+from burnish.errors import BurnishError, ContractError, is_interrupt, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class AnswerReading:
                 votes.append(first)
         except BurnishError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             raise ContractError(
                 f"reward '{self.name}' cannot read an answer: {type(error).__name__}: {one_line(error)}"
             ) from error

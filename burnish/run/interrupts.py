@@ -8,10 +8,10 @@ import threading
 from types import FrameType
 from typing import Any
 
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, Signalled
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(Signalled):
     """SIGTERM, by which schedulers and ``kill`` ask a process to end."""
 
 
@@ -53,7 +53,7 @@ class Interrupts:
             raise pending
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        kind = Terminated if number == signal.SIGTERM else Signalled
         if os.getpid() != self._process:  # a forked child ends as it would without this handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

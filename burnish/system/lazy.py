@@ -21,6 +21,12 @@ def postpone_import(package: str) -> None:
         sys.modules[package] = _Postponed(spec)
 
 
+def loaded(package: str) -> Any:
+    """Return a package if it is imported, and not only postponed; None if not."""
+    module = sys.modules.get(package)
+    return None if isinstance(module, _Postponed) else module
+
+
 _LOADING = threading.RLock()
 """Held by the thread that loads a package; the others wait until it is complete."""
 PATIENCE = 60.0

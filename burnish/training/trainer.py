@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
-from burnish.errors import BurnishError, ContractError, InputError
+from burnish.errors import BurnishError, ContractError, InputError, one_line
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job
 from burnish.reports.page.html import write_report
@@ -291,7 +291,7 @@ class Trainer(Generic[M]):
                     self.run.discard()
                 return error
             saved = self._saved("correct it, then " if recurs else "")
-            return type(error)(f"{error}\n{saved}")
+            return type(error)(f"{one_line(error)}\n{saved}")
         return error
 
     def _saved(self, first: str = "") -> str:
