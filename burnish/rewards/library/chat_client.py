@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import BurnishError, one_line
+from burnish.rewards.library.whole_time import limited, whole_time
+from burnish.system.secrets import without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -190,7 +192,7 @@ class ChatClient:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
-            return httpx.Client(
+            client = httpx.Client(
                 headers=headers,
                 timeout=self.timeout,
                 # A redirect would carry the key to another address.
@@ -200,7 +202,9 @@ class ChatClient:
                 verify=_certificates(),
             )
         except (ImportError, ValueError) as error:
-            raise BurnishError(f"reward 'judge': the proxy in the environment cannot be used: {error}") from error
+            problem = self._without_key(one_line(error))
+            raise BurnishError(f"reward 'judge': the proxy in the environment cannot be used: {problem}") from error
+        return limited(client)
 
     def _ask(
         self, http: httpx.Client, body: bytes, readable: Callable[[str], bool], stop: threading.Event
@@ -252,7 +256,7 @@ class ChatClient:
 
         deadline = time.monotonic() + self.timeout
         try:
-            with http.stream("POST", self.url, content=body) as response:
+            with whole_time(self.timeout), http.stream("POST", self.url, content=body) as response:
                 if not response.is_success:
                     raise self._refusal(response, deadline)
                 raw = _read(response, deadline, LONGEST_RESPONSE)
@@ -261,7 +265,7 @@ class ChatClient:
         except (httpx.TimeoutException, TimeoutError) as error:
             raise _FailedAttempt(f"no answer within {self.timeout:g} seconds") from error
         except (httpx.ConnectError, httpx.ProxyError) as error:
-            raise _FailedAttempt(f"it cannot be reached ({one_line(error)})") from error
+            raise _FailedAttempt(f"it cannot be reached ({self._without_key(one_line(error))})") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise _FailedAttempt(f"the answer broke off ({type(error).__name__})") from error
         if len(raw) > LONGEST_RESPONSE:
@@ -309,10 +313,11 @@ class ChatClient:
 
     def _quoted_response(self, raw: bytes) -> str:
         """Return a response in one line. The key is removed before cutting, after which half of it could remain."""
-        return _quoted(self._without_key(raw.decode("utf-8", "replace")))
+        return _quoted(self._without_key(" ".join(raw.decode("utf-8", "replace").split())[:2000]))
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "(key)") if self.key else text
+        """Return a text without the key, in whatever spelling, and without passwords of proxies."""
+        return without_secrets(without_secrets(text, [self.key]), _passwords(), "(password)")
 
     @contextmanager
     def _open_cache(self) -> Iterator[sqlite3.Connection]:
@@ -326,6 +331,20 @@ class ChatClient:
             raise BurnishError(
                 f"reward 'judge': its cache {self.cache} cannot be used ({error}): delete it or set cache to another"
             ) from error
+
+
+@cache
+def _passwords() -> tuple[str, ...]:
+    """Return the passwords of the proxies in the environment."""
+    from urllib.parse import unquote, urlsplit
+    from urllib.request import getproxies  # slow
+
+    found: set[str] = set()
+    for address in getproxies().values():
+        with suppress(ValueError):
+            password = urlsplit(address).password or ""
+            found |= {password, unquote(password)} - {""}
+    return tuple(found)
 
 
 def _content(message: Mapping[str, Any]) -> Any:

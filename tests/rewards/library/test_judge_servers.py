@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import socket
 import threading
+import time
 from datetime import timedelta
 from email.utils import format_datetime, formatdate, parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from burnish.errors import BurnishError, InputError
 from burnish.rewards.combine import Combination
+from burnish.rewards.library import chat_client
 from burnish.rewards.part import Part
 from burnish.rewards.registry import REWARDS
 from burnish.types import Completion, Message, Prompt
@@ -175,3 +180,93 @@ def test_every_reference_is_shown(server: Server, tmp_path: Path) -> None:
 def test_pairs_need_references() -> None:
     assert REWARDS.get("judge").needs_reference({"model": "m", "pairwise": True})
     assert not REWARDS.get("judge").needs_reference({"model": "m"})
+
+
+def dripping(*lines: bytes, between: bytes = b""):
+    """Return a reply that sends lines byte by byte, again and again, until the client has enough."""
+
+    def reply(handler: Handler) -> None:
+        handler.wfile.write(between)
+        while True:
+            for byte in b"".join(lines):
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(0.02)
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        dripping(b"HTTP/1.1 200 OK" + b" " * 10_000), dripping(b"X-More: 1\r\n", between=b"HTTP/1.1 200 OK\r\n"),
+        dripping(b"HTTP/1.1 100 Continue\r\n\r\n"),
+        dripping(b"x", between=b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
+        dripping(b"1\r\n \r\n", between=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        dripping(b"X-More: 1\r\n", between=b"HTTP/1.1 503 Busy\r\n"),
+    ],
+)  # fmt: skip
+def test_one_time_limit_for_all_of_an_answer(server: Server, tmp_path: Path, reply) -> None:
+    server.script = [reply]
+    with pytest.raises(BurnishError, match=r"no answer within 0\.3 seconds"):
+        ask(server, tmp_path, samples("x"), timeout=0.3, retries=0)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_limit_holds_for_connections_that_nobody_serves(tmp_path: Path, monkeypatch, scheme: str) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1"
+        options = {"url": url, "model": "m", "timeout": 0.3, "retries": 0, "cache": str(tmp_path / "c")}
+        with pytest.raises(BurnishError, match=r"no answer within 0\.3 seconds"):
+            Combination([Part("judge", REWARDS.get("judge"), 1.0, options)]).score(samples("x"))
+
+
+def test_the_limit_holds_for_the_lookup_of_a_name(tmp_path: Path, monkeypatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(60))
+    monkeypatch.setenv("no_proxy", "*")
+    options = {"url": "http://a.test/v1", "model": "m", "timeout": 0.3, "retries": 0, "cache": str(tmp_path / "c")}
+    with pytest.raises(BurnishError, match=r"no answer within 0\.3 seconds"):
+        Combination([Part("judge", REWARDS.get("judge"), 1.0, options)]).score(samples("x"))
+    end.set()
+
+
+def test_a_connection_is_used_again(server: Server, tmp_path: Path, monkeypatch) -> None:
+    made: list[object] = []
+    accept = server.get_request
+    monkeypatch.setattr(server, "get_request", lambda: made.append(1) or accept())
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    ask(server, tmp_path, samples(*"abcdef"), parallel=1)
+    assert len(server.seen) == 6 and len(made) == 1
+
+
+@pytest.mark.parametrize("code", [200, 401, 500])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str.upper, lambda key: quote(key, safe=""), lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+        lambda key: key[:14] + "…", " ".join, lambda key: key.encode().hex(),
+        lambda key: "".join(f"\\u{ord(one):04x}" for one in key),
+    ],
+)  # fmt: skip
+def test_no_error_shows_the_key_in_another_spelling(server: Server, tmp_path: Path, monkeypatch, code, spell) -> None:
+    key = "sk-Zq7/x+9dLmW3kTp0Rv"
+    monkeypatch.setenv("A_KEY", key)
+    spelling = spell(key)
+    server.script = [says(f"Wrong: {spelling}") if code == 200 else status(code, f"Wrong: {spelling}".encode())]
+    with pytest.raises(BurnishError, match="with the key in it") as found:
+        ask(server, tmp_path, samples("x"), key_env="A_KEY", retries=0)
+    assert spelling[:12] not in str(found.value)
+
+
+def test_passwords_of_proxies_are_not_shown(tmp_path: Path, monkeypatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    chat_client._passwords.cache_clear()
+    monkeypatch.setenv("http_proxy", "ftp://me:pass%20word%2Dlong@127.0.0.1:9")
+    options = {"url": "http://a.test/v1", "model": "m", "retries": 0, "cache": str(tmp_path / "c")}
+    with pytest.raises(BurnishError, match="proxy in the environment cannot be used") as found:
+        Combination([Part("judge", REWARDS.get("judge"), 1.0, options)]).score(samples("x"))
+    chat_client._passwords.cache_clear()
+    assert "pass" not in str(found.value)
