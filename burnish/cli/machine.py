@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson, escape, print_json
+from burnish.cli.options import AsJson, Overrides, escape, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -17,13 +17,23 @@ verbs = typer.Typer(rich_markup_mode=None)
 
 @verbs.command()
 def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="With --ray: a built-in recipe or a TOML file.  [default: news]")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Check a Ray cluster against a recipe instead.")] = False,
+    overrides: Overrides = None,
     long: Annotated[bool, typer.Option("--long", help="Measure every library and bfloat16, for a minute.")] = False,
     json: AsJson = False,
 ) -> None:
     """Show what this machine can do and what is installed.
 
-    Facts are printed at once, then the speed of matrix products, measured for some tenths of a second.
+    Facts are printed at once, then the speed of matrix products, measured for some tenths of a second. With --ray, check
+    the machines of a cluster before a long run; see docs/en/cluster.md.
     """
+    if ray:
+        return _check_cluster(recipe or "news", overrides or [], json)
+    if recipe is not None or overrides:
+        raise InputError("doctor reads a recipe with --ray only: burnish doctor --ray RECIPE")
     from burnish.benchmark import doctor as doctor_report
 
     known = doctor_report.facts()
@@ -37,6 +47,29 @@ def doctor(
         print_json({**known, **measured})
     else:
         _print_now(doctor_report.speed_lines(measured))
+
+
+def _check_cluster(recipe: str, overrides: Sequence[str], json: bool) -> None:
+    """Print what is seen of a recipe's cluster. Raises BurnishError if a run would fail on it, or be open to others."""
+    from dataclasses import asdict
+
+    from burnish.backends.preflight import check_backend_package
+    from burnish.recipe.schema import load_recipe
+    from burnish.run.launch import resolve_recipe_paths
+
+    read = resolve_recipe_paths(load_recipe(recipe, ["backend.use=ray", *overrides]))
+    check_backend_package(read)
+    from burnish.backends.ray.cluster_check import check_cluster
+
+    lines = []
+    for line in check_cluster(read):
+        lines.append(line)
+        if not json:
+            _print_now([f"{line.subject:<22} {'PROBLEM: ' if line.fault else ''}{line.text}"])
+    if json:
+        print_json([asdict(line) for line in lines])
+    if faults := sum(line.fault for line in lines):
+        raise BurnishError(f"the cluster has {faults} problem{'s' if faults > 1 else ''}")
 
 
 def _print_now(lines: Iterable[str]) -> None:

@@ -81,15 +81,22 @@ def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raise BurnishError if nothing listens at host:port: Ray itself would wait for a minute and more."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "://" in address:
+    """Raise BurnishError if nothing listens where Ray will look for a cluster: Ray itself would wait for minutes."""
+    reached = address
+    if "://" not in address:
+        with suppress(Exception):  # Ray says what is wrong with an address
+            # "auto" is the last cluster of this machine, and 127.0.0.1 the machine's outer address.
+            found = import_module("ray._private.services").canonicalize_bootstrap_address(address)
+            reached = str(found or address)
+    host, _, port = reached.rpartition(":")
+    if not host or not port.isdecimal() or "://" in reached:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, OverflowError) as error:
+        there = "there" if reached == address else f"at {reached}, where Ray looks for it"
         raise BurnishError(
-            f"backend.address = '{address}': nothing answers there ({error}): is it `ray start`'s?"
+            f"backend.address = '{address}': nothing answers {there} ({error}): is it `ray start`'s?"
         ) from error
 
 

@@ -1,0 +1,76 @@
+"""What ``burnish doctor --ray`` says of machines: room for samplers, versions, memory, and the model's files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from burnish.backends.ray.cluster_check import Node, judged, room
+from burnish.backends.ray.node_probe import PACKAGES, NodeFacts, readable_model
+from burnish.recipe.schema import load_recipe
+
+OWN = {"python": "3.11.7", **dict.fromkeys(PACKAGES, "1.0")}
+FILES = (("config.json", 10), ("model.safetensors", 1_000_000_000))
+GOOD = NodeFacts(OWN, 8_000_000_000, None, FILES, "")
+
+
+def faults(facts: NodeFacts, *overrides: str, weights: int | None = 1_000_000_000) -> list[str]:
+    recipe = load_recipe("news", ["backend.use=ray", *overrides])
+    return [line.text for line in judged("node 10.0.0.2", facts, OWN, FILES, recipe, weights) if line.fault]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "machines", "places"),
+    [
+        (2, 0, [(8, 0), (3, 0)], 5),
+        (2, 1, [(8, 2), (3, 8)], 3),  # two GPUs, and then processors for one sampler
+        (1, 2, [(8, 5)], 2),
+        (1, 0.4, [(16, 3)], 6),  # two samplers for each GPU
+        (4, 0, [(3, 0), (3, 0)], 0),  # a sampler is not spread over machines
+    ],
+)
+def test_samplers_that_fit(cpus, gpus, machines, places):
+    nodes = [Node(str(number), f"10.0.0.{number}", *has, 1e9) for number, has in enumerate(machines)]
+    device = ["policy.device=cuda"] if gpus else []
+    for samplers in (1, 4):
+        overrides = ["backend.use=ray", f"backend.cpus={cpus}", f"backend.gpus={gpus}", f"backend.samplers={samplers}"]
+        *each, last = room(load_recipe("news", [*overrides, *device]), nodes)
+        assert len(each) == len(nodes) and not any(line.fault for line in each)
+        assert f"has room for {places}" in last.text and last.fault == (places < samplers)
+
+
+def test_a_machine_like_the_drivers_has_no_fault():
+    assert faults(GOOD) == []
+    assert faults(replace(GOOD, model=())) == []  # it will fetch the model
+    assert faults(replace(GOOD, memory=1), weights=None) == []
+
+
+def test_what_differs_is_named():
+    (text,) = faults(replace(GOOD, versions={**OWN, "torch": "2.0"}))
+    assert "torch 2.0" in text and "; the driver has torch 1.0: install the same versions" in text
+    (text,) = faults(replace(GOOD, versions={**OWN, "ray": None}))
+    assert "ray missing" in text
+    (text,) = faults(replace(GOOD, memory=500_000_000))
+    assert text == "0.5 GB of memory free, and a sampler holds 1.00 GB of weights"
+    (text,) = faults(replace(GOOD, model=(), fault="no such folder"))
+    assert text == "model 'smollm2-135m' cannot be read: no such folder"
+    (text,) = faults(replace(GOOD, model=(FILES[0], ("model.safetensors", 7))))
+    assert text.endswith("has other files than the driver's, such as 'model.safetensors'")
+
+
+def test_vllm_may_have_another_torch_but_must_be_there():
+    vllm = ["backend.engine=vllm", "backend.python=/elsewhere/python"]
+    other = {**OWN, "torch": "2.0", "vllm": "installed"}
+    assert faults(replace(GOOD, versions=other), *vllm) == []
+    (text,) = faults(replace(GOOD, versions={**other, "vllm": None}), *vllm)
+    assert "vllm missing" in text
+
+
+def test_files_of_a_model(tiny, tmp_path):
+    folder = tiny("llama")
+    files, fault = readable_model(folder.name, str(folder.parent))
+    assert fault == "" and {"config.json", "model.safetensors"} <= {name for name, _ in files}
+    assert dict(files)["model.safetensors"] == (folder / "model.safetensors").stat().st_size
+    files, fault = readable_model(str(tmp_path / "none"), str(tmp_path))
+    assert files == () and "there is no such folder" in fault
