@@ -1,8 +1,9 @@
 """A run on a Ray cluster whose processes are killed at random, and a ledger of what it trained.
 
 ``python -m bench.ray_ledger --kills 20`` trains a tiny random model for one pass over its prompts with two samplers.
-Between random steps it kills a sampler with SIGKILL, and every fourth time the driver, whose run is then resumed. The
-ledger counts each prompt's samples in samples.jsonl; the lines must also be those of a run without kills, to the byte.
+At random moments it kills a sampler (or with ``--learners 2`` a learner) with SIGKILL, and every fourth time the driver,
+whose run is then resumed. The ledger counts each prompt's samples in samples.jsonl; the lines must also be those of a run
+without kills, to the byte.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ every = 5
 [backend]
 use = "ray"
 samplers = 2
+learners = {learners}
 cpus = 1
 """
 
@@ -77,13 +79,13 @@ def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def samplers(driver: int) -> list[psutil.Process]:
-    """Return the sampler processes of a driver."""
+def workers(driver: int) -> list[tuple[str, psutil.Process]]:
+    """Return the samplers and learners of a driver, and what they are."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if any("SamplerProcess" in part for part in process.cmdline()):
-                found.append(process)
+            line = " ".join(process.cmdline())
+            found += [(kind, process) for kind in ("sampler", "learner") if f"{kind.capitalize()}Process" in line]
         except psutil.Error:
             continue
     return found
@@ -105,11 +107,11 @@ def trained_under_kills(run: Path, recipe: Path, kills: int, steps: int, chance:
             time.sleep(0.005)
             continue
         time.sleep(chance.uniform(0, 0.3))
-        kind = "driver" if due % 4 == 3 else "sampler"
-        victims = [psutil.Process(driver.pid)] if kind == "driver" else samplers(driver.pid)
+        victims = [("driver", psutil.Process(driver.pid))] if due % 4 == 3 else workers(driver.pid)
         if not victims:
             continue
-        chance.choice(victims).send_signal(signal.SIGKILL)
+        kind, victim = chance.choice(victims)
+        victim.send_signal(signal.SIGKILL)
         killed[kind] += 1
         if kind == "driver":
             driver.wait()
@@ -128,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--learners", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -135,7 +138,10 @@ def main() -> None:
         write_rows(folder, options.steps * PROMPTS_PER_STEP)
         recipe = folder / "ledger.toml"
         model = write_tiny_model("llama", folder)
-        text = RECIPE.format(steps=options.steps, model=model, folder=folder, prompts=PROMPTS_PER_STEP, samples=SAMPLES)
+        text = RECIPE.format(
+            steps=options.steps, model=model, folder=folder, prompts=PROMPTS_PER_STEP, samples=SAMPLES,
+            learners=options.learners,
+        )  # fmt: skip
         recipe.write_text(text, encoding="utf-8")
         whole, killed = folder / "whole", folder / "killed"
         begin = time.monotonic()

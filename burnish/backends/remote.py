@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+import torch
 
 from burnish.backends.chat import chat_settings
 from burnish.backends.preflight import check_backend_package
@@ -29,28 +31,37 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
         yield lambda learner: None
         return
     from burnish.backends.ray.ahead import sampled_ahead
-    from burnish.backends.ray.cluster import connected, sampler_threads
+    from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
+    from burnish.backends.ray.gradients import SharedGradients
     from burnish.backends.ray.sampler import RemoteSampler, Samplers
     from burnish.backends.ray.worker import PolicySetup
 
     def report(step: int, text: str) -> None:
-        run.append("warnings.jsonl", [{"step": step, "kind": "sampler", "text": text}])
+        run.append("warnings.jsonl", [{"step": step, "kind": text.split()[0], "text": text}])
         observer.message(text, level="warning")
 
-    threads = sampler_threads(recipe.backend)
-    with connected(recipe.backend) as ray:
-        samplers = Samplers(ray, recipe.backend, threads, report, offline)
+    backend = recipe.backend
+    threads = sampler_threads(backend)
+    with connected(backend) as ray, ExitStack() as stack:
+        samplers = Samplers(ray, backend, threads, report, offline)
+        stack.callback(samplers.stop)
+        gradients = None
+        if backend.learners > 1:
+            gradients = SharedGradients(ray, backend, learner_threads(backend), report, offline)
+            stack.callback(gradients.stop)
 
         def attach(learner: Learner) -> None:
             chat = chat_settings(recipe.task, run.folder) if recipe.policy.use == "causal_lm" else None
             folder, paths = str(run.folder.absolute()), (os.getcwd(), *filter(None, sys.path))
-            setup = PolicySetup(recipe, chat, folder, run.began, offline, paths)
+            setup = samplers.put(PolicySetup(recipe, chat, folder, run.began, offline, paths))
             sampler = RemoteSampler(samplers, learner.policy, setup)
-            learner.sampler = sampler if not recipe.backend.max_staleness else sampled_ahead(sampler, learner)
+            learner.sampler = sampler if not backend.max_staleness else sampled_ahead(sampler, learner)
+            if gradients is not None:
+                gradients.attach(learner, setup)
+                if recipe.threads is None and backend.address is None:  # the other learners' cores are of this machine
+                    torch.set_num_threads(learner_threads(backend))
             count = f"{len(samplers)} samplers" if len(samplers) > 1 else "one sampler"
-            observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each")
+            learners = f", {backend.learners} learners" if backend.learners > 1 else ""
+            observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each{learners}")
 
-        try:
-            yield attach
-        finally:
-            samplers.stop()
+        yield attach

@@ -15,6 +15,8 @@ class BackendSection(Section):
     use: Literal["local", "ray"] = "local"
     samplers: int = Field(1, ge=1, le=4096)
     """Processes that sample, each with its own copy of the policy."""
+    learners: int = Field(1, ge=1, le=1024)
+    """Processes that share out an update's gradient; the driver is the first."""
     address: str | None = None
     """Of a running cluster, "auto" or host:port. None starts a cluster on this machine for the run, and stops it."""
     max_staleness: int = Field(0, ge=0, le=64)
@@ -27,10 +29,12 @@ class BackendSection(Section):
     """What a sampler draws with."""
     python: str | None = None
     """The Python that runs the samplers, of an environment with burnish and vLLM; None is the driver's."""
+    learner_gpus: float = Field(0.0, ge=0, le=1)
+    """GPUs of a learner other than the driver; a fraction shares one."""
     time_limit: float = Field(600.0, gt=0, le=1e6)
-    """Seconds that a sampler may take for one answer, loading included."""
+    """Seconds that a sampler or a learner may take for one answer, loading included."""
     restarts: int = Field(3, ge=0, le=1000)
-    """How often the work of one step may be given to a new process after the last one ended, for each sampler."""
+    """How often the work of one step may be given to a new process after the last one ended, for each actor."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> BackendSection:
@@ -65,8 +69,15 @@ def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
         )
     if policy.device == "cuda" and backend.gpus == 0:
         raise ValueError('backend.gpus = 0: policy.device = "cuda" needs a GPU for each sampler; set it, such as to 1')
-    if policy.device == "cpu" and backend.gpus > 0:
-        raise ValueError(f'backend.gpus = {backend.gpus}: policy.device = "cpu" uses none; remove one of the two')
+    if policy.device == "cuda" and backend.learners > 1 and backend.learner_gpus == 0:
+        raise ValueError(
+            'backend.learner_gpus = 0: policy.device = "cuda" needs a GPU for each learner; set it, such as to 1'
+        )
+    for key in ("gpus", "learner_gpus"):
+        if policy.device == "cpu" and getattr(backend, key) > 0:
+            raise ValueError(
+                f'backend.{key} = {getattr(backend, key)}: policy.device = "cpu" uses none; remove one of the two'
+            )
 
 
 def check_engine(backend: BackendSection, policy: Any, sampling: Any, held_out: Any) -> None:

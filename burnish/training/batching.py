@@ -70,6 +70,25 @@ def microbatches(completions: Sequence[Completion], indices: Sequence[int], budg
     return batches
 
 
+def split_by_tokens(completions: Sequence[Completion], indices: Sequence[int], parts: int) -> list[list[int]]:
+    """Return at most ``parts`` consecutive shares of the indices, none empty, of about as many tokens each.
+
+    A prompt counts once for its neighbouring completions, as in ``microbatches``.
+    """
+    if parts == 1 or not indices:
+        return [list(indices)]
+    ends, filled = [], 0
+    for position, index in enumerate(indices):
+        before = completions[indices[position - 1]].prompt_ids if position else None
+        own = completions[index]
+        filled += len(own.token_ids) + (0 if own.prompt_ids == before else len(own.prompt_ids))
+        ends.append(filled)
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    for index, end, begin in zip(indices, ends, [0, *ends], strict=False):
+        shares[min(parts - 1, (begin + end) * parts // (2 * filled))].append(index)
+    return [share for share in shares if share]
+
+
 def update_indices(prompts: int, group: int, *, epochs: int, minibatches: int, seed: Sequence[int]) -> list[list[int]]:
     """Return, for each update of a step, the indices of its completions among the P*G.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from burnish.training.advantages import GroupCredit, MovingBaseline, credit_assi
 from burnish.training.batching import TokenBudget
 from burnish.training.critic import Critic
 from burnish.training.kl_reference import KLTerm
-from burnish.training.policy_loss import PolicyLoss
+from burnish.training.policy_loss import MicrobatchLoss, PolicyLoss
 from burnish.training.rollouts import Rollouts, Screen, flag_completion
-from burnish.types import Completion, Prompt
+from burnish.types import Completion, Microbatch, Prompt
+
+AddGradients = Callable[[Sequence[Microbatch]], Iterable[MicrobatchLoss]]
+"""Adds the gradients of an update's microbatches to the policy's parameters; gives their losses, in order."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class Learner:
     metrics: Scorer | None = None
     held_out_sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
     screen: Screen = flag_completion
+    add_gradients: AddGradients | None = None
+    """Of a backend, where several processes share the work; None computes every gradient in this one."""
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)
     credit: GroupCredit = field(init=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class MicrobatchLoss:
     entropy: Tensor
     clipped: tuple[Tensor, Tensor]
     importance: Tensor
+
+    def detached(self) -> MicrobatchLoss:
+        """Return the same without a gradient."""
+        return replace(self, loss=self.loss.detach())
 
 
 class PolicyLoss:

@@ -9,8 +9,9 @@ P prompts, G samples of each, N = P*G completions, T tokens of all completions t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +22,25 @@ from burnish.algorithms.ops import sequence_weights, sum_by_sequence
 from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.evaluation.guards import text_diversity
-from burnish.protocols import CachesForward, HasMetrics
+from burnish.protocols import CachesForward, HasMetrics, Policy
 from burnish.system.clock import Clock
 from burnish.system.machine import LEAST_SHARE
 from burnish.training.advantages import Credit, Rewards, split_rewards
-from burnish.training.batching import StepTensors, evaluate_tokens, microbatches, trained_indices, update_indices
+from burnish.training.batching import (
+    StepTensors,
+    evaluate_tokens,
+    microbatches,
+    split_by_tokens,
+    trained_indices,
+    update_indices,
+)
 from burnish.training.learner import Learner, StepReport
 from burnish.training.metrics import Totals, length_metrics, reward_metrics, sample_rows
 from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
+from burnish.training.policy_loss import MicrobatchLoss, PolicyLoss
 from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect
-from burnish.types import Completion, Group, Microbatch, Prompt, Scores
+from burnish.types import Completion, Group, Microbatch, Prompt, SamplingParams, Scores
 
 UPDATE_SEED = 2
 """Mixed into the seed that shuffles a step's prompts into minibatches."""
@@ -153,7 +162,8 @@ def plan_updates(
         counted = lengths[indices].masked_fill(masked[indices], 0)
         token_weights = sequence_weights(counted, learner.preset.aggregation, sampling.max_new_tokens)
         weights[indices] = token_weights.masked_fill(masked[indices], 0.0)
-        cut = microbatches(completions, chosen, budget)
+        shares = split_by_tokens(completions, chosen, learner.recipe.backend.learners)
+        cut = [batch for share in shares for batch in microbatches(completions, share, budget)]
         updates.append(Update(number, len(indices), int(has_gradient[indices].sum()), weights, cut, tensors))
     return updates
 
@@ -173,9 +183,10 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
     learner.optimizer.zero_grad(set_to_none=True)
     for critic in learner.critics:
         critic.begin_update()
-    for indices in update.cut:
-        batch = update.tensors.select(indices, update.weights)
-        add_gradient(learner, batch, totals)
+    batches = [update.tensors.select(indices, update.weights) for indices in update.cut]
+    add = learner.add_gradients or partial(add_gradients, policy, learner.policy_loss, recipe.sampling.params)
+    for loss, batch in zip(add(batches), batches, strict=True):
+        totals.add(loss, batch)
         for critic in learner.critics:
             critic.backward(batch)
     limit = recipe.optimizer.max_grad_norm
@@ -195,17 +206,17 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
         critic.apply_update(rate)
 
 
-def add_gradient(learner: Learner, batch: Microbatch, totals: Totals) -> None:
-    """Add one microbatch's gradient. Its graph is freed on return, before the next one is built."""
-    with adding_to_grad():
-        stats = learner.policy.logprobs(
-            batch.completions,
-            learner.recipe.sampling.params,
-            entropy_gradient=learner.policy_loss.needs_entropy_gradient,
-        )
-    loss = learner.policy_loss(stats, batch)
-    loss.loss.backward()  # type: ignore[no-untyped-call]
-    totals.add(loss, batch)
+def add_gradients(
+    policy: Policy, policy_loss: PolicyLoss, sampling: SamplingParams, batches: Iterable[Microbatch]
+) -> Iterator[MicrobatchLoss]:
+    """Add the gradient of each microbatch, and yield its loss. Its graph is freed before the next one is built."""
+    for batch in batches:
+        with adding_to_grad():
+            stats = policy.logprobs(batch.completions, sampling, entropy_gradient=policy_loss.needs_entropy_gradient)
+        loss = policy_loss(stats, batch)
+        del stats
+        loss.loss.backward()  # type: ignore[no-untyped-call]
+        yield loss.detached()
 
 
 def report(
@@ -240,11 +251,17 @@ def report(
         **length_metrics(completions),
         **text_diversity([completion.text for completion in completions]),
         **clock.metrics(tokens=int(rollouts.lengths.sum())),
-        **(learner.sampler.pop_metrics() if isinstance(learner.sampler, HasMetrics) else {}),
+        **backend_metrics(learner),
     }
     return StepReport(
         metrics, sample_rows(step, rollouts, rewards.total(rollouts.lengths), credit.completion_advantages, recorded)
     )
+
+
+def backend_metrics(learner: Learner) -> dict[str, float]:
+    """Return what sampler and gradients, where they are of a backend, report of the step."""
+    parts: tuple[object, ...] = (learner.sampler, learner.add_gradients)
+    return {name: value for part in parts if isinstance(part, HasMetrics) for name, value in part.pop_metrics().items()}
 
 
 def completion_kl(rollouts: Rollouts, reference_logprobs: Tensor | None) -> float:

@@ -28,6 +28,7 @@ from tests.fakes import InterruptingObserver, RecordingObserver
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 RAY = ["backend.use=ray", "backend.cpus=1"]
+LEARNERS = [*RAY, "backend.learners=2"]
 
 MODULE = '''
 """A policy whose process ends while it samples, unless it is the driver's: once, or always with the flag /dev/null."""
@@ -73,10 +74,22 @@ def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return list(read_lines(run / name))
 
 
+def actors(kind: str) -> list[int]:
+    """Return the processes of this process's actors of a class."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            found += [child.pid] if any(kind in part for part in child.cmdline()) else []
+    return sorted(found)
+
+
 def samplers() -> list[int]:
-    """Return the processes of this process's samplers."""
-    children = psutil.Process().children(recursive=True)
-    return sorted(child.pid for child in children if any("SamplerProcess" in part for part in child.cmdline()))
+    return actors("SamplerProcess")
+
+
+def learners() -> list[int]:
+    """Return the processes of the learners other than this process."""
+    return actors("LearnerProcess")
 
 
 def assert_near(ours: Path, theirs: Path) -> None:
@@ -102,12 +115,16 @@ def here(workspace, tiny_recipe, monkeypatch) -> Callable[..., tuple[Path, Path]
 
 
 class Killer(RecordingObserver):
-    """An observer that kills a sampler after some steps."""
+    """An observer that kills a sampler, or another of these processes, after some steps."""
+
+    def __init__(self, processes: Callable[[], list[int]] = samplers) -> None:
+        super().__init__()
+        self.processes = processes
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         super().step(metrics)
         if metrics["step"] in (1, 3):
-            os.kill(samplers()[-1], signal.SIGKILL)
+            os.kill(self.processes()[-1], signal.SIGKILL)
 
 
 class TestSameRun:
@@ -170,16 +187,39 @@ JOB = {
 }
 
 
+def listening() -> list[tuple[str, str, int]]:
+    """Return name, address and port of what listens in this process and its children."""
+    sockets = []
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # an idle worker may end
+            found = process.net_connections("inet")
+            sockets += [(process.name(), *one.laddr) for one in found if one.status == psutil.CONN_LISTEN]
+    return sockets
+
+
+def from_outside(sockets: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    return [one for one in sockets if not ip_address(one[1].removeprefix("::ffff:")).is_loopback]
+
+
 class TestCluster:
     def test_listens_on_loopback_only(self, cluster):
-        listening = []
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):  # an idle worker may end
-                found = process.net_connections("inet")
-                listening += [(process.name(), *one.laddr) for one in found if one.status == psutil.CONN_LISTEN]
-        assert listening, "the cluster's control plane has a port"
-        outside = [one for one in listening if not ip_address(one[1].removeprefix("::ffff:")).is_loopback]
-        assert outside == []
+        assert listening(), "the cluster's control plane has a port"
+        assert from_outside(listening()) == []
+
+    def test_learners_listen_on_loopback_only(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        before, found = listening(), []
+
+        class Looking(RecordingObserver):
+            def step(self, metrics: Mapping[str, Any]) -> None:
+                super().step(metrics)
+                found.extend(listening())
+
+        train(path, workspace / "run", *LEARNERS, "steps=1", observer=Looking())
+        assert {name for name, *_ in set(found) - set(before)} & {psutil.Process().name()}, (
+            "the driver's store has a port"
+        )
+        assert from_outside(found) == []
 
 
 def left_behind(mark: str) -> list[str]:
@@ -236,6 +276,29 @@ class TestNothingIsLeft:
         workspace.finish(process)
         while left_behind(mark):  # they notice it by themselves
             time.sleep(0.1)
+
+
+class TestLearners:
+    def test_two_learners_have_the_metrics_of_a_local_run(self, cluster, workspace, here):
+        path, local = here()
+        run = train(path, workspace / "run", *LEARNERS).run_dir
+        assert_near(run, local)
+        assert all(row["time/exchange"] > 0 for row in rows(run))
+
+    def test_two_learners_and_samplers_with_an_adapter(self, cluster, workspace, here):
+        path, local = here(steps=2, extra="\n[policy.lora]\nrank = 4\n")
+        assert_near(train(path, workspace / "run", *LEARNERS).run_dir, local)
+
+    def test_one_that_is_killed_between_steps_leaves_the_bits_as_they_were(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        whole = train(path, workspace / "whole", *LEARNERS, "steps=4").run_dir
+        watcher = Killer(learners)
+        killed = train(path, workspace / "killed", *LEARNERS, "steps=4", observer=watcher).run_dir
+        assert list(map(comparable, rows(killed))) == list(map(comparable, rows(whole)))
+        assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+        said = rows(killed, "warnings.jsonl")
+        assert [(row["step"], row["kind"]) for row in said] == [(2, "learner"), (4, "learner")]
+        assert all("learner 2" in row["text"] and "all begin again" in row["text"] for row in said)
 
 
 class TestAhead:

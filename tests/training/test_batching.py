@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.training.batching import TokenBudget, microbatches
+from burnish.training.batching import TokenBudget, microbatches, split_by_tokens
 from burnish.types import Completion, Prompt
 
 
@@ -66,3 +66,22 @@ def test_nothing_is_lost_and_the_budget_holds(groups, usual, more):
         prompts = {texts[index].prompt_ids for index in batch}
         tokens = sum(map(len, prompts)) + sum(len(texts[index].token_ids) for index in batch)
         assert len(batch) == 1 or tokens <= (usual if len(prompts) > 1 else usual + more)
+
+
+def test_shares_have_about_as_many_tokens():
+    texts = completions((10, [5, 5]), (10, [20]), (40, [10]))  # 15, 5, 30, 50
+    assert split_by_tokens(texts, range(4), 1) == [[0, 1, 2, 3]]
+    assert split_by_tokens(texts, range(4), 2) == [[0, 1, 2], [3]]
+    assert split_by_tokens(texts, [3], 2) == [[3]]
+    assert split_by_tokens(texts, [], 2) == [[]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 30), min_size=1, max_size=4)), max_size=6), st.data()
+)
+def test_shares_lose_nothing_and_none_is_empty(groups, data):
+    texts = completions(*groups)
+    chosen = sorted(data.draw(st.sets(st.sampled_from(range(len(texts)))))) if texts else []
+    shares = split_by_tokens(texts, chosen, data.draw(st.integers(2, 5)))
+    assert [index for share in shares for index in share] == chosen
+    assert all(shares) or shares == [[]]

@@ -39,6 +39,10 @@ class Actor:
         return f"{self.kind} {self.number}" + (f" (process {self.process})" if self.process else "")
 
 
+class ActorLost(Exception):
+    """A process ended before it answered a call that may not be made again by itself; another is in its place."""
+
+
 class Actors:
     """The processes of one kind in a run, and the calls to them.
 
@@ -50,13 +54,15 @@ class Actors:
         kind: what an actor is called in messages, such as "sampler".
         needs: of each actor, for the message where the cluster has no room.
         make: makes the handle of an actor, given its number.
+        first: the first actor's number.
     """
 
     def __init__(
-        self, ray: Any, kind: str, needs: str, count: int, make: Callable[[int], Any], backend: BackendSection
-    ) -> None:
+        self, ray: Any, kind: str, needs: str, count: int, make: Callable[[int], Any], backend: BackendSection, *,
+        first: int = 1,
+    ) -> None:  # fmt: skip
         self._ray, self._kind, self._needs, self._backend = ray, kind, needs, backend
-        self._actors = [Actor(kind, number, make(number)) for number in range(1, count + 1)]
+        self._actors = [Actor(kind, number, make(number)) for number in range(first, first + count)]
         self._stopped = False
         self._events: list[tuple[int, str]] = []
 
@@ -90,12 +96,13 @@ class Actors:
         for actor in self._actors:
             actor.thread.shutdown(cancel_futures=True)
 
-    def begin(self, index: int, what: str, work: Work, step: int = 0) -> Future[Any]:
+    def begin(self, index: int, what: str, work: Work, step: int = 0, *, again: bool = True) -> Future[Any]:
         """Make a call to an actor, counted from 0, after those that it has already; return its answer to come.
 
-        ``what`` it is to do is for messages: "load the policy". The answer raises BurnishError if there is none.
+        ``what`` it is to do is for messages: "load the policy". The answer raises BurnishError if there is none. A call
+        that is not to be made ``again``, since other processes take part in it, raises ActorLost.
         """
-        return self._actors[index].thread.submit(self._run, self._actors[index], what, work, step)
+        return self._actors[index].thread.submit(self._run, self._actors[index], what, work, step, again)
 
     def everywhere(self, what: str, work: Work, step: int = 0) -> list[Any]:
         """Make a call to every actor, and return their answers in order."""
@@ -111,17 +118,20 @@ class Actors:
         events, self._events = self._events, []
         return events
 
-    def _run(self, actor: Actor, what: str, work: Work, step: int) -> Any:
+    def _run(self, actor: Actor, what: str, work: Work, step: int, again: bool) -> Any:
         failures: list[str] = []
         while True:
             actor.calls += 1
             answer, trouble = self._answer(actor, work(actor.handle, actor.calls))
             if trouble is None:
                 if failures:
-                    self._tell(actor, what, failures, step)
+                    self._tell(actor, what, failures, step, "did it again, with the same seeds")
                 return answer
             failures.append(trouble)
             self._replace(actor, what, failures)
+            if not again:
+                self._tell(actor, what, failures, step, "is in its place, and all begin again")
+                raise ActorLost(f"{actor.name} was lost")
 
     def _answer(self, actor: Actor, reference: Any) -> tuple[Any, str | None]:
         """Return the answer behind a reference, or why there is none. Raises what the actor raised."""
@@ -169,14 +179,11 @@ class Actors:
             "it may have too few free CPUs or GPUs; raise backend.time_limit if it is slow"
         )
 
-    def _tell(self, actor: Actor, what: str, failures: Sequence[str], step: int) -> None:
+    def _tell(self, actor: Actor, what: str, failures: Sequence[str], step: int, then: str) -> None:
         count = f", {len(failures)} times" if len(failures) > 1 else ""
         before = actor.name
         actor.process = int(self._ray.get(actor.handle.process.remote(), timeout=self._backend.time_limit))
-        text = (
-            f"{before} was lost{count} before it could {what}: {failures[-1]}; process {actor.process} did it again, "
-            "with the same seeds"
-        )
+        text = f"{before} was lost{count} before it could {what}: {failures[-1]}; process {actor.process} {then}"
         self._events.append((step, text))
 
 

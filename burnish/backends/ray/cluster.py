@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from burnish.errors import BurnishError, one_line
 from burnish.recipe.backend import BackendSection
+from burnish.system.environment import environment_variables
 from burnish.system.machine import cores
 from burnish.system.optional_packages import needed
 
@@ -48,7 +49,7 @@ def connected(backend: BackendSection) -> Iterator[Any]:
 
     Raises InputError if the extra ``ray`` is not installed, and BurnishError if there is no connection.
     """
-    with _own_signals(), _environment(QUIET), _ray_quiet():
+    with _own_signals(), environment_variables(QUIET), _ray_quiet():
         ray = needed("ray", "ray", 'backend.use = "ray"')
     if ray.is_initialized():  # the program's own connection, which it may need afterwards
         yield ray
@@ -62,10 +63,21 @@ def sampler_threads(backend: BackendSection) -> int:
     return backend.cpus or (1 if backend.address is not None else max(1, cores() // backend.samplers))
 
 
+def learner_threads(backend: BackendSection) -> int:
+    """Return the threads of each learner other than the driver."""
+    return backend.cpus or (1 if backend.address is not None else max(1, cores() // backend.learners))
+
+
+def own_address(ray: Any) -> str:
+    """Return this machine's address in the cluster."""
+    own = ray.get_runtime_context().get_node_id()
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
+
+
 def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
     _refuse_unreachable(str(backend.address))
     try:
-        with _own_signals(), _environment(QUIET), _ray_quiet():
+        with _own_signals(), environment_variables(QUIET), _ray_quiet():
             _read_environment()
             ray.init(address=backend.address, **_silent())
     except Exception as error:
@@ -78,6 +90,11 @@ def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+def _cpus(backend: BackendSection) -> int:
+    """Return the CPUs of a cluster for one run; learners share cores with samplers, since they take turns."""
+    return backend.samplers * sampler_threads(backend) + (backend.learners - 1) * learner_threads(backend)
 
 
 def _refuse_unreachable(address: str) -> None:
@@ -112,12 +129,12 @@ def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:
         token.write_text(secrets.token_hex(32), encoding="ascii")
         token.chmod(0o600)
         environment = {**QUIET, **ALONE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with _environment(environment), _on_loopback():
+        with environment_variables(environment), _on_loopback():
             try:
                 with _own_signals(), _ray_quiet():
                     ray.init(
-                        address="local", num_cpus=backend.samplers * sampler_threads(backend), include_dashboard=False,
-                        _temp_dir=str(folder), **_silent(),
+                        address="local", num_cpus=_cpus(backend), include_dashboard=False, _temp_dir=str(folder),
+                        **_silent(),
                     )  # fmt: skip
             except Exception as error:
                 raise BurnishError(
@@ -212,21 +229,6 @@ def _short_folder() -> Path:
 
 def _silent() -> dict[str, Any]:
     return {"namespace": "burnish", "log_to_driver": False, "logging_level": logging.ERROR}
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, and restore them afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

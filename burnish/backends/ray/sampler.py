@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.backends.ray.actors import Actors, Report
 from burnish.backends.ray.weights import pack_weights
-from burnish.backends.ray.worker import PolicySetup, Request, SampledShare, SamplerProcess
+from burnish.backends.ray.worker import Request, SampledShare, SamplerProcess
 from burnish.errors import BurnishError, one_line
 from burnish.protocols import Trainable
 from burnish.recipe.backend import BackendSection
@@ -92,11 +92,11 @@ class RemoteSampler:
     """A ``Sampler`` that shares the prompts out among the samplers of a cluster.
 
     Before the first call for a policy version, the learner's trainable parameters go into the object store, once.
+    ``setup`` is the reference of a PolicySetup.
     """
 
-    def __init__(self, samplers: Samplers, policy: Trainable, setup: PolicySetup) -> None:
-        self._samplers, self._policy = samplers, policy
-        self._setup = samplers.put(setup)
+    def __init__(self, samplers: Samplers, policy: Trainable, setup: Any) -> None:
+        self._samplers, self._policy, self._setup = samplers, policy, setup
         self._weights: Any = None
         self._version: int | None = None
         self._seconds = 0.0
@@ -131,7 +131,7 @@ class RemoteSampler:
         """Let samplers begin with the weights of this moment, after what they have begun already."""
         self._send_weights(policy_version)
         requests = [
-            Request(tuple(map(_bare, share)), samples_per_prompt, sampling, tuple(seed), policy_version)
+            Request(tuple(map(bare_prompt, share)), samples_per_prompt, sampling, tuple(seed), policy_version)
             for share in split_evenly(prompts, len(self._samplers))
         ]
         calls = self._samplers.begin(self._setup, self._weights, requests, policy_version + 1)
@@ -168,7 +168,7 @@ def split_evenly(prompts: Sequence[Prompt], parts: int) -> list[Sequence[Prompt]
     return [share for share in shares if share]
 
 
-def _bare(prompt: Prompt) -> Prompt:
+def bare_prompt(prompt: Prompt) -> Prompt:
     """Return a prompt without what only rewards and reports read, which may be of the user's own types."""
     return replace(prompt, reference=None, metadata={}, alternatives=(), position="")
 

@@ -1,4 +1,4 @@
-"""A sampler of a cluster: a process with its own copy of the policy and its own engine.
+"""Processes of a cluster with their own copy of the policy: samplers with an engine, and learners with a gradient.
 
 Nothing that loads torch is imported before the process has its environment: threads read how they wait only once.
 """
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from burnish.backends.ray.group import LearnerGroup, Meeting
     from burnish.backends.ray.weights import WeightBlock
     from burnish.policies.chat_template import ChatSettings
     from burnish.protocols import Policy, Sampler
     from burnish.recipe.schema import Recipe
-    from burnish.types import Group, Prompt, SamplingParams
+    from burnish.training.policy_loss import MicrobatchLoss
+    from burnish.types import Group, Microbatch, Prompt, SamplingParams
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
@@ -70,8 +72,8 @@ class SampledShare:
     load_seconds: float
 
 
-class SamplerProcess:
-    """The work of one process. Every call has a number, and one that is older than the last is refused.
+class PolicyProcess:
+    """A process with a policy. Every call has a number, and one that is older than the last is refused.
 
     A new process in place of one that ended has nothing: it loads what a call names and it does not have yet.
     """
@@ -83,7 +85,6 @@ class SamplerProcess:
         self._threads = threads
         self._call = 0
         self._loaded: tuple[Policy, Sampler] | None = None
-        self._version: int | None = None
 
     def process(self) -> int:
         """Return the process id."""
@@ -94,6 +95,23 @@ class SamplerProcess:
         self._enter(call)
         self._policy(setup)
         return os.getpid()
+
+    def _enter(self, call: int) -> None:
+        if call < self._call:
+            raise RuntimeError(f"call {call} came after call {self._call}, and is refused")
+        self._call = call
+
+    def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
+        if self._loaded is None:
+            self._loaded = _load_policy(_fetched(setup), self._threads)
+        return self._loaded
+
+
+class SamplerProcess(PolicyProcess):
+    """The work of a sampler."""
+
+    _version: int | None = None
+    """Of the weights that it has."""
 
     def sample(self, call: int, setup: Sequence[Any], weights: Sequence[Any], request: Request) -> SampledShare:
         """Sample a share with the weights of its version. References come in lists, so that Ray leaves them to us."""
@@ -117,15 +135,67 @@ class SamplerProcess:
         )  # fmt: skip
         return SampledShare(tuple(groups), seconds)
 
-    def _enter(self, call: int) -> None:
-        if call < self._call:
-            raise RuntimeError(f"call {call} came after call {self._call}, and is refused")
-        self._call = call
 
-    def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
-        if self._loaded is None:
-            self._loaded = _load_policy(_fetched(setup), self._threads)
-        return self._loaded
+class LearnerProcess(PolicyProcess):
+    """The work of a learner that is not the driver: the gradients of its share of each update."""
+
+    _group: LearnerGroup | None = None
+
+    def join(self, call: int, meeting: Meeting, rank: int) -> bool:
+        """Join a group in place of an earlier one, with the policy loaded. Return whether the group is complete."""
+        import ray
+
+        from burnish.backends.ray.cluster import own_address
+        from burnish.backends.ray.group import GroupBroken, LearnerGroup
+
+        self._enter(call)
+        assert self._loaded is not None
+        cuda = any(one.is_cuda for one in self._loaded[0].trainable().values())
+        LearnerGroup.leave()
+        self._group = None
+        try:
+            self._group = LearnerGroup(rank, meeting, own_address(ray), cuda=cuda)
+        except GroupBroken:
+            return False
+        return True
+
+    def add_gradients(
+        self, call: int, setup: Sequence[Any], batches: Sequence[Microbatch], kl_coefficient: float
+    ) -> list[MicrobatchLoss] | None:
+        """Take the driver's weights, give it the gradient of these microbatches, and return their losses.
+
+        Return None if another member of the group is gone. On an error the group is left, so that nobody waits.
+        """
+        from burnish.backends.ray.group import GroupBroken, LearnerGroup
+        from burnish.recipe.algorithm import resolve_preset
+        from burnish.training.kl_reference import KLTerm
+        from burnish.training.policy_loss import PolicyLoss
+        from burnish.training.step import add_gradients
+
+        self._enter(call)
+        policy, _ = self._policy(setup)
+        if self._group is None:
+            return None
+        recipe: Recipe = _fetched(setup).recipe
+        kl = KLTerm(recipe.algorithm.kl, policy)
+        kl.coefficient = kl_coefficient
+        loss = PolicyLoss(resolve_preset(recipe.algorithm), recipe.algorithm, kl)
+        parameters = list(policy.trainable().values())
+        try:
+            self._group.share_weights(parameters)
+            losses = list(add_gradients(policy, loss, recipe.sampling.params, batches))
+            self._group.add_up(parameters)
+            return losses
+        except GroupBroken:
+            self._group = None
+            LearnerGroup.leave()
+            return None
+        except BaseException:
+            LearnerGroup.leave()
+            raise
+        finally:
+            for one in parameters:
+                one.grad = None
 
 
 def _fetched(reference: Sequence[Any]) -> Any:
