@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.backends.ray.cluster import connected, sampler_threads
+from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
 from burnish.backends.ray.node_probe import PACKAGES, NodeFacts, NodeProbe, installed, readable_model
 from burnish.errors import BurnishError, one_line
 from burnish.recipe.schema import Recipe
@@ -114,29 +114,56 @@ def _token(address: str, limit: float) -> Line:
     return Line("token", f"whether a token is needed could not be found out ({said})", True)
 
 
+class Room:
+    """What of a machine's CPUs and GPUs is not taken."""
+
+    def __init__(self, node: Node) -> None:
+        self.cpus, self.gpus = node.cpus, [1.0] * int(node.gpus)
+
+    def take(self, cpus: float, gpus: float) -> bool:
+        """Take a process's share, if there is room; a part of a GPU lies on a single one."""
+        parts = [gpus] if 0 < gpus < 1 else [1.0] * int(gpus)
+        fitting = sorted(index for index, free in enumerate(self.gpus) if free >= min(parts, default=0) - 1e-9)
+        if cpus > self.cpus or len(fitting) < len(parts):
+            return False
+        self.cpus -= cpus
+        for index, part in zip(fitting, parts, strict=False):
+            self.gpus[index] -= part
+        return True
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """Take as many shares as there is room for, and return their number."""
+        number = 0
+        while self.take(cpus, gpus):
+            number += 1
+        return number
+
+
 def room(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[Line]:
-    """Yield what each machine has, and whether the recipe's samplers have room on them."""
-    backend, threads = recipe.backend, sampler_threads(recipe.backend)
-    places = 0
+    """Yield what each machine has, and whether the recipe's samplers and learners have room on them."""
+    backend = recipe.backend
+    sampler = sampler_threads(backend), backend.gpus
     for node in nodes:
-        fits = node.cpus // threads if not backend.gpus else min(node.cpus // threads, _gpu_places(node, backend.gpus))
-        places += int(fits)
+        fits = _count(Room(node).places(*sampler), "sampler")
         yield Line(
             node.name,
-            f"{node.cpus:g} CPUs, {node.gpus:g} GPUs, object store {node.store / 1e9:.1f} GB: room for "
-            f"{_count(int(fits), 'sampler')}",
+            f"{node.cpus:g} CPUs, {node.gpus:g} GPUs, object store {node.store / 1e9:.1f} GB: room for {fits}",
         )
-    asked = f"{_count(backend.samplers, 'sampler')} of {threads} CPUs and {backend.gpus:g} GPUs"
-    if places < backend.samplers:
-        fix = "lower backend.samplers, backend.cpus or backend.gpus, or add machines"
-        yield Line("samplers", f"the recipe asks for {asked}, and the cluster has room for {places}: {fix}", True)
-    else:
-        yield Line("samplers", f"the recipe asks for {asked}, and the cluster has room for {places}")
+    rooms = [Room(node) for node in nodes]
+    yield _placed(rooms, "sampler", backend.samplers, *sampler)
+    if backend.learners > 1:
+        yield _placed(rooms, "learner", backend.learners - 1, learner_threads(backend), backend.learner_gpus)
 
 
-def _gpu_places(node: Node, gpus: float) -> float:
-    """Return how many samplers a machine's GPUs hold; a part of one lies on a single one."""
-    return node.gpus // gpus if gpus >= 1 else node.gpus * math.floor(1 / gpus + 1e-9)
+def _placed(rooms: Sequence[Room], kind: str, count: int, cpus: int, gpus: float) -> Line:
+    """Place the recipe's processes of one kind, and say whether there was room for all."""
+    beside = " beside the driver" if kind == "learner" else ""
+    asked = f"the recipe asks for {_count(count, kind)} of {cpus} CPUs and {gpus:g} GPUs{beside}, and"
+    placed = sum(any(one.take(cpus, gpus) for one in rooms) for _ in range(count))
+    if placed == count:
+        return Line(f"{kind}s", f"{asked} the cluster has room for {'it' if count == 1 else 'them'}")
+    fix = "lower their number, backend.cpus or their GPUs, or add machines"
+    return Line(f"{kind}s", f"{asked} the cluster has room for {placed}: {fix}", True)
 
 
 def _weight_bytes(recipe: Recipe) -> int | None:

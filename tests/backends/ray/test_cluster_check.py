@@ -36,8 +36,20 @@ def test_samplers_that_fit(cpus, gpus, machines, places):
     for samplers in (1, 4):
         overrides = ["backend.use=ray", f"backend.cpus={cpus}", f"backend.gpus={gpus}", f"backend.samplers={samplers}"]
         *each, last = room(load_recipe("news", [*overrides, *device]), nodes)
-        assert len(each) == len(nodes) and not any(line.fault for line in each)
-        assert f"has room for {places}" in last.text and last.fault == (places < samplers)
+        assert sum(int(line.text.split()[-2]) for line in each) == places and not any(line.fault for line in each)
+        assert last.fault == (places < samplers)
+        said = f"has room for {places}: " if last.fault else "has room for it" if samplers == 1 else "has room for them"
+        assert said in last.text
+
+
+@pytest.mark.parametrize(("learners", "fault"), [(3, False), (4, True)])
+def test_learners_get_what_samplers_leave(learners, fault):
+    nodes = [Node("a", "10.0.0.1", 4, 0, 1e9), Node("b", "10.0.0.2", 3, 0, 1e9)]
+    overrides = ["backend.use=ray", "backend.cpus=2", "backend.samplers=1", f"backend.learners={learners}"]
+    *_, samplers, others = room(load_recipe("news", overrides), nodes)
+    assert not samplers.fault and others.fault == fault and others.subject == "learners"
+    assert f"asks for {learners - 1} learners of 2 CPUs and 0 GPUs beside the driver" in others.text
+    assert others.text.endswith("has room for them") or "has room for 2: " in others.text
 
 
 def test_a_machine_like_the_drivers_has_no_fault():
