@@ -31,7 +31,7 @@ BACKEND = ["backend.use=ray", "backend.engine=vllm", "backend.cpus=1", f"backend
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Connect this process to a cluster of its own."""
-    with connected(BackendSection(use="ray", cpus=1)) as ray:
+    with connected(BackendSection(use="ray", cpus=1, learners=2)) as ray:
         yield ray
 
 
@@ -101,6 +101,12 @@ class TestSampler:
         assert (killed / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
         (said,) = (row for row in rows(killed, "warnings.jsonl") if row["kind"] == "sampler")
         assert said["step"] == 2 and "with the same seeds" in said["text"] and said["text"] in watcher.warnings
+
+    def test_two_learners_do_not_need_vllm(self, cluster, model, workspace, monkeypatch):
+        monkeypatch.chdir(workspace.folder)
+        run = train(model, workspace / "run", *BACKEND, "backend.learners=2")
+        assert [abs(row["mismatch_kl"]) < 1e-7 for row in rows(run)] == [True] * 3
+        assert all(row["grad_norm"] > 0 and row["time/exchange"] > 0 for row in rows(run))
 
     def test_a_model_that_vllm_does_not_run_is_refused_before_the_first_step(
         self, cluster, tiny, workspace, monkeypatch

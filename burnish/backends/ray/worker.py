@@ -78,6 +78,9 @@ class PolicyProcess:
     A new process in place of one that ended has nothing: it loads what a call names and it does not have yet.
     """
 
+    samples = False
+    """Whether it draws with the recipe's engine."""
+
     def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
         os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **environment})
         import burnish.generation.engine  # noqa: F401  (slow: while the driver loads its own)
@@ -103,13 +106,14 @@ class PolicyProcess:
 
     def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
         if self._loaded is None:
-            self._loaded = _load_policy(_fetched(setup), self._threads)
+            self._loaded = _load_policy(_fetched(setup), self._threads, self.samples)
         return self._loaded
 
 
 class SamplerProcess(PolicyProcess):
     """The work of a sampler."""
 
+    samples = True
     _version: int | None = None
     """Of the weights that it has."""
 
@@ -204,8 +208,8 @@ def _fetched(reference: Sequence[Any]) -> Any:
     return ray.get(reference[0])
 
 
-def _load_policy(setup: PolicySetup, threads: int) -> tuple[Policy, Sampler]:
-    """Load the policy as the driver did, and its sampler."""
+def _load_policy(setup: PolicySetup, threads: int, samples: bool) -> tuple[Policy, Sampler]:
+    """Load the policy as the driver did, and its sampler: the recipe's where the process samples."""
     import torch
 
     from burnish.backends.local import build_language_model, build_policy
@@ -222,7 +226,7 @@ def _load_policy(setup: PolicySetup, threads: int) -> tuple[Policy, Sampler]:
     fixed_time(setup.began).__enter__()  # for as long as the process lives
     if recipe.policy.use in ("lstm", "module"):
         return build_module_policy(recipe.policy, recipe.seed, texts=list, folder=Path(setup.folder))
-    if recipe.backend.engine == "vllm":
+    if samples and recipe.backend.engine == "vllm":
         from burnish.generation.vllm import VLLMSampler
 
         # vLLM has the device; the copy of the policy that its weights come from is in main memory.
