@@ -22,6 +22,7 @@ from burnish.evaluation.held_out import compare, summary
 from burnish.evaluation.measurement import Measurement
 from burnish.generation.engine import make_sampler
 from burnish.model import LoadedModel, read_run_tables, trains_on_plain_text
+from burnish.named_code import used_code
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.chat_template import ChatSettings
 from burnish.policies.loading import load_model
@@ -52,6 +53,7 @@ from burnish.run.moved import run_recipe
 from burnish.run.own_rows import rows_overrides
 from burnish.run.script import resume_command, stop_if_collecting
 from burnish.run.sources import run_sources
+from burnish.run.trust import ASK, code_of
 from burnish.system.environment import environment_record
 from burnish.system.paths import expanded
 from burnish.system.reads import Reads
@@ -86,6 +88,7 @@ def train(
     extend: int | None = None,
     from_step: int | None = None,
     accept_changed_inputs: bool = False,
+    trust: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
     overrides: Sequence[str] = (),
@@ -104,6 +107,7 @@ def train(
         extend: steps to add to the run that is resumed.
         from_step: the checkpoint that the resumed run goes back to; newer ones are deleted. 0 begins again.
         accept_changed_inputs: resume although a file that the run reads has changed; the change is recorded.
+        trust: run the code that the recipe of a run from another machine names.
         offline: download nothing; a missing file raises an error that names the command to fetch it.
         observer: receives progress; by default it is printed to standard error.
         overrides: ``section.key=value`` texts, as on the command line.
@@ -122,15 +126,16 @@ def train(
         given = named if resume is None else ()  # a resumed run keeps its own
         return resolve_recipe_paths(_read_recipe(source, given, settings, changes)).resolved()
 
-    resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs)
+    resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs, trust=trust)
     changed = bool(changes) or not all(map(sets_backend, settings))
-    return work_in_run(
-        lambda: create_or_open_run(
-            recipe, read, resuming, watcher, run_dir=run_dir, changed=changed, moved=bool(settings), rows=rows
-        ),
-        lambda run: _train(run, watcher, named, resuming, offline=offline),
-        watcher,
-    )
+    with code_of(recipe, resume, trust=trust):
+        return work_in_run(
+            lambda: create_or_open_run(
+                recipe, read, resuming, watcher, run_dir=run_dir, changed=changed, moved=bool(settings), rows=rows
+            ),
+            lambda run: _train(run, watcher, named, resuming, offline=offline),
+            watcher,
+        )
 
 
 def _train(
@@ -154,6 +159,8 @@ def _train(
             attach = stack.enter_context(started_backend(recipe, run, observer, offline=offline))
             learner, held_out = build(recipe, offline=offline, observer=noted, folder=run.folder, reads=reads)
             attach(learner)
+            for text in used_code():
+                observer.message(text)
             record_libraries(run)
             sources = run_sources(run, recipe, reads, offline=offline)
         noted.write(run)
@@ -188,6 +195,7 @@ def evaluate(
     against: str | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     overrides: Sequence[str] = (),
+    trust: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
@@ -197,9 +205,25 @@ def evaluate(
     interval, p_value and n. The recipe's own model is the reference for perplexity, so that any two measurements are
     comparable. Without a recipe, it is that of ``model`` if this is a run folder, else "news".
 
+    Code that the recipe names runs if the recipe is that of a run which began on this machine, or with ``trust``.
+
     Raises InputError if the recipe, a model or the data cannot be used.
     """
     own = _run_folder(model) if recipe is None else None
+    with code_of(recipe, own, trust=trust, refusal=f"evaluate runs none of a recipe file; {ASK}"):
+        return _evaluate(model, own, against, recipe, overrides, offline=offline, observer=observer)
+
+
+def _evaluate(
+    model: str,
+    own: Path | None,
+    against: str | None,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None,
+    overrides: Sequence[str],
+    *,
+    offline: bool,
+    observer: Observer | None,
+) -> dict[str, Any]:
     chosen = run_recipe(own, overrides) if own else _read_recipe(recipe or "news", (), overrides, {})
     if chosen.policy.use != "causal_lm":
         raise InputError(
@@ -256,13 +280,14 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     template_kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
     offline: bool = False,
     observer: Observer | None = None,
 ) -> LoadedModel:
     """Load a run folder, a model folder, a catalogue name or a hub id, to sample from it.
 
     ``template_kwargs`` are variables of the chat template, such as ``enable_thinking``; by default those that the run
-    was trained with.
+    was trained with. ``trust`` runs the code of a module that the recipe of a run from another machine names.
 
     Raises InputError if the model cannot be used.
     """
@@ -274,9 +299,9 @@ def load(
             from burnish.backends.modules import load_trained
             from burnish.generation.modules import ModuleSampler
 
-            return LoadedModel(
-                name, ModuleSampler(load_trained(load_recipe(run / "recipe.toml").policy, run / "model"))
-            )
+            with code_of(None, run, trust=trust):
+                policy = load_trained(load_recipe(run / "recipe.toml").policy, run / "model")
+            return LoadedModel(name, ModuleSampler(policy))
         source = resolve_model(name, offline=offline, observer=watcher)
         trained = (written.get("task") or written.get("data") or {}).get("template_kwargs")
         chat = ChatSettings(variables=(trained if template_kwargs is None else template_kwargs) or {})

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from burnish.errors import InputError, is_interrupt, one_line
+from burnish.named_code import before_running, code_folder
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -74,6 +74,7 @@ class Registry(Generic[T]):
         """Return the object of this name. Raises InputError with the list of names if there is none."""
         if name in self._entries:
             return self._entries[name]
+        before_running(name, self.kind)
         if name in self._builtin:
             return self._loaded(name, import_object(self._builtin[name], self.kind))
         if name in self._paths:
@@ -125,9 +126,10 @@ def _origin(entry: object) -> tuple[object, object]:
 
 
 def import_object(path: str, kind: str = "object") -> object:
-    """Return the object at ``module:object``, also of the working folder. Raises InputError if it is missing."""
+    """Return the object at ``module:object``, also of ``code_folder``. Raises InputError if it is missing or withheld."""
+    before_running(path, kind)
     module_name, _, attribute = path.partition(":")
-    here = os.getcwd()
+    here = str(code_folder())
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
@@ -135,7 +137,8 @@ def import_object(path: str, kind: str = "object") -> object:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{kind} '{path}': cannot import '{module_name}' ({error}); run from the folder that holds it"
+            f"{kind} '{path}': cannot import '{module_name}' ({error}); put its file into {here}, where the recipe is, or "
+            "its folder into PYTHONPATH"
         ) from error
     except BaseException as error:
         if is_interrupt(error):

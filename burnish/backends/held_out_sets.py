@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from burnish.backends.preflight import check_backend_package, check_prompts
 from burnish.backends.prompts import list_broken_rows, task_errors, task_prompts
 from burnish.errors import InputError
+from burnish.named_code import is_withheld, module_file
 from burnish.protocols import Observer
 from burnish.recipe.evaluation import HeldOutSet
 from burnish.recipe.schema import Recipe
+from burnish.recipe.sections import OpenSection
 from burnish.tasks.registry import TASKS
 from burnish.types import Prompt
 
@@ -62,6 +64,9 @@ def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observ
     Raises InputError if a run could not use them, or the backend's package is not installed.
     """
     check_backend_package(recipe)
+    recipe = _without_withheld(recipe, observer)
+    if is_withheld(recipe.task.use):
+        return
     if recipe.task.use == "data" or ":" in recipe.task.use or recipe.evaluation.sets:
         train, held_out = task_prompts(recipe, offline=offline, observer=observer)
         check_prompts(recipe, train, held_out, observer)
@@ -69,6 +74,33 @@ def check_recipe_data(recipe: Recipe, *, offline: bool = False, observer: Observ
     else:
         with task_errors(recipe.task.use):
             TASKS.get(recipe.task.use)(**recipe.task.options)
+
+
+def _without_withheld(recipe: Recipe, observer: Observer | None) -> Recipe:
+    """Return the recipe without the rewards and sets whose code may not run now; each is reported with its file.
+
+    Raises InputError if a module is not there.
+    """
+    lists: list[tuple[str, Sequence[OpenSection]]] = [
+        ("reward", recipe.reward),
+        ("evaluation.metrics", recipe.evaluation.metrics),
+        ("evaluation.sets", recipe.evaluation.sets),
+    ]
+    named = [("task.use", recipe.task.use), ("policy.module", recipe.policy.module or "")]
+    named += [(f"{key}.{index}.use", one.use) for key, sections in lists for index, one in enumerate(sections)]
+    for key, name in named:
+        if not is_withheld(name):
+            continue
+        where = module_file(module := name.partition(":")[0])
+        if where is None:
+            raise InputError(f"{key}: '{name}': cannot import '{module}': there is no such module beside the recipe")
+        if observer is not None:
+            observer.message(f"{key}: '{name}' is code in {where}: a dry run does not run it")
+    kept = {key: [one for one in sections if not is_withheld(one.use)] for key, sections in lists}
+    evaluation = recipe.evaluation.model_copy(
+        update={"metrics": kept["evaluation.metrics"], "sets": kept["evaluation.sets"]}
+    )
+    return recipe.model_copy(update={"reward": kept["reward"], "evaluation": evaluation})
 
 
 def fitting_sets(recipe: Recipe, model: CausalModel, sets: Sets, observer: Observer | None) -> dict[str, list[Prompt]]:

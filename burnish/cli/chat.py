@@ -14,7 +14,7 @@ import typer
 
 from burnish.cli.filtering import FilteredOutput, FilterPolicyName, chosen_filter
 from burnish.cli.generation import Greedy, System, Temperature, TopK, TopP, report_loading
-from burnish.cli.options import Model, Offline, Seed, escape
+from burnish.cli.options import Model, Offline, Seed, Trust, escape
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def chat(
     top_k: TopK = 0,
     seed: Seed = 0,
     filter_policy: FilterPolicyName = None,
+    trust: Trust = False,
     offline: Offline = False,
 ) -> None:
     """Talk with a model in the terminal.
@@ -57,7 +58,7 @@ def chat(
     report_loading(model)
     from burnish.api import load
 
-    loaded = load(model, offline=offline)
+    loaded = load(model, trust=trust, offline=offline)
     loaded.prompt([], plain=False)  # refuses a model without a chat template
     options = {"temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k}
     session = Session(loaded, max_new_tokens, options, seed, content_filter)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.cli.filtering import FilteredOutput, FilterPolicyName, chosen_filter, filtered_row, print_piece
-from burnish.cli.options import AsJson, Model, Offline, Seed, escape, print_json
+from burnish.cli.options import AsJson, Model, Offline, Seed, Trust, escape, print_json
 from burnish.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def generate(
     seed: Seed = 0,
     stream: Stream = None,
     filter_policy: FilterPolicyName = None,
+    trust: Trust = False,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -83,7 +84,7 @@ def generate(
     report_loading(model, quiet=json)
     from burnish.api import load
 
-    loaded = load(model, offline=offline)
+    loaded = load(model, trust=trust, offline=offline)
     prompts = [loaded.prompt(text, system=system, plain=plain, name=name) for name, text in texts]
     if prompt is None and file is None and prompts[0].messages:  # a line break at the end of a pipe is no question
         prompts = [loaded.prompt(texts[0][1].removesuffix("\n"), system=system, plain=plain)]

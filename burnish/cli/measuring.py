@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Overrides, Quiet, Seed, escape, print_json
+from burnish.cli.options import AsJson, Model, Offline, Overrides, Quiet, Seed, Trust, escape, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -24,6 +24,7 @@ def evaluate(
         typer.Option(help="The recipe that sets the task, sampling and rewards.  [default: the run's own, or news]"),
     ] = None,
     overrides: Overrides = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     json: AsJson = False,
     offline: Offline = False,
@@ -39,7 +40,13 @@ def evaluate(
 
     observer = make_observer(quiet=quiet or json)
     evaluation = run_evaluation(
-        model, against=against, recipe=recipe, overrides=overrides or [], offline=offline, observer=observer
+        model,
+        against=against,
+        recipe=recipe,
+        overrides=overrides or [],
+        trust=trust,
+        offline=offline,
+        observer=observer,
     )
     if json:
         print_json(evaluation)

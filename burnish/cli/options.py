@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,10 @@ FromStep = Annotated[
     int | None,
     typer.Option(min=0, metavar="STEP", help="Go back to this checkpoint; newer ones are deleted. 0: begin again."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run the code that a run or a recipe from somebody else names; look at it first."),
+]
 Script = Annotated[
     str | None, typer.Option(metavar="COMMAND", help="The Python script whose rewards the run to resume was given.")
 ]
@@ -82,6 +87,7 @@ class TrainCommand:
     accept_changed_inputs: bool = False
     extend: int | None = None
     from_step: int | None = None
+    trust: bool = False
 
     @property
     def source(self) -> str | Path:
@@ -105,6 +111,12 @@ class TrainCommand:
 
         return make_observer(quiet=self.quiet, json=self.json, live=not self.dry_run)
 
+    def code(self) -> AbstractContextManager[None]:
+        """Return a context in which the code that the recipe names is looked up beside it; a dry run runs none."""
+        from burnish.run.trust import code_of
+
+        return code_of(self.recipe, self.resume, trust=self.trust, never="a dry run runs none" if self.dry_run else "")
+
     def prepare_threads(self, threads: int | None) -> None:
         """Choose how torch's threads wait, before it is loaded; their number is the recipe's."""
         from burnish.system.waiting import sleep_beside_busy_programs
@@ -116,7 +128,7 @@ class TrainCommand:
         return train(
             self.recipe, overrides=self.overrides, run_dir=self.run_dir, resume=self.resume, offline=self.offline,
             accept_changed_inputs=self.accept_changed_inputs, extend=self.extend, from_step=self.from_step,
-            observer=self.observer(),
+            trust=self.trust, observer=self.observer(),
         )  # fmt: skip
 
     def run_supervised(self, verb: str, kind: type[SupervisedRecipe]) -> SupervisedResult | None:
@@ -187,6 +199,7 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
             resume: Resume = None,
             extend: Extend = None,
             from_step: FromStep = None,
+            trust: Trust = False,
             script: Script = None,
             accept_changed_inputs: AcceptChangedInputs = False,
             dry_run: DryRun = False,
@@ -202,21 +215,12 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
                 from burnish.run.script import collect_rewards
 
                 collect_rewards(script)
-            work(
-                TrainCommand(
-                    recipe,
-                    overrides or [],
-                    run_dir,
-                    resume,
-                    dry_run,
-                    quiet,
-                    json,
-                    offline,
-                    accept_changed_inputs,
-                    extend,
-                    from_step,
-                )
-            )
+            command = TrainCommand(
+                recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline, accept_changed_inputs, extend,
+                from_step, trust,
+            )  # fmt: skip
+            with command.code():
+                work(command)
 
         app.command(work.__name__.replace("_", "-"), help=work.__doc__)(verb)
         return work

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from burnish.errors import InputError
+from burnish.named_code import is_withheld
 from burnish.recipe.sections import MAX_SIZE, OpenSection, RewardSection, Section
 from burnish.registry import nearest
 from burnish.types import SamplingParams
@@ -199,6 +200,8 @@ def answer_reading(evaluation: Evaluation, rewards: Sequence[RewardSection]) -> 
         return None
     sections: list[RewardSection | MetricSection] = [*rewards, *evaluation.metrics]
     section = next(one for one in sections if one.part == evaluation.correct)
+    if is_withheld(section.use):
+        return None
     reading = REWARDS.get(section.use).answer_reading(section.options)
     if reading is None:
         raise InputError(

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import Field, field_validator, model_validator
 
 from burnish.errors import InputError
+from burnish.named_code import is_withheld
 from burnish.recipe.algorithm import (
     Algorithm,
     check_algorithm,
@@ -366,6 +367,8 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         ("evaluation.metrics", recipe.evaluation.metrics, METRIC),
     ):
         for index, section in enumerate(sections):
+            if is_withheld(section.use):
+                continue
             try:
                 function = REWARDS.get(section.use)
                 function.check_options(section.options, beside)
@@ -382,7 +385,8 @@ def check_names(recipe: Recipe, where: str = "recipe") -> None:
         named.append((f"evaluation.sets.{index}", one.use, one.task_options(recipe.task), keys))
     for key, use, options, keys in named:
         try:
-            check_task_options(TASKS.get(use), options, **keys)
+            if not is_withheld(use):
+                check_task_options(TASKS.get(use), options, **keys)
         except InputError as error:
             raise InputError(f"{where}: {key}: {error}") from error
         if recipe.policy.use == "tabular" and use != "toy" and ":" not in use:

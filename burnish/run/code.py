@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
+
+from burnish.named_code import code_folder
 
 _OWN = Path(__file__).resolve().parents[1]
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
@@ -55,10 +56,10 @@ def object_code(entry: object, name: str) -> tuple[list[Path], str | None]:
 
 
 def _file(module: str) -> Path | None:
-    """Return the file of a module, which need not have been imported, also of the working folder."""
+    """Return the file of a module, which need not have been imported, also of ``code_folder``."""
     if loaded := getattr(sys.modules.get(module), "__file__", None):
         return Path(loaded).resolve()
-    path: Sequence[str] | None = [os.getcwd(), *sys.path]
+    path: Sequence[str] | None = [str(code_folder()), *sys.path]
     spec, parts = None, module.split(".")
     for index in range(len(parts)):
         try:

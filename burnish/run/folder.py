@@ -24,7 +24,7 @@ from burnish.catalogue.convert import START as START
 from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
-from burnish.run.history import HISTORY, RecipeHistory, lasting, parsed, read_history
+from burnish.run.history import HISTORY, lasting, parsed
 from burnish.run.lines import comparable as comparable
 from burnish.run.lines import never_by_link, raw_lines, step_of, whole_lines
 from burnish.run.lines import read_lines as read_lines
@@ -38,6 +38,7 @@ from burnish.run.manifest import (
     file_record,
     read_manifest,
 )
+from burnish.run.trust import begun_here, with_recipe
 from burnish.system.confined import refuse_escapes
 from burnish.system.files import (
     explained,
@@ -149,7 +150,7 @@ class Run:
             for name, text in (files or {}).items():
                 write_text(path / name, text)
             written = recipe.toml()
-            write_text(path / HISTORY, RecipeHistory.of(written).text())
+            write_text(path / HISTORY, begun_here(written).text())
             # The recipe comes last: a folder with a recipe is a run.
             write_text(path / "recipe.toml", written)
         return run
@@ -331,8 +332,8 @@ class Run:
         """Replace the recipe by one that has the same results so far."""
         written = recipe.toml()
         # The history has it first: a kill in between leaves the recipe as it was.
-        if history := read_history(self.folder):
-            self.put(HISTORY, history.changed_to(written).text())
+        if history := with_recipe(self.folder, written):
+            self.put(HISTORY, history.text())
         self.put("recipe.toml", written)
 
     def keep_extension(self) -> None:

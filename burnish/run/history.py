@@ -25,26 +25,27 @@ class RecipeHistory:
         recipes: the content of each recipe that the run has had, the first one first.
         unproved_until: the newest step whose checkpoint may lack a manifest: that of a run of an earlier version, when
             it was first resumed by this one.
+        code_folder: where the modules that the recipe names are looked up; "" is the working folder.
+        seals: of the machines that may run them (``burnish.run.trust``).
     """
 
     recipes: Sequence[Mapping[str, Any]]
     unproved_until: int = 0
+    code_folder: str = ""
+    seals: Sequence[str] = ()
 
     @classmethod
     def of(cls, recipe: str, unproved_until: int = 0) -> RecipeHistory:
         """Return the history of a run with the text of a recipe."""
         return cls([parsed(recipe)], unproved_until)
 
-    def changed_to(self, recipe: str) -> RecipeHistory:
-        """Return the history with the text of one more recipe."""
-        return RecipeHistory([*self.recipes, parsed(recipe)], self.unproved_until)
-
     def text(self) -> str:
         """Return the content of ``recipes.json``, a line per recipe."""
         lines = ",\n".join(
             json.dumps(one, ensure_ascii=False, separators=(",", ":"), default=str) for one in self.recipes
         )
-        return f'{{"unproved_until": {self.unproved_until}, "recipes": [\n{lines}\n]}}\n'
+        head = {"unproved_until": self.unproved_until, "code_folder": self.code_folder, "seals": list(self.seals)}
+        return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "recipes": [\n{lines}\n]}}\n'
 
     def difference(self, content: Mapping[str, Any]) -> str:
         """Return which keys of a recipe the run never had so, "" if there are none."""
@@ -105,13 +106,16 @@ def read_history(run: Path) -> RecipeHistory | None:
     try:
         content = json.loads(regular_bytes(path))
         recipes, step = content["recipes"], content["unproved_until"]
+        folder, seals = content.get("code_folder", ""), content.get("seals", [])
         if not (isinstance(step, int) and recipes and all(isinstance(one, dict) for one in recipes)):
             raise ValueError("no recipe")
+        if not (isinstance(folder, str) and all(isinstance(one, str) for one in seals)):
+            raise ValueError("its code_folder or its seals")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
-    return RecipeHistory(recipes, step)
+    return RecipeHistory(recipes, step, folder, seals)
 
 
 def _equal(one: Any, other: Any) -> bool:

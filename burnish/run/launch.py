@@ -21,6 +21,7 @@ from burnish.run.folder import BEST_MODEL, START, Run
 from burnish.run.interrupts import Interrupted, Interrupts
 from burnish.run.own_rows import create_with_rows, with_own_rows
 from burnish.run.proof import prove_resumable
+from burnish.run.trust import trust_run
 from burnish.system.environment import environment_record
 from burnish.system.files import explained, new_folder
 from burnish.system.paths import expanded
@@ -73,12 +74,14 @@ class Resuming:
         extend: steps to add.
         from_step: the checkpoint to go back to (``prove_resumable``).
         accept: resume although an input has changed.
+        trust: run the code that the run's recipe names, although the run was not begun here (``burnish.run.trust``).
     """
 
     run: str | Path | None
     extend: int | None = None
     from_step: int | None = None
     accept: bool = False
+    trust: bool = False
 
     @property
     def fresh(self) -> bool:
@@ -123,6 +126,8 @@ def create_or_open_run(
         run = Run.open(Path(resuming.run), verb)
         try:
             prove_resumable(run, observer, from_step=resuming.from_step)
+            if resuming.trust:
+                trust_run(run.folder)
             if moved:
                 run.change_recipe(read(run.folder / "recipe.toml"))
             if resuming.extend is not None:

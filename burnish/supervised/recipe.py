@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from burnish.errors import InputError
+from burnish.named_code import is_withheld
 from burnish.recipe.reading import read_recipe, validate
 from burnish.recipe.schema import Job
 from burnish.recipe.sections import MAX_SIZE, ChatSection, Section
@@ -152,6 +153,8 @@ def load_supervised(
     """
     data, where = read_recipe(source, overrides, changes=changes, kind=recipe_kind(model))
     recipe = validate(model, data, where)
+    if is_withheld(recipe.data.use):
+        return recipe
     try:
         factory = SOURCES.get(recipe.data.use)
         check_task_options(factory, recipe.data.options)

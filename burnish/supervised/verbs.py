@@ -12,6 +12,7 @@ import torch
 
 from burnish.backends.chat import chat_settings
 from burnish.backends.local import build_language_model
+from burnish.named_code import used_code
 from burnish.policies.causal_lm import CausalPolicy
 from burnish.policies.reward_model import HEAD_WEIGHT, RewardModel
 from burnish.protocols import Observer, ParameterOptimizer, Policy, Trainable
@@ -33,6 +34,7 @@ from burnish.run.libraries import record_libraries, restore_libraries
 from burnish.run.own_rows import rows_overrides
 from burnish.run.script import note_supervised
 from burnish.run.sources import run_sources
+from burnish.run.trust import code_of
 from burnish.supervised.bradley_terry import BradleyTerry
 from burnish.supervised.dataset import build_dataset
 from burnish.supervised.dpo import PairPreference
@@ -133,6 +135,7 @@ class Verb(Generic[R, T]):
         extend: int | None = None,
         from_step: int | None = None,
         accept_changed_inputs: bool = False,
+        trust: bool = False,
         offline: bool = False,
         observer: Observer | None = None,
         overrides: Sequence[str] = (),
@@ -147,21 +150,16 @@ class Verb(Generic[R, T]):
             loaded = resolve_recipe_paths(load_supervised(self.kind, source, settings, changes=changes))
             return loaded.model_copy(update={"data": resolve_section_path(loaded.data)})
 
-        resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs)
-        return work_in_run(
-            lambda: create_or_open_run(
-                recipe,
-                read,
-                resuming,
+        resuming = Resuming(run=resume, extend=extend, from_step=from_step, accept=accept_changed_inputs, trust=trust)
+        changed = bool(settings or changes)
+        with code_of(recipe, resume, trust=trust):
+            return work_in_run(
+                lambda: create_or_open_run(
+                    recipe, read, resuming, watcher, run_dir=run_dir, changed=changed, rows=rows, verb=verb
+                ),
+                lambda run: self._train(run, watcher, resuming, offline=offline),
                 watcher,
-                run_dir=run_dir,
-                changed=bool(settings or changes),
-                rows=rows,
-                verb=verb,
-            ),
-            lambda run: self._train(run, watcher, resuming, offline=offline),
-            watcher,
-        )
+            )
 
     def _train(self, run: Run, observer: Observer, resuming: Resuming, *, offline: bool) -> SupervisedResult:
         fresh = resuming.fresh
@@ -174,6 +172,8 @@ class Verb(Generic[R, T]):
             restore_libraries(run)
             learner = self._build_learner(recipe, run.folder, observer, offline=offline, reads=reads)
             record_libraries(run)
+            for text in used_code():
+                observer.message(text)
             source = {"data.use": (recipe.data.use, SOURCES.get(recipe.data.use))}
             sources = run_sources(run, recipe, reads, source, offline=offline)
         with inputs.recorded(sources):

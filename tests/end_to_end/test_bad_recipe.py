@@ -41,9 +41,6 @@ class TestRecipes:
             (('name = "toy"', 'name = "../toy"'), ["name = '../toy'"]),
             (('use = "tabular"', 'use = "tabular"\nlora = { rank = 4 }'), ["LoRA", "remove policy.lora"]),
             (('use = "tabular"', 'use = "causal_lm"\nmodel = 3'), ["policy.model = 3", "must be text, in quotes"]),
-            (('use = "exact"', 'use = "jobs:missing"'), ["'jobs' has no 'missing'"]),
-            (('use = "exact"', 'use = "nowhere:reward"'), ["cannot import 'nowhere'"]),
-            (('use = "exact"', 'use = "jobs:unfillable"'), ["unfillable", "'teacher'"]),
         ],
     )
     def test_recipe_is_refused_before_anything_is_written(self, workspace, change, parts):
@@ -52,6 +49,22 @@ class TestRecipes:
         before = contents(workspace.folder)
         for options in ((), ("--dry-run",)):
             refused(workspace.ask("train", "toy.toml", *options), 2, "toy.toml", *parts)
+        assert contents(workspace.folder) == before
+
+    @pytest.mark.parametrize(
+        ("name", "parts"),
+        [
+            ("jobs:missing", ["'jobs' has no 'missing'"]),
+            ("nowhere:reward", ["cannot import 'nowhere'"]),
+            ("jobs:unfillable", ["unfillable", "'teacher'"]),
+        ],
+    )
+    def test_code_is_refused_before_anything_is_written(self, workspace, name, parts):
+        workspace.write("toy.toml", TOY.replace('use = "exact"', f'use = "{name}"'))
+        before = contents(workspace.folder)
+        refused(workspace.ask("train", "toy.toml"), 2, "toy.toml", *parts)
+        dry = workspace.ask("train", "toy.toml", "--dry-run")  # which runs none
+        assert (dry.status, "Traceback" in dry.err) == (2 if "nowhere" in name else 0, False)
         assert contents(workspace.folder) == before
 
     def test_not_utf_8(self, workspace):
