@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.backends.ray.actors import reason
 from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
 from burnish.backends.ray.node_probe import PACKAGES, NodeFacts, NodeProbe, installed, readable_model
-from burnish.errors import BurnishError, one_line
+from burnish.errors import BurnishError
 from burnish.recipe.schema import Recipe
 
 LIMIT = 120.0
@@ -66,17 +67,25 @@ def check_cluster(recipe: Recipe) -> Iterator[Line]:
     with connected(backend) as ray:
         context = ray.get_runtime_context()
         nodes = [_node(one) for one in ray.nodes() if one["Alive"]]
-        gone = sum(not one["Alive"] for one in ray.nodes())
+        lost = [str(one["NodeManagerAddress"]) for one in ray.nodes() if not one["Alive"]]
+        gone = f"{len(lost)} lost" + (f" ({', '.join(lost[-3:])})" if lost else "")
         started = "" if backend.address else ", started on this machine for this check"
-        yield Line("cluster", f"{context.gcs_address}, {_count(len(nodes), 'node')}, {gone} lost{started}")
+        yield Line("cluster", f"{context.gcs_address}, {_count(len(nodes), 'node')}, {gone}{started}")
         yield _token(context.gcs_address, limit)
         yield from room(recipe, nodes)
         weights = _weight_bytes(recipe)
         yield from _store(recipe, nodes, weights)
         probes = {node: _probe(ray, node, backend.python) for node in nodes}
         try:
-            yield from _looked(ray, recipe, probes, limit, weights)
-            yield from _sent(ray, probes, context.get_node_id(), limit, weights)
+            silent: list[Node] = []
+            yield from _looked(ray, recipe, probes, limit, weights, silent)
+            yield from _sent(
+                ray,
+                {node: probe for node, probe in probes.items() if node not in silent},
+                context.get_node_id(),
+                limit,
+                weights,
+            )
         finally:
             for probe in probes.values():
                 ray.kill(probe)
@@ -210,7 +219,10 @@ def _probe(ray: Any, node: Node, python: str | None) -> Any:
     return ray.remote(NodeProbe).options(num_cpus=0, scheduling_strategy=place, **options).remote()
 
 
-def _looked(ray: Any, recipe: Recipe, probes: Mapping[Node, Any], limit: float, weights: int | None) -> Iterator[Line]:
+def _looked(
+    ray: Any, recipe: Recipe, probes: Mapping[Node, Any], limit: float, weights: int | None, silent: list[Node]
+) -> Iterator[Line]:
+    """Yield what a process on each machine sees; machines that do not answer are added to ``silent``."""
     model = recipe.policy.model if recipe.policy.use == "causal_lm" else None
     asked = {
         node: probe.look.remote(model, os.getcwd(), recipe.backend.engine) for node, probe in probes.items()
@@ -221,6 +233,7 @@ def _looked(ray: Any, recipe: Recipe, probes: Mapping[Node, Any], limit: float, 
     for node, reference in asked.items():
         facts = _answer(ray, reference, max(0.0, deadline - time.monotonic()), limit)
         if isinstance(facts, str):
+            silent.append(node)
             yield Line(node.name, facts, True)
         else:
             yield from judged(node.name, facts, own, here, recipe, weights)
@@ -283,6 +296,7 @@ def _answer(ray: Any, reference: Any, left: float, limit: float) -> Any:
         return ray.get(reference, timeout=left)
     except ray.exceptions.GetTimeoutError:
         return f"gave no answer in {limit:g} s"
+    except ray.exceptions.RayTaskError as error:
+        return f"cannot run burnish: {reason(error.cause)}"
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        return f"cannot run burnish: {type(cause).__name__}: {one_line(cause)[:300]}"
+        return f"cannot run a process, or lost it: {reason(error)}"
