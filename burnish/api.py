@@ -163,10 +163,11 @@ def _train(
                 observer.message(text)
             record_libraries(run)
             sources = run_sources(run, recipe, reads, offline=offline)
-        noted.write(run)
-        stack.enter_context(inputs.recorded(sources))
-        stack.enter_context(printing_to(run.folder))
-        evaluation = reinforcement_trainer(learner, run, observer, held_out).train()
+            noted.write(run)
+            stack.enter_context(inputs.recorded(sources))
+            stack.enter_context(printing_to(run.folder))
+            trainer = reinforcement_trainer(learner, run, observer, held_out)
+        evaluation = trainer.train()
     return Result(run.folder, write_final_reports(run.folder, observer), evaluation, run.rows("metrics.jsonl"))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson
+from burnish.cli.options import AsJson, shown_json, standard_input
 from burnish.errors import InputError
+from burnish.system.files import LARGEST_TEXT
+from burnish.system.parsing import json_of, opened_file
 
 if TYPE_CHECKING:
     from burnish.safety.filter.content_filter import ContentFilter
@@ -44,7 +45,7 @@ def filter_texts(
         verdict = content_filter.check(text)
         counts[verdict.verdict] += 1
         if json:
-            print(json_module.dumps(verdict.row(), ensure_ascii=False))
+            print(shown_json(verdict.row()))
         elif verdict.findings:
             print(_line(position, text, verdict))
     if not json:
@@ -67,7 +68,7 @@ def read_texts(file: str, field: str | None) -> Iterator[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            row = json_module.loads(line)
+            row = json_of(line)
             value = value_at(row, field or "text")
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file}, {position}: {' '.join(str(error).split())}; see --field") from error
@@ -80,8 +81,10 @@ def _lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file, or of standard input for "-", without their line breaks."""
     where = "standard input" if str(path) == "-" else str(path)
     try:
-        with sys.stdin.buffer if where == "standard input" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with standard_input() if where == "standard input" else opened_file(path) as file:
+            for number, line in enumerate(iter(partial(file.readline, LARGEST_TEXT + 1), b""), start=1):
+                if len(line) > LARGEST_TEXT:
+                    raise InputError(f"{where}, line {number}: more than {LARGEST_TEXT:,} bytes")
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.cli.filtering import FilteredOutput, FilterPolicyName, chosen_filter, filtered_row, print_piece
-from burnish.cli.options import AsJson, Model, Offline, Seed, Trust, escape, print_json
+from burnish.cli.options import AsJson, Model, Offline, Seed, Trust, escape, print_json, read_standard_input
 from burnish.errors import InputError
+from burnish.system.parsing import given_text
 
 if TYPE_CHECKING:
     from burnish.model import LoadedModel
@@ -128,12 +129,9 @@ def report_loading(model: str, *, quiet: bool = False) -> None:
 
 def read_prompt() -> str:
     """Return the text on standard input."""
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         print("burnish: reading the prompt from the terminal; Ctrl-D on an empty line ends it", file=sys.stderr)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise InputError("standard input is not UTF-8 text") from error
+    return read_standard_input()
 
 
 def read_prompts(file: Path) -> list[tuple[str, Any]]:
@@ -142,7 +140,7 @@ def read_prompts(file: Path) -> list[tuple[str, Any]]:
 
     if file.suffix.lower() not in (".jsonl", ".ndjson"):
         try:
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            lines = given_text(file, encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{file} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"

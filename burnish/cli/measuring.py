@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from burnish.cli.options import AsJson, Model, Offline, Overrides, Quiet, Seed, Trust, escape, print_json
+from burnish.cli.options import (
+    AsJson,
+    Model,
+    Offline,
+    Overrides,
+    Quiet,
+    Seed,
+    Trust,
+    escape,
+    print_json,
+    read_standard_input,
+)
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -79,7 +89,7 @@ def score(
     from burnish.scoring import score as run_scoring
 
     rows = run_scoring(
-        texts or [line.rstrip("\n") for line in sys.stdin], rewards=use or ["repetition"],
+        texts or read_standard_input().removesuffix("\n").split("\n"), rewards=use or ["repetition"],
         options=reward_options(settings or []), prompt=prompt, reference=reference, model=model, offline=offline,
     )  # fmt: skip
     if json:

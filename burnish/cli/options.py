@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -39,8 +41,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as steps=50.")
 ]
 RecipeName = Annotated[str | None, typer.Argument(help="The name of a built-in recipe, or a TOML file.")]
-RunDir = Annotated[Path | None, typer.Option(help="The folder to write to.  [default: runs/<name>-<time>]")]
-Resume = Annotated[Path | None, typer.Option(help="A run folder to resume, instead of a recipe.")]
+RunDir = Annotated[
+    str | None, typer.Option(metavar="PATH", help="The folder to write to.  [default: runs/<name>-<time>]")
+]
+Resume = Annotated[str | None, typer.Option(metavar="PATH", help="A run folder to resume, instead of a recipe.")]
 Extend = Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Add steps to the run that is resumed.")]
 FromStep = Annotated[
     int | None,
@@ -62,9 +66,67 @@ DryRun = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that are not seen, or change what is seen."""
+
+
+def named_folder(name: str | None, option: str) -> Path | None:
+    """Return the folder that an option names. Raises InputError if it names none, as an unset variable of a shell does."""
+    if name is not None and not name.strip():
+        raise InputError(f"{option} is empty: name a folder, or leave the option out")
+    return None if name is None else Path(name)
+
+
 def print_json(value: Any) -> None:
-    """Print indented JSON that keeps non-ASCII characters."""
-    print(json_module.dumps(value, ensure_ascii=False, indent=1))
+    """Print indented JSON, as ``shown_json`` writes it."""
+    print(shown_json(value, indent=1))
+
+
+def shown_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON that keeps letters, and escapes what a terminal would obey or hide.
+
+    These are control characters, C1 ones included, and format characters, such as those that reverse the direction of
+    a text; line separators; and surrogates without a partner.
+    """
+    text = json_module.dumps(value, ensure_ascii=False, indent=indent)
+    # Outside of its texts JSON has ASCII alone, and no control character but the line break.
+    return "".join(_escaped(letter) if letter > "~" else letter for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    hidden = unicodedata.category(letter) in HIDDEN
+    return "".join(f"\\u{unit:04x}" for unit in _units(letter)) if hidden else letter
+
+
+def _units(letter: str) -> list[int]:
+    """Return the UTF-16 code units of a character, as JSON's escapes write it."""
+    data = letter.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(data[index : index + 2], "big") for index in range(0, len(data), 2)]
+
+
+def standard_input() -> BinaryIO:
+    """Return standard input as bytes. Raises InputError if it is closed."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def read_standard_input() -> str:
+    """Return the text on standard input. Raises InputError if it is closed, not UTF-8, or has more than 256 MiB."""
+    from burnish.system.files import LARGEST_TEXT
+
+    if sys.stdin is not None and (sys.stdin.isatty() or not hasattr(sys.stdin, "buffer")):
+        return sys.stdin.read()
+    try:
+        data = standard_input().read(LARGEST_TEXT + 1)
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST_TEXT:
+        raise InputError(f"standard input has more than {LARGEST_TEXT:,} bytes")
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def escape(text: str) -> str:
@@ -165,7 +227,7 @@ class TrainCommand:
             cost = {"seconds": seconds, "peak_memory_mb": memory}
             event = {"event": "result", "evaluation": result.evaluation, "cost": cost, "run_dir": str(result.run_dir)}
             event |= {name: str(path) for name, path in paths.items()}
-            print(json_module.dumps(event, ensure_ascii=False))
+            print(shown_json(event))
             return
         from burnish.reports.terminal.tables import print_evaluation
 
@@ -216,8 +278,8 @@ def train_verb(app: typer.Typer) -> Callable[[Callable[[TrainCommand], None]], C
 
                 collect_rewards(script)
             command = TrainCommand(
-                recipe, overrides or [], run_dir, resume, dry_run, quiet, json, offline, accept_changed_inputs, extend,
-                from_step, trust,
+                recipe, overrides or [], named_folder(run_dir, "--run-dir"), named_folder(resume, "--resume"), dry_run,
+                quiet, json, offline, accept_changed_inputs, extend, from_step, trust,
             )  # fmt: skip
             with command.code():
                 work(command)

@@ -83,6 +83,7 @@ def matching_files(path: Path) -> list[Path]:
     Hidden files match only a pattern that names them. Raises InputError if a pattern matches no file.
     """
     if path.exists() or not glob.has_magic(str(path)):
+        refuse_special(path)
         return [path]
     first = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
     pattern = "/".join(path.parts[first:]) + ("/*" if path.name == "**" else "")
@@ -100,12 +101,19 @@ def matching_files(path: Path) -> list[Path]:
     return files
 
 
+def refuse_special(path: Path) -> None:
+    """Raise InputError if a path is a pipe, a device or a socket, which may block or never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"path = '{path}': not a regular file: write its content into one")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to read its bytes, decompressed.
 
     Raises InputError if it is empty, damaged, not UTF-8 text, or decompresses to far more than data does.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as raw, _decompressed(raw, path) as file:
             begin = file.peek(4)[:4]  # type: ignore[attr-defined]

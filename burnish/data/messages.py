@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from burnish.data.files import json_type
+from burnish.system.parsing import json_of
 from burnish.types import Message, Role
 
 SPEAKERS: Mapping[str, Role] = {
@@ -33,9 +34,11 @@ def read_conversation(value: Any) -> tuple[Message, ...]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = json_of(value)
+        except json.JSONDecodeError:
             raise ValueError("not a list of messages") from None
+        except RecursionError:
+            raise ValueError("not a list of messages: nested too deep") from None
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list) or not value:
         raise ValueError("not a list of messages")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from burnish.errors import InputError
 from burnish.registry import nearest
+from burnish.system.parsing import given_text, toml_of
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -50,7 +51,7 @@ def read_recipe(
         path = _find(source, kind)
         where = str(path)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = toml_of(given_text(path))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path}: not valid TOML: {error}") from error
         except UnicodeDecodeError as error:
@@ -97,6 +98,8 @@ def _find(source: str | Path, kind: str | None) -> Path:
     builtin = {path.stem: path for path in RECIPES.glob("*.toml")}
     if str(source) in builtin:
         return builtin[str(source)]
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is not a regular file; name the recipe's .toml file")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the recipe's .toml file")
     names = list(builtin_recipes(kind))

@@ -100,6 +100,8 @@ class Run:
         """Command that resumes the run, if it takes more than the folder."""
         self.fresh = False
         """Whether this process created the folder."""
+        self._above: list[Path] = []
+        """Folders above it that this process made, the nearest first."""
         self._recipe_before: str | None = None
         """Content of recipe.toml before an extension that may be undone."""
         self.proved: set[Path] = set()
@@ -141,11 +143,12 @@ class Run:
         named = [one for name in OWN_NAMES if (one := path / name).exists()]
         if foreign := [*named, *(path / "checkpoints").glob("*"), *(path / "evaluation").glob("*")]:
             raise InputError(f"{foreign[0]} is not of a run, but has the name of a run's: choose another --run-dir")
+        made = [parent for parent in path.absolute().parents if not parent.exists()]
         with explained(f"cannot make the run folder {path}"):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (path / "evaluation").mkdir(exist_ok=True)
             run = cls(path, verb)
-            run.fresh = True
+            run.fresh, run._above = True, made
             write_json(path / "environment.json", environment or {})
             for name, text in (files or {}).items():
                 write_text(path / name, text)
@@ -366,8 +369,9 @@ class Run:
             for name in ("recipe.toml", "environment.json", HISTORY, ".lock", BEFORE, *LINES, *EARLY_FILES):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
-            for name in ("checkpoints", "evaluation", "."):
-                (self.folder / name).rmdir()
+            above = [Path("runs")] if self.folder.parent == Path("runs") else self._above
+            for path in (*(self.folder / name for name in ("checkpoints", "evaluation", ".")), *above):
+                path.rmdir()
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:

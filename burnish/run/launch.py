@@ -118,6 +118,9 @@ def create_or_open_run(
     InputError if a run to resume comes with a recipe, changes or a folder, if there is neither, if an option of a run
     to resume comes with a new one, if the folder is not what its run wrote, or if the run cannot be extended.
     """
+    for name, given in (("resume", resuming.run), ("run_dir", run_dir)):
+        if isinstance(given, str) and not given.strip():
+            raise InputError(f"{name} is empty: name a folder, or leave it out")
     if resuming.run is not None:
         if recipe is not None or changed or run_dir:
             raise InputError(

@@ -226,7 +226,8 @@ def test_opening_a_run_of_somebody_else_runs_no_code(place: Path, monkeypatch: p
     assert CliRunner().invoke(app, ["train", "--resume", str(run), "--dry-run"]).exit_code == 0
     recipe = (run / "recipe.toml").read_text().replace('use = "tabular"', 'use = "module"\nscores = "logits"')
     (run / "recipe.toml").write_text(recipe.replace("[policy]", f'[policy]\nmodule = "{module(place)}:score"'))
-    (place / "characters").write_text("abc")
+    vocabulary = {"kind": "character", "tokens": ["a", "b", "$"], "end": 2}
+    (run / "model" / "vocabulary.json").write_text(json.dumps(vocabulary))
     with pytest.raises(InputError, match="did not begin on this machine; look at it"):
         burnish.load(run)
     assert not ran(place)

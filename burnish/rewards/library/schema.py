@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from burnish.errors import InputError
 from burnish.system.optional_packages import needed
+from burnish.system.parsing import json_of
 from burnish.system.paths import expanded
 
 SECONDS = 1.0
@@ -177,7 +178,7 @@ def _compiled(text: str, where: str) -> ErrorCounter:
     where = f"json_format: {where}"
     library = needed("jsonschema", "schema", where)
     try:
-        schema = json.loads(text)
+        schema = json_of(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(schema, dict):

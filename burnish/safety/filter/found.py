@@ -6,7 +6,6 @@ attacks from refusals, answers to harmless prompts and the replies of the set ``
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import chain
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from burnish.errors import InputError
 from burnish.system.optional_packages import needed
+from burnish.system.parsing import json_of
 from burnish.system.paths import expanded
 from burnish.tasks.dialogue import LANGUAGES, conversations
 from burnish.text import words
@@ -96,7 +96,7 @@ def read_found(path: Path) -> tuple[list[str], list[str]]:
 
 def _row(path: Path, number: int, line: str) -> dict[str, str]:
     try:
-        row = json.loads(line)
+        row = json_of(line)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "chosen", "rejected")):

@@ -13,6 +13,7 @@ from burnish.errors import InputError
 from burnish.recipe.reading import validate
 from burnish.registry import nearest
 from burnish.safety.filter.verdict import Action
+from burnish.system.parsing import given_text, toml_of
 
 CATEGORIES: Mapping[str, tuple[Action, str]] = {
     "profanity": ("flag", "swear words and insults"),
@@ -116,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
     from burnish.system.paths import expanded
 
     try:
-        return tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))
+        return toml_of(given_text(expanded(path), encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"policy '{path}' cannot be read: {error.strerror}; name a TOML file or 'default'") from error
     except UnicodeDecodeError as error:
