@@ -57,7 +57,7 @@ class RunningMoments:
         """Standard deviation, divisor n-1; 1 (no scaling) for fewer than two values or equal ones."""
         if self.count < 2 or self.squares <= 0:
             return 1.0
-        return float((self.squares / (self.count - 1)) ** 0.5)
+        return float((self.squares / (self.count - 1)) ** 0.5) or 1.0  # squares of tiny numbers round to zero
 
 
 def standardise_by_moments(rewards: Tensor, moments: RunningMoments) -> Tensor:
@@ -80,8 +80,9 @@ def standardise(rewards: Tensor) -> Tensor:
     check_rank("rewards", rewards, "[..., N]", 1)
     # The mean of equal numbers can be off by a rounding error, which the division would raise to order one.
     equal = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
-    spread = rewards.std(-1, correction=0, keepdim=True).masked_fill(equal, 1.0)
-    return ((rewards - rewards.mean(-1, keepdim=True)) / spread).masked_fill(equal, 0.0)
+    spread = rewards.std(-1, correction=0, keepdim=True)
+    equal |= spread == 0  # the squares of tiny deviations round to zero
+    return ((rewards - rewards.mean(-1, keepdim=True)) / spread.masked_fill(equal, 1.0)).masked_fill(equal, 0.0)
 
 
 def rank_in_group(rewards: Tensor) -> Tensor:

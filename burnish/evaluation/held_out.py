@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from burnish.errors import InputError
+from burnish.evaluation.finite_samples import refuse_broken_samples
 from burnish.evaluation.measurement import Measurement, Sample, Truth
 from burnish.evaluation.metrics import held_out_metrics
 from burnish.rewards.library.fluency import negative_log_likelihoods
@@ -88,6 +89,7 @@ def measure(
                 seed=seeds, policy_version=policy_version,
             )  # fmt: skip
         completions = [completion for group in groups for completion in group.completions]
+        refuse_broken_samples(completions, "held-out measurement")
         with lap("score"):
             scores = scorer.score(completions)
         weights = scores.weights

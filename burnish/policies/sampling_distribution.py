@@ -248,17 +248,19 @@ def _draw(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     The search is first among sums of blocks of tokens, then within a block, so it reads the vocabulary once and in the
     masses' own precision.
     """
-    short = -masses.shape[-1] % BLOCK
+    size = masses.shape[-1]
+    short = -size % BLOCK
     if short:
         masses = torch.nn.functional.pad(masses, (0, short))
     blocks = masses.view(len(masses), -1, BLOCK)
     sums = blocks.sum(-1).double()
     cumulative = sums.cumsum(-1)
     wanted = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-    block = _first_above(cumulative, wanted)
+    # Masses that are not numbers have no first index above: any token is drawn, and its log-probability is not a number.
+    block = _first_above(cumulative, wanted).clamp_(max=cumulative.shape[-1] - 1)
     before = (cumulative - sums).gather(-1, block)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
-    tokens = block * BLOCK + _first_above(inside, (wanted - before).clamp_min(0))
+    tokens = (block * BLOCK + _first_above(inside, (wanted - before).clamp_min(0))).clamp_(max=size - 1)
     logprobs = masses.gather(-1, tokens).double().log() - cumulative[:, -1:].log()
     return tokens.squeeze(-1), logprobs.squeeze(-1)
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class KL(Section):
     """KL penalty towards the reference policy. ``burnish.algorithms.kl`` derives the gradient of each combination."""
 
-    coefficient: float = Field(0.0, ge=0)
+    coefficient: float = Field(0.0, ge=0, le=1e6)
     estimator: Literal["k1", "k2", "k3"] = "k3"
     where: Literal["loss", "reward"] = "loss"
-    target: float | None = Field(None, gt=0)
+    target: float | None = Field(None, gt=0, le=1e6)
     """KL per completion, in nats, that the coefficient adapts to; None keeps the coefficient fixed."""
-    horizon: float | None = Field(None, gt=0)
+    horizon: float | None = Field(None, gt=0, le=1e12)
     """Samples over which the coefficient adapts; None uses the paper's rate."""
     reset_every: int | None = Field(None, ge=1)
     """Steps after which the reference of the KL term is reset to the current policy; None never resets it."""
@@ -52,7 +52,7 @@ class Importance(Section):
     form: Literal["none", "truncate", "mask"] | None = None
     """None becomes truncate where ``backend.max_staleness`` allows samples of older weights; else nothing is corrected."""
     level: Literal["token", "sequence"] = "token"
-    limit: float = Field(2.0, gt=0)
+    limit: float = Field(2.0, gt=0, le=1e6)
     floor: float = Field(0.0, ge=0)
     """Of a mask: smaller weights are dropped too."""
 
@@ -68,7 +68,7 @@ class Importance(Section):
 class Overlong(Section):
     """Penalty for completions near the maximum length (DAPO, arXiv 2503.14476, equation 13)."""
 
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(0.0, ge=0, le=1e6)
     """Penalty at the maximum length, in units of the reward; 0 turns it off."""
     share: float = Field(0.2, gt=0, le=1)
     """Share of ``sampling.max_new_tokens``, counted from the end, over which the penalty grows."""
@@ -77,9 +77,9 @@ class Overlong(Section):
 class CriticSection(Section):
     """Value model (critic) settings, for algorithms that have one."""
 
-    rate: float = Field(10.0, gt=0)
+    rate: float = Field(10.0, gt=0, le=1e6)
     """Learning rate of the critic, as a multiple of ``optimizer.learning_rate``."""
-    clip: float = Field(0.2, ge=0)
+    clip: float = Field(0.2, ge=0, le=1e6)
     """Largest change of a value per step, in units of the reward; 0 turns clipping off."""
     discount: float = Field(1.0, gt=0, le=1)
     """Discount factor per token."""
@@ -97,11 +97,11 @@ class Algorithm(Section):
     aggregation: Literal["sequence_sum", "sequence_mean", "token_mean", "constant_length"] | None = None
     """How per-token losses are reduced to one number."""
     clip_low: float | None = Field(None, gt=0, le=1)
-    clip_high: float | None = Field(None, gt=0)
+    clip_high: float | None = Field(None, gt=0, le=1e6)
     """The ratio of new to old policy is clipped to [1 - clip_low, 1 + clip_high]."""
-    dual_clip: float | None = Field(None, gt=1)
+    dual_clip: float | None = Field(None, gt=1, le=1e6)
     """Upper limit of the ratio for negative advantages; None, the default of every preset, sets no limit."""
-    entropy: float = Field(0.0, ge=0)
+    entropy: float = Field(0.0, ge=0, le=1e6)
     """Coefficient of the entropy bonus, per nat and token."""
     epochs: int = Field(1, ge=1, le=1000)
     """Passes over the samples of a step."""
@@ -116,7 +116,7 @@ class Algorithm(Section):
     critic: CriticSection | None = None
     refills: int | None = Field(None, ge=0)
     """Rounds in which groups whose rewards are all equal are replaced by groups of other prompts."""
-    beta: float | None = Field(None, gt=0)
+    beta: float | None = Field(None, gt=0, le=1e6)
     """Strength of the pull towards the reference in ``online_dpo``."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from burnish.system.machine import spare_memory_share
 from burnish.system.paths import expanded
@@ -81,7 +81,7 @@ class Pretrain(Section):
     """Maximum-likelihood training on the task's training texts, before the first step."""
 
     steps: int = Field(1000, ge=1, le=10**9)
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0, le=1e6)
     windows: int = Field(32, ge=1, le=65536)
     """Windows of text per step."""
     length: int = Field(128, ge=1, le=MAX_SIZE)
@@ -91,8 +91,8 @@ class Pretrain(Section):
 class Schedule(Section):
     """A factor that changes linearly from ``start`` at step 1 to ``end`` at step ``steps`` and then stays constant."""
 
-    start: float
-    end: float
+    start: float = Field(ge=-1e6, le=1e6)
+    end: float = Field(ge=-1e6, le=1e6)
     steps: int = Field(ge=2)
 
     def at(self, step: int | None) -> float:
@@ -105,7 +105,7 @@ class RewardSection(OpenSection):
     """One ``[[reward]]`` table: a reward function, its weight, and how its values become part of the reward."""
 
     use: str
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=-1e12, le=1e12)
     name: str | None = None
     """The part's name in metrics; None uses ``use``."""
     clip: Pair | None = None
@@ -197,11 +197,11 @@ LORA_LEARNING_RATE = 1e-4
 class Optimizer(Section):
     """AdamW (arXiv 1711.05101) and its learning-rate schedule."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, le=1e6)
     """1e-5 by default, with LoRA ``LORA_LEARNING_RATE``."""
     betas: Pair = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    epsilon: float = Field(1e-8, gt=0, le=1e6)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     max_grad_norm: float | None = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear"] = "constant"
@@ -221,6 +221,15 @@ class Optimizer(Section):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("each beta must be at least 0 and below 1")
         return value
+
+    @model_validator(mode="after")
+    def _check_decay(self) -> Optimizer:
+        if self.learning_rate * self.weight_decay > 1:
+            raise ValueError(
+                f"weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} is above 1, so each "
+                "step would turn the weights round; lower one of them"
+            )
+        return self
 
     def resolved(self) -> Optimizer:
         """Return the section with the share of memory that this machine spares now."""

@@ -137,7 +137,9 @@ def decimals(entry: Mapping[str, Any]) -> int:
     if width <= 0:
         sizes = [abs(value) for key in ("before", "after") if (value := finite(entry.get(key)))]
         width = max(sizes, default=1.0) / 100
-    return min(6, max(0, 1 - math.floor(math.log10(width))))
+    if width < 1e-5:  # it may have rounded to zero
+        return 6
+    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width < 100 else 0
 
 
 def fixed(value: Any, places: int, *, sign: bool = False) -> str:
@@ -145,7 +147,7 @@ def fixed(value: Any, places: int, *, sign: bool = False) -> str:
     number = finite(value)
     if number is None:
         return DASH
-    text = f"{abs(number):,.{places}f}"
+    text = f"{abs(number):,.{places}f}" if abs(number) < 1e15 else f"{abs(number):.3g}"
     if not any(digit in "123456789" for digit in text):
         return text
     return ("-" if number < 0 else "+" if sign else "") + text
@@ -228,7 +230,8 @@ def power(metric: str, entry: Mapping[str, Any], *, rows: bool = False) -> str:
         return ""
     places = decimals(entry)
     text = f"{n:.0f} prompts show a change of {title(metric)} of {fixed(shown, places)} in four of five cases"
-    needed = n * (shown / difference) ** 2 if difference else math.inf
+    ratio = abs(shown / difference) if difference else math.inf
+    needed = n * ratio**2 if ratio < 1e6 else math.inf
     if n < needed < 1000 * n:
         digits = 1 - math.floor(math.log10(needed))
         text += f", and about {round(needed, digits):,.0f} show one of {fixed(abs(difference), places)}, as measured"

@@ -7,6 +7,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.rewards.forms import distinct_names
+from burnish.rewards.part import is_finite
 from burnish.rewards.registry import REWARDS, reward_function
 
 RewardName = str | Callable[..., Any]
@@ -31,6 +32,9 @@ def register_given(rewards: Rewards | None) -> list[tuple[str, float]]:
             "weights"
         )
     pairs = list(rewards.items()) if isinstance(rewards, Mapping) else [(key, 1.0) for key in rewards]
+    for _, weight in pairs:
+        if not is_finite(weight):
+            raise InputError(f"rewards: a weight of type {type(weight).__name__} must be a finite number")
     functions = [key for key, _ in pairs if not isinstance(key, str)]
     taken = [key for key, _ in pairs if isinstance(key, str)]
     names = iter(distinct_names(functions, taken))

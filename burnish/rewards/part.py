@@ -32,7 +32,7 @@ class WeightSchedule(Protocol):
 
 LARGEST = 1e100
 """Largest absolute value of a reward, so that no sum or square over a run leaves the range of float64."""
-LARGEST_WEIGHT = 1e30
+LARGEST_WEIGHT = 1e12
 """Largest absolute value of a weight."""
 
 Normalisation = Literal["group", "batch", "rank", "running"]
@@ -87,9 +87,9 @@ class Part:
         for name, value in (("weight", self.weight), ("gate", self.gate), *(("clip", end) for end in self.clip or ())):
             if name == "gate" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            if not is_finite(value):
                 raise InputError(f"reward '{self.name}': {name} = {value!r}: must be a finite number")
-            if name == "weight" and abs(value) > LARGEST_WEIGHT:
+            if name == "weight" and abs(self.weight) > LARGEST_WEIGHT:
                 raise InputError(
                     f"reward '{self.name}': weight = {value!r}: must be from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
                 )
@@ -184,7 +184,7 @@ class Part:
         """Return a completion's value, or its values per token; not-a-number for None. Raises BurnishError."""
         if failed(value):
             reason = explain(value, self.function.function)
-            raise BurnishError(f"reward '{self.name}' {reason} on {_row(completion)}") from value
+            raise BurnishError(f"reward '{self.name}' {reason} on {named_row(completion)}") from value
         if value is None:
             return math.nan
         if type(value) is float and -LARGEST <= value <= LARGEST:
@@ -224,6 +224,14 @@ class Part:
         return np.array([float(np.sum(row)) for row in rows], dtype=np.float64), per_token
 
 
+def is_finite(value: object) -> bool:
+    """Return whether a value is a number, no truth value, in the range of a float."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 def finite_or_none(value: float) -> float | None:
     """Return a part's value, or None, as JSON has it, where the part does not apply."""
     return None if np.isnan(value) else float(value)
@@ -259,7 +267,7 @@ def _listed(name: str, values: Any, completions: Sequence[Completion]) -> list[A
     return listed
 
 
-def _row(completion: Completion) -> str:
+def named_row(completion: Completion) -> str:
     """Return the row that a completion answers, for messages."""
     prompt = completion.prompt
     return f"{_named(prompt)}, sample {completion.index + 1} ({_short(prompt.text)} -> {_short(completion.text)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.protocols import ParameterOptimizer, SavesRounded, Trainable
 from burnish.run.folder import Checkpoint, Run
 from burnish.run.manifest import MANIFEST
@@ -60,14 +61,38 @@ class Checkpointer:
     def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
         self.run, self.learner, self.keep = run, learner, keep
         self.spared: list[Callable[[], int | None]] = []
+        # A table of logits has minus infinity for tokens that cannot follow.
+        weights = learner.policy.trainable().items()
+        self._infinite = {name for name, weight in weights if not weight.detach().sum(dtype=torch.float64).isfinite()}
 
     def save(self) -> None:
-        """Save the learner after its current step. Errors are those of ``Run.save_checkpoint``."""
+        """Save the learner after its current step.
+
+        Raises BurnishError if a weight is not finite, so that no good checkpoint is replaced, and what
+        ``Run.save_checkpoint`` raises.
+        """
+        self._refuse_broken_weights()
         state: dict[str, Any] = {}
         for part in self.learner.parts:
             state |= part.state()
         spared = {step for spare in self.spared if (step := spare()) is not None}
         self.run.save_checkpoint(self.learner.step, state, self.written, self.keep, spared)
+
+    def _refuse_broken_weights(self) -> None:
+        for name, parameter in self.learner.policy.trainable().items():
+            values = parameter.detach()
+            if name in self._infinite:
+                broken = not bool((values < math.inf).all())
+            else:  # one pass without a copy; a sum may also overflow
+                broken = not (values.sum(dtype=torch.float64).isfinite() or values.isfinite().all())
+            if not broken:
+                continue
+            saved = self.run.checkpoints()
+            last = f"; the checkpoint of step {saved[-1].step} stays the last" if saved else ""
+            raise BurnishError(
+                f"step {self.learner.step}: the weight '{name}' is not finite, so the model is not saved{last}. Resuming "
+                "would fail in the same way: start again with a lower optimizer.learning_rate"
+            )
 
     def write(self, folder: Path) -> None:
         """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""

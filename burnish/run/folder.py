@@ -42,6 +42,7 @@ from burnish.run.trust import begun_here, with_recipe
 from burnish.system.confined import refuse_escapes
 from burnish.system.files import (
     explained,
+    json_lines,
     new_folder,
     remove,
     sync_file,
@@ -185,10 +186,8 @@ class Run:
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a .jsonl file and hand them to the operating system."""
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
-        remaining = memoryview(text.encode("utf-8", "backslashreplace"))
         path = self.folder / name
+        remaining = memoryview(json_lines(rows, path))
         # Unbuffered: a buffer would retry on close and leave part of what did not fit.
         with (
             explained(f"cannot write {path}", self.advice_on_full_disk),

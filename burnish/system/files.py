@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,9 +105,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
-    """Return indented JSON with a final newline."""
-    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+def json_text(value: Any, indent: int | None = 1, *, of: str = "") -> str:
+    """Return JSON with a final newline; ``indent`` None puts it on one line; ``of`` begins the error.
+
+    Raises BurnishError, with the key, if a number is not finite: JSON has none.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+    except ValueError as error:
+        key, number = next(_not_finite(value), ("", None))
+        if number is None:
+            raise
+        raise BurnishError(f"{of}{key} is {number}: a number must be finite to be kept") from error
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> bytes:
+    """Return rows as lines of JSON. Raises BurnishError as ``json_text`` does, which names the path they are for."""
+    text = "".join(json_text(row, indent=None, of=f"{path}: ") for row in rows)
+    # Lone surrogates (half an emoji, cut off at the token limit) cannot be written as UTF-8.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, one in items:
+        yield from _not_finite(one, f"{key}.{name}" if key else str(name))
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,4 +122,6 @@ def token_credit(
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """Return 1 - var(returns - values) / var(returns); 0 where the returns do not vary."""
     spread = float(returns.var(correction=0))
-    return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0
+    if spread < sys.float_info.min:  # the squares of tiny returns round to zero
+        return 0.0
+    return 1 - float((returns - values).var(correction=0)) / spread

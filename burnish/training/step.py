@@ -21,8 +21,11 @@ from burnish.algorithms.kl import k1
 from burnish.algorithms.ops import sequence_weights, sum_by_sequence
 from burnish.algorithms.reward_shaping import length_cost, overlong_penalty
 from burnish.algorithms.table_gradients import adding_to_grad
+from burnish.errors import BurnishError
+from burnish.evaluation.finite_samples import refuse_broken_samples
 from burnish.evaluation.guards import text_diversity
 from burnish.protocols import CachesForward, HasMetrics, Policy
+from burnish.rewards.part import named_row
 from burnish.system.clock import Clock
 from burnish.system.machine import LEAST_SHARE
 from burnish.training.advantages import Credit, Rewards, split_rewards
@@ -42,6 +45,8 @@ from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect
 from burnish.types import Completion, Group, Microbatch, Prompt, SamplingParams, Scores
 
+LARGEST_ADVANTAGE = 1e30
+"""Largest size of an advantage: sums of a few more orders of magnitude do not leave the range of float32."""
 UPDATE_SEED = 2
 """Mixed into the seed that shuffles a step's prompts into minibatches."""
 
@@ -61,6 +66,7 @@ def train_step(learner: Learner) -> StepReport:
     # 4. Assign credit: an advantage for each token, by the algorithm's own assigner.
     rewards = shape_rewards(learner, rollouts, reference_logprobs)
     credit = learner.credit.assign(rollouts, rewards, reference_logprobs, learner.budget)
+    refuse_unusable(step, rollouts, credit)
     updates = plan_updates(learner, rollouts, credit, reference_logprobs, step)
     every = range(len(rollouts.completions))
     recorded = policy_logprobs(learner, rollouts, every) if learner.recipe.record_tokens else None
@@ -88,10 +94,12 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], step: int, clock: Cloc
 
     def sample(chosen: Sequence[Prompt], seed: Sequence[int]) -> list[Group]:
         with clock.lap("generate"):
-            return learner.sampler.sample(
+            groups = learner.sampler.sample(
                 chosen, samples_per_prompt=recipe.sampling.samples_per_prompt, sampling=recipe.sampling.params,
                 seed=seed, policy_version=learner.step,
             )  # fmt: skip
+        refuse_broken_samples((one for group in groups for one in group.completions), f"step {step}")
+        return groups
 
     def score(completions: Sequence[Completion], flags: Sequence[Flags]) -> Scores:
         with clock.lap("score"):
@@ -113,6 +121,22 @@ def shape_rewards(learner: Learner, rollouts: Rollouts, reference_logprobs: Tens
     whole = whole + length
     penalties = learner.kl.reward_penalties(rollouts.full_logprobs, reference_logprobs)
     return Rewards(whole, tokens, penalties, sampling.samples_per_prompt)
+
+
+def refuse_unusable(step: int, rollouts: Rollouts, credit: Credit) -> None:
+    """Raise BurnishError if an advantage or a return [T] is too large to train on, or not a number; name its row."""
+    for name, values in (("advantage", credit.advantages), ("return", credit.returns)):
+        if values is None or not len(values):
+            continue
+        usable = values.abs() <= LARGEST_ADVANTAGE  # not-a-number is not
+        if not bool(usable.all()):
+            index = int((~usable).nonzero()[0])
+            row = int(torch.searchsorted(rollouts.lengths.cumsum(0), index, right=True))
+            raise BurnishError(
+                f"step {step}: the {name} of {named_row(rollouts.completions[row])} is {float(values[index]):.3g}, whose "
+                f"reward is {float(rollouts.scores.total[row]):.3g}; the weights are unchanged. Limit the reward with "
+                "clip, or lower its weight and the penalties"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +215,10 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
             critic.backward(batch)
     limit = recipe.optimizer.max_grad_norm
     grad_norm = clip_gradient(policy.trainable().values(), limit)
-    refuse_non_finite(step, totals.loss, grad_norm, update=update.number)
+    try:
+        refuse_non_finite(step, totals.loss, grad_norm, update=update.number)
+    except BurnishError as error:
+        raise BurnishError(f"{error} ({suspect(learner, update)})") from error
     totals.end_update(grad_norm)
     for critic in learner.critics:
         critic.check_gradient(step, update.number, limit)
@@ -204,6 +231,22 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
         policy.stop_forward_cache()
     for critic in learner.critics:
         critic.apply_update(rate)
+
+
+def suspect(learner: Learner, update: Update) -> str:
+    """Name the row of an update whose log-probabilities are not finite, or else the one of the largest advantage."""
+    completions, lengths = update.tensors.completions, update.tensors.lengths.tolist()
+    indices = sorted(index for some in update.cut for index in some)
+    values = evaluate_tokens(
+        lambda some: learner.policy.logprobs(some, learner.recipe.sampling.params).logprobs, completions,
+        update.tensors.lengths, update.cut,
+    )  # fmt: skip
+    logprobs = torch.split(values, lengths)
+    for index in indices:
+        if not bool(logprobs[index].isfinite().all()):
+            return f"the first log-probability that is not finite is on {named_row(completions[index])}"
+    sizes = sum_by_sequence(update.tensors.advantages.abs(), update.tensors.lengths).tolist()
+    return f"the largest advantage is on {named_row(completions[max(indices, key=sizes.__getitem__)])}"
 
 
 def add_gradients(

@@ -115,7 +115,7 @@ class TestLines:
         assert run.rows("warnings.jsonl") == []
 
     def test_nan_is_rejected_before_anything_is_written(self, run):
-        with pytest.raises(ValueError, match="not JSON compliant"):
+        with pytest.raises(BurnishError, match=r"metrics\.jsonl: x is nan"):
             run.append("metrics.jsonl", [{"step": 1}, {"step": 2, "x": float("nan")}])
         assert not (run.folder / "metrics.jsonl").exists()
 

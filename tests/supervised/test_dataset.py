@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from burnish.algorithms.preference import (
 from burnish.data.rows import Conversation, LabelledCompletion, PreferencePair, PromptCompletion, rows_digest
 from burnish.data.splits import digest, split_items
 from burnish.errors import InputError
+from burnish.policies.tabular import TablePolicy
 from burnish.recipe.schema import builtin_recipes, load_recipe
 from burnish.run.checkpoint import Checkpointer
 from burnish.run.folder import Checkpoint
@@ -242,4 +244,4 @@ class TestRecipes:
 def test_a_checkpoint_of_another_step_is_rejected(tmp_path):
     (tmp_path / "state.json").write_text('{"step": 1}')
     with pytest.raises(InputError, match=r"state\.json belongs to another step: delete the folder"):
-        Checkpointer(None, None, 1).restore(Checkpoint(2, tmp_path))
+        Checkpointer(None, SimpleNamespace(policy=TablePolicy()), 1).restore(Checkpoint(2, tmp_path))

@@ -395,6 +395,6 @@ class TestBadInput:
     def test_a_non_finite_step_is_reported(self, job):
         with pytest.raises(burnish.BurnishError, match=r"start again with a lower optimizer\.learning_rate"):
             burnish.sft(
-                job("sft", optimizer={"learning_rate": 1e30, "max_grad_norm": None}), run_dir="run",
+                job("sft", optimizer={"learning_rate": 1e6, "max_grad_norm": None}), run_dir="run",
                 observer=QuietProgress(),
             )  # fmt: skip

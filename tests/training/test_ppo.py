@@ -142,7 +142,7 @@ class TestStep:
 
     def test_a_non_finite_critic_loss_changes_no_weights(self):
         one = learner(rewards=(1e200, 0.0))
-        with pytest.raises(BurnishError, match=r"step 1: the critic's (loss|gradient norm) is"):
+        with pytest.raises(BurnishError, match=r"step 1: the return of prompt 'p', sample 1 .* is 9\.5e\+199"):
             train_step(one)
         assert one.critic.model.parameter.tolist() == [0] * 5
         assert one.policy.parameter.detach().abs().max() == 0
