@@ -198,7 +198,7 @@ def test_a_path_reaches_a_module_in_the_working_folder(temporary_names, tmp_path
             REWARDS.get("my_rewards:shor")
         with pytest.raises(InputError, match="is not a function: it is of type int"):
             REWARDS.get("my_rewards:level")
-        with pytest.raises(InputError, match=r"cannot import 'missing_rewards'.*run from the folder that holds it"):
+        with pytest.raises(InputError, match=r"cannot import 'missing_rewards'.*put its file into"):
             REWARDS.get("missing_rewards:short")
     finally:
         sys.modules.pop("my_rewards", None)
