@@ -21,6 +21,7 @@ from burnish.policies.pretrained import (
     load_merged_model,
     loading_errors,
     quiet_transformers,
+    refuse_broken_weights,
     stored_dtype,
 )
 from burnish.policies.token_rows import check_token_rows, load_tokenizer
@@ -67,7 +68,12 @@ def _load(
     with loading_errors(source), quiet_transformers():
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
         tokenizer, warning = load_tokenizer(source, offline=offline)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(
+                f"tokenizer_config.json: model_max_length = {tokenizer.model_max_length!r} is not a number"
+            )
         check_token_rows(model, tokenizer)
+        refuse_broken_weights(model, source)
     if chat is not None:
         chat.check(tokenizer)
     verdicts = None if like is not None else Verdicts(_file_stats(source), dtype, resolve_device(device))

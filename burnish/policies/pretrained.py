@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from burnish.catalogue.convert import adapter_base, resolve_model
-from burnish.errors import InputError, one_line
+from burnish.errors import BurnishError, InputError, one_line
 from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
 
 SHARDS = "model.safetensors.index.json"
@@ -88,10 +88,24 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
 
 @contextmanager
 def loading_errors(source: str | Path) -> Iterator[None]:
+    """Turn whatever a broken file makes the libraries raise into an InputError with the cause."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"model '{source}' cannot be loaded: {one_line(error)[:300]}") from error
+    except BurnishError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise InputError(f"model '{source}' cannot be loaded: {kind}{one_line(error)[:300]}") from error
+
+
+def refuse_broken_weights(model: torch.nn.Module, source: str | Path) -> None:
+    """Raise InputError if a weight is not-a-number or infinite: everything that the model computes would be."""
+    for name, weight in model.named_parameters():
+        if not (weight.detach().sum(dtype=torch.float64).isfinite() or weight.detach().isfinite().all()):
+            raise InputError(
+                f"model '{source}': the weight '{name}' has values that are not finite: copy or download it again, or "
+                "take an earlier checkpoint"
+            )
 
 
 @contextmanager
