@@ -109,6 +109,13 @@ def test_an_error_inside_the_users_module_is_not_hidden(tmp_path: Path, monkeypa
         import_object("burnish_test_broken:x")
 
 
+def test_a_module_that_exits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "burnish_test_exits.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"importing 'burnish_test_exits' raised SystemExit: 0 \(.*line 1\)"):
+        import_object("burnish_test_exits:x")
+
+
 # Tasks
 
 
