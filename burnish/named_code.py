@@ -75,6 +75,18 @@ def before_running(name: str, kind: str) -> None:
         _rules.used.setdefault(module, f"runs {where}, which the recipe names: {kind} '{name}'")
 
 
+def withholds_code() -> bool:
+    """Whether no code that is named may run now."""
+    return bool(_rules.refusal)
+
+
+def before_program(key: str, value: str, what: str) -> None:
+    """Note a program or a cluster that a recipe's key names, before it is used. Raises InputError if it may not be."""
+    if _rules.refusal:
+        raise InputError(f"{key} = '{value}' {what}: {_rules.refusal}")
+    _rules.used.setdefault(key, f"uses {value}, which the recipe names: {key}")
+
+
 def module_file(module: str) -> Path | None:
     """Return the file that a module would be imported from, without running anything; None if it is not found."""
     if loaded := getattr(sys.modules.get(module), "__file__", None):

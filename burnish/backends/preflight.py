@@ -7,8 +7,10 @@ from importlib.util import find_spec
 
 from burnish.backends.vllm_environment import check_vllm
 from burnish.errors import InputError
+from burnish.named_code import before_program, withholds_code
 from burnish.policies.vocabulary import refuse_messages
 from burnish.protocols import Observer
+from burnish.recipe.backend import BackendSection
 from burnish.recipe.schema import Recipe
 from burnish.registry import nearest
 from burnish.rewards.forms import missing_columns
@@ -21,8 +23,20 @@ def check_backend_package(recipe: Recipe) -> None:
     """Raise InputError if the recipe's backend needs a package that is not installed; it is not loaded."""
     if recipe.backend.use == "ray" and find_spec("ray") is None:
         raise InputError("backend.use = \"ray\" needs a package that is not installed: pip install 'burnish[ray]'")
-    if recipe.backend.engine == "vllm" and recipe.backend.address is None:
+    asks = recipe.backend.python is not None and not withholds_code()
+    if recipe.backend.engine == "vllm" and recipe.backend.address is None and (asks or recipe.backend.python is None):
         check_vllm(recipe.backend.python)
+
+
+def check_backend_trust(backend: BackendSection) -> None:
+    """Raise InputError if a program or a cluster that a recipe names may not be used: both can run anything as the user.
+
+    "auto" is the cluster that this program is a part of.
+    """
+    if backend.python is not None:
+        before_program("backend.python", backend.python, "is a program that runs the samplers")
+    if backend.address not in (None, "auto"):
+        before_program("backend.address", str(backend.address), "is a cluster that can run programs as you")
 
 
 def check_prompts(

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from burnish.backends.chat import chat_settings
-from burnish.backends.preflight import check_backend_package
+from burnish.backends.preflight import check_backend_package, check_backend_trust
 from burnish.protocols import Observer
 from burnish.recipe.schema import Recipe
 from burnish.run.folder import Run
@@ -26,6 +26,7 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
 
     Raises InputError or BurnishError if it cannot be started.
     """
+    check_backend_trust(recipe.backend)
     check_backend_package(recipe)
     if recipe.backend.use == "local":
         yield lambda learner: None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import AsJson, Overrides, escape, print_json
+from burnish.cli.options import AsJson, Overrides, Trust, escape, print_json
 from burnish.errors import BurnishError, InputError
 
 verbs = typer.Typer(rich_markup_mode=None)
@@ -22,6 +22,7 @@ def doctor(
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Check a Ray cluster against a recipe instead.")] = False,
     overrides: Overrides = None,
+    trust: Trust = False,
     long: Annotated[bool, typer.Option("--long", help="Measure every library and bfloat16, for a minute.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -31,7 +32,7 @@ def doctor(
     the machines of a cluster before a long run; see docs/en/cluster.md.
     """
     if ray:
-        return _check_cluster(recipe or "news", overrides or [], json)
+        return _check_cluster(recipe or "news", overrides or [], trust, json)
     if recipe is not None or overrides:
         raise InputError("doctor reads a recipe with --ray only: burnish doctor --ray RECIPE")
     from burnish.benchmark import doctor as doctor_report
@@ -49,16 +50,20 @@ def doctor(
         _print_now(doctor_report.speed_lines(measured))
 
 
-def _check_cluster(recipe: str, overrides: Sequence[str], json: bool) -> None:
+def _check_cluster(recipe: str, overrides: Sequence[str], trust: bool, json: bool) -> None:
     """Print what is seen of a recipe's cluster. Raises BurnishError if a run would fail on it, or be open to others."""
     from dataclasses import asdict
 
-    from burnish.backends.preflight import check_backend_package
+    from burnish.backends.preflight import check_backend_package, check_backend_trust
     from burnish.recipe.schema import load_recipe
     from burnish.run.launch import resolve_recipe_paths
+    from burnish.run.trust import code_of
 
-    read = resolve_recipe_paths(load_recipe(recipe, ["backend.use=ray", *overrides]))
-    check_backend_package(read)
+    with code_of(recipe, None, never="doctor runs none"):
+        read = resolve_recipe_paths(load_recipe(recipe, ["backend.use=ray", *overrides]))
+    with code_of(recipe, None, trust=trust):
+        check_backend_trust(read.backend)
+        check_backend_package(read)
     from burnish.backends.ray.cluster_check import check_cluster
 
     lines = []

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import burnish
+from burnish.cli.app import app
 from burnish.errors import InputError
 from burnish.named_code import module_file
 from tests.end_to_end.refusals import TOY
@@ -240,3 +242,35 @@ def test_a_missing_module_names_the_folder(place: Path) -> None:
     ):
         train(place / "toy.toml", run_dir=place / "run")
     assert module_file("nowhere.to_be") is None
+
+
+PROGRAM = "#!/bin/sh\ntouch {marker}\nexit 1\n"
+
+
+@pytest.fixture
+def program(place: Path) -> Path:
+    """A program that a recipe of the run at ``place`` names as the Python of its samplers; it leaves the marker."""
+    path = place / "python"
+    path.write_text(PROGRAM.format(marker=place.parent / "marker"))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_run_of_another_machine_starts_no_program_and_joins_no_cluster(place, program, monkeypatch, engine) -> None:
+    run = foreign(place, monkeypatch)
+    python = f'engine = "vllm"\npython = "{program}"' if engine else 'address = "127.0.0.1:9"'
+    recipe = f'name = "theirs"\n[[reward]]\nuse = "repetition"\n[backend]\nuse = "ray"\n{python}\n'
+    (run / "recipe.toml").write_text(recipe)
+    key = "backend.python" if engine else "backend.address"
+    with pytest.raises(InputError, match=rf"{key} = .* did not begin on this machine; look at it, then add --trust"):
+        burnish.train(recipe=run / "recipe.toml", run_dir=place / "new", observer=RecordingObserver())
+    done = CliRunner().invoke(app, ["doctor", "--ray", str(run / "recipe.toml")])
+    assert isinstance(done.exception, InputError) and key in str(done.exception)
+    done = CliRunner().invoke(app, ["train", str(run / "recipe.toml"), "--dry-run"])
+    assert done.exit_code == 0, done.exception
+    assert not ran(place)
+    if engine:
+        with pytest.raises(InputError, match="is not a Python"):
+            burnish.train(recipe=run / "recipe.toml", run_dir=place / "new", observer=RecordingObserver(), trust=True)
+        assert ran(place)
