@@ -35,7 +35,9 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
     from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
     from burnish.backends.ray.gradients import SharedGradients
     from burnish.backends.ray.sampler import RemoteSampler, Samplers
+    from burnish.backends.ray.scorers import Scorers
     from burnish.backends.ray.worker import PolicySetup
+    from burnish.rewards.combine import Combination
 
     def report(step: int, text: str) -> None:
         run.append("warnings.jsonl", [{"step": step, "kind": text.split()[0], "text": text}])
@@ -50,6 +52,10 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
         if backend.learners > 1:
             gradients = SharedGradients(ray, backend, learner_threads(backend), report, offline)
             stack.callback(gradients.stop)
+        scorers = None
+        if backend.scorers:
+            scorers = Scorers(ray, backend, report, offline)
+            stack.callback(scorers.stop)
 
         def attach(learner: Learner) -> None:
             chat = chat_settings(recipe.task, run.folder) if recipe.policy.use == "causal_lm" else None
@@ -61,8 +67,12 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
                 gradients.attach(learner, setup)
                 if recipe.threads is None and backend.address is None:  # the other learners' cores are of this machine
                     torch.set_num_threads(learner_threads(backend))
+            for combination in (learner.scorer, learner.metrics):
+                if scorers is not None and isinstance(combination, Combination):
+                    scorers.attach(combination, setup)
             count = f"{len(samplers)} samplers" if len(samplers) > 1 else "one sampler"
             learners = f", {backend.learners} learners" if backend.learners > 1 else ""
-            observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each{learners}")
+            scoring = f", {backend.scorers} scorer{'s' if backend.scorers > 1 else ''}" if backend.scorers else ""
+            observer.message(f"Ray: {count} with {threads} thread{'s' if threads > 1 else ''} each{learners}{scoring}")
 
         yield attach

@@ -17,6 +17,8 @@ class BackendSection(Section):
     """Processes that sample, each with its own copy of the policy."""
     learners: int = Field(1, ge=1, le=1024)
     """Processes that share out an update's gradient; the driver is the first."""
+    scorers: int = Field(0, ge=0, le=4096)
+    """Processes that compute rewards; 0 leaves them to the driver."""
     address: str | None = None
     """Of a running cluster, "auto" or host:port. None starts a cluster on this machine for the run, and stops it."""
     max_staleness: int = Field(0, ge=0, le=64)

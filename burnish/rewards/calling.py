@@ -100,9 +100,9 @@ def _source_file(function: Any) -> str | None:
 
 
 @contextmanager
-def printing_to(folder: Path) -> Iterator[None]:
+def printing_to(folder: Path, name: str = PRINTED) -> Iterator[None]:
     """Let reward functions print to ``rewards.log`` in a folder, instead of standard error."""
-    token = _LOG.set(folder / PRINTED)
+    token = _LOG.set(folder / name)
     try:
         yield
     finally:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from burnish.algorithms.reward_shaping import RunningMoments, standardise_by_moments
 from burnish.errors import BurnishError, ContractError, InputError
 from burnish.rewards.forms import STEP_METRICS, Context, Flags, distinct_names
-from burnish.rewards.part import LARGEST, Part, normalise
+from burnish.rewards.part import LARGEST, Part, PartValues, normalise
 from burnish.rewards.process_state import forget_randomness
 from burnish.rewards.registry import REWARDS, RewardFunction, reward_function
 from burnish.rewards.token_credit import Decode, token_gains
@@ -29,6 +30,14 @@ from burnish.types import Completion, Scores, TokenRewards
 
 if TYPE_CHECKING:
     from burnish.protocols import LanguageModel
+
+
+Begin: TypeAlias = "Callable[[Part, Sequence[Completion], Context], Callable[[], PartValues]]"
+"""Begins to score completions by a part, perhaps in another process; returns what waits for the part's values."""
+
+
+def _in_turn(part: Part, completions: Sequence[Completion], context: Context) -> Callable[[], PartValues]:
+    return partial(part.values, completions, context)
 
 
 class Combination:
@@ -74,6 +83,7 @@ class Combination:
         self.decode = decode
         self.parts = tuple(parts)
         self.reference_policy = reference_policy
+        self.begin: Begin = _in_turn
         self._must_apply = must_apply
         self.moments = {part.name: RunningMoments() for part in parts if part.normalise == "running"}
 
@@ -98,9 +108,10 @@ class Combination:
         per_token: dict[str, list[np.ndarray] | None] = {}
         logged: dict[str, tuple[float, ...]] = {}
         counts: dict[str, float] = {}
-        for part in self.parts:
-            context = self._context(part, step, flags, logged, counts)
-            parts[part.name], per_token[part.name] = part.values(completions, context)
+        contexts = [self._context(part, step, flags, logged, counts) for part in self.parts]
+        begun = [self.begin(part, completions, own) for part, own in zip(self.parts, contexts, strict=True)]
+        for part, finish in zip(self.parts, begun, strict=True):
+            parts[part.name], per_token[part.name] = finish()
         self._check_applied(parts, in_training=step is not None)
         weights = {part.name: part.weight_at(step) for part in self.parts}
         values = {part.name: part.clipped(parts[part.name]) for part in self.parts}
@@ -227,7 +238,7 @@ class Combination:
 
         def score(prefixes: Sequence[Completion]) -> np.ndarray:
             try:
-                prefix_values, per_token = part.values(prefixes, Context(self.reference_policy))
+                prefix_values, per_token = self.begin(part, prefixes, Context(self.reference_policy))()
             except BurnishError as error:
                 raise type(error)(
                     f'{error} (scoring the beginning of a completion, or empty text, for credit = "{part.credit}")'

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from numbers import Real
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ Normalisation = Literal["group", "batch", "rank", "running"]
 completions, of the step's, or of all earlier steps'. If all values of a group or step are equal, they become 0. "rank"
 is the rank among the prompt's completions, from -1 to 1.
 """
+
+
+PartValues: TypeAlias = "tuple[np.ndarray, list[np.ndarray] | None]"
+"""A part's values [N], and their split by token, N arrays [|o_i|], if its function gives one."""
+Outcome: TypeAlias = "float | np.ndarray | BurnishError | None"
+"""What a reward says of one completion: a value, values per token, an error, or that it does not apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,33 +126,41 @@ class Part:
         Raises BurnishError if the function raises, takes too long, or does not return finite numbers, one per
         completion or per token.
         """
-        return self._split(self.rows(completions, context), completions)
+        return self.split(self.rows(completions, context), completions)
 
     def rows(self, completions: Sequence[Completion], context: Context) -> list[float | np.ndarray]:
         """Return the value of each completion, or its values per token, as ``values`` does; needs no numpy for floats."""
-        if not completions:
-            return []
-        returned = self._results(completions, context)
-        problems: list[str] = []
-        rows: list[float | np.ndarray] = []
+        return self.settled(self.evaluate(completions, context), context)
+
+    def evaluate(self, completions: Sequence[Completion], context: Context) -> list[Outcome]:
+        """Return what the function says of each completion: a value, values per token, None, or the error.
+
+        Raises BurnishError at the first one, if no error is tolerated.
+        """
+        found: list[Outcome] = []
+        returned = self._results(completions, context) if completions else []
         for value, completion in zip(returned, completions, strict=True):
             try:
-                rows.append(self._checked(value, completion, context))
+                found.append(None if value is None else self._checked(value, completion, context))
             except BurnishError as error:
-                problems.append(str(error))
-                rows.append(math.nan)
                 if not self.max_errors:
                     raise
-        if unused := sum(value is None for value in returned):
+                found.append(error)
+        return found
+
+    def settled(self, outcomes: Sequence[Outcome], context: Context) -> list[float | np.ndarray]:
+        """Return the rows of all of a step's outcomes, and count. Raises BurnishError where too many are errors."""
+        problems = [one for one in outcomes if isinstance(one, BurnishError)]
+        if unused := sum(one is None for one in outcomes):
             context.count("not_applied", unused)
-        if self.max_errors:
+        if self.max_errors and outcomes:
             context.count("errors", len(problems))
-        if len(problems) > self.max_errors * len(completions):
+        if len(problems) > self.max_errors * len(outcomes):
             raise BurnishError(
-                f"{problems[0]} (reward '{self.name}' failed on {len(problems)} of {len(completions)} completions, more "
+                f"{problems[0]} (reward '{self.name}' failed on {len(problems)} of {len(outcomes)} completions, more "
                 f"than max_errors = {self.max_errors:g} allows)"
             )
-        return rows
+        return [math.nan if one is None or isinstance(one, BurnishError) else one for one in outcomes]
 
     def _results(self, completions: Sequence[Completion], context: Context) -> list[Any]:
         """Return what the function returned for each completion, or the exception that it raised."""
@@ -181,12 +195,10 @@ class Part:
         return results if any(map(failed, results)) else [together] * len(completions)
 
     def _checked(self, value: Any, completion: Completion, context: Context) -> float | np.ndarray:
-        """Return a completion's value, or its values per token; not-a-number for None. Raises BurnishError."""
+        """Return a completion's value, or its values per token. Raises BurnishError."""
         if failed(value):
             reason = explain(value, self.function.function)
             raise BurnishError(f"reward '{self.name}' {reason} on {named_row(completion)}") from value
-        if value is None:
-            return math.nan
         if type(value) is float and -LARGEST <= value <= LARGEST:
             return value
         with _reading(self.name, value, completion.prompt):
@@ -199,9 +211,10 @@ class Part:
                 return _numbers(self.name, value, completion)
             return _number(self.name, value, completion)
 
-    def _split(
+    def split(
         self, rows: Sequence[float | np.ndarray], completions: Sequence[Completion]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """Return rows as the values [N], and as their split by token if the function gave one."""
         sequences = [not isinstance(row, float) for row in rows]
         if not any(sequences):
             return np.array(rows, dtype=np.float64), None

@@ -341,3 +341,27 @@ def traces() -> Callable[[Path], dict[str, Any]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Connect this process to a cluster of its own, which the runs of a file share."""
+    from burnish.backends.ray.cluster import connected
+    from burnish.recipe.backend import BackendSection
+
+    with connected(BackendSection(use="ray", samplers=3, cpus=1)) as ray:
+        yield ray
+
+
+@pytest.fixture
+def here(workspace, tiny_recipe, monkeypatch) -> Callable[..., tuple[Path, Path]]:
+    """Return a function that writes a recipe and runs it in this process. It returns the recipe and the run folder."""
+    from tests.end_to_end.ray_runs import train
+
+    monkeypatch.chdir(workspace.folder)
+
+    def run(steps: int = 4, extra: str = "") -> tuple[Path, Path]:
+        path = workspace.write("tiny.toml", tiny_recipe(steps=steps, extra=extra))
+        return path, train(path, workspace / "here", "optimizer.reuse_sampling=false").run_dir
+
+    return run

@@ -125,7 +125,7 @@ class Actors:
             answer, trouble = self._answer(actor, work(actor.handle, actor.calls))
             if trouble is None:
                 if failures:
-                    self._tell(actor, what, failures, step, "did it again, with the same seeds")
+                    self._tell(actor, what, failures, step, "did it again")
                 return answer
             failures.append(trouble)
             self._replace(actor, what, failures)

@@ -94,7 +94,8 @@ def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
 
 def _cpus(backend: BackendSection) -> int:
     """Return the CPUs of a cluster for one run; learners share cores with samplers, since they take turns."""
-    return backend.samplers * sampler_threads(backend) + (backend.learners - 1) * learner_threads(backend)
+    others = (backend.learners - 1) * learner_threads(backend) + backend.scorers * (backend.cpus or 1)
+    return backend.samplers * sampler_threads(backend) + others
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from burnish.backends.ray.actors import Actors, Report
 from burnish.backends.ray.weights import pack_weights
@@ -15,6 +15,8 @@ from burnish.errors import BurnishError, one_line
 from burnish.protocols import Trainable
 from burnish.recipe.backend import BackendSection
 from burnish.types import Group, Prompt, SamplingParams
+
+T = TypeVar("T")
 
 
 class Samplers:
@@ -160,7 +162,7 @@ class RemoteSampler:
         self._seconds += time.perf_counter() - begin
 
 
-def split_evenly(prompts: Sequence[Prompt], parts: int) -> list[Sequence[Prompt]]:
+def split_evenly(prompts: Sequence[T], parts: int) -> list[Sequence[T]]:
     """Return at most ``parts`` consecutive shares, none empty, whose sizes differ by at most one."""
     size, more = divmod(len(prompts), parts)
     ends = [size * (part + 1) + min(part + 1, more) for part in range(parts)]

@@ -1,4 +1,4 @@
-"""Processes of a cluster with their own copy of the policy: samplers with an engine, and learners with a gradient.
+"""Processes of a cluster: samplers and learners, which have their own copy of the policy, and scorers.
 
 Nothing that loads torch is imported before the process has its environment: threads read how they wait only once.
 """
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from burnish.policies.chat_template import ChatSettings
     from burnish.protocols import Policy, Sampler
     from burnish.recipe.schema import Recipe
+    from burnish.rewards.part import Part
     from burnish.training.policy_loss import MicrobatchLoss
-    from burnish.types import Group, Microbatch, Prompt, SamplingParams
+    from burnish.types import Completion, Group, Microbatch, Prompt, SamplingParams
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
@@ -72,8 +74,29 @@ class SampledShare:
     load_seconds: float
 
 
-class PolicyProcess:
-    """A process with a policy. Every call has a number, and one that is older than the last is refused.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Completions that a part of the reward is asked about, and what its context has."""
+
+    completions: Sequence[Completion]
+    flags: Sequence[tuple[str, ...]] | None
+    step: int | None
+
+
+Note = tuple[bool, str, float]
+"""What a reward logged: whether it is a count, the name and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """A scorer's answer: what the reward says of each completion, and what it logged, in order."""
+
+    outcomes: list[Any]
+    notes: list[Note]
+
+
+class NumberedProcess:
+    """A process for one run. Every call has a number, and one that is older than the last is refused.
 
     A new process in place of one that ended has nothing: it loads what a call names and it does not have yet.
     """
@@ -83,26 +106,33 @@ class PolicyProcess:
 
     def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
         os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **environment})
-        import burnish.generation.engine  # noqa: F401  (slow: while the driver loads its own)
-
         self._threads = threads
         self._call = 0
-        self._loaded: tuple[Policy, Sampler] | None = None
 
     def process(self) -> int:
         """Return the process id."""
-        return os.getpid()
-
-    def prepare(self, call: int, setup: Sequence[Any]) -> int:
-        """Load the policy, whose setup is behind a reference in a list. Return the process id."""
-        self._enter(call)
-        self._policy(setup)
         return os.getpid()
 
     def _enter(self, call: int) -> None:
         if call < self._call:
             raise RuntimeError(f"call {call} came after call {self._call}, and is refused")
         self._call = call
+
+
+class PolicyProcess(NumberedProcess):
+    """A process with a policy."""
+
+    def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
+        super().__init__(threads, environment)
+        import burnish.generation.engine  # noqa: F401  (slow: while the driver loads its own)
+
+        self._loaded: tuple[Policy, Sampler] | None = None
+
+    def prepare(self, call: int, setup: Sequence[Any]) -> int:
+        """Load the policy, whose setup is behind a reference in a list. Return the process id."""
+        self._enter(call)
+        self._policy(setup)
+        return os.getpid()
 
     def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
         if self._loaded is None:
@@ -200,6 +230,42 @@ class LearnerProcess(PolicyProcess):
         finally:
             for one in parameters:
                 one.grad = None
+
+
+class ScorerProcess(NumberedProcess):
+    """The work of a scorer: what a reward says of a share of the completions."""
+
+    def __init__(self, threads: int, environment: Mapping[str, str], number: int) -> None:
+        super().__init__(threads, environment)
+        self._number = number
+        self._parts: dict[int, Part] = {}
+
+    def score(self, call: int, setup: Sequence[Any], number: int, part: Sequence[Any], share: Share) -> Verdicts:
+        """Score a share by a part of this number; setup and part are behind references in lists."""
+        self._enter(call)
+        if number not in self._parts:
+            self._settle_in(_fetched(setup))
+            self._parts[number] = _fetched(part)
+        from burnish.rewards.calling import printing_to
+        from burnish.rewards.forms import Context
+
+        notes: list[Note] = []
+        context = Context(
+            None, share.flags, share.step, lambda name, value: notes.append((False, name, value)),
+            lambda name, value: notes.append((True, name, value)),
+        )  # fmt: skip
+        folder = Path(_fetched(setup).folder)
+        with printing_to(folder, f"rewards.scorer-{self._number}.log") if folder.is_dir() else nullcontext():
+            return Verdicts(self._parts[number].evaluate(share.completions, context), notes)
+
+    def _settle_in(self, setup: PolicySetup) -> None:
+        """Find modules and files as the driver does."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        sys.path += [path for path in setup.paths if path not in sys.path]
+        with suppress(OSError):  # another machine may not have it
+            os.chdir(setup.paths[0])
 
 
 def _fetched(reference: Sequence[Any]) -> Any:
