@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.backends.ray.actors import Actors, Report
 from burnish.backends.ray.sampler import split_evenly
-from burnish.backends.ray.worker import ScorerProcess, Share, Verdicts
+from burnish.backends.ray.worker import ScoreRequest, ScorerProcess, Verdicts
 from burnish.errors import InputError, one_line
 from burnish.recipe.backend import BackendSection
 from burnish.rewards.combine import Combination
@@ -79,7 +79,7 @@ class Scorers:
 
         def ask(indices: Sequence[int]) -> Future[Any]:
             flags = None if context.flags is None else [context.flags[index] for index in indices]
-            share = Share([completions[index] for index in indices], flags, context.step)
+            share = ScoreRequest([completions[index] for index in indices], flags, context.step)
             return self._actors.begin(
                 next(self._next) % len(self._actors), f"score {len(indices)} completions by reward '{part.name}'",
                 lambda handle, call: handle.score.remote(call, [self._setup], number, [reference], share), step,

@@ -75,7 +75,7 @@ class SampledShare:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ScoreRequest:
     """Completions that a part of the reward is asked about, and what its context has."""
 
     completions: Sequence[Completion]
@@ -240,7 +240,7 @@ class ScorerProcess(NumberedProcess):
         self._number = number
         self._parts: dict[int, Part] = {}
 
-    def score(self, call: int, setup: Sequence[Any], number: int, part: Sequence[Any], share: Share) -> Verdicts:
+    def score(self, call: int, setup: Sequence[Any], number: int, part: Sequence[Any], share: ScoreRequest) -> Verdicts:
         """Score a share by a part of this number; setup and part are behind references in lists."""
         self._enter(call)
         if number not in self._parts:
