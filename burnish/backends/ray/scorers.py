@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.backends.ray.actors import Actors, Report
 from burnish.backends.ray.sampler import split_evenly
-from burnish.backends.ray.worker import ScoreRequest, ScorerProcess, Verdicts
+from burnish.backends.ray.worker import ScoredShare, ScoreRequest, ScorerProcess
 from burnish.errors import InputError, one_line
 from burnish.recipe.backend import BackendSection
 from burnish.rewards.combine import Combination
@@ -90,7 +90,7 @@ class Scorers:
         def finish() -> PartValues:
             outcomes: list[Outcome] = []
             try:
-                verdicts: list[Verdicts] = self._actors.answers(calls)
+                verdicts: list[ScoredShare] = self._actors.answers(calls)
             finally:
                 for step, text in self._actors.pop_events():
                     self._report(step, text)

@@ -88,7 +88,7 @@ Note = tuple[bool, str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class ScoredShare:
     """A scorer's answer: what the reward says of each completion, and what it logged, in order."""
 
     outcomes: list[Any]
@@ -240,7 +240,9 @@ class ScorerProcess(NumberedProcess):
         self._number = number
         self._parts: dict[int, Part] = {}
 
-    def score(self, call: int, setup: Sequence[Any], number: int, part: Sequence[Any], share: ScoreRequest) -> Verdicts:
+    def score(
+        self, call: int, setup: Sequence[Any], number: int, part: Sequence[Any], share: ScoreRequest
+    ) -> ScoredShare:
         """Score a share by a part of this number; setup and part are behind references in lists."""
         self._enter(call)
         if number not in self._parts:
@@ -256,7 +258,7 @@ class ScorerProcess(NumberedProcess):
         )  # fmt: skip
         folder = Path(_fetched(setup).folder)
         with printing_to(folder, f"rewards.scorer-{self._number}.log") if folder.is_dir() else nullcontext():
-            return Verdicts(self._parts[number].evaluate(share.completions, context), notes)
+            return ScoredShare(self._parts[number].evaluate(share.completions, context), notes)
 
     def _settle_in(self, setup: PolicySetup) -> None:
         """Find modules and files as the driver does."""
