@@ -257,13 +257,19 @@ def test_broken_conversations_are_listed(tmp_path: Path, talk: Any) -> None:
         ({"dataset": "x/y", "format": "csv"}, "format is for files named by path"),
         ({"path": "nowhere-*.jsonl"}, "no file matches this pattern"),
         ({"path": "a.jsonl", "max_characters": 0}, "max_characters = 0"),
-        ({"path": "/dev/null", "format": "csv"}, "the file is empty"),
+        ({"path": "/dev/null", "format": "csv"}, "not a regular file"),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DataTask(**options).train()
     check_task_options(TASKS.get("data"), options)
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"")
+    with pytest.raises(InputError, match="the file is empty"):
+        DataTask(path=str(tmp_path / "a.csv")).train()
 
 
 def test_a_file_in_gbk_is_refused_as_not_utf_8(tmp_path: Path) -> None:
