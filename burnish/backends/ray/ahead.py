@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.backends.ray.sampler import BegunSampling, RemoteSampler
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.run.folder import Checkpoint
 from burnish.training.learner import Learner
 from burnish.training.step import draw_prompts
@@ -90,15 +90,32 @@ class AheadSampler:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over the samples that a checkpoint holds; a run that did not sample ahead has none."""
         path = checkpoint.folder / IN_FLIGHT
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._begun = {}
-        for step, groups in ((int(step), groups) for step, groups in rows.items()):
-            prompts = self._prompts_of(step)
-            if any(step - 1 - row["policy_version"] > self._staleness for group in groups for row in group):
-                continue  # of a run that was allowed to be further ahead
-            if len(prompts) != len(groups):
-                raise InputError(f"{path}: step {step} has {len(groups)} groups, and {len(prompts)} prompts")
-            self._begun[step] = [_group(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
+        if not path.is_file():
+            return
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            read = {int(step): self._read(int(step), groups) for step, groups in rows.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path} does not have this run's samples in flight ({one_line(error)[:200]}); resume from an earlier "
+                "checkpoint with --from-step"
+            ) from error
+        # Those of a run that was allowed to be further ahead are drawn again.
+        self._begun = {
+            step: groups for step, groups in read.items()
+            if all(step - 1 - one.policy_version <= self._staleness for group in groups for one in group.completions)
+        }  # fmt: skip
+
+    def _read(self, step: int, groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[Group]:
+        """Return a step's groups. Raises ValueError or its like where they are not of this run."""
+        read = [_group(prompt, rows) for prompt, rows in zip(self._prompts_of(step), groups, strict=True)]
+        for completion in (one for group in read for one in group.completions):
+            if not completion.token_ids or len(completion.token_ids) != len(completion.sampler_logprobs):
+                raise ValueError(f"step {step}: a completion's tokens and log-probabilities are not as many")
+            if not 0 <= completion.policy_version < step:
+                raise ValueError(f"step {step}: samples of version {completion.policy_version}")
+        return read
 
 
 def sampled_ahead(sampler: RemoteSampler, learner: Learner) -> AheadSampler:

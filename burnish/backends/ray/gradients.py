@@ -13,7 +13,7 @@ from torch import nn
 
 from burnish.backends.ray.actors import ActorLost, Actors, Report, Work
 from burnish.backends.ray.cluster import own_address
-from burnish.backends.ray.group import GroupBroken, LearnerGroup, Meeting, listening_at
+from burnish.backends.ray.group import GroupBroken, LearnerGroup, Meeting, listening_at, refuse_other_group
 from burnish.backends.ray.sampler import bare_prompt
 from burnish.backends.ray.worker import LearnerProcess
 from burnish.errors import BurnishError
@@ -58,7 +58,11 @@ class SharedGradients:
         self._actors.stop()
 
     def attach(self, learner: Learner, setup: Any) -> None:
-        """Let every learner load its policy, whose setup is behind a reference, and work for this one."""
+        """Let every learner load its policy, whose setup is behind a reference, and work for this one.
+
+        Raises BurnishError if this process has a group of its own already.
+        """
+        refuse_other_group()
         self._learner, self._setup = learner, setup
         self._actors.start()
         self._prepare()
@@ -103,20 +107,20 @@ class SharedGradients:
         """Make the group anew. Raises GroupBroken."""
         self._prepare()  # processes that are new
         address, limit = own_address(self._ray), min(self._backend.time_limit, LONGEST_MEETING)
-        listening = listening_at(address)
-        meeting = Meeting(address, listening.getsockname()[1], len(self._actors) + 1, limit)
+        with listening_at(address) as listening:
+            meeting = Meeting(address, listening.getsockname()[1], len(self._actors) + 1, limit)
 
-        def join(rank: int) -> Future[Any]:
-            return self._begin(
-                rank, "join the other learners", lambda handle, call: handle.join.remote(call, meeting, rank)
-            )
+            def join(rank: int) -> Future[Any]:
+                return self._begin(
+                    rank, "join the other learners", lambda handle, call: handle.join.remote(call, meeting, rank)
+                )
 
-        calls = [join(rank) for rank in range(1, meeting.size)]
-        cuda = any(one.is_cuda for one in self._learner.policy.trainable().values())
-        try:
-            self._group = LearnerGroup(0, meeting, address, cuda=cuda, listening=listening)
-        finally:
-            joined = self._answers(calls)
+            calls = [join(rank) for rank in range(1, meeting.size)]
+            cuda = any(one.is_cuda for one in self._learner.policy.trainable().values())
+            try:
+                self._group = LearnerGroup(0, meeting, address, cuda=cuda, listening=listening)
+            finally:
+                joined = self._answers(calls)
         if not all(joined):
             raise GroupBroken("not every learner could join")
 
@@ -174,8 +178,9 @@ class SharedGradients:
         return answers
 
     def _leave(self) -> None:
+        if self._group is not None:  # another group is not ours to leave
+            self._group.leave()
         self._group = None
-        LearnerGroup.leave()
 
 
 def share_out(batches: Sequence[Microbatch], parts: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,17 +55,23 @@ class LearnerGroup:
     def __init__(
         self, rank: int, meeting: Meeting, address: str, *, cuda: bool, listening: socket.socket | None = None
     ) -> None:
-        if dist.is_initialized():
-            raise BurnishError("this process uses torch.distributed already, which backend.learners above 1 needs")
+        refuse_other_group()
         timeout = timedelta(seconds=meeting.limit)
         with environment_variables(_interface(address)), _broken("meet the other learners"):
             store = TCPStore(
                 meeting.host, meeting.port, world_size=meeting.size, is_master=rank == DRIVER, timeout=timeout,
                 wait_for_workers=False, master_listen_fd=None if listening is None else listening.detach(),
             )  # fmt: skip
-            dist.init_process_group(
-                "nccl" if cuda else "gloo", store=store, rank=rank, world_size=meeting.size, timeout=timeout
-            )
+            hook = sys.excepthook
+            try:
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo", store=store, rank=rank, world_size=meeting.size, timeout=timeout
+                )
+            except BaseException:
+                self.leave()
+                raise
+            finally:
+                sys.excepthook = hook  # torch puts one of its own on top, each time, and never takes it away
 
     def share_weights(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give every member the driver's weights. Raises GroupBroken."""
@@ -80,11 +87,18 @@ class LearnerGroup:
             used = [one for one, count in zip(parameters, has.tolist(), strict=True) if count]
             _wait([dist.reduce(_gradient(one), DRIVER, async_op=True) for one in used])
 
-    @staticmethod
-    def leave() -> None:
-        """Leave the group, if this process is in one: whoever waits for it is told at once."""
+    def leave(self) -> None:
+        """Leave the group: whoever waits for this process is told at once."""
         with suppress(Exception):  # what is broken cannot be closed in order
             dist.destroy_process_group()
+
+
+def refuse_other_group() -> None:
+    """Raise BurnishError if this process is in a group of torch.distributed, of which it can have only one."""
+    if dist.is_initialized():
+        raise BurnishError(
+            "backend.learners: this program uses torch.distributed already; leave its process group, or set learners = 1"
+        )
 
 
 def listening_at(address: str) -> socket.socket:

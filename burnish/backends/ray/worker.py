@@ -185,8 +185,7 @@ class LearnerProcess(PolicyProcess):
         self._enter(call)
         assert self._loaded is not None
         cuda = any(one.is_cuda for one in self._loaded[0].trainable().values())
-        LearnerGroup.leave()
-        self._group = None
+        self._leave()
         try:
             self._group = LearnerGroup(rank, meeting, own_address(ray), cuda=cuda)
         except GroupBroken:
@@ -200,7 +199,7 @@ class LearnerProcess(PolicyProcess):
 
         Return None if another member of the group is gone. On an error the group is left, so that nobody waits.
         """
-        from burnish.backends.ray.group import GroupBroken, LearnerGroup
+        from burnish.backends.ray.group import GroupBroken
         from burnish.recipe.algorithm import resolve_preset
         from burnish.training.kl_reference import KLTerm
         from burnish.training.policy_loss import PolicyLoss
@@ -221,15 +220,19 @@ class LearnerProcess(PolicyProcess):
             self._group.add_up(parameters)
             return losses
         except GroupBroken:
-            self._group = None
-            LearnerGroup.leave()
+            self._leave()
             return None
         except BaseException:
-            LearnerGroup.leave()
+            self._leave()
             raise
         finally:
             for one in parameters:
                 one.grad = None
+
+    def _leave(self) -> None:
+        if self._group is not None:
+            self._group.leave()
+        self._group = None
 
 
 class ScorerProcess(NumberedProcess):
