@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from burnish.errors import InputError, one_line
+from burnish.errors import InputError
+from burnish.policies.template_rendering import TemplateError, render_template
 from burnish.types import Message
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """The tag by which a template marks what the model writes."""
 CLOSING_TAG = re.compile(r"</[\w:]+>|\[/[A-Z_]+\]|<\|?END_\w+\|>|<\w+\|>|\N{WHITE MEDIUM SQUARE}?/think\S*")
 """The end of a thought, in the spellings of today's templates."""
+_WORD = "\ue000\ue001"
+"""A user's message that no template contains."""
+_REMEDY = "correct or remove it, or give the task a template of its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,37 +128,47 @@ class ChatTemplate:
         return self._parts[self.source]
 
     def _shows(self, *, parts: bool) -> bool:
-        word = "\ue000\ue001"
         try:
-            return word in self._render(self.source, [Message("user", word)], True, marks=False, parts=parts)[0]
+            return _WORD in self._render(self.source, [Message("user", _WORD)], True, marks=False, parts=parts)[0]
         except ValueError:
             return False
 
     def _render(
         self, source: str, messages: Sequence[Message], begin_answer: bool, *, marks: bool, parts: bool
     ) -> tuple[str, list[tuple[int, int]] | None]:
-        from jinja2 import UndefinedError
-        from transformers.utils import chat_template_utils
+        values = {
+            "messages": [_as_dict(message, parts) for message in messages], "tools": None, "documents": None,
+            "add_generation_prompt": begin_answer, **self.tokenizer.special_tokens_map, **self.settings.variables,
+        }  # fmt: skip
+        text, spans = render_template(source, self._now, values)
+        return text, _joined(spans) if marks else None
 
-        render: Any = chat_template_utils.render_jinja_template  # its annotation is wrong
+    def check(self, name: str) -> None:
+        """Raise InputError unless the template is text that compiles, keeps its bounds and writes a user's message.
 
-        try:
-            if "strftime_now" in source:
-                # transformers keeps the compiled template, whose globals come before those of its environment.
-                chat_template_utils._compile_jinja_template(source).globals["strftime_now"] = self._now.strftime
-            texts, spans = render(
-                conversations=[[_as_dict(message, parts) for message in messages]],
-                chat_template=source,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=begin_answer,
-                **{**self.tokenizer.special_tokens_map, **self.settings.variables},
-            )
-        except Exception as error:  # a template is a program of its own and may raise anything
-            reason = one_line(error)[:120] or type(error).__name__
-            if isinstance(error, TypeError | UndefinedError):  # it reads what it was not given, such as a list of tools
-                reason += "; template_kwargs can set what it reads, as in { tools = [] }"
-            raise ValueError(reason) from error
-        return str(texts[0]), _joined(spans[0]) if marks else None
+        A template that refuses the probes is accepted: it may want tools, or roles that a task gives it.
+
+        Args:
+            name: of the file and key that it comes from.
+        """
+        given, texts = self.tokenizer.chat_template, []
+        named = given.values() if isinstance(given, dict) else [given]
+        if not all(isinstance(one, str) for one in named):
+            raise InputError(f"{name}: a chat template is text, and this is {given!r:.60}: correct or remove it")
+        user = Message("user", _WORD)
+        for messages in ([user], [Message("system", "s"), user]):
+            for parts in (False, True):
+                try:
+                    texts.append(self._render(self.source, messages, True, marks=False, parts=parts)[0])
+                except TemplateError as error:
+                    if error.broken:
+                        raise InputError(f"{name}: the chat template cannot be used ({error}): {_REMEDY}") from error
+                    continue
+                if _WORD in texts[-1]:
+                    return
+        if texts:
+            does = "ignores a user's message" if any(text.strip() for text in texts) else "writes nothing"
+            raise InputError(f"{name}: the chat template {does}: {_REMEDY}")
 
     def layout(self, messages: Sequence[Message]) -> Layout:
         """Return what the template does to messages of these roles, by the places of marks in its text."""
@@ -220,7 +234,8 @@ class ChatTemplate:
 
 def _as_dict(message: Message, parts: bool) -> dict[str, Any]:
     content: Any = [{"type": "text", "text": message.content}] if parts else message.content
-    thoughts = {"reasoning_content": message.reasoning} if message.reasoning else {}
+    names = ("thinking", "reasoning_content")  # gpt-oss reads the first
+    thoughts = dict.fromkeys(names, message.reasoning) if message.reasoning else {}
     return {"role": message.role, "content": content, **thoughts, **message.tools}
 
 

@@ -18,6 +18,7 @@ from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.policies.causal_lm import BATCH
 from burnish.policies.kernels.layout_probe import max_text_tokens
+from burnish.policies.loading import check_chat
 from burnish.policies.model_text import ModelText
 from burnish.policies.pretrained import loading_errors, quiet_transformers
 from burnish.policies.reward_model import untemplated_text
@@ -181,5 +182,6 @@ def load_classifier(source: str, *, offline: bool = False) -> SequenceClassifier
             )
         tokenizer, _ = load_tokenizer(Path(path) if isinstance(path, Path) else path, offline=offline)
         check_token_rows(model, tokenizer)
+    check_chat(tokenizer, None, source)
     model.eval().requires_grad_(False).to(resolve_device("auto"))
     return SequenceClassifier(model, tokenizer)

@@ -14,7 +14,7 @@ from burnish.catalogue.model_files import model_files
 from burnish.errors import InputError
 from burnish.policies.adapters import add_lora_adapter
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
-from burnish.policies.chat_template import ChatSettings
+from burnish.policies.chat_template import ChatSettings, ChatTemplate
 from burnish.policies.kernels.mixed_precision import enable_mixed_precision
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import (
@@ -28,6 +28,8 @@ from burnish.policies.token_rows import check_token_rows, load_tokenizer
 from burnish.policies.verdicts import Verdicts
 from burnish.protocols import Observer
 from burnish.system.machine import resolve_device
+
+CHAT = "chat_template.jinja"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +76,29 @@ def _load(
             )
         check_token_rows(model, tokenizer)
         refuse_broken_weights(model, source)
-    if chat is not None:
+    if like is None:
+        check_chat(tokenizer, chat, source)
+    elif chat is not None:
         chat.check(tokenizer)
     verdicts = None if like is not None else Verdicts(_file_stats(source), dtype, resolve_device(device))
     loaded = CausalModel(model.to(resolve_device(device)), tokenizer, like=like, chat=chat, verdicts=verdicts)
     return _Loaded(loaded, warning)
+
+
+def check_chat(tokenizer: Any, chat: ChatSettings | None, source: str | Path) -> None:
+    """Put a run's settings into a tokenizer. Raises InputError as ``ChatSettings.check`` and ``ChatTemplate.check``."""
+    if chat is not None:
+        chat.check(tokenizer)
+    if tokenizer.chat_template:
+        own = "template" if chat is not None and chat.template is not None else ""
+        ChatTemplate(tokenizer, chat).check(own or f"model '{source}': {_template_file(source)}")
+
+
+def _template_file(source: str | Path) -> str:
+    from transformers.utils.hub import cached_file
+
+    options: Any = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    return "tokenizer_config.json: chat_template" if cached_file(str(source), CHAT, **options) is None else CHAT
 
 
 def _file_stats(source: str | Path) -> list[tuple[str, int, int]]:
@@ -175,7 +195,7 @@ def load_policy(
         base = _load_base(source, stored, device, offline)
         _report(base.warning, observer)
         if chat is not None:
-            chat.check(base.model.tokenizer)
+            check_chat(base.model.tokenizer, chat, source)
         policy = _add_adapter(base, source, lora, seed, mixed=mixed, chat=chat)
     if gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)

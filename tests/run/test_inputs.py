@@ -108,7 +108,7 @@ CHANGES = [
     (edit("own_words.py"), r"^reward\.0\.use: .*own_words\.py has changed"),
     (edit("model/tokenizer_config.json"), r"^policy\.model: .*tokenizer_config\.json has changed"),
     (
-        lambda job: (job.model / "chat_template.jinja").write_text("{{ 1 }}"),
+        lambda job: (job.model / "chat_template.jinja").write_text("{{ messages[-1].content }}"),
         r"^policy\.model: .*jinja was not read when",
     ),
 ]
