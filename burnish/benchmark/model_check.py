@@ -97,8 +97,7 @@ def _load_plain(source: str | Path, dtype: str) -> Any:
     adapter = find_adapter_config_file(str(source), local_files_only=True)
     if adapter is None:
         auto: Any = AutoModelForCausalLM
-        local: Any = {"local_files_only": True, "trust_remote_code": False}
-        return auto.from_pretrained(source, dtype=getattr(torch, dtype), **local)
+        return auto.from_pretrained(source, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False)
     # An adapter names its base as the catalogue does, which peft cannot find by itself.
     base = resolve_model(adapter_base(Path(adapter).parent), offline=True)
     trained: Any = PeftModel.from_pretrained(_load_plain(base, dtype), str(Path(adapter).parent))
