@@ -10,7 +10,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -57,61 +57,16 @@ def _text(error: Exception) -> str:
 
 def renderer() -> Callable[..., dict[str, Any]]:
     """Return a function that renders a template as transformers does: in Jinja's sandbox, with the same additions."""
-    from jinja2 import ext, nodes, runtime, sandbox, utils
-    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     spans: list[tuple[int, int]] = []
     written = [0]
-
-    class Marks(ext.Extension):
-        """The tag ``{% generation %}``, around what the model writes."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
-
-        def _marked(self, caller: runtime.Macro) -> str:
-            text = caller()
-            spans.append((written[0], written[0] + len(text)))
-            return text
-
-    class Namespace(utils.Namespace):
-        def __init__(*args: Any, **kwargs: Any) -> None:  # a template may name a value "self"
-            values = dict(*args[1:], **kwargs)
-            _refuse_private(values)
-            utils.Namespace.__init__(args[0], values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _refuse_private([name])
-            super().__setitem__(name, value)
-
-    class Dictionary:
-        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-            return dict(*args, **kwargs)
-
-        def fromkeys(self, *args: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*args)
-
-    def _refuse_private(names: Any) -> None:
-        if any(isinstance(name, str) and name.startswith("_") for name in names):
-            raise SecurityError("a namespace takes no names that begin with an underscore")
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Marks, ext.loopcontrols]
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_marks(spans, written), loopcontrols]
     )
-    environment.filters["tojson"] = to_json
-    environment.globals |= {"raise_exception": refuse, "dict": Dictionary(), "namespace": Namespace}
+    environment.filters["tojson"] = _to_json
+    environment.globals |= _names()
     compiled = lru_cache(16)(environment.from_string)
 
     def render(template: str, now: str, values: Mapping[str, Any], most: int) -> dict[str, Any]:
@@ -127,6 +82,65 @@ def renderer() -> Callable[..., dict[str, Any]]:
         return {"text": "".join(parts), "spans": spans}
 
     return render
+
+
+def _marks(spans: list[tuple[int, int]], written: list[int]) -> Any:
+    """Return the tag ``{% generation %}`` around what the model writes; it adds its parts of the text to ``spans``."""
+    from jinja2.ext import Extension
+    from jinja2.nodes import CallBlock
+
+    class Marks(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+        def _marked(self, caller: Callable[[], str]) -> str:
+            text = caller()
+            spans.append((written[0], written[0] + len(text)))
+            return text
+
+    return Marks
+
+
+def _names() -> dict[str, Any]:
+    """Return the functions that templates may call."""
+    from jinja2 import utils
+    from jinja2.exceptions import SecurityError, TemplateError
+
+    class Dictionary:
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    class Namespace(utils.Namespace):
+        def __init__(*args: Any, **kwargs: Any) -> None:  # a template may name a value "self"
+            values = dict(*args[1:], **kwargs)
+            refuse_private(values)
+            utils.Namespace.__init__(args[0], values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            refuse_private([name])
+            super().__setitem__(name, value)
+
+    def refuse_private(names: Iterable[Any]) -> None:
+        if any(isinstance(name, str) and name.startswith("_") for name in names):
+            raise SecurityError("a namespace takes no names that begin with an underscore")
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    return {"raise_exception": refuse, "dict": Dictionary(), "namespace": Namespace}
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 if __name__ == "__main__":
