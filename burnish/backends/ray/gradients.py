@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from burnish.backends.ray.actors import ActorLost, Actors, Report, Work
-from burnish.backends.ray.cluster import own_address
+from burnish.backends.ray.cluster import own_address, process_environment
 from burnish.backends.ray.group import GroupBroken, LearnerGroup, Meeting, listening_at, refuse_other_group
 from burnish.backends.ray.sampler import bare_prompt
 from burnish.backends.ray.worker import LearnerProcess
@@ -43,7 +43,7 @@ class SharedGradients:
         self._ray, self._backend, self._report = ray, backend, report
         options = {"num_cpus": threads, "num_gpus": backend.learner_gpus, "max_restarts": -1, "max_task_retries": 0}
         kind = ray.remote(LearnerProcess).options(**options)
-        environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
+        environment = process_environment(backend, offline)
         needs = f"{threads} CPUs and {backend.learner_gpus:g} GPUs"
         self._actors = Actors(
             ray, "learner", needs, backend.learners - 1, lambda number: kind.remote(threads, environment), backend,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from burnish.backends.ray.actors import Actors, Report
+from burnish.backends.ray.cluster import process_environment
 from burnish.backends.ray.weights import pack_weights
 from burnish.backends.ray.worker import Request, SampledShare, SamplerProcess
 from burnish.errors import BurnishError, one_line
@@ -34,7 +35,7 @@ class Samplers:
         if backend.python is not None:
             options["runtime_env"] = {"py_executable": backend.python}
         kind = ray.remote(SamplerProcess).options(max_restarts=-1, max_task_retries=0, **options)
-        environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
+        environment = process_environment(backend, offline)
         needs = f"{threads} CPUs and {backend.gpus:g} GPUs"
         self._actors = Actors(
             ray, "sampler", needs, backend.samplers, lambda number: kind.remote(threads, environment), backend

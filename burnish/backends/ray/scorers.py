@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from burnish.backends.ray.actors import Actors, Report
+from burnish.backends.ray.cluster import process_environment
 from burnish.backends.ray.sampler import split_evenly
 from burnish.backends.ray.worker import ScoredShare, ScoreRequest, ScorerProcess
 from burnish.errors import InputError, one_line
@@ -36,7 +37,7 @@ class Scorers:
         self._ray, self._report = ray, report
         threads = backend.cpus or 1
         kind = ray.remote(ScorerProcess).options(num_cpus=threads, max_restarts=-1, max_task_retries=0)
-        environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
+        environment = process_environment(backend, offline)
         self._actors = Actors(
             ray, "scorer", f"{threads} CPUs", backend.scorers, lambda number: kind.remote(threads, environment, number),
             backend,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,18 +22,18 @@ class WeightBlock:
         data: of each parameter its bytes, [bytes] uint8. In the learner they are its own memory: the object store makes
             the only copy.
         layout: name, type and shape of each, in order.
-        checksum: CRC-32 of all the bytes.
+        checksums: CRC-32 of each parameter's bytes.
     """
 
     data: tuple[np.ndarray, ...]
     layout: tuple[tuple[str, str, tuple[int, ...]], ...]
-    checksum: int
+    checksums: tuple[int, ...]
 
 
 def pack_weights(parameters: Mapping[str, nn.Parameter]) -> WeightBlock:
     """Return parameters as a block, to be sent before they change."""
     data = tuple(map(_bytes, parameters.values()))
-    return WeightBlock(data, _layout(parameters), _checksum(data))
+    return WeightBlock(data, _layout(parameters), _checksums(data))
 
 
 @torch.no_grad()
@@ -55,8 +56,12 @@ def load_weights(block: WeightBlock, parameters: Mapping[str, nn.Parameter]) -> 
             part = torch.empty(parameter.shape, dtype=parameter.dtype)
             _bytes(part)[:] = data
             parameter.copy_(part)
-    if _checksum(map(_bytes, parameters.values())) != block.checksum:
-        raise BurnishError("the weights that a sampler received are not those that the learner sent")
+    held = _checksums([_bytes(one) for one in parameters.values()])
+    lost = [name for name, ours, sent in zip(parameters, held, block.checksums, strict=True) if ours != sent]
+    if lost:
+        raise BurnishError(
+            f"the weights that a sampler received are not those that the learner sent: '{lost[0]}' has another checksum"
+        )
 
 
 def _layout(parameters: Mapping[str, nn.Parameter]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
@@ -69,8 +74,6 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return flat
 
 
-def _checksum(parts: Iterable[np.ndarray]) -> int:
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part.data, checksum)
-    return checksum
+def _checksums(parts: Sequence[np.ndarray]) -> tuple[int, ...]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # zlib lets other threads run meanwhile
+        return tuple(threads.map(zlib.crc32, [part.data for part in parts]))
