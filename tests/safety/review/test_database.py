@@ -4,24 +4,19 @@ import stat
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, inspect, update
+from sqlalchemy import create_engine, inspect, update
 
 from burnish.errors import BurnishError, InputError
-from burnish.safety.review.database import (
-    ITEMS,
-    JUDGEMENTS,
-    METADATA,
-    REVIEWERS,
-    migration_config,
-    open_database,
+from burnish.safety.review.database import ITEMS, METADATA, open_database
+from burnish.safety.review.store import ReviewStore
+from tests.safety.review.versions import (
+    NEXT_REVISION,
+    check_that_the_review_goes_on,
+    publish_next_version,
+    write_first_version,
 )
-from burnish.safety.review.store import FIRST, Answer, ReviewStore, token_hash
-from tests.safety.review.conftest import pair, visitor
-
-FIRST_REVISION = "0001"
 
 
 def test_the_migrations_make_the_tables_of_the_code(tmp_path):
@@ -33,39 +28,32 @@ def test_the_migrations_make_the_tables_of_the_code(tmp_path):
     engine.dispose()
 
 
-def write_first_version(path: Path) -> None:
-    """Make a database of the first revision, with an item that ann judged."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        command.upgrade(migration_config(connection), FIRST_REVISION)
-        connection.execute(insert(REVIEWERS).values(id=1, name="ann", token_hash=token_hash("secret"), created_at=1.0))
-        item = pair(1)
-        values = {"key": item.key, "kind": item.kind, "reason": item.reason, "content": item.content, "wanted": 2}
-        connection.execute(insert(ITEMS).values(id=1, position=1, judged=1, open=True, **values))
-        values = {"holder": "x", "label": FIRST, "shown_first": 0, "ratings": "[null, 4]", "tags": "[]"}
-        connection.execute(insert(JUDGEMENTS).values(item_id=1, reviewer_id=1, created_at=2.0, **values))
-    engine.dispose()
-
-
 def test_a_database_of_the_first_version_opens_with_its_judgements(tmp_path):
-    write_first_version(tmp_path / "review.sqlite")
-    store = ReviewStore(open_database(tmp_path / "review.sqlite"))
-    assert store.visitor("secret", "").name == "ann"
-    bob = visitor(store, "bob")
-    store.judge(bob, store.next_item(bob).id, Answer(FIRST))
-    assert [(one.reviewer, one.answer) for one in store.judgements()] == [
-        ("ann", Answer(FIRST, (None, 4))), ("bob", Answer(FIRST)),
-    ]  # fmt: skip
+    path = tmp_path / "review.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    write_first_version(engine)
+    engine.dispose()
+    store = ReviewStore(open_database(path))
+    check_that_the_review_goes_on(store)
     store.engine.dispose()
 
 
-def test_a_database_of_a_newer_version_is_refused(tmp_path):
-    engine = open_database(tmp_path / "review.sqlite")
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+def test_the_next_version_opens_a_database_of_this_one_but_not_the_other_way_round(tmp_path, monkeypatch):
+    path = tmp_path / "review.sqlite"
+    engine = open_database(path)
+    write_first_version(engine)
     engine.dispose()
-    with pytest.raises(InputError, match=r"newer burnish \(revision 9999\)"):
-        open_database(tmp_path / "review.sqlite")
+    with monkeypatch.context() as next_version:
+        publish_next_version(tmp_path / "versions", next_version)
+        store = ReviewStore(open_database(path))
+        with store.engine.connect() as connection:
+            left = connection.exec_driver_sql("SELECT name, left_at FROM reviewer").all()
+        check_that_the_review_goes_on(store)
+        store.engine.dispose()
+    assert left == [("ann", 2.0)]
+    with pytest.raises(InputError, match=rf"of a newer burnish \(revision {NEXT_REVISION}\)") as error:
+        open_database(path)
+    assert "\n" not in str(error.value)
 
 
 def test_another_programs_database_is_refused_and_unchanged(tmp_path):

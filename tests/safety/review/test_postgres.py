@@ -8,14 +8,22 @@ from collections.abc import Iterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import delete
+from sqlalchemy import Engine, create_engine, delete
+from sqlalchemy.engine import make_url
 from starlette.testclient import TestClient
 
+from burnish.errors import InputError
 from burnish.safety.review.app import make_app
 from burnish.safety.review.database import METADATA, open_database
 from burnish.safety.review.store import FIRST, PAIR, SECOND, TIE, Answer, AnswerRefused, ReviewItem, ReviewStore
 from tests.safety.review.conftest import FakeClock, judge_in_threads, pair, visitor
 from tests.safety.review.postgres import postgres, server_is_installed
+from tests.safety.review.versions import (
+    NEXT_REVISION,
+    check_that_the_review_goes_on,
+    publish_next_version,
+    write_first_version,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,6 +69,40 @@ def test_servers_that_start_at_once_migrate_once(url, store):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.fixture
+def empty(url: str) -> Iterator[Engine]:
+    """A connection pool of a database without tables; afterwards it has none again."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    for last in (False, True):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        if not last:
+            yield engine
+    engine.dispose()
+
+
+def test_a_database_of_the_first_version_opens_with_its_judgements(empty, url):
+    write_first_version(empty)
+    opened = ReviewStore(open_database(url))
+    check_that_the_review_goes_on(opened)
+    opened.engine.dispose()
+
+
+def test_the_next_version_opens_a_database_of_this_one_but_not_the_other_way_round(empty, url, tmp_path, monkeypatch):
+    open_database(url).dispose()
+    write_first_version(empty)
+    with monkeypatch.context() as next_version:
+        publish_next_version(tmp_path / "versions", next_version)
+        opened = ReviewStore(open_database(url))
+        check_that_the_review_goes_on(opened)
+        opened.engine.dispose()
+    with empty.begin() as connection:
+        assert connection.exec_driver_sql("SELECT left_at FROM reviewer WHERE name = 'ann'").scalar() == 2.0
+    with pytest.raises(InputError, match=rf"of a newer burnish \(revision {NEXT_REVISION}\)") as error:
+        open_database(url)
+    assert "\n" not in str(error.value)
 
 
 def test_leases_undo_and_judgements(store, clock):
