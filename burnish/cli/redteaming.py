@@ -98,10 +98,10 @@ def red_team(
 
     before, before_learned = None, []
     if against is not None:
-        answer = _answers(against, seed, offline, sampling)
+        answer = model_answers(against, seed, offline, sampling)
         before = attack_model(attacks, answer, judge)
         before_learned = [] if learned is None else run_learned(learned, answer, judge)
-    answer = _answers(model, seed, offline, sampling)
+    answer = model_answers(model, seed, offline, sampling)
     outcome = attack_model(attacks, answer, judge)
     result: dict[str, Any] = {"model": model, "against": against, "seed": seed, **red_team_report(outcome, before)}
     trials = list(outcome.trials)
@@ -120,7 +120,7 @@ def red_team(
     return result
 
 
-def _answers(name: str, seed: int, offline: bool, options: Mapping[str, Any]) -> Answer:
+def model_answers(name: str, seed: int, offline: bool, options: Mapping[str, Any]) -> Answer:
     """Return a function that answers prompts with a model, through its chat template if it has one."""
     from burnish.api import load
 
