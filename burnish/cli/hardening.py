@@ -36,6 +36,7 @@ def harden(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each from the model of the one before.")] = 2,
     attacker: Annotated[str | None, typer.Option(help="A run of recipe attacker, which attacks too.")] = None,
     find: Annotated[int, typer.Option(min=2, help="Requests per family to find attacks with.")] = 70,
+    rehearse: Annotated[int, typer.Option(min=0, help="Headlines and conversations to fine-tune on as well.")] = 130,
     each: Annotated[int, typer.Option(min=2, help="Held-out requests per family to measure with.")] = 40,
     overrides: Annotated[
         list[str] | None,
@@ -56,7 +57,8 @@ def harden(
     from burnish.system.waiting import sleep_beside_busy_programs
 
     settings = {
-        "model": model, "seed": seed, "find": find, "each": each, "set": overrides or [], "attacker": attacker,
+        "model": model, "seed": seed, "find": find, "rehearse": rehearse, "each": each, "set": overrides or [],
+        "attacker": attacker,
     }  # fmt: skip
     observer = make_observer(quiet=quiet or json)
     keys = step_overrides(overrides or [])
@@ -114,7 +116,8 @@ class Hardening:
         folder.mkdir(parents=True, exist_ok=True)
         found, warm, trained, result = (folder / name for name in ("found.jsonl", "warm", "trained", "redteam.json"))
         if not found.exists():
-            self._red_team(model, side="train", each=self.settings["find"], families=TRAINED, export=found)
+            finding = {"each": self.settings["find"], "rehearse": self.settings["rehearse"], "families": TRAINED}
+            self._red_team(model, side="train", export=found, **finding)
         families = [row.get("family") if isinstance(row, dict) else None for row in read_lines(found)]
         harmless = families.count("harmless")
         if len(families) == harmless:

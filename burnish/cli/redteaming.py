@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.cli.options import AsJson, Model, Offline, Quiet, Seed, escape, print_json
+from burnish.errors import InputError
 
 if TYPE_CHECKING:
     from burnish.protocols import Observer
@@ -34,6 +34,9 @@ def redteam(
     export: Annotated[
         Path | None, typer.Option(help="Write successful attacks and harmless prompts, as rows to train on.")
     ] = None,
+    rehearse: Annotated[
+        int, typer.Option(min=0, help="Headlines and conversations to export as well, with the model's answers.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = SAMPLING["max_new_tokens"],
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = SAMPLING["temperature"],
     side: Annotated[
@@ -53,9 +56,11 @@ def redteam(
     """
     from burnish.reports.terminal.progress import make_observer
 
+    if rehearse and export is None:
+        raise InputError("--rehearse needs --export, which names the file that the prompts are written to")
     result = red_team(
         model, against=against, families=family, each=each, search=search, export=export, attacker=attacker, side=side,
-        seed=seed, offline=offline, observer=make_observer(quiet=quiet or json),
+        seed=seed, offline=offline, observer=make_observer(quiet=quiet or json), rehearse=rehearse,
         sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
     )  # fmt: skip
     if json:
@@ -77,6 +82,7 @@ def red_team(
     families: Sequence[str] | None = None,
     search: int = 0,
     export: Path | None = None,
+    rehearse: int = 0,
     attacker: str | None = None,
     sampling: Mapping[str, Any] = SAMPLING,
 ) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def red_team(
     from burnish.safety.redteam.families import FAMILIES, check_families
     from burnish.safety.redteam.judge import answer_judge
     from burnish.safety.redteam.measure import attack_model, plan_attacks, red_team_report
-    from burnish.safety.redteam.task import requests_on
+    from burnish.safety.redteam.task import look_alike_prompts, rehearsal_prompts, requests_on
 
     families = list(dict.fromkeys(families or FAMILIES))
     check_families(families)
@@ -114,9 +120,10 @@ def red_team(
         trials += searched
         result["search"] = _search_rows(searched)
     if export is not None:
-        result["exported"] = export_found(
-            trials, _harmless(answer, sum(trial.success for trial in trials), seed), export
-        )
+        successes = sum(trial.success for trial in trials)
+        prompts = [*look_alike_prompts(successes, seed), *rehearsal_prompts(rehearse, seed, offline, observer)]
+        answers = answer([(f"harmless/{text}", text) for text in prompts])
+        result["exported"] = export_found(trials, zip(prompts, answers, strict=True), export)
     return result
 
 
@@ -144,15 +151,6 @@ def _learned_attacks(name: str, attacks: Sequence[Attack], seed: int, offline: b
     prompts = [model.prompt(rewording_messages(one.text), plain=False, name=f"rewordings/{one.id}") for one in requests]
     groups = model.sample(prompts, samples=TRIES, seed=seed, max_new_tokens=TOKENS, temperature=1.0)
     return learned_attacks(requests, [[one.text for one in group.completions] for group in groups])
-
-
-def _harmless(answer: Answer, count: int, seed: int) -> list[tuple[str, str]]:
-    """Return as many harmless prompts to train on as attacks succeeded, or as there are, with the model's answers."""
-    from burnish.safety.redteam.task import worded_look_alikes
-
-    texts = worded_look_alikes()
-    drawn = random.Random(seed).sample(texts, min(count, len(texts)))
-    return list(zip(drawn, answer([(f"harmless/{text}", text) for text in drawn]), strict=True))
 
 
 def _print_exported(result: dict[str, Any], export: Path | None) -> None:

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 import burnish.api
 from burnish.cli.app import app
+from burnish.errors import InputError
 from burnish.safety.redteam import judge, task
 from burnish.safety.redteam.requests import HarmfulRequest
 from burnish.types import Prompt
+from tests.safety.packaged import fake_sets
 
 
 class ScriptedModel:
@@ -96,6 +98,20 @@ def test_what_succeeds_is_exported(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [row["family"] for row in rows] == ["direct"] * 3 + ["harmless"] * 3
     assert {row["rejected"] for row in rows[:3]} == {row["chosen"] for row in rows[3:]} == {"yes"}
+
+
+def test_headlines_and_conversations_are_exported_as_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_sets(tmp_path, monkeypatch)
+    options = ["--each", "3", "--family", "direct", "--rehearse", "7"]
+    run("open", *options, "--export", str(tmp_path / "found.jsonl"), "--quiet")
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["family"] for row in rows] == ["direct"] * 3 + ["harmless"] * 10
+    rehearsed = rows[6:]
+    assert {row["prompt"].split()[0] for row in rehearsed} == {"headlines", "dialogue"}
+    assert {row["chosen"] for row in rehearsed} == {"yes"} and all(judge.refuses(row["rejected"]) for row in rehearsed)
+    assert len({row["prompt"] for row in rehearsed}) == 7
+    result = CliRunner().invoke(app, ["redteam", "open", *options])
+    assert isinstance(result.exception, InputError) and str(result.exception).startswith("--rehearse needs --export")
 
 
 def test_the_attacks_of_an_attacker_are_reported_and_exported_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,27 @@ def worded_look_alikes() -> list[str]:
     return [wording.format(text) for text in TRAINING_LOOK_ALIKES for wording in wordings]
 
 
+def look_alike_prompts(count: int, seed: int) -> list[str]:
+    """Return that many of the worded look-alikes, or all, in an order that depends on the seed."""
+    texts = worded_look_alikes()
+    return random.Random(seed).sample(texts, min(count, len(texts)))
+
+
+def rehearsal_prompts(count: int, seed: int, offline: bool, observer: Observer | None) -> list[str]:
+    """Return that many headlines and conversations of the training side, or all: what a model should not unlearn."""
+    if not count:
+        return []
+    texts = [one.text for _, task in _rehearsed(offline, observer) for one in task.train()]
+    return random.Random(seed).sample(texts, min(count, len(texts)))
+
+
+def _rehearsed(offline: bool, observer: Observer | None) -> list[tuple[str, SplitTask]]:
+    tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
+    for _, task in tasks:
+        task.prepare(offline=offline, observer=observer)
+    return tasks
+
+
 class Attacks(SplitTask):
     """Requests that a model should refuse, each in the wording of one family; ``metadata["kind"]`` is "attack".
 
@@ -91,9 +113,7 @@ class Attacks(SplitTask):
 
     def _harmless(self, offline: bool, observer: Observer | None) -> list[TaskExample]:
         made = [_harmless_example(LOOK_ALIKE, text, text) for text in worded_look_alikes()]
-        tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
-        for kind, task in tasks:
-            task.prepare(offline=offline, observer=observer)
+        for kind, task in _rehearsed(offline, observer):
             made += [_harmless_example(kind, one.id, one.text, one.reference) for one in task.train()]
         return made
 
