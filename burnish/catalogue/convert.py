@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import shutil
-import struct
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,14 @@ from burnish.catalogue import store
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, file_sha256
 from burnish.catalogue.hub_models import check_hub_model
+from burnish.catalogue.local_models import check_model_folder
 from burnish.catalogue.portable import make_portable
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
 from burnish.system.paths import expanded
 
-START = "start"
-"""Folder of a run with its own copy of the model that it began from."""
 FORMAT = 2  # version of converted folders; raised when conversion changes, and old folders are left alone
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
 
 # GGUF names the pre-tokenizer ("smollm"), which transformers replaces by the plain byte-level one. They differ: SmolLM
 # splits off digits first, which matters after several spaces.
@@ -127,129 +122,6 @@ def _newest_weights(run: Path, name: str) -> Path:
     if (run / "model").is_dir():
         return run / "model"
     raise InputError(f"{name}: this run has no checkpoint yet; resume with: burnish {verb} --resume {name}")
-
-
-def check_model_folder(folder: Path) -> Path:
-    """Return the folder if a causal language model can be loaded from it; only safetensors weights are accepted.
-
-    Raises InputError that names what is missing: config, weights, a shard, the tail of a shard, or the tokenizer.
-    """
-    config = folder / "config.json"
-    if (folder / "adapter_config.json").is_file():
-        return _check_adapter(folder)
-    if not config.is_file():
-        inner = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
-        hint = f" (its folder '{inner[0]}' has one: name that)" if inner else ""
-        raise InputError(f"model folder {folder} has no config.json{hint}")
-    if "model_type" not in _json(config):
-        raise InputError(f"{config} names no model_type: it is not the config of a Hugging Face model")
-    for shard in _shards(folder):
-        _check_shard(shard)
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
-        raise InputError(f"model folder {folder} has no tokenizer: save it there with tokenizer.save_pretrained(...)")
-    return folder
-
-
-def _check_adapter(folder: Path) -> Path:
-    """Check a LoRA adapter and the base model that it names; a config.json next to the adapter belongs to the base."""
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise InputError(
-                f"adapter folder {folder} holds pickled weights (adapter_model.bin), which can run code when they are "
-                "loaded: save the adapter as safetensors where you trust it, and name that folder"
-            )
-        raise InputError(f"adapter folder {folder} has no weights: adapter_model.safetensors is missing")
-    _check_shard(weights)
-    base = adapter_base(folder)
-    if Path(base).is_dir():
-        if Path(base).samefile(folder):
-            raise InputError(
-                f"{folder / 'adapter_config.json'} names its own folder as the base model: write another one"
-            )
-        check_model_folder(Path(base))
-    elif Path(base).is_absolute():
-        raise InputError(
-            f"the adapter in {folder} belongs to the model {base}, which does not exist: set "
-            "base_model_name_or_path in adapter_config.json to the model's folder on this machine"
-        )
-    if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
-        raise InputError(
-            f"model folder {folder} holds a whole model ({whole[0]}) and an adapter (adapter_config.json): move one of "
-            "them to a separate folder"
-        )
-    return folder
-
-
-def adapter_base(folder: Path) -> str:
-    """Return the name or path of an adapter's base model. Raises InputError if its config names none.
-
-    A path that begins with ``./`` is relative to the adapter. A run's own copy of its base is found if the run moved.
-    """
-    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-    if not base:
-        raise InputError(f"{folder / 'adapter_config.json'} names no base model: write base_model_name_or_path into it")
-    if base.startswith("./"):
-        return str(folder / base)
-    if Path(base).is_absolute() and not Path(base).is_dir() and Path(base).name == START:
-        moved = folder.resolve().parents[2] / START
-        return str(moved) if moved.is_dir() else base
-    return base
-
-
-def _shards(folder: Path) -> list[Path]:
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
-    if whole.is_file() and shards:
-        raise InputError(
-            f"model folder {folder} holds its weights twice, as model.safetensors and in shards ({shards[0]}), and one of "
-            "them may be older: delete the older one"
-        )
-    if index.is_file():
-        weight_map = _json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map: copy it again from the original model")
-        shards = sorted({str(name) for name in weight_map.values()})
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise InputError(
-                f"model folder {folder} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}: "
-                "copy it there, or download the model again"
-            )
-        return [folder / name for name in shards]
-    if whole.is_file():
-        return [whole]
-    if pickled := sorted(path.name for pattern in PICKLED for path in folder.glob(pattern)):
-        raise InputError(
-            f"model folder {folder} holds pickled weights ({pickled[0]}), which can run code when they are loaded: "
-            "save the model as safetensors where you trust it, and name that folder"
-        )
-    raise InputError(f"model folder {folder} has no weights: model.safetensors is missing")
-
-
-def _check_shard(shard: Path) -> None:
-    """Check that a safetensors file has its 8 bytes of header length, its JSON header, and the bytes that it names."""
-    size = shard.stat().st_size
-    try:
-        with shard.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            header: Any = json.loads(file.read(length)) if length <= size - 8 else None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        header, ends, length = None, [], 0
-    if header is None:
-        raise InputError(f"{shard} is not a complete safetensors file ({size:,} bytes): copy or download it again")
-    needed = 8 + length + max(ends, default=0)
-    if size != needed:
-        raise InputError(f"{shard} has {size:,} bytes but its header needs {needed:,}: copy or download it again")
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): copy or download it again") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _convert(entry: CatalogueEntry, weights: Path, folder: Path) -> None:

@@ -8,13 +8,8 @@ import shutil
 from pathlib import Path
 
 from burnish.catalogue import store
-from burnish.catalogue.convert import START, adapter_base, check_model_folder, resolve_model
-
-PATTERNS = (
-    "*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.tiktoken", "tokenizer*", "vocab*", "merges*",
-    "additional_chat_templates/*",
-)  # fmt: skip
-"""What transformers, peft and the tokenizers read of a model folder."""
+from burnish.catalogue.convert import resolve_model
+from burnish.catalogue.local_models import READ, START, adapter_base, check_model_folder
 
 
 def model_files(model: str | Path, *, offline: bool = False) -> list[Path]:
@@ -26,7 +21,7 @@ def model_files(model: str | Path, *, offline: bool = False) -> list[Path]:
     folder = _snapshot(source) if isinstance(source, str) else source.resolve()
     if folder is None:
         return []
-    inner = {path.relative_to(folder) for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    inner = {path.relative_to(folder) for pattern in READ for path in folder.glob(pattern) if path.is_file()}
     files = [folder / path for path in sorted(inner) if path.name != store.MARKER]
     if (folder / "adapter_config.json").is_file():
         files += model_files(adapter_base(folder), offline=offline)

@@ -206,10 +206,14 @@ def open_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     with _quiet_peft():
-        # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
-        adapted: Any = PeftModel.from_pretrained(model, folder)
-    if adapted.peft_config["default"].is_prompt_learning:
-        raise ValueError("it is a learned prompt and not a LoRA adapter: it cannot be merged")
+        try:
+            # peft prefers adapter_model.safetensors if the folder has it, so nothing is unpickled.
+            adapted: Any = PeftModel.from_pretrained(model, folder)
+        except Exception as error:
+            raise ValueError(
+                f"its adapter_config.json (target_modules, bias, ...) or its {ADAPTER_WEIGHTS} does not fit the base model: "
+                f"{one_line(error)[:200]}"
+            ) from error
     restore_adapter(adapted, folder)
     for name, parameter, wrapper, _ in _adapted_parameters(adapted):  # merging changes this layer only
         setattr(wrapper.get_base_layer(), name.rpartition(".")[2], nn.Parameter(parameter.detach().clone(), False))
@@ -225,6 +229,9 @@ def restore_adapter(adapted: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     saved = load_file(folder / ADAPTER_WEIGHTS)
+    for name, tensor in saved.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{ADAPTER_WEIGHTS}: the weight '{_plain(name)}' has values that are not finite")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if saved.keys() == expected.keys():
         for name, tensor in expected.items():

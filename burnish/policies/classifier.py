@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from burnish.catalogue.convert import resolve_model
 from burnish.errors import InputError
 from burnish.policies.causal_lm import BATCH
+from burnish.policies.construction import construct
 from burnish.policies.kernels.layout_probe import max_text_tokens
 from burnish.policies.loading import check_chat
 from burnish.policies.model_text import ModelText
@@ -167,14 +168,10 @@ def load_classifier(source: str, *, offline: bool = False) -> SequenceClassifier
     from transformers.utils.peft_utils import find_adapter_config_file
 
     path = resolve_model(source, offline=offline)
-    auto_model: Any = AutoModelForSequenceClassification  # its class methods carry no types
     with loading_errors(source), quiet_transformers():
         if find_adapter_config_file(str(path), local_files_only=offline) is not None:
             raise ValueError("it is an adapter: merge it with peft's merge_and_unload, save the model, and name that")
-        model, loading = auto_model.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, local_files_only=offline, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
+        model, loading = construct(AutoModelForSequenceClassification, path, torch.float32, offline=offline)
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(
                 f"its files lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}, as those of a model "

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +10,20 @@ from typing import Any
 
 import torch
 
-from burnish.catalogue.convert import adapter_base, resolve_model
+from burnish.catalogue.adapter_keys import check_adapter_config
+from burnish.catalogue.convert import resolve_model
+from burnish.catalogue.local_models import MOST_BASES, adapter_base, read_object, refuse_strange_files
+from burnish.catalogue.weight_headers import read_header
 from burnish.errors import BurnishError, InputError, one_line
 from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
-
-SHARDS = "model.safetensors.index.json"
-STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Names of floating-point types in a safetensors header."""
+from burnish.policies.construction import STORED_DTYPES, construct, stored_weights
 
 
-def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
+def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool, adapters: int = 0) -> Any:
     """Load a model; if the source is an adapter, load its base model and merge the adapter.
 
-    transformers itself would silently apply an adapter that lies next to a model, and would load a pickled one.
+    transformers itself would silently apply an adapter that lies next to a model, and would load a pickled one. A base
+    may be an adapter, too, up to a number of ``adapters``.
     """
     from transformers.utils.hub import cached_file
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -33,23 +31,23 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool) 
     described = find_adapter_config_file(str(source), local_files_only=offline)
     if described is None:
         return load_full_model(source, dtype, offline=offline)
+    refuse_strange_files(Path(described).parent)
     weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
+    check_adapter_config(Path(described), read_object(Path(described)), weights, read_header(weights))
     named = adapter_base(Path(described).parent)
     if named == str(source):
         raise ValueError("its adapter_config.json names itself as the base model")
+    if adapters >= MOST_BASES:
+        raise ValueError(f"its adapter_config.json leads through more than {MOST_BASES} adapters: merge some of them")
     base = resolve_model(named, offline=offline)
-    return merge_adapter(load_merged_model(base, dtype, offline=offline), weights.parent)
+    return merge_adapter(load_merged_model(base, dtype, offline=offline, adapters=adapters + 1), weights.parent)
 
 
 def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) -> Any:
     """Load a transformers model with all of its weights. Raises ValueError if its files lack some."""
     from transformers import AutoModelForCausalLM
 
-    auto_model: Any = AutoModelForCausalLM  # its class methods carry no types
-    model, loading = auto_model.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, local_files_only=offline, trust_remote_code=False,
-        output_loading_info=True,
-    )  # fmt: skip
+    model, loading = construct(AutoModelForCausalLM, source, dtype, offline=offline)
     if missing := sorted(loading["missing_keys"]):
         # transformers would initialise them randomly and only warn.
         raise ValueError(f"its files lack {len(missing)} weights, the first is {missing[0]}: copy or download it again")
@@ -67,22 +65,13 @@ def load_full_model(source: str | Path, dtype: torch.dtype, *, offline: bool) ->
 def stored_dtype(source: str | Path) -> torch.dtype | None:
     """Return the floating-point type of most of a loaded source's weights on disk, an adapter's base included; None if
     burnish does not write that type."""
-    from transformers.utils.hub import cached_file
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if described := find_adapter_config_file(str(source), local_files_only=True):
         return stored_dtype(resolve_model(adapter_base(Path(described).parent), offline=True))
-    quiet: Any = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-    weights = cached_file(str(source), "model.safetensors", **quiet)
-    if weights is None:
-        index = json.loads(Path(str(cached_file(str(source), SHARDS, **quiet))).read_text(encoding="utf-8"))
-        weights = cached_file(str(source), next(iter(index["weight_map"].values())), **quiet)
-    with open(str(weights), "rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     sizes: Counter[str] = Counter()
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            sizes[tensor["dtype"]] += math.prod(tensor["shape"])
+    for one in stored_weights(source, offline=True).values():
+        sizes[one.dtype] += one.count
     return STORED_DTYPES.get(sizes.most_common(1)[0][0])
 
 
@@ -103,8 +92,8 @@ def refuse_broken_weights(model: torch.nn.Module, source: str | Path) -> None:
     for name, weight in model.named_parameters():
         if not (weight.detach().sum(dtype=torch.float64).isfinite() or weight.detach().isfinite().all()):
             raise InputError(
-                f"model '{source}': the weight '{name}' has values that are not finite: copy or download it again, or "
-                "take an earlier checkpoint"
+                f"model '{source}': the weight '{name}' has values that are not finite: copy or download its "
+                "safetensors files again, or take an earlier checkpoint"
             )
 
 

@@ -94,7 +94,9 @@ def load_tokenizer(source: str | Path, *, offline: bool) -> tuple[Any, str]:
         pair = None if file is None else _differing_tokens(tokenizer, file)
     except Exception as error:  # the class expects a vocabulary of another kind; tokenizers has no errors of its own
         if _read_tokenizer_file(source, offline=offline) is None:
-            raise ValueError(one_line(error)) from error
+            raise ValueError(
+                f"its tokenizer_config.json and vocabulary give no tokenizer: {one_line(error)[:200]}"
+            ) from error
         difference = f"its tokenizer_class cannot use its tokenizer.json ({one_line(error)[:120]})"
     else:
         if pair is None:

@@ -20,7 +20,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from burnish.catalogue.convert import START as START
+from burnish.catalogue.local_models import START as START
 from burnish.data.objects import HELD_OUT_ROWS, ROWS
 from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job

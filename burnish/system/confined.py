@@ -37,7 +37,7 @@ def escapes(folder: Path) -> Iterator[str]:
                         "it leads to if you trust that, or remove it"
                     )
             elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                yield f"{path} is neither a file nor a folder but a {_kind(mode)}: remove it"
+                yield f"{path} is neither a file nor a folder but a {kind_of_file(mode)}: remove it"
 
 
 def _target(link: Path) -> Path:
@@ -47,6 +47,7 @@ def _target(link: Path) -> Path:
         return Path(os.devnull)
 
 
-def _kind(mode: int) -> str:
+def kind_of_file(mode: int) -> str:
+    """Return the name of what is neither a file, a folder nor a link, by its mode."""
     kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
     return kinds.get(stat.S_IFMT(mode), "special file")

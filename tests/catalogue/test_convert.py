@@ -105,7 +105,7 @@ SHARD, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.json
     [
         (lambda f: drop(f, "config.json"), r"has no config\.json$"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "names no model_type"),
+        (lambda f: (f / "config.json").write_text("[]"), r"config\.json holds no JSON object"),
         (lambda f: drop(f, SHARD), f"lacks 1 of 2 shards, the first is {SHARD}"),
         (lambda f: cut(f, SHARD, -1), "its header needs"),
         (lambda f: (f / SHARD).write_bytes((f / SHARD).read_bytes() + b"x"), "its header needs"),
@@ -161,6 +161,7 @@ def test_hints_for_a_run_folder_and_an_adapter(folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"a whole model \(model-00002-of-00002\.safetensors\) and an adapter"):
         check_model_folder(folder)
     drop(folder, SHARD)
+    config.write_text(json.dumps({"base_model_name_or_path": "somebody/base", "peft_type": "LORA"}))
     assert check_model_folder(folder) == folder
 
 

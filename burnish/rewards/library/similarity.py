@@ -85,22 +85,24 @@ def _embeddings(texts: Sequence[str], model: str) -> list[Tensor]:
 
 @lru_cache(maxsize=2)
 def _model(name: str) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
+
+    from burnish.policies.construction import construct
 
     folder = expanded(name) if name else _built_in()
     if not (folder / "config.json").is_file():
         raise InputError(f"similarity: model = '{name}' is not a folder of a Hugging Face model: it has no config.json")
-    local: Any = {"local_files_only": True, "trust_remote_code": False}
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        network = AutoModel.from_pretrained(folder, **local, use_safetensors=True).eval().float()
+        network, _ = construct(AutoModel, folder, torch.float32, offline=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = one_line(error)[:300]
         raise InputError(f"similarity: the model in {folder} cannot be loaded: {reason}") from error
     finally:
         if bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    return tokenizer, network
+    return tokenizer, network.eval()
