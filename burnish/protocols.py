@@ -153,6 +153,22 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class SamplesInParts(Protocol):
+    """A sampler whose ``sample`` takes a ``limit`` of tokens, and which goes on with texts that one has interrupted."""
+
+    def extend(
+        self,
+        completions: Sequence[Completion],
+        *,
+        numbers: Sequence[int],
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        limit: int | None = None,
+    ) -> list[Completion]:
+        """Return the completions with further tokens, at most ``limit``; ``numbers`` as in ``random_stream``."""
+
+
+@runtime_checkable
 class CopiesWeights(Protocol):
     """A sampler that does not share the policy's weights."""
 

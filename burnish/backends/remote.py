@@ -32,8 +32,9 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
         yield lambda learner: None
         return
     from burnish.backends.ray.ahead import sampled_ahead
-    from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
+    from burnish.backends.ray.cluster import connected
     from burnish.backends.ray.gradients import SharedGradients
+    from burnish.backends.ray.placement import Reservation, learner_threads, sampler_threads
     from burnish.backends.ray.sampler import RemoteSampler, Samplers
     from burnish.backends.ray.scorers import Scorers
     from burnish.backends.ray.worker import PolicySetup
@@ -46,15 +47,17 @@ def started_backend(recipe: Recipe, run: Run, observer: Observer, *, offline: bo
     backend = recipe.backend
     threads = sampler_threads(backend)
     with connected(backend) as ray, ExitStack() as stack:
-        samplers = Samplers(ray, backend, threads, report, offline)
+        room = Reservation(ray, backend)
+        stack.callback(room.release)
+        samplers = Samplers(ray, backend, room, report, offline)
         stack.callback(samplers.stop)
         gradients = None
         if backend.learners > 1:
-            gradients = SharedGradients(ray, backend, learner_threads(backend), report, offline)
+            gradients = SharedGradients(ray, backend, room, report, offline)
             stack.callback(gradients.stop)
         scorers = None
         if backend.scorers:
-            scorers = Scorers(ray, backend, report, offline)
+            scorers = Scorers(ray, backend, room, report, offline)
             stack.callback(scorers.stop)
 
         def attach(learner: Learner) -> None:

@@ -171,7 +171,7 @@ class _Rollout:
         if slots is not None:
             for row, slot in zip(self.live, slots, strict=True):
                 row.slots.append(slot)
-        positions = [len(self.encoded[row.prompt]) + len(row.tokens) - 1 for row in self.live]
+        positions = [len(self.encoded[row.prompt]) + len(row.tokens) - row.before - 1 for row in self.live]
         states = self._run([row.tokens[-1] for row in self.live], positions)
         self.cache.advance()
         self._draw(self._logits(states), first=0)
@@ -190,7 +190,7 @@ class _Rollout:
         self.draw(self.live[first:], logits)
         for index in reversed(range(first, len(self.live))):
             row = self.live[index]
-            if row.reason == "stop" or len(row.tokens) == self.sampling.max_new_tokens:
+            if row.reason == "stop" or len(row.tokens) - row.before == self.sampling.max_new_tokens:
                 self._remove(index)
 
     def _remove(self, index: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from burnish.errors import InputError
 from burnish.generation.streaming import UNFINISHED, TextStream
-from burnish.policies.sampling_distribution import draw_tokens, early_ends, random_streams
+from burnish.policies.sampling_distribution import draw_tokens, early_ends, random_stream, random_streams
 from burnish.types import Completion, FinishReason, Group, Prompt, SamplingParams
 
+LONGEST = sys.maxsize
 BLURRED = 8
 """Characters at the start of a text that may be decoded wrongly if the tokens before them are missing."""
 
@@ -36,6 +38,7 @@ class SampleRow:
         reason: "stop" after an end token or a stop text, else "length".
         text: the text, cut at a stop text; None if there is none.
         begins: whether its prompt is empty.
+        before: how many of its tokens are there already, and are read with the prompt.
         prompt_slots, slots: slots of its prompt and of its tokens in the forward cache.
     """
 
@@ -48,6 +51,7 @@ class SampleRow:
     reason: FinishReason = "length"
     text: str | None = None
     begins: bool = False
+    before: int = 0
     prompt_slots: range | None = None
     slots: list[int] = field(default_factory=list)
 
@@ -68,6 +72,15 @@ class StreamedRow(SampleRow):
         SampleRow.append(self, *args, **options)  # super() does not work in a dataclass with slots
         if self.reason == "length":
             self.stream.update(self.tokens)
+
+
+def unfinished(completion: Completion, sampling: SamplingParams) -> bool:
+    """Return whether a completion was left before its end."""
+    return completion.finish_reason == "length" and len(completion.token_ids) < sampling.max_new_tokens
+
+
+def _begins(prompt: Prompt) -> bool:
+    return not (prompt.text or prompt.messages)
 
 
 class TextModel(Protocol):
@@ -176,10 +189,12 @@ class RowSampler(ABC):
         seed: Sequence[int],
         policy_version: int = 0,
         on_text: Callable[[str], None] | None = None,
+        limit: int | None = None,
     ) -> list[Group]:
         """Return P groups of G completions.
 
         Args:
+            limit: tokens after which a text is left unfinished, for ``extend``; None draws all of it.
             on_text: for a single sample; called after each token with the text that is new, which may be empty.
 
         Raises:
@@ -192,13 +207,13 @@ class RowSampler(ABC):
         streams = random_streams(prompts, samples_per_prompt, seed, sampling.max_new_tokens)
         rows = [SampleRow(*divmod(index, samples_per_prompt), uniforms) for index, uniforms in enumerate(streams)]
         for row in rows:
-            row.begins = not (prompts[row.prompt].text or prompts[row.prompt].messages)
+            row.begins = _begins(prompts[row.prompt])
         stream = None
         if on_text is not None:
             (row,) = rows
             stream = TextStream(partial(self.text_model.decode, begins=row.begins), on_text, sampling.stop)
             rows = [StreamedRow(row.prompt, row.index, row.uniforms, begins=row.begins, stream=stream)]
-        self.fill(encoded, rows, sampling)
+        self.fill(encoded, rows, replace(sampling, max_new_tokens=min(limit or LONGEST, sampling.max_new_tokens)))
         completions = [
             self._completion(prompts[row.prompt], encoded[row.prompt], row, policy_version, sampling) for row in rows
         ]
@@ -207,6 +222,44 @@ class RowSampler(ABC):
         return [
             Group(prompt, tuple(completions[index * samples_per_prompt : (index + 1) * samples_per_prompt]))
             for index, prompt in enumerate(prompts)
+        ]
+
+    @torch.no_grad()
+    def extend(
+        self,
+        completions: Sequence[Completion],
+        *,
+        numbers: Sequence[int],
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        limit: int | None = None,
+    ) -> list[Completion]:
+        """Return unfinished completions with further tokens, drawn by the weights of this moment.
+
+        A text gets the random numbers that it would have got without an interruption. Each one is read again, its prompt
+        too: samples of one prompt go on differently.
+
+        Args:
+            numbers: of each completion, as in ``random_stream``.
+            limit: as in ``sample``.
+        """
+        rows = []
+        for place, (one, number) in enumerate(zip(completions, numbers, strict=True)):
+            row = SampleRow(place, one.index, random_stream(one.prompt, number, seed, sampling.max_new_tokens))
+            row.tokens, row.logprobs = list(one.token_ids), list(one.sampler_logprobs)
+            row.log_masses, row.before = list(one.sampler_log_masses), len(one.token_ids)
+            row.begins = _begins(one.prompt)
+            rows.append(row)
+        for before in sorted({row.before for row in rows}):
+            some = [row for row in rows if row.before == before]
+            encoded = [completions[row.prompt].prompt_ids + completions[row.prompt].token_ids for row in some]
+            for place, row in enumerate(some):
+                row.prompt = place
+            left = min(limit or LONGEST, sampling.max_new_tokens - before)
+            self.fill(encoded, some, replace(sampling, max_new_tokens=left))
+        return [
+            self._completion(one.prompt, one.prompt_ids, row, one.policy_version, sampling)
+            for one, row in zip(completions, rows, strict=True)
         ]
 
     def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -133,12 +133,12 @@ class VLLMSampler(RowSampler):
                     break
 
     def _params(self, row: SampleRow, sampling: SamplingParams, ends: frozenset[int]) -> Any:
-        """Return what vLLM needs to know of a row. Its seed is the first of the row's own random numbers."""
+        """Return what vLLM needs to know of a row. Its seed is the next of the row's own random numbers."""
         return self._vllm.SamplingParams(
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p,
-            max_tokens=sampling.max_new_tokens, min_tokens=sampling.min_new_tokens, stop_token_ids=sorted(ends),
-            ignore_eos=True, logprobs=0,
-            seed=int(row.uniforms[0] * 2**53), logit_bias=self._bias, detokenize=False,
+            max_tokens=sampling.max_new_tokens, min_tokens=max(0, sampling.min_new_tokens - row.before),
+            stop_token_ids=sorted(ends), ignore_eos=True, logprobs=0, logit_bias=self._bias, detokenize=False,
+            seed=int(row.uniforms[row.before] * 2**53),
         )  # fmt: skip
 
 

@@ -285,11 +285,18 @@ def random_streams(
     seen: Counter[str] = Counter()
     streams = []
     for prompt in prompts:
-        digest = hashlib.sha256(prompt.id.encode()).digest()
-        words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
         first = seen[prompt.id] * samples_per_prompt
         seen[prompt.id] += 1
-        for index in range(first, first + samples_per_prompt):
-            philox = np.random.Philox(np.random.SeedSequence([*seed, *words, index]))
-            streams.append(np.random.Generator(philox).random(length))
+        streams += [random_stream(prompt, first + index, seed, length) for index in range(samples_per_prompt)]
     return streams
+
+
+def random_stream(prompt: Prompt, number: int, seed: Sequence[int], length: int) -> np.ndarray:
+    """Return the random numbers [length] of one sample of a prompt; the first ones do not depend on the length.
+
+    ``number`` counts the samples of all the prompt's occurrences in a call of ``Sampler.sample``, from 0.
+    """
+    digest = hashlib.sha256(prompt.id.encode()).digest()
+    words = [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
+    philox = np.random.Philox(np.random.SeedSequence([*seed, *words, number]))
+    return np.random.Generator(philox).random(length)

@@ -23,6 +23,8 @@ class BackendSection(Section):
     """Of a running cluster, "auto" or host:port. None starts a cluster on this machine for the run, and stops it."""
     max_staleness: int = Field(0, ge=0, le=64)
     """Steps that samples may be behind the weights that learn from them; above 0, sampling and learning overlap."""
+    segment: int | None = Field(None, ge=1, le=1 << 20)
+    """Tokens of a text that samplers draw at a time, when they work ahead by two steps or more; None draws all."""
     cpus: int | None = Field(None, ge=1, le=1024)
     """Threads of a sampler; None is a fair share of this machine's cores, or one on a cluster with an address."""
     gpus: float = Field(0.0, ge=0, le=1024)
@@ -33,6 +35,10 @@ class BackendSection(Section):
     """The Python that runs the samplers, of an environment with burnish and vLLM; None is the driver's."""
     learner_gpus: float = Field(0.0, ge=0, le=1)
     """GPUs of a learner other than the driver; a fraction shares one."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """Processes on as few machines as possible, or on as many; the strict forms demand it."""
+    colocate: bool = False
+    """Whether each learner shares its place with a sampler, and the GPU if both need a part of one."""
     time_limit: float = Field(600.0, gt=0, le=1e6)
     """Seconds that a sampler or a learner may take for one answer, loading included."""
     restarts: int = Field(3, ge=0, le=1000)
@@ -48,6 +54,19 @@ class BackendSection(Section):
             raise ValueError('address is empty; write "auto" or host:port, or remove it')
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus = {self.gpus}: Ray gives a part of one GPU or whole GPUs; use {int(self.gpus)}")
+        if self.segment is not None and self.max_staleness < 2:
+            raise ValueError(
+                f"segment = {self.segment}: texts are drawn in parts only where samples of two later steps are begun; set "
+                "max_staleness to 2 or more, or remove it"
+            )
+        if self.colocate and self.learners == 1:
+            raise ValueError("colocate: the driver is the only learner, and Ray does not place it; remove it")
+        both = self.gpus + self.learner_gpus
+        if self.colocate and both > 1 and both != int(both):
+            raise ValueError(
+                f"colocate: a sampler's {self.gpus:g} and a learner's {self.learner_gpus:g} GPUs are more than one and no "
+                "whole number; lower them to share one"
+            )
         if self.python is not None and self.engine != "vllm":
             raise ValueError('python belongs to engine = "vllm", which may need an environment of its own; remove it')
         if self.engine == "vllm" and self.gpus > 1:
@@ -75,6 +94,8 @@ def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
         raise ValueError(
             'backend.learner_gpus = 0: policy.device = "cuda" needs a GPU for each learner; set it, such as to 1'
         )
+    if backend.segment is not None and policy.use == "tabular":
+        raise ValueError(f"backend.segment = {backend.segment}: a table draws its texts at once; remove it")
     for key in ("gpus", "learner_gpus"):
         if policy.device == "cpu" and getattr(backend, key) > 0:
             raise ValueError(

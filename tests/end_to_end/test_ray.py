@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -73,6 +74,12 @@ class TestSameRun:
             train(path, run, *RAY, "backend.samplers=2", observer=InterruptingObserver(2))
         burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.samplers=1"])
         assert_near(run, local)
+
+    def test_two_samplers_draw_other_samples_for_a_prompt_that_comes_twice(self, cluster, workspace, here):
+        twice = ["sampling.prompts_per_step=8", "steps=2"]  # of four prompts
+        path, _ = here(steps=1)
+        local = train(path, workspace / "local", *twice, "optimizer.reuse_sampling=false").run_dir
+        assert_near(train(path, workspace / "run", *RAY, *twice, "backend.samplers=2").run_dir, local)
 
     def test_two_samplers_with_an_adapter(self, cluster, workspace, here):
         path, local = here(steps=2, extra="\n[policy.lora]\nrank = 4\n")
@@ -232,6 +239,37 @@ class TestAhead:
         path, _ = here(steps=1)
         run = workspace / "run"
         with pytest.raises(Interrupted):
-            train(path, run, *self.AHEAD, "steps=6", observer=InterruptingObserver(3))
+            train(path, run, *self.AHEAD, "steps=6", observer=InterruptingObserver(2))
         burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.max_staleness=1"])
         assert [row["staleness"] for row in rows(run)] == [0, 1, 2, 0, 1, 1]
+
+    def test_long_texts_are_drawn_in_parts_by_newer_weights(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        parts = ("backend.max_staleness=3", "backend.segment=3", "backend.samplers=2", "record_tokens=true", "steps=7")
+        whole = train(path, workspace / "whole", *self.AHEAD, *parts).run_dir
+        assert [row["staleness"] for row in rows(whole)] == [0, 1, 2, 3, 3, 3, 3]
+        # Sampled by three versions, a text's log-probabilities are compared with those of the one that learns from it.
+        assert all(row["mismatch_kl"] > 1e-9 for row in rows(whole)[1:])
+        texts = [row for row in rows(whole, "samples.jsonl") if row["finish_reason"] == "length"]
+        assert texts and all(row["tokens"] == 10 for row in texts)
+        stopped = workspace / "stopped"
+        with pytest.raises(Interrupted):
+            train(path, stopped, *self.AHEAD, *parts, observer=InterruptingObserver(2))
+        watcher = Killer()
+        burnish.train(resume=stopped, observer=watcher, overrides=["backend.restarts=1"])
+        assert any("was lost before" in text for text in watcher.warnings)
+        assert (stopped / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+        assert list(map(comparable, rows(stopped))) == list(map(comparable, rows(whole)))
+
+    def test_a_resumed_run_finishes_texts_that_were_interrupted(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        run = workspace / "run"
+        with pytest.raises(Interrupted):
+            train(path, run, *self.AHEAD, "backend.segment=2", "steps=6", observer=InterruptingObserver(3))
+        held = json.loads((run / "checkpoints" / "step-3" / "in_flight.json").read_text(encoding="utf-8"))
+        assert any(
+            one["finish_reason"] == "length" and len(one["token_ids"]) == 2 for group in held["5"] for one in group
+        )
+        burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.segment=1000"])
+        lengths = {(row["finish_reason"], row["tokens"]) for row in rows(run, "samples.jsonl")}
+        assert all(reason == "stop" or tokens == 10 for reason, tokens in lengths)

@@ -36,6 +36,19 @@ class TestLearners:
         assert [(row["step"], row["kind"]) for row in said] == [(2, "learner"), (4, "learner")]
         assert all("learner 2" in row["text"] and "all begin again" in row["text"] for row in said)
 
+    def test_a_learner_shares_its_place_with_a_sampler(self, cluster, workspace, here):
+        path, local = here(steps=2)
+        keys = ("colocate=true", "placement=strict_pack", "samplers=2")
+        assert_near(train(path, workspace / "run", *LEARNERS, *(f"backend.{key}" for key in keys)).run_dir, local)
+
+    def test_without_room_for_all_nothing_starts(self, cluster, workspace, here):
+        path, _ = here(steps=1)
+        with pytest.raises(burnish.BurnishError) as refused:
+            train(path, workspace / "run", *LEARNERS, "backend.placement=strict_spread", "backend.time_limit=2")
+        said = str(refused.value)
+        assert said.startswith("the cluster had no room in 2 s for 1 sampler of 1 CPU and 0 GPUs, 1 learner of 1 CPU")
+        assert "'strict_spread'" in said and "3 of 3 CPUs are free" in said and learners() == []
+
 
 REWARDS = '''
 """Rewards of each form: one that dies once, one that hangs once, and one that cannot do without the others."""

@@ -38,6 +38,8 @@ VLLM = [RAY, "backend.engine=vllm"]
             [*VLLM, "evaluation.sampling.min_p=0.1", "evaluation.sampling.top_p=0.9"],
             "evaluation.sampling: vLLM applies min_p before top_p",
         ),
+        ([RAY, "backend.segment=8", "backend.max_staleness=1"], "segment = 8: texts are drawn in parts only where"),
+        ([RAY, "backend.colocate=true"], "colocate: the driver is the only learner"),
         ([RAY, "policy.use=lstm", "sampling.nlpo_top_p=0.9"], "sampling.nlpo_top_p: not available with backend.use"),
     ],
 )

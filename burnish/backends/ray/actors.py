@@ -52,16 +52,15 @@ class Actors:
     Args:
         ray: the module, connected to a cluster.
         kind: what an actor is called in messages, such as "sampler".
-        needs: of each actor, for the message where the cluster has no room.
         make: makes the handle of an actor, given its number.
         first: the first actor's number.
     """
 
     def __init__(
-        self, ray: Any, kind: str, needs: str, count: int, make: Callable[[int], Any], backend: BackendSection, *,
+        self, ray: Any, kind: str, count: int, make: Callable[[int], Any], backend: BackendSection, *,
         first: int = 1,
     ) -> None:  # fmt: skip
-        self._ray, self._kind, self._needs, self._backend = ray, kind, needs, backend
+        self._ray, self._kind, self._backend = ray, kind, backend
         self._actors = [Actor(kind, number, make(number)) for number in range(first, first + count)]
         self._stopped = False
         self._events: list[tuple[int, str]] = []
@@ -77,11 +76,9 @@ class Actors:
             try:
                 actor.process = int(self._ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
             except self._ray.exceptions.GetTimeoutError:
-                has = self._ray.cluster_resources()
                 raise BurnishError(
-                    f"the cluster started no process for {actor.name} in {self._backend.time_limit:g} s: each of "
-                    f"{len(self)} {self._kind}s needs {self._needs}, and the cluster has {has.get('CPU', 0):g} CPUs and "
-                    f"{has.get('GPU', 0):g} GPUs in all"
+                    f"the cluster started no process for {actor.name} in {self._backend.time_limit:g} s; raise "
+                    "backend.time_limit if its machines are slow"
                 ) from None
             except self._ray.exceptions.RayError as error:
                 raise BurnishError(f"{actor.name} cannot be started: {reason(error)}") from error
@@ -149,6 +146,9 @@ class Actors:
             cause = getattr(error, "cause", None)
             if isinstance(cause, BurnishError):
                 raise cause from error
+            if isinstance(cause, exceptions.RayError):  # what it needed did not arrive: its machine's store may be full
+                time.sleep(GLANCE)
+                return None, reason(cause)
             raise BurnishError(
                 f"a {self._kind} failed: {type(cause).__name__}: {one_line(cause or error)[:500]}"
             ) from error

@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from burnish.backends.ray.sampler import BegunSampling, RemoteSampler
+from burnish.backends.ray.sampler import BegunExtension, BegunSampling, RemoteSampler
 from burnish.errors import InputError, one_line
+from burnish.generation.rows import unfinished
 from burnish.run.folder import Checkpoint
 from burnish.training.learner import Learner
 from burnish.training.step import draw_prompts
@@ -26,6 +27,10 @@ class AheadSampler:
     which weights never depends on who is faster. A checkpoint waits for the samples in flight and holds them, so that a
     resumed run has the same bits. Held-out samples and refills are not begun ahead.
 
+    With a ``segment``, texts of a later step are drawn that many tokens at a time, each part by newer weights, until the
+    step before theirs, which draws the rest: a long text holds nobody up (partial rollouts; Kimi k1.5, 2025, 2.6.2).
+    ``Completion.policy_version`` is then that of a text's first token.
+
     Args:
         prompts_of: the prompts of a step, counted from 1.
         seed: the recipe's.
@@ -35,11 +40,12 @@ class AheadSampler:
 
     def __init__(
         self, sampler: RemoteSampler, staleness: int, prompts_of: Callable[[int], Sequence[Prompt]], *,
-        seed: int, steps: int, done: Callable[[], int],
+        seed: int, steps: int, done: Callable[[], int], segment: int | None = None,
     ) -> None:  # fmt: skip
         self._sampler, self._staleness, self._prompts_of = sampler, staleness, prompts_of
+        self._segment = segment
         self._seed, self._steps, self._done = seed, steps, done
-        self._begun: dict[int, BegunSampling | list[Group]] = {}
+        self._begun: dict[int, BegunSampling | BegunExtension | list[Group]] = {}
         """The step -> its samples to come, or those that are there."""
 
     def sample(
@@ -61,16 +67,30 @@ class AheadSampler:
         for old in [number for number in self._begun if number < step]:
             del self._begun[old]
         for later in range(step, min(step + self._staleness, self._steps) + 1):
+            limit = self._segment if later > step + 1 else None
             if later not in self._begun:
                 self._begun[later] = self._sampler.begin(
                     self._prompts_of(later), samples_per_prompt=samples_per_prompt, sampling=sampling,
-                    seed=(self._seed, later), policy_version=policy_version,
+                    seed=(self._seed, later), policy_version=policy_version, limit=limit,
+                )  # fmt: skip
+            elif self._interrupted(later, sampling):
+                self._begun[later] = self._sampler.extend(
+                    self._groups(later), sampling=sampling, seed=(self._seed, later), policy_version=policy_version,
+                    limit=limit,
                 )  # fmt: skip
         return self._groups(step)
 
+    def _interrupted(self, step: int, sampling: SamplingParams) -> bool:
+        """Return whether a begun step has unfinished texts; it waits only where there may be some."""
+        if self._segment is None and not isinstance(
+            self._begun[step], list
+        ):  # a checkpoint's may be another run's parts
+            return False
+        return any(unfinished(one, sampling) for group in self._groups(step) for one in group.completions)
+
     def _groups(self, step: int) -> list[Group]:
         begun = self._begun[step]
-        if isinstance(begun, BegunSampling):
+        if not isinstance(begun, list):
             begun = self._begun[step] = self._sampler.groups(begun)
         return begun
 
@@ -127,7 +147,7 @@ def sampled_ahead(sampler: RemoteSampler, learner: Learner) -> AheadSampler:
 
     return AheadSampler(
         sampler, recipe.backend.max_staleness, prompts_of, seed=recipe.seed, steps=recipe.steps,
-        done=lambda: learner.step,
+        done=lambda: learner.step, segment=recipe.backend.segment,
     )  # fmt: skip
 
 

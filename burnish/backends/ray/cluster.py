@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from burnish.backends.ray.placement import bundles
 from burnish.errors import BurnishError, one_line
 from burnish.recipe.backend import BackendSection
 from burnish.system.environment import environment_variables
-from burnish.system.machine import cores
 from burnish.system.optional_packages import needed
 
 if TYPE_CHECKING:
@@ -60,16 +60,6 @@ def connected(backend: BackendSection) -> Iterator[Any]:
         yield from _started(ray, backend) if backend.address is None else _joined(ray, backend)
 
 
-def sampler_threads(backend: BackendSection) -> int:
-    """Return the threads of each sampler."""
-    return backend.cpus or (1 if backend.address is not None else max(1, cores() // backend.samplers))
-
-
-def learner_threads(backend: BackendSection) -> int:
-    """Return the threads of each learner other than the driver."""
-    return backend.cpus or (1 if backend.address is not None else max(1, cores() // backend.learners))
-
-
 def process_environment(backend: BackendSection, offline: bool) -> dict[str, str]:
     """Return what a process of the run has in its environment beyond what every one has."""
     environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
@@ -101,12 +91,6 @@ def _joined(ray: Any, backend: BackendSection) -> Iterator[Any]:
     finally:
         with _own_signals():
             ray.shutdown()
-
-
-def _cpus(backend: BackendSection) -> int:
-    """Return the CPUs of a cluster for one run; learners share cores with samplers, since they take turns."""
-    others = (backend.learners - 1) * learner_threads(backend) + backend.scorers * (backend.cpus or 1)
-    return backend.samplers * sampler_threads(backend) + others
 
 
 def _refuse_unreachable(address: str) -> None:
@@ -144,10 +128,10 @@ def _started(ray: Any, backend: BackendSection) -> Iterator[Any]:
         with environment_variables(environment), _on_loopback():
             try:
                 with _own_signals(), _ray_quiet():
+                    cpus = sum(one.cpus for one in bundles(backend)[0])
                     ray.init(
-                        address="local", num_cpus=_cpus(backend), include_dashboard=False, _temp_dir=str(folder),
-                        **_silent(),
-                    )  # fmt: skip
+                        address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder), **_silent()
+                    )
             except Exception as error:
                 raise BurnishError(
                     f"no Ray cluster could be started on this machine ({type(error).__name__}: {one_line(error)[:300]})"

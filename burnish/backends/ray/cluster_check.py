@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from burnish.backends.ray.actors import reason
-from burnish.backends.ray.cluster import connected, learner_threads, sampler_threads
+from burnish.backends.ray.cluster import connected
 from burnish.backends.ray.node_probe import PACKAGES, NodeFacts, NodeProbe, installed, readable_model
+from burnish.backends.ray.placement import Bundle, bundles, needs
 from burnish.errors import BurnishError
 from burnish.recipe.schema import Recipe
 
@@ -149,30 +151,45 @@ class Room:
 
 
 def room(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[Line]:
-    """Yield what each machine has, and whether the recipe's samplers and learners have room on them."""
-    backend = recipe.backend
-    sampler = sampler_threads(backend), backend.gpus
+    """Yield what each machine has, and whether the recipe's processes have room on them, placed as it asks."""
+    backend, need = recipe.backend, needs(recipe.backend)
+    sampler = need["sampler"].cpus, need["sampler"].gpus
     for node in nodes:
         fits = _count(Room(node).places(*sampler), "sampler")
         yield Line(
             node.name,
             f"{node.cpus:g} CPUs, {node.gpus:g} GPUs, object store {node.store / 1e9:.1f} GB: room for {fits}",
         )
-    rooms = [Room(node) for node in nodes]
-    yield _placed(rooms, "sampler", backend.samplers, *sampler)
-    if backend.learners > 1:
-        yield _placed(rooms, "learner", backend.learners - 1, learner_threads(backend), backend.learner_gpus)
+    placed = Counter(kind for bundle in _placed(bundles(backend)[0], nodes, backend.placement) for kind in bundle.kinds)
+    strict = f" with backend.placement = '{backend.placement}'" if backend.placement.startswith("strict") else ""
+    for kind, one in need.items():
+        if not one.count:
+            continue
+        beside = " beside the driver" if kind == "learner" else ""
+        asked = f"the recipe asks for {_count(one.count, kind)} of {one}{beside}, and{strict} the cluster has room for"
+        fix = "lower their number, backend.cpus or their GPUs, or add machines"
+        fault = placed[kind] < one.count
+        text = f"{asked} {placed[kind]}: {fix}" if fault else f"{asked} {'it' if one.count == 1 else 'them'}"
+        yield Line(f"{kind}s", text, fault)
 
 
-def _placed(rooms: Sequence[Room], kind: str, count: int, cpus: int, gpus: float) -> Line:
-    """Place the recipe's processes of one kind, and say whether there was room for all."""
-    beside = " beside the driver" if kind == "learner" else ""
-    asked = f"the recipe asks for {_count(count, kind)} of {cpus} CPUs and {gpus:g} GPUs{beside}, and"
-    placed = sum(any(one.take(cpus, gpus) for one in rooms) for _ in range(count))
-    if placed == count:
-        return Line(f"{kind}s", f"{asked} the cluster has room for {'it' if count == 1 else 'them'}")
-    fix = "lower their number, backend.cpus or their GPUs, or add machines"
-    return Line(f"{kind}s", f"{asked} the cluster has room for {placed}: {fix}", True)
+def _placed(wanted: Sequence[Bundle], nodes: Sequence[Node], placement: str) -> list[Bundle]:
+    """Return the bundles that find room: on one machine or each on its own where the placement is strict."""
+    if placement == "strict_pack":
+        return max((_taken(wanted, [Room(node)]) for node in nodes), key=len, default=[])
+    return _taken(wanted, [Room(node) for node in nodes], once=placement == "strict_spread")
+
+
+def _taken(wanted: Sequence[Bundle], rooms: list[Room], *, once: bool = False) -> list[Bundle]:
+    """Put bundles into the first room that fits, which holds a single one if so asked; return those with room."""
+    found = []
+    for bundle in wanted:
+        place = next((one for one in rooms if one.take(bundle.cpus, bundle.gpus)), None)
+        if place is not None:
+            found.append(bundle)
+        if once and place is not None:
+            rooms.remove(place)
+    return found
 
 
 def _weight_bytes(recipe: Recipe) -> int | None:

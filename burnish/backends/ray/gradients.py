@@ -14,6 +14,7 @@ from torch import nn
 from burnish.backends.ray.actors import ActorLost, Actors, Report, Work
 from burnish.backends.ray.cluster import own_address, process_environment
 from burnish.backends.ray.group import GroupBroken, LearnerGroup, Meeting, listening_at, refuse_other_group
+from burnish.backends.ray.placement import Reservation, learner_threads
 from burnish.backends.ray.sampler import bare_prompt
 from burnish.backends.ray.worker import LearnerProcess
 from burnish.errors import BurnishError
@@ -35,20 +36,19 @@ class SharedGradients:
 
     Args:
         ray: the module, connected to a cluster.
-        threads: of each learner other than the driver.
+        room: for the learners other than the driver.
         report: called with what happened to a process, in the thread that asks for gradients.
     """
 
-    def __init__(self, ray: Any, backend: BackendSection, threads: int, report: Report, offline: bool) -> None:
+    def __init__(self, ray: Any, backend: BackendSection, room: Reservation, report: Report, offline: bool) -> None:
         self._ray, self._backend, self._report = ray, backend, report
-        options = {"num_cpus": threads, "num_gpus": backend.learner_gpus, "max_restarts": -1, "max_task_retries": 0}
-        kind = ray.remote(LearnerProcess).options(**options)
-        environment = process_environment(backend, offline)
-        needs = f"{threads} CPUs and {backend.learner_gpus:g} GPUs"
-        self._actors = Actors(
-            ray, "learner", needs, backend.learners - 1, lambda number: kind.remote(threads, environment), backend,
-            first=2,
-        )  # fmt: skip
+        threads, environment = learner_threads(backend), process_environment(backend, offline)
+
+        def make(number: int) -> Any:
+            kind = ray.remote(LearnerProcess).options(**room.options("learner", number - 2))
+            return kind.remote(threads, environment)
+
+        self._actors = Actors(ray, "learner", backend.learners - 1, make, backend, first=2)
         self._group: LearnerGroup | None = None
         self._seconds = 0.0
 

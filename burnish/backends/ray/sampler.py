@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from burnish.backends.ray.actors import Actors, Report
+from burnish.backends.ray.actors import GLANCE, Actors, Report, reason
 from burnish.backends.ray.cluster import process_environment
+from burnish.backends.ray.placement import Reservation, sampler_threads
 from burnish.backends.ray.weights import pack_weights
 from burnish.backends.ray.worker import Request, SampledShare, SamplerProcess
 from burnish.errors import BurnishError, one_line
+from burnish.generation.rows import unfinished
 from burnish.protocols import Trainable
 from burnish.recipe.backend import BackendSection
 from burnish.types import Group, Prompt, SamplingParams
@@ -25,21 +29,20 @@ class Samplers:
 
     Args:
         ray: the module, connected to a cluster.
-        threads: of each process.
+        room: for the processes.
         report: called with what happened to a process, in the thread that asks for samples.
     """
 
-    def __init__(self, ray: Any, backend: BackendSection, threads: int, report: Report, offline: bool) -> None:
-        self._ray, self._report = ray, report
-        options: dict[str, Any] = {"num_cpus": threads, "num_gpus": backend.gpus}
-        if backend.python is not None:
-            options["runtime_env"] = {"py_executable": backend.python}
-        kind = ray.remote(SamplerProcess).options(max_restarts=-1, max_task_retries=0, **options)
-        environment = process_environment(backend, offline)
-        needs = f"{threads} CPUs and {backend.gpus:g} GPUs"
-        self._actors = Actors(
-            ray, "sampler", needs, backend.samplers, lambda number: kind.remote(threads, environment), backend
-        )
+    def __init__(self, ray: Any, backend: BackendSection, room: Reservation, report: Report, offline: bool) -> None:
+        self._ray, self._backend, self._report = ray, backend, report
+        runtime = {} if backend.python is None else {"runtime_env": {"py_executable": backend.python}}
+        threads, environment = sampler_threads(backend), process_environment(backend, offline)
+
+        def make(number: int) -> Any:
+            kind = ray.remote(SamplerProcess).options(**room.options("sampler", number - 1), **runtime)
+            return kind.remote(threads, environment)
+
+        self._actors = Actors(ray, "sampler", backend.samplers, make, backend)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -48,14 +51,31 @@ class Samplers:
         """End the processes; a cluster that was there before the run stays."""
         self._actors.stop()
 
-    def put(self, value: Any) -> Any:
-        """Put a value into the cluster's object store and return its reference."""
-        try:
-            return self._ray.put(value)
-        except self._ray.exceptions.RayError as error:
-            raise BurnishError(
-                f"the cluster's object store did not take the weights: {one_line(error)[:300]}"
-            ) from error
+    def put(self, value: Any, step: int = 0) -> Any:
+        """Put a value into the cluster's object store, and return its reference.
+
+        If the store and the disk that it spills to are full, wait until others have freed some of it. Raises
+        BurnishError if that takes longer than ``backend.time_limit``.
+        """
+        exceptions, limit = self._ray.exceptions, self._backend.time_limit
+        deadline, told = time.monotonic() + limit, False
+        while True:
+            try:
+                return self._ray.put(value)
+            except (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError) as error:
+                if time.monotonic() >= deadline:
+                    raise BurnishError(
+                        f"the cluster's object store has had no room for the weights in {limit:g} s, nor the disk that it "
+                        "spills to: free some, or start the cluster with a larger --object-store-memory"
+                    ) from error
+                if not told:
+                    self._report(step, f"store of the driver's machine is full ({reason(error)}): waiting for room")
+                told = True
+                time.sleep(GLANCE)
+            except exceptions.RayError as error:
+                raise BurnishError(
+                    f"the cluster's object store did not take the weights: {one_line(error)[:300]}"
+                ) from error
 
     def prepare(self, setup: Any) -> None:
         """Let every sampler load its policy. Raises what loading raised."""
@@ -84,11 +104,34 @@ class Samplers:
 
 @dataclass(frozen=True, slots=True)
 class BegunSampling:
-    """Prompts that are being sampled, the calls that will answer, and the version of the weights."""
+    """Prompts that are being sampled, the calls that will answer, and the places of each call's prompts."""
 
     prompts: Sequence[Prompt]
     calls: Sequence[Future[Any]]
-    version: int
+    places: Sequence[Sequence[int]]
+
+    def groups(self, shares: Sequence[SampledShare]) -> list[Group]:
+        """Return the groups of the prompts, in their order."""
+        sampled = by_place(self.places, [share.groups for share in shares])
+        return [with_prompt(sampled[place], prompt) for place, prompt in enumerate(self.prompts)]
+
+
+@dataclass(frozen=True, slots=True)
+class BegunExtension:
+    """Groups with texts that are being gone on with, as ``BegunSampling``; places count all completions."""
+
+    so_far: Sequence[Group]
+    calls: Sequence[Future[Any]]
+    places: Sequence[Sequence[int]]
+
+    def groups(self, shares: Sequence[SampledShare]) -> list[Group]:
+        """Return the groups with the texts as they are now."""
+        longer = by_place(self.places, [share.completions for share in shares])
+        place, groups = itertools.count(), []
+        for group in self.so_far:
+            some = [longer.get(next(place), one) for one in group.completions]
+            groups.append(with_prompt(Group(group.prompt, tuple(some)), group.prompt))
+        return groups
 
 
 class RemoteSampler:
@@ -130,22 +173,58 @@ class RemoteSampler:
         sampling: SamplingParams,
         seed: Sequence[int],
         policy_version: int,
+        limit: int | None = None,
     ) -> BegunSampling:
-        """Let samplers begin with the weights of this moment, after what they have begun already."""
-        self._send_weights(policy_version)
-        requests = [
-            Request(tuple(map(bare_prompt, share)), samples_per_prompt, sampling, tuple(seed), policy_version)
-            for share in split_evenly(prompts, len(self._samplers))
-        ]
-        calls = self._samplers.begin(self._setup, self._weights, requests, policy_version + 1)
-        return BegunSampling(prompts, calls, policy_version)
+        """Let samplers begin with the weights of this moment, after what they have begun already.
 
-    def groups(self, begun: BegunSampling) -> list[Group]:
+        ``limit`` leaves texts unfinished after so many tokens, for ``extend``.
+        """
+        # The random numbers of a prompt that occurs again depend on how often it was there: these stay together.
+        ids = list(dict.fromkeys(prompt.id for prompt in prompts))
+        shares = [set(share) for share in split_evenly(ids, len(self._samplers))]
+        places = [[place for place, prompt in enumerate(prompts) if prompt.id in share] for share in shares]
+        requests = [
+            Request(
+                tuple(bare_prompt(prompts[place]) for place in share), samples_per_prompt, sampling, tuple(seed),
+                policy_version, limit,
+            )
+            for share in places
+        ]  # fmt: skip
+        return BegunSampling(prompts, self._ask(requests, policy_version), places)
+
+    def extend(
+        self,
+        groups: Sequence[Group],
+        *,
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        policy_version: int,
+        limit: int | None = None,
+    ) -> BegunExtension:
+        """Let samplers go on with the unfinished texts of groups, with the weights of this moment."""
+        every = [one for group in groups for one in group.completions]
+        numbers = stream_numbers(groups)
+        left = [place for place, one in enumerate(every) if unfinished(one, sampling)]
+        places = split_evenly(left, len(self._samplers))
+        requests = [
+            Request(
+                (), 0, sampling, tuple(seed), policy_version, limit,
+                tuple(replace(every[place], prompt=bare_prompt(every[place].prompt)) for place in share),
+                tuple(numbers[place] for place in share),
+            )
+            for share in places
+        ]  # fmt: skip
+        return BegunExtension(groups, self._ask(requests, policy_version), places)
+
+    def _ask(self, requests: Sequence[Request], version: int) -> list[Future[Any]]:
+        self._send_weights(version)
+        return self._samplers.begin(self._setup, self._weights, requests, version + 1)
+
+    def groups(self, begun: BegunSampling | BegunExtension) -> list[Group]:
         """Wait for what was begun, and return its groups."""
         shares = self._samplers.shares(begun.calls)
-        self._load_seconds += max(share.load_seconds for share in shares)
-        groups = [group for share in shares for group in share.groups]
-        return [with_prompt(group, prompt) for group, prompt in zip(groups, begun.prompts, strict=True)]
+        self._load_seconds += max((share.load_seconds for share in shares), default=0.0)
+        return begun.groups(shares)
 
     def pop_metrics(self) -> Mapping[str, float]:
         """Return the seconds that weights took since the last call; they are part of ``time/generate``."""
@@ -158,7 +237,7 @@ class RemoteSampler:
             return
         begin = time.perf_counter()
         self._weights = None  # the store may free the last ones before it takes these
-        self._weights = self._samplers.put(pack_weights(self._policy.trainable()))
+        self._weights = self._samplers.put(pack_weights(self._policy.trainable()), version + 1)
         self._version = version
         self._seconds += time.perf_counter() - begin
 
@@ -179,3 +258,20 @@ def bare_prompt(prompt: Prompt) -> Prompt:
 def with_prompt(group: Group, prompt: Prompt) -> Group:
     """Return a group whose prompt was sent without what only the driver reads."""
     return Group(prompt, tuple(replace(completion, prompt=prompt) for completion in group.completions))
+
+
+def by_place(places: Sequence[Sequence[int]], shares: Sequence[Sequence[T]]) -> dict[int, T]:
+    """Return place -> value, of the values of each share."""
+    return {
+        place: one for some, share in zip(places, shares, strict=True) for place, one in zip(some, share, strict=True)
+    }
+
+
+def stream_numbers(groups: Sequence[Group]) -> list[int]:
+    """Return the number of each completion's random numbers (``random_stream``): a prompt may occur again."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for group in groups:
+        numbers += [seen[group.prompt.id] + one.index for one in group.completions]
+        seen[group.prompt.id] += len(group.completions)
+    return numbers

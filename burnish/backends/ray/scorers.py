@@ -11,6 +11,7 @@ from typing import Any
 
 from burnish.backends.ray.actors import Actors, Report
 from burnish.backends.ray.cluster import process_environment
+from burnish.backends.ray.placement import Reservation
 from burnish.backends.ray.sampler import split_evenly
 from burnish.backends.ray.worker import ScoredShare, ScoreRequest, ScorerProcess
 from burnish.errors import InputError, one_line
@@ -30,18 +31,19 @@ class Scorers:
 
     Args:
         ray: the module, connected to a cluster.
+        room: for the processes.
         report: called with what happened to a process, in the thread that asks for scores.
     """
 
-    def __init__(self, ray: Any, backend: BackendSection, report: Report, offline: bool) -> None:
+    def __init__(self, ray: Any, backend: BackendSection, room: Reservation, report: Report, offline: bool) -> None:
         self._ray, self._report = ray, report
-        threads = backend.cpus or 1
-        kind = ray.remote(ScorerProcess).options(num_cpus=threads, max_restarts=-1, max_task_retries=0)
-        environment = process_environment(backend, offline)
-        self._actors = Actors(
-            ray, "scorer", f"{threads} CPUs", backend.scorers, lambda number: kind.remote(threads, environment, number),
-            backend,
-        )  # fmt: skip
+        threads, environment = backend.cpus or 1, process_environment(backend, offline)
+
+        def make(number: int) -> Any:
+            kind = ray.remote(ScorerProcess).options(**room.options("scorer", number - 1))
+            return kind.remote(threads, environment, number)
+
+        self._actors = Actors(ray, "scorer", backend.scorers, make, backend)
         self._parts: dict[int, tuple[Part, Any]] = {}
         self._next = itertools.count()
 

@@ -57,21 +57,31 @@ class PolicySetup:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A sampler's share of the prompts of one call of ``Sampler.sample``, and how to sample them."""
+    """A sampler's share of the prompts of one call of ``Sampler.sample``, or of texts to go on with, and how.
+
+    Attributes:
+        version: of the weights.
+        limit: tokens after which a text is left as it is; None for no limit.
+        completions, numbers: what to go on with, as ``SamplesInParts.extend`` takes it; there are no prompts then.
+    """
 
     prompts: tuple[Prompt, ...]
     samples_per_prompt: int
     sampling: SamplingParams
     seed: tuple[int, ...]
     version: int
+    limit: int | None = None
+    completions: tuple[Completion, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SampledShare:
-    """A sampler's answer: the groups, and the seconds that it took to load new weights."""
+    """A sampler's answer: the groups, or the completions it went on with, and the seconds to load new weights."""
 
     groups: tuple[Group, ...]
     load_seconds: float
+    completions: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +160,7 @@ class SamplerProcess(PolicyProcess):
     def sample(self, call: int, setup: Sequence[Any], weights: Sequence[Any], request: Request) -> SampledShare:
         """Sample a share with the weights of its version. References come in lists, so that Ray leaves them to us."""
         from burnish.backends.ray.weights import load_weights
-        from burnish.protocols import CopiesWeights
+        from burnish.protocols import CopiesWeights, SamplesInParts
 
         self._enter(call)
         policy, sampler = self._policy(setup)
@@ -163,9 +173,16 @@ class SamplerProcess(PolicyProcess):
                 sampler.copy_weights()
             self._version = request.version
         seconds = time.perf_counter() - begin
+        limit = {} if request.limit is None else {"limit": request.limit}
+        if request.completions:
+            assert isinstance(sampler, SamplesInParts)
+            done = sampler.extend(
+                request.completions, numbers=request.numbers, sampling=request.sampling, seed=request.seed, **limit
+            )
+            return SampledShare((), seconds, tuple(done))
         groups = sampler.sample(
             request.prompts, samples_per_prompt=request.samples_per_prompt, sampling=request.sampling,
-            seed=request.seed, policy_version=request.version,
+            seed=request.seed, policy_version=request.version, **limit,
         )  # fmt: skip
         return SampledShare(tuple(groups), seconds)
 

@@ -52,6 +52,25 @@ def test_learners_get_what_samplers_leave(learners, fault):
     assert others.text.endswith("has room for them") or "has room for 2: " in others.text
 
 
+@pytest.mark.parametrize(
+    ("placement", "cpus", "faults"),
+    [
+        ("pack", [4, 2], [False, False, False]),
+        ("spread", [4, 2], [False, False, False]),
+        ("strict_pack", [6], [False, False, False]),
+        ("strict_pack", [4, 4], [False, False, True]),  # two of three fit on one machine
+        ("strict_spread", [2, 2, 2], [False, False, False]),
+        ("strict_spread", [9, 9], [False, False, True]),  # a third machine is missing
+    ],
+)
+def test_processes_are_placed_as_the_recipe_asks(placement, cpus, faults):
+    nodes = [Node(str(number), f"10.0.0.{number}", has, 0, 1e9) for number, has in enumerate(cpus)]
+    keys = ("use=ray", "cpus=2", "samplers=1", "learners=2", "scorers=1", f"placement={placement}")
+    *_, samplers, learners, scorers = room(load_recipe("news", [f"backend.{key}" for key in keys]), nodes)
+    assert [one.subject for one in (samplers, learners, scorers)] == ["samplers", "learners", "scorers"]
+    assert [one.fault for one in (samplers, learners, scorers)] == faults
+
+
 def test_a_machine_like_the_drivers_has_no_fault():
     assert faults(GOOD) == []
     assert faults(replace(GOOD, model=())) == []  # it will fetch the model
