@@ -64,14 +64,19 @@ def check_model_folder(folder: Path, *, adapters: int = 0) -> Path:
 def check_model_files(folder: Path, weights: Mapping[str, StoredWeight]) -> None:
     """Raise InputError if a key of the JSON files of a model with these weights cannot be."""
     check_config(folder / "config.json", read_object(folder / "config.json"), len(weights))
-    for name, check in (
-        ("generation_config.json", check_generation_config), ("tokenizer_config.json", check_tokenizer_config),
-        ("special_tokens_map.json", None), ("added_tokens.json", None),
-    ):  # fmt: skip
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        check_generation_config(generation, read_object(generation))
+    check_tokenizer_files(folder)
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise InputError if a file of a tokenizer is not what it should be, or a key in it cannot be."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
             described = read_object(folder / name)
-            if check is not None:
-                check(folder / name, described)
+            if name == "tokenizer_config.json":
+                check_tokenizer_config(folder / name, described)
     for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")):
         try:
             path.read_text(encoding="utf-8")
@@ -144,6 +149,7 @@ def _check_adapter(folder: Path, adapters: int) -> Path:
             "them to a separate folder"
         )
     check_adapter_config(config, read_object(config), weights, read_header(weights))
+    check_tokenizer_files(folder)
     return folder
 
 

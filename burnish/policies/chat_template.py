@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from burnish.errors import InputError
+from burnish.errors import InputError, one_line
 from burnish.policies.template_rendering import TemplateError, render_template
 from burnish.types import Message
 
@@ -155,11 +155,15 @@ class ChatTemplate:
         named = given.values() if isinstance(given, dict) else [given]
         if not all(isinstance(one, str) for one in named):
             raise InputError(f"{name}: a chat template is text, and this is {given!r:.60}: correct or remove it")
+        try:
+            source = self.source
+        except ValueError as error:  # several, and none is the default
+            raise InputError(f"{name}: {one_line(error)[:200]}") from error
         user = Message("user", _WORD)
         for messages in ([user], [Message("system", "s"), user]):
             for parts in (False, True):
                 try:
-                    texts.append(self._render(self.source, messages, True, marks=False, parts=parts)[0])
+                    texts.append(self._render(source, messages, True, marks=False, parts=parts)[0])
                 except TemplateError as error:
                     if error.broken:
                         raise InputError(f"{name}: the chat template cannot be used ({error}): {_REMEDY}") from error

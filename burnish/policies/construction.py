@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from burnish.catalogue.local_models import check_model_files, read_object, refus
 from burnish.catalogue.weight_headers import SHARDS, WEIGHTS, StoredWeight, read_header, shard_names
 from burnish.errors import BurnishError, one_line
 
+LAYER = re.compile(r"((?:.*\.)?(?:layers|h|blocks?)\.)(\d+)\.")
+"""Names of a layer's weights: what is before its number, and the number."""
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Names of floating-point types in a safetensors header."""
 TIMES, MORE_PARAMETERS, MORE_NUMBERS, MORE_BYTES = 4, 1000, 1 << 24, 1 << 30
@@ -34,7 +37,7 @@ def construct(auto_model: Any, source: str | Path, dtype: torch.dtype, *, offlin
         InputError: a file or a key cannot be.
         ValueError: the config and the weights do not fit each other.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.utils.hub import cached_file
 
     local: Any = {"local_files_only": offline, "trust_remote_code": False}
@@ -42,6 +45,9 @@ def construct(auto_model: Any, source: str | Path, dtype: torch.dtype, *, offlin
     refuse_strange_files(config_file.parent)
     described, weights = read_object(config_file), stored_weights(source, offline=offline)
     check_model_files(config_file.parent, weights)
+    if config_file.with_name("generation_config.json").is_file():
+        with named_errors("generation_config.json"):
+            GenerationConfig.from_pretrained(source, local_files_only=offline)
     try:
         config = AutoConfig.from_pretrained(source, **local)
         _make_own_choices(config)
@@ -67,8 +73,37 @@ def construct(auto_model: Any, source: str | Path, dtype: torch.dtype, *, offlin
                 f"its weight '{name}' has the type {weights[name].dtype}: quantised weights are not read; load it with "
                 "transformers, dequantise and save it"
             )
+    _refuse_left_layers(model, described, sorted(loading["unexpected_keys"]))
     _check_ids(model, config_file)
     return model, loading
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Turn whatever a file makes a library raise into a ValueError that begins with the file's name."""
+    try:
+        yield
+    except BurnishError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}: {kind}{one_line(error)[:300]}") from error
+
+
+def _refuse_left_layers(model: Any, described: Mapping[str, Any], unused: Sequence[str]) -> None:
+    """Raise ValueError if the files have layers that the config does not count, besides those that predict ahead."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if not unused or not isinstance(count, int):
+        return
+    ahead = sum(value for name, value in _values(described) if type(value) is int and re.search("nextn|mtp", name))
+    prefixes = {found[1] for name, _ in model.named_parameters() if (found := LAYER.match(name))}
+    for name in unused:
+        found = LAYER.match(name)
+        if found and found[1] in prefixes and int(found[2]) >= count + ahead:
+            raise ValueError(
+                f"config.json: num_hidden_layers = {count}, and its files have more layers (such as '{name}'): correct "
+                "it, or save the model without them"
+            )
 
 
 def _check_ids(model: Any, config_file: Path) -> None:

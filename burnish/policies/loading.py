@@ -15,6 +15,7 @@ from burnish.errors import InputError
 from burnish.policies.adapters import add_lora_adapter
 from burnish.policies.causal_lm import CausalModel, CausalPolicy
 from burnish.policies.chat_template import ChatSettings, ChatTemplate
+from burnish.policies.construction import named_errors
 from burnish.policies.kernels.mixed_precision import enable_mixed_precision
 from burnish.policies.kernels.recompute import enable_gradient_checkpointing
 from burnish.policies.pretrained import (
@@ -69,7 +70,8 @@ def _load(
 ) -> _Loaded:
     with loading_errors(source), quiet_transformers():
         model = load_merged_model(source, getattr(torch, dtype), offline=offline)
-        tokenizer, warning = load_tokenizer(source, offline=offline)
+        with named_errors("tokenizer"):
+            tokenizer, warning = load_tokenizer(source, offline=offline)
         if not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError(
                 f"tokenizer_config.json: model_max_length = {tokenizer.model_max_length!r} is not a number"

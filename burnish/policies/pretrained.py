@@ -12,7 +12,13 @@ import torch
 
 from burnish.catalogue.adapter_keys import check_adapter_config
 from burnish.catalogue.convert import resolve_model
-from burnish.catalogue.local_models import MOST_BASES, adapter_base, read_object, refuse_strange_files
+from burnish.catalogue.local_models import (
+    MOST_BASES,
+    adapter_base,
+    check_tokenizer_files,
+    read_object,
+    refuse_strange_files,
+)
 from burnish.catalogue.weight_headers import read_header
 from burnish.errors import BurnishError, InputError, one_line
 from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
@@ -34,12 +40,16 @@ def load_merged_model(source: str | Path, dtype: torch.dtype, *, offline: bool, 
     refuse_strange_files(Path(described).parent)
     weights = Path(str(cached_file(str(source), ADAPTER_WEIGHTS, local_files_only=offline)))
     check_adapter_config(Path(described), read_object(Path(described)), weights, read_header(weights))
+    check_tokenizer_files(Path(described).parent)
     named = adapter_base(Path(described).parent)
     if named == str(source):
         raise ValueError("its adapter_config.json names itself as the base model")
     if adapters >= MOST_BASES:
         raise ValueError(f"its adapter_config.json leads through more than {MOST_BASES} adapters: merge some of them")
-    base = resolve_model(named, offline=offline)
+    try:
+        base = resolve_model(named, offline=offline)
+    except InputError as error:
+        raise InputError(f"{described}: base_model_name_or_path: {error}") from error
     return merge_adapter(load_merged_model(base, dtype, offline=offline, adapters=adapters + 1), weights.parent)
 
 
