@@ -9,12 +9,12 @@ import contextlib
 import functools
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from burnish.catalogue import store
+from burnish.catalogue.checkpoints import refuse_damaged_checkpoint
 from burnish.catalogue.entries import CatalogueEntry, lookup, names
 from burnish.catalogue.fetch import fetch, file_sha256
 from burnish.catalogue.hub_models import check_hub_model
@@ -23,6 +23,8 @@ from burnish.catalogue.portable import make_portable
 from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer
 from burnish.registry import nearest
+from burnish.system.confined import refuse_escapes
+from burnish.system.parsing import given_text, toml_of
 from burnish.system.paths import expanded
 
 FORMAT = 2  # version of converted folders; raised when conversion changes, and old folders are left alone
@@ -84,7 +86,9 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
         return model_folder(model, offline=offline, observer=observer)
     path = expanded(model)
     if model and path.is_dir():
-        return check_model_folder(_newest_weights(path, model) if (path / "recipe.toml").is_file() else path)
+        folder = _newest_weights(path, model) if (path / "recipe.toml").is_file() else path
+        refuse_damaged_checkpoint(folder)
+        return check_model_folder(folder)
     if model and path.exists():
         raise InputError(f"model '{model}' is a file: name the folder that holds config.json and *.safetensors")
     parts = model.split("/")
@@ -108,9 +112,10 @@ def resolve_model(model: str, *, offline: bool = False, observer: Observer | Non
 
 
 def _newest_weights(run: Path, name: str) -> Path:
+    refuse_escapes(run)
     try:
-        written = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-    except ValueError:
+        written = toml_of(given_text(run / "recipe.toml"))
+    except (OSError, ValueError, RecursionError):
         written = {}
     verb, policy = written.get("kind", "train"), written.get("policy")
     use = policy.get("use", "causal_lm") if isinstance(policy, dict) else "causal_lm"

@@ -20,8 +20,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """
     from burnish.reports.model_card import write_model_card
     from burnish.reports.page.html import write_report
+    from burnish.system.confined import refuse_escapes
 
     if not (run / "recipe.toml").is_file():
         raise InputError(f"{run} is not a run folder: it has no recipe.toml")
+    refuse_escapes(run)
     write_model_card(run)
     print(write_report(run))

@@ -31,15 +31,14 @@ from burnish.run.lines import read_lines as read_lines
 from burnish.run.manifest import (
     BESIDE,
     MANIFEST,
-    FileRecord,
     FolderDigests,
     GrowingDigests,
     Manifest,
-    file_record,
     read_manifest,
 )
 from burnish.run.trust import begun_here, with_recipe
 from burnish.system.confined import refuse_escapes
+from burnish.system.file_records import FileRecord, file_record
 from burnish.system.files import (
     explained,
     json_lines,

@@ -14,8 +14,9 @@ from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.run.folder import BEST_MODEL, LINES, Checkpoint, Run, find_checkpoints, read_lines
 from burnish.run.history import HISTORY, RecipeHistory, read_history
-from burnish.run.manifest import MANIFEST, files_damage, read_manifest, run_damage, tensor_shapes
+from burnish.run.manifest import MANIFEST, files_damage, read_manifest, run_damage
 from burnish.system.confined import escapes
+from burnish.system.file_records import tensor_shapes
 from burnish.system.files import regular_bytes
 
 WITHOUT = "saved before checkpoints had a manifest, so its files cannot be proved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,18 @@ class TestRunFolders:
         refused(workspace.ask("train", "--resume", "run", "--quiet"), 2, "step-3 was saved as step 2", "--from-step 0")
         assert workspace.ask("train", "--resume", "run", "--from-step", "0", "--quiet").status == 0
         assert traces(done) == whole
+
+    @pytest.mark.parametrize("name", ["evaluation/after.json", "metrics.jsonl", "samples.jsonl"])
+    def test_no_verb_waits_for_a_pipe_or_follows_a_link(self, workspace, done, name):
+        elsewhere = workspace.write("elsewhere", "{}")
+        for replace, words in (
+            (os.mkfifo, "but a pipe"), (lambda path: path.symlink_to(elsewhere), "is a link that leads out"),
+        ):  # fmt: skip
+            (done / name).unlink()
+            replace(done / name)
+            for verb in (("report", "run"), ("train", "--resume", "run", "--quiet"), ("generate", "run", "x")):
+                refused(workspace.ask(*verb), 2, words, "remove it")
+        assert elsewhere.read_text() == "{}"
 
     def test_two_processes_on_one_folder(self, workspace, done):
         from filelock import FileLock
