@@ -107,7 +107,7 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
     """Return what a function takes. Raises InputError if an argument cannot be filled."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError as error:
+    except Exception as error:  # an object may answer this with whatever it likes
         raise InputError(
             f"reward '{name}': Python cannot tell its arguments; wrap it in a function of your own"
         ) from error

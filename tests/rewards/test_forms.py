@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from burnish.backends.preflight import check_columns
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import load_recipe
 from burnish.rewards.combine import Combination, combine
 from burnish.rewards.forms import distinct_names
@@ -196,3 +196,17 @@ def test_a_part_that_does_not_apply_counts_nowhere() -> None:
     # "f" is equal where it applies, so its standardised value is 0, and its gate holds nothing back.
     assert scores.total.tolist() == [1.0, 1.0, 1.0] and scores.unnormalised.tolist() == [4.0, 1.0, 4.0]
     assert scores.passed["f"].tolist() == [True] * 3 and scores.counts == {"f/not_applied": 1.0}
+
+
+def test_an_object_that_cannot_tell_its_arguments_is_refused() -> None:
+    class Hostile:
+        def __call__(self, text: str) -> float:
+            return 1.0
+
+        @property
+        def __signature__(self) -> object:
+            raise ZeroDivisionError
+
+    for function in (type("NoFunction", (), {"__call__": 1})(), Hostile()):
+        with pytest.raises(InputError, match="reward 'f': Python cannot tell its arguments; wrap it in a function"):
+            reward_function("f", function)
