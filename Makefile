@@ -13,7 +13,7 @@ INSTALL     := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tests start would compile the package again.
 PYTEST      := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-.PHONY: install train test unit check format clean bench bench-peer vllm templates zoo
+.PHONY: install train test unit check format clean bench bench-peer vllm templates zoo fuzz
 
 install: $(VENV)/.installed $(if $(EXTRAS),$(VENV)/.installed-$(EXTRAS))
 
@@ -87,6 +87,12 @@ templates: install
 # Others: make zoo ARGS="--types llama,mamba"
 zoo: $(VENV)/.installed-dev
 	nice $(BIN)/python -m bench.zoo $(ARGS)
+
+# Random damage to recipes, models, run folders, data and rewards; what fails is made small and kept in build/fuzz.
+# Others: make fuzz MINUTES=30 ARGS="--seed 7 --kinds runs,data"
+MINUTES     ?= 10
+fuzz: $(VENV)/.installed-dev
+	nice $(BIN)/python -m bench.fuzz --minutes $(MINUTES) $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
