@@ -114,6 +114,7 @@ def news(folder: Path, name: str, steps: int, environment: dict[str, str], cut_a
     run, path = folder / name, folder / f"{name}.log"
     settings = {
         "steps": steps, "backend.use": "ray", "backend.address": ADDRESS, "backend.samplers": 2, "backend.cpus": 1,
+        "backend.placement": "spread",
         "evaluation.prompts": 8,
     }  # fmt: skip
     sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from burnish.policies.kernels.compiled_attention import CompiledAttention, fits_loop
+from burnish.policies.kernels.flex_packing import fits_flex, flex_packed
 from burnish.policies.kernels.spans import GroupSpan
 
 IMPLEMENTATION = "burnish_packed"
@@ -144,6 +145,8 @@ class PackedAttention:
         if torch.is_autocast_enabled(device):  # rotary positions have made queries and keys float32
             with torch.autocast(device, enabled=False):
                 return self.attend(query.to(value.dtype), key.to(value.dtype), value, scale)
+        if fits_flex(query, value):
+            return flex_packed(query, key, value, self.spans, scale)
         function = CompiledAttention if fits_loop(query, key, value) else SharedPrefixAttention
         output: Tensor = function.apply(query, key, value, self.spans, scale)  # type: ignore[no-untyped-call]
         return output
