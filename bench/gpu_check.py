@@ -1,4 +1,4 @@
-"""Checks burnish on a GPU: ``python -m bench.gpu_check`` writes bench/results/gpu-<card>.md and .json in five minutes.
+"""Checks burnish on a GPU: ``python -m bench.gpu_check`` writes bench/results/gpu-<card>.md and .json in eight minutes.
 
 Small random models of several types are built from their config classes. What burnish computes with them on the device, in
 float32 and in bfloat16, is compared with what transformers alone computes on the CPU in float32, one text at a time. Their
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,21 +30,14 @@ import transformers
 
 import burnish
 from bench.gpu_cases import GPUCase, build, share_of_letters
-from bench.tiny_models import byte_tokenizer
-from burnish.benchmark.model_check import Measured, make_learner
-from burnish.policies.causal_lm import CausalPolicy
+from bench.gpu_speed import LONG, SHAPES, SHORT, check_speed, check_trl
+from burnish.benchmark.model_check import Measured
+from burnish.policies.kernels.flex_packing import flex_error
 from burnish.reports.terminal.progress import make_observer
-from burnish.system.machine import cores, peak_memory, processor
-from burnish.training.step import train_step
-from burnish.types import Prompt
+from burnish.system.machine import cores, processor
 
 DTYPES = ("float32", "bfloat16")
 TYPES = ("llama", "qwen3", "gemma3_text", "mistral", "qwen3_moe", "mamba")
-SMOLLM2 = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0,
-    "eos_token_id": 1,
-}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -127,27 +119,22 @@ def check_learning(source: Path, dtype: str, device: str, steps: int, samples: i
     return Measured(row["difference"], low > 0, "interval above 0", note=f"{steps} steps: share of letters {note}")
 
 
-def check_speed(dtype: str, device: str, microbatch: int | None = None, steps: int = 4) -> Measured:
-    """Seconds per step of GRPO, 8 prompts of 40 tokens, 8 samples each of at most 64 tokens."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SMOLLM2)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device)
-    policy = CausalPolicy(model, byte_tokenizer(SMOLLM2["vocab_size"]))
-    prompts = [Prompt(str(place), f"{place:02d} is a number, and this is a sentence.") for place in range(8)]
-    learner = make_learner(policy, prompts=prompts, group=8, tokens=64, microbatch=microbatch)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    rows = [train_step(learner).metrics for _ in range(steps)][1:]
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
-    step, sampling, update = (
-        statistics.median(row[f"time/{name}"] for row in rows) for name in ("step", "generate", "update")
-    )
-    tokens = statistics.median(row["tokens"] for row in rows)
-    note = (
-        f"seconds per step: sampling {sampling:.2f}, update {update:.2f}; {tokens:.0f} tokens, {tokens / step:.0f} per "
-        f"second, {tokens / sampling:.0f} per second while sampling; peak {peak / 1e9:.2f} GB"
-    )
-    return Measured(step, True, "none", note=note)
+def check_flex(device: str) -> Measured:
+    """Whether packed texts run by FlexAttention there."""
+    error = flex_error(torch.device(device)) if device == "cuda" else "only on a GPU"
+    return Measured(0.0, error is None or device != "cuda", "none", note=error or "works, with its gradient")
+
+
+def check_speeds(board: Board, dtype: str, device: str) -> None:
+    """Steps of two models and two loads; TRL's of the smaller ones."""
+    small, large = SHAPES
+    loads = {"short": SHORT, "long": LONG}
+    for name, load in loads.items():
+        board.check(f"speed, {name}", small, dtype, partial(check_speed, small, dtype, device, load))
+        board.check(f"speed of TRL, {name}", small, dtype, partial(check_trl, small, dtype, device, load))
+    if dtype == "bfloat16":
+        board.check("speed, short", large, dtype, partial(check_speed, large, dtype, device))
+        board.check("speed of TRL, short", large, dtype, partial(check_trl, large, dtype, device))
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -194,6 +181,7 @@ def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None
             return Measured(len(sources), True, note="models built")
 
         board.check("build", "all", "float32", build_all)
+        board.check("FlexAttention", "all", "float32", partial(check_flex, device))
         first = next(iter(sources.values()))
         for dtype in DTYPES:
             for kind, source in sources.items():
@@ -203,9 +191,7 @@ def run(device: str, types: Sequence[str], board: Board, *, small: bool) -> None
             call = partial(check_learning, first, dtype, device, steps, samples)
             board.check("a run learns", first.name, dtype, call)
             if not small:
-                shape = "SmolLM2-135M's shape"
-                board.check("speed", shape, dtype, partial(check_speed, dtype, device))
-                board.check("speed, microbatch of 8192 tokens", shape, dtype, partial(check_speed, dtype, device, 8192))
+                check_speeds(board, dtype, device)
 
 
 def write(stem: Path, about: dict[str, Any], begin: float, rows: Sequence[dict[str, Any]]) -> None:
@@ -220,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--types", default=",".join(TYPES), help="model types, with commas between them")
-    parser.add_argument("--seconds", type=float, default=280, help="after which no further check begins")
+    parser.add_argument("--seconds", type=float, default=420, help="after which no further check begins")
     parser.add_argument("--small", action="store_true", help="fewer draws and steps, no speed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     options = parser.parse_args()

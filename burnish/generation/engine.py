@@ -21,6 +21,7 @@ from burnish.generation.kv_cache import SharedPrefixCache
 from burnish.generation.repacked_model import RepackedModel
 from burnish.generation.rows import Drawer, RowSampler, SampleRow
 from burnish.generation.sampler_probe import choose_sampler, equal_length_samplers
+from burnish.generation.static_engine import StaticEngine
 from burnish.policies.causal_lm import CausalModel
 from burnish.policies.kernels.attention import UnsupportedAttention, use_attention
 from burnish.policies.kernels.mixed_precision import compute_dtype
@@ -39,6 +40,8 @@ def make_sampler(language_model: CausalModel, *, rows: int = ROWS, dtype: torch.
     candidates = list(equal_length_samplers(language_model, rows))
     if language_model.layout is packed_states:
         candidates.insert(0, ("engine", lambda: Engine(language_model, rows=rows, dtype=dtype)))
+        if language_model.device.type == "cuda" and dtype is None:
+            candidates.insert(0, ("static engine", lambda: StaticEngine(language_model)))
     if dtype is None and (make := dict(candidates).get(language_model.sampler_kind)):
         return make()
     verdicts, products = language_model.verdicts, compute_dtype(language_model.model) or language_model.model.dtype

@@ -60,7 +60,7 @@ def choose_sampler(
             sampler = make()
             with _effective_adapter(language_model.model):
                 mismatch = CACHE_FAULTS.get(kind, "") if name.startswith("cache") else ""
-                count = ENGINE_TOKENS if name == "engine" else 12
+                count = ENGINE_TOKENS if name.endswith("engine") else 12
                 mismatch = mismatch or _mismatch(language_model, sampler, dtype, count)
             if not mismatch:
                 return name, sampler, reason

@@ -46,17 +46,22 @@ def check_token_ids(stop_token_ids: Iterable[int], vocabulary: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EarlyEnds:
-    """End tokens ``ids`` [E] that have probability zero in the ``rows`` [N] (bool) of a text's first tokens."""
+    """End tokens ``ids`` [E] that have probability zero in the ``rows`` [N] (bool) of a text's first tokens.
+
+    ``checked`` says that all of them are tokens.
+    """
 
     rows: Tensor
     ids: Tensor
+    checked: bool = False
 
     def __getitem__(self, rows: slice) -> EarlyEnds:
-        return EarlyEnds(self.rows[rows], self.ids)
+        return EarlyEnds(self.rows[rows], self.ids, self.checked)
 
     def mask_(self, values: Tensor, value: float) -> Tensor:
         """Replace ``values`` [N, V] of these tokens, in place."""
-        ids = self.ids[self.ids < values.shape[-1]]  # a file may name an end that is not a token
+        # A file may name an end that is not a token.
+        ids = self.ids if self.checked else self.ids[self.ids < values.shape[-1]]
         values[:, ids] = values[:, ids].masked_fill(self.rows[:, None], value)
         return values
 
@@ -130,7 +135,12 @@ def token_stats(
 
 
 def kept_tokens(
-    scaled: Tensor, sampling: SamplingParams, always: Tensor | None = None, early: EarlyEnds | None = None
+    scaled: Tensor,
+    sampling: SamplingParams,
+    always: Tensor | None = None,
+    early: EarlyEnds | None = None,
+    *,
+    static: bool = False,
 ) -> Tensor:
     """Return which tokens can be drawn, [..., V] bool.
 
@@ -141,11 +151,14 @@ def kept_tokens(
         always: [...], token ids that are always kept. The trainer passes the sampled tokens: they were kept when they
             were sampled, and a rounding error at the edge of the set must not make them impossible now.
         early: end tokens that come too early; the other limits apply to what they leave.
+        static: sort every row, so that no operation depends on a number: a GPU need not be waited for.
     """
     rows = scaled.reshape(-1, scaled.shape[-1])
     if early is not None:
         rows = early.mask_(rows.clone(), float("-inf"))
-    if sampling.top_p < 1 or sampling.top_k > 0:
+    if static and (sampling.top_p < 1 or sampling.top_k > 0):
+        keep = _kept_by_sorting(rows, sampling)
+    elif sampling.top_p < 1 or sampling.top_k > 0:
         keep, open_rows = _kept_among_the_top(rows, sampling)
         if len(open_rows):
             keep[open_rows] = _kept_by_sorting(rows[open_rows], sampling)
@@ -212,6 +225,8 @@ def draw_tokens(
     sampling: SamplingParams,
     lagged: Tensor | None = None,
     early: EarlyEnds | None = None,
+    *,
+    static: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return tokens [N] drawn from the sampling distribution, their log-probabilities [N], nats, float64, and where it is
     truncated the log of the probability [N] that the full softmax gives to the kept tokens.
@@ -220,7 +235,7 @@ def draw_tokens(
         logits: [N, V], at least float32, not yet divided by the temperature. Overwritten.
         uniforms: [N], float64 in [0, 1).
         lagged: [N, V], logits of the lagged policy, if ``sampling`` needs them.
-        early: as in ``kept_tokens``.
+        early, static: as in ``kept_tokens``.
     """
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
@@ -228,7 +243,7 @@ def draw_tokens(
         return *_draw(logits.sub_(logits.amax(-1, keepdim=True)).exp_(), uniforms), None
     top, whole = _log_sum(logits)
     if _has_cut(sampling) or early is not None:
-        logits = logits.masked_fill_(~kept_tokens(logits, sampling, early=early), float("-inf"))
+        logits = logits.masked_fill_(~kept_tokens(logits, sampling, early=early, static=static), float("-inf"))
     if sampling.lagged_top_p < 1:
         logits = logits.masked_fill_(~top_p_set(_lagged(lagged, sampling), sampling.lagged_top_p), float("-inf"))
     kept_top, kept = _log_sum(logits)

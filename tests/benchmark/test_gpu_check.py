@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from bench import gpu_speed
 from bench.gpu_cases import surprise
 from bench.gpu_check import Board, machine, run, table
 from burnish.benchmark.model_check import Measured
@@ -21,11 +22,22 @@ def test_two_types_on_the_cpu():
     run("cpu", ["llama", "mistral"], board, small=True)
     wrong = [row for row in board.rows if row["result"] != "ok" and row["check"] != "a run learns"]
     assert wrong == []
-    # 9 checks for each of 2 types and 2 dtypes; the build; in float32 5 more of the first type, in bfloat16 3 more.
-    assert len(board.rows) == 9 * 2 * 2 + 1 + 5 + 3
+    # 9 checks for each of 2 types and 2 dtypes; the build and FlexAttention; of the first type 5 more in float32, and 3
+    # more in bfloat16.
+    assert len(board.rows) == 9 * 2 * 2 + 2 + 5 + 3
     assert written == list(range(1, len(board.rows) + 1))
     json.dumps(board.rows)
     assert table(machine("cpu"), board.rows, 1.0).count("\n| ") == len(board.rows) + 1
+
+
+@pytest.mark.slow
+def test_the_speed_of_a_small_shape_on_the_cpu(monkeypatch):
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tiny = {**gpu_speed.SHAPES["SmolLM2-135M's shape"], **small, "num_key_value_heads": 2, "vocab_size": 512}
+    monkeypatch.setattr(gpu_speed, "SHAPES", {"tiny": tiny})
+    found = gpu_speed.check_speed("tiny", "float32", "cpu", gpu_speed.Load(2, 4, 8), steps=3)
+    assert found.passed and found.measured > 0
+    assert "(engine)" in found.note and " of the bfloat16 arithmetic" in found.note
 
 
 def test_a_check_that_raises_is_a_row_and_one_that_is_late_is_skipped():

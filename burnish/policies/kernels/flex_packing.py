@@ -34,16 +34,16 @@ def fits_flex(query: Tensor, value: Tensor) -> bool:
 @cache
 def flex_error(device: torch.device) -> str | None:
     """Return why the kernel cannot be used on a device (it is compiled there), or None: tried once, with its gradient."""
-    from burnish.policies.kernels.attention import SharedPrefixAttention
-
     spans, length = (GroupSpan(0, 5, ((5, 9), (9, 12))), GroupSpan(12, 15, ((15, 16),))), 16
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 2, length, NARROWEST), (2, length, NARROWEST), (2, length, NARROWEST))
     try:
-        inputs = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+        query, key, value = (torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes)
         with torch.enable_grad():
-            both = flex_packed(*inputs, spans, 0.3), SharedPrefixAttention.apply(*inputs, spans, 0.3)  # type: ignore[no-untyped-call]
-            found = [(one, *torch.autograd.grad(one.square().sum(), inputs)) for one in both]
+            scores = (query @ key[:, None].mT * 0.3).masked_fill(~_sees(spans, length).to(device), float("-inf"))
+            plain = (scores.softmax(-1) @ value[:, None]).movedim(2, 0)
+            both = flex_packed(query, key, value, spans, 0.3), plain
+            found = [(one, *torch.autograd.grad(one.square().sum(), (query, key, value))) for one in both]
         worst = max(float((ours - theirs).detach().abs().max()) for ours, theirs in zip(*found, strict=True))
     except Exception as error:  # a compiler or a driver that does not fit
         return f"{type(error).__name__}: {one_line(error)[:200]}"
@@ -58,7 +58,7 @@ def flex_packed(query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpa
         query.flatten(0, 1).unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0), block_mask=mask, scale=scale,
         enable_gqa=query.shape[1] > 1,
     )  # fmt: skip
-    return output[0].unflatten(0, query.shape[:2]).permute(2, 0, 1, 3)
+    return output.view(*query.shape[:3], -1).permute(2, 0, 1, 3)
 
 
 @cache
@@ -82,6 +82,17 @@ def block_mask(spans: tuple[GroupSpan, ...], length: int, device: torch.device) 
         return (query >= key) & (group[query] == group[key]) & own
 
     return create_block_mask(attends, None, None, length, length, device=device)
+
+
+def _sees(spans: Sequence[GroupSpan], length: int) -> Tensor:
+    """Return which positions [T, T] attend to which, text by text."""
+    sees = torch.zeros(length, length, dtype=torch.bool)
+    for span in spans:
+        for start, stop in ((span.start, span.stop), *span.completions):
+            sees[start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
+            if start != span.start:
+                sees[start:stop, span.start : span.stop] = True
+    return sees
 
 
 def text_numbers(spans: Sequence[GroupSpan], length: int) -> tuple[list[int], list[int]]:
