@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from burnish.errors import BurnishError, ContractError, InputError, is_interrupt, one_line, text_of
 from burnish.rewards.process_state import Settings, own_randomness
@@ -47,7 +47,7 @@ def outcomes(calls: Sequence[Callable[[], Any]], seconds: float | None, *, stop_
     BurnishError, an error that says already what to do, is raised.
     """
     results: list[Any] = []
-    with _printing_aside(), own_randomness():
+    with _printing_aside(), own_randomness(), _not_ending():
         settings = Settings()
         try:
             for call in calls:
@@ -64,6 +64,26 @@ def outcomes(calls: Sequence[Callable[[], Any]], seconds: float | None, *, stop_
         if failed(result) and isinstance(result, BurnishError):
             raise _readable(result)
     return results
+
+
+@contextmanager
+def _not_ending() -> Iterator[None]:
+    """Make ``os._exit`` an exception of the reward that calls it: it would end the run with whatever status it likes.
+
+    Processes that a reward has forked leave by it as ever.
+    """
+    real, own = os._exit, os.getpid()
+
+    def leave(status: int = 0) -> NoReturn:
+        if os.getpid() != own:
+            real(status)
+        raise RuntimeError(f"os._exit({status!r}) would end the run without saving it: raise an exception instead")
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = real
 
 
 def failed(outcome: object) -> bool:

@@ -338,6 +338,9 @@ async def exits_async(text):
 
 def exits_in_score(texts):
     sys.exit(0)
+
+def exits_at_once(text):
+    os._exit(0)
 """
 
 
@@ -360,12 +363,31 @@ def test_exit_0_in_a_reward_is_a_failure_and_the_run_is_saved(tmp_path: Path) ->
     assert "Traceback" not in done.stderr and any((tmp_path / "run" / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("name", ["exits_async", "exits_in_score"])
-def test_so_is_it_in_score(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "raised"),
+    [
+        ("exits_async", "SystemExit: 0"),
+        ("exits_in_score", "SystemExit: 0"),
+        ("exits_at_once", "RuntimeError: os._exit(0)"),
+    ],
+)
+def test_so_is_it_in_score(tmp_path: Path, name: str, raised: str) -> None:
     (tmp_path / "faults.py").write_text(FAULTS)
     done = burnish(tmp_path, "score", "text", "--use", f"faults:{name}")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"burnish: reward '{name}' raised SystemExit: 0") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"burnish: reward '{name}' raised {raised}") and done.stderr.count("\n") == 1
+
+
+def test_processes_that_a_reward_forks_leave_as_ever() -> None:
+    def forks(text: str) -> float:
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    real = os._exit
+    assert Combination([Part("mine", reward_function("mine", forks))]).score([answer()]).total.tolist() == [7.0]
+    assert os._exit is real
 
 
 def test_score_names_it_too() -> None:
