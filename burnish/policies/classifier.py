@@ -21,7 +21,7 @@ from burnish.policies.construction import construct
 from burnish.policies.kernels.layout_probe import max_text_tokens
 from burnish.policies.loading import check_chat
 from burnish.policies.model_text import ModelText
-from burnish.policies.pretrained import loading_errors, quiet_transformers
+from burnish.policies.pretrained import loading_errors, quiet_transformers, refuse_broken_weights
 from burnish.policies.reward_model import untemplated_text
 from burnish.policies.token_rows import check_token_rows, load_tokenizer
 from burnish.registry import nearest
@@ -70,6 +70,15 @@ class SequenceClassifier(ModelText):
                 'reads = "chat": the model has no chat template: set "pair" if it judges a completion with its prompt, '
                 'or "completion" if it judges a text alone'
             )
+
+    def probe(self) -> None:
+        """Raise ValueError if the model's labels do not name its outputs, or a short text's outputs are not finite."""
+        names = self.model.config.id2label
+        if not isinstance(names, Mapping) or set(names) != set(range(self.model.config.num_labels)):
+            raise ValueError(f"config.json: id2label = {names!r:.100} does not name its outputs from 0 on")
+        inputs = self._encode_texts(["a"])
+        if inputs["input_ids"] and not self.logits([inputs]).isfinite().all():
+            raise ValueError("its outputs are not finite: config.json does not fit its weights")
 
     @torch.no_grad()
     def logits(self, texts: Sequence[Mapping[str, Sequence[int]]]) -> Tensor:
@@ -179,6 +188,10 @@ def load_classifier(source: str, *, offline: bool = False) -> SequenceClassifier
             )
         tokenizer, _ = load_tokenizer(Path(path) if isinstance(path, Path) else path, offline=offline)
         check_token_rows(model, tokenizer)
+        refuse_broken_weights(model, source)
     check_chat(tokenizer, None, source)
     model.eval().requires_grad_(False).to(resolve_device("auto"))
-    return SequenceClassifier(model, tokenizer)
+    classifier = SequenceClassifier(model, tokenizer)
+    with loading_errors(source):
+        classifier.probe()
+    return classifier

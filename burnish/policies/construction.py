@@ -145,6 +145,8 @@ def _make_own_choices(config: Any) -> None:
     config.return_dict, config.output_hidden_states = True, False
     if getattr(config, "output_attentions", False):
         config.output_attentions = False
+    if hasattr(config, "chunk_size_feed_forward"):
+        config.chunk_size_feed_forward = 0
     for one in vars(config).values():
         if isinstance(one, PretrainedConfig):
             _make_own_choices(one)
@@ -193,11 +195,11 @@ def _bounded(weights: Mapping[str, StoredWeight], described: Mapping[str, Any]) 
 
 
 def _named(described: Mapping[str, Any], sizes: Sequence[int]) -> str:
-    """Return the key of a config that gives one of these sizes, in brackets; "" if none does."""
+    """Return the keys of a config that give the largest of these sizes that some give, in brackets; "" if none does."""
     for size in sorted(sizes, reverse=True):
-        for name, value in _values(described):
-            if type(value) is int and value == size:
-                return f" ({name} = {value})"
+        names = [name for name, value in _values(described) if type(value) is int and value == size]
+        if names:
+            return f" ({' or '.join(names[:4])} = {size})"
     return ""
 
 

@@ -198,7 +198,10 @@ def read_reward_head(folder: Path) -> tuple[Tensor, int, Reads]:
             # Without these entries, it is of a version that trained reward models on plain text only.
             facts = json.loads(facts["settings"]) if "settings" in facts else facts
             reads = next(one for one in get_args(Reads) if one == facts.get("reads", "text"))
-            return file.get_tensor(HEAD_WEIGHT), int(facts["max_tokens"]), reads
+            weight, most = file.get_tensor(HEAD_WEIGHT), int(facts["max_tokens"])
+        if most < 1 or not weight.isfinite().all():
+            raise ValueError(f"max_tokens = {most}, or a weight that is not finite")
+        return weight, most, reads
     except Exception as error:  # safetensors has an error of its own kind
         reason = one_line(error)[:120]
         raise InputError(f"{folder / HEAD} cannot be read ({reason}): copy it again, or train anew") from error

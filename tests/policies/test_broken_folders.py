@@ -15,6 +15,7 @@ import torch
 from bench.tiny_models import write_tiny_model
 from burnish.catalogue import check_model_folder
 from burnish.errors import InputError
+from burnish.policies.classifier import load_classifier
 from burnish.policies.loading import load_model, load_policy
 from burnish.recipe.schema import LoRA
 from tests.policies.broken_folders import (
@@ -30,6 +31,7 @@ from tests.policies.broken_folders import (
     weights,
     write_adapter,
 )
+from tests.policies.tiny_classifiers import write_classifier
 
 CONFIG, GENERATION, TOKENIZER, WEIGHTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors",
@@ -197,6 +199,34 @@ def test_an_adapter_is_refused_in_one_line(whole: Path, tmp_path: Path, change: 
         with pytest.raises(InputError, match=message) as caught:
             load(folder)
         assert "\n" not in str(caught.value)
+
+
+CLASSIFIERS: list[tuple[Change, str]] = [
+    (config(id2label={"0": "a", "7": "b", "2": "c"}), r"config\.json: .*id2label"),
+    (config(num_labels=10**8, id2label=None), r"config\.json: num_labels = 100000000"),
+    (config(num_labels=4, id2label=None), r"config\.json asks for .*'classifier\..* of shape \[4\] \(.*num_labels"),
+    (config(layer_norm_eps=math.nan), r"config\.json: layer_norm_eps = nan"),
+    (config(max_position_embeddings=2**28), r"config\.json asks for .*\(max_position_embeddings = 268435456\)"),
+    (
+        weights(lambda all_: all_["classifier.bias"].fill_(math.inf)),
+        r"'classifier\.bias' has values that are not finite",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CLASSIFIERS)
+def test_a_classifier_is_refused_in_one_line(tmp_path: Path, change: Change, message: str) -> None:
+    folder = write_classifier(tmp_path / "bert", "bert", pad=2, num_labels=3)
+    change(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        load_classifier(str(folder), offline=True)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_classifier_chooses_no_chunks(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "bert", "bert", pad=2, num_labels=3)
+    config(chunk_size_feed_forward="x", attn_implementation="owner/kernel")(folder)
+    assert load_classifier(str(folder), offline=True).labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 def test_adapters_that_name_each_other(whole: Path, tmp_path: Path) -> None:
