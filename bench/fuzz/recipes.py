@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench.fuzz.case import Case, Command
 from bench.fuzz.damage import Draw, damaged_bytes, damaged_value, near, texts, values
+from bench.fuzz.runs import PLANTED
 from bench.fuzz.samples import BASES, toml, writable
 from bench.fuzz.stock import Stock
 
@@ -53,6 +54,9 @@ def cases(draw: Any, stock: Stock) -> Case:
     for _ in range(draw(st.integers(0, 3))):
         recipe, text = damaged_value(draw, recipe, largest)
         changes.append(text)
+    if not trains and draw(st.integers(0, 7)) == 7:
+        recipe = {**recipe, "reward": [{"use": "planted:run"}]} if isinstance(recipe, dict) else recipe
+        changes.append("reward planted:run")
     recipe = recipe if isinstance(recipe, dict) else {"name": recipe}
     data = toml(recipe)
     if draw(st.integers(0, 9)) == 9:
@@ -68,5 +72,6 @@ def cases(draw: Any, stock: Stock) -> Case:
     else:
         json = draw(st.sampled_from(([], ["--json"])))
         command = Command((verb, "recipe.toml", "--dry-run", *json, *options))
-    tree = {"recipe.toml": data, **stock.trees["data"], **(stock.trees["model"] if base != "toy" else {})}
+    planted = {} if trains else {"planted.py": PLANTED}  # a dry run imports nothing that a recipe names
+    tree = {"recipe.toml": data, **planted, **stock.trees["data"], **(stock.trees["model"] if base != "toy" else {})}
     return Case("recipes", tree, (command,), tuple(changes))
