@@ -26,7 +26,7 @@ from burnish.errors import BurnishError, InputError
 from burnish.recipe.schema import Job
 from burnish.run.history import HISTORY, lasting, parsed
 from burnish.run.lines import comparable as comparable
-from burnish.run.lines import never_by_link, raw_lines, step_of, whole_lines
+from burnish.run.lines import never_by_link, raw_lines
 from burnish.run.lines import read_lines as read_lines
 from burnish.run.manifest import (
     BESIDE,
@@ -34,6 +34,7 @@ from burnish.run.manifest import (
     FolderDigests,
     GrowingDigests,
     Manifest,
+    lines_until,
     read_manifest,
 )
 from burnish.run.trust import begun_here, with_recipe
@@ -288,13 +289,13 @@ class Run:
 
     def cut_back(self, checkpoint: Checkpoint | None) -> None:
         """Delete later lines and leftovers of a kill: return to a checkpoint, or to before the first step (None)."""
-        step = checkpoint.step if checkpoint else 0
+        step, manifest = (checkpoint.step, read_manifest(checkpoint.folder)) if checkpoint else (0, None)
         with explained(f"cannot write to the run folder {self.folder}", self.advice_on_full_disk):
             for name in LINES:
                 path = self.folder / name
                 self._grown.forget(name)
                 if path.exists():
-                    write_parts(path, (line for line, row in whole_lines(path) if step_of(path, row) <= step))
+                    write_parts(path, lines_until(path, step, manifest))
             for leftover in [*self.folder.glob(".*.partial"), *(self.folder / "checkpoints").glob(".*.partial")]:
                 remove(leftover)
             if checkpoint:

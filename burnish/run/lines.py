@@ -40,8 +40,8 @@ def whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def step_of(path: Path, row: Any) -> float:
-    """Return the step of a row, 0 if it has none. Raises InputError if it is no number."""
-    step = row.get("step", 0) if isinstance(row, dict) else None
+    """Return the step of a row. Raises InputError if it has none that is a number."""
+    step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int | float):
         raise InputError(f"{path}: a line is damaged, it has no object with a step: {str(row)[:60]}; delete the line")
     return step

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from burnish.catalogue.checkpoints import MANIFEST as MANIFEST
 from burnish.errors import InputError
-from burnish.run.lines import comparable
+from burnish.run.lines import comparable, step_of, whole_lines
 from burnish.system.file_records import FileRecord, file_damage, file_record
 from burnish.system.files import open_regular, regular_bytes
 
@@ -159,6 +159,22 @@ def _entries(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         yield from (Path(parent) / name for name in names)
         yield from (path for name in folders if (path := Path(parent) / name).is_symlink())
+
+
+def lines_until(path: Path, step: int, manifest: Manifest | None) -> Iterator[bytes]:
+    """Yield the lines of a .jsonl file of a run up to a step, 0 for before the first one.
+
+    With the manifest of that step's checkpoint, they are among those that it proves; what follows is measured or
+    trained again. Warnings come at any time, those of the start with step 0.
+    Raises InputError if a line has no step.
+    """
+    warnings, proven = path.name == "warnings.jsonl", None
+    if manifest and not warnings:
+        record = manifest["lines"].get(path.name)
+        proven = record["rows"] if record else 0
+    for line, row in islice(whole_lines(path), proven):
+        if (0 if warnings else 1) <= step_of(path, row) <= step:
+            yield line
 
 
 def run_damage(run: Path, manifest: Manifest) -> Iterator[str]:

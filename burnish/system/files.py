@@ -65,7 +65,7 @@ def regular_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {limit:,}", str(path))
-        return file.read(limit)
+        return file.read(size)  # room for all that may be read is taken at once
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -220,6 +220,21 @@ class TestCheckpoints:
             (run.folder / "checkpoints" / name / "state.json").write_text("{}")
         assert run.checkpoints() == []
 
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "held_out.jsonl"])
+    def test_cutting_back_keeps_only_lines_that_the_checkpoint_proves(self, run, name):
+        run.append(name, [{"step": 1, "x": 1.0}])
+        checkpoint = run.save_checkpoint(1, {}, fill("1"), keep=2)
+        whole = (run.folder / name).read_bytes()
+        run.append(name, [{"step": 1, "x": 2.0}])  # a later line whose step was damaged
+        run.cut_back(checkpoint)
+        assert (run.folder / name).read_bytes() == whole
+        run.append(name, [{"step": 0, "x": 2.0}])
+        run.cut_back(None)
+        assert (run.folder / name).read_bytes() == b""
+        run.append(name, [{"x": 2.0}])
+        with pytest.raises(InputError, match=f"{name}: a line is damaged, it has no object with a step"):
+            run.cut_back(None)
+
     def test_cutting_back_removes_later_lines_and_leftovers(self, run):
         for step in (1, 2, 3):
             run.append("metrics.jsonl", [{"step": step, "x": 0.1 * step}])
