@@ -71,13 +71,13 @@ def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 class Killer(RecordingObserver):
-    """An observer that kills the sampler after the first step."""
+    """An observer that kills the first sampler after the first step."""
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         super().step(metrics)
         if metrics["step"] == 1:
             children = psutil.Process().children(recursive=True)
-            (sampler,) = (one for one in children if any("SamplerProcess" in part for part in one.cmdline()))
+            sampler = next(one for one in children if any("SamplerProcess" in part for part in one.cmdline()))
             os.kill(sampler.pid, signal.SIGKILL)
 
 
@@ -100,7 +100,15 @@ class TestSampler:
         killed = train(model, workspace / "killed", *BACKEND, *lora, observer=watcher)
         assert (killed / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
         (said,) = (row for row in rows(killed, "warnings.jsonl") if row["kind"] == "sampler")
-        assert said["step"] == 2 and "with the same seeds" in said["text"] and said["text"] in watcher.warnings
+        assert said["step"] == 2 and "did it again" in said["text"] and said["text"] in watcher.warnings
+
+    def test_two_samplers_one_of_which_is_killed(self, cluster, model, workspace, monkeypatch):
+        monkeypatch.chdir(workspace.folder)
+        run = train(model, workspace / "run", *BACKEND, "backend.samplers=2")
+        assert [abs(row["mismatch_kl"]) < 1e-7 for row in rows(run)] == [True] * 3
+        killed = train(model, workspace / "killed", *BACKEND, "backend.samplers=2", observer=Killer())
+        assert (killed / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
+        assert [row["step"] for row in rows(killed, "warnings.jsonl") if row["kind"] == "sampler"] == [2]
 
     def test_two_learners_do_not_need_vllm(self, cluster, model, workspace, monkeypatch):
         monkeypatch.chdir(workspace.folder)
