@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import multiprocessing
+import resource
 import sys
 import time
 from collections import Counter
@@ -81,6 +82,8 @@ class Campaign:
         self.failures: dict[str, Path] = {}
         """Signature -> the folder of a case that has the fault."""
         self.seconds = 0.0
+        self.work = 0.0
+        """Processor time of the workers and their children, in seconds."""
         warm_up()
         (scratch / "home" / "burnish").mkdir(parents=True)
         server = Server(scratch / "stock", scratch / "home", {})
@@ -102,6 +105,8 @@ class Campaign:
         """Run batches of the kinds in turn, in so many workers, until time is up or each kind has had its cases."""
         names = list(kinds or KINDS)
         begin = time.monotonic()
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        worked = usage.ru_utime + usage.ru_stime
         jobs = self._jobs(names, begin + minutes * 60, cases)
         known: set[str] = set()
         running: dict[Connection, Any] = {}
@@ -120,6 +125,8 @@ class Campaign:
                     self._give(ready, jobs, known, running)
                     self._show(time.monotonic() - begin)
         self.seconds = time.monotonic() - begin
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.work = usage.ru_utime + usage.ru_stime - worked
 
     def _jobs(self, names: Sequence[str], end: float, cases: int) -> Iterator[tuple[str, int, int]]:
         for number in count():
@@ -183,8 +190,11 @@ class Campaign:
         rows.append(["all", *(str(total[name]) for name in COLUMNS)])
         widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
         lines = ["", *("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)]
-        rate = total["cases"] / max(self.seconds, 1e-9)
-        lines.append(f"seed {self.seed}, {self.seconds:.0f} s, {total['commands']} commands, {rate:.1f} cases a second")
+        rate, work = total["cases"] / max(self.seconds, 1e-9), self.work / max(total["cases"], 1)
+        lines.append(
+            f"seed {self.seed}, {self.seconds:.0f} s, {total['commands']} commands, {rate:.1f} cases a second, "
+            f"{work:.2f} s of processor time a case"
+        )
         for signature, folder in sorted(self.failures.items()):
             lines += [f"{self.faults[signature]:5}  {signature}", f"       python -m bench.fuzz --repeat {folder}"]
         return "\n".join(lines)
