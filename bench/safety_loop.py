@@ -104,10 +104,10 @@ def main() -> None:
     print_metrics("judge", json.loads((model / "evaluation.json").read_text(encoding="utf-8")))
     learned = ("reward.4.use=reward_model", f"reward.4.path={model}", "reward.4.normalise=group")
     print_metrics("two", train(out / "two", *learned, seed))
-    print_metrics("control", train(out / "control", seed))
     print("two:", release(out / "two"))
     print("two: judged", dict(judge(out / "two", 20)))
     print("two:", release(out / "two"))
+    print_metrics("control", train(out / "control", seed))
 
 
 if __name__ == "__main__":

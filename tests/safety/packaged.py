@@ -37,7 +37,8 @@ def fake_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return {f"wheel/{file}": tmp_path / file for file in names[name]}
 
     def examples(self: Any, **_: Any) -> list[TaskExample]:
-        return [task_example(self.name, str(n), f"{self.name} {n}", f"reference {n}") for n in range(20)]
+        name = f"{self.name} {getattr(self, 'language', 'en')}"
+        return [task_example(self.name, f"{name} {n}", f"{name} {n}", f"reference {n}") for n in range(20)]
 
     monkeypatch.setattr(sets, "fetch", fake_fetch)
     monkeypatch.setattr(Headlines, "examples", examples)

@@ -1,6 +1,7 @@
 """The command ``burnish redteam``: table, JSON, comparison, search and export, with a scripted model and judge."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +108,8 @@ def test_headlines_and_conversations_are_exported_as_answered(tmp_path: Path, mo
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [row["family"] for row in rows] == ["direct"] * 3 + ["harmless"] * 10
     rehearsed = rows[6:]
-    assert {row["prompt"].split()[0] for row in rehearsed} == {"headlines", "dialogue"}
+    counts = Counter(row["prompt"].rpartition(" ")[0] for row in rehearsed)
+    assert counts == {"headlines en": 2, "dialogue en": 2, "dialogue zh": 3}
     assert {row["chosen"] for row in rehearsed} == {"yes"} and all(judge.refuses(row["rejected"]) for row in rehearsed)
     assert len({row["prompt"] for row in rehearsed}) == 7
     result = CliRunner().invoke(app, ["redteam", "open", *options])

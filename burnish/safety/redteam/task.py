@@ -19,7 +19,7 @@ from burnish.registry import nearest
 from burnish.safety.redteam.families import FAMILIES, TRAINED, check_families, word_attack
 from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES
 from burnish.safety.redteam.requests import HarmfulRequest, read_requests
-from burnish.tasks.dialogue import Dialogue
+from burnish.tasks.dialogue import LANGUAGES, Dialogue
 from burnish.tasks.news import Headlines
 from burnish.types import Message, Prompt
 
@@ -57,15 +57,21 @@ def look_alike_prompts(count: int, seed: int) -> list[str]:
 
 
 def rehearsal_prompts(count: int, seed: int, offline: bool, observer: Observer | None) -> list[str]:
-    """Return that many headlines and conversations of the training side, or all: what a model should not unlearn."""
-    if not count:
-        return []
-    texts = [one.text for _, task in _rehearsed(offline, observer) for one in task.train()]
-    return random.Random(seed).sample(texts, min(count, len(texts)))
+    """Return that many headlines and conversations of the training side: what a model should not unlearn.
+
+    Headlines, English and Chinese conversations have equal shares, or as many prompts as there are.
+    """
+    texts = []
+    for index, (_, task) in enumerate(_rehearsed(offline, observer) if count else ()):
+        prompts = [one.text for one in task.train()]
+        share = (count + index) // 3
+        texts += random.Random(seed).sample(prompts, min(share, len(prompts)))
+    return texts
 
 
 def _rehearsed(offline: bool, observer: Observer | None) -> list[tuple[str, SplitTask]]:
-    tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
+    tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines())]
+    tasks += [(CHAT, Dialogue(language=language, history=0)) for language in LANGUAGES]
     for _, task in tasks:
         task.prepare(offline=offline, observer=observer)
     return tasks
@@ -78,8 +84,8 @@ class Attacks(SplitTask):
 
     Args:
         families: families of attacks; each request takes one of them, by its digest.
-        harmless: whether the training side also has harmless prompts: the training sides of ``headlines`` and
-            ``dialogue``, and look-alikes other than the measured ones.
+        harmless: whether the training side also has harmless prompts: the training sides of ``headlines`` and of
+            ``dialogue`` in both languages, and look-alikes other than the measured ones.
     """
 
     name = "attacks"
