@@ -6,7 +6,7 @@ Each step is a command of docs/en/safety.md in a process of its own: a run of th
 review` whose pairs the script judges over HTTP, `burnish reward-model`, two further runs of `loop`, one with the learned
 reward and one without, and a release once the script has judged what the filter flagged. The script prefers the text
 with the lower school grade (the reward `readability`, whose grade nothing else rewards), approves what was flagged, and
-rejects what was blocked. Steps that are done are not repeated.
+rejects what was blocked. Steps that are done are not repeated, and a run that was stopped is resumed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,17 @@ def settings(*texts: str) -> list[str]:
     return [word for text in texts for word in ("--set", text)]
 
 
-def train(run: Path, *overrides: str) -> dict[str, Any]:
-    """Train by the recipe `loop` and return the evaluation."""
+def finish(verb: str, recipe: str, run: Path, *overrides: str) -> dict[str, Any]:
+    """Train by a recipe, or resume the run, unless it is finished; return the evaluation."""
     if not (run / "evaluation.json").exists():
-        subprocess.run(command("train", "loop", "--run-dir", run, *settings(*overrides, METRIC)), check=True)
+        begun = (run / "recipe.toml").exists()
+        arguments = ["--resume", run] if begun else [recipe, "--run-dir", run, *settings(*overrides)]
+        subprocess.run(command(verb, *arguments), check=True)
     return json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def train(run: Path, *overrides: str) -> dict[str, Any]:
+    return finish("train", "loop", run, *overrides, METRIC)
 
 
 def grade(text: str) -> float:
@@ -98,10 +104,7 @@ def main() -> None:
     print("one: judged", dict(judge(out / "one", 320)))
     pairs, model = out / "pairs.jsonl", out / "judge"
     subprocess.run(command("review", out / "one", "--export", pairs), check=True)
-    if not (model / "evaluation.json").exists():
-        arguments = command("reward-model", "reward_model_loop", "--run-dir", model)
-        subprocess.run([*arguments, *settings(f"data.path={pairs}", seed)], check=True)
-    print_metrics("judge", json.loads((model / "evaluation.json").read_text(encoding="utf-8")))
+    print_metrics("judge", finish("reward-model", "reward_model_loop", model, f"data.path={pairs}", seed))
     learned = ("reward.4.use=reward_model", f"reward.4.path={model}", "reward.4.normalise=group")
     print_metrics("two", train(out / "two", *learned, seed))
     print("two:", release(out / "two"))

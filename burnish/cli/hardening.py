@@ -36,7 +36,7 @@ def harden(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each from the model of the one before.")] = 2,
     attacker: Annotated[str | None, typer.Option(help="A run of recipe attacker, which attacks too.")] = None,
     find: Annotated[int, typer.Option(min=2, help="Requests per family to find attacks with.")] = 70,
-    rehearse: Annotated[int, typer.Option(min=0, help="Headlines and conversations to fine-tune on as well.")] = 150,
+    rehearse: Annotated[int, typer.Option(min=0, help="Headlines and conversations to fine-tune on as well.")] = 0,
     each: Annotated[int, typer.Option(min=2, help="Held-out requests per family to measure with.")] = 40,
     overrides: Annotated[
         list[str] | None,

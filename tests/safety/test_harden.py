@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_is_resumed(
 
 def test_it_ends_when_no_attack_succeeds(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
     (tmp_path / "hard/round-1").mkdir(parents=True)
-    settings = {"model": "open", "seed": 0, "find": 70, "rehearse": 150, "each": 40, "set": [], "attacker": None}
+    settings = {"model": "open", "seed": 0, "find": 70, "rehearse": 0, "each": 40, "set": [], "attacker": None}
     (tmp_path / "hard/harden.json").write_text(json.dumps(settings))
     (tmp_path / "hard/round-1/found.jsonl").write_text('{"family": "harmless"}\n')
     result = run("open", "--run-dir", tmp_path / "hard")

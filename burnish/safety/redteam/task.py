@@ -19,7 +19,7 @@ from burnish.registry import nearest
 from burnish.safety.redteam.families import FAMILIES, TRAINED, check_families, word_attack
 from burnish.safety.redteam.look_alikes import LOOK_ALIKES, TRAINING_LOOK_ALIKES
 from burnish.safety.redteam.requests import HarmfulRequest, read_requests
-from burnish.tasks.dialogue import LANGUAGES, Dialogue
+from burnish.tasks.dialogue import Dialogue
 from burnish.tasks.news import Headlines
 from burnish.types import Message, Prompt
 
@@ -61,20 +61,18 @@ def rehearsal_prompts(count: int, seed: int, offline: bool, observer: Observer |
 
     Headlines, English and Chinese conversations have equal shares, or as many prompts as there are.
     """
-    texts = []
-    for index, (_, task) in enumerate(_rehearsed(offline, observer) if count else ()):
+    texts: list[str] = []
+    tasks = [*_harmless_tasks(), (CHAT, Dialogue(language="zh", history=0))] if count else []
+    for index, (_, task) in enumerate(tasks):
+        task.prepare(offline=offline, observer=observer)
         prompts = [one.text for one in task.train()]
-        share = (count + index) // 3
+        share = (count + index) // len(tasks)
         texts += random.Random(seed).sample(prompts, min(share, len(prompts)))
     return texts
 
 
-def _rehearsed(offline: bool, observer: Observer | None) -> list[tuple[str, SplitTask]]:
-    tasks: list[tuple[str, SplitTask]] = [(HEADLINE, Headlines())]
-    tasks += [(CHAT, Dialogue(language=language, history=0)) for language in LANGUAGES]
-    for _, task in tasks:
-        task.prepare(offline=offline, observer=observer)
-    return tasks
+def _harmless_tasks() -> list[tuple[str, SplitTask]]:
+    return [(HEADLINE, Headlines()), (CHAT, Dialogue(history=0))]
 
 
 class Attacks(SplitTask):
@@ -84,8 +82,8 @@ class Attacks(SplitTask):
 
     Args:
         families: families of attacks; each request takes one of them, by its digest.
-        harmless: whether the training side also has harmless prompts: the training sides of ``headlines`` and of
-            ``dialogue`` in both languages, and look-alikes other than the measured ones.
+        harmless: whether the training side also has harmless prompts: the training sides of ``headlines`` and
+            ``dialogue``, and look-alikes other than the measured ones.
     """
 
     name = "attacks"
@@ -119,7 +117,8 @@ class Attacks(SplitTask):
 
     def _harmless(self, offline: bool, observer: Observer | None) -> list[TaskExample]:
         made = [_harmless_example(LOOK_ALIKE, text, text) for text in worded_look_alikes()]
-        for kind, task in _rehearsed(offline, observer):
+        for kind, task in _harmless_tasks():
+            task.prepare(offline=offline, observer=observer)
             made += [_harmless_example(kind, one.id, one.text, one.reference) for one in task.train()]
         return made
 
