@@ -23,6 +23,10 @@ class ContractError(BurnishError):
     """A result that the contract of a plug-in rules out. It recurs in a resumed run until the plug-in is corrected."""
 
 
+class StateLost(BurnishError):
+    """Weights or moments went with the process that held them, and the last checkpoint has them."""
+
+
 class Signalled(KeyboardInterrupt):
     """Ctrl-C, as burnish's own handler raises it: nothing else does, so it is known from a plug-in's own exception."""
 

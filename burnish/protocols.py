@@ -55,9 +55,12 @@ class HasReference(LanguageModel, Protocol):
 class ParameterOptimizer(Protocol):
     """The part of ``torch.optim.Optimizer`` that a step and a checkpoint use."""
 
-    param_groups: list[dict[str, Any]]
-    state: Any
-    """Parameter -> name -> tensor."""
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def state(self) -> Any:
+        """Parameter -> name -> tensor."""
 
     def zero_grad(self, set_to_none: bool = True) -> None: ...
 
@@ -90,11 +93,8 @@ class SavesRounded(Protocol):
         """Whether they have."""
 
 
-class Policy(HasReference, Trainable, Protocol):
-    """A trainable language model."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids, without the end-of-text token."""
+class HasLogprobs(Protocol):
+    """A model whose log-probabilities have a gradient."""
 
     def logprobs(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
@@ -103,6 +103,13 @@ class Policy(HasReference, Trainable, Protocol):
 
         The log-probabilities have a gradient; the entropies do if ``entropy_gradient`` is set.
         """
+
+
+class Policy(HasReference, HasLogprobs, Trainable, Protocol):
+    """A trainable language model."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, without the end-of-text token."""
 
 
 @runtime_checkable

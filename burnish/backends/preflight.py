@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from burnish.backends.vllm_environment import check_vllm
@@ -18,11 +19,19 @@ from burnish.rewards.registry import REWARDS
 from burnish.text import mostly_han_or_kana
 from burnish.types import Prompt
 
+SHARD_TORCH = (2, 13)
+"""The first version of torch whose FSDP2 and sharded safetensors were tried."""
+
 
 def check_backend_package(recipe: Recipe) -> None:
     """Raise InputError if the recipe's backend needs a package that is not installed; it is not loaded."""
     if recipe.backend.use == "ray" and find_spec("ray") is None:
         raise InputError("backend.use = \"ray\" needs a package that is not installed: pip install 'burnish[ray]'")
+    if recipe.backend.shard and tuple(map(int, version("torch").split(".")[:2])) < SHARD_TORCH:
+        needed = ".".join(map(str, SHARD_TORCH))
+        raise InputError(
+            f"backend.shard needs torch {needed} or later, and {version('torch')} is installed: upgrade torch"
+        )
     asks = recipe.backend.python is not None and not withholds_code()
     if recipe.backend.engine == "vllm" and recipe.backend.address is None and (asks or recipe.backend.python is None):
         check_vllm(recipe.backend.python)

@@ -104,6 +104,11 @@ class TrendRows:
         self._first: list[Mapping[str, Any]] = []
         self._last: deque[Mapping[str, Any]] = deque(maxlen=self.window)
 
+    def clear(self) -> None:
+        """Begin again without rows."""
+        self._first.clear()
+        self._last.clear()
+
     def add(self, row: Mapping[str, Any]) -> None:
         if all(key in row for key in self.keys):
             (self._first if len(self._first) < self.window else self._last).append(row)

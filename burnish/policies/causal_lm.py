@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +57,10 @@ SCARCE = 1 / 16
 """Share of free memory below which the buffers for reused products are freed after each step."""
 
 
+SharedStats = Callable[[Sequence[Completion], SamplingParams], TokenStats]
+"""Computes the statistics of completions without gradient."""
+
+
 class CausalModel(ModelText):
     """A causal language model with its tokenizer.
 
@@ -94,6 +99,8 @@ class CausalModel(ModelText):
         """Why it is not the fastest sampler."""
         self.token_rows: TokenRows | None = find_token_rows(model, tokenizer) if like is None else like.token_rows
         """Rows of the head that belong to a token; None if all do."""
+        self.shared_stats: SharedStats | None = None
+        """Computes what ``own_stats`` does without gradient, where other processes have parts of the weights."""
 
     def _choose_layout(self) -> LayoutChoice:
         if self.verdicts is not None and (known := self.verdicts.layout()):
@@ -121,7 +128,7 @@ class CausalModel(ModelText):
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
         """Return log-probabilities [T], nats, under the full softmax; without gradient, on the CPU."""
         room = spare_bytes(device_memory_bytes(self.device)) // PACKED_PART
-        packed = PackedWeights(room) if len(completions) > BATCH else None
+        packed = PackedWeights(room) if len(completions) > BATCH and self.shared_stats is None else None
         with using_packed(packed):
             logprobs = [
                 self._stats(completions[start : start + BATCH], SamplingParams(1, temperature)).logprobs
@@ -131,6 +138,13 @@ class CausalModel(ModelText):
 
     def _stats(
         self, completions: Sequence[Completion], sampling: SamplingParams, *, entropy_gradient: bool = False
+    ) -> TokenStats:
+        if self.shared_stats is not None:
+            return self.shared_stats(completions, sampling)
+        return self.own_stats(completions, sampling, entropy_gradient)
+
+    def own_stats(
+        self, completions: Sequence[Completion], sampling: SamplingParams, entropy_gradient: bool = False
     ) -> TokenStats:
         """Return log-probabilities and entropies, [T] each, nats, at least float32, on the CPU.
 
@@ -163,7 +177,7 @@ class _AdapterOff(CausalModel):
 
     @torch.no_grad()
     def token_logprobs(self, completions: Sequence[Completion], temperature: float = 1.0) -> Tensor:
-        with self.model.disable_adapter():
+        with self.model.disable_adapter() if self.shared_stats is None else nullcontext():
             return super().token_logprobs(completions, temperature)
 
 
@@ -197,9 +211,10 @@ class CausalPolicy(CausalModel):
         self._own_cache: ForwardCache | None = None
         self._packed: PackedWeights | None = None
         """Weights reordered for a step's gradient."""
+        self._adapter_off: _AdapterOff | None = None
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
         if self.adapter:
-            self.reference = _AdapterOff(model, tokenizer, like=self)
+            self.reference = self._adapter_off = _AdapterOff(model, tokenizer, like=self)
         elif start is not None:
             self.reference = ReloadedReference(start, self)
         else:
@@ -211,6 +226,18 @@ class CausalPolicy(CausalModel):
         """Return log-probabilities with gradient and entropies, [T] each, nats, on the CPU."""
         with using_packed(None if self.forward_cache is None else self._packed):
             return self._stats(completions, sampling, entropy_gradient=entropy_gradient)
+
+    def share_forward(self, compute: Callable[[Sequence[Completion], SamplingParams, bool], TokenStats]) -> None:
+        """Leave every forward pass without gradient to a function, whose last argument is whether the adapter is on."""
+        self.shared_stats = partial(compute, adapter=True)  # type: ignore[call-arg]
+        if self._adapter_off is not None:
+            self._adapter_off.shared_stats = partial(compute, adapter=False)  # type: ignore[call-arg]
+
+    def replace_model(self, model: PreTrainedModel) -> None:
+        """Go on with another model of the same architecture."""
+        self.model = model
+        if self._adapter_off is not None:
+            self._adapter_off.model = model
 
     def choose_products(self) -> None:
         """Choose the faster library for the products of training, which only packed layouts of CPUs leave open."""
@@ -268,25 +295,39 @@ class CausalPolicy(CausalModel):
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """Write the model, or the adapter with the name of its base, and the tokenizer, as other programs read them."""
+    def save(self, folder: Path, trained: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model, or the adapter with the name of its base, and the tokenizer, as other programs read them.
+
+        ``trained`` are the trainable weights by name, where the model has not all of their rows.
+        """
         with quiet_transformers():
             # Otherwise peft asks the hub whether the base model's embedding was resized; it never is.
             options: dict[str, Any] = {"save_embedding_layers": False} if self.adapter else {}
+            weights = self.model.state_dict() if trained is None else self._with_trained(trained)
             if not self.adapter and self.save_dtype not in (None, self.model.dtype):
-                options["state_dict"] = self._converted_weights()
+                options["state_dict"] = self._converted_weights(weights)
+            elif trained is not None:
+                options["state_dict"] = weights
             self.model.save_pretrained(folder, safe_serialization=True, **options)
             self.tokenizer.save_pretrained(folder)
         dtype = None if self.save_dtype is None else str(self.save_dtype).removeprefix("torch.")
         make_portable(folder, dtype=dtype, end_ids=self.end_ids)
 
-    def _converted_weights(self) -> dict[str, Tensor]:
+    def _with_trained(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return these trainable weights under all of their names, and the model's buffers."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        shared = self.model.named_parameters(remove_duplicate=False)
+        weights = {name: trained[names[one]] for name, one in shared if names[one] in trained}
+        others = {name: one for name, one in self.model.state_dict().items() if name not in weights}
+        return weights if self.adapter else {**others, **weights}
+
+    def _converted_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights in the type that is saved; tied weights stay one tensor."""
         weights: dict[str, Tensor] = {}
         converted: dict[int, Tensor] = {}
         # transformers reads these in float32, whatever the type of the others.
         wide = getattr(self.model, "_keep_in_fp32_modules_strict", None) or ()
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in state.items():
             if not tensor.is_floating_point() or set(name.split(".")) & set(wide):
                 weights[name] = tensor
                 continue

@@ -17,6 +17,8 @@ class BackendSection(Section):
     """Processes that sample, each with its own copy of the policy."""
     learners: int = Field(1, ge=1, le=1024)
     """Processes that share out an update's gradient; the driver is the first."""
+    shard: bool = False
+    """Whether learners split weights, gradients and moments among them, instead of a whole policy for each."""
     scorers: int = Field(0, ge=0, le=4096)
     """Processes that compute rewards; 0 leaves them to the driver."""
     address: str | None = None
@@ -74,10 +76,12 @@ class BackendSection(Section):
         return self
 
 
-def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
-    """Check a backend against a recipe's policy and sampling. Raises ValueError if they cannot work together."""
+def check_backend(backend: BackendSection, policy: Any, sampling: Any, algorithm: Any) -> None:
+    """Check a backend against a recipe's policy, sampling and algorithm. Raises ValueError if they do not fit together."""
     if backend.use == "local":
         return
+    if backend.shard:
+        _check_shard(backend, policy, algorithm)
     if backend.samplers > sampling.prompts_per_step:
         raise ValueError(
             f"backend.samplers = {backend.samplers}: a step has only {sampling.prompts_per_step} prompts to share out; "
@@ -101,6 +105,22 @@ def check_backend(backend: BackendSection, policy: Any, sampling: Any) -> None:
             raise ValueError(
                 f'backend.{key} = {getattr(backend, key)}: policy.device = "cpu" uses none; remove one of the two'
             )
+
+
+def _check_shard(backend: BackendSection, policy: Any, algorithm: Any) -> None:
+    if backend.learners < 2:
+        raise ValueError(
+            f"backend.shard: there is nothing to split with learners = {backend.learners}; set learners = 2 or more, or "
+            "remove shard"
+        )
+    if policy.use != "causal_lm":
+        raise ValueError(f'backend.shard: splits language models, not policy.use = "{policy.use}"; remove it')
+    if algorithm.critic is not None or algorithm.use == "ppo":
+        raise ValueError("backend.shard: a critic is not split among learners yet; remove it, or use another algorithm")
+    if algorithm.kl.reset_every is not None:
+        raise ValueError(
+            "algorithm.kl.reset_every: not available with backend.shard, whose weights are in parts; remove one of the two"
+        )
 
 
 def check_engine(backend: BackendSection, policy: Any, sampling: Any, held_out: Any) -> None:

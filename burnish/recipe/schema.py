@@ -288,7 +288,7 @@ class Recipe(Job):
 
     @model_validator(mode="after")
     def _check_backend(self) -> Recipe:
-        check_backend(self.backend, self.policy, self.sampling)
+        check_backend(self.backend, self.policy, self.sampling, self.algorithm)
         check_engine(self.backend, self.policy, self.sampling, self.evaluation.sampling)
         return self
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, InputError, StateLost
 from burnish.protocols import ParameterOptimizer, SavesRounded, Trainable
 from burnish.run.folder import Checkpoint, Run
 from burnish.run.manifest import MANIFEST
 from burnish.run.proof import checkpoint_damage
+from burnish.run.shards import SHARDS, read_shards
 
 EXACT = "weights.safetensors"
 """Weights bit for bit, where ``model/`` has them rounded to policy.save_dtype."""
@@ -51,19 +52,72 @@ class Checkpointed(Protocol):
     step: int
 
 
+class PolicyState(Protocol):
+    """Weights and optimizer state, in this process or in several."""
+
+    def broken_weight(self) -> str | None:
+        """Return the name of a weight that is not finite, None if all are."""
+
+    def written(self, folder: Path) -> Iterator[None]:
+        """Fill a checkpoint folder, and yield between its files; the largest come first."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore both from what any state has written."""
+
+
+class WholeState:
+    """The state of a policy that this process has, as ``optimizer.safetensors`` and ``model/``."""
+
+    def __init__(self, learner: Checkpointed) -> None:
+        self.learner = learner
+        # A table of logits has minus infinity for tokens that cannot follow.
+        weights = learner.policy.trainable().items()
+        self._infinite = {name for name, weight in weights if not weight.detach().sum(dtype=torch.float64).isfinite()}
+
+    def broken_weight(self) -> str | None:
+        for name, parameter in self.learner.policy.trainable().items():
+            values = parameter.detach()
+            if name in self._infinite:
+                broken = not bool((values < math.inf).all())
+            else:  # one pass without a copy; a sum may also overflow
+                broken = not (values.sum(dtype=torch.float64).isfinite() or values.isfinite().all())
+            if broken:
+                return name
+        return None
+
+    def written(self, folder: Path) -> Iterator[None]:
+        policy = self.learner.policy
+        write_optimizer(self.learner.optimizer, policy.trainable(), folder)
+        yield
+        if isinstance(policy, SavesRounded) and policy.saves_rounded:
+            exact = {name: parameter.detach().contiguous() for name, parameter in policy.trainable().items()}
+            save_file(exact, folder / EXACT)
+        yield
+        policy.save(folder / "model")
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        policy, optimizer, shards = self.learner.policy, self.learner.optimizer, checkpoint.folder / SHARDS
+        if shards.is_dir():
+            read_shards(shards, optimizer, policy.trainable(), alone=True)
+            return
+        load_exact_weights(policy, checkpoint.folder)
+        read_optimizer(optimizer, policy.trainable(), checkpoint.folder)
+
+
 class Checkpointer:
     """Saves a learner into a run folder, where the newest ``keep`` checkpoints stay, and restores it bit for bit.
+
+    Args:
+        state: where the learner's policy and optimizer are; None: in the learner.
 
     Attributes:
         spared: functions that return a step whose checkpoint must stay, however old, or None.
     """
 
-    def __init__(self, run: Run, learner: Checkpointed, keep: int) -> None:
+    def __init__(self, run: Run, learner: Checkpointed, keep: int, state: PolicyState | None = None) -> None:
         self.run, self.learner, self.keep = run, learner, keep
+        self.state = state or WholeState(learner)
         self.spared: list[Callable[[], int | None]] = []
-        # A table of logits has minus infinity for tokens that cannot follow.
-        weights = learner.policy.trainable().items()
-        self._infinite = {name for name, weight in weights if not weight.detach().sum(dtype=torch.float64).isfinite()}
 
     def save(self) -> None:
         """Save the learner after its current step.
@@ -71,28 +125,18 @@ class Checkpointer:
         Raises BurnishError if a weight is not finite, so that no good checkpoint is replaced, and what
         ``Run.save_checkpoint`` raises.
         """
-        self._refuse_broken_weights()
-        state: dict[str, Any] = {}
-        for part in self.learner.parts:
-            state |= part.state()
-        spared = {step for spare in self.spared if (step := spare()) is not None}
-        self.run.save_checkpoint(self.learner.step, state, self.written, self.keep, spared)
-
-    def _refuse_broken_weights(self) -> None:
-        for name, parameter in self.learner.policy.trainable().items():
-            values = parameter.detach()
-            if name in self._infinite:
-                broken = not bool((values < math.inf).all())
-            else:  # one pass without a copy; a sum may also overflow
-                broken = not (values.sum(dtype=torch.float64).isfinite() or values.isfinite().all())
-            if not broken:
-                continue
+        if (name := self.state.broken_weight()) is not None:
             saved = self.run.checkpoints()
             last = f"; the checkpoint of step {saved[-1].step} stays the last" if saved else ""
             raise BurnishError(
                 f"step {self.learner.step}: the weight '{name}' is not finite, so the model is not saved{last}. Resuming "
                 "would fail in the same way: start again with a lower optimizer.learning_rate"
             )
+        state: dict[str, Any] = {}
+        for part in self.learner.parts:
+            state |= part.state()
+        spared = {step for spare in self.spared if (step := spare()) is not None}
+        self.run.save_checkpoint(self.learner.step, state, self.written, self.keep, spared)
 
     def write(self, folder: Path) -> None:
         """Fill a checkpoint folder: ``model/``, ``optimizer.safetensors`` and the files of the parts."""
@@ -101,16 +145,12 @@ class Checkpointer:
 
     def written(self, folder: Path) -> Iterator[None]:
         """Fill a checkpoint folder, and yield between its files; the largest come first."""
-        policy = self.learner.policy
-        write_optimizer(self.learner.optimizer, policy.trainable(), folder)
+        files = self.state.written(folder)
+        next(files)
         yield
         for part in self.learner.parts:
             part.write(folder)
-        if isinstance(policy, SavesRounded) and policy.saves_rounded:
-            exact = {name: parameter.detach().contiguous() for name, parameter in policy.trainable().items()}
-            save_file(exact, folder / EXACT)
-        yield
-        policy.save(folder / "model")
+        yield from files
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the learner. Raises InputError if the checkpoint is damaged or belongs to another recipe."""
@@ -121,24 +161,27 @@ class Checkpointer:
         if checkpoint.folder not in self.run.proved and (checkpoint.folder / MANIFEST).exists():
             for text in checkpoint_damage(self.run.folder, checkpoint, None):
                 raise InputError(f"{text}: restore it, or delete {checkpoint.folder} to resume from an older one")
-        policy = self.learner.policy
         try:
             for part in self.learner.parts:
                 part.restore(checkpoint)
-            policy.load(checkpoint.folder / "model")
-            if (checkpoint.folder / EXACT).is_file():
-                parameters = policy.trainable()
-                with torch.no_grad():
-                    for name, value in load_file(checkpoint.folder / EXACT).items():
-                        parameters[name].copy_(value)
-            read_optimizer(self.learner.optimizer, policy.trainable(), checkpoint.folder)
-        except InputError:
+            self.state.restore(checkpoint)
+        except (InputError, StateLost):
             raise
         except Exception as error:
             raise InputError(
                 f"{checkpoint.folder} cannot be read ({error}); delete it to resume from an older checkpoint"
             ) from error
         self.learner.step = checkpoint.step
+
+
+def load_exact_weights(policy: Trainable, folder: Path) -> None:
+    """Load the weights of a checkpoint folder into a policy, bit for bit."""
+    policy.load(folder / "model")
+    if (folder / EXACT).is_file():
+        parameters = policy.trainable()
+        with torch.no_grad():
+            for name, value in load_file(folder / EXACT).items():
+                parameters[name].copy_(value)
 
 
 def write_optimizer(optimizer: ParameterOptimizer, parameters: Mapping[str, nn.Parameter], folder: Path) -> None:

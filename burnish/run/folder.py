@@ -71,7 +71,7 @@ BEFORE = "evaluation/before.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint on disk: ``model/``, ``optimizer.safetensors`` and ``state.json``."""
+    """A complete checkpoint on disk: ``model/``, ``optimizer.safetensors`` or ``shards/``, and ``state.json``."""
 
     step: int
     folder: Path

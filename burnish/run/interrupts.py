@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -51,6 +53,18 @@ class Interrupts:
         if pending := self._pending:
             self._pending = None
             raise pending
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Delay both signals within the context, if they are not delayed already."""
+        if self._held:
+            yield
+            return
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         kind = Terminated if number == signal.SIGTERM else Signalled

@@ -5,26 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from burnish.algorithms.presets import Preset
 from burnish.protocols import HasLaggedPolicy, ParameterOptimizer, Policy, Sampler, Scorer, StatefulScorer
 from burnish.recipe.schema import Recipe
-from burnish.run.checkpoint import Stateful
+from burnish.run.checkpoint import PolicyState, Stateful
 from burnish.run.folder import Checkpoint
 from burnish.run.interrupts import Interrupts
 from burnish.training.advantages import GroupCredit, MovingBaseline, credit_assigner
 from burnish.training.batching import TokenBudget
 from burnish.training.critic import Critic
 from burnish.training.kl_reference import KLTerm
+from burnish.training.optimizer import clip_gradient
 from burnish.training.policy_loss import MicrobatchLoss, PolicyLoss
 from burnish.training.rollouts import Rollouts, Screen, flag_completion
 from burnish.types import Completion, Microbatch, Prompt
 
 AddGradients = Callable[[Sequence[Microbatch]], Iterable[MicrobatchLoss]]
 """Adds the gradients of an update's microbatches to the policy's parameters; gives their losses, in order."""
+
+
+class SplitState(PolicyState, Protocol):
+    """A policy and its optimizer that several processes have in parts."""
+
+    def clip_gradient(self, limit: float | None) -> float:
+        """Clip the whole gradient to a norm (None: no limit) and return its norm before."""
 
 
 @dataclass(slots=True)
@@ -53,6 +61,8 @@ class Learner:
     screen: Screen = flag_completion
     add_gradients: AddGradients | None = None
     """Of a backend, where several processes share the work; None computes every gradient in this one."""
+    split: SplitState | None = None
+    """Of a backend, where several processes have parts of the policy and the optimizer."""
     step: int = 0
     interrupts: Interrupts = field(default_factory=Interrupts)
     credit: GroupCredit = field(init=False)
@@ -86,6 +96,12 @@ class Learner:
         if not (self.kl.active or self.credit.needs_reference):
             return None
         return self.kl.reference.token_logprobs(completions, self.recipe.sampling.temperature).double()
+
+    def clip_gradient(self, limit: float | None) -> float:
+        """Clip the policy's gradient to a norm (None: no limit) and return its norm before."""
+        if self.split is not None:
+            return self.split.clip_gradient(limit)
+        return clip_gradient(self.policy.trainable().values(), limit)
 
     def finish_step(self, rollouts: Rollouts, tracked: Tensor, distance: float) -> None:
         """Move all that follows the policy: baselines, KL coefficient and reference, reward statistics.

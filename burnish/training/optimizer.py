@@ -41,11 +41,17 @@ class FusedAdamW:
             states = [self.state[one] for one in parameters]
             averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
             beta1, beta2 = group["betas"]
+            rows = [own_rows(some) for some in (parameters, [one.grad for one in parameters], averages, squares)]
             adamw(
-                parameters, [one.grad for one in parameters], averages, squares, [], steps, fused=True, amsgrad=False,
+                rows[0], rows[1], rows[2], rows[3], [], steps, fused=True, amsgrad=False,
                 beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
                 maximize=False,
             )  # fmt: skip
+
+
+def own_rows(tensors: Iterable[Any]) -> list[Any]:
+    """Return tensors as they are, but of those that are split among processes (DTensor) the rows of this one."""
+    return [one.to_local() if hasattr(one, "to_local") else one for one in tensors]
 
 
 def build_optimizer(
@@ -83,7 +89,11 @@ def set_learning_rate(optimizer: ParameterOptimizer, rate: float) -> None:
 
 def clip_gradient(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
     """Clip the gradient to a norm of ``limit`` (None: no limit) and return its norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if limit is None else limit))
+    trained = [one for one in parameters if one.grad is not None]
+    norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of gradients that are split among processes
+    torch.nn.utils.clip_grads_with_norm_(trained, math.inf if limit is None else limit, norm)
+    return float(norm)
 
 
 def refuse_non_finite(

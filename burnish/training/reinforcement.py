@@ -159,11 +159,15 @@ class RewardGuards(RunGuards[Measurement]):
     def begin(self, before: Measurement) -> bool:
         self.start_reward = sum(sample.reward for sample in before.samples) / len(before.samples)
         self.truth = TrueTexts.of(self.evaluator.prompts, before)
+        self._recent.clear()
+        self._steps = 0
+        for kept in self._trend_rows.values():
+            kept.clear()
         for row in self.run.rows("metrics.jsonl"):
             self._watch(row)
         self._forget_evaluation()
-        if self.can_stop and self.evaluator.learner.step == 0:
-            # The model that is kept if nothing better comes before an alarm.
+        if (self.can_stop or self.evaluator.learner.split is not None) and self.evaluator.learner.step == 0:
+            # The model that is kept if nothing better comes before an alarm, or a part of it is lost.
             self.checkpointer.save()
         return self._stop_row() is not None
 
@@ -343,7 +347,7 @@ def reinforcement_trainer(
 ) -> Trainer[Measurement]:
     recipe = learner.recipe
     evaluator = _measured_before(run, learner, held_out, observer)
-    checkpointer = Checkpointer(run, learner, recipe.checkpoint.keep)
+    checkpointer = Checkpointer(run, learner, recipe.checkpoint.keep, learner.split)
     guards = RewardGuards(run, evaluator, checkpointer)
 
     def step() -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from burnish.algorithms.table_gradients import adding_to_grad
 from burnish.errors import BurnishError
 from burnish.evaluation.finite_samples import refuse_broken_samples
 from burnish.evaluation.guards import text_diversity
-from burnish.protocols import CachesForward, HasMetrics, Policy
+from burnish.protocols import CachesForward, HasLogprobs, HasMetrics
 from burnish.rewards.part import named_row
 from burnish.system.clock import Clock
 from burnish.system.machine import LEAST_SHARE
@@ -39,7 +39,7 @@ from burnish.training.batching import (
 )
 from burnish.training.learner import Learner, StepReport
 from burnish.training.metrics import Totals, length_metrics, reward_metrics, sample_rows
-from burnish.training.optimizer import clip_gradient, learning_rate, refuse_non_finite, set_learning_rate
+from burnish.training.optimizer import learning_rate, refuse_non_finite, set_learning_rate
 from burnish.training.policy_loss import MicrobatchLoss, PolicyLoss
 from burnish.training.prompt_order import PromptOrder
 from burnish.training.rollouts import Flags, Rollouts, collect
@@ -214,7 +214,7 @@ def apply_update(learner: Learner, update: Update, totals: Totals, step: int) ->
         for critic in learner.critics:
             critic.backward(batch)
     limit = recipe.optimizer.max_grad_norm
-    grad_norm = clip_gradient(policy.trainable().values(), limit)
+    grad_norm = learner.clip_gradient(limit)
     try:
         refuse_non_finite(step, totals.loss, grad_norm, update=update.number)
     except BurnishError as error:
@@ -250,7 +250,7 @@ def suspect(learner: Learner, update: Update) -> str:
 
 
 def add_gradients(
-    policy: Policy, policy_loss: PolicyLoss, sampling: SamplingParams, batches: Iterable[Microbatch]
+    policy: HasLogprobs, policy_loss: PolicyLoss, sampling: SamplingParams, batches: Iterable[Microbatch]
 ) -> Iterator[MicrobatchLoss]:
     """Add the gradient of each microbatch, and yield its loss. Its graph is freed before the next one is built."""
     for batch in batches:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
-from burnish.errors import BurnishError, ContractError, InputError, one_line
+from burnish.errors import BurnishError, ContractError, InputError, StateLost, one_line
 from burnish.protocols import Observer
 from burnish.recipe.schema import Job
 from burnish.reports.page.html import write_report
@@ -143,14 +143,7 @@ class Trainer(Generic[M]):
         _ = self.run.recipe  # before somebody edits the file
         try:
             with self.learner.interrupts:
-                before = self._measured("before")
-                self.best.begin(self.evaluator.directions(before))
-                if not self.guards.begin(before):
-                    self._step_to_the_end(before)
-                self.guards.end()
-                after = self._measured("after")
-                if text := self.best.end(self.learner.step, self.evaluator.summary(after)):
-                    self.observer.message(text)
+                before, after = self._train_to_the_end()
         except KeyboardInterrupt as stopped:
             raise Interrupted(f"stopped, {self._saved()}", stopped) from None
         except BurnishError as error:
@@ -161,6 +154,41 @@ class Trainer(Generic[M]):
             self.run.put(name, json_text(value))
         self.guards.after_evaluation(evaluation, after, self.logged)
         return evaluation
+
+    def _train_to_the_end(self) -> tuple[M, M]:
+        """Train to the end, from the newest checkpoint again whenever state is lost. Returns both measurements."""
+        lost: StateLost | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self._return(lost)
+                return self._measured_and_trained()
+            except StateLost as error:
+                lost = error
+
+    def _measured_and_trained(self) -> tuple[M, M]:
+        """Measure, make the steps that are left, and measure. Returns both measurements."""
+        before = self._measured("before")
+        self.best.begin(self.evaluator.directions(before))
+        if not self.guards.begin(before):
+            self._step_to_the_end(before)
+        self.guards.end()
+        after = self._measured("after")
+        if text := self.best.end(self.learner.step, self.evaluator.summary(after)):
+            self.observer.message(text)
+        return before, after
+
+    def _return(self, lost: StateLost) -> None:
+        """Go back to the newest checkpoint, from which the steps after it are made again; say so in warnings.jsonl."""
+        if not self.run.checkpoints():
+            raise BurnishError(f"{one_line(lost)}; there is no checkpoint yet") from lost
+        reached = self.logged
+        step = self.logged = self._resume()
+        self._newest = None
+        text = f"{one_line(lost)}; the run went back from step {reached} to its checkpoint of step {step}"
+        self.run.append("warnings.jsonl", [{"step": step, "kind": "learner", "text": text}])
+        self.observer.message(text, level="warning")
+        self.learner.interrupts.release()
 
     def _step_to_the_end(self, before: M) -> None:
         recipe, learner = self.recipe, self.learner
@@ -298,7 +326,8 @@ class Trainer(Generic[M]):
         """Save what can be saved, and return how to resume, and what to do ``first``."""
         # Where a row could not be written the two differ; then the run resumes from the last checkpoint.
         if self.learner.step == self.logged > 0:
-            self.checkpointer.save()
+            with suppress(StateLost):  # what is lost cannot be saved
+                self.checkpointer.save()
         self._report()
         checkpoints = self.run.checkpoints()
         kept = f"saved after step {checkpoints[-1].step}" if checkpoints else "no step was finished"

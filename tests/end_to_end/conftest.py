@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -360,8 +361,12 @@ def here(workspace, tiny_recipe, monkeypatch) -> Callable[..., tuple[Path, Path]
 
     monkeypatch.chdir(workspace.folder)
 
-    def run(steps: int = 4, extra: str = "") -> tuple[Path, Path]:
-        path = workspace.write("tiny.toml", tiny_recipe(steps=steps, extra=extra))
-        return path, train(path, workspace / "here", "optimizer.reuse_sampling=false").run_dir
+    def run(
+        steps: int = 4, extra: str = "", model: Path | None = None, changes: Sequence[str] = ()
+    ) -> tuple[Path, Path]:
+        text = tiny_recipe(steps=steps, extra=extra)
+        named = text if model is None else re.sub('(?m)^model = ".*"', f'model = "{model}"', text)
+        path = workspace.write("tiny.toml", named)
+        return path, train(path, workspace / "here", "optimizer.reuse_sampling=false", *changes).run_dir
 
     return run

@@ -10,6 +10,7 @@ from burnish.recipe.schema import Recipe, load_recipe
 from burnish.run.launch import sets_backend
 
 RAY = "backend.use=ray"
+SHARD = [RAY, "backend.learners=2", "backend.shard=true"]
 VLLM = [RAY, "backend.engine=vllm"]
 
 
@@ -40,6 +41,11 @@ VLLM = [RAY, "backend.engine=vllm"]
         ),
         ([RAY, "backend.segment=8", "backend.max_staleness=1"], "segment = 8: texts are drawn in parts only where"),
         ([RAY, "backend.colocate=true"], "colocate: the driver is the only learner"),
+        ([RAY, "backend.shard=true"], "backend.shard: there is nothing to split with learners = 1"),
+        ([*SHARD, "policy.use=lstm"], 'backend.shard: splits language models, not policy.use = "lstm"'),
+        ([*SHARD, "algorithm.use=ppo"], "backend.shard: a critic is not split among learners yet"),
+        ([*SHARD, "algorithm.kl.reset_every=5"], "algorithm.kl.reset_every: not available with backend.shard"),
+        (["backend.shard=true"], 'backend: shard belongs to use = "ray"'),
         ([RAY, "policy.use=lstm", "sampling.nlpo_top_p=0.9"], "sampling.nlpo_top_p: not available with backend.use"),
     ],
 )
@@ -80,3 +86,11 @@ def test_without_the_package_one_line_names_the_extra(monkeypatch):
     preflight.check_backend_package(load_recipe("news"))
     with pytest.raises(InputError, match=r"pip install 'burnish\[ray\]'"):
         preflight.check_backend_package(load_recipe("news", [RAY]))
+
+
+def test_an_older_torch_cannot_split(monkeypatch):
+    recipe = load_recipe("news", SHARD)
+    preflight.check_backend_package(recipe)
+    monkeypatch.setattr(preflight, "version", lambda package: "2.9.1+cpu")
+    with pytest.raises(InputError, match=r"backend.shard needs torch 2\.13 or later, and 2\.9\.1\+cpu is installed"):
+        preflight.check_backend_package(recipe)

@@ -31,6 +31,20 @@ def test_ctrl_c_is_raised_at_once():
     assert reached == []
 
 
+def test_holding_delays_within_a_context_and_leaves_an_earlier_hold():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, interrupts.holding():
+        press()
+        done.append("within")
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        interrupts.hold()
+        with interrupts.holding():
+            press()
+        done.append("still held")
+        interrupts.release()
+    assert done == ["within", "still held"]
+
+
 def test_ctrl_c_is_delayed_until_release():
     done = []
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:

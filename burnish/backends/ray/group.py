@@ -56,6 +56,7 @@ class LearnerGroup:
         self, rank: int, meeting: Meeting, address: str, *, cuda: bool, listening: socket.socket | None = None
     ) -> None:
         refuse_other_group()
+        self.size = meeting.size
         timeout = timedelta(seconds=meeting.limit)
         with environment_variables(_interface(address)), _broken("meet the other learners"):
             store = TCPStore(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from burnish.backends.ray.actors import GLANCE, Actors, Report, reason
 from burnish.backends.ray.cluster import process_environment
@@ -22,6 +24,9 @@ from burnish.recipe.backend import BackendSection
 from burnish.types import Group, Prompt, SamplingParams
 
 T = TypeVar("T")
+
+Gather = Callable[[Callable[[Mapping[str, Tensor]], Any]], list[Any]]
+"""Returns what a function makes of the trainable parameters, given to it in parts."""
 
 
 class Samplers:
@@ -82,13 +87,13 @@ class Samplers:
         self._actors.start()
         self._actors.everywhere("load the policy", lambda handle, call: handle.prepare.remote(call, [setup]))
 
-    def begin(self, setup: Any, weights: Any, requests: Sequence[Request], step: int) -> list[Future[Any]]:
+    def begin(self, setup: Any, weights: list[Any], requests: Sequence[Request], step: int) -> list[Future[Any]]:
         """Let the first samplers work on the requests, one each; return their shares to come, in order."""
 
         def begin(index: int, request: Request) -> Future[Any]:
             what = f"sample {len(request.prompts)} prompts"
             return self._actors.begin(
-                index, what, lambda handle, call: handle.sample.remote(call, [setup], [weights], request), step
+                index, what, lambda handle, call: handle.sample.remote(call, [setup], weights, request), step
             )
 
         return [begin(index, request) for index, request in enumerate(requests)]
@@ -138,12 +143,14 @@ class RemoteSampler:
     """A ``Sampler`` that shares the prompts out among the samplers of a cluster.
 
     Before the first call for a policy version, the learner's trainable parameters go into the object store, once.
-    ``setup`` is the reference of a PolicySetup.
+    ``setup`` is the reference of a PolicySetup. ``gather`` gives a function the parameters, name -> tensor, in one or
+    several parts.
     """
 
-    def __init__(self, samplers: Samplers, policy: Trainable, setup: Any) -> None:
-        self._samplers, self._policy, self._setup = samplers, policy, setup
-        self._weights: Any = None
+    def __init__(self, samplers: Samplers, policy: Trainable, setup: Any, gather: Gather | None = None) -> None:
+        self._samplers, self._setup = samplers, setup
+        self._gather: Gather = gather or (lambda use: [use(policy.trainable())])
+        self._weights: list[Any] = []
         self._version: int | None = None
         self._seconds = 0.0
         self._load_seconds = 0.0
@@ -236,8 +243,8 @@ class RemoteSampler:
         if version == self._version:
             return
         begin = time.perf_counter()
-        self._weights = None  # the store may free the last ones before it takes these
-        self._weights = self._samplers.put(pack_weights(self._policy.trainable()), version + 1)
+        self._weights, self._version = [], None  # the store may free the last ones before it takes these
+        self._weights = self._gather(lambda part: self._samplers.put(pack_weights(part), version + 1))
         self._version = version
         self._seconds += time.perf_counter() - begin
 

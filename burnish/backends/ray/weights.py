@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,10 +30,19 @@ class WeightBlock:
     checksums: tuple[int, ...]
 
 
-def pack_weights(parameters: Mapping[str, nn.Parameter]) -> WeightBlock:
+def pack_weights(parameters: Mapping[str, Tensor]) -> WeightBlock:
     """Return parameters as a block, to be sent before they change."""
     data = tuple(map(_bytes, parameters.values()))
     return WeightBlock(data, _layout(parameters), _checksums(data))
+
+
+def load_parts(blocks: Iterable[WeightBlock], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Copy blocks, which together have all parameters, into them; as ``load_weights``, one block at a time."""
+    left = dict(parameters)
+    for block in blocks:
+        load_weights(block, {name: left.pop(name) for name, _, _ in block.layout if name in left})
+    if left:
+        load_weights(WeightBlock((), (), ()), left)  # which refuses them
 
 
 @torch.no_grad()
@@ -64,7 +73,7 @@ def load_weights(block: WeightBlock, parameters: Mapping[str, nn.Parameter]) -> 
         )
 
 
-def _layout(parameters: Mapping[str, nn.Parameter]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+def _layout(parameters: Mapping[str, Tensor]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     return tuple((name, str(one.dtype), tuple(one.shape)) for name, one in parameters.items())
 
 

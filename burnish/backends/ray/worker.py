@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from burnish.backends.ray.group import LearnerGroup, Meeting
     from burnish.backends.ray.weights import WeightBlock
     from burnish.policies.chat_template import ChatSettings
     from burnish.protocols import Policy, Sampler
     from burnish.recipe.schema import Recipe
     from burnish.rewards.part import Part
-    from burnish.training.policy_loss import MicrobatchLoss
-    from burnish.types import Completion, Group, Microbatch, Prompt, SamplingParams
+    from burnish.types import Completion, Group, Prompt, SamplingParams
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
@@ -146,7 +144,7 @@ class PolicyProcess(NumberedProcess):
 
     def _policy(self, setup: Sequence[Any]) -> tuple[Policy, Sampler]:
         if self._loaded is None:
-            self._loaded = _load_policy(_fetched(setup), self._threads, self.samples)
+            self._loaded = _load_policy(fetched(setup), self._threads, self.samples)
         return self._loaded
 
 
@@ -159,7 +157,7 @@ class SamplerProcess(PolicyProcess):
 
     def sample(self, call: int, setup: Sequence[Any], weights: Sequence[Any], request: Request) -> SampledShare:
         """Sample a share with the weights of its version. References come in lists, so that Ray leaves them to us."""
-        from burnish.backends.ray.weights import load_weights
+        from burnish.backends.ray.weights import load_parts
         from burnish.protocols import CopiesWeights, SamplesInParts
 
         self._enter(call)
@@ -167,8 +165,8 @@ class SamplerProcess(PolicyProcess):
         begin = time.perf_counter()
         if self._version != request.version:
             self._version = None
-            block: WeightBlock = _fetched(weights)
-            load_weights(block, policy.trainable())
+            blocks: Iterator[WeightBlock] = (fetched([reference]) for reference in weights)
+            load_parts(blocks, policy.trainable())
             if isinstance(sampler, CopiesWeights):
                 sampler.copy_weights()
             self._version = request.version
@@ -187,71 +185,6 @@ class SamplerProcess(PolicyProcess):
         return SampledShare(tuple(groups), seconds)
 
 
-class LearnerProcess(PolicyProcess):
-    """The work of a learner that is not the driver: the gradients of its share of each update."""
-
-    _group: LearnerGroup | None = None
-
-    def join(self, call: int, meeting: Meeting, rank: int) -> bool:
-        """Join a group in place of an earlier one, with the policy loaded. Return whether the group is complete."""
-        import ray
-
-        from burnish.backends.ray.cluster import own_address
-        from burnish.backends.ray.group import GroupBroken, LearnerGroup
-
-        self._enter(call)
-        assert self._loaded is not None
-        cuda = any(one.is_cuda for one in self._loaded[0].trainable().values())
-        self._leave()
-        try:
-            self._group = LearnerGroup(rank, meeting, own_address(ray), cuda=cuda)
-        except GroupBroken:
-            return False
-        return True
-
-    def add_gradients(
-        self, call: int, setup: Sequence[Any], batches: Sequence[Microbatch], kl_coefficient: float
-    ) -> list[MicrobatchLoss] | None:
-        """Take the driver's weights, give it the gradient of these microbatches, and return their losses.
-
-        Return None if another member of the group is gone. On an error the group is left, so that nobody waits.
-        """
-        from burnish.backends.ray.group import GroupBroken
-        from burnish.recipe.algorithm import resolve_preset
-        from burnish.training.kl_reference import KLTerm
-        from burnish.training.policy_loss import PolicyLoss
-        from burnish.training.step import add_gradients
-
-        self._enter(call)
-        policy, _ = self._policy(setup)
-        if self._group is None:
-            return None
-        recipe: Recipe = _fetched(setup).recipe
-        kl = KLTerm(recipe.algorithm.kl, policy)
-        kl.coefficient = kl_coefficient
-        loss = PolicyLoss(resolve_preset(recipe.algorithm), recipe.algorithm, kl)
-        parameters = list(policy.trainable().values())
-        try:
-            self._group.share_weights(parameters)
-            losses = list(add_gradients(policy, loss, recipe.sampling.params, batches))
-            self._group.add_up(parameters)
-            return losses
-        except GroupBroken:
-            self._leave()
-            return None
-        except BaseException:
-            self._leave()
-            raise
-        finally:
-            for one in parameters:
-                one.grad = None
-
-    def _leave(self) -> None:
-        if self._group is not None:
-            self._group.leave()
-        self._group = None
-
-
 class ScorerProcess(NumberedProcess):
     """The work of a scorer: what a reward says of a share of the completions."""
 
@@ -266,8 +199,8 @@ class ScorerProcess(NumberedProcess):
         """Score a share by a part of this number; setup and part are behind references in lists."""
         self._enter(call)
         if number not in self._parts:
-            self._settle_in(_fetched(setup))
-            self._parts[number] = _fetched(part)
+            self._settle_in(fetched(setup))
+            self._parts[number] = fetched(part)
         from burnish.rewards.calling import printing_to
         from burnish.rewards.forms import Context
 
@@ -276,7 +209,7 @@ class ScorerProcess(NumberedProcess):
             None, share.flags, share.step, lambda name, value: notes.append((False, name, value)),
             lambda name, value: notes.append((True, name, value)),
         )  # fmt: skip
-        folder = Path(_fetched(setup).folder)
+        folder = Path(fetched(setup).folder)
         with printing_to(folder, f"rewards.scorer-{self._number}.log") if folder.is_dir() else nullcontext():
             return ScoredShare(self._parts[number].evaluate(share.completions, context), notes)
 
@@ -290,7 +223,8 @@ class ScorerProcess(NumberedProcess):
             os.chdir(setup.paths[0])
 
 
-def _fetched(reference: Sequence[Any]) -> Any:
+def fetched(reference: Sequence[Any]) -> Any:
+    """Return the value behind a reference in a list."""
     import ray
 
     return ray.get(reference[0])

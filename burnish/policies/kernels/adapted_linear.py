@@ -39,21 +39,21 @@ def adapted_forward(module: Any, lookup: Lookup | None) -> Callable[[Tensor], Te
     plain = name in module.lora_A and not module.lora_bias.get(name) and name not in module.lora_variant
     if not plain or type(base) is not nn.Linear or module.fan_in_fan_out or base.weight.requires_grad:
         return None
-    inward: Any = module.lora_A[name].weight
-    outward: Any = module.lora_B[name].weight
+    inward, outward = module.lora_A[name], module.lora_B[name]
     if not isinstance(module.lora_dropout[name], nn.Identity) or (base.bias is not None and base.bias.requires_grad):
         return None
-    if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in (base.weight, inward, outward)):
+    if any(
+        one.dtype != torch.float32 or one.device.type != "cpu" for one in (base.weight, inward.weight, outward.weight)
+    ):
         return None
     return partial(_adapted, base, inward, outward, float(module.scaling[name]), lookup)
 
 
-def _adapted(
-    base: nn.Linear, inward: Tensor, outward: Tensor, scale: float, lookup: Lookup | None, rows: Tensor
-) -> Tensor:
+def _adapted(base: nn.Linear, inward: Any, outward: Any, scale: float, lookup: Lookup | None, rows: Tensor) -> Tensor:
+    # The weights are looked up when they are used: of a model that is split (FSDP), they are gathered just before.
     output = None if lookup is None or rows.dim() < 2 else lookup(base.weight, None)
     adapted: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, base.weight, base.bias, inward, outward, scale, output
+        rows, base.weight, base.bias, inward.weight, outward.weight, scale, output
     )
     return adapted
 

@@ -66,7 +66,7 @@ def _forward(module: Any, lookup: Lookup | None) -> Any:
     """Return the faster forward pass, or None for another module."""
     name = _class_name(module)
     if name in _NORMS and module.weight.dtype == torch.float32:
-        return partial(rms_norm, weight=module.weight, epsilon=module.variance_epsilon)
+        return partial(_norm, module)
     if name in _MLPS and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
         return partial(_mlp, module)
     if (
@@ -78,6 +78,11 @@ def _forward(module: Any, lookup: Lookup | None) -> Any:
     ):
         return partial(_attention, module)
     return adapted_forward(module, lookup)
+
+
+def _norm(module: Any, states: Tensor) -> Tensor:
+    # The weight is looked up when it is used: of a model that is split (FSDP), it is gathered just before.
+    return rms_norm(states, module.weight, module.variance_epsilon)
 
 
 def _mlp(module: Any, states: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def _stored_bytes(model: Any, tokens: int, *, packed: bool) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that its own operation stores would keep the whole graph alive
 
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     saving = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from burnish.backends.ray.weights import load_weights, pack_weights
+from burnish.backends.ray.weights import load_parts, load_weights, pack_weights
 from burnish.errors import BurnishError
 
 
@@ -57,3 +57,12 @@ def test_other_parameters_are_refused_by_name(change):
         own["half"] = nn.Parameter(value.float())
     with pytest.raises(BurnishError, match="such as 'half"):
         load_weights(block, own)
+
+
+def test_parts_come_one_at_a_time_and_together_have_all_parameters():
+    sent, received = parameters(0), parameters(1)
+    blocks = [pack_weights({name: sent[name] for name in some}) for some in (("slice", "half"), ("turned", "number"))]
+    with pytest.raises(BurnishError, match="such as 'none'"):
+        load_parts(blocks, received)
+    load_parts([*blocks, pack_weights({"none": sent["none"]})], received)
+    assert all(torch.equal(sent[name], received[name]) for name in sent)

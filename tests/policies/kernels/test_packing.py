@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -139,6 +141,19 @@ def test_frozen_weights_keep_less_for_the_backward_pass(tiny):
     assert activation_bytes_per_token(adapted.model, packed=True) > 0
     assert activation_bytes_per_token(adapted.model, packed=True) < activation_bytes_per_token(whole.model, packed=True)
     assert whole.max_microbatch_tokens > 1024
+
+
+def test_measuring_leaves_no_graph_behind(tiny):
+    """A graph would keep the weights of a policy that is split (FSDP) in memory."""
+    model = load_policy(tiny("llama")).model
+
+    def results() -> int:
+        gc.collect()
+        return sum(type(one) is torch.Tensor and one.grad_fn is not None for one in gc.get_objects())
+
+    before = results()
+    activation_bytes_per_token(model, packed=True)
+    assert results() == before
 
 
 def test_copies_of_the_weights_are_no_activations(tiny):

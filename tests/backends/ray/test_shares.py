@@ -1,10 +1,10 @@
-"""The cut of an update's microbatches among learners."""
+"""An update's microbatches, shared out among learners."""
 
 from __future__ import annotations
 
 import torch
 
-from burnish.backends.ray.gradients import share_out
+from burnish.backends.ray.shares import share_out
 from burnish.types import Completion, Microbatch, Prompt
 
 
