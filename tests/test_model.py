@@ -147,7 +147,7 @@ class TestRuns:
 
     def test_of_a_folder(self, tmp_path, tiny_chat):
         assert read_run_tables(tmp_path) == {}
-        (tmp_path / "model").symlink_to(tiny_chat)
+        shutil.copytree(tiny_chat, tmp_path / "model")
         (tmp_path / "recipe.toml").write_text('name = "n"\n[task]\nuse = "news"\n')
         assert read_run_tables(tmp_path) == {"task": {"use": "news"}}
         model = burnish.load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -52,7 +53,7 @@ class TestWay:
         assert status == 2 and "has no chat template" in error
 
     def test_of_a_run_that_trained_on_plain_text(self, ask, tiny_chat, tmp_path):
-        (tmp_path / "model").symlink_to(tiny_chat)
+        shutil.copytree(tiny_chat, tmp_path / "model")
         (tmp_path / "recipe.toml").write_text('[task]\nuse = "news"\n')
         status, out, error = ask("who", model=tmp_path)
         assert (status, out) == ask("who", "--plain")[:2]
