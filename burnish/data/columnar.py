@@ -56,9 +56,21 @@ def _rows(path: Path, schema: Any, batches: Iterable[Any]) -> Iterator[RawRow]:
     decoders = json_decoders(schema)
     number = 0
     for batch in batches:
+        _refuse_damaged(batch)
         for values in _plain_rows(batch):
             number += 1
             yield _decoded(f"row {number}", values, decoders)
+
+
+def _refuse_damaged(batch: Any) -> None:
+    """Raise ValueError if a batch has offsets or lengths that lead out of its memory: pyarrow follows them blindly."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            # Text that is not UTF-8 costs its row only; its offsets were proved before.
+            if str(column.type) not in ("string", "large_string") or "UTF8" not in str(error):
+                raise
 
 
 def _plain_rows(batch: Any) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def test_one_value_that_cannot_be_read_breaks_one_row(tmp_path: Path, name: str,
     first, second = read_files(write(tmp_path / "a.parquet", value=column))
     assert first.values is None and first.position == "row 1" and first.reason.startswith(reason)
     assert second.position == "row 2" and second.values is not None
+
+
+@pytest.mark.parametrize("offsets", [(0, 3, 2**30), (0, -(2**30), 6), (5, 3, 6)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_offsets_that_lead_out_of_the_file_are_not_followed(
+    tmp_path: Path, offsets: tuple[int, ...], nested: bool
+) -> None:
+    column = arrow.array(["abc", "def"])
+    table = arrow.table({"prompt": arrow.array([["abc"], ["def"]]) if nested else column})
+    path = tmp_path / "a.arrow"
+    with arrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    assert len(list(read_files(path))) == 2
+    whole, before = path.read_bytes(), struct.pack("<3i", 0, 3, 6)
+    assert whole.count(before) == 1
+    path.write_bytes(whole.replace(before, struct.pack("<3i", *offsets)))
+    with pytest.raises(InputError, match="not a whole Arrow file"):
+        list(read_files(path))
 
 
 def test_a_map_is_an_object(tmp_path: Path) -> None:
