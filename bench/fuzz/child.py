@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -22,12 +23,13 @@ FILE_BYTES = 64 << 20
 CRASHED = 70
 """Exit status of a command that ended with an exception, which its error stream shows."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGED: dict[str, tuple[int, ...]] = {
-    "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,),
+_CHANGED: dict[str, tuple[tuple[int, int], ...]] = {
+    "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),), "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),), "os.symlink": ((1, 2),), "shutil.rmtree": ((0, 1),),
 }  # fmt: skip
-"""Audit event -> its arguments that are entries of folders which it makes or removes."""
-_FOLLOWED = ("os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr")
-"""Audit events that change the file at the end of a link."""
+"""Audit event -> its arguments that are entries of folders which it makes or removes, each with the open folder of it."""
+_FOLLOWED = {"os.truncate": 9, "os.chmod": 2, "os.chown": 3, "os.utime": 3, "os.setxattr": 9}
+"""Audit events that change the file at the end of a link, and the argument that is the open folder of its path."""
 
 
 @dataclass(frozen=True)
@@ -137,29 +139,35 @@ def _limit() -> None:
 
 
 def _watch(place: Place) -> None:
-    """Log each write outside of the folders that the command may write to."""
+    """Log each change outside of the folders that the command may write to, and forbid it."""
     log = os.open(place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     # Its own path may lead through a link.
-    allowed = tuple(os.path.realpath(folder) + os.sep for folder in (place.work, place.home, place.tmp, place.compiled))
+    allowed = tuple(os.path.realpath(one) + os.sep for one in (place.work, place.home, place.tmp, place.compiled))
     devices = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/self/")
 
-    def check(event: str, path: Any, *, entry: bool) -> None:
+    def check(event: str, path: Any, folder: Any, *, entry: bool) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a file that is open already
         name = os.fsdecode(path)
-        folder, last = os.path.split(os.path.abspath(name))
-        real = os.path.join(os.path.realpath(folder), last) if entry else os.path.realpath(name)
+        if isinstance(folder, int) and folder >= 0 and not os.path.isabs(name):
+            name = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
+        above, last = os.path.split(os.path.abspath(name))
+        real = os.path.join(os.path.realpath(above), last) if entry else os.path.realpath(name)
         if not (real + os.sep).startswith(allowed) and not real.startswith(devices):
             os.write(log, f"{event} {real}\n".encode("utf-8", "backslashreplace"))
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), real)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        def argument(index: int) -> Any:
+            return arguments[index] if index < len(arguments) else None
+
         if event == "open":
             if isinstance(arguments[2], int) and arguments[2] & _WRITES:
-                check(event, arguments[0], entry=False)
+                check(event, arguments[0], None, entry=False)
         elif event in _CHANGED:
-            for index in _CHANGED[event]:
-                check(event, arguments[index], entry=True)
+            for index, folder in _CHANGED[event]:
+                check(event, arguments[index], argument(folder), entry=True)
         elif event in _FOLLOWED:
-            check(event, arguments[0], entry=False)
+            check(event, arguments[0], argument(_FOLLOWED[event]), entry=False)
 
     sys.addaudithook(hook)

@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ class Server:
             last = ended.err
             if fault := self._fault(command, ended):
                 return Outcome(tuple(statuses), fault, ended.err)
-        return Outcome(tuple(statuses), None, last)
+        return Outcome(tuple(statuses), _contradiction(case, statuses), last)
 
     def ask(self, command: Command) -> Ended:
         """Run one command in the work folder."""
@@ -132,10 +132,11 @@ class Server:
 
     def _fault(self, command: Command, ended: Ended) -> Fault | None:
         given = command.arguments
-        if "Traceback (most recent call last)" in ended.err or ended.status == CRASHED:
-            return Fault("traceback", _innermost(ended.err), given)
+        # What it forbids may end the command with a traceback.
         if ended.outside:
             return Fault("outside write", _anywhere(ended.outside[0], self.place), given)
+        if "Traceback (most recent call last)" in ended.err or ended.status == CRASHED:
+            return Fault("traceback", _innermost(ended.err), given)
         if ended.waited:
             return Fault("limit", f"{given[0]} waits in vain", given)
         if ended.status == -signal.SIGXCPU:
@@ -152,6 +153,15 @@ class Server:
             if different := _difference(self.expected[command.equals], what):
                 return Fault("silent acceptance", f"{command.equals}: {different}", given)
         return None
+
+
+def _contradiction(case: Case, statuses: Sequence[int]) -> Fault | None:
+    """Return the fault of a run folder that ``check`` calls whole and that cannot be resumed."""
+    verbs = [" ".join(command.arguments[:2]) for command in case.commands]
+    ended = dict(zip(verbs, statuses, strict=True))
+    if ended.get("check run") == 0 and ended.get("train --resume"):
+        return Fault("silent acceptance", "check calls a run whole that cannot be resumed", ("check", "run"))
+    return None
 
 
 def _wait(child: int) -> tuple[int, resource.struct_rusage, bool]:
