@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -10,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from burnish.errors import InputError
+from burnish.errors import BurnishError, InputError
 from burnish.protocols import Observer, ParameterOptimizer, Trainable
 from burnish.run.checkpoint import Checkpointer, Stateful
 from burnish.run.folder import Run
@@ -39,6 +40,9 @@ SHOWN = 100
 EXAMPLES = "held_out_examples.jsonl"
 MEASURED_AT_ONCE = 32
 """Examples per batch of a measurement, after each of which progress is reported."""
+
+SHORT = 60
+"""Characters of a row that a message quotes."""
 
 T = TypeVar("T", bound=Trainable)
 
@@ -71,7 +75,10 @@ def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:
     learner.optimizer.zero_grad(set_to_none=True)
     metrics = learner.objective.backward(policy, examples, budget)
     grad_norm = clip_gradient(policy.trainable().values(), settings.max_grad_norm)
-    refuse_non_finite(step, metrics["loss"], grad_norm, rewarded=False)
+    try:
+        refuse_non_finite(step, metrics["loss"], grad_norm, rewarded=False)
+    except BurnishError as error:
+        raise BurnishError(f"{error} ({broken_row(learner, examples, budget)})") from error
     rate = learning_rate(recipe, step)
     set_learning_rate(learner.optimizer, rate)
     learner.interrupts.hold()  # until the trainer has written this step's row: half a step must not be saved
@@ -80,6 +87,17 @@ def supervised_step(learner: SupervisedLearner[T]) -> dict[str, Any]:
     learner.step = step
     tokens = sum(text.size for example in examples for text in example.texts)
     return {"step": step, **metrics, "grad_norm": grad_norm, "learning_rate": rate, **clock.metrics(tokens=tokens)}
+
+
+def broken_row(learner: SupervisedLearner[T], examples: Sequence[Example], budget: TokenBudget) -> str:
+    """Name the first example of a step whose own loss or gradient is not finite, or say that each alone has both."""
+    for example in examples:
+        learner.optimizer.zero_grad(set_to_none=True)
+        loss = learner.objective.backward(learner.policy, [example], budget)["loss"]
+        if not math.isfinite(loss + clip_gradient(learner.policy.trainable().values(), None)):
+            text = " ".join(f"{example.texts[0].prompt} {example.texts[0].text}".split())
+            return f"the first row that alone has no finite loss and gradient begins with '{text[:SHORT]}'"
+    return "each row alone has a finite loss and gradient"
 
 
 @dataclass(frozen=True, slots=True)

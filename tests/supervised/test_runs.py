@@ -393,7 +393,7 @@ class TestBadInput:
         assert listed["training_examples"] + listed["held_out_examples"] == 50
 
     def test_a_non_finite_step_is_reported(self, job):
-        with pytest.raises(burnish.BurnishError, match=r"start again with a lower optimizer\.learning_rate"):
+        with pytest.raises(burnish.BurnishError, match=r"start again with a lower optimizer\.learning_rate .*row"):
             burnish.sft(
                 job("sft", optimizer={"learning_rate": 1e6, "max_grad_norm": None}), run_dir="run",
                 observer=QuietProgress(),
