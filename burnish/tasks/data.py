@@ -93,6 +93,8 @@ class DataTask(SplitTask):
             path=path, dataset=dataset, config=config, side=side, revision=revision, held_out=held_out, format=format,
             delimiter=delimiter,
         )  # fmt: skip
+        if not prompt:
+            raise InputError("prompt is empty: name the field with the prompt, or leave it out")
         if template and messages:
             raise InputError("template and messages both define the prompt: remove one of them")
         if messages and not chat:

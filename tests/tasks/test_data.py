@@ -44,6 +44,11 @@ def references(**options: Any) -> dict[str, str | None]:
 EXPECTED = {row["prompt"]: row["reference"] for row in GOOD}
 
 
+def test_an_empty_name_of_the_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="prompt is empty: name the field with the prompt, or leave it out"):
+        DataTask(path="rows.jsonl", prompt="")
+
+
 def test_three_formats_give_the_same_prompts(tmp_path: Path) -> None:
     one = DataTask(path=str(lines(tmp_path / "a.jsonl", GOOD)), reference="reference")
     two = DataTask(path=str(table(tmp_path / "a.csv", GOOD)), reference="reference")
