@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import burnish
+from burnish.backends.ray.sharding import Shard
 from burnish.reports.terminal.progress import make_observer
 from burnish.run.folder import comparable
 from burnish.run.interrupts import Interrupted
@@ -97,6 +98,27 @@ class TestLost:
         assert [row["step"] for row in said] == [0, 2] and all(row["text"] in watcher.warnings for row in said)
         assert all("learner 2" in row["text"] for row in said)
         assert [call[1] for call in watcher.calls if call[0] == "step"] == [1, 1, 2, 3, 3, 4]
+
+    @pytest.mark.parametrize("method", ["add_gradients", "update", "save"])
+    def test_one_that_is_killed_within_a_call(self, cluster, workspace, here, monkeypatch, method):
+        path, _ = here(steps=1)
+        whole = train(path, workspace / "whole", *SHARD, "steps=4").run_dir
+        own, calls = getattr(Shard, method), []
+
+        def killing(shard: Shard, *arguments: Any) -> Any:
+            """Make the driver's part of a call, the second time with a learner that is just being killed."""
+            calls.append(method)
+            if len(calls) == 2:
+                os.kill(learners()[-1], signal.SIGKILL)
+            return own(shard, *arguments)
+
+        monkeypatch.setattr(Shard, method, killing)
+        killed = train(path, workspace / "killed", *SHARD, "steps=4").run_dir
+        assert list(map(comparable, rows(killed))) == list(map(comparable, rows(whole)))
+        assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+        assert_model_near(killed, whole, tolerance=0.0)
+        (said,) = (row for row in rows(killed, "warnings.jsonl") if row["kind"] == "learner")
+        assert said["step"] == 0 and "learner 2" in said["text"]
 
     def test_one_that_is_always_lost_ends_the_run(self, cluster, workspace, here):
         path, _ = here(steps=1)
