@@ -11,7 +11,7 @@ from burnish.errors import InputError
 from burnish.planning.constants import Constants, origin
 from burnish.planning.gpus import GIGA, GPUS, get_gpu
 from burnish.planning.memory import total
-from burnish.planning.placement import MOST_GPUS, Cluster, PlacedRun, best_placement
+from burnish.planning.placement import MOST_GPUS, Cluster, PlacedRun, best_placement, placement_keys
 from burnish.planning.shapes import Shape, model_shape
 from burnish.planning.workload import PROMPT_TOKENS, StepWork, read_work
 from burnish.recipe.reading import read_recipe, validate
@@ -35,7 +35,6 @@ class RunEstimate:
         price: of one GPU and hour, in any currency; None if not given.
         assumptions: what was assumed about the recipe, one line each.
         remedies: where nothing fits: changes with which it would.
-        today: the best of the placements that burnish can run today.
     """
 
     recipe: str
@@ -45,7 +44,6 @@ class RunEstimate:
     work: StepWork
     cluster: Cluster
     outcome: PlacedRun
-    today: PlacedRun
     price: float | None = None
     assumptions: Sequence[str] = ()
     remedies: Sequence[str] = ()
@@ -75,7 +73,7 @@ class RunEstimate:
             "gpu": asdict(self.cluster.gpu), "gpus": self.cluster.gpus, "max_staleness": self.cluster.max_staleness,
             "work": asdict(self.work),
             "placement": {**_placed(found), "idle": self.cluster.gpus - placement.gpus},
-            "today": {**_placed(self.today), "step": self.today.step} if self.today.fits else None,
+            "keys": placement_keys(placement, self.work.prompts, self.cluster.max_staleness) if found.fits else None,
             "memory": {name: {**parts, "total": total(parts)} for name, parts in found.phases.items()},
             "usable_memory": found.usable,
             "constants": {
@@ -125,9 +123,8 @@ def estimate_run(
     work = read_work(recipe, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     shape, shape_origin = model_shape(model or recipe.policy.model)
     found = best_placement(shape, work, cluster)
-    today = best_placement(shape, work, replace(cluster, max_staleness=0), built=True)
     return RunEstimate(
-        recipe.name, recipe.steps, shape, shape_origin, work, cluster, found, today, price,
+        recipe.name, recipe.steps, shape, shape_origin, work, cluster, found, price,
         _assumptions(recipe, work, given=(prompt_tokens is not None, answer_tokens is not None)),
         () if found.fits else _remedies(shape, work, cluster),
     )  # fmt: skip

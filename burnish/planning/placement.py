@@ -2,8 +2,6 @@
 
 A sampler holds a whole model on one GPU. Learners split a step's prompts; each has the whole model, or 1/S of it.
 Every way of using up to N GPUs is tried, so more GPUs are never slower: some may be left idle.
-
-Several learners, and sampling beside learning, are not built yet: such placements are for planning ahead.
 """
 
 from __future__ import annotations
@@ -44,11 +42,6 @@ class Placement:
     def shards(self) -> int:
         """Learners that share one copy of the trained state."""
         return self.learners if self.sharded else 1
-
-    @property
-    def built(self) -> bool:
-        """Whether burnish can run it today: one process learns (``backend.samplers``)."""
-        return self.learners == 1
 
     @property
     def sampling_gpus(self) -> int:
@@ -103,14 +96,32 @@ class Cluster:
     max_staleness: int = 0
 
 
-def best_placement(shape: Shape, work: StepWork, cluster: Cluster, *, built: bool = False) -> PlacedRun:
+def placement_keys(placement: Placement, prompts: int, max_staleness: int) -> dict[str, str]:
+    """Return the recipe's keys for a placement, as ``--set`` takes them, for a step with so many prompts.
+
+    The driver is the first learner.
+    """
+    keys = {"policy.device": "cuda"}
+    if placement.gpus == 1:
+        return keys
+    keys |= {"backend.use": "ray", "backend.samplers": str(min(placement.sampling_gpus, prompts))}
+    share = "1" if placement.samplers else "0.5"
+    keys["backend.gpus"] = share
+    if placement.learners > 1:
+        keys |= {"backend.learners": str(placement.learners), "backend.learner_gpus": share}
+        keys |= {"backend.shard": "true"} if placement.sharded else {}
+        keys |= {} if placement.samplers else {"backend.colocate": "true"}
+    if placement.samplers and max_staleness:
+        keys["backend.max_staleness"] = str(max_staleness)
+    return keys
+
+
+def best_placement(shape: Shape, work: StepWork, cluster: Cluster) -> PlacedRun:
     """Return the fastest placement that fits, the one with the fewest GPUs among equals.
 
-    If none fits, return the one that lacks the least memory; its ``fits`` is False. ``built`` leaves out placements that
-    burnish cannot run yet.
+    If none fits, return the one that lacks the least memory; its ``fits`` is False.
     """
-    tried = [placement for placement in placements(cluster) if placement.built or not built]
-    outcomes = [outcome(shape, work, cluster, placement) for placement in tried]
+    outcomes = [outcome(shape, work, cluster, placement) for placement in placements(cluster)]
     if fitting := [one for one in outcomes if one.fits]:
         return min(fitting, key=lambda one: (one.step, one.placement.gpus, one.placement.sharded))
     return min(outcomes, key=lambda one: (one.peak, one.placement.gpus))

@@ -9,7 +9,7 @@ from burnish.planning.constants import origin
 from burnish.planning.estimate import UNCOUNTED, RunEstimate, short_of
 from burnish.planning.gpus import GIGA
 from burnish.planning.memory import total
-from burnish.planning.placement import Placement
+from burnish.planning.placement import Placement, placement_keys
 from burnish.reports.wording import about
 
 
@@ -70,16 +70,8 @@ def _placement_lines(estimate: RunEstimate) -> Iterator[str]:
         yield "             sampling runs beside learning"
     if idle:
         yield f"             {idle} of {estimate.cluster.gpus} GPUs stay idle: this step is too small to gain from them"
-    if found.overlapped or not found.placement.built:
-        yield "             for planning ahead: today one process learns, in turns with its samplers"
-        yield f"today        {_today_text(estimate)}"
-
-
-def _today_text(estimate: RunEstimate) -> str:
-    today = estimate.today
-    if not today.fits:
-        return f"none fits; the nearest: {short_of(today)}"
-    return f"{placement_text(today.placement)}: {today.step:.3g} s per step"
+    keys = placement_keys(found.placement, estimate.work.prompts, estimate.cluster.max_staleness)
+    yield f"keys         {' '.join(f'{key}={value}' for key, value in keys.items())}"
 
 
 def _memory_lines(estimate: RunEstimate) -> Iterator[str]:
