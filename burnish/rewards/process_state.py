@@ -1,11 +1,11 @@
 """State of the process that a reward function leaves as it found it, whatever it sets.
 
-After each call, these are put back: the standard streams, the working folder, torch's default dtype, gradient mode and
-threads. After all calls of a reward for a step, also: torch's default device, inference mode, deterministic algorithms
-and anomaly detection, numpy's handling of floating-point errors, warning filters, the recursion limit, the handlers of
-Ctrl-C and SIGTERM, and random generators. The rewards draw from states of their own meanwhile, so that a function that
-draws does not get the same numbers at every step. Environment variables stay as the function left them: libraries are
-configured by them once.
+After each call, these are put back: warning filters, the standard streams, the working folder, torch's default dtype,
+gradient mode and threads. After all calls of a reward for a step, also: torch's default device, inference mode,
+deterministic algorithms and anomaly detection, numpy's handling of floating-point errors, the recursion limit, the
+handlers of Ctrl-C and SIGTERM, and random generators. The rewards draw from states of their own meanwhile, so that a
+function that draws does not get the same numbers at every step. Environment variables stay as the function left them:
+libraries are configured by them once.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Settings:
 
     def __init__(self) -> None:
         self._streams = sys.stdin, sys.stdout, sys.stderr
-        each: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(_folder, _enter)]
+        # Filters first: what is freed on the way back, such as a file, shall not be an error to whoever made it one.
+        each: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(_filters, _set_filters), (_folder, _enter)]
         others: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-            (sys.getrecursionlimit, sys.setrecursionlimit), (_filters, _set_filters),
+            (sys.getrecursionlimit, sys.setrecursionlimit),
         ]  # fmt: skip
         if threading.current_thread() is threading.main_thread():
             others.append((_handlers, _set_handlers))

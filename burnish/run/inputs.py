@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 
 from burnish.catalogue import store
 from burnish.data.files import FORMATS
-from burnish.errors import BurnishError, InputError
+from burnish.errors import BurnishError, InputError, one_line
 from burnish.protocols import Observer
 from burnish.run.code import INSTALLED
 from burnish.run.folder import INPUTS, Run
-from burnish.system.files import json_text
+from burnish.system.files import json_text, regular_bytes
 
 LARGE = 1 << 24
 """Files of more bytes are hashed in a thread beside the first measurement."""
@@ -41,12 +42,7 @@ class Inputs:
 
     def __init__(self, run: Run, observer: Observer, *, fresh: bool, accept: bool = False) -> None:
         self.run, self.observer, self.accept = run, observer, accept
-        self._roots = {
-            "burnish": store.home().resolve(),
-            "hub": _hub_cache(),
-            **_installed(),
-            "run": run.folder.resolve(),
-        }
+        self._roots = _roots(run.folder)
         self._kept: dict[str, dict[str, Record]] = {}
         self._accepted: list[Any] = []
         path = run.folder / INPUTS
@@ -61,25 +57,9 @@ class Inputs:
             try:
                 written = json.loads(path.read_text(encoding="utf-8"))
                 self._kept, self._accepted = written["inputs"], written["accepted"]
-                self._check_files()
+                self._decide(list(_changes(self._kept, self._roots, run.folder)))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it to record the inputs again") from error
-
-    def _check_files(self) -> None:
-        changes = []
-        for key, files in self._kept.items():
-            for name, before in [(name, one) for name, one in files.items() if "modified" in one]:
-                path = self._path(name)
-                if not path.is_file():
-                    changes.append(f"{key}: {path} is missing")
-                    del files[name]
-                elif _stat(path) != {"size": before["size"], "modified": before["modified"]}:
-                    files[name] = now = fingerprint(path)
-                    if now["sha256"] != before["sha256"]:
-                        changes.append(
-                            f"{key}: {path} has changed since {self.run.folder} began ({_difference(before, now)})"
-                        )
-        self._decide(changes)
 
     @contextmanager
     def recorded(self, sources: Sources) -> Iterator[None]:
@@ -117,7 +97,7 @@ class Inputs:
         waiting = [(files, name) for files in self._kept.values() for name, one in files.items() if not one["sha256"]]
         with suppress(OSError, BurnishError):  # what the training meets too, and reports
             for files, name in waiting:
-                files[name] = fingerprint(self._path(name))
+                files[name] = fingerprint(_located(name, self._roots))
             if waiting:
                 self._write()
 
@@ -151,9 +131,40 @@ class Inputs:
                     return f"<{root}>/{one.relative_to(folder).as_posix()}"
         return str(path)
 
-    def _path(self, name: str) -> Path:
-        root, closed, rest = name.removeprefix("<").partition(">/")
-        return self._roots[root] / rest if name.startswith("<") and closed and root in self._roots else Path(name)
+
+def changed_inputs(run: Path) -> list[str]:
+    """Return what of a run's recorded inputs is missing or has changed, for which ``--resume`` would refuse it."""
+    path = run / INPUTS
+    if not os.path.lexists(path):
+        return []
+    try:
+        return list(_changes(json.loads(regular_bytes(path))["inputs"], _roots(run), run))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
+        return [f"{path} is damaged ({one_line(error)[:200]}): delete it to record the inputs again"]
+
+
+def _changes(kept: dict[str, dict[str, Record]], roots: Mapping[str, Path], run: Path) -> Iterator[str]:
+    """Yield what has changed of recorded files, and bring the record up to date."""
+    for key, files in kept.items():
+        for name, before in [(name, one) for name, one in files.items() if "modified" in one]:
+            path = _located(name, roots)
+            if not path.is_file():
+                del files[name]
+                yield f"{key}: {path} is missing"
+            elif _stat(path) != {"size": before["size"], "modified": before["modified"]}:
+                files[name] = now = fingerprint(path)
+                if now["sha256"] != before["sha256"]:
+                    yield f"{key}: {path} has changed since {run} began ({_difference(before, now)})"
+
+
+def _roots(run: Path) -> dict[str, Path]:
+    """Return the folders that a record's names may be relative to."""
+    return {"burnish": store.home().resolve(), "hub": _hub_cache(), **_installed(), "run": run.resolve()}
+
+
+def _located(name: str, roots: Mapping[str, Path]) -> Path:
+    root, closed, rest = name.removeprefix("<").partition(">/")
+    return roots[root] / rest if name.startswith("<") and closed and root in roots else Path(name)
 
 
 def fingerprint(path: Path) -> Record:

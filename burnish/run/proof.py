@@ -14,6 +14,7 @@ from burnish.errors import InputError
 from burnish.protocols import Observer
 from burnish.run.folder import BEST_MODEL, LINES, Checkpoint, Run, find_checkpoints, read_lines
 from burnish.run.history import HISTORY, RecipeHistory, read_history
+from burnish.run.inputs import changed_inputs
 from burnish.run.manifest import MANIFEST, files_damage, read_manifest, run_damage
 from burnish.system.confined import escapes
 from burnish.system.file_records import tensor_shapes
@@ -163,6 +164,7 @@ def examine(run: Path) -> list[RunPart]:
     except InputError as error:
         history = None
         parts.append(RunPart(HISTORY, "", [str(error)]))
+    parts.append(RunPart("inputs", "as they were when the run began", changed_inputs(run)))
     checkpoints = find_checkpoints(run)
     parts.append(_lines_part(run, checkpoints[-1].step if checkpoints else 0))
     for checkpoint in checkpoints:

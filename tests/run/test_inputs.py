@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from burnish.rewards.registry import REWARDS
 from burnish.run.folder import Run, comparable
 from burnish.run.inputs import LARGE, Inputs
 from burnish.run.interrupts import Interrupted
+from burnish.run.proof import examine
 from burnish.tasks.registry import TASKS
 from burnish.types import SamplingParams
 from tests.fakes import SUBJECTS, InterruptingObserver, RecordingObserver, supervised_recipe, write_lines
@@ -125,8 +127,12 @@ def test_a_change_is_refused_by_name(job):
         with pytest.raises(InputError, match=refusal) as error:
             job.resume()
         assert "--accept-changed-inputs" in str(error.value) and "\n" not in str(error.value)
+        if "was not read" not in refusal:  # what has a record is checked without going on
+            (part,) = (part for part in examine(job.run) if part.problems)
+            assert part.name == "inputs" and re.match(refusal.removesuffix(": restore it"), part.problems[0])
         shutil.copytree(kept, job.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
     assert (job.run / "metrics.jsonl").read_bytes() == before
+    assert not any(part.problems for part in examine(job.run))
 
 
 @pytest.mark.slow
