@@ -239,7 +239,7 @@ class TestAhead:
         path, _ = here(steps=1)
         run = workspace / "run"
         with pytest.raises(Interrupted):
-            train(path, run, *self.AHEAD, "steps=6", observer=InterruptingObserver(2))
+            train(path, run, *self.AHEAD, "steps=6", observer=InterruptingObserver(3))
         burnish.train(resume=run, observer=make_observer(quiet=True), overrides=["backend.max_staleness=1"])
         assert [row["staleness"] for row in rows(run)] == [0, 1, 2, 0, 1, 1]
 
