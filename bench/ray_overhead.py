@@ -2,7 +2,9 @@
 
 Each case is a training run of its own, one after another; the local one comes first and last, to show what the machine
 drifts. A step's seconds are the median of the steps after the first two. Memory is the largest sum of the processes'
-proportional shares (PSS), read once a second. Writes bench/results/ray.md, ray.json and ray.svg.
+proportional shares (PSS), read once a second before and during the first two steps: reading it takes the processor, the
+more the more processes there are, and holds up a process that takes memory meanwhile. Writes bench/results/ray.md,
+ray.json and ray.svg.
 """
 
 from __future__ import annotations
@@ -69,8 +71,10 @@ def measured(job: Path, run: Path, options: Sequence[str]) -> dict[str, float]:
     started = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL)
     peak = 0
     while started.poll() is None:
-        with suppress(psutil.Error):
-            peak = max(peak, shared_memory(psutil.Process(started.pid)))
+        path = run / "metrics.jsonl"
+        if not path.exists() or len(list(read_lines(path))) < WARMUP:
+            with suppress(psutil.Error):
+                peak = max(peak, shared_memory(psutil.Process(started.pid)))
         time.sleep(1)
     if started.returncode:
         raise SystemExit(f"{options}: status {started.returncode}")
