@@ -12,6 +12,8 @@ from burnish.system.confined import refuse_escapes
 from burnish.system.file_records import file_damage
 from burnish.system.files import regular_bytes
 
+INPUTS, OWN = "inputs.json", "<run>/"
+"""What a run read when it began, and the prefix of names in its own folder; ``burnish.run.inputs`` writes them."""
 MANIFEST = "manifest.json"
 """What a checkpoint's files were when they were saved; ``burnish.run.manifest`` writes it."""
 
@@ -19,7 +21,8 @@ MANIFEST = "manifest.json"
 def refuse_damaged_checkpoint(model: Path) -> None:
     """Raise InputError if a model folder is a run's checkpoint and not what the run saved; any other folder passes.
 
-    Files are compared by SHA-256. A run of a version without manifests passes too.
+    Files are compared by SHA-256, also those that the run folder has for the run to read, such as the base of an adapter.
+    A run of a version without manifests passes too.
     """
     folder = model.resolve()
     checkpoint = folder.parent
@@ -35,12 +38,32 @@ def refuse_damaged_checkpoint(model: Path) -> None:
         manifest: Any = json.loads(regular_bytes(path))
         records = {name: one for name, one in manifest["files"].items() if name.startswith(prefix)}
         present = {f"{prefix}{one.relative_to(folder).as_posix()}" for one in folder.rglob("*") if not one.is_dir()}
-        damage = [text for name, record in records.items() if (text := file_damage(checkpoint / name, record))]
+        found = [(checkpoint, records), (run, manifest["beside"]), (run, _own_inputs(run))]
+        damage = [
+            text
+            for place, some in found
+            for name, record in some.items()
+            if (text := file_damage(place / name, record))
+        ]
+        if f"step-{manifest['step']}" != checkpoint.name:
+            raise ValueError(f"it is of step {manifest['step']}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); {_advice(run)}") from error
     damage += [f"{checkpoint / name} is not a file of this checkpoint" for name in sorted(present - records.keys())]
     if damage:
         raise InputError(f"{damage[0]}; {_advice(run)}")
+
+
+def _own_inputs(run: Path) -> dict[str, Any]:
+    """Return name -> record of the files that a run has read from its own folder."""
+    path = run / INPUTS
+    if not os.path.lexists(path):
+        return {}
+    files: list[Any] = list(json.loads(regular_bytes(path))["inputs"].values())
+    return {
+        name.removeprefix(OWN): record for some in files for name, record in some.items()
+        if name.startswith(OWN) and "size" in record and record["sha256"]
+    }  # fmt: skip
 
 
 def _advice(run: Path) -> str:

@@ -86,12 +86,15 @@ def score(
     offline: Offline = False,
 ) -> None:
     """Score texts with one or more rewards."""
+    from burnish.run.interrupts import Interrupts
     from burnish.scoring import score as run_scoring
 
-    rows = run_scoring(
-        texts or read_standard_input().removesuffix("\n").split("\n"), rewards=use or ["repetition"],
-        options=reward_options(settings or []), prompt=prompt, reference=reference, model=model, offline=offline,
-    )  # fmt: skip
+    given = texts or read_standard_input().removesuffix("\n").split("\n")
+    with Interrupts():  # so that a reward's own KeyboardInterrupt is told from Ctrl-C
+        rows = run_scoring(
+            given, rewards=use or ["repetition"], options=reward_options(settings or []), prompt=prompt,
+            reference=reference, model=model, offline=offline,
+        )  # fmt: skip
     if json:
         print_json(rows)
         return

@@ -57,6 +57,7 @@ BROKEN_ROWS = "broken_rows.jsonl"
 """Lists the unusable rows of a user's data, with positions and reasons. Written only if there are any."""
 CHAT_TEMPLATE = "chat_template.jinja"
 """A copy of the user's own chat template, so that a resumed run does not depend on the file."""
+LOCK = ".lock"
 BEST_MODEL = "model_best"
 """The link to the model that ``checkpoint.keep_best`` keeps."""
 INPUTS = "inputs.json"
@@ -111,7 +112,7 @@ class Run:
         refuse_escapes(folder)
         from filelock import FileLock, Timeout  # slow
 
-        self._lock = FileLock(folder / ".lock")
+        self._lock = FileLock(folder / LOCK)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -365,7 +366,7 @@ class Run:
         """Delete what a run wrote that never began; other files in the folder stay, such as what rewards printed."""
         self.close()
         with suppress(OSError):
-            for name in ("recipe.toml", "environment.json", HISTORY, ".lock", BEFORE, *LINES, *EARLY_FILES):
+            for name in ("recipe.toml", "environment.json", HISTORY, LOCK, BEFORE, *LINES, *EARLY_FILES):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / START, ignore_errors=True)
             above = [Path("runs")] if self.folder.parent == Path("runs") else self._above

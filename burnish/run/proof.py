@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.errors import InputError
 from burnish.protocols import Observer
-from burnish.run.folder import BEST_MODEL, LINES, Checkpoint, Run, find_checkpoints, read_lines
+from burnish.run.folder import BEST_MODEL, LINES, LOCK, Checkpoint, Run, find_checkpoints, read_lines
 from burnish.run.history import HISTORY, RecipeHistory, read_history
 from burnish.run.inputs import changed_inputs
 from burnish.run.manifest import MANIFEST, files_damage, read_manifest, run_damage
@@ -153,7 +153,9 @@ def examine(run: Path) -> list[RunPart]:
     """Return every part of a run folder with what is wrong with it. Raises InputError if it is no run folder."""
     if not (run / "recipe.toml").is_file():
         raise InputError(f"{run} is not a run folder: it has no recipe.toml")
-    parts = [RunPart("links", "none leads out of the folder", list(escapes(run)))]
+    lock = run / LOCK
+    odd = [f"{lock} is not a file"] if os.path.lexists(lock) and not lock.is_file() else []
+    parts = [RunPart("links", "none leads out of the folder", [*escapes(run), *odd])]
     if parts[0].problems:
         return parts
     try:

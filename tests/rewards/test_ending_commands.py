@@ -34,6 +34,9 @@ def exits_in_score(texts):
 def exits_at_once(text):
     os._exit(0)
 
+def stops(text):
+    raise KeyboardInterrupt
+
 def strict(text):
     import warnings
     sys.stderr = open(os.devnull, "w")
@@ -66,6 +69,7 @@ def test_exit_0_in_a_reward_is_a_failure_and_the_run_is_saved(tmp_path: Path) ->
     [
         ("exits_async", "SystemExit: 0"),
         ("exits_in_score", "SystemExit: 0"),
+        ("stops", "KeyboardInterrupt"),
         ("exits_at_once", "RuntimeError: os._exit(0)"),
     ],
 )

@@ -284,3 +284,9 @@ def test_links_and_pipes_are_refused_before_anything_is_read(run: Path, tmp_path
     with pytest.raises(InputError, match="is neither a file nor a folder but a pipe"):
         resume(run)
     assert mine.read_text() == "kept"
+
+
+def test_a_lock_that_is_a_folder_is_named(run: Path) -> None:
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").mkdir()
+    assert [text for part in examine(run) for text in part.problems] == [f"{run / '.lock'} is not a file"]
