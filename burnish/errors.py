@@ -57,6 +57,12 @@ def text_of(read: Callable[[], object]) -> str | None:
     return str.__str__(text) if isinstance(text, str) else None
 
 
+def library_message(error: BaseException) -> str:
+    """Return the message of a library's error in one line, after its class where the message alone would not say much."""
+    kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{one_line(error)[:300]}"
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line, with runs of white space replaced by single spaces.
 

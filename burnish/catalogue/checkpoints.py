@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
-from burnish.system.confined import refuse_escapes
+from burnish.system.confined import leads_inside, refuse_escapes
 from burnish.system.file_records import file_damage
 from burnish.system.files import regular_bytes
 
@@ -38,15 +39,11 @@ def refuse_damaged_checkpoint(model: Path) -> None:
         manifest: Any = json.loads(regular_bytes(path))
         records = {name: one for name, one in manifest["files"].items() if name.startswith(prefix)}
         present = {f"{prefix}{one.relative_to(folder).as_posix()}" for one in folder.rglob("*") if not one.is_dir()}
-        found = [(checkpoint, records), (run, manifest["beside"]), (run, _own_inputs(run))]
-        damage = [
-            text
-            for place, some in found
-            for name, record in some.items()
-            if (text := file_damage(place / name, record))
-        ]
+        damage = [*_damage(checkpoint, records), *_damage(run, manifest["beside"])]
         if f"step-{manifest['step']}" != checkpoint.name:
             raise ValueError(f"it is of step {manifest['step']}")
+        path = run / INPUTS
+        damage += _damage(run, _own_inputs(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); {_advice(run)}") from error
     damage += [f"{checkpoint / name} is not a file of this checkpoint" for name in sorted(present - records.keys())]
@@ -54,9 +51,16 @@ def refuse_damaged_checkpoint(model: Path) -> None:
         raise InputError(f"{damage[0]}; {_advice(run)}")
 
 
-def _own_inputs(run: Path) -> dict[str, Any]:
+def _damage(folder: Path, records: Mapping[str, Any]) -> list[str]:
+    """Return what differs of the files with a record. Raises ValueError if the name of one leads out of the folder."""
+    for name in records:
+        if not leads_inside(name):
+            raise ValueError(f"'{name}' leads out of the folder")
+    return [text for name, record in records.items() if (text := file_damage(folder / name, record))]
+
+
+def _own_inputs(path: Path) -> dict[str, Any]:
     """Return name -> record of the files that a run has read from its own folder."""
-    path = run / INPUTS
     if not os.path.lexists(path):
         return {}
     files: list[Any] = list(json.loads(regular_bytes(path))["inputs"].values())

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from burnish.catalogue.weight_headers import leads_inside
 from burnish.errors import InputError
+from burnish.system.confined import leads_inside
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DTYPES = {"float64", "double", "float32", "float", "float16", "half", "bfloat16", "auto"}

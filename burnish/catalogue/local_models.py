@@ -16,9 +16,9 @@ from typing import Any
 
 from burnish.catalogue.adapter_keys import check_adapter_config
 from burnish.catalogue.config_keys import check_config, check_generation_config, check_tokenizer_config
-from burnish.catalogue.weight_headers import SHARDS, WEIGHTS, StoredWeight, leads_inside, read_header, shard_names
+from burnish.catalogue.weight_headers import SHARDS, WEIGHTS, StoredWeight, read_header, shard_names
 from burnish.errors import InputError
-from burnish.system.confined import kind_of_file
+from burnish.system.confined import kind_of_file, leads_inside
 from burnish.system.files import LARGEST_TEXT
 
 START = "start"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from burnish.errors import InputError
+from burnish.system.confined import leads_inside
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 MOST_HEADER = 100_000_000
@@ -112,9 +112,3 @@ def shard_names(index: Path, described: Mapping[str, Any]) -> list[str]:
                 "from the original model"
             )
     return sorted(set(weight_map.values()))
-
-
-def leads_inside(name: str) -> bool:
-    """Return whether a name in a model's file stays within the model's folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and not re.match(r"[A-Za-z]:", name)

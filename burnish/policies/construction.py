@@ -16,7 +16,7 @@ from torch.nn.modules import module as modules
 from burnish.catalogue.config_keys import LAYERS, LISTED
 from burnish.catalogue.local_models import check_model_files, read_object, refuse_strange_files
 from burnish.catalogue.weight_headers import SHARDS, WEIGHTS, StoredWeight, read_header, shard_names
-from burnish.errors import BurnishError, one_line
+from burnish.errors import BurnishError, library_message, one_line
 
 LAYER = re.compile(r"((?:.*\.)?(?:layers|h|blocks?)\.)(\d+)\.")
 """Names of a layer's weights: what is before its number, and the number."""
@@ -86,8 +86,7 @@ def named_errors(name: str) -> Iterator[None]:
     except BurnishError:
         raise
     except Exception as error:
-        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
-        raise ValueError(f"{name}: {kind}{one_line(error)[:300]}") from error
+        raise ValueError(f"{name}: {library_message(error)}") from error
 
 
 def _refuse_left_layers(model: Any, described: Mapping[str, Any], unused: Sequence[str]) -> None:
@@ -216,14 +215,13 @@ def _most_layers(described: Mapping[str, Any]) -> str:
 def _cause(described: Mapping[str, Any], error: Exception) -> str:
     """Return the message of an error in the construction of a model, after the key that it is about, if it names one."""
     text = one_line(error)[:300]
-    kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
     if isinstance(error, AssertionError) and "Padding_idx" in text:
         return f"pad_token_id = {described.get('pad_token_id')} is beyond the rows of the embedding"
     for name, value in _values(described):
         key = name.rpartition(".")[2]
         if isinstance(value, str) and len(value) > 2 and f"'{value}'" in text and key != "model_type":
-            return f"{name} = {value!r:.60}: {kind}{text}"
-    return kind + text
+            return f"{name} = {value!r:.60}: {library_message(error)}"
+    return library_message(error)
 
 
 def _values(described: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

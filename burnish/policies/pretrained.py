@@ -20,7 +20,7 @@ from burnish.catalogue.local_models import (
     refuse_strange_files,
 )
 from burnish.catalogue.weight_headers import read_header
-from burnish.errors import BurnishError, InputError, one_line
+from burnish.errors import BurnishError, InputError, library_message
 from burnish.policies.adapters import ADAPTER_WEIGHTS, merge_adapter
 from burnish.policies.construction import STORED_DTYPES, construct, stored_weights
 
@@ -93,8 +93,7 @@ def loading_errors(source: str | Path) -> Iterator[None]:
     except BurnishError:
         raise
     except Exception as error:
-        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
-        raise InputError(f"model '{source}' cannot be loaded: {kind}{one_line(error)[:300]}") from error
+        raise InputError(f"model '{source}' cannot be loaded: {library_message(error)}") from error
 
 
 def refuse_broken_weights(model: torch.nn.Module, source: str | Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 from burnish.catalogue.checkpoints import MANIFEST as MANIFEST
 from burnish.errors import InputError
 from burnish.run.lines import comparable, step_of, whole_lines
+from burnish.system.confined import leads_inside
 from burnish.system.file_records import FileRecord, file_damage, file_record
 from burnish.system.files import open_regular, regular_bytes
 
@@ -130,7 +131,9 @@ def read_manifest(folder: Path) -> Manifest | None:
             if not isinstance(manifest[name], int if name == "step" else dict):  # type: ignore[literal-required]
                 raise ValueError(f"its {name} is damaged")
         for key, records in (("size", "files"), ("rows", "lines"), ("size", "beside")):
-            for one in manifest[records].values():  # type: ignore[literal-required]
+            for place, one in manifest[records].items():  # type: ignore[literal-required]
+                if not leads_inside(place):
+                    raise ValueError(f"'{place}' leads out of the folder")
                 if not (isinstance(one[key], int) and isinstance(one["sha256"], str)):
                     raise ValueError(f"a record has no {key} or no sha256")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

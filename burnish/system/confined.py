@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from burnish.errors import InputError
 
@@ -51,3 +52,9 @@ def kind_of_file(mode: int) -> str:
     """Return the name of what is neither a file, a folder nor a link, by its mode."""
     kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
     return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+def leads_inside(name: str) -> bool:
+    """Return whether a name that a file gives of another stays within the file's folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and not re.match(r"[A-Za-z]:", name)

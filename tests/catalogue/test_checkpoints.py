@@ -98,3 +98,20 @@ def test_a_pipe_is_not_waited_for(run: Path) -> None:
     os.mkfifo(run / "model" / "generation_config.json")
     with pytest.raises(InputError, match="but a pipe: remove it"):
         resolve_model(str(run))
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside"])
+def test_a_record_of_a_file_elsewhere_is_refused(run: Path, name: str) -> None:
+    (run.parent / "outside").write_text("x")
+    record = {"size": 1, "modified": 0, "sha256": "0" * 64}
+    (run / "inputs.json").write_text(json.dumps({"inputs": {"policy.model": {f"<run>/{name}": record}}}))
+    with pytest.raises(InputError, match=r"inputs\.json is damaged \(ValueError: '.*outside' leads out of the folder"):
+        resolve_model(str(run), offline=True)
+
+
+@pytest.mark.parametrize("change", [{"step": 3}, {"step": None}])
+def test_a_manifest_of_another_step_is_refused(run: Path, change: dict[str, int | None]) -> None:
+    path = run / "checkpoints" / "step-2" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(ValueError: it is of step"):
+        resolve_model(str(run), offline=True)

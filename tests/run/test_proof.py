@@ -129,6 +129,10 @@ NEWEST = {
         lambda run: (step(run, 6) / "manifest.json").write_text('{"step": 6, "files": []}'),
         r"manifest\.json is damaged", 4,
     ),
+    "a manifest of a file elsewhere": (
+        lambda run: edit(step(run, 6) / "manifest.json", '"evaluation/before.json"', '"../before.json"'),
+        r"manifest\.json is damaged \(ValueError: '\.\./before\.json' leads out of the folder", 4,
+    ),
     "no manifest": (lambda run: (step(run, 6) / "manifest.json").unlink(), r"manifest\.json is missing", 4),
     "a checkpoint of another run": (
         foreign_checkpoint, r"step-6 belongs to a run of another recipe: seed was 0 and is 5", 4
