@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "burnish needs Python 3.11 to 3.13: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
-	  || { rm -rf $(VENV); echo "no virtual environment could be made: on Debian, apt install python3-venv" >&2; exit 1; }
+	  || { [ -x $(BIN)/pip ] || rm -rf $(VENV); echo "no virtual environment could be made: on Debian, apt install python3-venv" >&2; exit 1; }
 	$(INSTALL) --editable .
 	@touch $@
 
